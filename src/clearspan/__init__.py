@@ -1,0 +1,45 @@
+"""See through any Hugging Face transformer and reach into it, under one set of names, without changing the model.
+
+The public names are loaded when first used, so that the command line answers without loading torch.
+
+Example:
+    >>> import clearspan
+    >>> bridge = clearspan.boot("tiny-bigcode")
+    >>> logits, cache = bridge.run_with_cache("def area(self):")
+    >>> cache["pattern", 2].shape[1] == bridge.cfg.n_heads
+    True
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clearspan.bridge import ActivationCache as ActivationCache
+    from clearspan.bridge import TransformerBridge as TransformerBridge
+    from clearspan.bridge import boot as boot
+    from clearspan.errors import ClearspanError as ClearspanError
+    from clearspan.points import HookPoint as HookPoint
+    from clearspan.points import get_act_name as get_act_name
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ActivationCache": "clearspan.bridge",
+    "ClearspanError": "clearspan.errors",
+    "HookPoint": "clearspan.points",
+    "TransformerBridge": "clearspan.bridge",
+    "boot": "clearspan.bridge",
+    "get_act_name": "clearspan.points",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'clearspan' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,179 @@
+"""GPTBigCode: GPT-2 with one key/value head (StarCoder 1, SantaCoder), or with as many as query heads."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from clearspan.architectures.base import ArchitectureAdapter
+from clearspan.components import (
+    BlockBridge,
+    EmbeddingBridge,
+    JointQKVAttentionBridge,
+    LinearBridge,
+    MLPBridge,
+    NormalizationBridge,
+    PosEmbedBridge,
+    UnembeddingBridge,
+)
+from clearspan.config import TransformerBridgeConfig
+from clearspan.conversions import InterleavedQKVConversionRule, QKVConversionRule
+from clearspan.conversions.qkv import wrong_rank
+
+
+class MQAQKVConversionRule(QKVConversionRule):
+    """All query heads, then one key head and one value head: the fused axis is `[n_heads*d_head | d_head | d_head]`.
+
+    Args:
+        n_heads: Query heads.
+        d_head: Width of a head.
+
+    Example:
+        >>> rule = MQAQKVConversionRule(n_heads=4, d_head=12)
+        >>> rule.handle_conversion(torch.zeros(2, 7, 48)).shape
+        torch.Size([2, 7, 4, 12])
+        >>> rule.handle_conversion(torch.zeros(2, 7, 12)).shape
+        torch.Size([2, 7, 1, 12])
+    """
+
+    def __init__(self, n_heads: int, d_head: int) -> None:
+        self.n_heads = n_heads
+        self.d_head = d_head
+
+    def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns views of the three blocks, each flat."""
+        width = self.n_heads * self.d_head
+        return (
+            fused.narrow(dim, 0, width),
+            fused.narrow(dim, width, self.d_head),
+            fused.narrow(dim, width + self.d_head, self.d_head),
+        )
+
+    def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
+        """Returns `[batch, pos, head, d_head]`: `n_heads` heads for queries, one for keys or values.
+
+        The width tells which it is; with one query head both are one head. A 4-D tensor passes unchanged.
+
+        Raises:
+            ValueError: The tensor is neither 3-D nor 4-D.
+        """
+        match input_value.ndim:
+            case 3 if input_value.shape[-1] == self.n_heads * self.d_head:
+                return input_value.unflatten(-1, (self.n_heads, self.d_head))
+            case 3:
+                return input_value.unsqueeze(-2)
+            case 4:
+                return input_value
+            case _:
+                raise wrong_rank(input_value)
+
+    def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
+        """Returns heads joined in the last axis; a 3-D tensor passes unchanged.
+
+        Raises:
+            ValueError: The tensor is neither 3-D nor 4-D.
+        """
+        match input_value.ndim:
+            case 3:
+                return input_value
+            case 4:
+                return input_value.flatten(-2)
+            case _:
+                raise wrong_rank(input_value)
+
+
+class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):
+    """`GPTBigCodeForCausalLM`, with `multi_query` true (the default) or false.
+
+    The config's `n_key_value_heads` tells which: 1 (or unknown) is multi-query, `n_heads` is one key and value for each
+    query head, fused head by head.
+    """
+
+    uses_combined_qkv = True
+    default_cfg: ClassVar[dict[str, object]] = {"uses_split_attention": True}
+    config_values: ClassVar[dict[str, object]] = {
+        "normalization_type": "LN",
+        "positional_embedding_type": "standard",
+        "final_rms": False,
+        "gated_mlp": False,
+        "attn_only": False,
+        "uses_rms_norm": False,
+        "eps_attr": "layer_norm_epsilon",
+        "split_attention_weights": True,
+    }
+    absent_points: ClassVar[dict[str, str]] = {
+        "blocks.{l}.attn.hook_rot_q": "there is no rotary embedding and no query norm: the product reads hook_q as it is",
+        "blocks.{l}.attn.hook_rot_k": "there is no rotary embedding and no key norm: the product reads hook_k as it is",
+        "blocks.{l}.mlp.hook_pre_linear": "the MLP has no gate",
+        "blocks.{l}.mlp.hook_router_logits": "the MLP is dense, not a mixture of experts",
+        "blocks.{l}.mlp.hook_expert_weights": "the MLP is dense, not a mixture of experts",
+        "blocks.{l}.mlp.hook_expert_indices": "the MLP is dense, not a mixture of experts",
+        "blocks.{l}.ln1_post.hook_scale": "no norm follows attention",
+        "blocks.{l}.ln1_post.hook_normalized": "no norm follows attention",
+        "blocks.{l}.ln2_post.hook_scale": "no norm follows the MLP",
+        "blocks.{l}.ln2_post.hook_normalized": "no norm follows the MLP",
+        "blocks.{l}.attn.q_norm.hook_scale": "queries are not normed",
+        "blocks.{l}.attn.q_norm.hook_normalized": "queries are not normed",
+        "blocks.{l}.attn.k_norm.hook_scale": "keys are not normed",
+        "blocks.{l}.attn.k_norm.hook_normalized": "keys are not normed",
+    }
+
+    def __init__(self, cfg: TransformerBridgeConfig) -> None:
+        super().__init__(cfg)
+        multi_query = cfg.n_key_value_heads in (None, 1)
+        cfg.n_key_value_heads = 1 if multi_query else cfg.n_heads
+        self.qkv_conversion_rule: QKVConversionRule = (
+            MQAQKVConversionRule(cfg.n_heads, cfg.d_head)
+            if multi_query
+            else InterleavedQKVConversionRule(cfg.n_heads, cfg.d_head)
+        )
+        self.weight_processing_conversions = self._qkvo_weight_conversions(
+            n_kv_heads=cfg.n_key_value_heads, rows="(n h)" if multi_query else "n h"
+        )
+        self.component_mapping = {
+            "embed": EmbeddingBridge(name="transformer.wte"),
+            "pos_embed": PosEmbedBridge(name="transformer.wpe"),
+            "blocks": BlockBridge(
+                name="transformer.h",
+                submodules={
+                    "ln1": NormalizationBridge(name="ln_1"),
+                    "attn": JointQKVAttentionBridge(
+                        name="attn",
+                        split_qkv_matrix=self._split_qkv_matrix,
+                        qkv_conversion_rule=self.qkv_conversion_rule,
+                        requires_attention_mask=True,  # eager attention here masks causally only by the mask it is handed
+                        attention_mask_4d=True,
+                        submodules={"qkv": LinearBridge(name="c_attn"), "o": LinearBridge(name="c_proj")},
+                    ),
+                    "ln2": NormalizationBridge(name="ln_2"),
+                    "mlp": MLPBridge(
+                        name="mlp", submodules={"in": LinearBridge(name="c_fc"), "out": LinearBridge(name="c_proj")}
+                    ),
+                },
+            ),
+            "ln_final": NormalizationBridge(name="transformer.ln_f"),
+            "unembed": UnembeddingBridge(name="lm_head"),
+        }
+
+    def _split_qkv_matrix(self, attention: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        """Returns linear maps for queries, keys and values of a Hugging Face attention module.
+
+        With one key/value head their parameters are views of `c_attn`'s rows. Rows fused head by head are not evenly
+        spaced, so no two-dimensional view of them exists and the parameters are copies; `W_Q`, `W_K` and `W_V` of the
+        bound component, which have a head axis, are views in both cases.
+        """
+        fused = attention.get_submodule("c_attn")
+        assert isinstance(fused, nn.Linear), f"c_attn is a {type(fused).__name__}, not a Linear"
+        weights = self.qkv_conversion_rule.split(fused.weight.detach(), 0)
+        biases = (None,) * 3 if fused.bias is None else self.qkv_conversion_rule.split(fused.bias.detach(), 0)
+        q, k, v = (_linear(w, b, fused.weight.requires_grad) for w, b in zip(weights, biases, strict=True))
+        return q, k, v
+
+
+def _linear(weight: Tensor, bias: Tensor | None, requires_grad: bool) -> nn.Linear:
+    rows = weight.reshape(-1, weight.shape[-1])
+    linear = nn.Linear(rows.shape[1], rows.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(rows, requires_grad=requires_grad)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.reshape(-1), requires_grad=requires_grad)
+    return linear

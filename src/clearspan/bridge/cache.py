@@ -1,0 +1,154 @@
+"""The activation cache: raw tensors of one forward, shown under any name in canonical axes on look-up."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
+from clearspan.points import Converted, Derived, HookPoint, InPlace, SharedRow, Whole, get_act_name, nearest
+
+if TYPE_CHECKING:
+    from clearspan.hf.recording import Recording
+
+Key = str | tuple[str, int] | tuple[str, int, str]
+
+
+class ActivationCache(Mapping[str, Tensor]):
+    """The activations of one run.
+
+    It keeps the tensors that the forward itself made, by reference, and no others. A look-up converts to canonical axes
+    and computes derived values (`hook_scale`, `hook_normalized`, `hook_result`, path inputs) at that moment. Entries are
+    detached. They share storage with one another where their values do, so clone one before editing it in place: an
+    entry whose storage was written since it was kept raises when it is looked up.
+
+    Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> _, cache = bridge.run_with_cache("import os")
+        >>> cache["q", 3].shape == cache["blocks.3.attn.hook_q"].shape == cache["q", -2].shape
+        True
+    """
+
+    def __init__(
+        self,
+        points: Mapping[str, HookPoint],
+        find: Callable[[str], HookPoint],
+        recording: "Recording",
+        *,
+        n_layers: int,
+        rows: int,
+        one_position: bool = False,
+        gradients: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._points = points
+        self._find = find
+        self._recording = recording
+        self._n_layers = n_layers
+        self._rows = rows
+        self._one_position = one_position
+        self._gradients = dict(gradients or {})
+        self.has_batch_dim = True
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """Returns an activation by full name, alias, short name, or `(short name, layer[, component])`.
+
+        Layers may be negative. Gradients have their point's name with `_grad`.
+
+        Raises:
+            UnknownPointError: No such point.
+            NotCachedError: The point exists, but is not in this cache.
+            EditedEntryError: The entry's storage was written since it was kept.
+        """
+        name = self._full_name(key)
+        if name.endswith("_grad"):
+            point = self._find(name.removesuffix("_grad"))
+            if point.name not in self._gradients:
+                raise self._not_cached(f"{point.name}_grad")
+            return self._shown(point, self._gradients[point.name])
+        point = self._find(name)
+        if point.name not in self._points:
+            raise self._not_cached(point.name)
+        return self._shown(point, self._value(point))
+
+    def _full_name(self, key: Key) -> str:
+        if isinstance(key, str):
+            is_full = "." in key or key.startswith("hook_")
+            return key if is_full else get_act_name(key.removesuffix("_grad")) + "_grad" * key.endswith("_grad")
+        short, layer, *component = key
+        if not -self._n_layers <= layer < self._n_layers:
+            raise InvalidArgumentError(
+                f"no layer {layer}", expected=f"-{self._n_layers} to {self._n_layers - 1}", where=f"cache[{key!r}]"
+            )
+        base = get_act_name(short.removesuffix("_grad"), layer % self._n_layers, *component)
+        return base + "_grad" * short.endswith("_grad")
+
+    def _value(self, point: HookPoint) -> Tensor:
+        recording = self._recording
+        if point.name in recording.values:
+            return self._unedited(point.name, recording.values[point.name], point)
+        raw = self._unedited(point.place, recording.raw[point.place], point)
+        match point.access:
+            case Whole() | InPlace():
+                return raw
+            case Converted(conversion):
+                return conversion.handle_conversion(raw)
+            case SharedRow():
+                return raw.expand(self._rows, *raw.shape[1:]) if len(raw) == 1 else raw
+            case Derived(derivation, part):
+                return derivation.read(part, raw, {})
+
+    def _unedited(self, key: object, tensor: Tensor, point: HookPoint) -> Tensor:
+        kept = self._recording.versions.get(key)
+        if kept is not None and tensor._version != kept:
+            raise EditedEntryError(
+                f"the cache's entry for {point.name} was written after it was kept",
+                reason="entries share storage with each other and with what the forward made",
+                fix=f"value = cache[{point.name!r}].clone() before editing in place",
+            )
+        return tensor
+
+    def _shown(self, point: HookPoint, value: Tensor) -> Tensor:
+        if self._one_position:
+            value = value.squeeze(next(i for i, axis in enumerate(point.axes) if axis in ("pos", "q_pos")))
+        return value if self.has_batch_dim else value.squeeze(0)
+
+    def _not_cached(self, name: str) -> NotCachedError:
+        return NotCachedError(
+            f"{name} exists, but is not in this cache",
+            got=f"{len(self)} entries",
+            nearest=nearest(name, self),
+            fix="name it in names_filter" if not name.endswith("_grad") else "run_with_cache(..., incl_bwd=True)",
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._points
+        yield from (f"{name}_grad" for name in self._gradients)
+
+    def __len__(self) -> int:
+        return len(self._points) + len(self._gradients)
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self[key]  # pyright: ignore[reportArgumentType]
+        except (KeyError, ValueError, TypeError):
+            return False
+        return True
+
+    def remove_batch_dim(self) -> "ActivationCache":
+        """Has look-ups leave out the batch axis; returns the cache.
+
+        Raises:
+            InvalidArgumentError: The run had more than one row.
+        """
+        if self._rows != 1:
+            raise InvalidArgumentError("cannot leave out the batch axis", expected="one row", got=f"{self._rows} rows")
+        self.has_batch_dim = False
+        return self
+
+    def __repr__(self) -> str:
+        tensors = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in [*self._recording.raw.values(), *self._recording.values.values(), *self._gradients.values()]
+        }
+        return f"ActivationCache({len(self)} entries, {sum(tensors.values()) / 2**20:.1f} MiB kept)"

@@ -1,0 +1,85 @@
+"""The forward: the model's own, on a checked input, for the part of the model asked for."""
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from clearspan.bridge.index import Segment
+from clearspan.bridge.inputs import ModelInput
+from clearspan.bridge.loss import lm_loss
+from clearspan.errors import InvalidArgumentError
+from clearspan.hf.segments import Stopped, starting_at, stopping_at
+
+if TYPE_CHECKING:
+    from clearspan.bridge.transformer_bridge import TransformerBridge
+
+ReturnType = Literal["logits", "loss", "both"]
+Output = Tensor | tuple[Tensor, Tensor] | None
+
+
+def run(
+    bridge: "TransformerBridge",
+    given: ModelInput,
+    segment: Segment,
+    return_type: ReturnType | None,
+    loss_per_token: bool = False,
+) -> Output:
+    """Runs the model and returns what was asked for; a run that stops at a layer returns the residual stream there."""
+    if return_type not in ("logits", "loss", "both", None):
+        raise InvalidArgumentError(
+            f"unknown return_type {return_type!r}", expected="'logits', 'loss', 'both' or None"
+        )
+    start, stop = segment
+    if return_type in ("loss", "both") and stop is None and given.tokens is None:
+        raise InvalidArgumentError("a loss needs the tokens", got="embeddings or a residual stream")
+    if segment == (None, None):
+        logits = bridge.hf_model(**given.kwargs).logits
+    else:
+        residual = _run_segment(bridge, given, start, stop)
+        if isinstance(residual, Stopped):
+            return residual.residual
+        logits = residual
+    match return_type:
+        case "logits":
+            return logits
+        case None:
+            return None
+    assert given.tokens is not None, "checked above"
+    loss = lm_loss(logits, given.tokens, given.mask, loss_per_token)
+    return loss if return_type == "loss" else (logits, loss)
+
+
+def _run_segment(bridge: "TransformerBridge", given: ModelInput, start: int | None, stop: int | None) -> Tensor | Stopped:
+    blocks = [block.module for block in bridge.blocks]
+    bridge.index.check_reached((point for point in bridge.index if point.is_listening), (start, stop))
+    with contextlib.ExitStack() as stack:
+        if start is not None:
+            residual = given.kwargs.get("inputs_embeds")
+            if residual is None or "past_key_values" in given.kwargs:
+                raise InvalidArgumentError(
+                    f"start_at_layer={start} needs the residual stream entering that layer, and no KV cache",
+                    expected=f"[batch, pos, d_model={bridge.cfg.d_model}]",
+                    got="token ids" if residual is None else "a KV cache",
+                    fix=f"bridge(cache['resid_pre', {start}], start_at_layer={start})",
+                )
+            if start == stop:
+                return Stopped(residual)
+            stack.enter_context(starting_at(blocks, start, residual))
+        if stop is not None:
+            stack.enter_context(stopping_at(blocks, stop))
+        try:
+            return bridge.hf_model(**given.kwargs).logits
+        except Stopped as stopped:
+            return stopped
+
+
+def gradients_lost(bridge: "TransformerBridge") -> str | None:
+    """Returns why a write by hooks that are gone before `backward` would make gradients wrong, or None."""
+    model = bridge.hf_model
+    if torch.is_grad_enabled() and model.training and model.is_gradient_checkpointing:
+        return "gradient checkpointing computes the forward again during backward, when these hooks are gone"
+    return None
+
+

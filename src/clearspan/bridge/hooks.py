@@ -1,0 +1,58 @@
+"""Hooks for a stretch of code or one run: attached together, taken off together, and required to fire."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from clearspan.errors import InvalidArgumentError, PointNotReachedError
+from clearspan.points import Direction, HookFunction, HookPoint, Listener
+
+if TYPE_CHECKING:
+    from clearspan.bridge.transformer_bridge import TransformerBridge
+
+Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
+"""Pairs of a point's name, or a predicate of names, and a function."""
+
+
+@contextlib.contextmanager
+def attached(
+    bridge: "TransformerBridge", fwd_hooks: Hooks, bwd_hooks: Hooks, reset_hooks_end: bool, clear_contexts: bool
+) -> Iterator[list[tuple[HookPoint, Listener, Direction]]]:
+    """Attaches hooks while the context is open; if one cannot be attached, none is.
+
+    All names are looked up before anything is attached.
+
+    Raises:
+        UnknownPointError: A name is unknown, or a predicate holds for none.
+        HookTypeError: A hook is not callable.
+    """
+    wanted: list[tuple[HookPoint, str, HookFunction, Direction]] = []
+    for direction, hooks in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
+        for pair in hooks:
+            if not (isinstance(pair, tuple | list) and len(pair) == 2):
+                raise InvalidArgumentError(f"{direction}_hooks holds {pair!r}", expected="pairs (name, function)")
+            names, function = pair
+            wanted += [(point, name, function, direction) for point, name in bridge.index.matching(names)]
+    with contextlib.ExitStack() as stack:
+        listeners: list[tuple[HookPoint, Listener, Direction]] = []
+        for point, name, function, direction in wanted:
+            listener = point.add_hook(function, direction, name=name)
+            stack.callback(point.remove, listener)
+            listeners.append((point, listener, direction))
+        if clear_contexts:
+            for point, _, _ in listeners:
+                stack.callback(point.ctx.clear)
+        yield listeners
+        if not reset_hooks_end:
+            stack.pop_all()
+
+
+def check_fired(listeners: Sequence[tuple[HookPoint, Listener, Direction]]) -> None:
+    """Raises if a forward hook was not called in the run that it was given to."""
+    for point, listener, direction in listeners:
+        if direction == "fwd" and listener.calls == 0:
+            raise PointNotReachedError(
+                f"the hook on {listener.name} did not fire",
+                where=str(point.place),
+                reason="the forward did not pass there in this run",
+            )

@@ -1,0 +1,136 @@
+"""The index of a model's hook points: by name and alias, by predicate, by the part of the forward they are in."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from clearspan.architectures import ArchitectureAdapter
+from clearspan.components import GeneralizedComponent
+from clearspan.errors import AbsentPointError, PointNotReachedError, UnknownPointError
+from clearspan.points import HookPoint, NamesFilter, Place, nearest
+
+Segment = tuple[int | None, int | None]
+"""The first block run and the one before which the run stops; None for 'from the input' and 'to the logits'."""
+
+
+class PointIndex:
+    """Finds hook points.
+
+    Args:
+        points: All points by canonical name.
+        components: Live components in the order of the forward, blocks one by one.
+        adapter: The adapter, which says why a point of the vocabulary is absent.
+
+    Attributes:
+        by_name: Every name, aliases included, to its point.
+    """
+
+    def __init__(
+        self,
+        points: Mapping[str, HookPoint],
+        components: Sequence[GeneralizedComponent],
+        adapter: ArchitectureAdapter,
+    ) -> None:
+        self.by_name = {name: point for point in points.values() for name in (point.name, *point.aliases)}
+        self._points = list(points.values())
+        self._at: dict[Place, list[HookPoint]] = {}
+        for point in self._points:
+            self._at.setdefault(point.place, []).append(point)
+        self._adapter = adapter
+        n_layers = adapter.cfg.n_layers
+        blocks = [index for index, component in enumerate(components) if component.path.startswith("blocks.")]
+        stages = {
+            part.module_path: min(max(index - blocks[0], -1), n_layers)
+            for index, component in enumerate(components)
+            for part in component.walk()
+        }
+        self._stage = {point.name: stages.get(point.place.module, n_layers) for point in self._points}
+
+    def __iter__(self) -> Iterator[HookPoint]:
+        return iter(self._points)
+
+    def at(self, place: Place) -> list[HookPoint]:
+        """Returns the points at a place, in the order in which they fire."""
+        return self._at.get(place, [])
+
+    def find(self, name: str) -> HookPoint:
+        """Returns the point of a name or alias.
+
+        Raises:
+            AbsentPointError: The vocabulary has the name, this architecture does not.
+            UnknownPointError: Nothing has the name.
+        """
+        if name in self.by_name:
+            return self.by_name[name]
+        reason = self.why_absent(name)
+        close = nearest(name, self.by_name)
+        if reason is not None:
+            raise AbsentPointError(
+                f"{self._adapter.cfg.architecture} has no hook point {name!r}", reason=reason, nearest=close
+            )
+        layer = re.match(r"blocks\.(-?\d+)\.", name)
+        n_layers = self._adapter.cfg.n_layers
+        if layer and not 0 <= int(layer[1]) < n_layers:
+            raise UnknownPointError(
+                f"no hook point {name!r}", expected=f"a layer from 0 to {n_layers - 1}", got=f"layer {layer[1]}"
+            )
+        raise UnknownPointError(
+            f"no hook point {name!r}", nearest=close, fix="bridge.hook_dict has every name"
+        )
+
+    def why_absent(self, name: str) -> str | None:
+        """Returns why this architecture lacks a point of the vocabulary, or None where it has it or nothing does."""
+        template = re.sub(r"^blocks\.\d+\.", "blocks.{l}.", name)
+        return None if name in self.by_name else self._adapter.absent_points.get(template)
+
+    def select(self, names: NamesFilter, segment: Segment = (None, None)) -> list[HookPoint]:
+        """Returns the points of a name, a list of names or a predicate, in the order of the forward.
+
+        With None, all points in the segment. A predicate is asked about every name, aliases too.
+
+        Raises:
+            UnknownPointError: A name is unknown, or the predicate holds for none.
+            PointNotReachedError: A point asked for by name is outside the segment.
+        """
+        if callable(names):
+            chosen = [point for point, _ in self.matching(names)]
+            return [point for point in chosen if self._is_within(point, segment)]
+        if names is None:
+            return [point for point in self._points if self._is_within(point, segment)]
+        asked = {self.find(name).name for name in ([names] if isinstance(names, str) else names)}
+        points = [point for point in self._points if point.name in asked]
+        self.check_reached(points, segment)
+        return points
+
+    def matching(self, names: str | Callable[[str], bool]) -> list[tuple[HookPoint, str]]:
+        """Returns the points of a name or predicate, each with the name under which it was found."""
+        if isinstance(names, str):
+            return [(self.find(names), names)]
+        found: dict[str, tuple[HookPoint, str]] = {}
+        for point in self._points:
+            for name in (point.name, *point.aliases):
+                if names(name):
+                    found.setdefault(point.name, (point, name))
+        if not found:
+            raise UnknownPointError(
+                "the predicate holds for no hook point",
+                where=f"{len(self.by_name)} names of {self._adapter.cfg.architecture}",
+                fix="try it on the names in bridge.hook_dict",
+            )
+        return list(found.values())
+
+    def check_reached(self, points: Iterable[HookPoint], segment: Segment) -> None:
+        """Raises if one of the points is in a part of the forward that is not run."""
+        for point in points:
+            if not self._is_within(point, segment):
+                start, stop = segment
+                raise PointNotReachedError(
+                    f"{point.name} is not reached in this run",
+                    where=f"start_at_layer={start}, stop_at_layer={stop}",
+                    reason="it is in a part of the model that is left out",
+                    fix="take the hook off, or run that part",
+                )
+
+    def _is_within(self, point: HookPoint, segment: Segment) -> bool:
+        start, stop = segment
+        stage = self._stage[point.name]
+        return (start is None or stage >= start) and (stop is None or stage < stop)

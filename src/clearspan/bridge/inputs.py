@@ -1,0 +1,162 @@
+"""Inputs: what a forward was given, checked and in the form in which the model takes it."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from clearspan.bridge.text import PaddingSide
+from clearspan.errors import InputError, InvalidArgumentError, TokenRangeError, UnknownArgumentError
+from clearspan.points import nearest
+
+if TYPE_CHECKING:
+    from clearspan.bridge.transformer_bridge import TransformerBridge
+
+Input = str | Sequence[str] | Tensor
+"""Text, a list of texts, token ids `[batch, pos]` or `[pos]`, or embeddings or a residual `[batch, pos, d_model]`."""
+
+_OURS = frozenset(
+    {"self", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "labels",
+     "return_dict", "output_attentions", "output_hidden_states", "kwargs"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What goes into the model.
+
+    Attributes:
+        kwargs: Keywords of the model's forward.
+        tokens: Token ids `[batch, pos]`, where there are any.
+        mask: Padding mask `[batch, pos]` of these tokens, or None.
+    """
+
+    kwargs: dict[str, Any]
+    tokens: Tensor | None
+    mask: Tensor | None
+
+
+def prepare(
+    bridge: "TransformerBridge",
+    input: Input,
+    *,
+    prepend_bos: bool | None,
+    padding_side: PaddingSide | None,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    past_key_values: Any,
+    model_kwargs: Mapping[str, Any],
+) -> ModelInput:
+    """Returns the model's keywords for an input.
+
+    Raises:
+        InputError: Too long, empty, of the wrong rank, or ids outside the vocabulary.
+        UnknownArgumentError: A keyword that the model's forward does not have.
+    """
+    check_keywords(bridge, model_kwargs)
+    value, mask = as_tensor(bridge, input, prepend_bos, padding_side)
+    mask = mask if attention_mask is None else attention_mask.to(value.device)
+    seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+    check_length(bridge, seen + value.shape[1], seen)
+    kwargs: dict[str, Any] = dict(model_kwargs)
+    kwargs["use_cache"] = past_key_values is not None
+    if past_key_values is not None:
+        kwargs["past_key_values"] = past_key_values
+    if mask is not None:
+        kwargs["attention_mask"] = mask
+    if position_ids is not None:
+        kwargs["position_ids"] = position_ids.to(value.device)
+    elif mask is not None and mask.ndim == 2 and not bridge.adapter.makes_positions_from_mask:
+        if mask.shape[1] != seen + value.shape[1]:
+            raise InputError(
+                "the attention mask does not fit the input",
+                expected=f"[{value.shape[0]}, {seen + value.shape[1]}]",
+                got=str(list(mask.shape)),
+            )
+        if not mask.all():
+            kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
+    kwargs["inputs_embeds" if value.is_floating_point() else "input_ids"] = value
+    tokens = None if value.is_floating_point() else value
+    return ModelInput(kwargs, tokens, None if mask is None or mask.ndim != 2 else mask[:, seen:])
+
+
+def as_tensor(
+    bridge: "TransformerBridge", input: Input, prepend_bos: bool | None, padding_side: PaddingSide | None
+) -> tuple[Tensor, Tensor | None]:
+    """Returns an input as ids `[batch, pos]` or embeddings `[batch, pos, d_model]`, and the mask of padded text."""
+    if not isinstance(input, Tensor):
+        tokens, mask = bridge.text.encode(input, prepend_bos, padding_side)
+        device = bridge.hf_model.device
+        return tokens.to(device), None if mask is None else mask.to(device)
+    value = input.to(bridge.hf_model.device)
+    if value.is_floating_point():
+        if value.ndim != 3 or value.shape[-1] != bridge.cfg.d_model:
+            raise InputError(
+                "a tensor of numbers is taken as embeddings or a residual stream",
+                expected=f"[batch, pos, d_model={bridge.cfg.d_model}]",
+                got=str(list(value.shape)),
+            )
+        return value, None
+    value = value[None] if value.ndim == 1 else value
+    if value.ndim != 2 or not value.numel():
+        raise InputError("token ids have two axes", expected="[batch, pos], not empty", got=str(list(input.shape)))
+    least, most = torch.aminmax(value)
+    if least < 0 or most >= bridge.cfg.d_vocab:
+        raise TokenRangeError(
+            "token ids outside the vocabulary",
+            expected=f"0 to {bridge.cfg.d_vocab - 1}",
+            got=f"{int(least)} to {int(most)}",
+        )
+    return value, None
+
+
+def check_length(bridge: "TransformerBridge", length: int, seen: int = 0) -> None:
+    """Raises if a model with learned positions is given more than it has."""
+    if bridge.cfg.positional_embedding_type == "standard" and length > bridge.cfg.n_ctx:
+        raise InputError(
+            "the input is longer than the model's context",
+            expected=f"at most {bridge.cfg.n_ctx} tokens",
+            got=f"{length}" + (f" ({seen} of them in the KV cache)" if seen else ""),
+            fix="bridge.to_tokens(text, truncate=True)",
+        )
+
+
+def check_keywords(bridge: "TransformerBridge", keywords: Mapping[str, object]) -> None:
+    """Raises if a keyword is neither ours nor one of the model's forward."""
+    if not keywords:
+        return
+    known = set(inspect.signature(type(bridge.hf_model).forward).parameters) - _OURS
+    ours = set(inspect.signature(type(bridge).forward).parameters) - {"self", "model_kwargs"}
+    for keyword in keywords:
+        if keyword not in known:
+            raise UnknownArgumentError(
+                f"unknown keyword {keyword!r}",
+                nearest=nearest(keyword, known | ours),
+                where=f"neither TransformerBridge.forward nor {type(bridge.hf_model).__name__}.forward takes it",
+                fix="bridge.hf_model(...) takes what is about the model's own outputs" if keyword in _OURS else None,
+            )
+
+
+def resolve_segment(bridge: "TransformerBridge", start: int | None, stop: int | None) -> tuple[int | None, int | None]:
+    """Returns the segment with negative layers counted from the end.
+
+    Raises:
+        InvalidArgumentError: A layer that does not exist, or a stop before the start.
+    """
+    n_layers = bridge.cfg.n_layers
+
+    def resolve(layer: int | None, name: str) -> int | None:
+        if layer is None:
+            return None
+        resolved = layer + n_layers if layer < 0 else layer
+        if not 0 <= resolved <= n_layers:
+            raise InvalidArgumentError(f"{name}={layer} is no layer", expected=f"0 to {n_layers}, or -{n_layers} to -1")
+        return resolved
+
+    start, stop = resolve(start, "start_at_layer"), resolve(stop, "stop_at_layer")
+    if start is not None and stop is not None and stop < start:
+        raise InvalidArgumentError(f"stop_at_layer={stop} comes before start_at_layer={start}")
+    return start, stop

@@ -1,0 +1,427 @@
+"""The bridge: a thin front that names what its modules do."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from clearspan.architectures import ArchitectureAdapter
+from clearspan.bridge import caching, forward, generation, hooks, inputs
+from clearspan.bridge.cache import ActivationCache
+from clearspan.bridge.caching import PosSlice
+from clearspan.bridge.forward import ReturnType
+from clearspan.bridge.hooks import Hooks
+from clearspan.bridge.index import PointIndex, Segment
+from clearspan.bridge.inputs import Input, ModelInput
+from clearspan.bridge.text import PaddingSide, Text
+from clearspan.bridge.weights import StackedWeights
+from clearspan.components import (
+    Binding,
+    BlockBridge,
+    EmbeddingBridge,
+    NormalizationBridge,
+    PosEmbedBridge,
+    UnembeddingBridge,
+    hook_points,
+)
+from clearspan.hf.taps import Taps
+from clearspan.points import Direction, HookFunction, HookPoint, NamesFilter, Place, Side
+from clearspan.shapes import axes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class TransformerBridge(StackedWeights):
+    """A Hugging Face model, seen and reached into under canonical names. `clearspan.boot` makes one.
+
+    Attributes:
+        hf_model: The model itself, untouched.
+        adapter: What is known of its architecture.
+        cfg: Its sizes.
+        tokenizer: Its tokenizer, or None.
+        blocks: Its blocks as live components.
+        index: Its hook points.
+
+    Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> tokens = bridge.to_tokens("def area(self):")
+        >>> logits, cache = bridge.run_with_cache(tokens)
+        >>> list(cache["pattern", 0].shape) == [1, 8, tokens.shape[1], tokens.shape[1]]
+        True
+    """
+
+    embed: EmbeddingBridge
+    pos_embed: PosEmbedBridge
+    ln_final: NormalizationBridge
+    unembed: UnembeddingBridge
+
+    def __init__(
+        self,
+        hf_model: "PreTrainedModel",
+        adapter: ArchitectureAdapter,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+    ) -> None:
+        self.hf_model = hf_model
+        self.adapter = adapter
+        self.cfg = adapter.cfg
+        self.tokenizer = tokenizer
+        self.text = Text(tokenizer, self.cfg)
+        binding = Binding(hf_model, self.cfg, adapter.weight_processing_conversions)
+        self.blocks: tuple[BlockBridge, ...] = ()
+        components = []
+        for key, template in adapter.component_mapping.items():
+            if isinstance(template, BlockBridge):
+                layers = range(self.cfg.n_layers)
+                self.blocks = tuple(template.at_layer(i).bind(binding, f"blocks.{i}") for i in layers)
+                components += self.blocks
+            else:
+                setattr(self, key, template.bind(binding, key))
+                components.append(getattr(self, key))
+        points = hook_points(components)
+        points["hook_logits"] = HookPoint("hook_logits", axes("batch pos d_vocab"), Place("", Side.OUTPUT))
+        self.index = PointIndex(points, components, adapter)
+        self.taps = Taps(hf_model, self.index)
+
+    # --- forward -----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input: Input,
+        return_type: ReturnType | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Runs the model.
+
+        Args:
+            input: Text, a list of texts, token ids `[batch, pos]`, embeddings `[batch, pos, d_model]`, or, with
+                `start_at_layer`, the residual stream entering that layer. A token tensor is taken as it is: padding
+                in it is only known by `attention_mask`.
+            return_type: `"logits"` `[batch, pos, d_vocab]`; `"loss"`, the mean next-token cross-entropy in nats;
+                `"both"`; or None, for hooks alone.
+            loss_per_token: Whether the loss is `[batch, pos-1]` instead of its mean.
+            prepend_bos: Whether text gets one BOS first; by default as `cfg.default_prepend_bos` says.
+            padding_side: Where shorter texts are filled; by default the tokenizer's side.
+            attention_mask: `[batch, pos]`, 1 for real tokens, 0 for padding.
+            position_ids: `[batch, pos]`; by default made from the mask where there is padding.
+            past_key_values: A Hugging Face cache, which the run extends in place. Without one no KV cache is made.
+            start_at_layer: First block to run; those before it are not run.
+            stop_at_layer: Block before which to stop; the residual stream there `[batch, pos, d_model]` is returned.
+                `n_layers` gives the last residual. Negative layers count from the end.
+            **model_kwargs: Further keywords of the model's own forward.
+
+        Raises:
+            InputError: Empty, longer than the context, of the wrong shape, or ids outside the vocabulary.
+            NoTokenizerError: Text without a tokenizer.
+            UnknownArgumentError: A keyword that neither this method nor the model's forward has.
+            InvalidArgumentError: A layer that does not exist, or a loss without tokens.
+            PointNotReachedError: Someone listens in a part of the model that is not run.
+        """
+        given, segment = self._prepare(
+            input,
+            prepend_bos=prepend_bos,
+            padding_side=padding_side,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            start_at_layer=start_at_layer,
+            stop_at_layer=stop_at_layer,
+            **model_kwargs,
+        )
+        return forward.run(self, given, segment, return_type, loss_per_token)
+
+    __call__ = forward
+
+    def _prepare(
+        self,
+        input: Input,
+        *,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[ModelInput, Segment]:
+        given = inputs.prepare(
+            self,
+            input,
+            prepend_bos=prepend_bos,
+            padding_side=padding_side,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            model_kwargs=model_kwargs,
+        )
+        return given, inputs.resolve_segment(self, start_at_layer, stop_at_layer)
+
+    # --- hooks -------------------------------------------------------------------------------------------------------
+
+    @property
+    def hook_dict(self) -> Mapping[str, HookPoint]:
+        """Every name, aliases included, to its hook point."""
+        return MappingProxyType(self.index.by_name)
+
+    def why_absent(self, name: str) -> str | None:
+        """Returns why this architecture lacks a hook point of the vocabulary; None where it has it.
+
+        Raises:
+            UnknownPointError: The name is not in the vocabulary.
+        """
+        reason = self.index.why_absent(name)
+        if reason is None:
+            self.index.find(name)
+        return reason
+
+    def run_with_hooks(
+        self,
+        input: Input,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        return_type: ReturnType | None = "logits",
+        loss_per_token: bool = False,
+        **forward_kwargs: Any,
+    ) -> Any:
+        """Runs the model with hooks that are there for this run.
+
+        Args:
+            input: As for `forward`.
+            fwd_hooks: Pairs of a name, or a predicate of names, and `fn(value, hook)`. The function edits the value in
+                place, or returns one of the same shape and dtype, or returns None.
+            bwd_hooks: Likewise with the value's gradient, called in the `backward` of what this run returns.
+            reset_hooks_end: Whether the hooks come off at the end, also after an exception.
+            clear_contexts: Whether the `ctx` of their points is emptied at the end.
+            return_type: As for `forward`.
+            loss_per_token: As for `forward`.
+            **forward_kwargs: Further arguments of `forward`.
+
+        Returns:
+            What `forward` returns.
+
+        Raises:
+            UnknownPointError: A name is unknown, or a predicate holds for none; nothing was run.
+            PointNotReachedError: A hook cannot fire, or did not fire, in this run.
+            HookValueError, HookTypeError: A function returned a value of the wrong shape, dtype or device.
+            UnwritableError: A write that gradient checkpointing would lose.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> def ablate_head_3(z, hook):
+            ...     z[:, :, 3] = 0
+            >>> logits = bridge.run_with_hooks("import os", fwd_hooks=[("blocks.1.attn.hook_z", ablate_head_3)])
+        """
+        given, segment = self._prepare(input, **forward_kwargs)
+        with hooks.attached(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts) as listeners:
+            self.taps.refuse_writes = forward.gradients_lost(self)
+            try:
+                output = forward.run(self, given, segment, return_type, loss_per_token)
+            finally:
+                self.taps.refuse_writes = None
+            hooks.check_fired(listeners)
+        return output
+
+    @contextlib.contextmanager
+    def hooks(
+        self,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> "Iterator[TransformerBridge]":
+        """Keeps hooks on while the context is open: for several runs, generation, or a forward and its backward.
+
+        The arguments are those of `run_with_hooks`.
+        """
+        with hooks.attached(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            yield self
+
+    def add_hook(
+        self,
+        name: str | Callable[[str], bool],
+        hook: HookFunction,
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+    ) -> None:
+        """Puts a function on a point, or on all that a predicate holds for, until `reset_hooks`.
+
+        Args:
+            name: A point's name, or a predicate of names.
+            hook: As in `run_with_hooks`.
+            dir: `"fwd"` for the value, `"bwd"` for its gradient.
+            is_permanent: Whether `reset_hooks` leaves it unless told otherwise.
+        """
+        for point, found in self.index.matching(name):
+            point.add_hook(hook, dir, is_permanent, name=found)
+
+    def reset_hooks(
+        self,
+        clear_contexts: bool = True,
+        direction: Literal["fwd", "bwd", "both"] = "both",
+        including_permanent: bool = False,
+    ) -> None:
+        """Takes hooks off all points.
+
+        Args:
+            clear_contexts: Whether every point's `ctx` is emptied too.
+            direction: Which hooks.
+            including_permanent: Whether permanent ones go too.
+        """
+        for point in self.index:
+            if point.is_listening:
+                point.remove_hooks(direction, including_permanent)
+            if clear_contexts:
+                point.ctx.clear()
+
+    # --- cache -------------------------------------------------------------------------------------------------------
+
+    def run_with_cache(
+        self,
+        input: Input,
+        names_filter: NamesFilter = None,
+        device: torch.device | str | None = None,
+        pos_slice: PosSlice = None,
+        incl_bwd: bool = False,
+        remove_batch_dim: bool = False,
+        return_type: ReturnType | None = "logits",
+        loss_per_token: bool = False,
+        **forward_kwargs: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """Runs the model and keeps its activations.
+
+        Hooks that are on the bridge stay, fire, and are seen in the cache.
+
+        Args:
+            input: As for `forward`.
+            names_filter: What to keep: all (None), a name, a list of names, or a predicate of names.
+            device: Where to keep it; by default where it is.
+            pos_slice: Positions to keep: one, whose axis goes, `(start, stop[, step])`, a list, or a tensor of indices.
+            incl_bwd: Whether to keep gradients of the loss too, as `<name>_grad`. No parameter's `grad` is touched.
+            remove_batch_dim: Whether look-ups leave out the batch axis of one row.
+            return_type: As for `forward`.
+            loss_per_token: As for `forward`.
+            **forward_kwargs: Further arguments of `forward`.
+
+        Returns:
+            What `forward` returns, and the cache, whose entries are detached.
+
+        Raises:
+            UnknownPointError: A name is unknown (one in a list is enough), or a predicate holds for none.
+            PointNotReachedError: A name is in a part of the model that is not run.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> loss, cache = bridge.run_with_cache("import os", return_type="loss", incl_bwd=True)
+            >>> cache["resid_post_grad", 2].shape == cache["resid_post", 2].shape
+            True
+        """
+        given, segment = self._prepare(input, **forward_kwargs)
+        output, cache = caching.run_with_cache(
+            self,
+            given,
+            segment,
+            return_type,
+            loss_per_token,
+            names_filter=names_filter,
+            device=device,
+            pos_slice=pos_slice,
+            incl_bwd=incl_bwd,
+        )
+        return output, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    # --- text and generation -----------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        input: Input,
+        *,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide = "left",
+        attention_mask: Tensor | None = None,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Continues text or tokens by Hugging Face's own `generate`; hooks on the bridge fire at each step.
+
+        Args:
+            input: Text, a list of texts, or token ids `[batch, pos]`.
+            prepend_bos: As for `forward`.
+            padding_side: Where shorter texts are filled.
+            attention_mask: `[batch, pos]` of a token tensor with padding.
+            **generate_kwargs: For `hf_model.generate`: `max_new_tokens`, `do_sample`, `temperature`, `num_beams`, ...
+
+        Returns:
+            The whole text (a list for a list), or the whole token tensor; with `return_dict_in_generate=True`, Hugging
+            Face's output object.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> text = bridge.generate("import o", max_new_tokens=4, do_sample=False)
+        """
+        return generation.generate(self, input, prepend_bos, padding_side, attention_mask, generate_kwargs)
+
+    def to_tokens(
+        self,
+        input: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        truncate: bool = False,
+    ) -> Tensor:
+        """Returns token ids `[batch, pos]` on the model's device.
+
+        Texts of different lengths are padded, which the tensor alone does not tell: pass the texts themselves to
+        `forward`, or the mask of `bridge.text.encode` along with it.
+
+        Args:
+            input: Text, or a list of texts.
+            prepend_bos: Whether each row starts with one BOS; by default as `cfg.default_prepend_bos` says.
+            padding_side: Where shorter rows are filled; by default the tokenizer's side.
+            truncate: Whether to cut a text at the end of the context.
+
+        Raises:
+            InputError: An empty string, or no string.
+            NoTokenizerError: There is no tokenizer.
+        """
+        return self.text.encode(input, prepend_bos, padding_side, truncate)[0].to(self.hf_model.device)
+
+    def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
+        """Returns the text of a row of ids or of one id, or a list of texts for `[batch, pos]`."""
+        return self.text.decode(tokens)
+
+    def to_str_tokens(
+        self, input: str | Sequence[str] | Tensor, prepend_bos: bool | None = None
+    ) -> list[str] | list[list[str]]:
+        """Returns each token's own text: a list for one row, a list of lists for several."""
+        return self.text.str_tokens(input, prepend_bos)
+
+    def to_single_token(self, string: str) -> int:
+        """Returns the id of a text that is one token.
+
+        Raises:
+            InputError: It is none, or more than one.
+        """
+        return self.text.single_token(string)
+
+    def __repr__(self) -> str:
+        cfg = self.cfg
+        return (
+            f"TransformerBridge({cfg.model_name or cfg.architecture}: {cfg.n_layers} layers, d_model {cfg.d_model}, "
+            f"{cfg.n_heads} heads, {len(self.index.by_name)} names of hook points)"
+        )

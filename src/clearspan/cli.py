@@ -1,0 +1,135 @@
+"""The `clearspan` command: parses, calls the library, prints.
+
+Whatever is heavy (torch, plotly, the library itself) is imported inside a command, so that help answers at once.
+"""
+
+import json
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from clearspan.analysis import Report
+
+USAGE, FAILURE = 2, 1
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="See through any Hugging Face transformer and reach into it.",
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"clearspan {version_of('clearspan')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """See through any Hugging Face transformer and reach into it."""
+
+
+@app.command()
+def report(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="The embedded model, a checkpoint folder, or a hub id.")
+    ] = "tiny-bigcode",
+    text: Annotated[str | None, typer.Option("--text", "-t", help="The text to read.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="A UTF-8 file to read instead.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write one self-contained HTML page here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
+) -> None:
+    """Show what a model does with a text.
+
+    Predictions, logit lens, attention heads and causal effects: in the terminal,
+    and with --out as an interactive page that opens without a network.
+    """
+    text = _read(text, file)
+    if out is not None and not out.parent.is_dir():
+        _fail(f"--out {out}: there is no folder {out.parent}", USAGE)
+    if out is not None and out.is_dir():
+        _fail(f"--out {out} is a folder; name a file, for instance {out / 'report.html'}", USAGE)
+    found = _measure(model, text)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        from rich.console import Console
+
+        from clearspan.view import show
+
+        show(found, Console())
+    if out is not None:
+        _write(found, out)
+
+
+def _read(text: str | None, file: Path | None) -> str:
+    """Returns the text of whichever of the two options was given."""
+    match text, file:
+        case (None, None) | (str(), Path()):
+            _fail("give either --text or --file, and not both", USAGE)
+        case None, Path():
+            text = _decoded(file)
+    assert text is not None, "one of the two is given"
+    if not text:
+        _fail("the text is empty" if file is None else f"{file} is empty", USAGE)
+    return text
+
+
+def _decoded(file: Path) -> str:
+    """Returns a file's text as it is, line endings included."""
+    try:
+        return file.read_bytes().decode("utf-8")
+    except OSError as error:
+        _fail(f"cannot read {file}: {(error.strerror or str(error)).lower()}", USAGE)
+    except UnicodeDecodeError as error:
+        _fail(f"cannot read {file}: not UTF-8 text (byte {error.start})", USAGE)
+
+
+def _measure(model: str, text: str) -> "Report":
+    """Returns the report, with a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    import clearspan
+    from clearspan import analysis
+    from clearspan.errors import ClearspanError
+
+    columns = (TextColumn("{task.description:20}"), BarColumn(), TimeRemainingColumn())
+    try:
+        bridge = clearspan.boot(model)
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("reading the text")
+
+            def advance(stage: str, done: int, total: int) -> None:
+                bar.update(task, description=stage, completed=done, total=total)
+
+            return analysis.report(bridge, text, progress=advance)
+    except ClearspanError as error:
+        _fail(str(error), FAILURE)
+
+
+def _write(found: "Report", out: Path) -> None:
+    from clearspan.view import html_page
+
+    page = html_page(found).encode("utf-8")
+    try:
+        out.write_bytes(page)
+    except OSError as error:
+        _fail(f"cannot write {out}: {(error.strerror or str(error)).lower()}", FAILURE)
+    typer.echo(f"wrote {out} ({len(page) / 1e6:.1f} MB)", err=True)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """Ends the command with a message on stderr."""
+    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(message, err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,190 @@
+"""What every kind of component has: a name, submodules, raw ends, and a life as template, then bound."""
+
+import copy
+import itertools
+import keyword
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from clearspan.config import TransformerBridgeConfig
+from clearspan.conversions import ParamProcessingConversion
+from clearspan.errors import InvalidArgumentError, MissingWeightError
+from clearspan.points import Access, HookPoint, Place, Side, Whole
+from clearspan.shapes import axes
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a template needs to become live.
+
+    Attributes:
+        model: The Hugging Face model, which is only referred to.
+        cfg: Its sizes.
+        weight_conversions: The adapter's conversions by canonical name, with `{i}` for the layer.
+    """
+
+    model: nn.Module
+    cfg: TransformerBridgeConfig
+    weight_conversions: Mapping[str, ParamProcessingConversion]
+
+
+class GeneralizedComponent:
+    """A part of a transformer, under a canonical name.
+
+    In an adapter's mapping it is a template: where the part lives, and of what it is made. `bind` returns a live copy
+    whose hook points are attributes (`attn.hook_q`), which refers to the model's own module and can be called alone.
+
+    Args:
+        name: Path of the module in the Hugging Face model, relative to the component that this one is in.
+        config: Settings of this component, where it has any of its own.
+        submodules: Its parts by canonical name.
+    """
+
+    input_axes = "batch pos d_model"
+    output_axes = "batch pos d_model"
+
+    path: str
+    """Canonical path, such as `blocks.3.attn`."""
+    module: nn.Module
+    """The Hugging Face module, itself."""
+    module_path: str
+    """Its path in the Hugging Face model."""
+    hook_in: HookPoint
+    hook_out: HookPoint
+
+    def __init__(
+        self,
+        name: str | None = None,
+        config: object | None = None,
+        submodules: "Mapping[str, GeneralizedComponent] | None" = None,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.submodules: dict[str, GeneralizedComponent] = dict(submodules or {})
+
+    def bind(self, binding: Binding, path: str, parent: str = "") -> Self:
+        """Returns the live component.
+
+        Args:
+            binding: The model and what the adapter knows of it.
+            path: The component's canonical path.
+            parent: Path of the Hugging Face module in which this one is.
+        """
+        live = copy.copy(self)
+        live._binding = binding
+        live.path = path
+        live.module_path = ".".join(part for part in (parent, self.name) if part)
+        live.module = binding.model.get_submodule(live.module_path)
+        live.submodules = {
+            key: part.bind(binding, f"{path}.{key}", live.module_path) for key, part in self.submodules.items()
+        }
+        live.__dict__.update({key: part for key, part in live.submodules.items() if not keyword.iskeyword(key)})
+        return live
+
+    _binding: Binding | None = None
+
+    @property
+    def cfg(self) -> TransformerBridgeConfig:
+        """The model's sizes."""
+        return self._bound.cfg
+
+    @property
+    def _bound(self) -> Binding:
+        if self._binding is None:
+            raise InvalidArgumentError(
+                f"this {type(self).__name__} is a template of an adapter's mapping, bound to no model",
+                fix="use the live one, such as bridge.blocks[0].attn",
+            )
+        return self._binding
+
+    def points(self) -> Iterator[HookPoint]:
+        """Yields the component's own points, in the order in which they fire where they share a tensor."""
+        return iter(())
+
+    def raw_ends(self) -> Iterator[HookPoint]:
+        """Yields the input and the output of the component's own module."""
+        yield self.point("hook_in", self.input_axes, self.place(Side.INPUT))
+        yield self.point("hook_out", self.output_axes, self.place(Side.OUTPUT))
+
+    def walk(self) -> "Iterator[GeneralizedComponent]":
+        """Yields the component and all its parts, each before its own parts."""
+        yield self
+        for part in self.submodules.values():
+            yield from part.walk()
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """Runs the component's own module alone; its listeners fire.
+
+        Args:
+            value: The module's input, in this component's input axes.
+
+        Returns:
+            What the module adds or returns, without what else it may return beside it.
+        """
+        _ = self._bound
+        output = self.module(value, **self.call_arguments(value))
+        return output[0] if isinstance(output, tuple) else output
+
+    def call_arguments(self, value: Tensor) -> dict[str, Tensor]:
+        """Returns what the module's forward needs beside its input when it is called alone."""
+        return {}
+
+    def place(self, side: Side) -> Place:
+        """Returns a place at the component's module."""
+        return Place(self.module_path, side)
+
+    def point(
+        self, name: str, dimensions: str, place: Place, access: Access | None = None, aliases: tuple[str, ...] = ()
+    ) -> HookPoint:
+        """Returns a hook point under this component's path."""
+        return HookPoint(f"{self.path}.{name}", axes(dimensions), place, access or Whole(), aliases)
+
+    def weight(self, name: str) -> Tensor:
+        """Returns a live parameter of the component's module.
+
+        Raises:
+            MissingWeightError: The module has no such parameter, or has none in this checkpoint.
+        """
+        parameter = dict(self.module.named_parameters(recurse=False)).get(name)
+        if parameter is None:
+            raise MissingWeightError(
+                f"{self.path} has no {name}",
+                where=f"{type(self.module).__name__} at {self.module_path}",
+                reason="the model's own module has none, and zeros are not made up",
+            )
+        return parameter
+
+    def __repr__(self) -> str:
+        where = f" at {self.path}" if self._binding else ""
+        return f"{type(self).__name__}({self.name!r}){where}"
+
+
+def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns an additive causal mask `[1, 1, q_pos, k_pos]`: 0 where a position may look, the dtype's least elsewhere."""
+    least = torch.full((length, length), torch.finfo(dtype).min, dtype=dtype, device=device)
+    return least.triu(1)[None, None]
+
+
+def hook_points(components: Iterable[GeneralizedComponent]) -> dict[str, HookPoint]:
+    """Returns the points of live components by canonical name, and makes each an attribute of its component.
+
+    A point declared by an outer component goes before its parts', and before the raw ends; of two with one name the
+    first counts, so that an outer component says what the end of a part means (`ln2.hook_in` is `hook_mlp_in`).
+    """
+    live = {part.path: part for component in components for part in component.walk()}
+    points: dict[str, HookPoint] = {}
+    owners: dict[str, HookPoint] = {}
+    declared = [part.points() for part in live.values()] + [part.raw_ends() for part in live.values()]
+    for point in itertools.chain.from_iterable(declared):
+        if point.name not in owners:
+            points[point.name] = point
+            owners.update(dict.fromkeys((point.name, *point.aliases), point))
+    for name, point in owners.items():
+        path, _, attribute = name.rpartition(".")
+        if path in live:
+            setattr(live[path], attribute, point)
+    return points

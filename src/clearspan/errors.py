@@ -1,0 +1,124 @@
+"""What can go wrong. Every error says, one fact a line, what, expected, got, where, nearest, why and the fix."""
+
+from collections.abc import Sequence
+
+
+class ClearspanError(Exception):
+    """Root of the library's errors.
+
+    Args:
+        what: What could not be done, with the value that stood in the way.
+        expected: What was expected instead.
+        got: What was given.
+        where: Model, point, axes or module concerned.
+        nearest: Valid names close to the one given.
+        reason: Why.
+        fix: The remedy, as one call where there is one.
+
+    Example:
+        >>> print(ClearspanError("cannot fly", expected="wings", got="legs"))
+        cannot fly
+          expected: wings
+          got: legs
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: str | None = None,
+        got: str | None = None,
+        where: str | None = None,
+        nearest: Sequence[str] = (),
+        reason: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        facts = {
+            "expected": expected,
+            "got": got,
+            "where": where,
+            "nearest": ", ".join(nearest) or None,
+            "reason": reason,
+            "fix": fix,
+        }
+        self.message = "\n".join([what, *(f"  {label}: {fact}" for label, fact in facts.items() if fact is not None)])
+        super().__init__(self.message)
+
+    def __str__(self) -> str:  # KeyError would show the message's repr
+        return self.message
+
+
+class UnknownPointError(ClearspanError, KeyError):
+    """A hook point's name that no architecture has."""
+
+
+class AbsentPointError(UnknownPointError):
+    """A hook point that this architecture does not have."""
+
+
+class PointNotReachedError(ClearspanError, RuntimeError):
+    """A listener that cannot fire, or did not fire, in the run it was given to."""
+
+
+class HookValueError(ClearspanError, ValueError):
+    """A hook function returned a value of the wrong shape or device."""
+
+
+class HookTypeError(ClearspanError, TypeError):
+    """A hook function is not callable, or returned something that is not a tensor of the point's dtype."""
+
+
+class UnwritableError(ClearspanError, RuntimeError):
+    """A write that could not reach everything that reads the value."""
+
+
+class ConflictingWritesError(ClearspanError, RuntimeError):
+    """Two writes in one run of which one would hide the other."""
+
+
+class CompiledModelError(ClearspanError, RuntimeError):
+    """A compiled model or module, which drops torch hooks quietly."""
+
+
+class AttentionNotSeenError(ClearspanError, RuntimeError):
+    """An attention module in which no softmax followed by a product was seen while someone listened."""
+
+
+class UnknownArgumentError(ClearspanError, TypeError):
+    """A keyword that neither clearspan nor the model's forward has."""
+
+
+class InvalidArgumentError(ClearspanError, ValueError):
+    """An argument of the wrong value."""
+
+
+class InputError(ClearspanError, ValueError):
+    """Text or token ids that the model cannot take."""
+
+
+class TokenRangeError(InputError, IndexError):
+    """Token ids outside the vocabulary."""
+
+
+class NoTokenizerError(ClearspanError, ValueError):
+    """Text given to a bridge that has no tokenizer."""
+
+
+class UnsupportedArchitectureError(ClearspanError, ValueError):
+    """A model for which there is no adapter."""
+
+
+class CheckpointNotFoundError(ClearspanError, FileNotFoundError):
+    """A name that is neither a checkpoint folder nor a model that can be fetched."""
+
+
+class NotCachedError(ClearspanError, KeyError):
+    """A name that exists but is not in this cache."""
+
+
+class EditedEntryError(ClearspanError, RuntimeError):
+    """A cache entry whose storage was written after it was kept."""
+
+
+class MissingWeightError(ClearspanError, AttributeError):
+    """A weight that this architecture or checkpoint does not have."""

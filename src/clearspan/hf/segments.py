@@ -1,0 +1,61 @@
+"""Running some of the blocks: skipped ones are stepped over, and the run ends after the last one asked for."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from clearspan.hf.tensors import primary_output, with_input
+
+
+class Stopped(Exception):  # noqa: N818 (it ends a run as asked, and is no error)
+    """Ends a forward at a block's boundary, with the residual stream there."""
+
+    def __init__(self, residual: Tensor) -> None:
+        super().__init__("the forward was stopped at a block's boundary")
+        self.residual = residual
+
+
+@contextlib.contextmanager
+def starting_at(blocks: Sequence[nn.Module], start: int, residual: Tensor) -> Iterator[None]:
+    """Has the residual stream enter block `start`; the blocks before it are not run while the context is open."""
+    with contextlib.ExitStack() as stack:
+        for index, block in enumerate(blocks[:start]):
+            _step_over(block, residual if index == start - 1 else None)
+            stack.callback(vars(block).pop, "forward")
+        if start == 0:
+
+            def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                return with_input(args, kwargs, residual)
+
+            stack.callback(blocks[0].register_forward_pre_hook(enter, prepend=True, with_kwargs=True).remove)
+        yield
+
+
+@contextlib.contextmanager
+def stopping_at(blocks: Sequence[nn.Module], stop: int) -> Iterator[None]:
+    """Has the forward raise `Stopped` with the residual stream before block `stop`, or after the last block."""
+    if stop == 0:
+
+        def on_entry(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise Stopped(args[0] if args else kwargs["hidden_states"])
+
+        handle = blocks[0].register_forward_pre_hook(on_entry, with_kwargs=True)
+    else:
+
+        def on_exit(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            raise Stopped(primary_output(output))
+
+        handle = blocks[stop - 1].register_forward_hook(on_exit)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _step_over(block: nn.Module, replacement: Tensor | None) -> None:
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states if replacement is None else replacement
+
+    block.forward = forward

@@ -1,0 +1,278 @@
+"""Taps: torch hooks on the untouched modules, there only while someone listens, that carry values to hook points."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from clearspan.errors import CompiledModelError, UnwritableError
+from clearspan.hf.attention import watched
+from clearspan.hf.derived_gradients import Arrival, backpropagate
+from clearspan.hf.recording import Recording
+from clearspan.hf.tensors import primary_input, primary_output, with_input, with_output
+from clearspan.points import Converted, Derivation, Derived, HookPoint, InPlace, Place, SharedRow, Side, Whole
+
+
+@dataclass
+class _Pending:
+    """A derivation's edits, on their way from its source to its target."""
+
+    source: Tensor
+    edits: dict[str, Tensor] = field(default_factory=dict)
+    backward: list[HookPoint] = field(default_factory=list)
+
+
+class Taps:
+    """Carries raw tensors of one model to its hook points and back.
+
+    A place has a torch hook only while one of its points has a listener, or is being kept beside listeners; so has the
+    target of a derivation. At a place the points come in the order in which they were declared.
+
+    Args:
+        model: The Hugging Face model.
+        points: All its hook points.
+
+    Attributes:
+        refuse_writes: Why a write must not happen in the present run, or None.
+    """
+
+    def __init__(self, model: nn.Module, points: Iterable[HookPoint]) -> None:
+        self.model = model
+        self.refuse_writes: str | None = None
+        self._rows: int | None = None
+        self._recording: Recording | None = None
+        self._sources: dict[Place, list[HookPoint]] = {}
+        self._arriving: dict[Place, list[Derivation]] = {}
+        self._concerned: dict[Place, list[HookPoint]] = {}
+        self._pending: dict[Derivation, _Pending] = {}
+        self._installed: dict[Place, contextlib.ExitStack] = {}
+        for point in points:
+            self._sources.setdefault(point.place, []).append(point)
+            self._concerned.setdefault(_anchor(point.place), []).append(point)
+            if isinstance(point.access, Derived):
+                derivation = point.access.derivation
+                self._concerned.setdefault(derivation.target, []).append(point)
+                arriving = self._arriving.setdefault(derivation.target, [])
+                if derivation not in arriving:
+                    arriving.append(derivation)
+            point._changed = self._update
+
+    @contextlib.contextmanager
+    def record(self, points: Iterable[HookPoint], recording: Recording) -> Iterator[None]:
+        """Keeps the points' values, after any listeners, in the recording while the context is open.
+
+        A place without a listener, outside attention, is kept by the recording's own torch hooks, which cost no more
+        than plain ones.
+        """
+        beside: list[HookPoint] = []
+        alone: set[Place] = set()
+        for point in points:
+            if _anchor(point.place) in self._installed or point.place.side in (Side.SCORES, Side.PATTERN):
+                beside.append(point)
+            else:
+                alone.add(point.place)
+        recording.wanted = {point.name for point in beside}
+        self._recording = recording
+        try:
+            with contextlib.ExitStack() as stack:
+                if alone:
+                    _refuse_compiled(self.model, alone)
+                for point in beside:
+                    self._update(point)
+                stack.enter_context(recording.hooks(self.model, alone))
+                yield
+        finally:
+            self._recording = None
+            for point in beside:
+                self._update(point)
+
+    def _update(self, point: HookPoint) -> None:
+        """Installs or removes the torch hooks of the point's places, as its listeners ask."""
+        self._set(_anchor(point.place))
+        if isinstance(point.access, Derived):
+            self._set(point.access.derivation.target)
+
+    def _set(self, anchor: Place) -> None:
+        wanted = any(
+            point.is_listening or (self._is_wanted(point) and _anchor(point.place) == anchor)
+            for point in self._concerned[anchor]
+        )
+        if wanted and anchor not in self._installed:
+            self._installed[anchor] = self._install(anchor)
+        elif not wanted and anchor in self._installed:
+            self._installed.pop(anchor).close()
+            for derivation in self._arriving.get(anchor, ()):
+                self._pending.pop(derivation, None)
+
+    def _is_wanted(self, point: HookPoint) -> bool:
+        return self._recording is not None and point.name in self._recording.wanted
+
+    def _install(self, anchor: Place) -> contextlib.ExitStack:
+        _refuse_compiled(self.model, [anchor])
+        module = self.model.get_submodule(anchor.module)
+        with contextlib.ExitStack() as stack:
+            if any(isinstance(point.access, SharedRow) for point in self._sources.get(anchor, ())):
+                stack.callback(self.model.register_forward_pre_hook(self._note_rows, with_kwargs=True).remove)
+                stack.callback(self.model.register_forward_hook(self._forget_rows, always_call=True).remove)
+            match anchor.side:
+                case Side.INPUT:
+                    stack.callback(module.register_forward_pre_hook(self._on_entry(anchor), with_kwargs=True).remove)
+                case Side.OUTPUT:
+                    stack.callback(module.register_forward_hook(self._on_exit(anchor), with_kwargs=True).remove)
+                case Side.SCORES | Side.PATTERN:
+                    stack.enter_context(watched(module, self._visit(anchor.module, Side.SCORES),
+                                                self._visit(anchor.module, Side.PATTERN)))
+            return stack.pop_all()
+        raise AssertionError("an ExitStack suppresses no exception")
+
+    def _on_entry(self, place: Place) -> Callable[..., Any]:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            raw = primary_input(args, kwargs)
+            new = self._pass(place, raw)
+            return None if new is raw else with_input(args, kwargs, new)
+
+        return enter
+
+    def _on_exit(self, place: Place) -> Callable[..., Any]:
+        arriving = self._arriving.get(place, ())
+
+        def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            raw = new = primary_output(output)
+            for derivation in arriving:
+                pending = self._pending.pop(derivation, None)
+                if pending is None:
+                    continue
+                entered = primary_input(args, kwargs)
+                if pending.edits:
+                    new = derivation.write(new, pending.source, pending.edits, entered)
+                for point in pending.backward:
+                    backpropagate(point, derivation, Arrival(new, pending.source, pending.edits, entered))
+            new = self._pass(place, new)
+            return None if new is raw else with_output(output, new)
+
+        return leave
+
+    def _visit(self, module: str, side: Side) -> Callable[[Tensor], Tensor]:
+        place = Place(module, side)
+        return lambda raw: self._pass(place, raw)
+
+    def _pass(self, place: Place, raw: Tensor) -> Tensor:
+        """Offers the raw tensor to the place's points in order; returns what goes on in its stead."""
+        for point in self._sources.get(place, ()):
+            wanted = self._is_wanted(point)
+            if not (point.is_listening or wanted):
+                continue
+            value = self._read(point, raw)
+            if point.is_listening:
+                value, edited = point.offer(value)
+                if edited:
+                    self._check_write(point)
+                    raw = self._write(point, raw, value)
+                if point.listens_backward:
+                    raw = self._await_gradient(point, raw, value, edited)
+            if wanted and self._recording is not None and not self._is_lazy(point):
+                self._recording.keep_value(point, value)
+        if self._recording is not None and any(map(self._is_wanted, self._sources.get(place, ()))):
+            self._recording.keep_raw(place, raw)
+        return raw
+
+    def _await_gradient(self, point: HookPoint, raw: Tensor, value: Tensor, edited: bool) -> Tensor:
+        """Has the point's backward listeners called with the value's gradient; returns the raw tensor that goes on.
+
+        A value that is a part or another layout of the raw tensor is put back, as it is, on the gradient's path. A
+        derived value that nobody edited stays off it: its gradient is computed from that of the target.
+        """
+        match point.access:
+            case Derived(derivation) if not edited:
+                point.expect_gradient(raw)
+                self._edits(derivation, raw).backward.append(point)
+                return raw
+            case Whole() if not edited:
+                value = raw
+            case _ if not edited:
+                raw = self._write(point, raw, value)
+            case _:
+                pass
+        if point.gradient_sink is not None and not value.is_floating_point():
+            return raw
+        point.expect_gradient(value)
+        if point.gradient_sink is not None:
+            point.gradient_sink(point, value)
+        for call in point.backward_calls():
+            value.register_hook(call)
+        return raw
+
+    def _check_write(self, point: HookPoint) -> None:
+        if self.refuse_writes is not None:
+            raise UnwritableError(
+                "this write would be lost",
+                where=point.name,
+                reason=self.refuse_writes,
+                fix="with bridge.hooks(fwd_hooks=...): around forward and backward",
+            )
+
+    def _read(self, point: HookPoint, raw: Tensor) -> Tensor:
+        match point.access:
+            case Whole() | InPlace():
+                return raw
+            case Converted(conversion):
+                return conversion.handle_conversion(raw)
+            case SharedRow():
+                return raw if self._rows is None or len(raw) != 1 else raw.expand(self._rows, *raw.shape[1:])
+            case Derived(derivation, part):
+                return derivation.read(part, raw, self._edits(derivation, raw).edits)
+
+    def _write(self, point: HookPoint, raw: Tensor, value: Tensor) -> Tensor:
+        """Puts a value back; returns the raw tensor that goes on."""
+        match point.access:
+            case Whole() | SharedRow():
+                return value
+            case Converted(conversion):
+                return conversion.revert(value, raw)
+            case InPlace():
+                return raw.copy_(value)
+            case Derived(derivation, part):
+                self._edits(derivation, raw).edits[part] = value
+                return raw
+
+    def _edits(self, derivation: Derivation, raw: Tensor) -> _Pending:
+        pending = self._pending.get(derivation)
+        if pending is None or pending.source is not raw:
+            pending = self._pending[derivation] = _Pending(raw)
+        return pending
+
+    def _is_lazy(self, point: HookPoint) -> bool:
+        """Whether the point's value can be computed on look-up from the raw tensor kept beside it."""
+        if not isinstance(point.access, Derived):
+            return False
+        pending = self._pending.get(point.access.derivation)
+        return pending is None or not pending.edits
+
+    def _note_rows(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._rows = len(primary_input(args, kwargs))
+
+    def _forget_rows(self, *_: Any) -> None:
+        self._rows = None
+
+
+def _anchor(place: Place) -> Place:
+    """Returns the place by which a torch hook is known: attention's inside is reached by one for scores and pattern."""
+    return Place(place.module, Side.SCORES) if place.side is Side.PATTERN else place
+
+
+def _refuse_compiled(model: nn.Module, places: Iterable[Place]) -> None:
+    """Raises if a place's module, or one around it, is compiled: torch hooks in there may never run."""
+    paths = {
+        ".".join(parts[:end]) for place in places for parts in [place.module.split(".")] for end in range(len(parts) + 1)
+    }
+    for path in sorted(paths):
+        module = model.get_submodule(path)
+        forward = module.__dict__.get("forward")
+        if module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable"):
+            raise CompiledModelError(
+                f"{path or 'the model'} is compiled, and compiled code drops torch hooks quietly",
+                where=type(module).__name__,
+                fix="listen on a model that is not compiled: load it again, or undo module.compile()",
+            )

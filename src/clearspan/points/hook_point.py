@@ -1,0 +1,238 @@
+"""Hook points: a name, axes, and the listeners in their order."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from clearspan.errors import HookTypeError, HookValueError, InvalidArgumentError, PointNotReachedError
+from clearspan.points.place import Access, Place, Whole
+from clearspan.shapes import Axes
+
+Direction = Literal["fwd", "bwd"]
+
+
+class HookFunction(Protocol):
+    """What a listener is called as: it returns a value of the same shape and dtype, or None (edited in place, or only
+    read)."""
+
+    def __call__(self, value: Tensor, /, *, hook: "HookPoint") -> Tensor | None: ...
+
+
+@dataclass(eq=False)
+class Listener:
+    """One function on one point.
+
+    Attributes:
+        function: The user's function.
+        name: The name under which the point was asked for, which the function sees as `hook.name`.
+        is_permanent: Whether `reset_hooks` leaves it.
+        calls: How often it was called.
+    """
+
+    function: HookFunction
+    name: str
+    is_permanent: bool = False
+    calls: int = 0
+
+
+@dataclass(eq=False, repr=False)
+class HookPoint:
+    """One value of the forward that can be read and written.
+
+    Attributes:
+        name: Its canonical name.
+        axes: Its axes, in the vocabulary of `clearspan.shapes`.
+        place: Where the raw tensor is reached.
+        access: How the value shows there, and what a write does.
+        aliases: Other names of the same value with the same effect of a write.
+        ctx: A dictionary for the listeners' own use.
+        gradient_sink: Given, in a run that records gradients, the tensor whose gradient is the value's.
+    """
+
+    name: str
+    axes: Axes
+    place: Place
+    access: Access = Whole()
+    aliases: tuple[str, ...] = ()
+    ctx: dict[str, Any] = field(default_factory=dict)
+    gradient_sink: Callable[["HookPoint", Tensor], None] | None = None
+    _listeners: dict[Direction, list[Listener]] = field(default_factory=lambda: {"fwd": [], "bwd": []})
+    _changed: Callable[["HookPoint"], None] = field(default=lambda _: None)
+
+    def layer(self) -> int:
+        """Returns the layer in the point's name.
+
+        Raises:
+            InvalidArgumentError: The point is in no block.
+        """
+        match = re.search(r"blocks\.(\d+)\.", self.name)
+        if match is None:
+            raise InvalidArgumentError(f"hook point {self.name!r} is in no layer", expected="a point of blocks.{l}")
+        return int(match[1])
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether any function is on the point."""
+        return bool(self._listeners["fwd"]) or self.listens_backward
+
+    @property
+    def listens_backward(self) -> bool:
+        """Whether a function waits for the value's gradient, which needs the value on the gradient's path."""
+        return bool(self._listeners["bwd"]) or self.gradient_sink is not None
+
+    def add_hook(
+        self,
+        hook: HookFunction,
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+        prepend: bool = False,
+        name: str | None = None,
+    ) -> Listener:
+        """Puts a function on the point.
+
+        Args:
+            hook: Called as `hook(value, hook=point)`, with the value (`"fwd"`) or its gradient (`"bwd"`).
+            dir: `"fwd"` or `"bwd"`.
+            is_permanent: Whether `reset_hooks` leaves it unless told otherwise.
+            prepend: Whether it is called before the functions there already.
+            name: The name that the function sees as `hook.name`; by default the canonical one.
+
+        Raises:
+            HookTypeError: `hook` is not callable.
+            InvalidArgumentError: `dir` is neither of the two.
+        """
+        if dir not in self._listeners:
+            raise InvalidArgumentError(f"unknown direction {dir!r}", expected="'fwd' or 'bwd'", where=self.name)
+        if not callable(hook):
+            raise HookTypeError(
+                "a hook function must be callable",
+                got=f"{type(hook).__name__} {hook!r}",
+                where=self.name,
+                fix="fn(value, hook) that returns a tensor or None",
+            )
+        listener = Listener(hook, name or self.name, is_permanent)
+        there = self._listeners[dir]
+        there.insert(0 if prepend else len(there), listener)
+        try:
+            self._changed(self)
+        except BaseException:
+            there.remove(listener)
+            raise
+        return listener
+
+    def remove(self, listener: Listener) -> None:
+        """Takes one listener off; one that is off already is no error."""
+        for there in self._listeners.values():
+            if listener in there:
+                there.remove(listener)
+        self._changed(self)
+
+    def remove_hooks(
+        self, dir: Literal["fwd", "bwd", "both"] = "both", including_permanent: bool = False
+    ) -> None:
+        """Takes off all functions of a direction, permanent ones only when asked for."""
+        for direction, there in self._listeners.items():
+            if dir in (direction, "both"):
+                there[:] = [one for one in there if one.is_permanent and not including_permanent]
+        self._changed(self)
+
+    def offer(self, value: Tensor) -> tuple[Tensor, bool]:
+        """Calls the listeners in order on a dense private copy of the value.
+
+        Returns:
+            The value as the listeners leave it, and whether one of them changed it.
+        """
+        current, changed = _private_copy(value), False
+        for listener in self._listeners["fwd"]:
+            version = current._version
+            listener.calls += 1
+            result = listener.function(current, hook=self._named(listener.name))
+            if result is None or result is current:
+                changed = changed or current._version != version
+            else:
+                self._check(result, value)
+                current, changed = result, True
+        return current, changed
+
+    def expect_gradient(self, value: Tensor) -> None:
+        """Raises unless a gradient will flow through the value in the graph that is being made."""
+        if not value.requires_grad:
+            raise PointNotReachedError(
+                "a backward hook cannot fire: no gradient flows through the value",
+                where=f"{self.name} ({'gradients are enabled' if torch.is_grad_enabled() else 'under no_grad'})",
+                fix="run with gradients enabled, on a model or input that requires them",
+            )
+
+    def backward_calls(self) -> list[Callable[[Tensor], Tensor | None]]:
+        """Returns the backward listeners as torch's tensor hooks: the gradient goes in, an edited one or None out."""
+
+        def tensor_hook(listener: Listener) -> Callable[[Tensor], Tensor | None]:
+            def call(gradient: Tensor) -> Tensor | None:
+                listener.calls += 1
+                given = gradient.clone(memory_format=torch.contiguous_format)
+                version = given._version
+                result = listener.function(given, hook=self._named(listener.name))
+                if result is None or result is given:
+                    return given if given._version != version else None
+                self._check(result, gradient)
+                return result
+
+            return call
+
+        return [tensor_hook(listener) for listener in self._listeners["bwd"]]
+
+    def _named(self, name: str) -> "HookPoint":
+        """Returns the point as it is seen under one of its names: everything but the name is shared."""
+        if name == self.name:
+            return self
+        return replace(self, name=name)
+
+    def _check(self, result: object, value: Tensor) -> None:
+        if not isinstance(result, Tensor):
+            raise HookTypeError(
+                "a hook function returned something that is not a tensor",
+                expected="a tensor, or None for 'edited in place or only read'",
+                got=type(result).__name__,
+                where=self.name,
+            )
+        if result.shape != value.shape:
+            shape = ", ".join(f"{axis}={size}" for axis, size in zip(self.axes, value.shape, strict=False))
+            raise HookValueError(
+                "a hook function returned a value of the wrong shape",
+                expected=f"{list(value.shape)} ({shape})",
+                got=str(list(result.shape)),
+                where=self.name,
+            )
+        if result.dtype != value.dtype:
+            raise HookTypeError(
+                "a hook function returned a value of the wrong dtype",
+                expected=str(value.dtype),
+                got=str(result.dtype),
+                where=self.name,
+                fix=f"return value.to({value.dtype})",
+            )
+        if result.device != value.device:
+            raise HookValueError(
+                "a hook function returned a value on the wrong device",
+                expected=str(value.device),
+                got=str(result.device),
+                where=self.name,
+                fix=f"return value.to({str(value.device)!r})",
+            )
+
+    def __repr__(self) -> str:
+        listeners = sum(map(len, self._listeners.values()))
+        count = f", {listeners} listening" if listeners else ""
+        return f"HookPoint({self.name}: [{', '.join(self.axes)}]{count})"
+
+
+def _private_copy(value: Tensor) -> Tensor:
+    """Returns a dense copy that counts in-place edits, also where the value is an inference tensor."""
+    if value.is_inference():
+        with torch.inference_mode(False):
+            return value.clone(memory_format=torch.contiguous_format)
+    return value.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,57 @@
+"""Names of hook points: short names, nearest names, and selections by name, list or predicate."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from clearspan.errors import InvalidArgumentError
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+
+_IN_ATTENTION = ("q", "k", "v", "z", "rot_q", "rot_k", "attn_scores", "pattern", "result")
+_IN_MLP = ("pre", "pre_linear", "post", "router_logits", "expert_weights", "expert_indices")
+_IN_NORM = ("scale", "normalized")
+_OUTSIDE_BLOCKS = ("embed", "pos_embed", "logits")
+_SHORT = {"attn": "pattern", "attn_logits": "attn_scores", "mlp_pre": "pre", "mlp_post": "post"}
+
+
+def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:
+    """Returns the full name of a hook point from its short name.
+
+    Args:
+        name: Short name (`"q"`, `"resid_pre"`, `"scale"`), or a full name, which is returned as it is.
+        layer: Layer from 0, where the point is in a block. A norm's point without one is `ln_final`'s.
+        layer_type: Component that has the point, where several have it (`"ln1"`, `"ln2"`).
+
+    Example:
+        >>> get_act_name("q", 3)
+        'blocks.3.attn.hook_q'
+        >>> get_act_name("normalized", 0, "ln2")
+        'blocks.0.ln2.hook_normalized'
+        >>> get_act_name("embed")
+        'hook_embed'
+    """
+    if ("." in name or name.startswith("hook_")) and layer is None:
+        return name
+    match = re.fullmatch(r"([a-z_]+?)(\d+)([a-z]*\d?)", name)
+    if layer is None and match and not name.startswith("ln"):
+        short, number, kind = match.groups()  # TransformerLens's "q3" and "scale2ln1"
+        return get_act_name(short, int(number), kind or layer_type)
+    name = _SHORT.get(name, name)
+    if name in _IN_NORM and layer is None:
+        return f"ln_final.hook_{name}"
+    if name in _OUTSIDE_BLOCKS:
+        return f"hook_{name}"
+    if layer is None:
+        raise InvalidArgumentError(f"the point {name!r} is in a block", fix=f"get_act_name({name!r}, layer)")
+    if name in _IN_NORM and layer_type is None:
+        raise InvalidArgumentError(
+            f"several norms of a block have {name!r}", fix=f"get_act_name({name!r}, {layer}, 'ln1')"
+        )
+    component = layer_type or ("attn" if name in _IN_ATTENTION else "mlp" if name in _IN_MLP else None)
+    return ".".join([f"blocks.{layer}", *([component] if component else []), f"hook_{name}"])
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """Returns the names most like the one given, best first."""
+    return difflib.get_close_matches(name, list(names), n=count, cutoff=0.5)

@@ -1,0 +1,46 @@
+"""The one vocabulary of axes, and the sizes that a model gives them."""
+
+from clearspan.config import TransformerBridgeConfig
+
+Axes = tuple[str, ...]
+
+AXES: dict[str, str] = {
+    "batch": "rows of the input",
+    "pos": "token positions",
+    "q_pos": "positions that attend",
+    "k_pos": "positions attended to (with a KV cache: all of them)",
+    "head": "query heads",
+    "kv_head": "key and value heads",
+    "d_model": "width of the residual stream",
+    "d_head": "width of a head",
+    "d_mlp": "width of the MLP's hidden layer",
+    "d_vocab": "vocabulary",
+    "1": "one",
+    "width": "width of a fused projection",
+}
+
+
+def axes(names: str) -> Axes:
+    """Returns the axes of a space-separated list, each of which must be in the vocabulary.
+
+    Example:
+        >>> axes("batch pos d_model")
+        ('batch', 'pos', 'd_model')
+    """
+    parsed = tuple(names.split())
+    unknown = [name for name in parsed if name not in AXES]
+    assert not unknown, f"axes outside the vocabulary: {unknown}"
+    return parsed
+
+
+def sizes(cfg: TransformerBridgeConfig) -> dict[str, int]:
+    """Returns the size of each axis that the model fixes (batch and positions are the input's)."""
+    return {
+        "head": cfg.n_heads,
+        "kv_head": cfg.n_key_value_heads or cfg.n_heads,
+        "d_model": cfg.d_model,
+        "d_head": cfg.d_head,
+        "d_mlp": cfg.d_mlp,
+        "d_vocab": cfg.d_vocab,
+        "1": 1,
+    }

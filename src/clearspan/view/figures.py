@@ -1,0 +1,157 @@
+"""Plotly figures of the parts of a `Report`.
+
+Each is an ordinary figure that a notebook shows; the page embeds the same and gives it the page's colours.
+"""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from torch import Tensor
+
+from clearspan.analysis import Report
+
+from .labels import plotly_text, positions
+
+MONOSPACE = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+SEQUENTIAL = ["#f1f0ea", "#b9cfd9", "#5d96b5", "#215f86", "#0f3350"]
+DIVERGING = ["#1f6f78", "#8dbdb9", "#f1f0ea", "#e3a184", "#b0432a"]
+MOST_TICKS = 72
+
+
+def _heatmap(z: list, colors: Sequence[str], **trace: object) -> go.Figure:
+    """Returns one heat map on a transparent ground, rows from the top."""
+    scale = [[i / (len(colors) - 1), color] for i, color in enumerate(colors)]
+    bar = {"thickness": 8, "outlinewidth": 0, "tickfont": {"size": 11}, "nticks": 5}
+    bar |= {"x": 1.01, "xpad": 0, "y": 1, "yanchor": "top", "ypad": 0, "len": 130, "lenmode": "pixels"}
+    figure = go.Figure(go.Heatmap(z=z, colorscale=scale, colorbar=bar, xgap=1, ygap=1, **trace))
+    figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        font={"size": 12},
+        hoverlabel={"font": {"family": MONOSPACE, "size": 12}, "align": "left"},
+        dragmode=False,
+    )
+    axis = {"showgrid": False, "zeroline": False, "automargin": True, "fixedrange": True}
+    axis |= {"ticks": "outside", "ticklen": 5, "tickcolor": "rgba(0,0,0,0)"}
+    axis |= {"type": "category"}
+    return figure.update_layout(xaxis=axis, yaxis=axis | {"autorange": "reversed"})
+
+
+def _ticks(tokens: Sequence[str], *, width: int, first: int = 0, most: int = MOST_TICKS) -> dict[str, object]:
+    """Returns an axis' ticks: the token at each position, or at every n-th where there are more than `most`."""
+    step = -(-(len(tokens) - first) // most)
+    shown = range(first, len(tokens), step)
+    names = positions(tokens)
+    return {
+        "tickmode": "array",
+        "tickvals": [names[i] for i in shown],
+        "ticktext": [plotly_text(tokens[i], width) for i in shown],
+        "tickfont": {"family": MONOSPACE, "size": 11},
+    }
+
+
+def _rounded(values: Tensor, decimals: int = 4) -> list:
+    return values.double().round(decimals=decimals).tolist()
+
+
+def lens_figure(report: Report) -> go.Figure:
+    """Returns the logit lens: positions down, depth from left to right, the likeliest token in each cell.
+
+    A token is bold where it is already the model's own prediction.
+    """
+    lens, words = report.lens, report.words
+    probs, ranks = _rounded(lens.final_probs.T), lens.final_ranks.T.tolist()
+    ids, final = lens.top_ids.T.tolist(), [plotly_text(words[i], 24) for i in lens.final_ids.tolist()]
+    figure = _heatmap(
+        _rounded(lens.top_probs.T),
+        SEQUENTIAL,
+        x=[_depth(depth) for depth in lens.depths],
+        y=positions(report.tokens),
+        zmin=0,
+        zmax=1,
+        text=[
+            [f"<b>{plotly_text(words[i], 11)}</b>" if rank == 0 else plotly_text(words[i], 11) for i, rank in cells]
+            for cells in map(zip, ids, ranks)
+        ],
+        texttemplate="%{text}",
+        textfont={"family": MONOSPACE, "size": 11},
+        customdata=[
+            [[plotly_text(words[i], 24), final[p], ranks[p][depth], probs[p][depth]] for depth, i in enumerate(row)]
+            for p, row in enumerate(ids)
+        ],
+        hovertemplate="after %{y}, %{x}<br>says <b>%{customdata[0]}</b>  p %{z:.3f}<br>"
+        "the model says <b>%{customdata[1]}</b>: here rank %{customdata[2]}, p %{customdata[3]:.3f}<extra></extra>",
+    )
+    count = len(report.tokens)
+    return figure.update_layout(
+        height=22 * count + 48, xaxis={"side": "top"}, yaxis=_ticks(report.tokens, width=14, most=count)
+    )
+
+
+def _depth(depth: str) -> str:
+    return depth if depth == "embed" else f"layer {depth}"
+
+
+def head_figure(scores: Tensor, *, name: str) -> go.Figure:
+    """Returns one score of every head: layers down, heads from left to right.
+
+    Args:
+        scores: `[layer, head]`, from 0 to 1.
+        name: The score's name, for the hover text.
+    """
+    n_layers, n_heads = scores.shape
+    figure = _heatmap(
+        _rounded(scores),
+        SEQUENTIAL,
+        x=[f"H{head}" for head in range(n_heads)],
+        y=[f"L{layer}" for layer in range(n_layers)],
+        zmin=0,
+        zmax=1,
+        hovertemplate=f"%{{y}}%{{x}}<br>{name} %{{z:.3f}}<extra></extra>",
+    )
+    return figure.update_layout(height=max(180, 30 * n_layers + 40))
+
+
+def effect_figure(report: Report) -> go.Figure:
+    """Returns the causal effect in nats: layers down, positions from left to right."""
+    drop = report.effect.drop
+    bound = max(float(drop.abs().max()), 1e-4)
+    figure = _heatmap(
+        _rounded(drop),
+        DIVERGING,
+        x=positions(report.tokens),
+        y=[f"layer {layer}" for layer in range(len(drop))],
+        zmin=-bound,
+        zmax=bound,
+        hovertemplate="%{y}, %{x}<br>costs %{z:+.3f} nats<extra></extra>",
+    )
+    ticks = _ticks(report.tokens, width=12)
+    return figure.update_layout(height=max(160, 26 * len(drop)) + 130, xaxis=ticks | {"tickangle": -90})
+
+
+def pattern_figure(report: Report, layer: int, head: int, *, last: int | None = None) -> go.Figure:
+    """Returns one head's attention: from the token on the left to the token below.
+
+    Args:
+        report: The report.
+        layer: From 0.
+        head: From 0.
+        last: How many positions are shown, counted from the end; all of them without it.
+    """
+    first = max(0, len(report.tokens) - last) if last else 0
+    names = positions(report.tokens)[first:]
+    figure = _heatmap(
+        _rounded(report.patterns[layer, head, first:, first:]),
+        SEQUENTIAL,
+        x=names,
+        y=names,
+        zmin=0,
+        zmax=1,
+        hovertemplate="from %{y}<br>to %{x}<br>attention %{z:.3f}<extra></extra>",
+    )
+    ticks = _ticks(report.tokens, width=12, first=first)
+    ticks |= {"fixedrange": False}
+    figure.update_traces(xgap=0, ygap=0)
+    return figure.update_layout(dragmode="zoom", xaxis=ticks | {"tickangle": -90}, yaxis=ticks)

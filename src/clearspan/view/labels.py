@@ -1,0 +1,37 @@
+"""How a token is written where it is looked at: white space visible, and nothing in it read as markup."""
+
+import html
+from collections.abc import Sequence
+
+VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍", " ": "·"})
+
+
+def visible(token: str, width: int | None = None) -> str:
+    r"""Returns a token with its white space and control characters visible, cut to `width` characters.
+
+    Example:
+        >>> visible("\n    return", width=8)
+        '⏎····re…'
+    """
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in token.translate(VISIBLE)) or "∅"
+    return shown if width is None or len(shown) <= width else shown[: width - 1] + "…"
+
+
+def plotly_text(token: str, width: int | None = None) -> str:
+    """Returns a token for a Plotly label, in which Plotly would read `<b>` and `&lt;` as markup.
+
+    Example:
+        >>> plotly_text("<b>")
+        '&lt;b&gt;'
+    """
+    return html.escape(visible(token, width), quote=False)
+
+
+def positions(tokens: Sequence[str]) -> list[str]:
+    """Returns one Plotly category for each position, unique where a token's text occurs twice.
+
+    Example:
+        >>> positions(["a", "a"])
+        ['0 a', '1 a']
+    """
+    return [f"{position} {plotly_text(token, 24)}" for position, token in enumerate(tokens)]

@@ -1,0 +1,143 @@
+"""A `Report` in the terminal: tables that fit its width."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.color import Color, blend_rgb
+from rich.color_triplet import ColorTriplet
+from rich.columns import Columns
+from rich.console import Console
+from rich.padding import Padding
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from clearspan.analysis import Head, Report, strongest
+
+from .labels import visible
+
+MOST_POSITIONS = 64
+WHITE, GREY = ColorTriplet(255, 255, 255), ColorTriplet(98, 110, 120)
+BLUE, RED, GREEN = ColorTriplet(22, 105, 170), ColorTriplet(178, 60, 36), ColorTriplet(20, 122, 120)
+
+
+def show(report: Report, console: Console) -> None:
+    """Prints the report: predictions, logit lens, strongest heads and causal effect.
+
+    A text longer than 64 tokens shows its last 64; a model with more layers than the width has room for shows some of
+    them, the first and the last among them.
+    """
+    positions = range(max(0, len(report.tokens) - MOST_POSITIONS), len(report.tokens))
+    console.print(_facts(report))
+    if positions.start:
+        console.print(f"  Showing the last {len(positions)} of {len(report.tokens)} positions.", style="dim")
+    for title, note, body in (
+        ("Predictions", "how likely each token was, and what the model expects after it", _tokens(report, positions)),
+        ("Logit lens", "likeliest token at each depth; bold: the model's own", _lens(report, positions, console.width)),
+        ("Strongest heads", "attention on repeated random tokens, from 0 to 1", _heads(report)),
+        ("Causal effect", _effect_note(report), _effect(report, positions, console.width)),
+    ):
+        console.print()
+        console.print(Text.assemble((title, "bold"), "  ", (note, "dim")))
+        console.print(Padding(body, (0, 0, 0, 2)))
+
+
+def _facts(report: Report) -> Text:
+    model = report.model
+    sizes = f"{model.parameters:,} parameters, {model.layers} layers x {model.heads} heads, width {model.d_model}"
+    return Text.assemble((model.name, "bold cyan"), f"  {model.architecture}, {sizes}")
+
+
+def _table(*columns: str, right: Iterable[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    return table
+
+
+def _tokens(report: Report, positions: range) -> Table:
+    table = _table("pos", "token", "p", "next", right=("pos", "p"))
+    probs = [None, *report.predictions.next_probs.tolist()]
+    ids, top = report.predictions.top_ids.tolist(), report.predictions.top_probs.tolist()
+    for p in positions:
+        guesses = Text("  ").join(
+            Text.assemble(visible(report.words[i], 12), (f" {prob:.2f}", "dim"))
+            for i, prob in zip(ids[p][:4], top[p], strict=False)
+        )
+        prob = probs[p]
+        table.add_row(str(p), visible(report.tokens[p], 14), "" if prob is None else _shaded(prob), guesses)
+    return table
+
+
+def _shaded(prob: float) -> Text:
+    return Text(f" {prob:.2f} ", style=_ground(prob, BLUE))
+
+
+def _ground(share: float, color: ColorTriplet) -> Style:
+    """Returns a style for a share from 0 to 1: dim, plain, then a ground that can be seen on black and on white."""
+    if share < 0.15:
+        return Style(dim=share < 0.05)
+    ground = blend_rgb(GREY, color, min(share, 1.0))
+    return Style(color=Color.from_triplet(WHITE), bgcolor=Color.from_triplet(ground))
+
+
+def _some(count: int, room: int) -> list[int]:
+    """Returns `room` of `count` indices at even distances, the first and the last among them; all if they fit."""
+    if count <= room:
+        return list(range(count))
+    return [round(i * (count - 1) / (room - 1)) for i in range(room)]
+
+
+def _lens(report: Report, positions: range, width: int) -> Table:
+    lens = report.lens
+    depths = _some(len(lens.depths), max(2, (width - 24) // 12))
+    table = _table("pos", "token", *(_depth(lens.depths[d]) for d in depths), right=("pos",))
+    ids, probs, ranks = lens.top_ids.tolist(), lens.top_probs.tolist(), lens.final_ranks.tolist()
+    for p in positions:
+        cells = [
+            Text(
+                f"{visible(report.words[ids[d][p]], 10):10}",
+                style=_ground(probs[d][p], BLUE) + Style(bold=ranks[d][p] == 0),
+            )
+            for d in depths
+        ]
+        table.add_row(str(p), visible(report.tokens[p], 14), *cells)
+    return table
+
+
+def _depth(depth: str) -> str:
+    return depth if depth == "embed" else f"layer {depth}"
+
+
+def _heads(report: Report) -> Columns:
+    scores = {"induction": report.heads.induction, "previous token": report.heads.previous_token}
+    return Columns([_bars(name, strongest(score)) for name, score in scores.items()], padding=(0, 4))
+
+
+def _bars(name: str, heads: Sequence[Head]) -> Table:
+    table = _table(name, "", "", right=("",))
+    for head in heads:
+        bar = Text("━" * round(20 * head.score), style="cyan")
+        table.add_row(str(head), bar + Text("━" * (20 - len(bar)), style="bright_black"), f"{head.score:.3f}")
+    return table
+
+
+def _effect_note(report: Report) -> str:
+    target = visible(report.words[report.effect.target])
+    return f"nats that log P({target}) = {report.effect.log_prob:.3f} falls by with that position mean-ablated"
+
+
+def _effect(report: Report, positions: range, width: int) -> Table:
+    drop = report.effect.drop
+    layers = _some(len(drop), max(2, (width - 24) // 9))
+    table = _table("pos", "token", *(f"layer {layer}" for layer in layers), right=("pos",))
+    bound = max(float(drop.abs().max()), 1e-9)
+    for p in positions:
+        values = drop[:, p].tolist()
+        table.add_row(str(p), visible(report.tokens[p], 14), *(_nats(values[layer], bound) for layer in layers))
+    return table
+
+
+def _nats(value: float, bound: float) -> Text:
+    if abs(value) < 0.005:
+        return Text("   ·", style="dim")
+    return Text(f" {value:+.2f} ", style=_ground(abs(value) / bound, RED if value > 0 else GREEN))
