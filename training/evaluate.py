@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from corpus import Source
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import GPTBigCodeForCausalLM
+
+from corpus import Source
 
 
 @torch.no_grad()
@@ -44,10 +45,11 @@ def induction_scores(model: GPTBigCodeForCausalLM, *, period: int = 100, rows: i
     """
     generator = torch.Generator().manual_seed(seed)
     bos = model.config.bos_token_id
+    assert bos is not None, "rows start with a BOS"
     block = torch.randint(1, model.config.vocab_size, (rows, period), generator=generator)
     tokens = torch.cat([torch.full((rows, 1), bos), block, block], dim=1)
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
     patterns = model(tokens, use_cache=False, output_attentions=True).attentions
-    model.set_attn_implementation(implementation)
+    model.set_attn_implementation(implementation or "eager")
     return torch.stack([p.diagonal(1 - period, dim1=-2, dim2=-1)[..., 2:].mean((0, -1)) for p in patterns])

@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from corpus import Source, standard_library
-from evaluate import bits_per_byte, induction_scores
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM, PreTrainedTokenizerFast
+
+from corpus import Source, standard_library
+from evaluate import bits_per_byte, induction_scores
 
 BOS = "<|endoftext|>"
 IGNORED = -100
@@ -133,7 +134,8 @@ def new_model(recipe: Recipe) -> GPTBigCodeForCausalLM:
 
 def train(model: GPTBigCodeForCausalLM, ids: Tensor, recipe: Recipe, out: Path, device: str) -> None:
     """Trains in place; writes progress, and a checkpoint every 500 steps."""
-    model.to(device).train()
+    nn.Module.to(model, device)
+    model.train()
     steppers = optimizers(model, recipe)
     start, running = time.time(), 0.0
     with (out / "progress.jsonl").open("w") as log:
@@ -159,7 +161,8 @@ def train(model: GPTBigCodeForCausalLM, ids: Tensor, recipe: Recipe, out: Path, 
                 log.flush()
             if step and step % 500 == 0:
                 model.save_pretrained(out / "checkpoint")
-    model.to("cpu").eval()
+    nn.Module.to(model, "cpu")
+    model.eval()
 
 
 def report(model: GPTBigCodeForCausalLM, tokenizer: Tokenizer, held_out: list[Source]) -> dict[str, float | str]:
@@ -196,7 +199,7 @@ def save(model: GPTBigCodeForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
 
 def main() -> None:
     """Runs the recipe from the corpus to the saved model and its figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Trains tiny-bigcode.")
     parser.add_argument("--out", type=Path, default=Path("training/runs/tiny-bigcode"))
     parser.add_argument("--tokens", type=int, default=Recipe.tokens)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -103,10 +103,11 @@ def _measure(model: str, text: str) -> "Report":
     from clearspan import analysis
     from clearspan.errors import ClearspanError
 
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description:20}"), BarColumn(), TimeRemainingColumn())
     try:
         bridge = clearspan.boot(model)
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("reading the text")
 
             def advance(stage: str, done: int, total: int) -> None:

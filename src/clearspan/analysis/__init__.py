@@ -8,6 +8,7 @@ from .heads import head_scores as head_scores
 from .heads import strongest as strongest
 from .lens import LogitLens as LogitLens
 from .lens import logit_lens as logit_lens
+from .predictions import NotFiniteError as NotFiniteError
 from .predictions import Predictions as Predictions
 from .predictions import predictions as predictions
 from .report import ModelFacts as ModelFacts

@@ -10,7 +10,7 @@ from clearspan.bridge import TransformerBridge
 
 from .progress import Progress, silent
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ def causal_effect(
     the text's positions without the first. The first is left out (of a longer text) because it is BOS or stands in
     for one: models park attention there, and its stream can be hundreds of times larger than the others.
 
-    All positions of a layer are rows of one batch, in chunks of some 4,096 tokens. It starts at that layer and
+    All positions of a layer are rows of one batch, in chunks of some 8,192 tokens. It starts at that layer and
     unembeds the last position alone.
 
     Args:
@@ -48,6 +48,13 @@ def causal_effect(
 
     Returns:
         Effects in nats.
+
+    Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> tokens = bridge.to_tokens("def f(self")
+        >>> causal_effect(bridge, tokens).drop.shape == (bridge.cfg.n_layers, tokens.shape[1])
+        True
 
     References:
         Meng et al. (2022), "Locating and Editing Factual Associations in GPT", arXiv:2202.05262, section 2.1: the

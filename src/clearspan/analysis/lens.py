@@ -43,6 +43,8 @@ def logit_lens(bridge: TransformerBridge, tokens: Int[Tensor, "1 pos"]) -> Logit
     `softmax(bridge(resid_post[l], start_at_layer=n_layers))`, which skips every block.
 
     Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
         >>> logit_lens(bridge, bridge.to_tokens("def f(self")).depths
         ('embed', '0', '1', '2', '3', '4')
 

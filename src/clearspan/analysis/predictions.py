@@ -7,6 +7,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
+from clearspan.errors import ClearspanError
+
+
+class NotFiniteError(ClearspanError, ArithmeticError):
+    """Logits that are not numbers, from which nothing can be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +35,24 @@ def predictions(bridge: TransformerBridge, tokens: Int[Tensor, "1 pos"], *, k: i
 
     Probabilities are the softmax, in float32, of what the model returns.
 
+    Raises:
+        NotFiniteError: The model returns NaN.
+
     Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
         >>> found = predictions(bridge, bridge.to_tokens("def f(self"), k=2)
         >>> found.top_ids.shape[1]
         2
     """
     probs = bridge(tokens)[0].float().softmax(-1)
-    top = probs.topk(k, dim=-1)
+    if probs.isnan().any():
+        raise NotFiniteError(
+            "the model's logits are not numbers (NaN), so it predicts nothing",
+            where=f"{bridge.cfg.model_name}, weights in {bridge.cfg.dtype}",
+            fix="clearspan.boot(model, dtype=torch.float32), if they overflow",
+        )
+    top = probs.topk(min(k, probs.shape[-1]), dim=-1)
     return Predictions(
         top_ids=top.indices.cpu(),
         top_probs=top.values.cpu(),

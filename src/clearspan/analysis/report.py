@@ -143,6 +143,13 @@ def report(bridge: TransformerBridge, text: str, *, k: int = 5, progress: Progre
     Raises:
         InputError: The text is empty, or longer than the model's context.
         NoTokenizerError: The bridge has no tokenizer.
+        NotFiniteError: The model returns NaN.
+
+    Example:
+        >>> import clearspan
+        >>> found = report(clearspan.boot("tiny-bigcode"), "def f(self")
+        >>> found.tokens[0], len(found.to_dict()["tokens"])
+        ('<|endoftext|>', 5)
     """
     tokens = _encoded(bridge, text)
     found = predictions(bridge, tokens, k=k)

@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from clearspan.architectures.base import ArchitectureAdapter
@@ -102,8 +101,8 @@ class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):
         "split_attention_weights": True,
     }
     absent_points: ClassVar[dict[str, str]] = {
-        "blocks.{l}.attn.hook_rot_q": "there is no rotary embedding and no query norm: the product reads hook_q as it is",
-        "blocks.{l}.attn.hook_rot_k": "there is no rotary embedding and no key norm: the product reads hook_k as it is",
+        "blocks.{l}.attn.hook_rot_q": "no rotary embedding and no query norm: the product reads hook_q as it is",
+        "blocks.{l}.attn.hook_rot_k": "no rotary embedding and no key norm: the product reads hook_k as it is",
         "blocks.{l}.mlp.hook_pre_linear": "the MLP has no gate",
         "blocks.{l}.mlp.hook_router_logits": "the MLP is dense, not a mixture of experts",
         "blocks.{l}.mlp.hook_expert_weights": "the MLP is dense, not a mixture of experts",
@@ -141,7 +140,7 @@ class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):
                         name="attn",
                         split_qkv_matrix=self._split_qkv_matrix,
                         qkv_conversion_rule=self.qkv_conversion_rule,
-                        requires_attention_mask=True,  # eager attention here masks causally only by the mask it is handed
+                        requires_attention_mask=True,  # eager attention here is causal only by its mask
                         attention_mask_4d=True,
                         submodules={"qkv": LinearBridge(name="c_attn"), "o": LinearBridge(name="c_proj")},
                     ),

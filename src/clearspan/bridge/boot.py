@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import nn
 
 from clearspan.architectures import adapter_class
 from clearspan.bridge.transformer_bridge import TransformerBridge
@@ -57,9 +58,9 @@ def boot(
             )
         hf_model, own_tokenizer = model, None
         if dtype != "auto":
-            hf_model = hf_model.to(dtype)
+            nn.Module.to(hf_model, dtype)
     if device is not None:
-        hf_model = hf_model.to(device)
+        nn.Module.to(hf_model, device)
     adapter_type = adapter_class(type(hf_model).__name__)
     adapter = adapter_type(bridge_config(hf_model, adapter_type))
     return TransformerBridge(hf_model, adapter, tokenizer if tokenizer is not None else own_tokenizer)

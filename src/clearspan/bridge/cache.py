@@ -18,9 +18,10 @@ class ActivationCache(Mapping[str, Tensor]):
     """The activations of one run.
 
     It keeps the tensors that the forward itself made, by reference, and no others. A look-up converts to canonical axes
-    and computes derived values (`hook_scale`, `hook_normalized`, `hook_result`, path inputs) at that moment. Entries are
-    detached. They share storage with one another where their values do, so clone one before editing it in place: an
-    entry whose storage was written since it was kept raises when it is looked up.
+    and computes, at that moment, derived values (`hook_scale`, `hook_normalized`, `hook_result`, path inputs) and the
+    inside of attention, by the model's own eager function on the run's queries, keys and mask. Entries are detached.
+    They share storage with each other where their values do, so clone one before editing it in place: an entry whose
+    storage was written since it was kept raises when it is looked up.
 
     Example:
         >>> import clearspan
@@ -85,9 +86,16 @@ class ActivationCache(Mapping[str, Tensor]):
 
     def _value(self, point: HookPoint) -> Tensor:
         recording = self._recording
+        key = point.name if point.name in recording.values else point.place.key
+        if recording.was_edited(key):
+            raise EditedEntryError(
+                f"the cache's entry for {point.name} was written after it was kept",
+                reason="entries share storage with each other and with what the forward made",
+                fix=f"value = cache[{point.name!r}].clone() before editing in place",
+            )
         if point.name in recording.values:
-            return self._unedited(point.name, recording.values[point.name], point)
-        raw = self._unedited(point.place, recording.raw[point.place], point)
+            return recording.values[point.name]
+        raw = recording.raw(point.place)
         match point.access:
             case Whole() | InPlace():
                 return raw
@@ -97,16 +105,6 @@ class ActivationCache(Mapping[str, Tensor]):
                 return raw.expand(self._rows, *raw.shape[1:]) if len(raw) == 1 else raw
             case Derived(derivation, part):
                 return derivation.read(part, raw, {})
-
-    def _unedited(self, key: object, tensor: Tensor, point: HookPoint) -> Tensor:
-        kept = self._recording.versions.get(key)
-        if kept is not None and tensor._version != kept:
-            raise EditedEntryError(
-                f"the cache's entry for {point.name} was written after it was kept",
-                reason="entries share storage with each other and with what the forward made",
-                fix=f"value = cache[{point.name!r}].clone() before editing in place",
-            )
-        return tensor
 
     def _shown(self, point: HookPoint, value: Tensor) -> Tensor:
         if self._one_position:
@@ -147,8 +145,5 @@ class ActivationCache(Mapping[str, Tensor]):
         return self
 
     def __repr__(self) -> str:
-        tensors = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for tensor in [*self._recording.raw.values(), *self._recording.values.values(), *self._gradients.values()]
-        }
-        return f"ActivationCache({len(self)} entries, {sum(tensors.values()) / 2**20:.1f} MiB kept)"
+        kept = self._recording.nbytes() + sum(tensor.nbytes for tensor in self._gradients.values())
+        return f"ActivationCache({len(self)} entries, {kept / 2**20:.1f} MiB kept)"

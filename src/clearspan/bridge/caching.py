@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from clearspan.bridge.index import Segment
 from clearspan.bridge.inputs import ModelInput
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.derived_gradients import Arrival, derived_gradient
-from clearspan.hf.recording import Recording, Transform
+from clearspan.hf.recording import Recording, RecordingPlan, Transform
 from clearspan.points import Derived, HookPoint, NamesFilter, Place, Side, Whole
 
 if TYPE_CHECKING:
@@ -36,16 +37,16 @@ def run_with_cache(
     incl_bwd: bool,
 ) -> tuple[Output, ActivationCache]:
     """Runs the model and keeps what was asked for. The arguments are those of `TransformerBridge.run_with_cache`."""
-    points = {point.name: point for point in bridge.index.select(names_filter, segment)}
-    index = _position_index(pos_slice)
-    recording = Recording(_transform(index, device))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(bridge.taps.record(_needed(bridge, points, incl_bwd), recording))
-        if not incl_bwd:
+    choice = _choose(bridge, names_filter, segment, incl_bwd)
+    points = choice.points
+    may_defer = "past_key_values" not in given.kwargs
+    recording = Recording(_transform(_position_index(pos_slice), device), may_defer)
+    gradients: Mapping[str, Tensor] = {}
+    if incl_bwd:
+        output, gradients = _run_backward(bridge, given, segment, return_type, loss_per_token, choice, recording)
+    else:
+        with bridge.taps.record(choice.needed, choice.plan, recording):
             output = run(bridge, given, segment, return_type, loss_per_token)
-            gradients: Mapping[str, Tensor] = {}
-        else:
-            output, gradients = _run_backward(bridge, given, segment, return_type, loss_per_token, points, recording)
     value = given.kwargs.get("input_ids", given.kwargs.get("inputs_embeds"))
     assert isinstance(value, Tensor), "a prepared input has ids or embeddings"
     cache = ActivationCache(
@@ -60,14 +61,37 @@ def run_with_cache(
     return output, cache
 
 
-def _needed(bridge: "TransformerBridge", points: Mapping[str, HookPoint], incl_bwd: bool) -> list[HookPoint]:
-    """Returns the points whose raw tensors are needed: with gradients also those around a derivation's target."""
-    if not incl_bwd:
-        return list(points.values())
-    targets = {point.access.derivation.target for point in points.values() if isinstance(point.access, Derived)}
-    places = targets | {Place(target.module, Side.INPUT) for target in targets}
-    around = [point for place in places for point in bridge.index.at(place)]
-    return list({point.name: point for point in [*points.values(), *around]}.values())
+@dataclass(frozen=True)
+class Choice:
+    """What a names filter chose, ready to be recorded.
+
+    Attributes:
+        points: The points that the cache will have, by name.
+        needed: These, and with gradients also those around the targets of derived ones.
+        plan: The plan of the needed points' places.
+    """
+
+    points: Mapping[str, HookPoint]
+    needed: Sequence[HookPoint]
+    plan: RecordingPlan
+
+
+def _choose(bridge: "TransformerBridge", names: NamesFilter, segment: Segment, incl_bwd: bool) -> Choice:
+    """Returns the choice of a filter; that of a name, a list, or None is remembered."""
+    key = None if callable(names) else (names if isinstance(names, str | None) else tuple(names), segment, incl_bwd)
+    if key in bridge.choices:
+        return bridge.choices[key]
+    points = bridge.index.select(names, segment)
+    needed = {point.name: point for point in points}
+    if incl_bwd:
+        targets = {point.access.derivation.target for point in points if isinstance(point.access, Derived)}
+        for place in targets | {Place(target.module, Side.INPUT) for target in targets}:
+            needed.update({point.name: point for point in bridge.index.at(place)})
+    plan = RecordingPlan.of(bridge.hf_model, {point.place for point in needed.values()})
+    choice = Choice({point.name: point for point in points}, tuple(needed.values()), plan)
+    if key is not None:
+        bridge.choices[key] = choice
+    return choice
 
 
 def _run_backward(
@@ -76,9 +100,10 @@ def _run_backward(
     segment: Segment,
     return_type: ReturnType | None,
     loss_per_token: bool,
-    points: Mapping[str, HookPoint],
+    choice: Choice,
     recording: Recording,
 ) -> tuple[Output, dict[str, Tensor]]:
+    points = choice.points
     if segment[1] is not None or loss_per_token:
         raise InvalidArgumentError("incl_bwd=True needs a scalar loss", got="stop_at_layer or loss_per_token")
     if recording.has_transform:
@@ -101,6 +126,7 @@ def _run_backward(
         for point in sinks:
             stack.callback(_set_sink, point, None)
             _set_sink(point, lambda at, value: values.__setitem__(at.name, value))
+        stack.enter_context(bridge.taps.record(choice.needed, choice.plan, recording))
         both = run(bridge, given, segment, "both")
     assert isinstance(both, tuple), "return_type 'both' gives two"
     logits, loss = both
@@ -118,8 +144,8 @@ def _derived(
 ) -> Tensor:
     assert isinstance(point.access, Derived), "only derived points have a target"
     target = point.access.derivation.target
-    entered = recording.raw[Place(target.module, Side.INPUT)]
-    arrival = Arrival(recording.raw[target], recording.raw[point.place], {}, entered)
+    entered = recording.raw(Place(target.module, Side.INPUT))
+    arrival = Arrival(recording.raw(target), recording.raw(point.place), {}, entered)
     return derived_gradient(point.access.derivation, point.access.part, arrival, gradients[_end(point, bridge)])
 
 
@@ -140,7 +166,9 @@ def _position_index(pos_slice: PosSlice) -> slice | Tensor | None:
         case None:
             return None
         case bool():
-            raise InvalidArgumentError(f"pos_slice={pos_slice!r}", expected="an int, a tuple, a list, a slice or a tensor")
+            raise InvalidArgumentError(
+                f"pos_slice={pos_slice!r}", expected="an int, a tuple, a list, a slice or a tensor"
+            )
         case int():
             return slice(pos_slice, pos_slice + 1 or None)
         case slice():

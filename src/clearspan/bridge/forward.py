@@ -1,7 +1,7 @@
 """The forward: the model's own, on a checked input, for the part of the model asked for."""
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -28,9 +28,7 @@ def run(
 ) -> Output:
     """Runs the model and returns what was asked for; a run that stops at a layer returns the residual stream there."""
     if return_type not in ("logits", "loss", "both", None):
-        raise InvalidArgumentError(
-            f"unknown return_type {return_type!r}", expected="'logits', 'loss', 'both' or None"
-        )
+        raise InvalidArgumentError(f"unknown return_type {return_type!r}", expected="'logits', 'loss', 'both' or None")
     start, stop = segment
     if return_type in ("loss", "both") and stop is None and given.tokens is None:
         raise InvalidArgumentError("a loss needs the tokens", got="embeddings or a residual stream")
@@ -51,7 +49,9 @@ def run(
     return loss if return_type == "loss" else (logits, loss)
 
 
-def _run_segment(bridge: "TransformerBridge", given: ModelInput, start: int | None, stop: int | None) -> Tensor | Stopped:
+def _run_segment(
+    bridge: "TransformerBridge", given: ModelInput, start: int | None, stop: int | None
+) -> Tensor | Stopped:
     blocks = [block.module for block in bridge.blocks]
     bridge.index.check_reached((point for point in bridge.index if point.is_listening), (start, stop))
     with contextlib.ExitStack() as stack:
@@ -81,5 +81,3 @@ def gradients_lost(bridge: "TransformerBridge") -> str | None:
     if torch.is_grad_enabled() and model.training and model.is_gradient_checkpointing:
         return "gradient checkpointing computes the forward again during backward, when these hooks are gone"
     return None
-
-

@@ -21,7 +21,7 @@ def generate(
     attention_mask: Tensor | None,
     generate_kwargs: dict[str, Any],
 ) -> Any:
-    """Generates and returns text for text, tokens for tokens. The arguments are those of `TransformerBridge.generate`."""
+    """Returns text for text, tokens for tokens. The arguments are those of `TransformerBridge.generate`."""
     tokens, mask = as_tensor(bridge, input, prepend_bos, padding_side)
     if tokens.is_floating_point():
         raise InputError("generation starts from text or token ids", got="embeddings")
@@ -30,7 +30,8 @@ def generate(
     if "pad_token_id" not in generate_kwargs and bridge.hf_model.generation_config.pad_token_id is None:
         pad = None if bridge.tokenizer is None else bridge.tokenizer.pad_token_id
         generate_kwargs["pad_token_id"] = 0 if pad is None else pad
-    generated = bridge.hf_model.generate(
+    model: Any = bridge.hf_model  # its class has `generate` where it is a causal language model
+    generated = model.generate(
         tokens, attention_mask=torch.ones_like(tokens) if mask is None else mask, **generate_kwargs
     )
     if isinstance(input, Tensor) or not isinstance(generated, Tensor):

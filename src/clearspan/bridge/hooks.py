@@ -27,12 +27,14 @@ def attached(
         HookTypeError: A hook is not callable.
     """
     wanted: list[tuple[HookPoint, str, HookFunction, Direction]] = []
-    for direction, hooks in (("fwd", fwd_hooks), ("bwd", bwd_hooks)):
+    directions: list[tuple[Direction, Hooks]] = [("fwd", fwd_hooks), ("bwd", bwd_hooks)]
+    for direction, hooks in directions:
         for pair in hooks:
             if not (isinstance(pair, tuple | list) and len(pair) == 2):
                 raise InvalidArgumentError(f"{direction}_hooks holds {pair!r}", expected="pairs (name, function)")
             names, function = pair
-            wanted += [(point, name, function, direction) for point, name in bridge.index.matching(names)]
+            for point, name in bridge.index.matching(names):
+                wanted.append((point, name, function, direction))
     with contextlib.ExitStack() as stack:
         listeners: list[tuple[HookPoint, Listener, Direction]] = []
         for point, name, function, direction in wanted:

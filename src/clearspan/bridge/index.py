@@ -73,9 +73,7 @@ class PointIndex:
             raise UnknownPointError(
                 f"no hook point {name!r}", expected=f"a layer from 0 to {n_layers - 1}", got=f"layer {layer[1]}"
             )
-        raise UnknownPointError(
-            f"no hook point {name!r}", nearest=close, fix="bridge.hook_dict has every name"
-        )
+        raise UnknownPointError(f"no hook point {name!r}", nearest=close, fix="bridge.hook_dict has every name")
 
     def why_absent(self, name: str) -> str | None:
         """Returns why this architecture lacks a point of the vocabulary, or None where it has it or nothing does."""

@@ -89,9 +89,9 @@ def as_tensor(
     """Returns an input as ids `[batch, pos]` or embeddings `[batch, pos, d_model]`, and the mask of padded text."""
     if not isinstance(input, Tensor):
         tokens, mask = bridge.text.encode(input, prepend_bos, padding_side)
-        device = bridge.hf_model.device
+        device = bridge.device
         return tokens.to(device), None if mask is None else mask.to(device)
-    value = input.to(bridge.hf_model.device)
+    value = input.to(bridge.device)
     if value.is_floating_point():
         if value.ndim != 3 or value.shape[-1] != bridge.cfg.d_model:
             raise InputError(
@@ -103,12 +103,10 @@ def as_tensor(
     value = value[None] if value.ndim == 1 else value
     if value.ndim != 2 or not value.numel():
         raise InputError("token ids have two axes", expected="[batch, pos], not empty", got=str(list(input.shape)))
-    least, most = torch.aminmax(value)
+    least, most = (bound.item() for bound in torch.aminmax(value))
     if least < 0 or most >= bridge.cfg.d_vocab:
         raise TokenRangeError(
-            "token ids outside the vocabulary",
-            expected=f"0 to {bridge.cfg.d_vocab - 1}",
-            got=f"{int(least)} to {int(most)}",
+            "token ids outside the vocabulary", expected=f"0 to {bridge.cfg.d_vocab - 1}", got=f"{least} to {most}"
         )
     return value, None
 

@@ -80,14 +80,14 @@ class Text:
         encoded = [[bos, *row] if prepend else row for row in encoded]
         if truncate:
             encoded = [row[: self._cfg.n_ctx] for row in encoded]
-        return self._pad(encoded, padding_side or tokenizer.padding_side)
+        return self._pad(encoded, padding_side or ("left" if tokenizer.padding_side == "left" else "right"))
 
     def _pad(self, rows: list[list[int]], side: PaddingSide) -> tuple[Tensor, Tensor | None]:
         width = max(map(len, rows))
         if all(len(row) == width for row in rows):
             return torch.tensor(rows), None
-        fill = self.tokenizer.pad_token_id or 0  # masked, so that its value does not matter
-        tokens = torch.full((len(rows), width), fill)
+        pad = self.tokenizer.pad_token_id
+        tokens = torch.full((len(rows), width), pad if isinstance(pad, int) else 0)  # masked: the value is not seen
         mask = torch.zeros_like(tokens)
         for index, row in enumerate(rows):
             span = slice(width - len(row), width) if side == "left" else slice(len(row))
@@ -99,17 +99,15 @@ class Text:
         """Returns the text of a row of ids (or one id), or a list of texts for rows."""
         ids = torch.as_tensor(tokens)
         if ids.ndim == 2:
-            return [self.tokenizer.decode(row.tolist()) for row in ids]
-        return self.tokenizer.decode(ids.reshape(-1).tolist())
+            return [str(self.tokenizer.decode(row.tolist())) for row in ids]
+        return str(self.tokenizer.decode(ids.reshape(-1).tolist()))
 
     def str_tokens(
         self, input: str | Sequence[str] | Tensor, prepend_bos: bool | None = None
     ) -> list[str] | list[list[str]]:
         """Returns each token's own text, as one list for a string or a row of ids and a list of lists for several."""
         if isinstance(input, Tensor):
-            if input.ndim == 2 and len(input) == 1:
-                input = input[0]
-            if input.ndim == 2:
+            if input.ndim == 2 and len(input) > 1:
                 return [self._pieces(row.tolist()) for row in input]
             return self._pieces(input.reshape(-1).tolist())
         if isinstance(input, str):
@@ -117,7 +115,7 @@ class Text:
         return [self._pieces(self.encode(row, prepend_bos)[0][0].tolist()) for row in input]
 
     def _pieces(self, ids: list[int]) -> list[str]:
-        return [self.tokenizer.decode([token]) for token in ids]
+        return [str(self.tokenizer.decode([token])) for token in ids]
 
     def single_token(self, text: str) -> int:
         """Returns the id of a text that is one token.

@@ -86,6 +86,12 @@ class TransformerBridge(StackedWeights):
         points["hook_logits"] = HookPoint("hook_logits", axes("batch pos d_vocab"), Place("", Side.OUTPUT))
         self.index = PointIndex(points, components, adapter)
         self.taps = Taps(hf_model, self.index)
+        self.choices: dict[object, caching.Choice] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the token embedding is, and inputs go."""
+        return self.embed.W_E.device
 
     # --- forward -----------------------------------------------------------------------------------------------------
 
@@ -399,7 +405,7 @@ class TransformerBridge(StackedWeights):
             InputError: An empty string, or no string.
             NoTokenizerError: There is no tokenizer.
         """
-        return self.text.encode(input, prepend_bos, padding_side, truncate)[0].to(self.hf_model.device)
+        return self.text.encode(input, prepend_bos, padding_side, truncate)[0].to(self.device)
 
     def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
         """Returns the text of a row of ids or of one id, or a list of texts for `[batch, pos]`."""

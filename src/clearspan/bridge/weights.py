@@ -1,7 +1,5 @@
 """Weights of all layers, stacked: copies, since layers' parameters lie apart. A block's own are views."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -11,11 +9,11 @@ from clearspan.components import BlockBridge, EmbeddingBridge, PosEmbedBridge, U
 class StackedWeights:
     """The bridge's weight attributes, by the letters of the field.
 
-    Embedding and unembedding are the live parameters or views of them. The rest are stacked copies `[layer, ...]`, on the
-    graph of the parameters; `bridge.blocks[l].attn.W_Q` and so on are views, through which a write reaches the model.
+    Embedding and unembedding are the live parameters or views of them. The rest are stacked copies `[layer, ...]`, on
+    the graph of the parameters; `bridge.blocks[l].attn.W_Q` and so on are views: a write there reaches the model.
     """
 
-    blocks: Sequence[BlockBridge]
+    blocks: tuple[BlockBridge, ...]
     embed: EmbeddingBridge
     pos_embed: PosEmbedBridge
     unembed: UnembeddingBridge

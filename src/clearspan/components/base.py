@@ -149,7 +149,7 @@ class GeneralizedComponent:
         Raises:
             MissingWeightError: The module has no such parameter, or has none in this checkpoint.
         """
-        parameter = dict(self.module.named_parameters(recurse=False)).get(name)
+        parameter = self.module._parameters.get(name)
         if parameter is None:
             raise MissingWeightError(
                 f"{self.path} has no {name}",
@@ -164,7 +164,7 @@ class GeneralizedComponent:
 
 
 def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns an additive causal mask `[1, 1, q_pos, k_pos]`: 0 where a position may look, the dtype's least elsewhere."""
+    """Returns an additive causal mask `[1, 1, q_pos, k_pos]`: 0 where a position may look, else the dtype's least."""
     least = torch.full((length, length), torch.finfo(dtype).min, dtype=dtype, device=device)
     return least.triu(1)[None, None]
 

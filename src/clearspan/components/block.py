@@ -51,9 +51,7 @@ class BlockBridge(GeneralizedComponent):
         yield self.point("hook_q_input", "batch pos head d_model", read, Derived(inputs, "q_input"))
         yield self.point("hook_k_input", "batch pos kv_head d_model", read, Derived(inputs, "k_input"))
         yield self.point("hook_v_input", "batch pos kv_head d_model", read, Derived(inputs, "v_input"))
-        yield self.point(
-            "hook_attn_out", stream, self.attn.place(Side.OUTPUT), aliases=(f"{path}.attn.hook_out",)
-        )
+        yield self.point("hook_attn_out", stream, self.attn.place(Side.OUTPUT), aliases=(f"{path}.attn.hook_out",))
         yield self.point("hook_resid_mid", stream, between, InPlace())
         yield self.point("hook_mlp_in", stream, between, aliases=(f"{path}.ln2.hook_in",))
         yield self.point("hook_mlp_out", stream, self.mlp.place(Side.OUTPUT), aliases=(f"{path}.mlp.hook_out",))

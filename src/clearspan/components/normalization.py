@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
-
 from clearspan.points import Derivation, Derived, HookPoint, Place, Side
 
 

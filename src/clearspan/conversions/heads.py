@@ -22,4 +22,3 @@ class HeadsConversion(BaseTensorConversion):
     def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns heads joined in the last axis."""
         return input_value.flatten(-2)
-

@@ -19,8 +19,9 @@ class QKVConversionRule(BaseTensorConversion):
     def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns views of the query, key and value parts of the fused axis.
 
-        The views are made one by one, since autograd lets a view of several be written to only so. A part keeps the axis flat (heads times d_head) where that is a view, and has it divided into
-        `[head, d_head]` where only that is one.
+        A part keeps the axis flat (heads times d_head) where that is a view, and has it divided into
+        `[head, d_head]` where only that is one. The views are made one by one: autograd lets no view be written to that
+        was made together with others.
         """
 
 

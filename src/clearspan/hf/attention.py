@@ -1,9 +1,9 @@
 """Inside attention: the model's own eager function, watched for its softmax and the product that follows."""
 
-import copy
+import contextlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,15 +12,141 @@ from torch.overrides import TorchFunctionMode
 
 from clearspan.errors import AttentionNotSeenError
 
-IMPLEMENTATION = "clearspan_watched"
-"""Name of the attention function registered with transformers, used by no layer but a watched one."""
+IMPLEMENTATION = "clearspan"
+"""Name of the attention function registered with transformers; only a layer that is observed is given it."""
 
 Visit = Callable[[Tensor], Tensor]
 
 _SOFTMAXES = frozenset({torch.nn.functional.softmax, torch.softmax, Tensor.softmax})
 _PRODUCTS = frozenset({torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
 
-_watched: dict[nn.Module, tuple[Visit, Visit]] = {}
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of a layer's attention function.
+
+    Attributes:
+        module: The attention module.
+        query: `[batch, head, q_pos, d_head]`, as used in the product.
+        key: `[batch, kv_head, k_pos, d_head]`.
+        value: `[batch, kv_head, k_pos, d_head]`.
+        mask: As it was made for the model's own implementation.
+        kwargs: What the function was called with besides.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    kwargs: dict[str, Any]
+
+    def run(self) -> Any:
+        """Runs the implementation that the model is configured with."""
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        module = self.module
+        shown: Any = module.config
+        config = shown.original if isinstance(shown, _ObservedConfig) else shown
+        vars(module)["config"] = config  # flash attention reads its own name there
+        try:
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, _eager(module))
+            return attend(module, self.query, self.key, self.value, self.mask, **self.kwargs)
+        finally:
+            vars(module)["config"] = shown
+
+    def run_watched(self, scores: Visit, pattern: Visit) -> Any:
+        """Runs the model's own eager function; the visitors see scores and pattern, and what they return is used."""
+        mask = additive_mask(self.mask, self.query, self.key, self.module, self.kwargs)
+        with SoftmaxWatch(scores, pattern) as watch:
+            output = _eager(self.module)(self.module, self.query, self.key, self.value, mask, **self.kwargs)
+        watch.check(self.module)
+        return output
+
+    def inside(self) -> tuple[Tensor, Tensor]:
+        """Returns scores and pattern, `[batch, head, q_pos, k_pos]`, as the eager function computes them."""
+        seen: list[Tensor] = []
+
+        def see(tensor: Tensor) -> Tensor:
+            seen.append(tensor)
+            return tensor
+
+        self.run_watched(see, see)
+        scores, pattern = seen
+        return scores, pattern
+
+    def detached(self) -> "AttentionCall":
+        """Returns the call with tensors outside the graph."""
+        mask = None if self.mask is None else self.mask.detach()
+        return AttentionCall(
+            self.module, self.query.detach(), self.key.detach(), self.value.detach(), mask, self.kwargs
+        )
+
+
+Observer = Callable[[AttentionCall], Any]
+"""Runs a call, one way or another, and returns the attention function's output."""
+
+_observers: dict[nn.Module, Observer] = {}
+
+
+class _ObservedConfig:
+    """A module's config, with another attention implementation."""
+
+    _attn_implementation = IMPLEMENTATION
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+
+@contextlib.contextmanager
+def observed(observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
+    """Has each attention module's calls go to its observer while the context is open.
+
+    Only these modules see another attention implementation, in their own view of the config. The rest of the model, its
+    masks included, goes on as it is configured.
+    """
+    if not observers:
+        yield
+        return
+    _register()
+    configs = {module: module.config for module in observers}
+    views: dict[int, _ObservedConfig] = {}
+    try:
+        for module, config in configs.items():
+            vars(module)["config"] = views.setdefault(id(config), _ObservedConfig(config))
+            _observers[module] = observers[module]
+        yield
+    finally:
+        for module, config in configs.items():
+            vars(module)["config"] = config
+            _observers.pop(module, None)
+
+
+def _register() -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _attend)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> Any:
+    return _observers[module](AttentionCall(module, query, key, value, attention_mask, kwargs))
+
+
+def _eager(module: nn.Module) -> Callable[..., Any]:
+    eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
+    if eager is None:
+        raise AttentionNotSeenError(
+            "attention's scores and pattern cannot be reached here",
+            where=type(module).__name__,
+            reason=f"{type(module).__module__} has no eager attention function of its own",
+        )
+    return eager
 
 
 class SoftmaxWatch(TorchFunctionMode):
@@ -61,55 +187,10 @@ class SoftmaxWatch(TorchFunctionMode):
             )
 
 
-@contextmanager
-def watched(module: nn.Module, scores: Visit, pattern: Visit) -> Iterator[None]:
-    """Runs one attention module eagerly, with a visitor for its scores and one for its pattern, while it is open.
-
-    Only this module sees another implementation: it is given a copy of its config that names ours. The rest of the
-    model, its masks included, goes on as it is configured.
-    """
-    _register()
-    config = module.config
-    shown = copy.copy(config)
-    shown._attn_implementation_internal = IMPLEMENTATION
-    _watched[module] = (scores, pattern)
-    module.config = shown
-    try:
-        yield
-    finally:
-        module.config = config
-        del _watched[module]
-
-
-def _register() -> None:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS.valid_keys():
-        ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _attend)
-
-
-def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
-    """The attention function of a watched layer: the model's own eager one, under the watch."""
-    eager = sys.modules[type(module).__module__].__dict__.get("eager_attention_forward")
-    if eager is None:
-        raise AttentionNotSeenError(
-            "attention's scores and pattern cannot be reached here",
-            where=type(module).__name__,
-            reason=f"{type(module).__module__} has no eager attention function of its own",
-        )
-    mask = additive_mask(attention_mask, query, key, module, kwargs)
-    with SoftmaxWatch(*_watched[module]) as watch:
-        output = eager(module, query, key, value, mask, **kwargs)
-    watch.check(module)
-    return output
-
-
 def additive_mask(
-    mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, kwargs: dict[str, Any]
-) -> Tensor | None:
-    """Returns the mask that eager attention adds to its scores, from the one made for the user's implementation.
+    mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, kwargs: Mapping[str, Any]
+) -> Tensor:
+    """Returns the mask that eager attention adds to its scores, from the one made for the model's implementation.
 
     Args:
         mask: As sdpa gets it (None where its `is_causal` says all, or boolean), as flash attention does (None, or two
@@ -121,23 +202,26 @@ def additive_mask(
     """
     if mask is not None and mask.is_floating_point() and mask.ndim == 4:
         return mask
-    q_len, k_len = query.shape[2], key.shape[2]
-    if mask is not None and mask.ndim == 4:
-        allowed = mask.bool()
-    else:
-        is_causal = kwargs.get("is_causal")
-        is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        k_pos = torch.arange(k_len, device=key.device)
-        # Without a mask sdpa aligns queries with the first keys (a cache of fixed length has empty ones behind them);
-        # flash attention, whose mask marks padding alone, aligns them with the last.
-        first = 0 if mask is None and q_len > 1 else k_len - q_len
-        q_pos = torch.arange(q_len, device=key.device)[:, None] + first
-        allowed = (k_pos <= q_pos) if is_causal else torch.ones_like(k_pos <= q_pos)
-        window = kwargs.get("sliding_window")
-        if window is not None:
-            allowed = allowed & (k_pos > q_pos - window)
-        allowed = allowed[None, None]
-        if mask is not None:
-            allowed = allowed & mask.bool()[:, None, None, :]
+    allowed = mask.bool() if mask is not None and mask.ndim == 4 else _allowed(mask, query, key, module, kwargs)
     zero = torch.zeros((), dtype=query.dtype, device=query.device)
-    return torch.where(allowed, zero, torch.finfo(query.dtype).min)
+    # Eager attention often takes its softmax in float32, where float64's least number would be -inf, and a row that is
+    # masked throughout would be NaN.
+    least = max(torch.finfo(query.dtype).min, torch.finfo(torch.float32).min)
+    return torch.where(allowed, zero, least)
+
+
+def _allowed(mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, kwargs: Mapping[str, Any]) -> Tensor:
+    """Returns where a query may look, `[batch or 1, 1, q_pos, k_pos]`, for a mask that says it by omission."""
+    q_len, k_len = query.shape[2], key.shape[2]
+    is_causal = kwargs.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    k_pos = torch.arange(k_len, device=key.device)
+    # Without a mask sdpa aligns queries with the first keys (a cache of fixed length has empty ones behind them); flash
+    # attention, whose mask marks padding alone, aligns them with the last.
+    first = 0 if mask is None and q_len > 1 else k_len - q_len
+    q_pos = torch.arange(q_len, device=key.device)[:, None] + first
+    allowed = k_pos <= q_pos if is_causal else torch.ones_like(k_pos <= q_pos)
+    window = kwargs.get("sliding_window")
+    if window is not None:
+        allowed = allowed & (k_pos > q_pos - window)
+    return allowed[None, None] if mask is None else allowed & mask.bool()[:, None, None, :]

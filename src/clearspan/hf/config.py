@@ -29,6 +29,6 @@ def bridge_config(model: "PreTrainedModel", adapter: type[ArchitectureAdapter]) 
         eps=config.to_dict()[str(adapter.config_values["eps_attr"])],
         n_key_value_heads=config.to_dict().get("num_key_value_heads"),
         architecture=type(model).__name__,
-        model_name=config.name_or_path,
+        model_name=config.name_or_path or "",
         dtype=model.dtype,
     )

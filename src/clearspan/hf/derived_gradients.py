@@ -53,10 +53,11 @@ def backpropagate(point: HookPoint, derivation: Derivation, arrival: Arrival) ->
     assert isinstance(point.access, Derived)
     part = point.access.part
     carried: list[Tensor] = []
+    calls = point.backward_calls()  # those of this forward, also when they are off again by the time of backward
 
     def at_target(gradient: Tensor) -> None:
         original = current = derived_gradient(derivation, part, arrival, gradient)
-        for call in point.backward_calls():
+        for call in calls:
             edited = call(current)
             current = current if edited is None else edited
         if current is not original:

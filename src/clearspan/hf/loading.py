@@ -49,7 +49,15 @@ def load_model(
     return model.eval(), tokenizer
 
 
-_HUB_KEYWORDS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "subfolder", "force_download")
+_HUB_KEYWORDS = (
+    "revision",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "trust_remote_code",
+    "subfolder",
+    "force_download",
+)
 
 
 def _check_folder(source: str) -> None:

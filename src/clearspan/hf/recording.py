@@ -2,91 +2,176 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clearspan.hf.attention import AttentionCall, Observer, observed
+from clearspan.hf.compiled import around
 from clearspan.hf.tensors import primary_input, primary_output
 from clearspan.points import HookPoint, Place, Side
 
 Transform = Callable[[Tensor, int], Tensor]
 
+INSIDE = (Side.SCORES, Side.PATTERN)
+
+
+@dataclass(frozen=True)
+class RecordingPlan:
+    """Which modules give the raw tensors of a choice of points. It is made once and serves every run of that choice.
+
+    Attributes:
+        places: The raw tensors.
+        modules: Each module with the keys under which its input and its output are kept, or None.
+        attentions: Attention modules whose inside is kept, with their paths.
+        around: All these modules and those that they are in.
+    """
+
+    places: frozenset[Place]
+    modules: tuple[tuple[nn.Module, str | None, str | None], ...]
+    attentions: tuple[tuple[nn.Module, str], ...]
+    around: tuple[nn.Module, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, places: Iterable[Place]) -> "RecordingPlan":
+        """Returns the plan for these raw tensors of a model."""
+        places = frozenset(places)
+        paths = dict.fromkeys(place.module for place in sorted(places, key=str))
+
+        def key(path: str, side: Side) -> str | None:
+            place = Place(path, side)
+            return place.key if place in places else None
+
+        ends = {path: (key(path, Side.INPUT), key(path, Side.OUTPUT)) for path in paths}
+        inside = dict.fromkeys(place.module for place in places if place.side in INSIDE)
+        return cls(
+            places,
+            tuple((model.get_submodule(path), *keys) for path, keys in ends.items() if any(keys)),
+            tuple((model.get_submodule(path), path) for path in inside),
+            around(model, paths),
+        )
+
 
 class Recording:
     """What one forward left behind: raw tensors by place, and values by point where listeners stood beside.
 
+    The inside of attention is kept as the call of the attention function, whose tensors the forward made anyway; scores
+    and pattern are computed from it, by the model's own eager function, when they are looked up.
+
     Args:
         transform: Applied to a tensor and its position axis before it is kept (slicing, moving), or None.
+        may_defer: Whether the inside of attention may be computed later. It may not where keys and values lie in a KV
+            cache, which may go on in place.
 
     Attributes:
-        raw: Raw tensors by place.
         values: Values in canonical axes by point's name; they go before the raw tensors.
-        versions: The edit count of each tensor when it was kept, where torch counts edits.
         wanted: Names of the points that the taps hand over themselves.
     """
 
-    def __init__(self, transform: Transform | None = None) -> None:
-        self.raw: dict[Place, Tensor] = {}
+    def __init__(self, transform: Transform | None = None, may_defer: bool = True) -> None:
         self.values: dict[str, Tensor] = {}
-        self.versions: dict[Place | str, int] = {}
-        self.wanted: set[str] = set()
+        self.wanted: frozenset[str] = frozenset()
+        self._raw: dict[str, Tensor] = {}
+        self._calls: dict[str, AttentionCall] = {}
+        self._versions: dict[str, int] = {}
         self._transform = transform
+        self._defers = may_defer and transform is None
+
+    def raw(self, place: Place) -> Tensor:
+        """Returns the raw tensor of a place."""
+        if place.key not in self._raw and place.side in INSIDE:
+            call = self._calls[place.module]
+            with torch.no_grad():
+                scores, pattern = call.inside()
+            self._keep(place.key, scores if place.side is Side.SCORES else pattern, place.pos_dim)
+        return self._raw[place.key]
 
     @property
     def has_transform(self) -> bool:
         """Whether tensors are sliced or moved before they are kept."""
         return self._transform is not None
 
+    def was_edited(self, key: str) -> bool:
+        """Whether the storage of what is kept under a place's key or a point's name was written since."""
+        tensor = self.values.get(key, self._raw.get(key))
+        return key in self._versions and tensor is not None and tensor._version != self._versions[key]
+
+    def nbytes(self) -> int:
+        """Returns the bytes of all storages kept, each counted once."""
+        calls = [tensor for call in self._calls.values() for tensor in (call.query, call.key, call.value)]
+        kept = [*self._raw.values(), *self.values.values(), *calls]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
+
     def keep_raw(self, place: Place, tensor: Tensor) -> None:
         """Keeps a place's raw tensor."""
-        self.raw[place] = self._note(place, tensor, place.pos_dim)
+        self._keep(place.key, tensor, place.pos_dim)
 
     def keep_value(self, point: HookPoint, tensor: Tensor) -> None:
         """Keeps a point's value."""
-        self.values[point.name] = self._note(point.name, tensor, point.place.pos_dim)
+        self.values[point.name] = self._prepared(point.name, tensor, point.place.pos_dim)
 
-    def _note(self, key: Place | str, tensor: Tensor, pos_dim: int) -> Tensor:
+    def _keep(self, key: str, tensor: Tensor, pos_dim: int) -> None:
+        self._raw[key] = self._prepared(key, tensor, pos_dim)
+
+    def _prepared(self, key: str, tensor: Tensor, pos_dim: int) -> Tensor:
         if tensor.requires_grad:
             tensor = tensor.detach()
         if self._transform is not None:
             tensor = self._transform(tensor, pos_dim)
         if not tensor.is_inference():
-            self.versions[key] = tensor._version
+            self._versions[key] = tensor._version
         return tensor
 
     @contextlib.contextmanager
-    def hooks(self, model: nn.Module, places: Iterable[Place]) -> Iterator[None]:
-        """Keeps the raw tensors of these places by one torch hook a module while the context is open."""
-        modules: dict[str, dict[Side, Place]] = {}
-        for place in places:
-            modules.setdefault(place.module, {})[place.side] = place
+    def hooks(self, plan: RecordingPlan) -> Iterator[None]:
+        """Keeps the plan's raw tensors, by one torch hook a module, while the context is open."""
         handles = []
         try:
-            for path, sides in modules.items():
-                module = model.get_submodule(path)
-                handles.append(module.register_forward_hook(self._hook(sides), with_kwargs=True))
-            yield
+            for module, entry, exit_ in plan.modules:
+                handles.append(module.register_forward_hook(self._hook(entry, exit_), with_kwargs=True))
+            with observed({module: self._observer(path) for module, path in plan.attentions}):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, sides: dict[Side, Place]) -> Callable[..., None]:
-        entry, exit_ = sides.get(Side.INPUT), sides.get(Side.OUTPUT)
+    def _observer(self, path: str) -> Observer:
+        def keep(call: AttentionCall) -> Any:
+            if call.kwargs.get("dropout"):  # what multiplies the values is known only to the call itself
+                return call.run_watched(self._visit(path, Side.SCORES), self._visit(path, Side.PATTERN))
+            self._calls[path] = call.detached() if torch.is_grad_enabled() else call
+            if not self._defers:
+                for side in INSIDE:
+                    self.raw(Place(path, side))
+                del self._calls[path]
+            return call.run()
+
+        return keep
+
+    def _visit(self, path: str, side: Side) -> Callable[[Tensor], Tensor]:
+        def visit(tensor: Tensor) -> Tensor:
+            self.keep_raw(Place(path, side), tensor)
+            return tensor
+
+        return visit
+
+    def _hook(self, entry: str | None, exit_: str | None) -> Callable[..., None]:
         if self._transform is None and torch.is_inference_mode_enabled():
             return self._bare_hook(entry, exit_)
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if entry is not None:
-                self.keep_raw(entry, primary_input(args, kwargs))
+                self._keep(entry, primary_input(args, kwargs), 1)
             if exit_ is not None:
-                self.keep_raw(exit_, primary_output(output))
+                self._keep(exit_, primary_output(output), 1)
 
         return keep
 
-    def _bare_hook(self, entry: Place | None, exit_: Place | None) -> Callable[..., None]:
+    def _bare_hook(self, entry: str | None, exit_: str | None) -> Callable[..., None]:
         """The hook under inference mode, where there is no graph to leave and there are no edits to count."""
-        raw = self.raw
+        raw = self._raw
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if entry is not None:

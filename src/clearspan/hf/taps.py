@@ -1,16 +1,17 @@
 """Taps: torch hooks on the untouched modules, there only while someone listens, that carry values to hook points."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from clearspan.errors import CompiledModelError, UnwritableError
-from clearspan.hf.attention import watched
+from clearspan.errors import UnwritableError
+from clearspan.hf.attention import observed
+from clearspan.hf.compiled import around, refuse_compiled
 from clearspan.hf.derived_gradients import Arrival, backpropagate
-from clearspan.hf.recording import Recording
+from clearspan.hf.recording import INSIDE, Recording, RecordingPlan
 from clearspan.hf.tensors import primary_input, primary_output, with_input, with_output
 from clearspan.points import Converted, Derivation, Derived, HookPoint, InPlace, Place, SharedRow, Side, Whole
 
@@ -27,8 +28,8 @@ class _Pending:
 class Taps:
     """Carries raw tensors of one model to its hook points and back.
 
-    A place has a torch hook only while one of its points has a listener, or is being kept beside listeners; so has the
-    target of a derivation. At a place the points come in the order in which they were declared.
+    A place has a torch hook only while one of its points has a listener; so has the target of a derivation. At a place
+    the points come in the order in which they were declared.
 
     Args:
         model: The Hugging Face model.
@@ -60,33 +61,28 @@ class Taps:
             point._changed = self._update
 
     @contextlib.contextmanager
-    def record(self, points: Iterable[HookPoint], recording: Recording) -> Iterator[None]:
+    def record(self, points: Sequence[HookPoint], plan: RecordingPlan, recording: Recording) -> Iterator[None]:
         """Keeps the points' values, after any listeners, in the recording while the context is open.
 
-        A place without a listener, outside attention, is kept by the recording's own torch hooks, which cost no more
-        than plain ones.
+        A raw tensor with no listener is kept by the plan's own torch hooks, which cost no more than plain ones; one
+        with listeners is handed over from between them.
+
+        Args:
+            points: What to keep.
+            plan: The plan of these points' places.
+            recording: Where to keep it.
         """
-        beside: list[HookPoint] = []
-        alone: set[Place] = set()
-        for point in points:
-            if _anchor(point.place) in self._installed or point.place.side in (Side.SCORES, Side.PATTERN):
-                beside.append(point)
-            else:
-                alone.add(point.place)
-        recording.wanted = {point.name for point in beside}
+        refuse_compiled(plan.around)
+        beside = [point for point in points if _anchor(point.place) in self._installed] if self._installed else []
+        if beside:
+            plan = RecordingPlan.of(self.model, plan.places - {point.place for point in beside})
+        recording.wanted = frozenset(point.name for point in beside)
         self._recording = recording
         try:
-            with contextlib.ExitStack() as stack:
-                if alone:
-                    _refuse_compiled(self.model, alone)
-                for point in beside:
-                    self._update(point)
-                stack.enter_context(recording.hooks(self.model, alone))
+            with recording.hooks(plan):
                 yield
         finally:
             self._recording = None
-            for point in beside:
-                self._update(point)
 
     def _update(self, point: HookPoint) -> None:
         """Installs or removes the torch hooks of the point's places, as its listeners ask."""
@@ -95,10 +91,7 @@ class Taps:
             self._set(point.access.derivation.target)
 
     def _set(self, anchor: Place) -> None:
-        wanted = any(
-            point.is_listening or (self._is_wanted(point) and _anchor(point.place) == anchor)
-            for point in self._concerned[anchor]
-        )
+        wanted = any(point.is_listening for point in self._concerned[anchor])
         if wanted and anchor not in self._installed:
             self._installed[anchor] = self._install(anchor)
         elif not wanted and anchor in self._installed:
@@ -110,8 +103,8 @@ class Taps:
         return self._recording is not None and point.name in self._recording.wanted
 
     def _install(self, anchor: Place) -> contextlib.ExitStack:
-        _refuse_compiled(self.model, [anchor])
         module = self.model.get_submodule(anchor.module)
+        refuse_compiled(around(self.model, [anchor.module]))
         with contextlib.ExitStack() as stack:
             if any(isinstance(point.access, SharedRow) for point in self._sources.get(anchor, ())):
                 stack.callback(self.model.register_forward_pre_hook(self._note_rows, with_kwargs=True).remove)
@@ -122,8 +115,8 @@ class Taps:
                 case Side.OUTPUT:
                     stack.callback(module.register_forward_hook(self._on_exit(anchor), with_kwargs=True).remove)
                 case Side.SCORES | Side.PATTERN:
-                    stack.enter_context(watched(module, self._visit(anchor.module, Side.SCORES),
-                                                self._visit(anchor.module, Side.PATTERN)))
+                    visits = [self._visit(anchor.module, side) for side in INSIDE]
+                    stack.enter_context(observed({module: lambda call: call.run_watched(*visits)}))
             return stack.pop_all()
         raise AssertionError("an ExitStack suppresses no exception")
 
@@ -190,7 +183,7 @@ class Taps:
                 self._edits(derivation, raw).backward.append(point)
                 return raw
             case Whole() if not edited:
-                value = raw
+                raw = value = raw.view_as(raw)  # a node of its own: others may read the raw tensor too
             case _ if not edited:
                 raw = self._write(point, raw, value)
             case _:
@@ -260,19 +253,3 @@ class Taps:
 def _anchor(place: Place) -> Place:
     """Returns the place by which a torch hook is known: attention's inside is reached by one for scores and pattern."""
     return Place(place.module, Side.SCORES) if place.side is Side.PATTERN else place
-
-
-def _refuse_compiled(model: nn.Module, places: Iterable[Place]) -> None:
-    """Raises if a place's module, or one around it, is compiled: torch hooks in there may never run."""
-    paths = {
-        ".".join(parts[:end]) for place in places for parts in [place.module.split(".")] for end in range(len(parts) + 1)
-    }
-    for path in sorted(paths):
-        module = model.get_submodule(path)
-        forward = module.__dict__.get("forward")
-        if module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable"):
-            raise CompiledModelError(
-                f"{path or 'the model'} is compiled, and compiled code drops torch hooks quietly",
-                where=type(module).__name__,
-                fix="listen on a model that is not compiled: load it again, or undo module.compile()",
-            )

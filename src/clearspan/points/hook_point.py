@@ -16,10 +16,11 @@ Direction = Literal["fwd", "bwd"]
 
 
 class HookFunction(Protocol):
-    """What a listener is called as: it returns a value of the same shape and dtype, or None (edited in place, or only
-    read)."""
+    """What a listener is called as."""
 
-    def __call__(self, value: Tensor, /, *, hook: "HookPoint") -> Tensor | None: ...
+    def __call__(self, value: Tensor, /, *, hook: "HookPoint") -> Tensor | None:
+        """Returns a value of the same shape and dtype, or None: edited in place, or only read."""
+        ...
 
 
 @dataclass(eq=False)
@@ -56,7 +57,7 @@ class HookPoint:
     name: str
     axes: Axes
     place: Place
-    access: Access = Whole()
+    access: Access = field(default_factory=Whole)
     aliases: tuple[str, ...] = ()
     ctx: dict[str, Any] = field(default_factory=dict)
     gradient_sink: Callable[["HookPoint", Tensor], None] | None = None
@@ -131,9 +132,7 @@ class HookPoint:
                 there.remove(listener)
         self._changed(self)
 
-    def remove_hooks(
-        self, dir: Literal["fwd", "bwd", "both"] = "both", including_permanent: bool = False
-    ) -> None:
+    def remove_hooks(self, dir: Literal["fwd", "bwd", "both"] = "both", including_permanent: bool = False) -> None:
         """Takes off all functions of a direction, permanent ones only when asked for."""
         for direction, there in self._listeners.items():
             if dir in (direction, "both"):

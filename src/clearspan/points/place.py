@@ -1,5 +1,6 @@
 """Where a raw tensor is reached, and how a hook point's value shows in it. Data only: nothing here touches a module."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ class Place:
 
     module: str
     side: Side
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The place as one string."""
+        return f"{self.module}:{self.side}"
 
     @property
     def pos_dim(self) -> int:
@@ -82,7 +88,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Converted:
-    """The value is the raw tensor, or a part of it, in canonical axes; a write is converted back and takes its place."""
+    """The value is the raw tensor or a part of it in canonical axes; a write is converted back and takes its place."""
 
     conversion: Conversion
 

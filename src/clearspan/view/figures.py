@@ -11,6 +11,7 @@ from torch import Tensor
 from clearspan.analysis import Report
 
 from .labels import plotly_text, positions
+from .scale import effect_bound
 
 MONOSPACE = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 SEQUENTIAL = ["#f1f0ea", "#b9cfd9", "#5d96b5", "#215f86", "#0f3350"]
@@ -117,7 +118,7 @@ def head_figure(scores: Tensor, *, name: str) -> go.Figure:
 def effect_figure(report: Report) -> go.Figure:
     """Returns the causal effect in nats: layers down, positions from left to right."""
     drop = report.effect.drop
-    bound = max(float(drop.abs().max()), 1e-4)
+    bound = effect_bound(drop)
     figure = _heatmap(
         _rounded(drop),
         DIVERGING,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from rich.cells import set_cell_size
 from rich.color import Color, blend_rgb
 from rich.color_triplet import ColorTriplet
 from rich.columns import Columns
@@ -14,8 +15,10 @@ from rich.text import Text
 from clearspan.analysis import Head, Report, strongest
 
 from .labels import visible
+from .scale import effect_bound
 
 MOST_POSITIONS = 64
+BAR = 14
 WHITE, GREY = ColorTriplet(255, 255, 255), ColorTriplet(98, 110, 120)
 BLUE, RED, GREEN = ColorTriplet(22, 105, 170), ColorTriplet(178, 60, 36), ColorTriplet(20, 122, 120)
 
@@ -31,7 +34,11 @@ def show(report: Report, console: Console) -> None:
     if positions.start:
         console.print(f"  Showing the last {len(positions)} of {len(report.tokens)} positions.", style="dim")
     for title, note, body in (
-        ("Predictions", "how likely each token was, and what the model expects after it", _tokens(report, positions)),
+        (
+            "Predictions",
+            "how likely each token was, and what the model expects after it",
+            _tokens(report, positions, console.width),
+        ),
         ("Logit lens", "likeliest token at each depth; bold: the model's own", _lens(report, positions, console.width)),
         ("Strongest heads", "attention on repeated random tokens, from 0 to 1", _heads(report)),
         ("Causal effect", _effect_note(report), _effect(report, positions, console.width)),
@@ -54,18 +61,23 @@ def _table(*columns: str, right: Iterable[str] = ()) -> Table:
     return table
 
 
-def _tokens(report: Report, positions: range) -> Table:
+def _tokens(report: Report, positions: range, width: int) -> Table:
+    count = max(1, (width - 34) // 19)
     table = _table("pos", "token", "p", "next", right=("pos", "p"))
     probs = [None, *report.predictions.next_probs.tolist()]
     ids, top = report.predictions.top_ids.tolist(), report.predictions.top_probs.tolist()
     for p in positions:
         guesses = Text("  ").join(
             Text.assemble(visible(report.words[i], 12), (f" {prob:.2f}", "dim"))
-            for i, prob in zip(ids[p][:4], top[p], strict=False)
+            for i, prob in zip(ids[p][:count], top[p], strict=False)
         )
         prob = probs[p]
-        table.add_row(str(p), visible(report.tokens[p], 14), "" if prob is None else _shaded(prob), guesses)
+        table.add_row(str(p), _token(report, p), "" if prob is None else _shaded(prob), guesses)
     return table
+
+
+def _token(report: Report, position: int) -> Text:
+    return Text(visible(report.tokens[position], 14))  # as text: in a string Rich would read `[b]` as markup
 
 
 def _shaded(prob: float) -> Text:
@@ -89,18 +101,20 @@ def _some(count: int, room: int) -> list[int]:
 
 def _lens(report: Report, positions: range, width: int) -> Table:
     lens = report.lens
-    depths = _some(len(lens.depths), max(2, (width - 24) // 12))
+    room = width - 24
+    cell = min(10, max(len(_depth(lens.depths[-1])), room // len(lens.depths) - 2))
+    depths = _some(len(lens.depths), max(2, room // (cell + 2)))
     table = _table("pos", "token", *(_depth(lens.depths[d]) for d in depths), right=("pos",))
     ids, probs, ranks = lens.top_ids.tolist(), lens.top_probs.tolist(), lens.final_ranks.tolist()
     for p in positions:
         cells = [
             Text(
-                f"{visible(report.words[ids[d][p]], 10):10}",
+                set_cell_size(visible(report.words[ids[d][p]], cell), cell),
                 style=_ground(probs[d][p], BLUE) + Style(bold=ranks[d][p] == 0),
             )
             for d in depths
         ]
-        table.add_row(str(p), visible(report.tokens[p], 14), *cells)
+        table.add_row(str(p), _token(report, p), *cells)
     return table
 
 
@@ -110,30 +124,31 @@ def _depth(depth: str) -> str:
 
 def _heads(report: Report) -> Columns:
     scores = {"induction": report.heads.induction, "previous token": report.heads.previous_token}
-    return Columns([_bars(name, strongest(score)) for name, score in scores.items()], padding=(0, 4))
+    return Columns([_bars(name, strongest(score)) for name, score in scores.items()], padding=(0, 3))
 
 
 def _bars(name: str, heads: Sequence[Head]) -> Table:
     table = _table(name, "", "", right=("",))
     for head in heads:
-        bar = Text("━" * round(20 * head.score), style="cyan")
-        table.add_row(str(head), bar + Text("━" * (20 - len(bar)), style="bright_black"), f"{head.score:.3f}")
+        filled = round(BAR * head.score)
+        bar = Text.assemble(("━" * filled, "cyan"), ("━" * (BAR - filled), "bright_black"))
+        table.add_row(str(head), bar, f"{head.score:.3f}")
     return table
 
 
 def _effect_note(report: Report) -> str:
     target = visible(report.words[report.effect.target])
-    return f"nats that log P({target}) = {report.effect.log_prob:.3f} falls by with that position mean-ablated"
+    return f"nats lost from log P({target}) = {report.effect.log_prob:.3f} by mean ablation"
 
 
 def _effect(report: Report, positions: range, width: int) -> Table:
     drop = report.effect.drop
-    layers = _some(len(drop), max(2, (width - 24) // 9))
+    layers = _some(len(drop), max(2, (width - 24) // (len(f"layer {len(drop) - 1}") + 2)))
     table = _table("pos", "token", *(f"layer {layer}" for layer in layers), right=("pos",))
-    bound = max(float(drop.abs().max()), 1e-9)
+    bound = effect_bound(drop)
     for p in positions:
         values = drop[:, p].tolist()
-        table.add_row(str(p), visible(report.tokens[p], 14), *(_nats(values[layer], bound) for layer in layers))
+        table.add_row(str(p), _token(report, p), *(_nats(values[layer], bound) for layer in layers))
     return table
 
 

@@ -56,6 +56,7 @@
   }
   function picture(canvas, l, h, colors) {
     canvas.width = canvas.height = size;
+    canvas.style.imageRendering = size < 100 ? "pixelated" : "auto";
     const image = new ImageData(size, size), start = at(l, h);
     for (let i = 0; i < size * size; i++) {
       image.data.set(colors[attention[start + i] >> 8], 4 * i);

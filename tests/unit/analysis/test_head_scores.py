@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from clearspan.analysis import Head, head_scores, strongest
+
+
+@pytest.fixture
+def period():
+    return 20
+
+
+def test_a_perfect_head_of_each_kind_scores_one_and_others_stay(bridge, period):
+    """Patterns written into two heads: what they are scored by is the definition, position by position."""
+
+    def plant(pattern, hook):
+        pattern[:, [3, 5]] = 0
+        for q in range(1, pattern.shape[2]):
+            pattern[:, 5, q, q - 1] = 1
+            if q > period:
+                pattern[:, 3, q, q - period + 1] = 1
+
+    before = head_scores(bridge, period=period)
+    with bridge.hooks(fwd_hooks=[("blocks.2.attn.hook_pattern", plant)]):
+        planted = head_scores(bridge, period=period)
+    assert planted.induction[2, 3] == 1
+    assert planted.previous_token[2, 3] == 0
+    assert planted.previous_token[2, 5] == 1
+    assert planted.induction[2, 5] == 0
+    assert torch.equal(planted.induction[2, [0, 1, 2, 4, 6, 7]], before.induction[2, [0, 1, 2, 4, 6, 7]])
+    assert strongest(planted.induction, 1)[0] == Head(2, 3, 1.0)
+
+
+def test_the_text_is_bos_and_one_random_block_twice(bridge, period):
+    seen = []
+
+    def keep(embedding, hook):
+        seen.append(embedding)
+
+    with bridge.hooks(fwd_hooks=[("hook_embed", keep)]):
+        first = head_scores(bridge, rows=2, period=period, seed=7)
+        again = head_scores(bridge, rows=2, period=period, seed=7)
+        other = head_scores(bridge, rows=2, period=period, seed=8)
+    assert seen[0].shape[:2] == (2, 1 + 2 * period)
+    assert torch.equal(seen[0][:, 1 : 1 + period], seen[0][:, 1 + period :])
+    assert torch.equal(first.induction, again.induction)
+    assert not torch.equal(first.induction, other.induction)
+
+
+def test_the_period_is_at_most_half_the_context(bridge):
+    assert head_scores(bridge, rows=1, period=1000).induction.shape == (5, 8)
+
+
+def test_strongest_are_in_order_with_their_places():
+    scores = torch.tensor([[0.1, 0.9], [0.4, 0.2]])
+    assert strongest(scores, 3) == [
+        Head(0, 1, pytest.approx(0.9)),
+        Head(1, 0, pytest.approx(0.4)),
+        Head(1, 1, pytest.approx(0.2)),
+    ]
+    assert len(strongest(scores, 99)) == 4
+    assert str(Head(3, 7, 0.5)) == "L3H7"

@@ -1,0 +1,96 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import clearspan
+from clearspan.cli import app
+
+TEXT = "def area(self):\n    return self."
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def refused(code, message, *arguments):
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_report_is_printed_and_its_page_written(tmp_path):
+    out = tmp_path / "report.html"
+    result = run("report", "--model", "tiny-bigcode", "--text", TEXT, "--out", str(out))
+    assert result.exit_code == 0, result.stderr
+    for title in ("Predictions", "Logit lens", "Strongest heads", "Causal effect"):
+        assert title in result.stdout
+    assert f"wrote {out}" in result.stderr
+    page = out.read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert page.count('class="token"') == clearspan.boot("tiny-bigcode").to_tokens(TEXT).numel()
+
+
+def test_json_is_alone_on_stdout(tmp_path):
+    file = tmp_path / "text.py"
+    file.write_bytes(TEXT.replace("\n", "\r\n").encode())
+    result = run("report", "--file", str(file), "--json")
+    data = json.loads(result.stdout)
+    assert data["model"]["name"] == "tiny-bigcode"
+    assert data["text"] == TEXT.replace("\n", "\r\n")
+
+
+def test_the_version_is_printed():
+    assert run("--version").stdout.startswith("clearspan 0.")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--text", "x", "--file", "y")])
+def test_one_of_text_and_file(arguments):
+    refused(2, "error: give either --text or --file, and not both\n", "report", *arguments)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    missing, binary, empty = tmp_path / "missing", tmp_path / "binary", tmp_path / "empty"
+    binary.write_bytes(b"ab\xff")
+    empty.touch()
+    refused(2, f"error: cannot read {missing}: no such file or directory\n", "report", "--file", str(missing))
+    refused(2, f"error: cannot read {tmp_path}: is a directory\n", "report", "--file", str(tmp_path))
+    refused(2, f"error: cannot read {binary}: not UTF-8 text (byte 2)\n", "report", "--file", str(binary))
+    refused(2, f"error: {empty} is empty\n", "report", "--file", str(empty))
+    refused(2, "error: the text is empty\n", "report", "--text", "")
+
+
+def test_pages_that_cannot_be_written(tmp_path):
+    nowhere = tmp_path / "no" / "report.html"
+    message = f"error: --out {nowhere}: there is no folder {nowhere.parent}\n"
+    refused(2, message, "report", "--text", "x", "--out", str(nowhere))
+    message = f"error: --out {tmp_path} is a folder; name a file, for instance {tmp_path / 'report.html'}\n"
+    refused(2, message, "report", "--text", "x", "--out", str(tmp_path))
+
+
+def test_a_text_longer_than_the_context():
+    text = " x" * 600
+    refused(1, "tokens long, and tiny-bigcode reads at most 512\n  fix: shorten it by", "report", "--text", text)
+
+
+def test_a_model_that_is_none(tmp_path):
+    refused(1, f"error: {str(tmp_path)!r} is", "report", "--model", str(tmp_path), "--text", "x")
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from clearspan.cli import app\n"
+        "app(['report', '--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'plotly', 'transformers', 'jinja2', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--model" in done.stdout
