@@ -17,7 +17,7 @@ from clearspan.components import (
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import InterleavedQKVConversionRule, QKVConversionRule
-from clearspan.conversions.qkv import wrong_rank
+from clearspan.conversions.qkv import join_heads, wrong_rank
 
 
 class MQAQKVConversionRule(QKVConversionRule):
@@ -72,13 +72,7 @@ class MQAQKVConversionRule(QKVConversionRule):
         Raises:
             ValueError: The tensor is neither 3-D nor 4-D.
         """
-        match input_value.ndim:
-            case 3:
-                return input_value
-            case 4:
-                return input_value.flatten(-2)
-            case _:
-                raise wrong_rank(input_value)
+        return join_heads(input_value)
 
 
 class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):

@@ -44,7 +44,11 @@ class InterleavedQKVConversionRule(QKVConversionRule):
         return by_head.select(axis + 1, 0), by_head.select(axis + 1, 1), by_head.select(axis + 1, 2)
 
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
-        """Returns `[batch, pos, head, d_head]`; a tensor that has heads already passes unchanged."""
+        """Returns `[batch, pos, head, d_head]`; a 4-D tensor, which has heads already, passes unchanged.
+
+        Raises:
+            ValueError: The tensor is neither 3-D nor 4-D.
+        """
         match input_value.ndim:
             case 3:
                 return input_value.unflatten(-1, (self.n_heads, self.d_head))
@@ -54,8 +58,12 @@ class InterleavedQKVConversionRule(QKVConversionRule):
                 raise wrong_rank(input_value)
 
     def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
-        """Returns heads joined in the last axis; a tensor without a head axis passes unchanged."""
-        return input_value.flatten(-2) if input_value.ndim == 4 else input_value
+        """Returns heads joined in the last axis; a 3-D tensor passes unchanged.
+
+        Raises:
+            ValueError: The tensor is neither 3-D nor 4-D.
+        """
+        return join_heads(input_value)
 
 
 class QKVPartConversion(BaseTensorConversion):
@@ -80,6 +88,17 @@ class QKVPartConversion(BaseTensorConversion):
         fused = full_context[0].clone()
         self.handle_conversion(fused).copy_(input_value)
         return fused
+
+
+def join_heads(value: Tensor) -> Tensor:
+    """Returns `[batch, pos, head, d_head]` with heads joined in the last axis, and `[batch, pos, width]` as it is."""
+    match value.ndim:
+        case 3:
+            return value
+        case 4:
+            return value.flatten(-2)
+        case _:
+            raise wrong_rank(value)
 
 
 def wrong_rank(tensor: Tensor) -> ValueError:
