@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
@@ -104,7 +105,8 @@ class ActivationCache(Mapping[str, Tensor]):
             case SharedRow():
                 return raw.expand(self._rows, *raw.shape[1:]) if len(raw) == 1 else raw
             case Derived(derivation, part):
-                return derivation.read(part, raw, {})
+                with torch.no_grad():
+                    return derivation.read(part, raw, {})
 
     def _shown(self, point: HookPoint, value: Tensor) -> Tensor:
         if self._one_position:

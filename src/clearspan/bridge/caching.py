@@ -113,7 +113,7 @@ def _run_backward(
         raise InvalidArgumentError(
             "incl_bwd=True does not work under gradient checkpointing",
             reason=lost,
-            fix="bridge.hf_model.gradient_checkpointing_disable()",
+            fix="bridge.hf_model.activation_checkpointing_disable()",
         )
     values: dict[str, Tensor] = {}
     ends = {_end(point, bridge) for point in points.values() if isinstance(point.access, Derived)}

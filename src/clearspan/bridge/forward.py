@@ -78,6 +78,7 @@ def _run_segment(
 def gradients_lost(bridge: "TransformerBridge") -> str | None:
     """Returns why a write by hooks that are gone before `backward` would make gradients wrong, or None."""
     model = bridge.hf_model
-    if torch.is_grad_enabled() and model.training and model.is_gradient_checkpointing:
+    checkpoints = model.training and any(vars(module).get("gradient_checkpointing") for module in model.modules())
+    if torch.is_grad_enabled() and checkpoints:
         return "gradient checkpointing computes the forward again during backward, when these hooks are gone"
     return None

@@ -215,7 +215,7 @@ class Taps:
             case SharedRow():
                 return raw if self._rows is None or len(raw) != 1 else raw.expand(self._rows, *raw.shape[1:])
             case Derived(derivation, part):
-                return derivation.read(part, raw, self._edits(derivation, raw).edits)
+                return derivation.read(part, raw, self._edits_so_far(derivation, raw))
 
     def _write(self, point: HookPoint, raw: Tensor, value: Tensor) -> Tensor:
         """Puts a value back; returns the raw tensor that goes on."""
@@ -229,6 +229,10 @@ class Taps:
             case Derived(derivation, part):
                 self._edits(derivation, raw).edits[part] = value
                 return raw
+
+    def _edits_so_far(self, derivation: Derivation, raw: Tensor) -> dict[str, Tensor]:
+        pending = self._pending.get(derivation)
+        return pending.edits if pending is not None and pending.source is raw else {}
 
     def _edits(self, derivation: Derivation, raw: Tensor) -> _Pending:
         pending = self._pending.get(derivation)

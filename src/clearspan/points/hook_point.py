@@ -147,11 +147,11 @@ class HookPoint:
         """
         current, changed = _private_copy(value), False
         for listener in self._listeners["fwd"]:
-            version = current._version
+            version = None if current.is_inference() else current._version
             listener.calls += 1
             result = listener.function(current, hook=self._named(listener.name))
             if result is None or result is current:
-                changed = changed or current._version != version
+                changed = changed or version is None or current._version != version
             else:
                 self._check(result, value)
                 current, changed = result, True
@@ -230,8 +230,8 @@ class HookPoint:
 
 
 def _private_copy(value: Tensor) -> Tensor:
-    """Returns a dense copy that counts in-place edits, also where the value is an inference tensor."""
-    if value.is_inference():
-        with torch.inference_mode(False):
+    """Returns a dense copy that counts in-place edits, which tensors made under inference mode do not."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
             return value.clone(memory_format=torch.contiguous_format)
     return value.clone(memory_format=torch.contiguous_format)

@@ -4,13 +4,17 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, UnknownPointError
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
 _IN_ATTENTION = ("q", "k", "v", "z", "rot_q", "rot_k", "attn_scores", "pattern", "result")
 _IN_MLP = ("pre", "pre_linear", "post", "router_logits", "expert_weights", "expert_indices")
 _IN_NORM = ("scale", "normalized")
+_IN_BLOCK = (
+    *("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"),
+    *("attn_in", "q_input", "k_input", "v_input", "mlp_in"),
+)
 _OUTSIDE_BLOCKS = ("embed", "pos_embed", "logits")
 _SHORT = {"attn": "pattern", "attn_logits": "attn_scores", "mlp_pre": "pre", "mlp_post": "post"}
 
@@ -22,6 +26,10 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         name: Short name (`"q"`, `"resid_pre"`, `"scale"`), or a full name, which is returned as it is.
         layer: Layer from 0, where the point is in a block. A norm's point without one is `ln_final`'s.
         layer_type: Component that has the point, where several have it (`"ln1"`, `"ln2"`).
+
+    Raises:
+        UnknownPointError: No point has the short name.
+        InvalidArgumentError: The point is in a block, or in several norms of one, and it is not said in which.
 
     Example:
         >>> get_act_name("q", 3)
@@ -42,6 +50,9 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         return f"ln_final.hook_{name}"
     if name in _OUTSIDE_BLOCKS:
         return f"hook_{name}"
+    if layer is None and name not in (*_IN_ATTENTION, *_IN_MLP, *_IN_BLOCK):
+        known = (*_OUTSIDE_BLOCKS, *_IN_NORM, *_IN_ATTENTION, *_IN_MLP, *_IN_BLOCK)
+        raise UnknownPointError(f"no hook point has the short name {name!r}", nearest=nearest(name, known))
     if layer is None:
         raise InvalidArgumentError(f"the point {name!r} is in a block", fix=f"get_act_name({name!r}, layer)")
     if name in _IN_NORM and layer_type is None:
