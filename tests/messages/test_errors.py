@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.conftest import tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import clearspan
@@ -17,8 +18,8 @@ from clearspan.errors import (
     InputError,
     InvalidArgumentError,
     MissingWeightError,
-    NoTokenizerError,
     NotCachedError,
+    NoTokenizerError,
     PointNotReachedError,
     TokenRangeError,
     UnknownArgumentError,
@@ -26,7 +27,6 @@ from clearspan.errors import (
     UnsupportedArchitectureError,
     UnwritableError,
 )
-from tests.conftest import tiny_model
 
 Z = "blocks.1.attn.hook_z"
 
@@ -40,9 +40,9 @@ def identity(value, hook):
 
 
 def is_clean(model: torch.nn.Module) -> bool:
-    return not any(
-        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules()
-    ) and all(block.attn.config is model.config for block in model.transformer.h)
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules()) and all(
+        block.attn.config is model.config for block in model.transformer.h
+    )
 
 
 def test_all_facts_of_an_error():
@@ -223,7 +223,9 @@ def test_a_compiled_forward_is_refused_too(bridge, tokens):
         bridge.run_with_cache(tokens)
 
 
-@pytest.mark.parametrize("where", ["hook_embed", Z, "blocks.1.attn.hook_pattern", "blocks.1.hook_q_input", "hook_logits"])
+@pytest.mark.parametrize(
+    "where", ["hook_embed", Z, "blocks.1.attn.hook_pattern", "blocks.1.hook_q_input", "hook_logits"]
+)
 def test_a_hook_that_raises_leaves_the_model_clean(where, bridge, tokens):
     base = bridge(tokens)
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tests.conftest import tiny_model
 from transformers import DynamicCache
 
 import clearspan
 from clearspan.points import Side
-from tests.conftest import tiny_model
 
 
 def hf_logits(bridge, tokens, **kwargs):
@@ -173,7 +173,10 @@ def test_keywords_of_the_model_pass(bridge, tokens):
 
 def test_the_model_is_untouched(tokens):
     model = tiny_model()
-    modules, state = dict(model.named_modules()), {name: (p.data_ptr(), p.clone()) for name, p in model.state_dict().items()}
+    modules, state = (
+        dict(model.named_modules()),
+        {name: (p.data_ptr(), p.clone()) for name, p in model.state_dict().items()},
+    )
     bridge = clearspan.boot(model)
     bridge.run_with_cache(tokens)
     bridge.run_with_hooks(tokens, fwd_hooks=[(lambda name: True, lambda value, hook: None)])

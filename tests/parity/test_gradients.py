@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tests.conftest import tiny_model
+from tests.parity.test_points import FLOATS, IDS
 
 import clearspan
 from clearspan.errors import PointNotReachedError
-from tests.conftest import tiny_model
-from tests.parity.test_points import FLOATS, IDS
 
 
 @pytest.fixture(scope="module", params=[True, False])

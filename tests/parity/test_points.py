@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.conftest import tiny_model
 from torch import Tensor
 from torch.nn import functional
 
 import clearspan
 from clearspan import TransformerBridge
 from clearspan.shapes import sizes
-from tests.conftest import tiny_model
 
 NAMES = list(clearspan.boot(tiny_model()).index.by_name)
 IDS = ("embed.hook_in", "pos_embed.hook_in")
@@ -27,16 +27,12 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 def test_the_vocabulary_is_there_or_absent_with_a_reason(bridge):
-    names = """hook_embed hook_pos_embed hook_logits ln_final.hook_scale ln_final.hook_normalized ln_final.hook_in
-    ln_final.hook_out unembed.hook_in unembed.hook_out embed.hook_out pos_embed.hook_out""".split()
-    in_blocks = """hook_resid_pre ln1.hook_scale ln1.hook_normalized hook_attn_in hook_q_input hook_k_input hook_v_input
-    attn.hook_q attn.hook_k attn.hook_v attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result hook_attn_out
-    hook_resid_mid ln2.hook_scale ln2.hook_normalized hook_mlp_in mlp.hook_pre mlp.hook_post hook_mlp_out hook_resid_post
-    ln1.hook_in ln1.hook_out ln2.hook_in ln2.hook_out attn.hook_in attn.hook_out attn.qkv.hook_in attn.qkv.hook_out
-    attn.o.hook_in attn.o.hook_out mlp.hook_in mlp.hook_out mlp.in.hook_in mlp.in.hook_out mlp.out.hook_in mlp.out.hook_out
-    hook_in hook_out""".split()
+    names = [f"{part}.hook_{end}" for part in ("embed", "pos_embed", "ln_final", "unembed") for end in ("in", "out")]
+    names += ["hook_embed", "hook_pos_embed", "hook_logits", "ln_final.hook_scale", "ln_final.hook_normalized"]
+    parts = ["", "ln1.", "ln2.", "attn.", "attn.qkv.", "attn.o.", "mlp.", "mlp.in.", "mlp.out."]
+    in_blocks = [*IN_BLOCK, *(f"{part}hook_{end}" for part in parts for end in ("in", "out"))]
     names += [f"blocks.{layer}.{name}" for layer in range(3) for name in in_blocks]
-    assert set(names) | set(IDS) == set(bridge.hook_dict)
+    assert set(names) == set(bridge.hook_dict)
     for absent in ("attn.hook_rot_q", "mlp.hook_pre_linear", "mlp.hook_router_logits", "ln1_post.hook_scale"):
         assert bridge.why_absent(f"blocks.1.{absent}")
         assert f"blocks.1.{absent}" not in bridge.hook_dict
@@ -162,7 +158,10 @@ def expected_after(bridge: TransformerBridge, layer: int, name: str, new: Tensor
         case "hook_attn_out":
             return {"resid_mid": pre + new}
         case "hook_resid_mid":
-            return {"mlp_out": mlp(after_norm(block, "ln2", new)), "resid_post": new + mlp(after_norm(block, "ln2", new))}
+            return {
+                "mlp_out": mlp(after_norm(block, "ln2", new)),
+                "resid_post": new + mlp(after_norm(block, "ln2", new)),
+            }
         case "hook_mlp_in":
             return {"mlp_out": mlp(after_norm(block, "ln2", new)), "resid_mid": mid,
                     "resid_post": mid + mlp(after_norm(block, "ln2", new))}  # fmt: skip

@@ -28,6 +28,7 @@ class MQAQKVConversionRule(QKVConversionRule):
         d_head: Width of a head.
 
     Example:
+        >>> import torch
         >>> rule = MQAQKVConversionRule(n_heads=4, d_head=12)
         >>> rule.handle_conversion(torch.zeros(2, 7, 48)).shape
         torch.Size([2, 7, 4, 12])

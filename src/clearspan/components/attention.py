@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from clearspan.components.base import GeneralizedComponent, causal_mask
@@ -66,42 +67,42 @@ class JointQKVAttentionBridge(GeneralizedComponent):
         return self.cfg.n_key_value_heads or self.cfg.n_heads
 
     @property
-    def W_Q(self) -> Tensor:
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
         """The query weight `[head, d_model, d_head]`, a view of the live parameter."""
         return self._projection_weight("q")
 
     @property
-    def W_K(self) -> Tensor:
+    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
         """The key weight `[kv_head, d_model, d_head]`, a view of the live parameter."""
         return self._projection_weight("k")
 
     @property
-    def W_V(self) -> Tensor:
+    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
         """The value weight `[kv_head, d_model, d_head]`, a view of the live parameter."""
         return self._projection_weight("v")
 
     @property
-    def W_O(self) -> Tensor:
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
         """The output weight `[head, d_head, d_model]`, a view of the live parameter."""
         return self._converted("o", self.o.weight("weight"))
 
     @property
-    def b_Q(self) -> Tensor:
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
         """The query bias `[head, d_head]`, a view of the live parameter."""
         return self._projection_bias("q")
 
     @property
-    def b_K(self) -> Tensor:
+    def b_K(self) -> Float[Tensor, "kv_head d_head"]:
         """The key bias `[kv_head, d_head]`, a view of the live parameter."""
         return self._projection_bias("k")
 
     @property
-    def b_V(self) -> Tensor:
+    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
         """The value bias `[kv_head, d_head]`, a view of the live parameter."""
         return self._projection_bias("v")
 
     @property
-    def b_O(self) -> Tensor:
+    def b_O(self) -> Float[Tensor, "d_model"]:
         """The output bias `[d_model]`, the live parameter."""
         return self.o.weight("bias")
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
@@ -19,7 +20,7 @@ class EmbeddingBridge(GeneralizedComponent):
     hook_embed: HookPoint
 
     @property
-    def W_E(self) -> Tensor:
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """The embedding `[d_vocab, d_model]`, the live parameter."""
         return self.weight("weight")
 
@@ -36,7 +37,7 @@ class PosEmbedBridge(GeneralizedComponent):
     input_axes = "batch pos"
 
     @property
-    def W_pos(self) -> Tensor:
+    def W_pos(self) -> Float[Tensor, "pos d_model"]:
         """The position embedding `[pos, d_model]`, the live parameter."""
         return self.weight("weight")
 
@@ -58,12 +59,12 @@ class UnembeddingBridge(GeneralizedComponent):
     output_axes = "batch pos d_vocab"
 
     @property
-    def W_U(self) -> Tensor:
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding `[d_model, d_vocab]`, a view of the live parameter."""
         return self.weight("weight").T
 
     @property
-    def b_U(self) -> Tensor:
+    def b_U(self) -> Float[Tensor, "d_vocab"]:
         """The bias `[d_vocab]`: the live parameter, or zeros of stride 0 where the model has none."""
         try:
             return self.weight("bias")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
@@ -21,22 +22,22 @@ class MLPBridge(GeneralizedComponent):
         return self.submodules["in"]
 
     @property
-    def W_in(self) -> Tensor:
+    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
         """The input weight `[d_model, d_mlp]`, a view of the live parameter."""
         return self._in.weight("weight").T
 
     @property
-    def b_in(self) -> Tensor:
+    def b_in(self) -> Float[Tensor, "d_mlp"]:
         """The input bias `[d_mlp]`, the live parameter."""
         return self._in.weight("bias")
 
     @property
-    def W_out(self) -> Tensor:
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
         """The output weight `[d_mlp, d_model]`, a view of the live parameter."""
         return self.out.weight("weight").T
 
     @property
-    def b_out(self) -> Tensor:
+    def b_out(self) -> Float[Tensor, "d_model"]:
         """The output bias `[d_model]`, the live parameter."""
         return self.out.weight("bias")
 

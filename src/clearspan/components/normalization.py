@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
@@ -16,12 +17,12 @@ class NormalizationBridge(GeneralizedComponent):
     hook_normalized: HookPoint
 
     @property
-    def w(self) -> Tensor:
+    def w(self) -> Float[Tensor, "d_model"]:
         """The weight `[d_model]`, the live parameter."""
         return self.weight("weight")
 
     @property
-    def b(self) -> Tensor:
+    def b(self) -> Float[Tensor, "d_model"]:
         """The bias `[d_model]`, the live parameter."""
         return self.weight("bias")
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.conftest import tiny_model
 from torch import nn
 
 from clearspan.architectures import (
@@ -28,7 +29,6 @@ from clearspan.conversions import (
     RearrangeTensorConversion,
 )
 from clearspan.errors import UnsupportedArchitectureError
-from tests.conftest import tiny_model
 
 
 def config(**values: object) -> TransformerBridgeConfig:

@@ -1,5 +1,7 @@
 """Hooks: how they are attached, called and taken off."""
 
+import itertools
+
 import torch
 
 from clearspan.points import HookPoint
@@ -62,7 +64,7 @@ def test_hooks_on_one_point_run_in_order_and_see_each_other(bridge, tokens):
         return hook_function
 
     bridge.run_with_hooks(tokens, fwd_hooks=[(Z, add(1.0)), (Z, add(2.0)), (Z, add(0.0))])
-    assert [round(b - a, 3) for a, b in zip(seen, seen[1:], strict=False)] == [1.0, 2.0]
+    assert [round(b - a, 3) for a, b in itertools.pairwise(seen)] == [1.0, 2.0]
     point = bridge.hook_dict[Z]
     point.add_hook(lambda value, hook: seen.append("last"))
     point.add_hook(lambda value, hook: seen.append("first"), prepend=True)
@@ -82,7 +84,12 @@ def test_a_hook_may_keep_what_it_was_given(bridge, tokens):
 
 def test_what_a_hook_returns_stays_its_own(bridge, tokens):
     mine = torch.ones(2, 7, 48)
-    for name in ("blocks.0.hook_resid_pre", "blocks.0.hook_attn_out", "blocks.0.hook_mlp_in", "blocks.0.hook_resid_post"):
+    for name in (
+        "blocks.0.hook_resid_pre",
+        "blocks.0.hook_attn_out",
+        "blocks.0.hook_mlp_in",
+        "blocks.0.hook_resid_post",
+    ):
         hooks = [(name, lambda value, hook: mine), ("blocks.0.hook_resid_mid", lambda value, hook: value.mul_(3))]
         bridge.run_with_hooks(tokens, fwd_hooks=hooks)
         assert torch.equal(mine, torch.ones(2, 7, 48)), name
@@ -140,4 +147,6 @@ def test_hooks_fire_when_the_model_itself_is_called(bridge, tokens):
 
 def test_read_only_mapping_of_hooks(bridge):
     assert "blocks.0.attn.hook_out" in bridge.hook_dict
-    assert bridge.hook_dict["blocks.0.attn.hook_out"] is bridge.blocks[0].hook_attn_out is bridge.blocks[0].attn.hook_out
+    assert (
+        bridge.hook_dict["blocks.0.attn.hook_out"] is bridge.blocks[0].hook_attn_out is bridge.blocks[0].attn.hook_out
+    )

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from tests.conftest import tiny_model
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import clearspan
 from clearspan.errors import InputError
-from tests.conftest import tiny_model
 
 TEXTS = ["def area(self):", "import os\nimport sys\n", "x"]
 
@@ -46,7 +46,9 @@ def test_single_token(embedded):
 def test_each_row_of_a_batch_has_the_logits_it_has_alone(embedded, side, prepend_bos):
     with torch.no_grad():
         logits = embedded(TEXTS, padding_side=side, prepend_bos=prepend_bos)
-        losses = embedded(TEXTS[:2], padding_side=side, prepend_bos=prepend_bos, return_type="loss", loss_per_token=True)
+        losses = embedded(
+            TEXTS[:2], padding_side=side, prepend_bos=prepend_bos, return_type="loss", loss_per_token=True
+        )
         for row, text in enumerate(TEXTS):
             alone = embedded(text, prepend_bos=prepend_bos)
             length = alone.shape[1]
