@@ -1,0 +1,73 @@
+"""Booting, and what a bridge says of its model."""
+
+import pytest
+import torch
+from tests.conftest import tiny_model
+
+import clearspan
+from clearspan import TransformerBridge
+
+
+def test_the_embedded_model(embedded):
+    assert isinstance(embedded, TransformerBridge)
+    assert (embedded.cfg.n_layers, embedded.cfg.d_model, embedded.cfg.n_heads, embedded.cfg.n_key_value_heads) == (
+        5,
+        256,
+        8,
+        1,
+    )
+    assert embedded.cfg.dtype == next(embedded.hf_model.parameters()).dtype == torch.float32
+    assert not embedded.hf_model.training
+    assert embedded.hf_model.lm_head.weight is embedded.hf_model.transformer.wte.weight
+    assert "tiny-bigcode: 5 layers" in repr(embedded)
+
+
+def test_a_folder(tmp_path, tokens):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    bridge = clearspan.boot(str(tmp_path))
+    assert bridge.tokenizer is None
+    assert torch.equal(bridge(tokens), model(tokens, use_cache=False).logits)
+    assert clearspan.boot(tmp_path, dtype=torch.float64)(tokens).dtype == torch.float64
+    eager = clearspan.boot(tmp_path, attn_implementation="eager")
+    assert eager.hf_model.config._attn_implementation == "eager"
+
+
+def test_a_loaded_model_keeps_its_mode():
+    model = tiny_model().train()
+    assert clearspan.boot(model).hf_model is model
+    assert model.training
+
+
+def test_dtype_and_device_of_a_loaded_model():
+    bridge = clearspan.boot(tiny_model(), dtype=torch.bfloat16, device="cpu")
+    assert bridge.W_E.dtype == bridge.cfg.dtype == torch.bfloat16
+    assert bridge.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("multi_query", "kv_heads"), [(True, 1), (False, 4)])
+def test_sizes(multi_query, kv_heads):
+    cfg = clearspan.boot(tiny_model(multi_query=multi_query, layer_norm_epsilon=1e-3, n_inner=100)).cfg
+    assert (cfg.d_model, cfg.n_heads, cfg.d_head, cfg.n_layers) == (48, 4, 12, 3)
+    assert (cfg.n_ctx, cfg.d_vocab, cfg.d_mlp, cfg.eps) == (32, 97, 100, 1e-3)
+    assert (cfg.n_key_value_heads, cfg.act_fn, cfg.architecture) == (
+        kv_heads,
+        "gelu_pytorch_tanh",
+        "GPTBigCodeForCausalLM",
+    )
+
+
+def test_two_bridges_on_one_model(tokens):
+    model = tiny_model()
+    one, two = clearspan.boot(model), clearspan.boot(model)
+    calls = []
+    with one.hooks(fwd_hooks=[("blocks.0.attn.hook_z", lambda value, hook: calls.append("one"))]):
+        two.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", lambda value, hook: calls.append("two"))])
+    assert calls == ["one", "two"]
+
+
+def test_public_names():
+    assert clearspan.TransformerBridge.__module__ == "clearspan"
+    assert {"boot", "TransformerBridge", "ActivationCache", "get_act_name"} <= set(dir(clearspan))
+    with pytest.raises(AttributeError, match="has no attribute 'bot'"):
+        clearspan.bot  # noqa: B018
