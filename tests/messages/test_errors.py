@@ -77,6 +77,13 @@ def test_unknown_point(call, bridge, tokens):
     assert is_clean(bridge.hf_model)
 
 
+def test_unknown_name_in_the_dictionary_of_hooks(bridge):
+    with pytest.raises(UnknownPointError, match="nearest: hook_embed"):
+        bridge.hook_dict["hook_embd"]
+    with pytest.raises(UnknownPointError, match="get_act_name\\('q', layer\\)"):
+        bridge.hook_dict["q"]
+
+
 def test_layer_that_does_not_exist(bridge, tokens):
     with pytest.raises(UnknownPointError) as error:
         bridge.run_with_cache(tokens, "blocks.7.attn.hook_z")
@@ -124,7 +131,10 @@ def test_unknown_keyword(call, bridge, tokens):
 def test_keyword_of_the_models_own_outputs(bridge, tokens):
     with pytest.raises(UnknownArgumentError) as error:
         bridge(tokens, output_attentions=True)
-    assert message(error)[-1] == "  fix: bridge.hf_model(...) takes what is about the model's own outputs"
+    assert message(error) == [
+        "the bridge does not take 'output_attentions'",
+        "  fix: bridge.run_with_cache(...) and cache['pattern', layer]",
+    ]
 
 
 def test_wrong_shape(bridge, tokens):
@@ -366,6 +376,18 @@ def test_write_that_gradient_checkpointing_would_lose(bridge, tokens):
     with pytest.raises(InvalidArgumentError, match="incl_bwd=True does not work under gradient checkpointing"):
         bridge.run_with_cache(tokens, incl_bwd=True)
 
+    for reentrant in (False, True):
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        with bridge.hooks(fwd_hooks=hooks):
+            loss = bridge(tokens, return_type="loss")
+        with pytest.raises(UnwritableError) as error:
+            loss.backward()
+        assert message(error)[:2] == [
+            "gradients would be wrong: a hook that wrote in the forward is gone",
+            "  where: blocks.1.hook_resid_mid",
+        ]
+    model.activation_checkpointing_enable({"use_reentrant": False})
+
     def gradients():
         model.zero_grad()
         with bridge.hooks(fwd_hooks=hooks):
@@ -460,7 +482,7 @@ def test_entries_that_are_not_cached(bridge, tokens):
 def test_entry_that_was_edited(bridge, tokens):
     _, cache = bridge.run_with_cache(tokens)
     cache["q", 1].zero_()
-    for name in ("q", "k"):
+    for name in ("q", "k", "pattern"):
         with pytest.raises(EditedEntryError) as error:
             cache[name, 1]
         assert message(error) == [
@@ -469,6 +491,7 @@ def test_entry_that_was_edited(bridge, tokens):
             f"  fix: value = cache['blocks.1.attn.hook_{name}'].clone() before editing in place",
         ]
     assert cache["q", 0].any()
+    assert cache["pattern", 0].any()
 
 
 def test_batch_axis_of_several_rows(bridge, tokens):

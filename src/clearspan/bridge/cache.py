@@ -22,7 +22,8 @@ class ActivationCache(Mapping[str, Tensor]):
     and computes, at that moment, derived values (`hook_scale`, `hook_normalized`, `hook_result`, path inputs) and the
     inside of attention, by the model's own eager function on the run's queries, keys and mask. Entries are detached.
     They share storage with each other where their values do, so clone one before editing it in place: an entry whose
-    storage was written since it was kept raises when it is looked up.
+    storage was written since it was kept raises when it is looked up (tensors made under
+    `torch.inference_mode` do not count edits, so there it does not).
 
     Example:
         >>> import clearspan

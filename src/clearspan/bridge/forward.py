@@ -9,7 +9,7 @@ from torch import Tensor
 from clearspan.bridge.index import Segment
 from clearspan.bridge.inputs import ModelInput
 from clearspan.bridge.loss import lm_loss
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, UnwritableError
 from clearspan.hf.segments import Stopped, starting_at, stopping_at
 
 if TYPE_CHECKING:
@@ -32,13 +32,18 @@ def run(
     start, stop = segment
     if return_type in ("loss", "both") and stop is None and given.tokens is None:
         raise InvalidArgumentError("a loss needs the tokens", got="embeddings or a residual stream")
+    bridge.taps.writers.clear()
     if segment == (None, None):
-        logits = bridge.hf_model(**given.kwargs).logits
+        output = bridge.hf_model(**given.kwargs).logits
     else:
-        residual = _run_segment(bridge, given, start, stop)
-        if isinstance(residual, Stopped):
-            return residual.residual
-        logits = residual
+        output = _run_segment(bridge, given, start, stop)
+    lost = gradients_lost(bridge)
+    if lost is not None:
+        guard_gradients(bridge, output.residual if isinstance(output, Stopped) else output, lost)
+    bridge.taps.writers.clear()
+    if isinstance(output, Stopped):
+        return output.residual
+    logits = output
     match return_type:
         case "logits":
             return logits
@@ -82,3 +87,21 @@ def gradients_lost(bridge: "TransformerBridge") -> str | None:
     if torch.is_grad_enabled() and checkpoints:
         return "gradient checkpointing computes the forward again during backward, when these hooks are gone"
     return None
+
+
+def guard_gradients(bridge: "TransformerBridge", output: Tensor, lost: str) -> None:
+    """Has a later `backward` raise if by then a listener is gone that wrote in this forward."""
+    writers = list(bridge.taps.writers)
+
+    def check(_: Tensor) -> None:
+        for point, listener in writers:
+            if listener not in point.listeners("fwd"):
+                raise UnwritableError(
+                    "gradients would be wrong: a hook that wrote in the forward is gone",
+                    where=point.name,
+                    reason=lost,
+                    fix="with bridge.hooks(fwd_hooks=...): around forward and backward",
+                )
+
+    if writers and output.requires_grad:
+        output.register_hook(check)

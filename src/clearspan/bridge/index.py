@@ -6,10 +6,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from clearspan.architectures import ArchitectureAdapter
 from clearspan.components import GeneralizedComponent
 from clearspan.errors import AbsentPointError, PointNotReachedError, UnknownPointError
-from clearspan.points import HookPoint, NamesFilter, Place, nearest
+from clearspan.points import HookPoint, NamesFilter, Place, is_short_name, nearest
 
 Segment = tuple[int | None, int | None]
 """The first block run and the one before which the run stops; None for 'from the input' and 'to the logits'."""
+
+
+class HookDict(dict[str, HookPoint]):
+    """Names to hook points; a name that is not there raises as everywhere else, with the nearest ones."""
+
+    def __init__(self, find: Callable[[str], HookPoint]) -> None:
+        super().__init__()
+        self._find = find
+
+    def __missing__(self, name: str) -> HookPoint:
+        return self._find(name)
 
 
 class PointIndex:
@@ -30,7 +41,8 @@ class PointIndex:
         components: Sequence[GeneralizedComponent],
         adapter: ArchitectureAdapter,
     ) -> None:
-        self.by_name = {name: point for point in points.values() for name in (point.name, *point.aliases)}
+        self.by_name = HookDict(self.find)
+        self.by_name.update({name: point for point in points.values() for name in (point.name, *point.aliases)})
         self._points = list(points.values())
         self._at: dict[Place, list[HookPoint]] = {}
         for point in self._points:
@@ -73,7 +85,8 @@ class PointIndex:
             raise UnknownPointError(
                 f"no hook point {name!r}", expected=f"a layer from 0 to {n_layers - 1}", got=f"layer {layer[1]}"
             )
-        raise UnknownPointError(f"no hook point {name!r}", nearest=close, fix="bridge.hook_dict has every name")
+        fix = f"clearspan.get_act_name({name!r}, layer)" if is_short_name(name) else "bridge.hook_dict has every name"
+        raise UnknownPointError(f"no hook point {name!r}", nearest=close, fix=fix)
 
     def why_absent(self, name: str) -> str | None:
         """Returns why this architecture lacks a point of the vocabulary, or None where it has it or nothing does."""

@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 Input = str | Sequence[str] | Tensor
 """Text, a list of texts, token ids `[batch, pos]` or `[pos]`, or embeddings or a residual `[batch, pos, d_model]`."""
 
-_OURS = frozenset(
-    {"self", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "labels",
-     "return_dict", "output_attentions", "output_hidden_states", "kwargs"}
-)  # fmt: skip
+_INSTEAD = {
+    "input_ids": "bridge(tokens)",
+    "inputs_embeds": "bridge(embeddings)",
+    "use_cache": "past_key_values=transformers.DynamicCache(), which the run extends",
+    "labels": "return_type='loss'",
+    "return_dict": "bridge.hf_model(...) for the model's own output object",
+    "output_attentions": "bridge.run_with_cache(...) and cache['pattern', layer]",
+    "output_hidden_states": "bridge.run_with_cache(...) and cache['resid_pre', layer]",
+}
+"""Keywords of a model's forward that mean something else here, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -126,15 +132,16 @@ def check_keywords(bridge: "TransformerBridge", keywords: Mapping[str, object]) 
     """Raises if a keyword is neither ours nor one of the model's forward."""
     if not keywords:
         return
-    known = set(inspect.signature(type(bridge.hf_model).forward).parameters) - _OURS
+    known = set(inspect.signature(type(bridge.hf_model).forward).parameters) - {*_INSTEAD, "self", "kwargs"}
     ours = set(inspect.signature(type(bridge).forward).parameters) - {"self", "model_kwargs"}
     for keyword in keywords:
         if keyword not in known:
+            if keyword in _INSTEAD:
+                raise UnknownArgumentError(f"the bridge does not take {keyword!r}", fix=_INSTEAD[keyword])
             raise UnknownArgumentError(
                 f"unknown keyword {keyword!r}",
                 nearest=nearest(keyword, known | ours),
                 where=f"neither TransformerBridge.forward nor {type(bridge.hf_model).__name__}.forward takes it",
-                fix="bridge.hf_model(...) takes what is about the model's own outputs" if keyword in _OURS else None,
             )
 
 

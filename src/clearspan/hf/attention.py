@@ -75,6 +75,10 @@ class AttentionCall:
         scores, pattern = seen
         return scores, pattern
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns queries, keys and values."""
+        return {"query": self.query, "key": self.key, "value": self.value}
+
     def detached(self) -> "AttentionCall":
         """Returns the call with tensors outside the graph."""
         mask = None if self.mask is None else self.mask.detach()

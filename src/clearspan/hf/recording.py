@@ -95,12 +95,18 @@ class Recording:
 
     def was_edited(self, key: str) -> bool:
         """Whether the storage of what is kept under a place's key or a point's name was written since."""
-        tensor = self.values.get(key, self._raw.get(key))
-        return key in self._versions and tensor is not None and tensor._version != self._versions[key]
+        kept = self.values.get(key, self._raw.get(key))
+        if kept is None:  # the inside of attention, not computed yet
+            call = self._calls[key.rpartition(":")[0]]
+            return any(self._was_written(f"{key}:{name}", tensor) for name, tensor in call.tensors().items())
+        return self._was_written(key, kept)
+
+    def _was_written(self, key: str, tensor: Tensor) -> bool:
+        return key in self._versions and tensor._version != self._versions[key]
 
     def nbytes(self) -> int:
         """Returns the bytes of all storages kept, each counted once."""
-        calls = [tensor for call in self._calls.values() for tensor in (call.query, call.key, call.value)]
+        calls = [tensor for call in self._calls.values() for tensor in call.tensors().values()]
         kept = [*self._raw.values(), *self.values.values(), *calls]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
 
@@ -120,9 +126,12 @@ class Recording:
             tensor = tensor.detach()
         if self._transform is not None:
             tensor = self._transform(tensor, pos_dim)
+        self._note_version(key, tensor)
+        return tensor
+
+    def _note_version(self, key: str, tensor: Tensor) -> None:
         if not tensor.is_inference():
             self._versions[key] = tensor._version
-        return tensor
 
     @contextlib.contextmanager
     def hooks(self, plan: RecordingPlan) -> Iterator[None]:
@@ -142,6 +151,9 @@ class Recording:
             if call.kwargs.get("dropout"):  # what multiplies the values is known only to the call itself
                 return call.run_watched(self._visit(path, Side.SCORES), self._visit(path, Side.PATTERN))
             self._calls[path] = call.detached() if torch.is_grad_enabled() else call
+            for place in (Place(path, side) for side in INSIDE):
+                for name, tensor in call.tensors().items():
+                    self._note_version(f"{place.key}:{name}", tensor)
             if not self._defers:
                 for side in INSIDE:
                     self.raw(Place(path, side))

@@ -13,7 +13,7 @@ from clearspan.hf.compiled import around, refuse_compiled
 from clearspan.hf.derived_gradients import Arrival, backpropagate
 from clearspan.hf.recording import INSIDE, Recording, RecordingPlan
 from clearspan.hf.tensors import primary_input, primary_output, with_input, with_output
-from clearspan.points import Converted, Derivation, Derived, HookPoint, InPlace, Place, SharedRow, Side, Whole
+from clearspan.points import Converted, Derivation, Derived, HookPoint, InPlace, Listener, Place, SharedRow, Side, Whole
 
 
 @dataclass
@@ -37,11 +37,13 @@ class Taps:
 
     Attributes:
         refuse_writes: Why a write must not happen in the present run, or None.
+        writers: The listeners on points that were written since the list was last emptied.
     """
 
     def __init__(self, model: nn.Module, points: Iterable[HookPoint]) -> None:
         self.model = model
         self.refuse_writes: str | None = None
+        self.writers: list[tuple[HookPoint, Listener]] = []
         self._rows: int | None = None
         self._recording: Recording | None = None
         self._sources: dict[Place, list[HookPoint]] = {}
@@ -162,6 +164,7 @@ class Taps:
                 value, edited = point.offer(value)
                 if edited:
                     self._check_write(point)
+                    self.writers += [(point, listener) for listener in point.listeners("fwd")]
                     raw = self._write(point, raw, value)
                 if point.listens_backward:
                     raw = self._await_gradient(point, raw, value, edited)

@@ -6,6 +6,7 @@ from clearspan.points.hook_point import HookPoint as HookPoint
 from clearspan.points.hook_point import Listener as Listener
 from clearspan.points.names import NamesFilter as NamesFilter
 from clearspan.points.names import get_act_name as get_act_name
+from clearspan.points.names import is_short_name as is_short_name
 from clearspan.points.names import nearest as nearest
 from clearspan.points.place import Access as Access
 from clearspan.points.place import Converted as Converted

@@ -85,6 +85,10 @@ class HookPoint:
         """Whether a function waits for the value's gradient, which needs the value on the gradient's path."""
         return bool(self._listeners["bwd"]) or self.gradient_sink is not None
 
+    def listeners(self, dir: Direction) -> tuple[Listener, ...]:
+        """Returns the listeners of a direction, in order."""
+        return tuple(self._listeners[dir])
+
     def add_hook(
         self,
         hook: HookFunction,

@@ -16,6 +16,7 @@ _IN_BLOCK = (
     *("attn_in", "q_input", "k_input", "v_input", "mlp_in"),
 )
 _OUTSIDE_BLOCKS = ("embed", "pos_embed", "logits")
+_KNOWN = (*_OUTSIDE_BLOCKS, *_IN_NORM, *_IN_ATTENTION, *_IN_MLP, *_IN_BLOCK)
 _SHORT = {"attn": "pattern", "attn_logits": "attn_scores", "mlp_pre": "pre", "mlp_post": "post"}
 
 
@@ -51,8 +52,7 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
     if name in _OUTSIDE_BLOCKS:
         return f"hook_{name}"
     if layer is None and name not in (*_IN_ATTENTION, *_IN_MLP, *_IN_BLOCK):
-        known = (*_OUTSIDE_BLOCKS, *_IN_NORM, *_IN_ATTENTION, *_IN_MLP, *_IN_BLOCK)
-        raise UnknownPointError(f"no hook point has the short name {name!r}", nearest=nearest(name, known))
+        raise UnknownPointError(f"no hook point has the short name {name!r}", nearest=nearest(name, _KNOWN))
     if layer is None:
         raise InvalidArgumentError(f"the point {name!r} is in a block", fix=f"get_act_name({name!r}, layer)")
     if name in _IN_NORM and layer_type is None:
@@ -61,6 +61,11 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         )
     component = layer_type or ("attn" if name in _IN_ATTENTION else "mlp" if name in _IN_MLP else None)
     return ".".join([f"blocks.{layer}", *([component] if component else []), f"hook_{name}"])
+
+
+def is_short_name(name: str) -> bool:
+    """Returns whether `get_act_name` makes a full name of it."""
+    return name in _KNOWN or name in _SHORT
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
