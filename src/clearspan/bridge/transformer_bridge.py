@@ -16,6 +16,7 @@ from clearspan.bridge.forward import ReturnType
 from clearspan.bridge.hooks import Hooks
 from clearspan.bridge.index import PointIndex, Segment
 from clearspan.bridge.inputs import Input, ModelInput
+from clearspan.bridge.module_methods import ModuleMethods
 from clearspan.bridge.text import PaddingSide, Text
 from clearspan.bridge.weights import StackedWeights
 from clearspan.components import (
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class TransformerBridge(StackedWeights):
+class TransformerBridge(StackedWeights, ModuleMethods):
     """A Hugging Face model, seen and reached into under canonical names. `clearspan.boot` makes one.
 
     Attributes:
@@ -59,6 +60,9 @@ class TransformerBridge(StackedWeights):
     pos_embed: PosEmbedBridge
     ln_final: NormalizationBridge
     unembed: UnembeddingBridge
+    hook_embed: HookPoint
+    hook_pos_embed: HookPoint
+    hook_logits: HookPoint
 
     def __init__(
         self,
@@ -84,6 +88,9 @@ class TransformerBridge(StackedWeights):
                 components.append(getattr(self, key))
         points = hook_points(components)
         points["hook_logits"] = HookPoint("hook_logits", axes("batch pos d_vocab"), Place("", Side.OUTPUT))
+        for point in points.values():
+            if "." not in point.name:
+                setattr(self, point.name, point)
         self.index = PointIndex(points, components, adapter)
         self.taps = Taps(hf_model, self.index)
         self.choices: dict[object, caching.Choice] = {}
@@ -424,6 +431,10 @@ class TransformerBridge(StackedWeights):
             InputError: It is none, or more than one.
         """
         return self.text.single_token(string)
+
+    def to_single_str_token(self, token: int) -> str:
+        """Returns the text of one token id."""
+        return str(self.text.decode(token))
 
     def __repr__(self) -> str:
         cfg = self.cfg

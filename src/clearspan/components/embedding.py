@@ -17,8 +17,6 @@ class EmbeddingBridge(GeneralizedComponent):
 
     input_axes = "batch pos"
 
-    hook_embed: HookPoint
-
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """The embedding `[d_vocab, d_model]`, the live parameter."""

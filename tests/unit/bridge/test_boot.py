@@ -57,6 +57,23 @@ def test_sizes(multi_query, kv_heads):
     )
 
 
+def test_methods_of_a_module(bridge, tokens):
+    assert bridge.train().hf_model.training
+    assert not bridge.eval().hf_model.training
+    assert not any(parameter.requires_grad for parameter in bridge.requires_grad_(False).parameters())
+    assert bridge.requires_grad_().to(torch.float64) is bridge
+    assert bridge.cfg.dtype == bridge(tokens).dtype == torch.float64
+    bridge(tokens, return_type="loss").backward()
+    assert all(parameter.grad is not None for _, parameter in bridge.named_parameters())
+    bridge.zero_grad()
+    assert all(parameter.grad is None for parameter in bridge.parameters())
+
+
+def test_points_outside_components_are_attributes_of_the_bridge(bridge):
+    for name in ("hook_embed", "hook_pos_embed", "hook_logits"):
+        assert getattr(bridge, name) is bridge.hook_dict[name]
+
+
 def test_two_bridges_on_one_model(tokens):
     model = tiny_model()
     one, two = clearspan.boot(model), clearspan.boot(model)

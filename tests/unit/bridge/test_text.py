@@ -38,7 +38,7 @@ def test_exactly_one_bos(embedded):
 
 def test_single_token(embedded):
     token = embedded.to_single_token("def")
-    assert embedded.to_string(token) == "def"
+    assert embedded.to_string(token) == embedded.to_single_str_token(token) == "def"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
