@@ -494,6 +494,20 @@ def test_entry_that_was_edited(bridge, tokens):
     assert cache["pattern", 0].any()
 
 
+def test_result_after_the_weights_were_changed(bridge, tokens):
+    _, cache = bridge.run_with_cache(tokens)
+    result = cache["result", 1]
+    with torch.no_grad():
+        bridge.blocks[1].attn.W_O.mul_(2)
+    with pytest.raises(EditedEntryError) as error:
+        cache["result", 1]
+    assert message(error) == [
+        "blocks.1.attn.hook_result is computed with the model's weights, which were changed since the run",
+        "  fix: run_with_cache again, or look it up before changing the weights",
+    ]
+    assert torch.equal(bridge.run_with_cache(tokens)[1]["result", 1], result * 2)
+
+
 def test_batch_axis_of_several_rows(bridge, tokens):
     with pytest.raises(InvalidArgumentError) as error:
         bridge.run_with_cache(tokens, remove_batch_dim=True)

@@ -1,18 +1,23 @@
 """The activation cache: raw tensors of one forward, shown under any name in canonical axes on look-up."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
-from clearspan.points import Converted, Derived, HookPoint, InPlace, SharedRow, Whole, get_act_name, nearest
+from clearspan.points import Converted, Derivation, Derived, HookPoint, InPlace, SharedRow, Whole, get_act_name, nearest
 
 if TYPE_CHECKING:
     from clearspan.hf.recording import Recording
 
 Key = str | tuple[str, int] | tuple[str, int, str]
+
+
+def _state(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Returns what tells whether weights are still those that they were: their storage, and their count of edits."""
+    return [(weight.data_ptr(), weight._version) for weight in weights]
 
 
 class ActivationCache(Mapping[str, Tensor]):
@@ -43,6 +48,7 @@ class ActivationCache(Mapping[str, Tensor]):
         rows: int,
         one_position: bool = False,
         gradients: Mapping[str, Tensor] | None = None,
+        weighted: Mapping[str, Derivation] | None = None,
     ) -> None:
         self._points = points
         self._find = find
@@ -51,6 +57,7 @@ class ActivationCache(Mapping[str, Tensor]):
         self._rows = rows
         self._one_position = one_position
         self._gradients = dict(gradients or {})
+        self._weighted = {name: (one, _state(one.weights())) for name, one in (weighted or {}).items()}
         self.has_batch_dim = True
 
     def __getitem__(self, key: Key) -> Tensor:
@@ -106,8 +113,18 @@ class ActivationCache(Mapping[str, Tensor]):
             case SharedRow():
                 return raw.expand(self._rows, *raw.shape[1:]) if len(raw) == 1 else raw
             case Derived(derivation, part):
+                self._check_weights(point)
                 with torch.no_grad():
                     return derivation.read(part, raw, {})
+
+    def _check_weights(self, point: HookPoint) -> None:
+        if point.name in self._weighted:
+            derivation, state = self._weighted[point.name]
+            if _state(derivation.weights()) != state:
+                raise EditedEntryError(
+                    f"{point.name} is computed with the model's weights, which were changed since the run",
+                    fix="run_with_cache again, or look it up before changing the weights",
+                )
 
     def _shown(self, point: HookPoint, value: Tensor) -> Tensor:
         if self._one_position:

@@ -15,7 +15,7 @@ from clearspan.bridge.inputs import ModelInput
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.derived_gradients import Arrival, derived_gradient
 from clearspan.hf.recording import Recording, RecordingPlan, Transform
-from clearspan.points import Derived, HookPoint, NamesFilter, Place, Side, Whole
+from clearspan.points import Derivation, Derived, HookPoint, NamesFilter, Place, Side, Whole
 
 if TYPE_CHECKING:
     from clearspan.bridge.transformer_bridge import TransformerBridge
@@ -57,6 +57,7 @@ def run_with_cache(
         rows=len(value),
         one_position=isinstance(pos_slice, int),
         gradients=gradients,
+        weighted=choice.weighted,
     )
     return output, cache
 
@@ -69,11 +70,13 @@ class Choice:
         points: The points that the cache will have, by name.
         needed: These, and with gradients also those around the targets of derived ones.
         plan: The plan of the needed points' places.
+        weighted: Derivations of the points whose look-up uses the model's weights, by the point's name.
     """
 
     points: Mapping[str, HookPoint]
     needed: Sequence[HookPoint]
     plan: RecordingPlan
+    weighted: Mapping[str, Derivation]
 
 
 def _choose(bridge: "TransformerBridge", names: NamesFilter, segment: Segment, incl_bwd: bool) -> Choice:
@@ -88,7 +91,9 @@ def _choose(bridge: "TransformerBridge", names: NamesFilter, segment: Segment, i
         for place in targets | {Place(target.module, Side.INPUT) for target in targets}:
             needed.update({point.name: point for point in bridge.index.at(place)})
     plan = RecordingPlan.of(bridge.hf_model, {point.place for point in needed.values()})
-    choice = Choice({point.name: point for point in points}, tuple(needed.values()), plan)
+    derived = {point.name: point.access.derivation for point in points if isinstance(point.access, Derived)}
+    weighted = {name: derivation for name, derivation in derived.items() if derivation.weights()}
+    choice = Choice({point.name: point for point in points}, tuple(needed.values()), plan, weighted)
     if key is not None:
         bridge.choices[key] = choice
     return choice

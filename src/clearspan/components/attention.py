@@ -155,6 +155,10 @@ class HeadResults(Derivation):
         self.attention = attention
         self.target: Place = attention.o.place(Side.OUTPUT)
 
+    def weights(self) -> tuple[Tensor, ...]:
+        """Returns the output weight."""
+        return (self.attention.o.weight("weight"),)
+
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
         """Returns `[batch, pos, head, d_model]`."""
         z = source.unflatten(-1, (self.attention.n_heads, -1))

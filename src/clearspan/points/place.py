@@ -65,6 +65,10 @@ class Derivation(ABC):
 
     target: Place
 
+    def weights(self) -> tuple[Tensor, ...]:
+        """Returns the live parameters that `read` uses, besides the source."""
+        return ()
+
     @abstractmethod
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
         """Returns a part's value, given the source's raw tensor and the edits made so far."""
