@@ -4,11 +4,13 @@ import doctest
 import importlib
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
 import clearspan
+from clearspan.architectures import ADAPTERS
 
 ROOT = Path(__file__).parents[2]
 MODULES = [name for _, name, _ in pkgutil.walk_packages(clearspan.__path__, "clearspan.")]
@@ -32,6 +34,13 @@ def test_examples_in_pages(page):
 def test_links_inside_the_project(page):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_table_of_architectures_is_current():
+    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
+    readme = (ROOT / "README.md").read_text()
+    assert generate["with_architectures"](readme) == readme
+    assert all(f"| `{name}` |" in readme for name in ADAPTERS)
 
 
 def test_the_page_of_hook_points_is_complete():

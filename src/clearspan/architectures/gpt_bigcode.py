@@ -77,7 +77,7 @@ class MQAQKVConversionRule(QKVConversionRule):
 
 
 class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):
-    """`GPTBigCodeForCausalLM`, with `multi_query` true (the default) or false.
+    """GPTBigCode (StarCoder 1, SantaCoder), with `multi_query` true or false.
 
     The config's `n_key_value_heads` tells which: 1 (or unknown) is multi-query, `n_heads` is one key and value for each
     query head, fused head by head.

@@ -17,7 +17,7 @@ Key = str | tuple[str, int] | tuple[str, int, str]
 
 def _state(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
     """Returns what tells whether weights are still those that they were: their storage, and their count of edits."""
-    return [(weight.data_ptr(), weight._version) for weight in weights]
+    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
 
 
 class ActivationCache(Mapping[str, Tensor]):
