@@ -26,6 +26,7 @@ def attached(
         UnknownPointError: A name is unknown, or a predicate holds for none.
         HookTypeError: A hook is not callable.
     """
+    bridge.taps.check_not_in_hook()
     wanted: list[tuple[HookPoint, str, HookFunction, Direction]] = []
     directions: list[tuple[Direction, Hooks]] = [("fwd", fwd_hooks), ("bwd", bwd_hooks)]
     for direction, hooks in directions:

@@ -128,9 +128,11 @@ class JointQKVAttentionBridge(GeneralizedComponent):
             return projected
 
     def call_arguments(self, value: Tensor) -> dict[str, Tensor]:
-        """Returns the causal mask, where the module masks only by one."""
+        """Returns the causal mask, where the module masks only by one; or a mask that hides nothing."""
         if not self.requires_attention_mask:
             return {}
+        if not self.attention_mask_4d:
+            return {"attention_mask": torch.ones(value.shape[:2], dtype=torch.long, device=value.device)}
         return {"attention_mask": causal_mask(value.shape[1], value.dtype, value.device)}
 
     def points(self) -> Iterator[HookPoint]:
@@ -162,7 +164,7 @@ class HeadResults(Derivation):
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
         """Returns `[batch, pos, head, d_model]`."""
         z = source.unflatten(-1, (self.attention.n_heads, -1))
-        return torch.einsum("bphd,hdm->bphm", z, self.attention.W_O)
+        return torch.einsum("bphd,hdm->bphm", z, self.attention.W_O.to(z))
 
     def write(self, output: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
         """Returns the sum of the edited results, plus the output bias."""
@@ -180,6 +182,8 @@ class PathInputs(Derivation):
         attention: The attention that reads.
         norm: The norm through which it reads, or None.
     """
+
+    is_in_series = False
 
     def __init__(self, attention: JointQKVAttentionBridge, norm: Callable[[Tensor], Tensor] | None) -> None:
         self.attention = attention
@@ -201,7 +205,7 @@ class PathInputs(Derivation):
             ConflictingWritesError: The norm or the attention's input was written in the same run: the projections
                 recomputed here would not see it.
         """
-        if not torch.equal(entered, self._normalized(source)):
+        if not torch.allclose(entered, self._normalized(source), rtol=0, atol=0, equal_nan=True):
             raise ConflictingWritesError(
                 "a head's or projection's own input was written, and what all of them read after the norm as well",
                 where=self.attention.path,

@@ -1,9 +1,10 @@
 """Inside attention: the model's own eager function, watched for its softmax and the product that follows."""
 
 import contextlib
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class AttentionCall:
         value: `[batch, kv_head, k_pos, d_head]`.
         mask: As it was made for the model's own implementation.
         kwargs: What the function was called with besides.
+        observers: Those who have still to see the call.
+        eagerly: Whether one of them needs it to be run by the eager function.
     """
 
     module: nn.Module
@@ -40,9 +43,22 @@ class AttentionCall:
     value: Tensor
     mask: Tensor | None
     kwargs: dict[str, Any]
+    observers: "tuple[Observer, ...]" = ()
+    eagerly: bool = False
 
     def run(self) -> Any:
-        """Runs the implementation that the model is configured with."""
+        """Hands the call to the next observer, and after the last one runs it.
+
+        It is run by the implementation that the model is configured with, or by the eager one.
+        """
+        if self.observers:
+            return self.observers[0](replace(self, observers=self.observers[1:]))
+        if self.eagerly:
+            mask = additive_mask(self.mask, self.query, self.key, self.module, self.kwargs)
+            return _eager(self.module)(self.module, self.query, self.key, self.value, mask, **self.kwargs)
+        return self._run_natively()
+
+    def _run_natively(self) -> Any:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         module = self.module
@@ -56,10 +72,9 @@ class AttentionCall:
             vars(module)["config"] = shown
 
     def run_watched(self, scores: Visit, pattern: Visit) -> Any:
-        """Runs the model's own eager function; the visitors see scores and pattern, and what they return is used."""
-        mask = additive_mask(self.mask, self.query, self.key, self.module, self.kwargs)
+        """Runs the call by the model's own eager function; the visitors see scores and pattern, and may replace them."""
         with SoftmaxWatch(scores, pattern) as watch:
-            output = _eager(self.module)(self.module, self.query, self.key, self.value, mask, **self.kwargs)
+            output = replace(self, eagerly=True).run()
         watch.check(self.module)
         return output
 
@@ -71,7 +86,7 @@ class AttentionCall:
             seen.append(tensor)
             return tensor
 
-        self.run_watched(see, see)
+        replace(self, observers=()).run_watched(see, see)
         scores, pattern = seen
         return scores, pattern
 
@@ -82,15 +97,15 @@ class AttentionCall:
     def detached(self) -> "AttentionCall":
         """Returns the call with tensors outside the graph."""
         mask = None if self.mask is None else self.mask.detach()
-        return AttentionCall(
-            self.module, self.query.detach(), self.key.detach(), self.value.detach(), mask, self.kwargs
+        return replace(
+            self, query=self.query.detach(), key=self.key.detach(), value=self.value.detach(), mask=mask, observers=()
         )
 
 
 Observer = Callable[[AttentionCall], Any]
 """Runs a call, one way or another, and returns the attention function's output."""
 
-_observers: dict[nn.Module, Observer] = {}
+_observers: dict[nn.Module, list[Observer]] = {}
 
 
 class _ObservedConfig:
@@ -102,7 +117,12 @@ class _ObservedConfig:
         self.original = original
 
     def __getattr__(self, name: str) -> Any:
+        if "original" not in vars(self):  # while a copy of it is being made
+            raise AttributeError(name)
         return getattr(self.original, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.original, memo)  # a copy of the model is observed by nobody
 
 
 @contextlib.contextmanager
@@ -110,23 +130,28 @@ def observed(observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
     """Has each attention module's calls go to its observer while the context is open.
 
     Only these modules see another attention implementation, in their own view of the config. The rest of the model, its
-    masks included, goes on as it is configured.
+    masks included, goes on as it is configured. A module may have several observers; each sees the call in turn.
     """
     if not observers:
         yield
         return
     _register()
-    configs = {module: module.config for module in observers}
     views: dict[int, _ObservedConfig] = {}
     try:
-        for module, config in configs.items():
-            vars(module)["config"] = views.setdefault(id(config), _ObservedConfig(config))
-            _observers[module] = observers[module]
+        for module, observer in observers.items():
+            if module not in _observers:
+                config = vars(module)["config"]
+                vars(module)["config"] = views.setdefault(id(config), _ObservedConfig(config))
+            _observers.setdefault(module, []).append(observer)
         yield
     finally:
-        for module, config in configs.items():
-            vars(module)["config"] = config
-            _observers.pop(module, None)
+        for module, observer in observers.items():
+            there = _observers.get(module, [])
+            if observer in there:
+                there.remove(observer)
+            if module in _observers and not there:
+                del _observers[module]
+                vars(module)["config"] = vars(module)["config"].original
 
 
 def _register() -> None:
@@ -139,7 +164,8 @@ def _register() -> None:
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> Any:
-    return _observers[module](AttentionCall(module, query, key, value, attention_mask, kwargs))
+    observers = tuple(_observers.get(module, ()))
+    return AttentionCall(module, query, key, value, attention_mask, kwargs, observers).run()
 
 
 def _eager(module: nn.Module) -> Callable[..., Any]:

@@ -134,20 +134,27 @@ class Recording:
             self._versions[key] = tensor._version
 
     @contextlib.contextmanager
-    def hooks(self, plan: RecordingPlan) -> Iterator[None]:
-        """Keeps the plan's raw tensors, by one torch hook a module, while the context is open."""
+    def hooks(self, plan: RecordingPlan, is_paused: Callable[[], bool]) -> Iterator[None]:
+        """Keeps the plan's raw tensors, by one torch hook a module, while the context is open.
+
+        Args:
+            plan: What to keep.
+            is_paused: Asked at each tensor whether to leave it, since it belongs to another forward.
+        """
         handles = []
         try:
             for module, entry, exit_ in plan.modules:
-                handles.append(module.register_forward_hook(self._hook(entry, exit_), with_kwargs=True))
-            with observed({module: self._observer(path) for module, path in plan.attentions}):
+                handles.append(module.register_forward_hook(self._hook(entry, exit_, is_paused), with_kwargs=True))
+            with observed({module: self._observer(path, is_paused) for module, path in plan.attentions}):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _observer(self, path: str) -> Observer:
+    def _observer(self, path: str, is_paused: Callable[[], bool]) -> Observer:
         def keep(call: AttentionCall) -> Any:
+            if is_paused():
+                return call.run()
             if call.kwargs.get("dropout"):  # what multiplies the values is known only to the call itself
                 return call.run_watched(self._visit(path, Side.SCORES), self._visit(path, Side.PATTERN))
             self._calls[path] = call.detached() if torch.is_grad_enabled() else call
@@ -169,11 +176,13 @@ class Recording:
 
         return visit
 
-    def _hook(self, entry: str | None, exit_: str | None) -> Callable[..., None]:
+    def _hook(self, entry: str | None, exit_: str | None, is_paused: Callable[[], bool]) -> Callable[..., None]:
         if self._transform is None and torch.is_inference_mode_enabled():
-            return self._bare_hook(entry, exit_)
+            return self._bare_hook(entry, exit_, is_paused)
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if is_paused():
+                return
             if entry is not None:
                 self._keep(entry, primary_input(args, kwargs), 1)
             if exit_ is not None:
@@ -181,11 +190,13 @@ class Recording:
 
         return keep
 
-    def _bare_hook(self, entry: str | None, exit_: str | None) -> Callable[..., None]:
+    def _bare_hook(self, entry: str | None, exit_: str | None, is_paused: Callable[[], bool]) -> Callable[..., None]:
         """The hook under inference mode, where there is no graph to leave and there are no edits to count."""
         raw = self._raw
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if is_paused():
+                return
             if entry is not None:
                 raw[entry] = args[0] if args else primary_input(args, kwargs)
             if exit_ is not None:

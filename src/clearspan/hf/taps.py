@@ -1,14 +1,15 @@
 """Taps: torch hooks on the untouched modules, there only while someone listens, that carry values to hook points."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from clearspan.errors import UnwritableError
-from clearspan.hf.attention import observed
+from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
+from clearspan.hf.attention import AttentionCall, observed
 from clearspan.hf.compiled import around, refuse_compiled
 from clearspan.hf.derived_gradients import Arrival, backpropagate
 from clearspan.hf.recording import INSIDE, Recording, RecordingPlan
@@ -18,11 +19,19 @@ from clearspan.points import Converted, Derivation, Derived, HookPoint, InPlace,
 
 @dataclass
 class _Pending:
-    """A derivation's edits, on their way from its source to its target."""
+    """A derivation's edits, on their way from its source to its target.
+
+    Attributes:
+        source: The source's raw tensor.
+        edits: The parts that were changed, or put on the gradient's path.
+        only_gradient: Whether nobody changed a part.
+        beside: Points whose gradient is computed beside the graph.
+    """
 
     source: Tensor
     edits: dict[str, Tensor] = field(default_factory=dict)
-    backward: list[HookPoint] = field(default_factory=list)
+    only_gradient: bool = True
+    beside: list[HookPoint] = field(default_factory=list)
 
 
 class Taps:
@@ -38,16 +47,20 @@ class Taps:
     Attributes:
         refuse_writes: Why a write must not happen in the present run, or None.
         writers: The listeners on points that were written since the list was last emptied.
+        is_suspended: Whether a hook function is running, in which a forward of the model is the model's own alone.
     """
 
     def __init__(self, model: nn.Module, points: Iterable[HookPoint]) -> None:
         self.model = model
         self.refuse_writes: str | None = None
         self.writers: list[tuple[HookPoint, Listener]] = []
+        self.is_suspended = False
         self._rows: int | None = None
         self._recording: Recording | None = None
         self._sources: dict[Place, list[HookPoint]] = {}
         self._arriving: dict[Place, list[Derivation]] = {}
+        self._leaving: dict[Place, list[Derivation]] = {}
+        self._parts: dict[Derivation, list[HookPoint]] = {}
         self._concerned: dict[Place, list[HookPoint]] = {}
         self._pending: dict[Derivation, _Pending] = {}
         self._installed: dict[Place, contextlib.ExitStack] = {}
@@ -56,6 +69,10 @@ class Taps:
             self._concerned.setdefault(_anchor(point.place), []).append(point)
             if isinstance(point.access, Derived):
                 derivation = point.access.derivation
+                self._parts.setdefault(derivation, []).append(point)
+                leaving = self._leaving.setdefault(point.place, [])
+                if derivation not in leaving:
+                    leaving.append(derivation)
                 self._concerned.setdefault(derivation.target, []).append(point)
                 arriving = self._arriving.setdefault(derivation.target, [])
                 if derivation not in arriving:
@@ -63,7 +80,7 @@ class Taps:
             point._changed = self._update
 
     @contextlib.contextmanager
-    def record(self, points: Sequence[HookPoint], plan: RecordingPlan, recording: Recording) -> Iterator[None]:
+    def record(self, points: Iterable[HookPoint], plan: RecordingPlan, recording: Recording) -> Iterator[None]:
         """Keeps the points' values, after any listeners, in the recording while the context is open.
 
         A raw tensor with no listener is kept by the plan's own torch hooks, which cost no more than plain ones; one
@@ -74,6 +91,7 @@ class Taps:
             plan: The plan of these points' places.
             recording: Where to keep it.
         """
+        self.check_not_in_hook()
         refuse_compiled(plan.around)
         beside = [point for point in points if _anchor(point.place) in self._installed] if self._installed else []
         if beside:
@@ -81,10 +99,19 @@ class Taps:
         recording.wanted = frozenset(point.name for point in beside)
         self._recording = recording
         try:
-            with recording.hooks(plan):
+            with recording.hooks(plan, lambda: self.is_suspended):
                 yield
         finally:
             self._recording = None
+
+    def check_not_in_hook(self) -> None:
+        """Raises if a hook function is running."""
+        if self.is_suspended:
+            raise InvalidArgumentError(
+                "a run with hooks or a cache was started inside a hook function",
+                reason="the run that called the function is still under way on the same model",
+                fix="run it before and use the result in the hook; bridge(...) inside a hook is the plain model",
+            )
 
     def _update(self, point: HookPoint) -> None:
         """Installs or removes the torch hooks of the point's places, as its listeners ask."""
@@ -113,17 +140,25 @@ class Taps:
                 stack.callback(self.model.register_forward_hook(self._forget_rows, always_call=True).remove)
             match anchor.side:
                 case Side.INPUT:
-                    stack.callback(module.register_forward_pre_hook(self._on_entry(anchor), with_kwargs=True).remove)
+                    # Before other torch hooks, which may hand the module a copy: an in-place write needs the original.
+                    handle = module.register_forward_pre_hook(self._on_entry(anchor), with_kwargs=True, prepend=True)
+                    stack.callback(handle.remove)
                 case Side.OUTPUT:
                     stack.callback(module.register_forward_hook(self._on_exit(anchor), with_kwargs=True).remove)
                 case Side.SCORES | Side.PATTERN:
                     visits = [self._visit(anchor.module, side) for side in INSIDE]
-                    stack.enter_context(observed({module: lambda call: call.run_watched(*visits)}))
+
+                    def observe(call: AttentionCall) -> Any:
+                        return call.run() if self.is_suspended else call.run_watched(*visits)
+
+                    stack.enter_context(observed({module: observe}))
             return stack.pop_all()
         raise AssertionError("an ExitStack suppresses no exception")
 
     def _on_entry(self, place: Place) -> Callable[..., Any]:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self.is_suspended:
+                return None
             raw = primary_input(args, kwargs)
             new = self._pass(place, raw)
             return None if new is raw else with_input(args, kwargs, new)
@@ -134,20 +169,33 @@ class Taps:
         arriving = self._arriving.get(place, ())
 
         def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if self.is_suspended:
+                return None
             raw = new = primary_output(output)
             for derivation in arriving:
                 pending = self._pending.pop(derivation, None)
-                if pending is None:
-                    continue
-                entered = primary_input(args, kwargs)
-                if pending.edits:
-                    new = derivation.write(new, pending.source, pending.edits, entered)
-                for point in pending.backward:
-                    backpropagate(point, derivation, Arrival(new, pending.source, pending.edits, entered))
+                if pending is not None:
+                    new = self._arrive(derivation, pending, new, primary_input(args, kwargs))
             new = self._pass(place, new)
             return None if new is raw else with_output(output, new)
 
         return leave
+
+    def _arrive(self, derivation: Derivation, pending: _Pending, output: Tensor, entered: Tensor) -> Tensor:
+        """Carries a derivation's edits out at its target; returns the raw tensor that goes on."""
+        if pending.edits:
+            written = derivation.write(output, pending.source, pending.edits, entered)
+            # Parts that are only on the gradient's path change no number.
+            output = output.detach() + (written - written.detach()) if pending.only_gradient else written
+        for point in pending.beside:
+            assert isinstance(point.access, Derived), "only derived points have a target"
+            if point.gradient_sink is not None:
+                part = point.access.part
+                point.gradient_sink(point, Arrival(derivation, part, output, pending.source, entered))
+        listening = [point for point in pending.beside if point.listeners("bwd")]
+        if listening:
+            backpropagate(derivation, listening, output, pending.source, entered)
+        return output
 
     def _visit(self, module: str, side: Side) -> Callable[[Tensor], Tensor]:
         place = Place(module, side)
@@ -155,50 +203,84 @@ class Taps:
 
     def _pass(self, place: Place, raw: Tensor) -> Tensor:
         """Offers the raw tensor to the place's points in order; returns what goes on in its stead."""
-        for point in self._sources.get(place, ()):
+        if self.is_suspended:
+            return raw
+        points = self._sources.get(place, ())
+        for derivation in self._leaving.get(place, ()):
+            self._pending.pop(derivation, None)  # what a forward that was broken off has left
+        for point in points:
             wanted = self._is_wanted(point)
             if not (point.is_listening or wanted):
                 continue
             value = self._read(point, raw)
             if point.is_listening:
-                value, edited = point.offer(value)
+                value, edited = self._offer(point, value)
                 if edited:
                     self._check_write(point)
                     self.writers += [(point, listener) for listener in point.listeners("fwd")]
                     raw = self._write(point, raw, value)
                 if point.listens_backward:
-                    raw = self._await_gradient(point, raw, value, edited)
+                    raw, value = self._await_gradient(point, raw, value, edited)
             if wanted and self._recording is not None and not self._is_lazy(point):
                 self._recording.keep_value(point, value)
-        if self._recording is not None and any(map(self._is_wanted, self._sources.get(place, ()))):
+        if self._recording is not None and any(map(self._is_wanted, points)):
             self._recording.keep_raw(place, raw)
         return raw
 
-    def _await_gradient(self, point: HookPoint, raw: Tensor, value: Tensor, edited: bool) -> Tensor:
-        """Has the point's backward listeners called with the value's gradient; returns the raw tensor that goes on.
+    def _offer(self, point: HookPoint, value: Tensor) -> tuple[Tensor, bool]:
+        """Calls the point's forward listeners; a forward of the model inside one of them is the model's own alone."""
+        self.is_suspended = True
+        try:
+            return point.offer(value)
+        finally:
+            self.is_suspended = False
 
-        A value that is a part or another layout of the raw tensor is put back, as it is, on the gradient's path. A
-        derived value that nobody edited stays off it: its gradient is computed from that of the target.
+    def _await_gradient(self, point: HookPoint, raw: Tensor, value: Tensor, edited: bool) -> tuple[Tensor, Tensor]:
+        """Has the point's backward listeners called with the value's gradient; returns raw tensor and value.
+
+        A value that nobody edited is put on the gradient's path as it is. Where it cannot be, its gradient is computed
+        beside the graph.
         """
+        if not value.is_floating_point():
+            if point.listeners("bwd"):
+                raise PointNotReachedError("token ids have no gradient", where=point.name)
+            return raw, value
+        if not torch.is_grad_enabled():
+            raise PointNotReachedError(
+                "a backward hook cannot fire: no gradient flows through the value",
+                where=f"{point.name} (under no_grad)",
+                fix="run with gradients enabled",
+            )
         match point.access:
-            case Derived(derivation) if not edited:
-                point.expect_gradient(raw)
-                self._edits(derivation, raw).backward.append(point)
-                return raw
+            case Derived(derivation) if not edited and not self._may_be_edited(derivation):
+                if not derivation.is_in_series:
+                    # A node of its own, at which a change of the gradient is added.
+                    pending = self._pending.get(derivation)
+                    if pending is None:
+                        raw = raw.view_as(raw) if raw.requires_grad else raw.detach().requires_grad_()
+                        pending = self._edits(derivation, raw)
+                    pending.beside.append(point)
+                    return raw, value
+        if not value.requires_grad:
+            value = value.detach().requires_grad_()
+        match point.access:
             case Whole() if not edited:
-                raw = value = raw.view_as(raw)  # a node of its own: others may read the raw tensor too
-            case _ if not edited:
-                raw = self._write(point, raw, value)
+                raw = value = raw.view_as(raw) if raw.requires_grad else value
+            case Derived(derivation, part):
+                pending = self._edits(derivation, raw)
+                pending.edits[part] = value
+                pending.only_gradient &= not edited
             case _:
-                pass
-        if point.gradient_sink is not None and not value.is_floating_point():
-            return raw
-        point.expect_gradient(value)
+                raw = self._write(point, raw, value)
         if point.gradient_sink is not None:
             point.gradient_sink(point, value)
         for call in point.backward_calls():
             value.register_hook(call)
-        return raw
+        return raw, value
+
+    def _may_be_edited(self, derivation: Derivation) -> bool:
+        """Whether a function is on a part of the derivation that could change it in the forward."""
+        return any(point.listeners("fwd") for point in self._parts[derivation])
 
     def _check_write(self, point: HookPoint) -> None:
         if self.refuse_writes is not None:
@@ -230,7 +312,9 @@ class Taps:
             case InPlace():
                 return raw.copy_(value)
             case Derived(derivation, part):
-                self._edits(derivation, raw).edits[part] = value
+                pending = self._edits(derivation, raw)
+                pending.edits[part] = value
+                pending.only_gradient = False
                 return raw
 
     def _edits_so_far(self, derivation: Derivation, raw: Tensor) -> dict[str, Tensor]:
@@ -248,13 +332,15 @@ class Taps:
         if not isinstance(point.access, Derived):
             return False
         pending = self._pending.get(point.access.derivation)
-        return pending is None or not pending.edits
+        return pending is None or pending.only_gradient
 
     def _note_rows(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._rows = len(primary_input(args, kwargs))
+        if not self.is_suspended:
+            self._rows = len(primary_input(args, kwargs))
 
     def _forget_rows(self, *_: Any) -> None:
-        self._rows = None
+        if not self.is_suspended:
+            self._rows = None
 
 
 def _anchor(place: Place) -> Place:

@@ -1,14 +1,15 @@
 """Hook points: a name, axes, and the listeners in their order."""
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from clearspan.errors import HookTypeError, HookValueError, InvalidArgumentError, PointNotReachedError
+from clearspan.errors import HookTypeError, HookValueError, InvalidArgumentError
 from clearspan.points.place import Access, Place, Whole
 from clearspan.shapes import Axes
 
@@ -21,6 +22,9 @@ class HookFunction(Protocol):
     def __call__(self, value: Tensor, /, *, hook: "HookPoint") -> Tensor | None:
         """Returns a value of the same shape and dtype, or None: edited in place, or only read."""
         ...
+
+
+Sink = Callable[["HookPoint", Any], None]
 
 
 @dataclass(eq=False)
@@ -51,7 +55,8 @@ class HookPoint:
         access: How the value shows there, and what a write does.
         aliases: Other names of the same value with the same effect of a write.
         ctx: A dictionary for the listeners' own use.
-        gradient_sink: Given, in a run that records gradients, the tensor whose gradient is the value's.
+        gradient_sink: Given, in a run that records gradients, the point and the tensor whose gradient is the value's,
+            or what tells how to compute it.
     """
 
     name: str
@@ -60,7 +65,7 @@ class HookPoint:
     access: Access = field(default_factory=Whole)
     aliases: tuple[str, ...] = ()
     ctx: dict[str, Any] = field(default_factory=dict)
-    gradient_sink: Callable[["HookPoint", Tensor], None] | None = None
+    gradient_sink: "Sink | None" = None
     _listeners: dict[Direction, list[Listener]] = field(default_factory=lambda: {"fwd": [], "bwd": []})
     _changed: Callable[["HookPoint"], None] = field(default=lambda _: None)
 
@@ -150,7 +155,8 @@ class HookPoint:
             The value as the listeners leave it, and whether one of them changed it.
         """
         current, changed = _private_copy(value), False
-        for listener in self._listeners["fwd"]:
+        listeners = self.listeners("fwd")  # a function may take hooks off, or put them on for later
+        for listener in listeners:
             version = None if current.is_inference() else current._version
             listener.calls += 1
             result = listener.function(current, hook=self._named(listener.name))
@@ -158,17 +164,20 @@ class HookPoint:
                 changed = changed or version is None or current._version != version
             else:
                 self._check(result, value)
-                current, changed = result, True
+                # What a function returned is its own; only the model may be handed it.
+                current, changed = result if listener is listeners[-1] else _private_copy(result), True
         return current, changed
 
-    def expect_gradient(self, value: Tensor) -> None:
-        """Raises unless a gradient will flow through the value in the graph that is being made."""
-        if not value.requires_grad:
-            raise PointNotReachedError(
-                "a backward hook cannot fire: no gradient flows through the value",
-                where=f"{self.name} ({'gradients are enabled' if torch.is_grad_enabled() else 'under no_grad'})",
-                fix="run with gradients enabled, on a model or input that requires them",
-            )
+    @contextlib.contextmanager
+    def giving_gradient_to(self, sink: "Sink") -> Iterator[None]:
+        """Has `sink` be given, in each forward, what the value's gradient is that of, while the context is open."""
+        self.gradient_sink = sink
+        self._changed(self)
+        try:
+            yield
+        finally:
+            self.gradient_sink = None
+            self._changed(self)
 
     def backward_calls(self) -> list[Callable[[Tensor], Tensor | None]]:
         """Returns the backward listeners as torch's tensor hooks: the gradient goes in, an edited one or None out."""

@@ -64,6 +64,8 @@ class Derivation(ABC):
     """
 
     target: Place
+    is_in_series: bool = True
+    """Whether all that passes from source to target passes through each part, so that a part can be put in the way."""
 
     def weights(self) -> tuple[Tensor, ...]:
         """Returns the live parameters that `read` uses, besides the source."""
