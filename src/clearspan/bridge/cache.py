@@ -77,7 +77,7 @@ class ActivationCache(Mapping[str, Tensor]):
                 raise self._not_cached(f"{point.name}_grad")
             return self._shown(point, self._gradients[point.name])
         point = self._find(name)
-        if point.name not in self._points:
+        if point.name not in self._points or not self._recording.has(point):
             raise self._not_cached(point.name)
         return self._shown(point, self._value(point))
 
@@ -85,6 +85,10 @@ class ActivationCache(Mapping[str, Tensor]):
         if isinstance(key, str):
             is_full = "." in key or key.startswith("hook_")
             return key if is_full else get_act_name(key.removesuffix("_grad")) + "_grad" * key.endswith("_grad")
+        if not (isinstance(key, tuple) and 2 <= len(key) <= 3 and isinstance(key[1], int)):
+            raise InvalidArgumentError(
+                f"cannot look up {key!r}", expected="a name, or (short name, layer[, component]), such as ('q', 3)"
+            )
         short, layer, *component = key
         if not -self._n_layers <= layer < self._n_layers:
             raise InvalidArgumentError(
@@ -140,18 +144,21 @@ class ActivationCache(Mapping[str, Tensor]):
         )
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._points
+        yield from (name for name, point in self._points.items() if self._recording.has(point))
         yield from (f"{name}_grad" for name in self._gradients)
 
     def __len__(self) -> int:
-        return len(self._points) + len(self._gradients)
+        return sum(1 for _ in self)
 
     def __contains__(self, key: object) -> bool:
         try:
-            self[key]  # pyright: ignore[reportArgumentType]
+            name = self._full_name(key)  # pyright: ignore[reportArgumentType]
+            point = self._find(name.removesuffix("_grad"))
         except (KeyError, ValueError, TypeError):
             return False
-        return True
+        if name.endswith("_grad"):
+            return point.name in self._gradients
+        return point.name in self._points and self._recording.has(point)
 
     def remove_batch_dim(self) -> "ActivationCache":
         """Has look-ups leave out the batch axis; returns the cache.

@@ -1,7 +1,7 @@
 """Running with a cache."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from clearspan.bridge.cache import ActivationCache
 from clearspan.bridge.forward import Output, ReturnType, gradients_lost, run
 from clearspan.bridge.index import Segment
 from clearspan.bridge.inputs import ModelInput
-from clearspan.errors import ConflictingWritesError, InvalidArgumentError
+from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError
 from clearspan.hf.derived_gradients import Arrival
 from clearspan.hf.recording import Recording, RecordingPlan, Transform
 from clearspan.points import Derivation, Derived, HookPoint, NamesFilter
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 PosSlice = int | tuple[int, ...] | Sequence[int] | slice | Tensor | None
 """Positions to keep: one (its axis goes), `(start, stop[, step])`, a list, a slice, or a tensor of indices."""
+
+
+REMEMBERED = 64
+"""Filters whose choices a bridge remembers."""
 
 
 def run_with_cache(
@@ -40,15 +44,17 @@ def run_with_cache(
     choice = _choose(bridge, names_filter, segment)
     points = choice.points
     may_defer = "past_key_values" not in given.kwargs
-    recording = Recording(_transform(_position_index(pos_slice), device), may_defer)
+    value = given.kwargs.get("input_ids", given.kwargs.get("inputs_embeds"))
+    assert isinstance(value, Tensor), "a prepared input has ids or embeddings"
+    recording = Recording(_transform(_position_index(pos_slice, value.shape[1]), device), may_defer)
     gradients: Mapping[str, Tensor] = {}
     if incl_bwd:
         output, gradients = _run_backward(bridge, given, segment, return_type, loss_per_token, choice, recording)
     else:
         with bridge.taps.record(choice.points.values(), choice.plan, recording):
             output = run(bridge, given, segment, return_type, loss_per_token)
-    value = given.kwargs.get("input_ids", given.kwargs.get("inputs_embeds"))
-    assert isinstance(value, Tensor), "a prepared input has ids or embeddings"
+    if names_filter is not None and not callable(names_filter):
+        _check_kept(points.values(), recording)
     cache = ActivationCache(
         points,
         bridge.index.find,
@@ -79,7 +85,9 @@ class Choice:
 
 def _choose(bridge: "TransformerBridge", names: NamesFilter, segment: Segment) -> Choice:
     """Returns the choice of a filter; that of a name, a list, or None is remembered."""
-    key = None if callable(names) else (names if isinstance(names, str | None) else tuple(names), segment)
+    if not (names is None or isinstance(names, str) or callable(names)):
+        names = tuple(names)
+    key = None if callable(names) else (names, segment)
     if key in bridge.choices:
         return bridge.choices[key]
     points = bridge.index.select(names, segment)
@@ -88,6 +96,8 @@ def _choose(bridge: "TransformerBridge", names: NamesFilter, segment: Segment) -
     weighted = {name: derivation for name, derivation in derived.items() if derivation.weights()}
     choice = Choice({point.name: point for point in points}, plan, weighted)
     if key is not None:
+        if len(bridge.choices) >= REMEMBERED:
+            bridge.choices.clear()
         bridge.choices[key] = choice
     return choice
 
@@ -132,24 +142,49 @@ def _run_backward(
     return outputs[return_type], gradients
 
 
-def _position_index(pos_slice: PosSlice) -> slice | Tensor | None:
+def _check_kept(points: Iterable[HookPoint], recording: Recording) -> None:
+    """Raises if a point that was asked for by name was not passed."""
+    for point in points:
+        if not recording.has(point):
+            raise PointNotReachedError(
+                f"{point.name} was not reached",
+                where=str(point.place),
+                reason="the forward did not pass there in this run",
+            )
+
+
+def _position_index(pos_slice: PosSlice, length: int) -> slice | Tensor | None:
+    """Returns the positions of a run of this length as a slice or as indices.
+
+    Raises:
+        InvalidArgumentError: It names no position of the run.
+    """
     match pos_slice:
         case None:
             return None
         case bool():
-            raise InvalidArgumentError(
-                f"pos_slice={pos_slice!r}", expected="an int, a tuple, a list, a slice or a tensor"
-            )
+            index: slice | Tensor = torch.tensor([])
         case int():
-            return slice(pos_slice, pos_slice + 1 or None)
+            index = torch.tensor([pos_slice])
         case slice():
-            return pos_slice
-        case tuple():
-            return slice(*pos_slice)
+            index = pos_slice
+        case (*bounds,) if isinstance(pos_slice, tuple) and 1 <= len(bounds) <= 3:
+            index = slice(*bounds)
         case Tensor():
-            return pos_slice
+            index = pos_slice.reshape(-1)
+        case (*positions,) if all(isinstance(position, int) for position in positions):
+            index = torch.tensor(positions)
         case _:
-            return torch.tensor(list(pos_slice))
+            index = torch.tensor([])
+    positions = torch.arange(length)[index] if isinstance(index, slice) else index
+    is_index = positions.dtype == torch.long and positions.numel() > 0
+    if not is_index or positions.min() < -length or positions.max() >= length:
+        raise InvalidArgumentError(
+            "pos_slice names no position of this run",
+            expected=f"-{length} to {length - 1}: one, (start, stop[, step]), a list, a slice, or a tensor of indices",
+            got=repr(pos_slice),
+        )
+    return index if isinstance(index, slice) else index % length
 
 
 def _transform(index: slice | Tensor | None, device: torch.device | str | None) -> Transform | None:

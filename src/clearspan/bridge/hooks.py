@@ -4,8 +4,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from clearspan.errors import InvalidArgumentError, PointNotReachedError
-from clearspan.points import Direction, HookFunction, HookPoint, Listener
+from clearspan.bridge.index import Segment
+from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
+from clearspan.points import Direction, HookFunction, HookPoint, Listener, Side
 
 if TYPE_CHECKING:
     from clearspan.bridge.transformer_bridge import TransformerBridge
@@ -16,11 +17,17 @@ Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 
 @contextlib.contextmanager
 def attached(
-    bridge: "TransformerBridge", fwd_hooks: Hooks, bwd_hooks: Hooks, reset_hooks_end: bool, clear_contexts: bool
+    bridge: "TransformerBridge",
+    fwd_hooks: Hooks,
+    bwd_hooks: Hooks,
+    reset_hooks_end: bool,
+    clear_contexts: bool,
+    segment: Segment = (None, None),
 ) -> Iterator[list[tuple[HookPoint, Listener, Direction]]]:
     """Attaches hooks while the context is open; if one cannot be attached, none is.
 
-    All names are looked up before anything is attached.
+    All names are looked up before anything is attached. A predicate is asked about the points in the segment alone, and
+    for backward hooks about those that have a gradient.
 
     Raises:
         UnknownPointError: A name is unknown, or a predicate holds for none.
@@ -34,7 +41,7 @@ def attached(
             if not (isinstance(pair, tuple | list) and len(pair) == 2):
                 raise InvalidArgumentError(f"{direction}_hooks holds {pair!r}", expected="pairs (name, function)")
             names, function = pair
-            for point, name in bridge.index.matching(names):
+            for point, name in bridge.index.matching(names, segment, with_gradient=direction == "bwd"):
                 wanted.append((point, name, function, direction))
     with contextlib.ExitStack() as stack:
         listeners: list[tuple[HookPoint, Listener, Direction]] = []
@@ -42,12 +49,14 @@ def attached(
             listener = point.add_hook(function, direction, name=name)
             stack.callback(point.remove, listener)
             listeners.append((point, listener, direction))
-        if clear_contexts:
-            for point, _, _ in listeners:
-                stack.callback(point.ctx.clear)
-        yield listeners
-        if not reset_hooks_end:
-            stack.pop_all()
+        try:
+            yield listeners
+        finally:
+            if clear_contexts:
+                for point, _, _ in listeners:
+                    point.ctx.clear()
+            if not reset_hooks_end:
+                stack.pop_all()
 
 
 def check_fired(listeners: Sequence[tuple[HookPoint, Listener, Direction]]) -> None:
@@ -58,4 +67,20 @@ def check_fired(listeners: Sequence[tuple[HookPoint, Listener, Direction]]) -> N
                 f"the hook on {listener.name} did not fire",
                 where=str(point.place),
                 reason="the forward did not pass there in this run",
+            )
+
+
+def check_recomputation(listeners: Sequence[tuple[HookPoint, Listener, Direction]], lost: str | None) -> None:
+    """Raises if hooks of one run are of a kind that changes the graph, and gradient checkpointing makes it again.
+
+    Args:
+        listeners: The run's hooks.
+        lost: Why such hooks would be gone by then, or None where there is no checkpointing.
+    """
+    for point, listener, direction in listeners if lost is not None else ():
+        if direction == "bwd" or point.place.side in (Side.SCORES, Side.PATTERN):
+            raise UnwritableError(
+                f"the hook on {listener.name} would be missing when the forward is made again",
+                reason=lost,
+                fix="with bridge.hooks(...): around forward and backward, or without gradient checkpointing",
             )

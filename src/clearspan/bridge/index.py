@@ -5,8 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from clearspan.architectures import ArchitectureAdapter
 from clearspan.components import GeneralizedComponent
-from clearspan.errors import AbsentPointError, PointNotReachedError, UnknownPointError
+from clearspan.errors import AbsentPointError, InvalidArgumentError, PointNotReachedError, UnknownPointError
 from clearspan.points import HookPoint, NamesFilter, Place, is_short_name, nearest
+
+TOKEN_AXES = ("batch", "pos")
+"""Axes of points that hold token ids, or positions."""
 
 Segment = tuple[int | None, int | None]
 """The first block run and the one before which the run stops; None for 'from the input' and 'to the logits'."""
@@ -103,21 +106,34 @@ class PointIndex:
             PointNotReachedError: A point asked for by name is outside the segment.
         """
         if callable(names):
-            chosen = [point for point, _ in self.matching(names)]
-            return [point for point in chosen if self._is_within(point, segment)]
+            return [point for point, _ in self.matching(names, segment)]
         if names is None:
             return [point for point in self._points if self._is_within(point, segment)]
-        asked = {self.find(name).name for name in ([names] if isinstance(names, str) else names)}
+        wanted = [names] if isinstance(names, str) else list(names)
+        if not wanted or not all(isinstance(name, str) for name in wanted):
+            raise InvalidArgumentError(
+                "cannot tell which hook points are meant",
+                expected="None for all, a name, a list of names, or a predicate of names",
+                got=repr(names),
+            )
+        asked = {self.find(name).name for name in wanted}
         points = [point for point in self._points if point.name in asked]
         self.check_reached(points, segment)
         return points
 
-    def matching(self, names: str | Callable[[str], bool]) -> list[tuple[HookPoint, str]]:
-        """Returns the points of a name or predicate, each with the name under which it was found."""
+    def matching(
+        self, names: str | Callable[[str], bool], segment: Segment = (None, None), with_gradient: bool = False
+    ) -> list[tuple[HookPoint, str]]:
+        """Returns the points of a name or predicate, each with the name under which it was found.
+
+        A predicate is asked about the points in the segment, and with `with_gradient` not about token ids.
+        """
         if isinstance(names, str):
             return [(self.find(names), names)]
         found: dict[str, tuple[HookPoint, str]] = {}
         for point in self._points:
+            if not self._is_within(point, segment) or (with_gradient and point.axes == TOKEN_AXES):
+                continue
             for name in (point.name, *point.aliases):
                 if names(name):
                     found.setdefault(point.name, (point, name))

@@ -241,8 +241,9 @@ class TransformerBridge(StackedWeights, ModuleMethods):
             >>> logits = bridge.run_with_hooks("import os", fwd_hooks=[("blocks.1.attn.hook_z", ablate_head_3)])
         """
         given, segment = self._prepare(input, **forward_kwargs)
-        with hooks.attached(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts) as listeners:
-            self.taps.refuse_writes = forward.gradients_lost(self)
+        with hooks.attached(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts, segment) as listeners:
+            self.taps.refuse_writes = lost = forward.gradients_lost(self)
+            hooks.check_recomputation(listeners, lost)
             try:
                 output = forward.run(self, given, segment, return_type, loss_per_token)
             finally:

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import keyword
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -82,7 +81,7 @@ class GeneralizedComponent:
         live.submodules = {
             key: part.bind(binding, f"{path}.{key}", live.module_path) for key, part in self.submodules.items()
         }
-        live.__dict__.update({key: part for key, part in live.submodules.items() if not keyword.iskeyword(key)})
+        live.__dict__.update(live.submodules)  # `in`, a keyword, is reached by getattr
         return live
 
     _binding: Binding | None = None
@@ -126,7 +125,8 @@ class GeneralizedComponent:
             What the module adds or returns, without what else it may return beside it.
         """
         _ = self._bound
-        output = self.module(value, **self.call_arguments(value))
+        own = value.clone()  # a write in place, as at `hook_resid_mid`, must not reach the caller's tensor
+        output = self.module(own, **self.call_arguments(value))
         return output[0] if isinstance(output, tuple) else output
 
     def call_arguments(self, value: Tensor) -> dict[str, Tensor]:
@@ -142,6 +142,10 @@ class GeneralizedComponent:
     ) -> HookPoint:
         """Returns a hook point under this component's path."""
         return HookPoint(f"{self.path}.{name}", axes(dimensions), place, access or Whole(), aliases)
+
+    def bias_or_none(self) -> Tensor | None:
+        """Returns the live bias of the component's module, or None where it has none."""
+        return self.module._parameters.get("bias")
 
     def weight(self, name: str) -> Tensor:
         """Returns a live parameter of the component's module.

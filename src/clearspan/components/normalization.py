@@ -49,7 +49,7 @@ class NormalizationBridge(GeneralizedComponent):
 
     def affine(self, normalized: Tensor) -> Tensor:
         """Returns the norm's output for a normalised value."""
-        bias = dict(self.module.named_parameters(recurse=False)).get("bias")
+        bias = self.bias_or_none()
         return normalized * self.w if bias is None else normalized * self.w + bias
 
     def _centred(self, value: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class AttentionCall:
             vars(module)["config"] = shown
 
     def run_watched(self, scores: Visit, pattern: Visit) -> Any:
-        """Runs the call by the model's own eager function; the visitors see scores and pattern, and may replace them."""
+        """Runs the call by the model's own eager function; the visitors may replace scores and pattern."""
         with SoftmaxWatch(scores, pattern) as watch:
             output = replace(self, eagerly=True).run()
         watch.check(self.module)

@@ -88,6 +88,11 @@ class Recording:
             self._keep(place.key, scores if place.side is Side.SCORES else pattern, place.pos_dim)
         return self._raw[place.key]
 
+    def has(self, point: HookPoint) -> bool:
+        """Whether the point's value was kept, or can be computed from what was."""
+        inside = point.place.side in INSIDE and point.place.module in self._calls
+        return inside or point.name in self.values or point.place.key in self._raw
+
     @property
     def has_transform(self) -> bool:
         """Whether tensors are sliced or moved before they are kept."""
