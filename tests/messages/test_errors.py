@@ -444,7 +444,7 @@ def test_a_hook_that_did_not_fire(bridge, tokens):
     ("arguments", "expected"),
     [
         ({"stop_at_layer": 9}, "stop_at_layer=9 is no layer"),
-        ({"start_at_layer": 1}, "start_at_layer=1 needs the residual stream entering that layer, and no KV cache"),
+        ({"start_at_layer": 1}, "start_at_layer=1 needs the residual stream entering that layer"),
         ({"start_at_layer": 2, "stop_at_layer": 1}, "stop_at_layer=1 comes before start_at_layer=2"),
         ({"return_type": "logit"}, "unknown return_type 'logit'"),
     ],
@@ -456,7 +456,7 @@ def test_arguments_of_the_wrong_value(arguments, expected, bridge, tokens):
 
 
 def test_loss_without_tokens(bridge, tokens):
-    with pytest.raises(InvalidArgumentError, match="a loss needs the tokens"):
+    with pytest.raises(InvalidArgumentError, match="a loss needs logits and at least two tokens"):
         bridge(bridge.W_E[tokens], return_type="loss")
 
 

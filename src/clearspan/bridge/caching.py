@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clearspan.bridge.cache import ActivationCache
-from clearspan.bridge.forward import Output, ReturnType, gradients_lost, run
+from clearspan.bridge.forward import Output, ReturnType, check_return_type, gradients_lost, run
 from clearspan.bridge.index import Segment
 from clearspan.bridge.inputs import ModelInput
 from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError
@@ -111,6 +111,7 @@ def _run_backward(
     choice: Choice,
     recording: Recording,
 ) -> tuple[Output, dict[str, Tensor]]:
+    check_return_type(return_type)
     if segment[1] is not None or loss_per_token:
         raise InvalidArgumentError("incl_bwd=True needs a scalar loss", got="stop_at_layer or loss_per_token")
     if recording.has_transform:

@@ -10,6 +10,7 @@ from clearspan.bridge.index import Segment
 from clearspan.bridge.inputs import ModelInput
 from clearspan.bridge.loss import lm_loss
 from clearspan.errors import InvalidArgumentError, UnwritableError
+from clearspan.hf.compiled import refuse_compiled
 from clearspan.hf.segments import Stopped, starting_at, stopping_at
 
 if TYPE_CHECKING:
@@ -27,11 +28,14 @@ def run(
     loss_per_token: bool = False,
 ) -> Output:
     """Runs the model and returns what was asked for; a run that stops at a layer returns the residual stream there."""
-    if return_type not in ("logits", "loss", "both", None):
-        raise InvalidArgumentError(f"unknown return_type {return_type!r}", expected="'logits', 'loss', 'both' or None")
+    check_return_type(return_type)
     start, stop = segment
-    if return_type in ("loss", "both") and stop is None and given.tokens is None:
-        raise InvalidArgumentError("a loss needs the tokens", got="embeddings or a residual stream")
+    if return_type in ("loss", "both") and (stop is not None or given.tokens is None or given.tokens.shape[1] < 2):
+        what = "a run that stops at a layer" if stop is not None else "embeddings or a residual stream"
+        raise InvalidArgumentError(
+            "a loss needs logits and at least two tokens",
+            got=what if stop is not None or given.tokens is None else "one token",
+        )
     bridge.taps.writers.clear()
     if segment == (None, None):
         output = bridge.hf_model(**given.kwargs).logits
@@ -54,19 +58,32 @@ def run(
     return loss if return_type == "loss" else (logits, loss)
 
 
+def check_return_type(return_type: object) -> None:
+    """Raises unless it is one of the four."""
+    if return_type not in ("logits", "loss", "both", None):
+        raise InvalidArgumentError(f"unknown return_type {return_type!r}", expected="'logits', 'loss', 'both' or None")
+
+
 def _run_segment(
     bridge: "TransformerBridge", given: ModelInput, start: int | None, stop: int | None
 ) -> Tensor | Stopped:
     blocks = [block.module for block in bridge.blocks]
     bridge.index.check_reached((point for point in bridge.index if point.is_listening), (start, stop))
+    refuse_compiled([bridge.hf_model, *blocks])
+    if "past_key_values" in given.kwargs:
+        raise InvalidArgumentError(
+            "a KV cache goes with a run of the whole model",
+            got=f"start_at_layer={start}, stop_at_layer={stop}",
+            reason="layers that are not run would not be extended",
+        )
     with contextlib.ExitStack() as stack:
         if start is not None:
             residual = given.kwargs.get("inputs_embeds")
-            if residual is None or "past_key_values" in given.kwargs:
+            if residual is None:
                 raise InvalidArgumentError(
-                    f"start_at_layer={start} needs the residual stream entering that layer, and no KV cache",
+                    f"start_at_layer={start} needs the residual stream entering that layer",
                     expected=f"[batch, pos, d_model={bridge.cfg.d_model}]",
-                    got="token ids" if residual is None else "a KV cache",
+                    got="token ids",
                     fix=f"bridge(cache['resid_pre', {start}], start_at_layer={start})",
                 )
             if start == stop:

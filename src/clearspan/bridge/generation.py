@@ -25,7 +25,7 @@ def generate(
     tokens, mask = as_tensor(bridge, input, prepend_bos, padding_side)
     if tokens.is_floating_point():
         raise InputError("generation starts from text or token ids", got="embeddings")
-    check_length(bridge, tokens.shape[1])
+    check_length(bridge, tokens.shape[1] + (generate_kwargs.get("max_new_tokens") or 0))
     mask = attention_mask if attention_mask is not None else mask
     if "pad_token_id" not in generate_kwargs and bridge.hf_model.generation_config.pad_token_id is None:
         pad = None if bridge.tokenizer is None else bridge.tokenizer.pad_token_id
@@ -38,4 +38,4 @@ def generate(
         return generated
     assert bridge.tokenizer is not None, "text was encoded"
     texts = bridge.tokenizer.batch_decode(generated, skip_special_tokens=True)
-    return texts[0] if isinstance(input, str) else texts
+    return texts[0] if isinstance(input, str) and len(texts) == 1 else texts

@@ -72,16 +72,11 @@ def prepare(
     if past_key_values is not None:
         kwargs["past_key_values"] = past_key_values
     if mask is not None:
+        _check_mask(mask, len(value), seen + value.shape[1])
         kwargs["attention_mask"] = mask
     if position_ids is not None:
         kwargs["position_ids"] = position_ids.to(value.device)
     elif mask is not None and mask.ndim == 2 and not bridge.adapter.makes_positions_from_mask:
-        if mask.shape[1] != seen + value.shape[1]:
-            raise InputError(
-                "the attention mask does not fit the input",
-                expected=f"[{value.shape[0]}, {seen + value.shape[1]}]",
-                got=str(list(mask.shape)),
-            )
         if not mask.all():
             kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
     kwargs["inputs_embeds" if value.is_floating_point() else "input_ids"] = value
@@ -93,10 +88,22 @@ def as_tensor(
     bridge: "TransformerBridge", input: Input, prepend_bos: bool | None, padding_side: PaddingSide | None
 ) -> tuple[Tensor, Tensor | None]:
     """Returns an input as ids `[batch, pos]` or embeddings `[batch, pos, d_model]`, and the mask of padded text."""
-    if not isinstance(input, Tensor):
-        tokens, mask = bridge.text.encode(input, prepend_bos, padding_side)
-        device = bridge.device
-        return tokens.to(device), None if mask is None else mask.to(device)
+    match input:
+        case str() | [str(), *_] | []:
+            tokens, mask = bridge.text.encode(input, prepend_bos, padding_side)
+            return tokens.to(bridge.device), None if mask is None else mask.to(bridge.device)
+        case Tensor():
+            return _checked(bridge, input), None
+        case _:
+            raise InputError(
+                "cannot run this input",
+                expected="text, a list of texts, or a tensor of token ids [batch, pos]",
+                got=type(input).__name__,
+                fix="torch.tensor([ids]) for a list of ids, batch['input_ids'] for a tokenizer's output",
+            )
+
+
+def _checked(bridge: "TransformerBridge", input: Tensor) -> Tensor:
     value = input.to(bridge.device)
     if value.is_floating_point():
         if value.ndim != 3 or value.shape[-1] != bridge.cfg.d_model:
@@ -105,16 +112,26 @@ def as_tensor(
                 expected=f"[batch, pos, d_model={bridge.cfg.d_model}]",
                 got=str(list(value.shape)),
             )
-        return value, None
+        return value
     value = value[None] if value.ndim == 1 else value
     if value.ndim != 2 or not value.numel():
         raise InputError("token ids have two axes", expected="[batch, pos], not empty", got=str(list(input.shape)))
     least, most = (bound.item() for bound in torch.aminmax(value))
-    if least < 0 or most >= bridge.cfg.d_vocab:
+    d_vocab = len(bridge.W_E)  # of the live embedding, which may have been resized
+    if least < 0 or most >= d_vocab:
         raise TokenRangeError(
-            "token ids outside the vocabulary", expected=f"0 to {bridge.cfg.d_vocab - 1}", got=f"{least} to {most}"
+            "token ids outside the vocabulary", expected=f"0 to {d_vocab - 1}", got=f"{least} to {most}"
         )
-    return value, None
+    return value
+
+
+def _check_mask(mask: Tensor, rows: int, length: int) -> None:
+    if mask.ndim not in (2, 4) or (mask.ndim == 2 and mask.shape != (rows, length)):
+        raise InputError(
+            "the attention mask does not fit the input",
+            expected=f"[{rows}, {length}], with the tokens in the KV cache; or four axes",
+            got=str(list(mask.shape)),
+        )
 
 
 def check_length(bridge: "TransformerBridge", length: int, seen: int = 0) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InputError, NoTokenizerError
+from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +26,15 @@ class Text:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase | None", cfg: TransformerBridgeConfig) -> None:
         self._tokenizer = tokenizer
         self._cfg = cfg
+
+    @property
+    def tokenizer_or_none(self) -> "PreTrainedTokenizerBase | None":
+        """The tokenizer, or None."""
+        return self._tokenizer
+
+    @tokenizer_or_none.setter
+    def tokenizer_or_none(self, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+        self._tokenizer = tokenizer
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -53,8 +62,8 @@ class Text:
 
         Args:
             text: One string, or one for each row.
-            prepend_bos: Whether each row starts with exactly one BOS; by default as `cfg.default_prepend_bos` says,
-                where the tokenizer has one.
+            prepend_bos: Whether each row starts with a BOS: one, also where the text itself begins with it. By default
+                as `cfg.default_prepend_bos` says, where the tokenizer has one. No other special token is added.
             padding_side: Where shorter rows are filled; by default the tokenizer's own side.
             truncate: Whether a text longer than the context is cut at its end.
 
@@ -63,6 +72,9 @@ class Text:
             NoTokenizerError: There is no tokenizer.
         """
         tokenizer = self.tokenizer
+        side = padding_side or tokenizer.padding_side
+        if side not in ("left", "right"):
+            raise InvalidArgumentError(f"unknown padding_side {side!r}", expected="'left' or 'right'")
         rows = [text] if isinstance(text, str) else list(text)
         if not rows or not all(rows):
             raise InputError(
@@ -75,14 +87,15 @@ class Text:
         if prepend and bos is None:
             raise InputError("prepend_bos=True, but the tokenizer has no BOS token", fix="prepend_bos=False")
         # A text longer than the tokenizer's limit is reported, or cut, against the model's own context instead.
-        encoded = [list(tokenizer(row, verbose=False)["input_ids"]) for row in rows]
-        encoded = [row[1:] if row and row[0] == bos else row for row in encoded]
-        encoded = [[bos, *row] if prepend else row for row in encoded]
+        encoded = [list(tokenizer(row, add_special_tokens=False, verbose=False)["input_ids"]) for row in rows]
+        encoded = [[bos, *row] if prepend and row[:1] != [bos] else row for row in encoded]
+        if not all(encoded):
+            raise InputError("a text has no tokens", got=repr(text), where=type(tokenizer).__name__)
         if truncate:
             encoded = [row[: self._cfg.n_ctx] for row in encoded]
-        return self._pad(encoded, padding_side or ("left" if tokenizer.padding_side == "left" else "right"))
+        return self._pad(encoded, side)
 
-    def _pad(self, rows: list[list[int]], side: PaddingSide) -> tuple[Tensor, Tensor | None]:
+    def _pad(self, rows: list[list[int]], side: str) -> tuple[Tensor, Tensor | None]:
         width = max(map(len, rows))
         if all(len(row) == width for row in rows):
             return torch.tensor(rows), None

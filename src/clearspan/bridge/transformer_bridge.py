@@ -43,7 +43,6 @@ class TransformerBridge(StackedWeights, ModuleMethods):
         hf_model: The model itself, untouched.
         adapter: What is known of its architecture.
         cfg: Its sizes.
-        tokenizer: Its tokenizer, or None.
         blocks: Its blocks as live components.
         index: Its hook points.
 
@@ -73,7 +72,6 @@ class TransformerBridge(StackedWeights, ModuleMethods):
         self.hf_model = hf_model
         self.adapter = adapter
         self.cfg = adapter.cfg
-        self.tokenizer = tokenizer
         self.text = Text(tokenizer, self.cfg)
         binding = Binding(hf_model, self.cfg, adapter.weight_processing_conversions)
         self.blocks: tuple[BlockBridge, ...] = ()
@@ -94,6 +92,15 @@ class TransformerBridge(StackedWeights, ModuleMethods):
         self.index = PointIndex(points, components, adapter)
         self.taps = Taps(hf_model, self.index)
         self.choices: dict[object, caching.Choice] = {}
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """Its tokenizer, or None; it can be set."""
+        return self.text.tokenizer_or_none
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+        self.text.tokenizer_or_none = tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +136,8 @@ class TransformerBridge(StackedWeights, ModuleMethods):
             padding_side: Where shorter texts are filled; by default the tokenizer's side.
             attention_mask: `[batch, pos]`, 1 for real tokens, 0 for padding.
             position_ids: `[batch, pos]`; by default made from the mask where there is padding.
-            past_key_values: A Hugging Face cache, which the run extends in place. Without one no KV cache is made.
+            past_key_values: A Hugging Face cache, which the run extends in place. Without one no KV cache is made. It
+                goes with whole runs alone.
             start_at_layer: First block to run; those before it are not run.
             stop_at_layer: Block before which to stop; the residual stream there `[batch, pos, d_model]` is returned.
                 `n_layers` gives the last residual. Negative layers count from the end.
@@ -216,7 +224,8 @@ class TransformerBridge(StackedWeights, ModuleMethods):
         Args:
             input: As for `forward`.
             fwd_hooks: Pairs of a name, or a predicate of names, and `fn(value, hook)`. The function edits the value in
-                place, or returns one of the same shape and dtype, or returns None.
+                place, or returns one of the same shape and dtype, or returns None. Edits in place are known by torch's
+                count of them, which `value.data` and numpy go past: use `value` itself.
             bwd_hooks: Likewise with the value's gradient, called in the `backward` of what this run returns.
             reset_hooks_end: Whether the hooks come off at the end, also after an exception.
             clear_contexts: Whether the `ctx` of their points is emptied at the end.
@@ -326,7 +335,8 @@ class TransformerBridge(StackedWeights, ModuleMethods):
             names_filter: What to keep: all (None), a name, a list of names, or a predicate of names.
             device: Where to keep it; by default where it is.
             pos_slice: Positions to keep: one, whose axis goes, `(start, stop[, step])`, a list, or a tensor of indices.
-            incl_bwd: Whether to keep gradients of the loss too, as `<name>_grad`. No parameter's `grad` is touched.
+            incl_bwd: Whether to keep gradients of the loss too, as `<name>_grad`. No parameter's `grad` is touched, and
+                what is returned is detached.
             remove_batch_dim: Whether look-ups leave out the batch axis of one row.
             return_type: As for `forward`.
             loss_per_token: As for `forward`.
@@ -381,8 +391,8 @@ class TransformerBridge(StackedWeights, ModuleMethods):
             **generate_kwargs: For `hf_model.generate`: `max_new_tokens`, `do_sample`, `temperature`, `num_beams`, ...
 
         Returns:
-            The whole text (a list for a list), or the whole token tensor; with `return_dict_in_generate=True`, Hugging
-            Face's output object.
+            The whole text (a list for a list, or for several sequences), or the whole token tensor; with
+            `return_dict_in_generate=True`, Hugging Face's output object.
 
         Example:
             >>> import clearspan
@@ -396,6 +406,7 @@ class TransformerBridge(StackedWeights, ModuleMethods):
         input: str | Sequence[str],
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
+        *,
         truncate: bool = False,
     ) -> Tensor:
         """Returns token ids `[batch, pos]` on the model's device.

@@ -22,8 +22,7 @@ def starting_at(blocks: Sequence[nn.Module], start: int, residual: Tensor) -> It
     """Has the residual stream enter block `start`; the blocks before it are not run while the context is open."""
     with contextlib.ExitStack() as stack:
         for index, block in enumerate(blocks[:start]):
-            _step_over(block, residual if index == start - 1 else None)
-            stack.callback(vars(block).pop, "forward")
+            stack.enter_context(_stepped_over(block, residual if index == start - 1 else None))
         if start == 0:
 
             def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -54,8 +53,16 @@ def stopping_at(blocks: Sequence[nn.Module], stop: int) -> Iterator[None]:
         handle.remove()
 
 
-def _step_over(block: nn.Module, replacement: Tensor | None) -> None:
+@contextlib.contextmanager
+def _stepped_over(block: nn.Module, replacement: Tensor | None) -> Iterator[None]:
     def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states if replacement is None else replacement
 
-    block.forward = forward
+    own = vars(block).get("forward")  # where another library has put one
+    vars(block)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(block)["forward"]
+        if own is not None:
+            vars(block)["forward"] = own

@@ -17,6 +17,7 @@ _IN_BLOCK = (
 )
 _OUTSIDE_BLOCKS = ("embed", "pos_embed", "logits")
 _KNOWN = (*_OUTSIDE_BLOCKS, *_IN_NORM, *_IN_ATTENTION, *_IN_MLP, *_IN_BLOCK)
+_COMPONENTS = {"a": "attn", "m": "mlp", "b": None, "block": None, "blocks": None}
 _SHORT = {"attn": "pattern", "attn_logits": "attn_scores", "mlp_pre": "pre", "mlp_post": "post"}
 
 
@@ -47,11 +48,12 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         short, number, kind = match.groups()  # TransformerLens's "q3" and "scale2ln1"
         return get_act_name(short, int(number), kind or layer_type)
     name = _SHORT.get(name, name)
+    layer_type = _COMPONENTS.get(layer_type or "", layer_type)
     if name in _IN_NORM and layer is None:
         return f"ln_final.hook_{name}"
     if name in _OUTSIDE_BLOCKS:
         return f"hook_{name}"
-    if layer is None and name not in (*_IN_ATTENTION, *_IN_MLP, *_IN_BLOCK):
+    if name not in (*_IN_NORM, *_IN_ATTENTION, *_IN_MLP, *_IN_BLOCK):
         raise UnknownPointError(f"no hook point has the short name {name!r}", nearest=nearest(name, _KNOWN))
     if layer is None:
         raise InvalidArgumentError(f"the point {name!r} is in a block", fix=f"get_act_name({name!r}, layer)")
