@@ -76,9 +76,8 @@ def prepare(
         kwargs["attention_mask"] = mask
     if position_ids is not None:
         kwargs["position_ids"] = position_ids.to(value.device)
-    elif mask is not None and mask.ndim == 2 and not bridge.adapter.makes_positions_from_mask:
-        if not mask.all():
-            kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
+    elif mask is not None and _needs_positions(bridge, mask):
+        kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
     kwargs["inputs_embeds" if value.is_floating_point() else "input_ids"] = value
     tokens = None if value.is_floating_point() else value
     return ModelInput(kwargs, tokens, None if mask is None or mask.ndim != 2 else mask[:, seen:])
@@ -123,6 +122,13 @@ def _checked(bridge: "TransformerBridge", input: Tensor) -> Tensor:
             "token ids outside the vocabulary", expected=f"0 to {d_vocab - 1}", got=f"{least} to {most}"
         )
     return value
+
+
+def _needs_positions(bridge: "TransformerBridge", mask: Tensor) -> bool:
+    """Whether rows have padding, and the model does not number their positions by it."""
+    if mask.ndim != 2 or bridge.adapter.makes_positions_from_mask:
+        return False
+    return not bool(mask.all())
 
 
 def _check_mask(mask: Tensor, rows: int, length: int) -> None:

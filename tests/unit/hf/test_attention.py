@@ -1,0 +1,116 @@
+"""Inside attention: masks of every implementation, and what happens where no softmax is seen."""
+
+import pytest
+import torch
+from tests.conftest import tiny_model
+from torch import nn
+
+from clearspan.errors import AttentionNotSeenError
+from clearspan.hf.attention import AttentionCall, SoftmaxWatch, additive_mask, observed
+from clearspan.points import Side
+
+
+def visible(mask, q_len, k_len, *, is_causal=True, **kwargs):
+    """Returns where a query may look, as a boolean `[batch, q_pos, k_pos]`."""
+    module = nn.Module()
+    module.is_causal = is_causal
+    query, key = torch.zeros(1, 2, q_len, 4), torch.zeros(1, 1, k_len, 4)
+    return additive_mask(mask, query, key, module, kwargs)[:, 0] == 0
+
+
+def test_no_mask_is_causal():
+    assert torch.equal(visible(None, 4, 4)[0], torch.ones(4, 4).tril().bool())
+    assert visible(None, 1, 5).all()
+    assert visible(None, 4, 4, is_causal=False).all()
+    assert visible(None, 4, 4, is_causal=False).all()
+
+
+def test_no_mask_over_a_cache_of_fixed_length_hides_what_is_still_empty():
+    assert torch.equal(visible(None, 3, 8)[0], torch.ones(3, 8).tril().bool())
+
+
+def test_a_boolean_mask_is_taken_as_it_is():
+    allowed = torch.rand(2, 1, 3, 5) > 0.5
+    assert torch.equal(visible(allowed, 3, 5), allowed[:, 0])
+
+
+def test_an_additive_mask_is_handed_on():
+    mask = torch.randn(1, 1, 3, 3)
+    assert additive_mask(mask, torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4), nn.Module(), {}) is mask
+
+
+def test_a_mask_of_padding_alone_is_causal_too_and_aligned_with_the_last_keys():
+    padding = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    seen = visible(padding, 2, 5)
+    assert torch.equal(seen[0], torch.tensor([[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]).bool())
+    assert torch.equal(seen[1], torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool())
+
+
+def test_a_sliding_window():
+    seen = visible(None, 4, 4, sliding_window=2)[0]
+    assert torch.equal(seen, torch.ones(4, 4).tril().triu(-1).bool())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_hidden_is_finite_in_the_softmax(dtype):
+    query = torch.zeros(1, 1, 2, 4, dtype=dtype)
+    mask = additive_mask(None, query, query, nn.Module(), {"is_causal": True})
+    assert mask.dtype == dtype
+    assert torch.isfinite(mask.float()).all()
+
+
+def test_masks_of_the_user_reach_a_watched_layer(bridge, tokens):
+    allowed = torch.ones(7, 7).tril().bool().expand(2, 1, 7, 7).clone()
+    allowed[:, :, 4:, 1] = False
+    additive = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+    for mask in (allowed, additive):
+        _, cache = bridge.run_with_cache(tokens, attention_mask=mask)
+        assert not cache["pattern", 1][:, :, 4:, 1].any()
+        heard = []
+        bridge.run_with_hooks(
+            tokens,
+            fwd_hooks=[("blocks.1.attn.hook_pattern", lambda value, hook, heard=heard: heard.append(value))],
+            attention_mask=mask,
+        )
+        torch.testing.assert_close(heard[0], cache["pattern", 1], rtol=1e-5, atol=1e-5)
+
+
+def test_attention_without_one_softmax_is_an_error():
+    module = nn.Linear(1, 1)
+    watch = SoftmaxWatch(lambda tensor: tensor, lambda tensor: tensor)
+    with watch:
+        torch.zeros(2, 2).softmax(-1)
+    with pytest.raises(AttentionNotSeenError) as error:
+        watch.check(module)
+    assert str(error.value).splitlines() == [
+        "attention's scores and pattern cannot be reached here",
+        "  expected: one softmax and a matrix product of its result",
+        "  got: 1 softmaxes, no product after",
+        "  where: Linear",
+    ]
+
+
+def test_attention_without_an_eager_function_is_an_error():
+    value = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(AttentionNotSeenError, match="has no eager attention function of its own"):
+        AttentionCall(nn.Linear(1, 1), value, value, value, None, {}).inside()
+
+
+def test_observers_see_a_call_in_turn_and_the_native_one_runs(tokens):
+    model = tiny_model()
+    attention = model.transformer.h[0].attn
+    base, order = model(tokens, use_cache=False).logits, []
+
+    def observer(name):
+        def observe(call):
+            order.append(name)
+            return call.run()
+
+        return observe
+
+    with observed({attention: observer("a")}), observed({attention: observer("b")}):
+        assert torch.equal(model(tokens, use_cache=False).logits, base)
+        assert attention.config.hidden_size == 48
+    assert order == ["a", "b"]
+    assert attention.config is model.config
+    assert Side.SCORES == "scores"
