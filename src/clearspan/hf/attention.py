@@ -53,10 +53,11 @@ class AttentionCall:
         """
         if self.observers:
             return self.observers[0](replace(self, observers=self.observers[1:]))
-        if self.eagerly:
-            mask = additive_mask(self.mask, self.query, self.key, self.module, self.kwargs)
-            return _eager(self.module)(self.module, self.query, self.key, self.value, mask, **self.kwargs)
-        return self._run_natively()
+        return self._run_eagerly() if self.eagerly else self._run_natively()
+
+    def _run_eagerly(self) -> Any:
+        mask = additive_mask(self.mask, self.query, self.key, self.module, self.kwargs)
+        return _eager(self.module)(self.module, self.query, self.key, self.value, mask, **self.kwargs)
 
     def _run_natively(self) -> Any:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -86,7 +87,9 @@ class AttentionCall:
             seen.append(tensor)
             return tensor
 
-        replace(self, observers=()).run_watched(see, see)
+        with SoftmaxWatch(see, see) as watch:
+            self._run_eagerly()
+        watch.check(self.module)
         scores, pattern = seen
         return scores, pattern
 
@@ -164,8 +167,8 @@ def _register() -> None:
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> Any:
-    observers = tuple(_observers.get(module, ()))
-    return AttentionCall(module, query, key, value, attention_mask, kwargs, observers).run()
+    first, *others = _observers[module]
+    return first(AttentionCall(module, query, key, value, attention_mask, kwargs, tuple(others)))
 
 
 def _eager(module: nn.Module) -> Callable[..., Any]:

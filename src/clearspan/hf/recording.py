@@ -85,7 +85,7 @@ class Recording:
             call = self._calls[place.module]
             with torch.no_grad():
                 scores, pattern = call.inside()
-            self._keep(place.key, scores if place.side is Side.SCORES else pattern, place.pos_dim)
+            self.keep_raw(place, scores if place.side is Side.SCORES else pattern)
         return self._raw[place.key]
 
     def has(self, point: HookPoint) -> bool:
@@ -102,8 +102,9 @@ class Recording:
         """Whether the storage of what is kept under a place's key or a point's name was written since."""
         kept = self.values.get(key, self._raw.get(key))
         if kept is None:  # the inside of attention, not computed yet
-            call = self._calls[key.rpartition(":")[0]]
-            return any(self._was_written(f"{key}:{name}", tensor) for name, tensor in call.tensors().items())
+            module = key.rpartition(":")[0]
+            tensors = self._calls[module].tensors()
+            return any(self._was_written(f"{module}:{name}", tensor) for name, tensor in tensors.items())
         return self._was_written(key, kept)
 
     def _was_written(self, key: str, tensor: Tensor) -> bool:
@@ -117,24 +118,19 @@ class Recording:
 
     def keep_raw(self, place: Place, tensor: Tensor) -> None:
         """Keeps a place's raw tensor."""
-        self._keep(place.key, tensor, place.pos_dim)
+        self._keep(self._raw, place.key, tensor, place.pos_dim)
 
     def keep_value(self, point: HookPoint, tensor: Tensor) -> None:
         """Keeps a point's value."""
-        self.values[point.name] = self._prepared(point.name, tensor, point.place.pos_dim)
+        self._keep(self.values, point.name, tensor, point.place.pos_dim)
 
-    def _keep(self, key: str, tensor: Tensor, pos_dim: int) -> None:
-        self._raw[key] = self._prepared(key, tensor, pos_dim)
-
-    def _prepared(self, key: str, tensor: Tensor, pos_dim: int) -> Tensor:
+    def _keep(self, kept: dict[str, Tensor], key: str, tensor: Tensor, pos_dim: int) -> None:
+        # Called hundreds of times in a forward, so it calls nothing that it need not.
         if tensor.requires_grad:
             tensor = tensor.detach()
         if self._transform is not None:
             tensor = self._transform(tensor, pos_dim)
-        self._note_version(key, tensor)
-        return tensor
-
-    def _note_version(self, key: str, tensor: Tensor) -> None:
+        kept[key] = tensor
         if not tensor.is_inference():
             self._versions[key] = tensor._version
 
@@ -163,9 +159,9 @@ class Recording:
             if call.kwargs.get("dropout"):  # what multiplies the values is known only to the call itself
                 return call.run_watched(self._visit(path, Side.SCORES), self._visit(path, Side.PATTERN))
             self._calls[path] = call.detached() if torch.is_grad_enabled() else call
-            for place in (Place(path, side) for side in INSIDE):
-                for name, tensor in call.tensors().items():
-                    self._note_version(f"{place.key}:{name}", tensor)
+            for name, tensor in call.tensors().items():
+                if not tensor.is_inference():
+                    self._versions[f"{path}:{name}"] = tensor._version
             if not self._defers:
                 for side in INSIDE:
                     self.raw(Place(path, side))
@@ -182,29 +178,14 @@ class Recording:
         return visit
 
     def _hook(self, entry: str | None, exit_: str | None, is_paused: Callable[[], bool]) -> Callable[..., None]:
-        if self._transform is None and torch.is_inference_mode_enabled():
-            return self._bare_hook(entry, exit_, is_paused)
-
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if is_paused():
-                return
-            if entry is not None:
-                self._keep(entry, primary_input(args, kwargs), 1)
-            if exit_ is not None:
-                self._keep(exit_, primary_output(output), 1)
-
-        return keep
-
-    def _bare_hook(self, entry: str | None, exit_: str | None, is_paused: Callable[[], bool]) -> Callable[..., None]:
-        """The hook under inference mode, where there is no graph to leave and there are no edits to count."""
         raw = self._raw
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if is_paused():
                 return
             if entry is not None:
-                raw[entry] = args[0] if args else primary_input(args, kwargs)
+                self._keep(raw, entry, args[0] if args else primary_input(args, kwargs), 1)
             if exit_ is not None:
-                raw[exit_] = output if type(output) is Tensor else primary_output(output)
+                self._keep(raw, exit_, output if type(output) is Tensor else primary_output(output), 1)
 
         return keep
