@@ -1,7 +1,8 @@
 """What a bridge knows about its model in figures: one dataclass with the field's names."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -27,6 +28,9 @@ class TransformerBridgeConfig:
         model_name: What was booted.
         dtype: Of the weights.
         default_prepend_bos: Whether text gets a BOS token where a call does not say.
+        hf: The Hugging Face config's own entries, for what only one family knows.
+        output_logits_soft_cap: Where the model caps its logits by `cap * tanh(logits / cap)`, or None.
+        logit_scale: What the model multiplies the unembedding's output by.
     """
 
     d_model: int
@@ -43,6 +47,7 @@ class TransformerBridgeConfig:
     model_name: str = ""
     dtype: torch.dtype = field(default=torch.float32)
     default_prepend_bos: bool = True
+    hf: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     normalization_type: Literal["LN", "RMS"] = "LN"
     positional_embedding_type: Literal["standard", "rotary", "alibi", "none"] = "standard"
@@ -53,6 +58,8 @@ class TransformerBridgeConfig:
     eps_attr: str = "layer_norm_epsilon"
     split_attention_weights: bool = False
     uses_split_attention: bool = False
+    output_logits_soft_cap: float | None = None
+    logit_scale: float = 1.0
 
     def __post_init__(self) -> None:
         self.d_head = self.d_head or self.d_model // self.n_heads

@@ -80,7 +80,7 @@ class CompiledModelError(ClearspanError, RuntimeError):
     """A compiled model or module, which drops torch hooks quietly."""
 
 
-class AttentionNotSeenError(ClearspanError, RuntimeError):
+class NotSeenError(ClearspanError, RuntimeError):
     """An attention module in which no softmax followed by a product was seen while someone listened."""
 
 

@@ -13,11 +13,16 @@ AXES: dict[str, str] = {
     "kv_head": "key and value heads",
     "d_model": "width of the residual stream",
     "d_head": "width of a head",
+    "d_head_qk": "width of a head's queries and keys, where it is not that of its values",
+    "d_head_v": "width of a head's values, where it is not that of its queries and keys",
     "d_mlp": "width of the MLP's hidden layer",
     "d_vocab": "vocabulary",
+    "expert": "experts of a mixture",
+    "k": "experts chosen for a token",
     "1": "one",
-    "width": "width of a fused projection",
+    "width": "width of a part, such as a fused projection",
 }
+"""Every axis, and what it counts."""
 
 
 def axes(names: str) -> Axes:

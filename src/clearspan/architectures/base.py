@@ -29,9 +29,6 @@ class ArchitectureAdapter:
     """Whether one linear map gives queries, keys and values."""
     makes_positions_from_mask: ClassVar[bool] = False
     """Whether the model itself numbers positions by the padding mask."""
-    absent_points: ClassVar[dict[str, str]] = {}
-    """Points of the vocabulary that the family lacks, each with the reason; `{l}` stands for the layer."""
-
     component_mapping: dict[str, GeneralizedComponent]
     weight_processing_conversions: dict[str, ParamProcessingConversion]
 
@@ -39,17 +36,22 @@ class ArchitectureAdapter:
         self.cfg = cfg
         cfg.update({**self.config_values, **self.default_cfg})
 
-    def _qkvo_weight_conversions(self, n_kv_heads: int, rows: str = "(n h)") -> dict[str, ParamProcessingConversion]:
+    def _qkvo_weight_conversions(
+        self, n_kv_heads: int, rows: str = "(n h)", query_groups: int = 1
+    ) -> dict[str, ParamProcessingConversion]:
         """Returns the conversions of attention's four weights, `[out, in]` to canonical axes.
 
         Args:
             n_kv_heads: Key and value heads.
             rows: The rows of the query, key and value weights as an einops pattern: joined, or already by head.
+            query_groups: Groups in which the rows of the query weight lie, where there is an axis of them.
         """
         heads = {"q": self.cfg.n_heads, "k": n_kv_heads, "v": n_kv_heads}
         conversions = {
             f"blocks.{{i}}.attn.{key}.weight": RearrangeTensorConversion(f"{rows} m -> n m h", n=n)
             for key, n in heads.items()
         }
+        if query_groups > 1:
+            conversions["blocks.{i}.attn.q.weight"] = RearrangeTensorConversion("g n h m -> (g n) m h", g=query_groups)
         conversions["blocks.{i}.attn.o.weight"] = RearrangeTensorConversion("m (n h) -> n h m", n=self.cfg.n_heads)
         return {name: ParamProcessingConversion(conversion) for name, conversion in conversions.items()}

@@ -16,11 +16,11 @@ from clearspan.components import (
     UnembeddingBridge,
 )
 from clearspan.config import TransformerBridgeConfig
-from clearspan.conversions import InterleavedQKVConversionRule, QKVConversionRule
-from clearspan.conversions.qkv import join_heads, wrong_rank
+from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule, QKVConversionRule
+from clearspan.conversions.qkv import wrong_rank
 
 
-class MQAQKVConversionRule(QKVConversionRule):
+class MQAQKVConversionRule(BlockedQKVConversionRule):
     """All query heads, then one key head and one value head: the fused axis is `[n_heads*d_head | d_head | d_head]`.
 
     Args:
@@ -37,17 +37,7 @@ class MQAQKVConversionRule(QKVConversionRule):
     """
 
     def __init__(self, n_heads: int, d_head: int) -> None:
-        self.n_heads = n_heads
-        self.d_head = d_head
-
-    def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns views of the three blocks, each flat."""
-        width = self.n_heads * self.d_head
-        return (
-            fused.narrow(dim, 0, width),
-            fused.narrow(dim, width, self.d_head),
-            fused.narrow(dim, width + self.d_head, self.d_head),
-        )
+        super().__init__(n_heads, d_head, n_kv_heads=1)
 
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns `[batch, pos, head, d_head]`: `n_heads` heads for queries, one for keys or values.
@@ -66,14 +56,6 @@ class MQAQKVConversionRule(QKVConversionRule):
                 return input_value
             case _:
                 raise wrong_rank(input_value)
-
-    def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
-        """Returns heads joined in the last axis; a 3-D tensor passes unchanged.
-
-        Raises:
-            ValueError: The tensor is neither 3-D nor 4-D.
-        """
-        return join_heads(input_value)
 
 
 class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):
@@ -95,22 +77,6 @@ class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):
         "eps_attr": "layer_norm_epsilon",
         "split_attention_weights": True,
     }
-    absent_points: ClassVar[dict[str, str]] = {
-        "blocks.{l}.attn.hook_rot_q": "no rotary embedding and no query norm: the product reads hook_q as it is",
-        "blocks.{l}.attn.hook_rot_k": "no rotary embedding and no key norm: the product reads hook_k as it is",
-        "blocks.{l}.mlp.hook_pre_linear": "the MLP has no gate",
-        "blocks.{l}.mlp.hook_router_logits": "the MLP is dense, not a mixture of experts",
-        "blocks.{l}.mlp.hook_expert_weights": "the MLP is dense, not a mixture of experts",
-        "blocks.{l}.mlp.hook_expert_indices": "the MLP is dense, not a mixture of experts",
-        "blocks.{l}.ln1_post.hook_scale": "no norm follows attention",
-        "blocks.{l}.ln1_post.hook_normalized": "no norm follows attention",
-        "blocks.{l}.ln2_post.hook_scale": "no norm follows the MLP",
-        "blocks.{l}.ln2_post.hook_normalized": "no norm follows the MLP",
-        "blocks.{l}.attn.q_norm.hook_scale": "queries are not normed",
-        "blocks.{l}.attn.q_norm.hook_normalized": "queries are not normed",
-        "blocks.{l}.attn.k_norm.hook_scale": "keys are not normed",
-        "blocks.{l}.attn.k_norm.hook_normalized": "keys are not normed",
-    }
 
     def __init__(self, cfg: TransformerBridgeConfig) -> None:
         super().__init__(cfg)
@@ -119,7 +85,7 @@ class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):
         self.qkv_conversion_rule: QKVConversionRule = (
             MQAQKVConversionRule(cfg.n_heads, cfg.d_head)
             if multi_query
-            else InterleavedQKVConversionRule(cfg.n_heads, cfg.d_head)
+            else GroupedQKVConversionRule(cfg.n_heads, cfg.d_head, cfg.n_heads)
         )
         self.weight_processing_conversions = self._qkvo_weight_conversions(
             n_kv_heads=cfg.n_key_value_heads, rows="(n h)" if multi_query else "n h"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
-from clearspan.points import Converted, Derivation, Derived, HookPoint, InPlace, SharedRow, Whole, get_act_name, nearest
+from clearspan.points import Derivation, Derived, HookPoint, get_act_name, nearest, read
 
 if TYPE_CHECKING:
     from clearspan.hf.recording import Recording
@@ -109,17 +109,10 @@ class ActivationCache(Mapping[str, Tensor]):
         if point.name in recording.values:
             return recording.values[point.name]
         raw = recording.raw(point.place)
-        match point.access:
-            case Whole() | InPlace():
-                return raw
-            case Converted(conversion):
-                return conversion.handle_conversion(raw)
-            case SharedRow():
-                return raw.expand(self._rows, *raw.shape[1:]) if len(raw) == 1 else raw
-            case Derived(derivation, part):
-                self._check_weights(point)
-                with torch.no_grad():
-                    return derivation.read(part, raw, {})
+        if isinstance(point.access, Derived):
+            self._check_weights(point)
+        with torch.no_grad():
+            return read(point.access, raw, self._rows, {})
 
     def _check_weights(self, point: HookPoint) -> None:
         if point.name in self._weighted:

@@ -46,7 +46,8 @@ def run_with_cache(
     may_defer = "past_key_values" not in given.kwargs
     value = given.kwargs.get("input_ids", given.kwargs.get("inputs_embeds"))
     assert isinstance(value, Tensor), "a prepared input has ids or embeddings"
-    recording = Recording(_transform(_position_index(pos_slice, value.shape[1]), device), may_defer)
+    transform = _transform(_position_index(pos_slice, value.shape[1]), device)
+    recording = Recording(len(value), transform, may_defer)
     gradients: Mapping[str, Tensor] = {}
     if incl_bwd:
         output, gradients = _run_backward(bridge, given, segment, return_type, loss_per_token, choice, recording)
@@ -123,22 +124,27 @@ def _run_backward(
             reason=lost,
             fix="bridge.hf_model.activation_checkpointing_disable()",
         )
-    found: dict[str, Tensor | Arrival] = {}
+    found: dict[str, list[Tensor | Arrival]] = {}
+
+    def note(point: HookPoint, what: Tensor | Arrival) -> None:
+        found.setdefault(point.name, []).append(what)
+
     with contextlib.ExitStack() as stack:
         for point in choice.points.values():
-            stack.enter_context(point.giving_gradient_to(lambda at, what: found.__setitem__(at.name, what)))
+            stack.enter_context(point.giving_gradient_to(note))
         stack.enter_context(bridge.taps.record(choice.points.values(), choice.plan, recording))
         both = run(bridge, given, segment, "both")
     assert isinstance(both, tuple), "return_type 'both' gives two"
     logits, loss = both
-    ends = {name: what.output if isinstance(what, Arrival) else what for name, what in found.items()}
-    at_ends = dict(zip(ends, torch.autograd.grad(loss, list(ends.values()), allow_unused=True), strict=True))
-    gradients = {}
-    for name, what in found.items():
-        gradient = at_ends[name]
+    ends = [(name, what) for name, there in found.items() for what in there]
+    tensors = [what.output if isinstance(what, Arrival) else what for _, what in ends]
+    at_ends = torch.autograd.grad(loss, tensors, allow_unused=True)
+    gradients: dict[str, Tensor] = {}
+    for (name, what), gradient in zip(ends, at_ends, strict=True):
         if gradient is not None:
             with contextlib.suppress(ConflictingWritesError):  # a gradient that would miss a write is left out
-                gradients[name] = what.gradient(gradient) if isinstance(what, Arrival) else gradient
+                own = what.gradient(gradient) if isinstance(what, Arrival) else gradient
+                gradients[name] = gradients[name] + own if name in gradients else own
     outputs = {"logits": logits.detach(), "loss": loss.detach(), "both": (logits.detach(), loss.detach()), None: None}
     return outputs[return_type], gradients
 

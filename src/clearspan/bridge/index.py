@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from clearspan.architectures import ArchitectureAdapter
 from clearspan.components import GeneralizedComponent
 from clearspan.errors import AbsentPointError, InvalidArgumentError, PointNotReachedError, UnknownPointError
-from clearspan.points import HookPoint, NamesFilter, Place, is_short_name, nearest
+from clearspan.points import HookPoint, NamesFilter, Place, entry_of, is_in_vocabulary, is_short_name, nearest
 
 TOKEN_AXES = ("batch", "pos")
 """Axes of points that hold token ids, or positions."""
@@ -51,6 +51,9 @@ class PointIndex:
         for point in self._points:
             self._at.setdefault(point.place, []).append(point)
         self._adapter = adapter
+        self._absences = dict(
+            reason for component in components for part in component.walk() for reason in part.absences()
+        )
         n_layers = adapter.cfg.n_layers
         blocks = [index for index, component in enumerate(components) if component.path.startswith("blocks.")]
         stages = {
@@ -92,9 +95,13 @@ class PointIndex:
         raise UnknownPointError(f"no hook point {name!r}", nearest=close, fix=fix)
 
     def why_absent(self, name: str) -> str | None:
-        """Returns why this architecture lacks a point of the vocabulary, or None where it has it or nothing does."""
-        template = re.sub(r"^blocks\.\d+\.", "blocks.{l}.", name)
-        return None if name in self.by_name else self._adapter.absent_points.get(template)
+        """Returns why this model lacks a point of the vocabulary, or None where it has it or nothing does."""
+        layer = re.match(r"blocks\.(\d+)\.", name)
+        if name in self.by_name or (layer and int(layer[1]) >= self._adapter.cfg.n_layers):
+            return None
+        if name in self._absences:
+            return self._absences[name]
+        return entry_of(name).absent if is_in_vocabulary(name) else None
 
     def select(self, names: NamesFilter, segment: Segment = (None, None)) -> list[HookPoint]:
         """Returns the points of a name, a list of names or a predicate, in the order of the forward.

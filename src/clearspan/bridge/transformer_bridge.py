@@ -27,10 +27,10 @@ from clearspan.components import (
     PosEmbedBridge,
     UnembeddingBridge,
     hook_points,
+    logits_point,
 )
 from clearspan.hf.taps import Taps
-from clearspan.points import Direction, HookFunction, HookPoint, NamesFilter, Place, Side
-from clearspan.shapes import axes
+from clearspan.points import Direction, HookFunction, HookPoint, NamesFilter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ class TransformerBridge(StackedWeights, ModuleMethods):
                 setattr(self, key, template.bind(binding, key))
                 components.append(getattr(self, key))
         points = hook_points(components)
-        points["hook_logits"] = HookPoint("hook_logits", axes("batch pos d_vocab"), Place("", Side.OUTPUT))
+        points["hook_logits"] = logits_point(self.cfg)
         for point in points.values():
             if "." not in point.name:
                 setattr(self, point.name, point)

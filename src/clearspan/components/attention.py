@@ -1,6 +1,7 @@
 """Attention: queries, keys, values, scores, patterns and what each head adds."""
 
-from collections.abc import Callable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -10,51 +11,53 @@ from torch import Tensor, nn
 from clearspan.components.base import GeneralizedComponent, causal_mask
 from clearspan.components.linear import LinearBridge
 from clearspan.conversions import HeadsConversion, QKVConversionRule, QKVPartConversion
-from clearspan.errors import ConflictingWritesError, MissingWeightError
-from clearspan.points import Converted, Derivation, Derived, HookPoint, Place, Side
+from clearspan.errors import ConflictingWritesError
+from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, Layout, Place, Side
 
 Projection = Literal["q", "k", "v"]
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
 
-class JointQKVAttentionBridge(GeneralizedComponent):
-    """Attention whose queries, keys and values come from one linear map: submodules `qkv` and `o`.
+class GeneralAttentionBridge(GeneralizedComponent):
+    """What all kinds of attention have: an output projection `o`, and heads between the projections and it.
 
     Args:
         name: The module's path.
         config: Settings of its own, if any.
-        split_qkv_matrix: Gives three linear maps for a Hugging Face attention module.
-        qkv_conversion_rule: How the fused axis holds queries, keys and values, and their heads.
+        submodules: `o`, the projections, and `q_norm` and `k_norm` where the model has them.
+        has_rotary: Whether positions are rotated into queries and keys.
         requires_attention_mask: Whether the module masks causally only when it is handed a mask.
         attention_mask_4d: Whether that mask must be the additive `[batch, 1, q_pos, k_pos]`.
-        submodules: `qkv` and `o`.
+        repeats_keys: Whether the model repeats keys for all heads before the product.
     """
 
     hook_q: HookPoint
     hook_k: HookPoint
     hook_v: HookPoint
+    hook_rot_q: HookPoint
+    hook_rot_k: HookPoint
     hook_attn_scores: HookPoint
     hook_pattern: HookPoint
     hook_z: HookPoint
     hook_result: HookPoint
-    qkv: LinearBridge
     o: LinearBridge
 
     def __init__(
         self,
         name: str | None = None,
         config: object | None = None,
+        submodules: Mapping[str, GeneralizedComponent] | None = None,
         *,
-        split_qkv_matrix: Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]],
-        qkv_conversion_rule: QKVConversionRule,
+        has_rotary: bool = False,
         requires_attention_mask: bool = False,
         attention_mask_4d: bool = False,
-        submodules: Mapping[str, GeneralizedComponent] | None = None,
+        repeats_keys: bool = False,
     ) -> None:
         super().__init__(name, config, submodules)
-        self.split_qkv_matrix = split_qkv_matrix
-        self.qkv_conversion_rule = qkv_conversion_rule
+        self.has_rotary = has_rotary
         self.requires_attention_mask = requires_attention_mask
         self.attention_mask_4d = attention_mask_4d
+        self.repeats_keys = repeats_keys
 
     @property
     def n_heads(self) -> int:
@@ -67,95 +70,216 @@ class JointQKVAttentionBridge(GeneralizedComponent):
         return self.cfg.n_key_value_heads or self.cfg.n_heads
 
     @property
-    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
-        """The query weight `[head, d_model, d_head]`, a view of the live parameter."""
-        return self._projection_weight("q")
-
-    @property
-    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
-        """The key weight `[kv_head, d_model, d_head]`, a view of the live parameter."""
-        return self._projection_weight("k")
-
-    @property
-    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
-        """The value weight `[kv_head, d_model, d_head]`, a view of the live parameter."""
-        return self._projection_weight("v")
-
-    @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
         """The output weight `[head, d_head, d_model]`, a view of the live parameter."""
-        return self._converted("o", self.o.weight("weight"))
-
-    @property
-    def b_Q(self) -> Float[Tensor, "head d_head"]:
-        """The query bias `[head, d_head]`, a view of the live parameter."""
-        return self._projection_bias("q")
-
-    @property
-    def b_K(self) -> Float[Tensor, "kv_head d_head"]:
-        """The key bias `[kv_head, d_head]`, a view of the live parameter."""
-        return self._projection_bias("k")
-
-    @property
-    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
-        """The value bias `[kv_head, d_head]`, a view of the live parameter."""
-        return self._projection_bias("v")
+        return self._converted("o", self.o.matrix)
 
     @property
     def b_O(self) -> Float[Tensor, "d_model"]:
         """The output bias `[d_model]`, the live parameter."""
         return self.o.weight("bias")
 
-    def _projection_weight(self, projection: Projection) -> Tensor:
-        parts = self.qkv_conversion_rule.split(self.qkv.weight("weight"), 0)
-        return self._converted(projection, parts[get_args(Projection).index(projection)])
-
-    def _projection_bias(self, projection: Projection) -> Tensor:
-        part = self.qkv_conversion_rule.split(self.qkv.weight("bias"), 0)[get_args(Projection).index(projection)]
-        return part.reshape(-1, self.cfg.d_head)
-
     def _converted(self, key: str, weight: Tensor) -> Tensor:
         layer = self.path.split(".")[1]
         template = self.path.replace(f".{layer}.", ".{i}.", 1)
         return self._bound.weight_conversions[f"{template}.{key}.weight"].convert(weight)
 
-    def projection(self, value: Tensor, projection: Projection) -> Tensor:
+    @property
+    @abstractmethod
+    def path_projections(self) -> tuple[Projection, ...]:
+        """The projections that read the residual stream alone, each on its own, and so can be given another input."""
+
+    @abstractmethod
+    def projected(self, projection: Projection) -> tuple[Place, Access]:
+        """Returns where a projection's values are, and how they show there by head."""
+
+    @abstractmethod
+    def project(self, value: Tensor, projection: Projection) -> Tensor:
         """Returns queries, keys or values by head for an input by head, `[batch, pos, head, d_model]`."""
-        projected = torch.einsum("bphm,hmd->bphd", value, self._projection_weight(projection))
-        try:
-            return projected + self._projection_bias(projection)
-        except MissingWeightError:
-            return projected
+
+    def before_heads(self, value: Tensor, projection: Projection) -> Tensor:
+        """Returns what the linear map that gives a projection by head reads, for an input of attention."""
+        return value
 
     def call_arguments(self, value: Tensor) -> dict[str, Tensor]:
         """Returns the causal mask, where the module masks only by one; or a mask that hides nothing."""
         if not self.requires_attention_mask:
-            return {}
+            return super().call_arguments(value)
         if not self.attention_mask_4d:
             return {"attention_mask": torch.ones(value.shape[:2], dtype=torch.long, device=value.device)}
         return {"attention_mask": causal_mask(value.shape[1], value.dtype, value.device)}
 
+    def inside(self, side: Side) -> Place:
+        """Returns a place inside attention."""
+        by_head = side in (Side.QUERY, Side.KEY)
+        return Place(self.module_path, side, layout=Layout.HEADS_FIRST if by_head else Layout.ROWS_BY_ROWS)
+
     def points(self) -> Iterator[HookPoint]:
         """Yields the points from the projections to the heads' results."""
-        fused, joined = self.qkv.place(Side.OUTPUT), self.o.place(Side.INPUT)
-        rule = self.qkv_conversion_rule
-        yield HookPoint(f"{self.path}.qkv.hook_out", ("batch", "pos", "width"), fused)
-        yield self.point("hook_q", "batch pos head d_head", fused, Converted(QKVPartConversion(rule, "q")))
-        yield self.point("hook_k", "batch pos kv_head d_head", fused, Converted(QKVPartConversion(rule, "k")))
-        yield self.point("hook_v", "batch pos kv_head d_head", fused, Converted(QKVPartConversion(rule, "v")))
-        yield self.point("hook_attn_scores", "batch head q_pos k_pos", self.place(Side.SCORES))
-        yield self.point("hook_pattern", "batch head q_pos k_pos", self.place(Side.PATTERN))
-        yield self.point("hook_z", "batch pos head d_head", joined, Converted(HeadsConversion(self.n_heads)))
-        yield HookPoint(f"{self.path}.o.hook_in", ("batch", "pos", "d_model"), joined)
-        yield self.point("hook_result", "batch pos head d_model", joined, Derived(HeadResults(self), "result"))
+        yield from self._projection_points()
+        yield from self._rotary_points()
+        yield self.point("hook_attn_scores", self.inside(Side.SCORES))
+        yield self.point("hook_pattern", self.inside(Side.PATTERN))
+        joined = self.o.place(Side.INPUT)
+        yield self.point("hook_z", joined, Converted(HeadsConversion(self.n_heads)), dimensions=self._value_axes)
+        yield self.point("hook_result", joined, Derived(HeadResults(self), "result"))
+
+    _query_axes = "batch pos head d_head"
+    _key_axes = "batch pos kv_head d_head"
+    _value_axes = "batch pos head d_head"
+
+    def _projection_points(self) -> Iterator[HookPoint]:
+        for projection in PROJECTIONS:
+            place, access = self.projected(projection)
+            yield self.point(f"hook_{projection}", place, access)
+
+    def _rotary_points(self) -> Iterator[HookPoint]:
+        if self.has_rotary or "q_norm" in self.submodules:
+            yield self.point("hook_rot_q", self.inside(Side.QUERY), dimensions=self._query_axes)
+        if self.has_rotary or "k_norm" in self.submodules:
+            axes = self._query_axes if self.repeats_keys else self._key_axes
+            yield self.point("hook_rot_k", self.inside(Side.KEY), dimensions=axes)
+
+
+class HeadAttentionBridge(GeneralAttentionBridge):
+    """Attention whose queries, keys and values are each one linear map of what it reads."""
+
+    @abstractmethod
+    def _rows(self, projection: Projection, name: Literal["weight", "bias"]) -> Tensor:
+        """Returns a projection's part of a parameter, its own axis first."""
+
+    @abstractmethod
+    def _has_bias(self, projection: Projection) -> bool:
+        """Returns whether a projection has a bias."""
+
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
+        """The query weight `[head, d_model, d_head]`, a view where the layout allows one."""
+        return self._weight("q")
+
+    @property
+    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        """The key weight `[kv_head, d_model, d_head]`, a view of the live parameter."""
+        return self._weight("k")
+
+    @property
+    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        """The value weight `[kv_head, d_model, d_head]`, a view of the live parameter."""
+        return self._weight("v")
+
+    @property
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
+        """The query bias `[head, d_head]`, a view where the layout allows one."""
+        return self._bias("q")
+
+    @property
+    def b_K(self) -> Float[Tensor, "kv_head d_head"]:
+        """The key bias `[kv_head, d_head]`, a view of the live parameter."""
+        return self._bias("k")
+
+    @property
+    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
+        """The value bias `[kv_head, d_head]`, a view of the live parameter."""
+        return self._bias("v")
+
+    def _weight(self, projection: Projection) -> Tensor:
+        return self._converted(projection, self._rows(projection, "weight"))
+
+    def _bias(self, projection: Projection) -> Tensor:
+        return self._rows(projection, "bias").reshape(-1, self.cfg.d_head)
+
+    @property
+    def path_projections(self) -> tuple[Projection, ...]:
+        """All three."""
+        return PROJECTIONS
+
+    def project(self, value: Tensor, projection: Projection) -> Tensor:
+        """Returns queries, keys or values by head for an input by head, `[batch, pos, head, d_model]`."""
+        projected = torch.einsum("bphm,hmd->bphd", value, self._weight(projection))
+        return projected + self._bias(projection) if self._has_bias(projection) else projected
+
+
+class AttentionBridge(HeadAttentionBridge):
+    """Attention with a linear map each for queries, keys and values: submodules `q`, `k`, `v` and `o`."""
+
+    def projected(self, projection: Projection) -> tuple[Place, Access]:
+        """Returns the linear map's output, by head."""
+        heads = self.n_heads if projection == "q" else self.n_kv_heads
+        return self.submodules[projection].place(Side.OUTPUT), Converted(HeadsConversion(heads))
+
+    def _linear(self, projection: Projection) -> LinearBridge:
+        part = self.submodules[projection]
+        assert isinstance(part, LinearBridge), f"{projection} is a linear map"
+        return part
+
+    def _rows(self, projection: Projection, name: Literal["weight", "bias"]) -> Tensor:
+        linear = self._linear(projection)
+        return linear.matrix if name == "weight" else linear.weight("bias")
+
+    def _has_bias(self, projection: Projection) -> bool:
+        return self._linear(projection).bias_or_none() is not None
+
+
+class JointQKVAttentionBridge(HeadAttentionBridge):
+    """Attention whose queries, keys and values come from one linear map: submodules `qkv` and `o`.
+
+    Args:
+        name: The module's path.
+        config: Settings of its own, if any.
+        split_qkv_matrix: Gives three linear maps for a Hugging Face attention module, where the adapter has it.
+        qkv_conversion_rule: How the fused axis holds queries, keys and values, and their heads.
+        submodules: `qkv` and `o`.
+        has_rotary: As for every kind of attention.
+        requires_attention_mask: The same.
+        attention_mask_4d: The same.
+        repeats_keys: The same.
+    """
+
+    qkv: LinearBridge
+
+    def __init__(
+        self,
+        name: str | None = None,
+        config: object | None = None,
+        *,
+        qkv_conversion_rule: QKVConversionRule,
+        split_qkv_matrix: Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]] | None = None,
+        submodules: Mapping[str, GeneralizedComponent] | None = None,
+        has_rotary: bool = False,
+        requires_attention_mask: bool = False,
+        attention_mask_4d: bool = False,
+        repeats_keys: bool = False,
+    ) -> None:
+        super().__init__(
+            name,
+            config,
+            submodules,
+            has_rotary=has_rotary,
+            requires_attention_mask=requires_attention_mask,
+            attention_mask_4d=attention_mask_4d,
+            repeats_keys=repeats_keys,
+        )
+        self.split_qkv_matrix = split_qkv_matrix
+        self.qkv_conversion_rule = qkv_conversion_rule
+
+    def projected(self, projection: Projection) -> tuple[Place, Access]:
+        """Returns the fused output, and the projection's part of it by head."""
+        return self.qkv.place(Side.OUTPUT), Converted(QKVPartConversion(self.qkv_conversion_rule, projection))
+
+    def _rows(self, projection: Projection, name: Literal["weight", "bias"]) -> Tensor:
+        fused = self.qkv.matrix if name == "weight" else self.qkv.weight("bias")
+        return self.qkv_conversion_rule.split(fused, 0)[PROJECTIONS.index(projection)]
+
+    def _has_bias(self, projection: Projection) -> bool:
+        return self.qkv.bias_or_none() is not None
 
 
 class HeadResults(Derivation):
     """Each head's own contribution, `z @ W_O[head]`; a write acts on the output projection's output."""
 
-    def __init__(self, attention: JointQKVAttentionBridge) -> None:
+    def __init__(self, attention: GeneralAttentionBridge) -> None:
         self.attention = attention
-        self.target: Place = attention.o.place(Side.OUTPUT)
+        self.targets: tuple[Place, ...] = (attention.o.place(Side.OUTPUT),)
 
     def weights(self) -> tuple[Tensor, ...]:
         """Returns the output weight."""
@@ -166,7 +290,7 @@ class HeadResults(Derivation):
         z = source.unflatten(-1, (self.attention.n_heads, -1))
         return torch.einsum("bphd,hdm->bphm", z, self.attention.W_O.to(z))
 
-    def write(self, output: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
+    def write(self, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
         """Returns the sum of the edited results, plus the output bias."""
         total = edits["result"].sum(-2)
         bias = self.attention.o.bias_or_none()
@@ -185,10 +309,28 @@ class PathInputs(Derivation):
 
     is_in_series = False
 
-    def __init__(self, attention: JointQKVAttentionBridge, norm: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(self, attention: GeneralAttentionBridge, norm: Callable[[Tensor], Tensor] | None) -> None:
         self.attention = attention
         self.norm = norm
-        self.target: Place = attention.qkv.place(Side.OUTPUT)
+        self._at: dict[Place, list[tuple[Projection, Access]]] = {}
+        for projection in attention.path_projections:
+            place, access = attention.projected(projection)
+            self._at.setdefault(place, []).append((projection, access))
+        self.targets: tuple[Place, ...] = tuple(self._at)
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """The parts that there are, in order."""
+        inputs = [f"{projection}_input" for projection in self.attention.path_projections]
+        return ["attn_in", *inputs] if len(inputs) == len(PROJECTIONS) else inputs
+
+    def reached_by(self, part: str) -> tuple[Place, ...]:
+        """Returns the outputs of the projections that read the part."""
+        return tuple(
+            place
+            for place, projections in self._at.items()
+            if part == "attn_in" or any(part == f"{projection}_input" for projection, _ in projections)
+        )
 
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
         """Returns `[batch, pos, kv_head, d_model]`, or `[batch, pos, head, d_model]` for queries: views, expanded."""
@@ -198,26 +340,29 @@ class PathInputs(Derivation):
             return source.unsqueeze(2).expand(-1, -1, heads, -1)
         return group.repeat_interleave(heads // group.shape[2], dim=2)
 
-    def write(self, output: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
-        """Returns the fused projections, with those recomputed whose input was edited.
+    def write(self, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
+        """Returns the output of a projection (or of the fused one), with what reads an edited input computed again.
 
         Raises:
             ConflictingWritesError: The norm or the attention's input was written in the same run: the projections
-                recomputed here would not see it.
+                computed again would not see it.
         """
-        if not torch.allclose(entered, self._normalized(source), rtol=0, atol=0, equal_nan=True):
+        for projection, access in self._at[target]:
+            part = f"{projection}_input"
+            if part in edits or "attn_in" in edits:
+                self._check(self.attention.before_heads(self._normalized(source), projection), entered)
+                value = edits[part] if part in edits else self.read(part, source, edits)
+                assert isinstance(access, Converted), "projections show by head"
+                raw = access.conversion.revert(self.attention.project(self._normalized(value), projection), raw)
+        return raw
+
+    def _check(self, expected: Tensor, entered: Tensor) -> None:
+        if not torch.allclose(entered, expected, rtol=0, atol=0, equal_nan=True):
             raise ConflictingWritesError(
                 "a head's or projection's own input was written, and what all of them read after the norm as well",
                 where=self.attention.path,
                 fix="write the inputs alone, or hook_q, hook_k, hook_v, which come after both",
             )
-        for projection in get_args(Projection):
-            part = f"{projection}_input"
-            if part in edits or "attn_in" in edits:
-                value = edits[part] if part in edits else self.read(part, source, edits)
-                projected = self.attention.projection(self._normalized(value), projection)
-                output = QKVPartConversion(self.attention.qkv_conversion_rule, projection).revert(projected, output)
-        return output
 
     def _normalized(self, value: Tensor) -> Tensor:
         return value if self.norm is None else self.norm(value)

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,8 +12,20 @@ from torch import Tensor, nn
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import ParamProcessingConversion
 from clearspan.errors import InvalidArgumentError, MissingWeightError
-from clearspan.points import Access, HookPoint, Place, Side, Whole
-from clearspan.shapes import axes
+from clearspan.points import (
+    Access,
+    Converted,
+    Derived,
+    HookPoint,
+    InPlace,
+    Layout,
+    Place,
+    SharedRow,
+    Side,
+    Whole,
+    entry_of,
+)
+from clearspan.shapes import axes, sizes
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,8 @@ class GeneralizedComponent:
         name: Path of the module in the Hugging Face model, relative to the component that this one is in.
         config: Settings of this component, where it has any of its own.
         submodules: Its parts by canonical name.
+        layout: How rows and positions lie in the module's input and output.
+        output_is_overwritten: Whether the model goes on to write into the output's storage.
     """
 
     input_axes = "batch pos d_model"
@@ -52,6 +66,8 @@ class GeneralizedComponent:
     """The Hugging Face module, itself."""
     module_path: str
     """Its path in the Hugging Face model."""
+    parent_path: str
+    """Path of the Hugging Face module in which it is."""
     hook_in: HookPoint
     hook_out: HookPoint
 
@@ -60,10 +76,21 @@ class GeneralizedComponent:
         name: str | None = None,
         config: object | None = None,
         submodules: "Mapping[str, GeneralizedComponent] | None" = None,
+        *,
+        layout: Layout = Layout.TOKENS,
+        output_is_overwritten: bool = False,
     ) -> None:
         self.name = name
         self.config = config
         self.submodules: dict[str, GeneralizedComponent] = dict(submodules or {})
+        self.layout = layout
+        self.output_is_overwritten = output_is_overwritten
+
+    def at_layer(self, layer: int) -> "GeneralizedComponent":
+        """Returns the template of one layer, with those of its parts."""
+        own = copy.copy(self)
+        own.submodules = {key: part.at_layer(layer) for key, part in self.submodules.items()}
+        return own
 
     def bind(self, binding: Binding, path: str, parent: str = "") -> Self:
         """Returns the live component.
@@ -76,6 +103,7 @@ class GeneralizedComponent:
         live = copy.copy(self)
         live._binding = binding
         live.path = path
+        live.parent_path = parent
         live.module_path = ".".join(part for part in (parent, self.name) if part)
         live.module = binding.model.get_submodule(live.module_path)
         live.submodules = {
@@ -105,9 +133,14 @@ class GeneralizedComponent:
         return iter(())
 
     def raw_ends(self) -> Iterator[HookPoint]:
-        """Yields the input and the output of the component's own module."""
-        yield self.point("hook_in", self.input_axes, self.place(Side.INPUT))
-        yield self.point("hook_out", self.output_axes, self.place(Side.OUTPUT))
+        """Yields the input and the output of the component's own module; a part without a module of its own has none."""
+        if self.name is not None:
+            yield self.point("hook_in", self.place(Side.INPUT), dimensions=self.input_axes)
+            yield self.point("hook_out", self.place(Side.OUTPUT), dimensions=self.output_axes)
+
+    def absences(self) -> Iterator[tuple[str, str]]:
+        """Yields points that the component lacks for a reason of its own, each with the reason."""
+        return iter(())
 
     def walk(self) -> "Iterator[GeneralizedComponent]":
         """Yields the component and all its parts, each before its own parts."""
@@ -133,15 +166,32 @@ class GeneralizedComponent:
         """Returns what the module's forward needs beside its input when it is called alone."""
         return {}
 
-    def place(self, side: Side) -> Place:
+    def place(self, side: Side, item: int = 0) -> Place:
         """Returns a place at the component's module."""
-        return Place(self.module_path, side)
+        overwritten = self.output_is_overwritten and side is Side.OUTPUT
+        return Place(self.module_path, side, item, self.layout, self.parent_path, overwritten)
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of axes in this component, as far as the model fixes them."""
+        return sizes(self.cfg)
 
     def point(
-        self, name: str, dimensions: str, place: Place, access: Access | None = None, aliases: tuple[str, ...] = ()
+        self, name: str, place: Place, access: Access | None = None, *, dimensions: str | None = None
     ) -> HookPoint:
-        """Returns a hook point under this component's path."""
-        return HookPoint(f"{self.path}.{name}", axes(dimensions), place, access or Whole(), aliases)
+        """Returns a hook point under this component's path.
+
+        Args:
+            name: Its name in the component.
+            place: Where its raw tensor is.
+            access: How its value shows there; by default it is the raw tensor.
+            dimensions: Its axes, where they are not those of the vocabulary.
+        """
+        full = f"{self.path}.{name}"
+        own = entry_of(full).axes if dimensions is None else axes(dimensions)
+        known = self.sizes()
+        return HookPoint(
+            full, own, place, access or Whole(), sizes={axis: known[axis] for axis in own if axis in known}
+        )
 
     def bias_or_none(self) -> Tensor | None:
         """Returns the live bias of the component's module, or None where it has none."""
@@ -173,22 +223,59 @@ def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
     return least.triu(1)[None, None]
 
 
+class PerLayer(GeneralizedComponent):
+    """A part that is not of one kind in all layers.
+
+    Args:
+        templates: The part of each layer.
+    """
+
+    def __init__(self, templates: Sequence[GeneralizedComponent]) -> None:
+        super().__init__()
+        self.templates = tuple(templates)
+
+    def at_layer(self, layer: int) -> GeneralizedComponent:
+        """Returns the template of one layer."""
+        return self.templates[layer].at_layer(layer)
+
+
 def hook_points(components: Iterable[GeneralizedComponent]) -> dict[str, HookPoint]:
     """Returns the points of live components by canonical name, and makes each an attribute of its component.
 
-    A point declared by an outer component goes before its parts', and before the raw ends; of two with one name the
-    first counts, so that an outer component says what the end of a part means (`ln2.hook_in` is `hook_mlp_in`).
+    Two points that show the same tensor in the same way are one: the name of the later, which an outer component or a
+    kind of part declares before the raw ends, is an alias of the earlier (`ln2.hook_in` of `hook_mlp_in`). The points of
+    one tensor come in the order in which they fire: what all readers see, what one reader sees, what is computed of it.
     """
     live = {part.path: part for component in components for part in component.walk()}
     points: dict[str, HookPoint] = {}
     owners: dict[str, HookPoint] = {}
+    shown: dict[tuple[Place, Access], HookPoint] = {}
     declared = [part.points() for part in live.values()] + [part.raw_ends() for part in live.values()]
     for point in itertools.chain.from_iterable(declared):
-        if point.name not in owners:
+        if point.name in owners:
+            continue
+        first = shown.setdefault((point.place, point.access), point)
+        if first is point:
             points[point.name] = point
-            owners.update(dict.fromkeys((point.name, *point.aliases), point))
+        else:
+            first.aliases = (*first.aliases, point.name)
+        owners[point.name] = first
     for name, point in owners.items():
         path, _, attribute = name.rpartition(".")
         if path in live:
             setattr(live[path], attribute, point)
-    return points
+    at: dict[Place, list[HookPoint]] = {}
+    for point in points.values():
+        at.setdefault(point.place, []).append(point)
+    together = (sorted(there, key=lambda point: _FIRES.index(type(point.access))) for there in at.values())
+    return {point.name: point for there in together for point in there}
+
+
+_FIRES = (InPlace, Whole, SharedRow, Converted, Derived)
+
+
+def logits_point(cfg: TransformerBridgeConfig) -> HookPoint:
+    """Returns the point of what the model itself returns."""
+    return HookPoint(
+        "hook_logits", entry_of("hook_logits").axes, Place("", Side.OUTPUT), sizes={"d_vocab": cfg.d_vocab}
+    )

@@ -1,24 +1,58 @@
 """Transformer blocks: the residual stream, and what each sublayer reads from it and adds to it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Self, cast
 
+import torch
 from torch import Tensor
 
-from clearspan.components.attention import JointQKVAttentionBridge, PathInputs
+from clearspan.components.attention import HeadAttentionBridge, PathInputs
 from clearspan.components.base import GeneralizedComponent
-from clearspan.components.mlp import MLPBridge
+from clearspan.components.mlp import MLPBridge, MoEBridge
 from clearspan.components.normalization import NormalizationBridge
-from clearspan.points import Derived, HookPoint, InPlace, Side
+from clearspan.conversions import ScaledConversion
+from clearspan.errors import ConflictingWritesError
+from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, InPlace, Place, Side, Whole
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A sum of points that equals another, as the model's arithmetic has it.
+
+    Attributes:
+        terms: Names of the points that are added.
+        total: Name of their sum.
+    """
+
+    terms: tuple[str, ...]
+    total: str
+
+    def __str__(self) -> str:
+        return f"{' + '.join(self.terms)} == {self.total}"
 
 
 class BlockBridge(GeneralizedComponent):
-    """A block with a norm before each sublayer: submodules `ln1`, `attn`, `ln2`, `mlp`.
+    """A block: submodules `attn` and `mlp`, and `ln1`, `ln2`, `ln1_post`, `ln2_post` where it has them.
 
-    In a mapping it stands for all blocks, and its name is that of the list which holds them.
+    In a mapping it stands for all blocks, and its name is that of the list which holds them. `ln1` and `ln2` are norms
+    before the sublayers, `ln1_post` and `ln2_post` norms on what they give.
+
+    Args:
+        name: Path of the list of blocks.
+        config: Settings of its own, if any.
+        submodules: Its parts.
+        is_parallel: Whether attention and MLP read the same residual stream; without `ln2` they share `ln1`.
+        attn_out: Path in the block of the module whose output attention adds, where it is not the attention itself.
+        mlp_out: The same for the MLP.
+        residual_multiplier: What the block multiplies both contributions by.
+        norms_the_sum: Whether `ln1` and `ln2` come after a sublayer, on its sum with the residual stream.
+        residual_is_normed: Whether the residual branch takes the norm's output.
+        returns_tuple: Whether the module returns a tuple, the residual stream first.
     """
 
     ln1: NormalizationBridge
-    attn: JointQKVAttentionBridge
+    attn: HeadAttentionBridge
     ln2: NormalizationBridge
     mlp: MLPBridge
     hook_resid_pre: HookPoint
@@ -32,27 +66,155 @@ class BlockBridge(GeneralizedComponent):
     hook_mlp_out: HookPoint
     hook_resid_post: HookPoint
 
-    def at_layer(self, layer: int) -> "BlockBridge":
+    def __init__(
+        self,
+        name: str | None = None,
+        config: object | None = None,
+        submodules: Mapping[str, GeneralizedComponent] | None = None,
+        *,
+        is_parallel: bool = False,
+        attn_out: str | None = None,
+        mlp_out: str | None = None,
+        residual_multiplier: float = 1.0,
+        norms_the_sum: bool = False,
+        residual_is_normed: bool = False,
+        returns_tuple: bool = False,
+    ) -> None:
+        super().__init__(name, config, submodules)
+        self.is_parallel = is_parallel
+        self.attn_out = attn_out
+        self.mlp_out = mlp_out
+        self.residual_multiplier = residual_multiplier
+        self.norms_the_sum = norms_the_sum
+        self.residual_is_normed = residual_is_normed
+        self.returns_tuple = returns_tuple
+
+    def at_layer(self, layer: int) -> Self:
         """Returns the template of one layer."""
-        return BlockBridge(f"{self.name}.{layer}", self.config, self.submodules)
+        own = cast(Self, super().at_layer(layer))
+        own.name = f"{self.name}.{layer}"
+        return own
 
     def call_arguments(self, value: Tensor) -> dict[str, Tensor]:
         """Returns what its attention needs."""
         return self.attn.call_arguments(value)
 
+    @property
+    def _norm_before(self) -> NormalizationBridge | None:
+        """The norm through which attention reads, if any."""
+        return None if self.norms_the_sum else cast(NormalizationBridge | None, self.submodules.get("ln1"))
+
+    @property
+    def _norm_between(self) -> NormalizationBridge | None:
+        """The norm of its own through which the MLP reads, if any."""
+        return None if self.norms_the_sum else cast(NormalizationBridge | None, self.submodules.get("ln2"))
+
     def points(self) -> Iterator[HookPoint]:
         """Yields the residual stream's points, and the sublayers' as the residual stream sees them."""
-        path, stream = self.path, "batch pos d_model"
-        read, between = self.ln1.place(Side.INPUT), self.ln2.place(Side.INPUT)
-        inputs = PathInputs(self.attn, self.ln1.module.forward)
-        yield self.point("hook_resid_pre", stream, self.place(Side.INPUT), aliases=(f"{path}.hook_in",))
-        yield self.ln1.point("hook_in", stream, read)
-        yield self.point("hook_attn_in", "batch pos kv_head d_model", read, Derived(inputs, "attn_in"))
-        yield self.point("hook_q_input", "batch pos head d_model", read, Derived(inputs, "q_input"))
-        yield self.point("hook_k_input", "batch pos kv_head d_model", read, Derived(inputs, "k_input"))
-        yield self.point("hook_v_input", "batch pos kv_head d_model", read, Derived(inputs, "v_input"))
-        yield self.point("hook_attn_out", stream, self.attn.place(Side.OUTPUT), aliases=(f"{path}.attn.hook_out",))
-        yield self.point("hook_resid_mid", stream, between, InPlace())
-        yield self.point("hook_mlp_in", stream, between, aliases=(f"{path}.ln2.hook_in",))
-        yield self.point("hook_mlp_out", stream, self.mlp.place(Side.OUTPUT), aliases=(f"{path}.mlp.hook_out",))
-        yield self.point("hook_resid_post", stream, self.place(Side.OUTPUT), aliases=(f"{path}.hook_out",))
+        first = self._norm_before
+        read = (first or self.attn).place(Side.INPUT)
+        inputs = PathInputs(self.attn, None if first is None else first.module.forward)
+        yield self.point("hook_resid_pre", self.place(Side.INPUT))
+        for part in inputs.parts:
+            yield self.point(f"hook_{part}", read, Derived(inputs, part))
+        yield self.point("hook_attn_out", self._attention_adds, self._added)
+        if not self.is_parallel:
+            yield self.point("hook_resid_mid", self._mlp_reads, InPlace())
+        if self.is_parallel and self._norm_between is None:
+            yield self.point("hook_mlp_in", read, Derived(MLPInput(self.mlp, first), "mlp_in"))
+        else:
+            yield self.point("hook_mlp_in", self._mlp_reads)
+        yield self.point("hook_mlp_out", self._mlp_adds, self._added)
+        yield self.point("hook_resid_post", self.place(Side.OUTPUT))
+
+    @property
+    def _mlp_reads(self) -> Place:
+        return (self._norm_between or self.mlp.first).place(Side.INPUT)
+
+    @property
+    def _added(self) -> Access:
+        multiplier = self.residual_multiplier
+        return Whole() if multiplier == 1 else Converted(ScaledConversion(multiplier))
+
+    @property
+    def _attention_adds(self) -> Place:
+        if "ln1_post" in self.submodules:
+            return self.submodules["ln1_post"].place(Side.OUTPUT)
+        named = self.attn_out and Place(f"{self.module_path}.{self.attn_out}", Side.OUTPUT)
+        return self._known(named) if named else self.attn.place(Side.OUTPUT)
+
+    @property
+    def _mlp_adds(self) -> Place:
+        if "ln2_post" in self.submodules:
+            return self.submodules["ln2_post"].place(Side.OUTPUT)
+        named = self.mlp_out and Place(f"{self.module_path}.{self.mlp_out}", Side.OUTPUT)
+        return self._known(named) if named else self.mlp.last.place(Side.OUTPUT)
+
+    def _known(self, named: Place) -> Place:
+        """Returns the place as the component at that module has it, if there is one."""
+        parts = {part.module_path: part for part in self.walk() if part.name is not None}
+        return parts[named.module].place(named.side) if named.module in parts else named
+
+    def absences(self) -> Iterator[tuple[str, str]]:
+        """Yields the points of a norm of the MLP's own, where it shares attention's; and path inputs that are none."""
+        if self.is_parallel and "ln2" not in self.submodules and "ln1" in self.submodules:
+            for name in ("hook_scale", "hook_normalized"):
+                yield f"{self.path}.ln2.{name}", "attention and MLP share the norm ln1"
+
+    def identities(self) -> Iterator[Identity]:
+        """Yields the sums that make up the residual stream in this block."""
+
+        def identity(*terms: str) -> Identity:
+            *names, total = (f"{self.path}.{term}" for term in terms)
+            return Identity(tuple(names), total)
+
+        if self.is_parallel:
+            yield identity("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+        elif self.norms_the_sum:
+            yield identity("hook_resid_pre", "hook_attn_out", "ln1.hook_in")
+            yield identity("ln1.hook_out", "hook_resid_mid")
+            yield identity("hook_resid_mid", "hook_mlp_out", "ln2.hook_in")
+            yield identity("ln2.hook_out", "hook_resid_post")
+        elif self.residual_is_normed:
+            yield identity("ln1.hook_out", "hook_attn_out", "hook_resid_mid")
+            yield identity("ln2.hook_out", "hook_mlp_out", "hook_resid_post")
+        else:
+            yield identity("hook_resid_pre", "hook_attn_out", "hook_resid_mid")
+            yield identity("hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+
+
+class MLPInput(Derivation):
+    """The residual stream as read by an MLP that shares attention's norm; a write acts on the MLP's input.
+
+    Args:
+        mlp: The MLP.
+        norm: The norm, or None.
+    """
+
+    is_in_series = False
+
+    def __init__(self, mlp: MLPBridge | MoEBridge, norm: NormalizationBridge | None) -> None:
+        self.mlp = mlp
+        self.norm: Callable[[Tensor], Tensor] | None = None if norm is None else norm.module.forward
+        self.targets: tuple[Place, ...] = (mlp.first.place(Side.INPUT),)
+
+    def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
+        """Returns the residual stream."""
+        return source
+
+    def write(self, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
+        """Returns the MLP's input for the edited residual stream.
+
+        Raises:
+            ConflictingWritesError: The shared norm was written in the same run.
+        """
+        if not torch.allclose(entered, self._normalized(source), rtol=0, atol=0, equal_nan=True):
+            raise ConflictingWritesError(
+                "the MLP's own input was written, and the output of the norm that it shares with attention as well",
+                where=self.mlp.path,
+                fix="write the norm's output alone, or mlp.hook_in, which comes after both",
+            )
+        return self._normalized(edits["mlp_in"])
+
+    def _normalized(self, value: Tensor) -> Tensor:
+        return value if self.norm is None else self.norm(value)

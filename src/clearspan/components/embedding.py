@@ -1,57 +1,125 @@
 """Token and position embeddings, and the unembedding."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
+from clearspan.components.linear import LinearBridge
+from clearspan.conversions import ScaledConversion
 from clearspan.errors import MissingWeightError
-from clearspan.points import HookPoint, SharedRow, Side
-from clearspan.shapes import axes
+from clearspan.points import Converted, HookPoint, Place, SharedRow, Side, Whole, entry_of
 
 
 class EmbeddingBridge(GeneralizedComponent):
-    """The token embedding. Its output is `hook_embed`."""
+    """The token embedding. What it adds to the residual stream is `hook_embed`.
+
+    Args:
+        name: The module's path.
+        config: Settings of its own, if any.
+        submodules: Its parts, if any.
+        multiplier: What the model multiplies the embedding by outside its module.
+        ends_at: Path of the norm or projection through which it reaches the residual stream, where there is one.
+    """
 
     input_axes = "batch pos"
+
+    def __init__(
+        self,
+        name: str | None = None,
+        config: object | None = None,
+        submodules: Mapping[str, GeneralizedComponent] | None = None,
+        *,
+        multiplier: float = 1.0,
+        ends_at: str | None = None,
+    ) -> None:
+        super().__init__(name, config, submodules)
+        self.multiplier = multiplier
+        self.ends_at = ends_at
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """The embedding `[d_vocab, d_model]`, the live parameter."""
         return self.weight("weight")
 
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of axes, the embedding's own width among them."""
+        return {**super().sizes(), "width": self.W_E.shape[1]}
+
+    @property
+    def output_axes(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The output's axes: of the residual stream, or narrower where a projection follows."""
+        return "batch pos d_model" if self.W_E.shape[1] == self.cfg.d_model else "batch pos width"
+
     def points(self) -> Iterator[HookPoint]:
         """Yields `hook_embed`."""
+        place = self.place(Side.OUTPUT) if self.ends_at is None else Place(self.ends_at, Side.OUTPUT)
+        access = Whole() if self.multiplier == 1 else Converted(ScaledConversion(self.multiplier))
         yield HookPoint(
-            "hook_embed", axes(self.output_axes), self.place(Side.OUTPUT), aliases=(f"{self.path}.hook_out",)
+            "hook_embed",
+            entry_of("hook_embed").axes,
+            place,
+            access,
+            sizes={"d_model": self.cfg.d_model},
         )
 
 
 class PosEmbedBridge(GeneralizedComponent):
-    """A learned position embedding. Its output is `hook_pos_embed`."""
+    """A learned position embedding. Its output is `hook_pos_embed`.
+
+    Args:
+        name: The module's path.
+        config: Settings of its own, if any.
+        submodules: Its parts, if any.
+        offset: Rows of the table before that of position 0.
+        input_is_positions: Whether the module's first input is positions (not a mask).
+    """
 
     input_axes = "batch pos"
 
+    def __init__(
+        self,
+        name: str | None = None,
+        config: object | None = None,
+        submodules: Mapping[str, GeneralizedComponent] | None = None,
+        *,
+        offset: int = 0,
+        input_is_positions: bool = True,
+    ) -> None:
+        super().__init__(name, config, submodules)
+        self.offset = offset
+        self.input_is_positions = input_is_positions
+
     @property
     def W_pos(self) -> Float[Tensor, "pos d_model"]:
-        """The position embedding `[pos, d_model]`, the live parameter."""
-        return self.weight("weight")
+        """The position embedding `[pos, d_model]`, the live parameter or a view of it."""
+        return self.weight("weight")[self.offset :] if self.offset else self.weight("weight")
 
     def points(self) -> Iterator[HookPoint]:
         """Yields `hook_pos_embed`, with the batch's rows also where the model computes one row for all."""
         yield HookPoint(
             "hook_pos_embed",
-            axes(self.output_axes),
+            entry_of("hook_pos_embed").axes,
             self.place(Side.OUTPUT),
             SharedRow(),
-            aliases=(f"{self.path}.hook_out",),
+            sizes={"d_model": self.cfg.d_model},
         )
-        yield self.point("hook_in", self.input_axes, self.place(Side.INPUT), SharedRow())
+
+    def raw_ends(self) -> Iterator[HookPoint]:
+        """Yields the positions, where the module gets them, and the output; both with the batch's rows."""
+        if self.input_is_positions:
+            yield self.point("hook_in", self.place(Side.INPUT), SharedRow(), dimensions=self.input_axes)
+        yield self.point("hook_out", self.place(Side.OUTPUT), SharedRow(), dimensions=self.output_axes)
+
+    def absences(self) -> Iterator[tuple[str, str]]:
+        """Yields the input, where it is no positions."""
+        if not self.input_is_positions:
+            yield f"{self.path}.hook_in", "the module makes positions from the padding mask, which is its input"
 
 
-class UnembeddingBridge(GeneralizedComponent):
+class UnembeddingBridge(LinearBridge):
     """The unembedding, from the final norm's output to logits before any scale or cap of the model's."""
 
     output_axes = "batch pos d_vocab"
@@ -59,7 +127,7 @@ class UnembeddingBridge(GeneralizedComponent):
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding `[d_model, d_vocab]`, a view of the live parameter."""
-        return self.weight("weight").T
+        return self.matrix.T
 
     @property
     def b_U(self) -> Float[Tensor, "d_vocab"]:
@@ -69,3 +137,9 @@ class UnembeddingBridge(GeneralizedComponent):
         except MissingWeightError:
             weight = self.weight("weight")
             return torch.zeros(1, dtype=weight.dtype, device=weight.device).expand(len(weight))
+
+    def raw_ends(self) -> Iterator[HookPoint]:
+        """Yields the input, and the logits before any scale or cap."""
+        before, _ = super().raw_ends()
+        yield before
+        yield self.point("hook_out", self.place(Side.OUTPUT), dimensions=self.output_axes)

@@ -1,51 +1,202 @@
-"""Dense MLPs without a gate."""
+"""MLPs: plain and gated ones, and mixtures of experts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
 from clearspan.components.linear import LinearBridge
-from clearspan.points import HookPoint, Side
+from clearspan.conversions import HalfConversion
+from clearspan.points import Converted, HookPoint, Layout, Side
 
 
 class MLPBridge(GeneralizedComponent):
-    """A linear map, an activation function, a linear map: submodules `in` and `out`."""
+    """A linear map, an activation function, a linear map: submodules `in` and `out`.
+
+    Where the model runs the maps in the block itself, the MLP has no name, and no ends other than those of its maps;
+    a submodule `act` is the activation function then.
+    """
 
     hook_pre: HookPoint
     hook_post: HookPoint
     out: LinearBridge
 
-    @property
-    def _in(self) -> GeneralizedComponent:
-        return self.submodules["in"]
+    def _linear(self, key: str) -> LinearBridge:
+        part = self.submodules[key]
+        assert isinstance(part, LinearBridge), f"{key} is a linear map"
+        return part
 
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
         """The input weight `[d_model, d_mlp]`, a view of the live parameter."""
-        return self._in.weight("weight").T
+        return self._linear("in").matrix.T
 
     @property
     def b_in(self) -> Float[Tensor, "d_mlp"]:
         """The input bias `[d_mlp]`, the live parameter."""
-        return self._in.weight("bias")
+        return self._linear("in").weight("bias")
 
     @property
     def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
         """The output weight `[d_mlp, d_model]`, a view of the live parameter."""
-        return self.out.weight("weight").T
+        return self._linear("out").matrix.T
 
     @property
     def b_out(self) -> Float[Tensor, "d_model"]:
         """The output bias `[d_model]`, the live parameter."""
-        return self.out.weight("bias")
+        return self._linear("out").weight("bias")
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of axes, this MLP's own width among them."""
+        return {**super().sizes(), "d_mlp": self._linear("out").widths[0]}
+
+    @property
+    def last(self) -> GeneralizedComponent:
+        """The part whose output the MLP adds: itself, or its output map where it has no module of its own."""
+        return self if self.name is not None else self.submodules["out"]
+
+    @property
+    def first(self) -> GeneralizedComponent:
+        """The part that reads the MLP's input: itself, or its input map where it has no module of its own."""
+        return self if self.name is not None else self.submodules["in"]
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the activation function's input and the output projection's input."""
-        yield self.point(
-            "hook_pre", "batch pos d_mlp", self._in.place(Side.OUTPUT), aliases=(f"{self.path}.in.hook_out",)
-        )
-        yield self.point(
-            "hook_post", "batch pos d_mlp", self.out.place(Side.INPUT), aliases=(f"{self.path}.out.hook_in",)
-        )
+        yield self.point("hook_pre", self.submodules["in"].place(Side.OUTPUT))
+        yield self.point("hook_post", self.submodules["out"].place(Side.INPUT))
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """Runs the MLP alone; its listeners fire."""
+        if self.name is not None:
+            return super().__call__(value)
+        inward, act, outward = (self.submodules[key].module for key in ("in", "act", "out"))
+        return outward(act(inward(value)))
+
+
+class GatedMLPBridge(MLPBridge):
+    """A gate through an activation function times a linear branch, then a linear map: `gate`, `in` and `out`."""
+
+    hook_pre_linear: HookPoint
+
+    @property
+    def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
+        """The gate's weight `[d_model, d_mlp]`, a view of the live parameter."""
+        return self._linear("gate").matrix.T
+
+    @property
+    def b_gate(self) -> Float[Tensor, "d_mlp"]:
+        """The gate's bias `[d_mlp]`, the live parameter."""
+        return self._linear("gate").weight("bias")
+
+    def points(self) -> Iterator[HookPoint]:
+        """Yields the gate before its activation function, the linear branch, and their product."""
+        yield self.point("hook_pre", self.submodules["gate"].place(Side.OUTPUT))
+        yield self.point("hook_pre_linear", self.submodules["in"].place(Side.OUTPUT))
+        yield self.point("hook_post", self.submodules["out"].place(Side.INPUT))
+
+
+class JointGateMLPBridge(GatedMLPBridge):
+    """A gated MLP whose gate and linear branch are the halves of one linear map: submodules `gate_up` and `out`."""
+
+    @property
+    def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
+        """The gate's weight `[d_model, d_mlp]`, a view of the live parameter."""
+        return self._half(is_second=False)
+
+    @property
+    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
+        """The linear branch's weight `[d_model, d_mlp]`, a view of the live parameter."""
+        return self._half(is_second=True)
+
+    def _half(self, *, is_second: bool) -> Tensor:
+        return HalfConversion(is_second).handle_conversion(self._linear("gate_up").matrix.T)
+
+    def points(self) -> Iterator[HookPoint]:
+        """Yields the gate before its activation function, the linear branch, and their product."""
+        fused = self.submodules["gate_up"].place(Side.OUTPUT)
+        yield self.point("hook_pre", fused, Converted(HalfConversion(is_second=False)))
+        yield self.point("hook_pre_linear", fused, Converted(HalfConversion(is_second=True)))
+        yield self.point("hook_post", self.submodules["out"].place(Side.INPUT))
+
+
+class RouterBridge(GeneralizedComponent):
+    """The router of a mixture of experts: a module that returns logits, weights and indices for each token.
+
+    Args:
+        name: The module's path.
+        config: Settings of its own, if any.
+        submodules: Its parts, if any.
+        layout: How rows and positions lie in its tensors.
+    """
+
+    input_axes = "batch pos d_model"
+    output_axes = "batch pos expert"
+
+    def __init__(
+        self,
+        name: str | None = None,
+        config: object | None = None,
+        submodules: Mapping[str, GeneralizedComponent] | None = None,
+        *,
+        layout: Layout = Layout.FLAT,
+    ) -> None:
+        super().__init__(name, config, submodules, layout=layout)
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of axes, the experts and those chosen among them."""
+        return {**super().sizes(), "expert": len(self.weight("weight")), "k": vars(self.module)["top_k"]}
+
+    def raw_ends(self) -> Iterator[HookPoint]:
+        """Yields the input. The output is three tensors, which the mixture names."""
+        yield self.point("hook_in", self.place(Side.INPUT), dimensions=self.input_axes)
+
+
+class MoEBridge(GeneralizedComponent):
+    """A mixture of experts: submodules `router` and `experts`, and `shared` where an expert sees every token."""
+
+    router: RouterBridge
+    hook_router_logits: HookPoint
+    hook_expert_weights: HookPoint
+    hook_expert_indices: HookPoint
+
+    @property
+    def first(self) -> GeneralizedComponent:
+        """The part that reads the MLP's input: the mixture itself."""
+        return self
+
+    @property
+    def last(self) -> GeneralizedComponent:
+        """The part whose output the MLP adds: the mixture itself."""
+        return self
+
+    def points(self) -> Iterator[HookPoint]:
+        """Yields the router's logits, and the experts chosen with their weights."""
+        router = self.router
+        sizes = router.sizes()
+        for name, place in (
+            ("hook_router_logits", router.place(Side.ROUTER)),
+            ("hook_expert_weights", router.place(Side.OUTPUT, 1)),
+            ("hook_expert_indices", router.place(Side.OUTPUT, 2)),
+        ):
+            point = self.point(name, place)
+            point.sizes = {axis: sizes[axis] for axis in point.axes if axis in sizes}
+            yield point
+
+    def absences(self) -> Iterator[tuple[str, str]]:
+        """Yields the points of a dense MLP."""
+        reason = "the experts run side by side in one module, each on the tokens that chose it"
+        for name in ("hook_pre", "hook_pre_linear", "hook_post"):
+            yield f"{self.path}.{name}", reason
+
+
+class ExpertsBridge(GeneralizedComponent):
+    """All experts of a mixture in one module, on tokens in one row."""
+
+    def __init__(
+        self,
+        name: str | None = None,
+        config: object | None = None,
+        submodules: Mapping[str, GeneralizedComponent] | None = None,
+    ) -> None:
+        super().__init__(name, config, submodules, layout=Layout.FLAT)

@@ -7,32 +7,76 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
-from clearspan.points import Derivation, Derived, HookPoint, Place, Side
+from clearspan.points import Derivation, Derived, HookPoint, Layout, Place, Side
 
 
 class NormalizationBridge(GeneralizedComponent):
-    """A layer norm or RMS norm, as the config's `uses_rms_norm` says."""
+    """A layer norm or RMS norm.
+
+    Args:
+        name: The module's path.
+        config: Settings of its own, if any.
+        submodules: Its parts, if any.
+        uses_rms_norm: Whether it is an RMS norm, where it is not as the config's `uses_rms_norm` says.
+        weight_offset: What the model adds to the weight before it multiplies (1 in Gemma).
+        axes: Axes of what is normed, over the last of which the norm runs.
+        layout: How rows and positions lie in the module's input and output.
+    """
 
     hook_scale: HookPoint
     hook_normalized: HookPoint
 
+    def __init__(
+        self,
+        name: str | None = None,
+        config: object | None = None,
+        submodules: Mapping[str, GeneralizedComponent] | None = None,
+        *,
+        uses_rms_norm: bool | None = None,
+        weight_offset: float = 0.0,
+        axes: str = "batch pos d_model",
+        layout: Layout = Layout.TOKENS,
+    ) -> None:
+        super().__init__(name, config, submodules, layout=layout)
+        self._uses_rms_norm = uses_rms_norm
+        self.weight_offset = weight_offset
+        self.input_axes = self.output_axes = axes
+
     @property
     def w(self) -> Float[Tensor, "d_model"]:
-        """The weight `[d_model]`, the live parameter."""
-        return self.weight("weight")
+        """The weight `[d_model]`: the live parameter; a copy where the model adds to it before it multiplies."""
+        weight = self.weight("weight")
+        return weight + self.weight_offset if self.weight_offset else weight
 
     @property
     def b(self) -> Float[Tensor, "d_model"]:
         """The bias `[d_model]`, the live parameter."""
         return self.weight("bias")
 
+    @property
+    def uses_rms_norm(self) -> bool:
+        """Whether it divides by the root mean square, without centring."""
+        return self.cfg.uses_rms_norm if self._uses_rms_norm is None else self._uses_rms_norm
+
+    @property
+    def eps(self) -> float:
+        """What is added to the variance, from the module itself."""
+        own = vars(self.module)
+        return own.get("eps", own.get("variance_epsilon", self.cfg.eps))
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of axes, the norm's own width among them."""
+        weight = self.module._parameters.get("weight")
+        width = {} if weight is None else {"width": weight.shape[0], "d_head": weight.shape[0]}
+        return {**super().sizes(), **width}
+
     def points(self) -> Iterator[HookPoint]:
-        """Yields the input, the scale and the normalised value."""
+        """Yields the scale and the normalised value."""
         source = self.place(Side.INPUT)
         parts = NormParts(self)
-        yield self.point("hook_in", self.input_axes, source)
-        yield self.point("hook_scale", "batch pos 1", source, Derived(parts, "scale"))
-        yield self.point("hook_normalized", "batch pos d_model", source, Derived(parts, "normalized"))
+        scale_axes = " ".join([*self.input_axes.split()[:-1], "1"])
+        yield self.point("hook_scale", source, Derived(parts, "scale"), dimensions=scale_axes)
+        yield self.point("hook_normalized", source, Derived(parts, "normalized"), dimensions=self.input_axes)
 
     def scale(self, value: Tensor) -> Tensor:
         """Returns the norm's denominator `[..., 1]` in the input's dtype, computed in float32 at least.
@@ -40,7 +84,7 @@ class NormalizationBridge(GeneralizedComponent):
         Layer norm: `sqrt(mean((value - mean(value))^2) + eps)`; RMS norm: `sqrt(mean(value^2) + eps)`.
         """
         exact = self._centred(value)
-        return (exact.square().mean(-1, keepdim=True) + self.cfg.eps).sqrt().to(value.dtype)
+        return (exact.square().mean(-1, keepdim=True) + self.eps).sqrt().to(value.dtype)
 
     def normalize(self, value: Tensor, scale: Tensor | None = None) -> Tensor:
         """Returns the (centred) input divided by the scale, before weight and bias, in the input's dtype."""
@@ -49,12 +93,13 @@ class NormalizationBridge(GeneralizedComponent):
 
     def affine(self, normalized: Tensor) -> Tensor:
         """Returns the norm's output for a normalised value."""
+        scaled = normalized if self.module._parameters.get("weight") is None else normalized * self.w
         bias = self.bias_or_none()
-        return normalized * self.w if bias is None else normalized * self.w + bias
+        return scaled if bias is None else scaled + bias
 
     def _centred(self, value: Tensor) -> Tensor:
         exact = value.to(_exact(value))
-        return exact if self.cfg.uses_rms_norm else exact - exact.mean(-1, keepdim=True)
+        return exact if self.uses_rms_norm else exact - exact.mean(-1, keepdim=True)
 
 
 def _exact(value: Tensor) -> torch.dtype:
@@ -66,7 +111,7 @@ class NormParts(Derivation):
 
     def __init__(self, norm: NormalizationBridge) -> None:
         self.norm = norm
-        self.target: Place = norm.place(Side.OUTPUT)
+        self.targets: tuple[Place, ...] = (norm.place(Side.OUTPUT),)
 
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
         """Returns the scale, or the value normalised by the scale (as edited)."""
@@ -76,9 +121,9 @@ class NormParts(Derivation):
             case _:
                 return self.norm.normalize(source, edits.get("scale"))
 
-    def write(self, output: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
+    def write(self, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
         """Returns the norm's output for the edited scale or normalised value."""
         normalized = edits.get("normalized")
         if normalized is None:
             normalized = self.norm.normalize(source, edits["scale"])
-        return self.norm.affine(normalized).to(output.dtype)
+        return self.norm.affine(normalized).to(raw.dtype)

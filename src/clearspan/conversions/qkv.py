@@ -13,47 +13,35 @@ class QKVConversionRule(BaseTensorConversion):
     """How a family fuses queries, keys and values, and how each divides into heads.
 
     The same rule splits the rows of a weight or bias (`dim=0`) and the last axis of an activation (`dim=-1`).
+
+    Attributes:
+        d_head: Width of a head.
     """
+
+    d_head: int
 
     @abstractmethod
     def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns views of the query, key and value parts of the fused axis.
 
-        A part keeps the axis flat (heads times d_head) where that is a view, and has it divided into
-        `[head, d_head]` where only that is one. The views are made one by one: autograd lets no view be written to that
-        was made together with others.
+        A part keeps the axis flat (heads times d_head) where that is a view. Where it is not, the axis is divided into
+        `[head, d_head]`, or `[kv_head, group, d_head]`. The views are made one by one: autograd lets no view be written
+        to that was made together with others.
         """
 
-
-class InterleavedQKVConversionRule(QKVConversionRule):
-    """Each head's query, key and value lie together: the fused axis is `(head, qkv, d_head)`.
-
-    Args:
-        n_heads: Heads, as many for keys and values as for queries.
-        d_head: Width of a head.
-    """
-
-    def __init__(self, n_heads: int, d_head: int) -> None:
-        self.n_heads = n_heads
-        self.d_head = d_head
-
-    def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns views in which the fused axis is `[head, d_head]`."""
-        axis = dim % fused.ndim
-        by_head = fused.unflatten(axis, (self.n_heads, 3, self.d_head))
-        return by_head.select(axis + 1, 0), by_head.select(axis + 1, 1), by_head.select(axis + 1, 2)
-
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
-        """Returns `[batch, pos, head, d_head]`; a 4-D tensor, which has heads already, passes unchanged.
+        """Returns `[batch, pos, head, d_head]` for a part: a view, but for heads that lie in groups.
 
         Raises:
-            ValueError: The tensor is neither 3-D nor 4-D.
+            ValueError: The tensor is not 3-D, nor has the axes of a part in heads (4-D) or in groups of heads (5-D).
         """
         match input_value.ndim:
             case 3:
-                return input_value.unflatten(-1, (self.n_heads, self.d_head))
+                return input_value.unflatten(-1, (-1, self.d_head))
             case 4:
                 return input_value
+            case 5:
+                return input_value.flatten(-3, -2)
             case _:
                 raise wrong_rank(input_value)
 
@@ -64,6 +52,59 @@ class InterleavedQKVConversionRule(QKVConversionRule):
             ValueError: The tensor is neither 3-D nor 4-D.
         """
         return join_heads(input_value)
+
+
+class BlockedQKVConversionRule(QKVConversionRule):
+    """All queries, then all keys, then all values: `[n_heads*d_head | n_kv_heads*d_head | n_kv_heads*d_head]`.
+
+    Args:
+        n_heads: Query heads.
+        d_head: Width of a head.
+        n_kv_heads: Key and value heads.
+    """
+
+    def __init__(self, n_heads: int, d_head: int, n_kv_heads: int) -> None:
+        self.n_heads = n_heads
+        self.d_head = d_head
+        self.n_kv_heads = n_kv_heads
+
+    def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns views of the three blocks, each flat."""
+        queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
+        return (
+            fused.narrow(dim, 0, queries),
+            fused.narrow(dim, queries, keys),
+            fused.narrow(dim, queries + keys, keys),
+        )
+
+
+class GroupedQKVConversionRule(QKVConversionRule):
+    """For each key/value head its group of queries, then its key, then its value: `(kv_head, group + 2, d_head)`.
+
+    With as many key/value heads as query heads, each head's query, key and value lie together.
+
+    Args:
+        n_heads: Query heads.
+        d_head: Width of a head.
+        n_kv_heads: Key and value heads.
+    """
+
+    def __init__(self, n_heads: int, d_head: int, n_kv_heads: int) -> None:
+        self.d_head = d_head
+        self.n_kv_heads = n_kv_heads
+        self.group = n_heads // n_kv_heads
+
+    def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns views in which the axis is `[head, d_head]`; for queries in groups `[kv_head, group, d_head]`."""
+        axis = dim % fused.ndim
+        by_group = fused.unflatten(axis, (self.n_kv_heads, self.group + 2, self.d_head))
+        if self.group == 1:
+            queries = by_group.select(axis + 1, 0)
+        elif self.n_kv_heads == 1:
+            queries = by_group.select(axis, 0).narrow(axis, 0, self.group)
+        else:
+            queries = by_group.narrow(axis + 1, 0, self.group)
+        return queries, by_group.select(axis + 1, self.group), by_group.select(axis + 1, self.group + 1)
 
 
 class QKVPartConversion(BaseTensorConversion):
@@ -80,13 +121,14 @@ class QKVPartConversion(BaseTensorConversion):
         self._index = QKV.index(part)
 
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
-        """Returns a view `[batch, pos, head, d_head]` of the part."""
+        """Returns the part as `[batch, pos, head, d_head]`, a view where the rule allows one."""
         return self.rule.handle_conversion(self.rule.split(input_value, -1)[self._index])
 
     def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns a copy of the fused tensor (the context) with the part replaced."""
         fused = full_context[0].clone()
-        self.handle_conversion(fused).copy_(input_value)
+        part = self.rule.split(fused, -1)[self._index]
+        part.copy_(input_value.reshape(part.shape))
         return fused
 
 

@@ -1,30 +1,32 @@
-"""Inside attention: the model's own eager function, watched for its softmax and the product that follows."""
+"""Calls of attention, seen and run one way or another: by transformers' attention interface, or module by module."""
 
 import contextlib
 import copy
+import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from clearspan.errors import AttentionNotSeenError
+from clearspan.errors import NotSeenError
+from clearspan.hf.masks import additive_mask, without_bias
+from clearspan.hf.watch import RouterWatch, SoftmaxWatch, Visits, takes
+from clearspan.points import Side
 
 IMPLEMENTATION = "clearspan"
 """Name of the attention function registered with transformers; only a layer that is observed is given it."""
 
-Visit = Callable[[Tensor], Tensor]
 
-_SOFTMAXES = frozenset({torch.nn.functional.softmax, torch.softmax, Tensor.softmax})
-_PRODUCTS = frozenset({torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of a layer's attention function.
+    """One call of a layer's attention function, through transformers' attention interface.
 
     Attributes:
         module: The attention module.
@@ -72,10 +74,19 @@ class AttentionCall:
         finally:
             vars(module)["config"] = shown
 
-    def run_watched(self, scores: Visit, pattern: Visit) -> Any:
-        """Runs the call by the model's own eager function; the visitors may replace scores and pattern."""
-        with SoftmaxWatch(scores, pattern) as watch:
-            output = replace(self, eagerly=True).run()
+    def run_watched(self, visits: Visits, is_paused: Callable[[], bool] = _never) -> Any:
+        """Runs the call; the visitors may replace what they are handed.
+
+        Only with visitors of scores or pattern is it run by the model's own eager function.
+        """
+        query = visits[Side.QUERY](self.query) if Side.QUERY in visits else self.query
+        key = visits[Side.KEY](self.key) if Side.KEY in visits else self.key
+        edited = query is not self.query or key is not self.key
+        call = replace(self, query=query, key=key) if edited else self
+        if Side.SCORES not in visits and Side.PATTERN not in visits:
+            return call.run()
+        with SoftmaxWatch(visits, is_paused, self.key.shape[2]) as watch:
+            output = replace(call, eagerly=True).run()
         watch.check(self.module)
         return output
 
@@ -87,7 +98,7 @@ class AttentionCall:
             seen.append(tensor)
             return tensor
 
-        with SoftmaxWatch(see, see) as watch:
+        with SoftmaxWatch({Side.SCORES: see, Side.PATTERN: see}, _never, self.key.shape[2]) as watch:
             self._run_eagerly()
         watch.check(self.module)
         scores, pattern = seen
@@ -105,8 +116,58 @@ class AttentionCall:
         )
 
 
-Observer = Callable[[AttentionCall], Any]
-"""Runs a call, one way or another, and returns the attention function's output."""
+@dataclass(frozen=True)
+class ForwardCall:
+    """One call of a module's forward, where only that can be watched: attention of its own, or a router.
+
+    Attributes:
+        module: The module.
+        forward: Its forward.
+        args: What it was called with.
+        kwargs: And by keyword.
+        observers: Those who have still to see the call.
+    """
+
+    module: nn.Module
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    observers: "tuple[Observer, ...]" = ()
+
+    def run(self) -> Any:
+        """Hands the call to the next observer, and after the last one runs it."""
+        if self.observers:
+            return self.observers[0](replace(self, observers=self.observers[1:]))
+        return self.forward(*self.args, **self.kwargs)
+
+    def run_watched(self, visits: Visits, is_paused: Callable[[], bool] = _never) -> Any:
+        """Runs the call; the visitors may replace what they are handed."""
+        if Side.ROUTER in visits:
+            with RouterWatch(visits[Side.ROUTER], is_paused) as watch:
+                output = self.run()
+        else:
+            with SoftmaxWatch(visits, is_paused) as watch:
+                output = self._eagerly().run()
+        watch.check(self.module)
+        return output
+
+    def _eagerly(self) -> "ForwardCall":
+        """Returns the call as it must be for the module to take its eager path."""
+        config = vars(self.module).get("config")
+        if config is None or config._attn_implementation == "eager":
+            return self
+        kwargs = {**self.kwargs, "output_attentions": True} if takes(self.module, "output_attentions") else self.kwargs
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            return replace(self, kwargs=kwargs)
+        dtype = self.args[0].dtype if self.args else kwargs["hidden_states"].dtype
+        return replace(self, kwargs={**kwargs, "attention_mask": without_bias(mask, dtype)})
+
+
+Call = AttentionCall | ForwardCall
+
+Observer = Callable[[Any], Any]
+"""Runs a call, one way or another, and returns its output."""
 
 _observers: dict[nn.Module, list[Observer]] = {}
 
@@ -130,10 +191,11 @@ class _ObservedConfig:
 
 @contextlib.contextmanager
 def observed(observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
-    """Has each attention module's calls go to its observer while the context is open.
+    """Has each module's calls go to its observer while the context is open.
 
-    Only these modules see another attention implementation, in their own view of the config. The rest of the model, its
-    masks included, goes on as it is configured. A module may have several observers; each sees the call in turn.
+    Attention that uses transformers' interface sees another implementation, in its own view of the config: the rest of
+    the model, its masks included, goes on as it is configured. Any other module's forward is wrapped. A module may have
+    several observers; each sees the call in turn.
     """
     if not observers:
         yield
@@ -143,8 +205,7 @@ def observed(observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
     try:
         for module, observer in observers.items():
             if module not in _observers:
-                config = vars(module)["config"]
-                vars(module)["config"] = views.setdefault(id(config), _ObservedConfig(config))
+                _divert(module, views)
             _observers.setdefault(module, []).append(observer)
         yield
     finally:
@@ -154,7 +215,56 @@ def observed(observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
                 there.remove(observer)
             if module in _observers and not there:
                 del _observers[module]
-                vars(module)["config"] = vars(module)["config"].original
+                _restore(module)
+
+
+def _divert(module: nn.Module, views: dict[int, _ObservedConfig]) -> None:
+    """Has a module's calls go to its observers."""
+    if uses_interface(module):
+        config = vars(module)["config"]
+        vars(module)["config"] = views.setdefault(id(config), _ObservedConfig(config))
+        return
+    own = vars(module).get("forward")  # where another library has put one
+    vars(module)["forward"] = _Diverted(module, own)
+
+
+def _restore(module: nn.Module) -> None:
+    diverted = vars(module).get("forward")
+    if not isinstance(diverted, _Diverted):
+        vars(module)["config"] = vars(module)["config"].original
+        return
+    del vars(module)["forward"]
+    if diverted.own is not None:
+        vars(module)["forward"] = diverted.own
+
+
+class _Diverted:
+    """A module's forward that hands its calls to the observers."""
+
+    def __init__(self, module: nn.Module, own: Callable[..., Any] | None) -> None:
+        self.module = module
+        self.own = own
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        first, *others = _observers[self.module]
+        forward = self.own or functools.partial(type(self.module).forward, self.module)
+        return first(ForwardCall(self.module, forward, args, kwargs, tuple(others)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        module = memo.get(id(self.module))  # a copy of the model is observed by nobody
+        return self.own or functools.partial(type(self.module).forward, module)
+
+
+def uses_interface(module: nn.Module) -> bool:
+    """Returns whether a module's attention is computed by transformers' attention interface as it is configured."""
+    if vars(module).get("reorder_and_upcast_attn") and vars(module)["config"]._attn_implementation == "eager":
+        return False  # GPT-2 has an eager path of its own for this setting
+    return _names_interface(type(module))
+
+
+@functools.cache
+def _names_interface(kind: type[nn.Module]) -> bool:
+    return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(kind.forward).__code__.co_names
 
 
 def _register() -> None:
@@ -174,87 +284,9 @@ def _attend(
 def _eager(module: nn.Module) -> Callable[..., Any]:
     eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
     if eager is None:
-        raise AttentionNotSeenError(
+        raise NotSeenError(
             "attention's scores and pattern cannot be reached here",
             where=type(module).__name__,
             reason=f"{type(module).__module__} has no eager attention function of its own",
         )
     return eager
-
-
-class SoftmaxWatch(TorchFunctionMode):
-    """Hands over the softmax's input and the first operand of the product that follows it.
-
-    Args:
-        scores: Called with the softmax's input; what it returns is used instead.
-        pattern: Called with the product's first operand, likewise.
-    """
-
-    def __init__(self, scores: Visit, pattern: Visit) -> None:
-        super().__init__()
-        self._scores = scores
-        self._pattern = pattern
-        self._softmaxes = 0
-        self._awaits_product = False
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in _SOFTMAXES:
-            self._softmaxes += 1
-            self._awaits_product = True
-            args = (self._scores(args[0]), *args[1:])
-        elif self._awaits_product and func in _PRODUCTS:
-            self._awaits_product = False
-            args = (self._pattern(args[0]), *args[1:])
-        return func(*args, **(kwargs or {}))
-
-    def check(self, module: nn.Module) -> None:
-        """Raises unless one softmax was seen, and a product after it."""
-        if self._softmaxes != 1 or self._awaits_product:
-            raise AttentionNotSeenError(
-                "attention's scores and pattern cannot be reached here",
-                expected="one softmax and a matrix product of its result",
-                got=f"{self._softmaxes} softmaxes, {'no product' if self._awaits_product else 'a product'} after",
-                where=type(module).__name__,
-            )
-
-
-def additive_mask(
-    mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, kwargs: Mapping[str, Any]
-) -> Tensor:
-    """Returns the mask that eager attention adds to its scores, from the one made for the model's implementation.
-
-    Args:
-        mask: As sdpa gets it (None where its `is_causal` says all, or boolean), as flash attention does (None, or two
-            axes that mark padding), or additive already.
-        query: `[batch, head, q_pos, d_head]`.
-        key: `[batch, kv_head, k_pos, d_head]`.
-        module: The attention module.
-        kwargs: What the attention function was called with besides.
-    """
-    if mask is not None and mask.is_floating_point() and mask.ndim == 4:
-        return mask
-    allowed = mask.bool() if mask is not None and mask.ndim == 4 else _allowed(mask, query, key, module, kwargs)
-    zero = torch.zeros((), dtype=query.dtype, device=query.device)
-    # Eager attention often takes its softmax in float32, where float64's least number would be -inf, and a row that is
-    # masked throughout would be NaN.
-    least = max(torch.finfo(query.dtype).min, torch.finfo(torch.float32).min)
-    return torch.where(allowed, zero, least)
-
-
-def _allowed(mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, kwargs: Mapping[str, Any]) -> Tensor:
-    """Returns where a query may look, `[batch or 1, 1, q_pos, k_pos]`, for a mask that says it by omission."""
-    q_len, k_len = query.shape[2], key.shape[2]
-    is_causal = kwargs.get("is_causal")
-    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    k_pos = torch.arange(k_len, device=key.device)
-    # Without a mask sdpa aligns queries with the first keys (a cache of fixed length has empty ones behind them); flash
-    # attention, whose mask marks padding alone, aligns them with the last.
-    first = 0 if mask is None and q_len > 1 else k_len - q_len
-    q_pos = torch.arange(q_len, device=key.device)[:, None] + first
-    allowed = k_pos <= q_pos if is_causal else torch.ones_like(k_pos <= q_pos)
-    window = kwargs.get("sliding_window")
-    if window is not None:
-        allowed = allowed & (k_pos > q_pos - window)
-    return allowed[None, None] if mask is None else allowed & mask.bool()[:, None, None, :]

@@ -1,21 +1,44 @@
 """Recordings: the raw tensors of one forward, kept by reference."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clearspan.hf.attention import AttentionCall, Observer, observed
+from clearspan.hf.attention import AttentionCall, ForwardCall, Observer, observed
 from clearspan.hf.compiled import around
-from clearspan.hf.tensors import primary_input, primary_output
-from clearspan.points import HookPoint, Place, Side
+from clearspan.hf.tensors import as_tokens, primary_input, primary_output
+from clearspan.points import HookPoint, Layout, Place, Side
 
 Transform = Callable[[Tensor, int], Tensor]
 
-INSIDE = (Side.SCORES, Side.PATTERN)
+
+@dataclass(frozen=True)
+class Ends:
+    """What is kept of one module: its input, and its outputs."""
+
+    module: nn.Module
+    entry: Place | None
+    exits: tuple[Place, ...]
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether the tensors are kept as they are."""
+        places = [place for place in (self.entry, *self.exits) if place is not None]
+        return len(self.exits) < 2 and all(
+            place.layout is Layout.TOKENS and not place.is_overwritten and not place.item for place in places
+        )
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What is kept of the inside of one module."""
+
+    module: nn.Module
+    places: Mapping[Side, Place]
 
 
 @dataclass(frozen=True)
@@ -24,43 +47,45 @@ class RecordingPlan:
 
     Attributes:
         places: The raw tensors.
-        modules: Each module with the keys under which its input and its output are kept, or None.
-        attentions: Attention modules whose inside is kept, with their paths.
+        ends: Modules whose input or output is kept.
+        insides: Modules whose inside is kept.
         around: All these modules and those that they are in.
     """
 
     places: frozenset[Place]
-    modules: tuple[tuple[nn.Module, str | None, str | None], ...]
-    attentions: tuple[tuple[nn.Module, str], ...]
+    ends: tuple[Ends, ...]
+    insides: tuple[Inside, ...]
     around: tuple[nn.Module, ...]
 
     @classmethod
     def of(cls, model: nn.Module, places: Iterable[Place]) -> "RecordingPlan":
         """Returns the plan for these raw tensors of a model."""
         places = frozenset(places)
-        paths = dict.fromkeys(place.module for place in sorted(places, key=str))
-
-        def key(path: str, side: Side) -> str | None:
-            place = Place(path, side)
-            return place.key if place in places else None
-
-        ends = {path: (key(path, Side.INPUT), key(path, Side.OUTPUT)) for path in paths}
-        inside = dict.fromkeys(place.module for place in places if place.side in INSIDE)
-        return cls(
-            places,
-            tuple((model.get_submodule(path), *keys) for path, keys in ends.items() if any(keys)),
-            tuple((model.get_submodule(path), path) for path in inside),
-            around(model, paths),
-        )
+        at: dict[str, list[Place]] = {}
+        for place in sorted(places, key=lambda place: place.key):
+            at.setdefault(place.module, []).append(place)
+        ends, insides = [], []
+        for path, here in at.items():
+            module = model.get_submodule(path)
+            entry = next((place for place in here if place.side is Side.INPUT), None)
+            exits = tuple(place for place in here if place.side is Side.OUTPUT)
+            if entry is not None or exits:
+                ends.append(Ends(module, entry, exits))
+            inside = {place.side: place for place in here if place.side.is_inside}
+            if inside:
+                insides.append(Inside(module, inside))
+        return cls(places, tuple(ends), tuple(insides), around(model, at))
 
 
 class Recording:
     """What one forward left behind: raw tensors by place, and values by point where listeners stood beside.
 
     The inside of attention is kept as the call of the attention function, whose tensors the forward made anyway; scores
-    and pattern are computed from it, by the model's own eager function, when they are looked up.
+    and pattern are computed from it, by the model's own eager function, when they are looked up. Attention that does
+    not use transformers' interface computes them itself, and they are kept as any other tensor.
 
     Args:
+        rows: Rows of the input.
         transform: Applied to a tensor and its position axis before it is kept (slicing, moving), or None.
         may_defer: Whether the inside of attention may be computed later. It may not where keys and values lie in a KV
             cache, which may go on in place.
@@ -70,9 +95,10 @@ class Recording:
         wanted: Names of the points that the taps hand over themselves.
     """
 
-    def __init__(self, transform: Transform | None = None, may_defer: bool = True) -> None:
+    def __init__(self, rows: int, transform: Transform | None = None, may_defer: bool = True) -> None:
         self.values: dict[str, Tensor] = {}
         self.wanted: frozenset[str] = frozenset()
+        self._rows = rows
         self._raw: dict[str, Tensor] = {}
         self._calls: dict[str, AttentionCall] = {}
         self._versions: dict[str, int] = {}
@@ -80,17 +106,25 @@ class Recording:
         self._defers = may_defer and transform is None
 
     def raw(self, place: Place) -> Tensor:
-        """Returns the raw tensor of a place."""
-        if place.key not in self._raw and place.side in INSIDE:
-            call = self._calls[place.module]
-            with torch.no_grad():
-                scores, pattern = call.inside()
-            self.keep_raw(place, scores if place.side is Side.SCORES else pattern)
+        """Returns the raw tensor of a place, rows and positions first."""
+        if place.key not in self._raw and place.side.is_inside:
+            self._keep_inside(self._calls[place.module], place)
         return self._raw[place.key]
+
+    def _keep_inside(self, call: AttentionCall, place: Place) -> None:
+        match place.side:
+            case Side.QUERY:
+                self.keep_raw(place, as_tokens(call.query, place.layout, self._rows))
+            case Side.KEY:
+                self.keep_raw(place, as_tokens(call.key, place.layout, self._rows))
+            case _:
+                with torch.no_grad():
+                    scores, pattern = call.inside()
+                self.keep_raw(place, scores if place.side is Side.SCORES else pattern)
 
     def has(self, point: HookPoint) -> bool:
         """Whether the point's value was kept, or can be computed from what was."""
-        inside = point.place.side in INSIDE and point.place.module in self._calls
+        inside = point.place.side.is_inside and point.place.module in self._calls
         return inside or point.name in self.values or point.place.key in self._raw
 
     @property
@@ -117,12 +151,13 @@ class Recording:
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
 
     def keep_raw(self, place: Place, tensor: Tensor) -> None:
-        """Keeps a place's raw tensor."""
-        self._keep(self._raw, place.key, tensor, place.pos_dim)
+        """Keeps a place's raw tensor, rows and positions first; a copy where the model goes on to write into it."""
+        self._keep(self._raw, place.key, tensor.clone() if place.is_overwritten else tensor, place.pos_dim)
 
     def keep_value(self, point: HookPoint, tensor: Tensor) -> None:
         """Keeps a point's value."""
-        self._keep(self.values, point.name, tensor, point.place.pos_dim)
+        kept = tensor.clone() if point.place.is_overwritten else tensor
+        self._keep(self.values, point.name, kept, point.place.pos_dim)
 
     def _keep(self, kept: dict[str, Tensor], key: str, tensor: Tensor, pos_dim: int) -> None:
         # Called hundreds of times in a forward, so it calls nothing that it need not.
@@ -144,41 +179,48 @@ class Recording:
         """
         handles = []
         try:
-            for module, entry, exit_ in plan.modules:
-                handles.append(module.register_forward_hook(self._hook(entry, exit_, is_paused), with_kwargs=True))
-            with observed({module: self._observer(path, is_paused) for module, path in plan.attentions}):
+            for ends in plan.ends:
+                hook = self._plain_hook(ends, is_paused) if ends.are_plain else self._hook(ends, is_paused)
+                handles.append(ends.module.register_forward_hook(hook, with_kwargs=True))
+            with observed({inside.module: self._observer(inside, is_paused) for inside in plan.insides}):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _observer(self, path: str, is_paused: Callable[[], bool]) -> Observer:
-        def keep(call: AttentionCall) -> Any:
+    def _observer(self, inside: Inside, is_paused: Callable[[], bool]) -> Observer:
+        visits = {side: self._visit(place) for side, place in inside.places.items()}
+        path = next(iter(inside.places.values())).module
+
+        def keep(call: AttentionCall | ForwardCall) -> Any:
             if is_paused():
                 return call.run()
-            if call.kwargs.get("dropout"):  # what multiplies the values is known only to the call itself
-                return call.run_watched(self._visit(path, Side.SCORES), self._visit(path, Side.PATTERN))
-            self._calls[path] = call.detached() if torch.is_grad_enabled() else call
-            for name, tensor in call.tensors().items():
+            # With dropout, what multiplies the values is known only to the call itself.
+            if isinstance(call, ForwardCall) or call.kwargs.get("dropout"):
+                return call.run_watched(visits, is_paused)
+            kept = self._calls[path] = call.detached() if torch.is_grad_enabled() else call
+            for name, tensor in kept.tensors().items():
                 if not tensor.is_inference():
                     self._versions[f"{path}:{name}"] = tensor._version
             if not self._defers:
-                for side in INSIDE:
-                    self.raw(Place(path, side))
+                for place in inside.places.values():
+                    self.raw(place)
                 del self._calls[path]
             return call.run()
 
         return keep
 
-    def _visit(self, path: str, side: Side) -> Callable[[Tensor], Tensor]:
+    def _visit(self, place: Place) -> Callable[[Tensor], Tensor]:
         def visit(tensor: Tensor) -> Tensor:
-            self.keep_raw(Place(path, side), tensor)
+            self.keep_raw(place, as_tokens(tensor, place.layout, self._rows))
             return tensor
 
         return visit
 
-    def _hook(self, entry: str | None, exit_: str | None, is_paused: Callable[[], bool]) -> Callable[..., None]:
+    def _plain_hook(self, ends: Ends, is_paused: Callable[[], bool]) -> Callable[..., None]:
         raw = self._raw
+        entry = None if ends.entry is None else ends.entry.key
+        exit_ = ends.exits[0].key if ends.exits else None
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if is_paused():
@@ -187,5 +229,18 @@ class Recording:
                 self._keep(raw, entry, args[0] if args else primary_input(args, kwargs), 1)
             if exit_ is not None:
                 self._keep(raw, exit_, output if type(output) is Tensor else primary_output(output), 1)
+
+        return keep
+
+    def _hook(self, ends: Ends, is_paused: Callable[[], bool]) -> Callable[..., None]:
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if is_paused():
+                return
+            if ends.entry is not None:
+                entered = primary_input(args, kwargs)
+                self.keep_raw(ends.entry, as_tokens(entered, ends.entry.layout, self._rows))
+            for place in ends.exits:
+                left = primary_output(output, place.item)
+                self.keep_raw(place, as_tokens(left, place.layout, self._rows))
 
         return keep

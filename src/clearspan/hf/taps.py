@@ -1,7 +1,7 @@
 """Taps: torch hooks on the untouched modules, there only while someone listens, that carry values to hook points."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,29 +9,60 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
-from clearspan.hf.attention import AttentionCall, observed
+from clearspan.hf.attention import Call, observed
 from clearspan.hf.compiled import around, refuse_compiled
-from clearspan.hf.derived_gradients import Arrival, backpropagate
-from clearspan.hf.recording import INSIDE, Recording, RecordingPlan
-from clearspan.hf.tensors import primary_input, primary_output, with_input, with_output
-from clearspan.points import Converted, Derivation, Derived, HookPoint, InPlace, Listener, Place, SharedRow, Side, Whole
+from clearspan.hf.derived_gradients import Beside
+from clearspan.hf.recording import Recording, RecordingPlan
+from clearspan.hf.tensors import as_tokens, from_tokens, primary_input, primary_output, with_input, with_output
+from clearspan.points import (
+    Converted,
+    Derivation,
+    Derived,
+    HookPoint,
+    InPlace,
+    Layout,
+    Listener,
+    Place,
+    SharedRow,
+    Side,
+    Whole,
+    read,
+)
 
 
 @dataclass
 class _Pending:
-    """A derivation's edits, on their way from its source to its target.
+    """A derivation's edits, on their way from its source to its targets.
 
     Attributes:
         source: The source's raw tensor.
         edits: The parts that were changed, or put on the gradient's path.
         only_gradient: Whether nobody changed a part.
-        beside: Points whose gradient is computed beside the graph.
+        beside: Points whose gradient is computed beside the graph, with what that takes.
     """
 
     source: Tensor
     edits: dict[str, Tensor] = field(default_factory=dict)
     only_gradient: bool = True
-    beside: list[HookPoint] = field(default_factory=list)
+    beside: Beside | None = None
+
+
+@dataclass(frozen=True)
+class _Anchor:
+    """By what a torch hook is known: a module, and its input, its output, or its inside.
+
+    Attributes:
+        module: The module's path.
+        side: `INPUT` or `OUTPUT`, or None for what lies between.
+    """
+
+    module: str
+    side: Side | None
+
+    @classmethod
+    def of(cls, place: Place) -> "_Anchor":
+        """Returns the anchor at which a place is reached."""
+        return cls(place.module, None if place.side.is_inside else place.side)
 
 
 class Taps:
@@ -55,29 +86,33 @@ class Taps:
         self.refuse_writes: str | None = None
         self.writers: list[tuple[HookPoint, Listener]] = []
         self.is_suspended = False
-        self._rows: int | None = None
+        self._rows: dict[str, int] = {}
         self._recording: Recording | None = None
         self._sources: dict[Place, list[HookPoint]] = {}
+        self._places: dict[_Anchor, list[Place]] = {}
         self._arriving: dict[Place, list[Derivation]] = {}
         self._leaving: dict[Place, list[Derivation]] = {}
         self._parts: dict[Derivation, list[HookPoint]] = {}
-        self._concerned: dict[Place, list[HookPoint]] = {}
+        self._concerned: dict[_Anchor, list[HookPoint]] = {}
         self._pending: dict[Derivation, _Pending] = {}
-        self._installed: dict[Place, contextlib.ExitStack] = {}
+        self._installed: dict[_Anchor, contextlib.ExitStack] = {}
         for point in points:
             self._sources.setdefault(point.place, []).append(point)
-            self._concerned.setdefault(_anchor(point.place), []).append(point)
+            self._add(point, point.place)
             if isinstance(point.access, Derived):
                 derivation = point.access.derivation
                 self._parts.setdefault(derivation, []).append(point)
-                leaving = self._leaving.setdefault(point.place, [])
-                if derivation not in leaving:
-                    leaving.append(derivation)
-                self._concerned.setdefault(derivation.target, []).append(point)
-                arriving = self._arriving.setdefault(derivation.target, [])
-                if derivation not in arriving:
-                    arriving.append(derivation)
+                _append_new(self._leaving.setdefault(point.place, []), derivation)
+                for target in derivation.reached_by(point.access.part):
+                    self._add(point, target)
+                    _append_new(self._arriving.setdefault(target, []), derivation)
             point._changed = self._update
+
+    def _add(self, point: HookPoint, place: Place) -> None:
+        """Notes that a point needs a tap at a place."""
+        anchor = _Anchor.of(place)
+        self._concerned.setdefault(anchor, []).append(point)
+        _append_new(self._places.setdefault(anchor, []), place)
 
     @contextlib.contextmanager
     def record(self, points: Iterable[HookPoint], plan: RecordingPlan, recording: Recording) -> Iterator[None]:
@@ -93,7 +128,7 @@ class Taps:
         """
         self.check_not_in_hook()
         refuse_compiled(plan.around)
-        beside = [point for point in points if _anchor(point.place) in self._installed] if self._installed else []
+        beside = [point for point in points if _Anchor.of(point.place) in self._installed] if self._installed else []
         if beside:
             plan = RecordingPlan.of(self.model, plan.places - {point.place for point in beside})
         recording.wanted = frozenset(point.name for point in beside)
@@ -115,110 +150,152 @@ class Taps:
 
     def _update(self, point: HookPoint) -> None:
         """Installs or removes the torch hooks of the point's places, as its listeners ask."""
-        self._set(_anchor(point.place))
+        self._set(_Anchor.of(point.place))
         if isinstance(point.access, Derived):
-            self._set(point.access.derivation.target)
+            for target in point.access.derivation.reached_by(point.access.part):
+                self._set(_Anchor.of(target))
 
-    def _set(self, anchor: Place) -> None:
+    def _set(self, anchor: _Anchor) -> None:
         wanted = any(point.is_listening for point in self._concerned[anchor])
         if wanted and anchor not in self._installed:
             self._installed[anchor] = self._install(anchor)
         elif not wanted and anchor in self._installed:
             self._installed.pop(anchor).close()
-            for derivation in self._arriving.get(anchor, ()):
-                self._pending.pop(derivation, None)
+            for place in self._places[anchor]:
+                for derivation in (*self._arriving.get(place, ()), *self._leaving.get(place, ())):
+                    self._pending.pop(derivation, None)
 
     def _is_wanted(self, point: HookPoint) -> bool:
         return self._recording is not None and point.name in self._recording.wanted
 
-    def _install(self, anchor: Place) -> contextlib.ExitStack:
+    def _install(self, anchor: _Anchor) -> contextlib.ExitStack:
         module = self.model.get_submodule(anchor.module)
         refuse_compiled(around(self.model, [anchor.module]))
+        places = self._places[anchor]
         with contextlib.ExitStack() as stack:
-            if any(isinstance(point.access, SharedRow) for point in self._sources.get(anchor, ())):
-                stack.callback(self.model.register_forward_pre_hook(self._note_rows, with_kwargs=True).remove)
-                stack.callback(self.model.register_forward_hook(self._forget_rows, always_call=True).remove)
+            for path in {place.rows_of for place in places if self._needs_rows(place)}:
+                self._note_rows(path, stack)
             match anchor.side:
                 case Side.INPUT:
                     # Before other torch hooks, which may hand the module a copy: an in-place write needs the original.
-                    handle = module.register_forward_pre_hook(self._on_entry(anchor), with_kwargs=True, prepend=True)
+                    handle = module.register_forward_pre_hook(self._on_entry(places), with_kwargs=True, prepend=True)
                     stack.callback(handle.remove)
                 case Side.OUTPUT:
-                    stack.callback(module.register_forward_hook(self._on_exit(anchor), with_kwargs=True).remove)
-                case Side.SCORES | Side.PATTERN:
-                    visits = [self._visit(anchor.module, side) for side in INSIDE]
+                    stack.callback(module.register_forward_hook(self._on_exit(places), with_kwargs=True).remove)
+                case _:
+                    visits = {place.side: self._visit(place) for place in places}
 
-                    def observe(call: AttentionCall) -> Any:
-                        return call.run() if self.is_suspended else call.run_watched(*visits)
+                    def observe(call: Call) -> Any:
+                        if self.is_suspended:
+                            return call.run()
+                        sides = self._visited_sides(places)
+                        return call.run_watched(
+                            {side: visit for side, visit in visits.items() if side in sides}, lambda: self.is_suspended
+                        )
 
                     stack.enter_context(observed({module: observe}))
             return stack.pop_all()
         raise AssertionError("an ExitStack suppresses no exception")
 
-    def _on_entry(self, place: Place) -> Callable[..., Any]:
+    def _visited_sides(self, places: Iterable[Place]) -> set[Side]:
+        """Returns the sides on which, in this call, someone listens or something is recorded."""
+        return {
+            place.side
+            for place in places
+            if any(point.is_listening or self._is_wanted(point) for point in self._sources[place])
+        }
+
+    def _needs_rows(self, place: Place) -> bool:
+        shared = any(isinstance(point.access, SharedRow) for point in self._sources.get(place, ()))
+        return shared or place.layout is Layout.FLAT
+
+    def _note_rows(self, path: str, stack: contextlib.ExitStack) -> None:
+        """Has the rows of a module's input be known while it runs."""
+        module = self.model.get_submodule(path)
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self.is_suspended:
+                self._rows[path] = len(primary_input(args, kwargs))
+
+        def forget(*_: Any) -> None:
+            if not self.is_suspended:
+                self._rows.pop(path, None)
+
+        stack.callback(module.register_forward_pre_hook(note, with_kwargs=True, prepend=True).remove)
+        stack.callback(module.register_forward_hook(forget, always_call=True).remove)
+
+    def _on_entry(self, places: Sequence[Place]) -> Callable[..., Any]:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self.is_suspended:
                 return None
-            raw = primary_input(args, kwargs)
-            new = self._pass(place, raw)
+            raw = new = primary_input(args, kwargs)
+            for place in places:
+                new = self._through(place, new, new)
             return None if new is raw else with_input(args, kwargs, new)
 
         return enter
 
-    def _on_exit(self, place: Place) -> Callable[..., Any]:
-        arriving = self._arriving.get(place, ())
-
+    def _on_exit(self, places: Sequence[Place]) -> Callable[..., Any]:
         def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if self.is_suspended:
                 return None
-            raw = new = primary_output(output)
-            for derivation in arriving:
-                pending = self._pending.pop(derivation, None)
-                if pending is not None:
-                    new = self._arrive(derivation, pending, new, primary_input(args, kwargs))
-            new = self._pass(place, new)
-            return None if new is raw else with_output(output, new)
+            result = output
+            for place in places:
+                raw = primary_output(result, place.item)
+                new = self._through(place, raw, primary_input(args, kwargs))
+                result = result if new is raw else with_output(result, new, place.item)
+            return None if result is output else result
 
         return leave
 
-    def _arrive(self, derivation: Derivation, pending: _Pending, output: Tensor, entered: Tensor) -> Tensor:
-        """Carries a derivation's edits out at its target; returns the raw tensor that goes on."""
-        if pending.edits:
-            written = derivation.write(output, pending.source, pending.edits, entered)
-            # Parts that are only on the gradient's path change no number.
-            output = output.detach() + (written - written.detach()) if pending.only_gradient else written
-        for point in pending.beside:
-            assert isinstance(point.access, Derived), "only derived points have a target"
-            if point.gradient_sink is not None:
-                part = point.access.part
-                point.gradient_sink(point, Arrival(derivation, part, output, pending.source, entered))
-        listening = [point for point in pending.beside if point.listeners("bwd")]
-        if listening:
-            backpropagate(derivation, listening, output, pending.source, entered)
-        return output
+    def _visit(self, place: Place) -> Callable[[Tensor], Tensor]:
+        return lambda raw: self._through(place, raw, raw)
 
-    def _visit(self, module: str, side: Side) -> Callable[[Tensor], Tensor]:
-        place = Place(module, side)
-        return lambda raw: self._pass(place, raw)
+    def _through(self, place: Place, given: Tensor, entered: Tensor) -> Tensor:
+        """Carries a module's tensor past the place's points; returns what goes on in its stead.
+
+        Args:
+            place: The place.
+            given: The tensor, in the module's own layout.
+            entered: The module's input, likewise.
+        """
+        rows = self._rows.get(place.rows_of, 1)
+        raw = new = as_tokens(given, place.layout, rows)
+        for derivation in self._arriving.get(place, ()):
+            pending = self._pending.get(derivation)
+            if pending is not None:
+                new = self._arrive(derivation, place, pending, new, as_tokens(entered, place.layout, rows))
+        new = self._pass(place, new)
+        return given if new is raw else from_tokens(new, place.layout, given)
+
+    def _arrive(self, derivation: Derivation, target: Place, pending: _Pending, raw: Tensor, entered: Tensor) -> Tensor:
+        """Carries a derivation's edits out at a target; returns the raw tensor that goes on."""
+        edits = {part: value for part, value in pending.edits.items() if target in derivation.reached_by(part)}
+        if edits:
+            written = derivation.write(target, raw, pending.source, edits, entered)
+            # Parts that are only on the gradient's path change no number.
+            raw = raw.detach() + (written - written.detach()) if pending.only_gradient else written
+        if pending.beside is not None:
+            pending.beside.arrive(target, raw, entered)
+        return raw
 
     def _pass(self, place: Place, raw: Tensor) -> Tensor:
         """Offers the raw tensor to the place's points in order; returns what goes on in its stead."""
-        if self.is_suspended:
-            return raw
         points = self._sources.get(place, ())
         for derivation in self._leaving.get(place, ()):
-            self._pending.pop(derivation, None)  # what a forward that was broken off has left
+            self._pending.pop(derivation, None)  # what an earlier forward has left
         for point in points:
             wanted = self._is_wanted(point)
             if not (point.is_listening or wanted):
                 continue
-            value = self._read(point, raw)
+            value = read(point.access, raw, self._rows.get(place.rows_of), self._edits_so_far(point, raw))
             if point.is_listening:
                 value, edited = self._offer(point, value)
                 if edited:
                     self._check_write(point)
                     self.writers += [(point, listener) for listener in point.listeners("fwd")]
-                    raw = self._write(point, raw, value)
+                    # What the model goes on to write into must not be the user's own.
+                    raw = self._write(point, raw, value.clone() if place.is_overwritten else value)
                 if point.listens_backward:
                     raw, value = self._await_gradient(point, raw, value, edited)
             if wanted and self._recording is not None and not self._is_lazy(point):
@@ -259,7 +336,9 @@ class Taps:
                     if pending is None:
                         raw = raw.view_as(raw) if raw.requires_grad else raw.detach().requires_grad_()
                         pending = self._edits(derivation, raw)
-                    pending.beside.append(point)
+                    if pending.beside is None:
+                        pending.beside = Beside(derivation, raw)
+                    pending.beside.add(point)
                     return raw, value
         if not value.requires_grad:
             value = value.detach().requires_grad_()
@@ -291,17 +370,6 @@ class Taps:
                 fix="with bridge.hooks(fwd_hooks=...): around forward and backward",
             )
 
-    def _read(self, point: HookPoint, raw: Tensor) -> Tensor:
-        match point.access:
-            case Whole() | InPlace():
-                return raw
-            case Converted(conversion):
-                return conversion.handle_conversion(raw)
-            case SharedRow():
-                return raw if self._rows is None or len(raw) != 1 else raw.expand(self._rows, *raw.shape[1:])
-            case Derived(derivation, part):
-                return derivation.read(part, raw, self._edits_so_far(derivation, raw))
-
     def _write(self, point: HookPoint, raw: Tensor, value: Tensor) -> Tensor:
         """Puts a value back; returns the raw tensor that goes on."""
         match point.access:
@@ -317,8 +385,8 @@ class Taps:
                 pending.only_gradient = False
                 return raw
 
-    def _edits_so_far(self, derivation: Derivation, raw: Tensor) -> dict[str, Tensor]:
-        pending = self._pending.get(derivation)
+    def _edits_so_far(self, point: HookPoint, raw: Tensor) -> dict[str, Tensor]:
+        pending = self._pending.get(point.access.derivation) if isinstance(point.access, Derived) else None
         return pending.edits if pending is not None and pending.source is raw else {}
 
     def _edits(self, derivation: Derivation, raw: Tensor) -> _Pending:
@@ -334,15 +402,8 @@ class Taps:
         pending = self._pending.get(point.access.derivation)
         return pending is None or pending.only_gradient
 
-    def _note_rows(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.is_suspended:
-            self._rows = len(primary_input(args, kwargs))
 
-    def _forget_rows(self, *_: Any) -> None:
-        if not self.is_suspended:
-            self._rows = None
-
-
-def _anchor(place: Place) -> Place:
-    """Returns the place by which a torch hook is known: attention's inside is reached by one for scores and pattern."""
-    return Place(place.module, Side.SCORES) if place.side is Side.PATTERN else place
+def _append_new(items: list[Any], item: Any) -> None:
+    """Appends an item that is not there yet."""
+    if item not in items:
+        items.append(item)

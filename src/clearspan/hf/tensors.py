@@ -1,8 +1,10 @@
-"""Which of a module's inputs and outputs is the tensor that the field means."""
+"""Which of a module's inputs and outputs is the tensor that the field means, and how rows and positions lie in it."""
 
 from typing import Any
 
 from torch import Tensor
+
+from clearspan.points import Layout
 
 INPUT_NAMES = ("hidden_states", "input_ids", "inputs_embeds", "input", "x")
 
@@ -19,21 +21,49 @@ def with_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> 
     return args, {**kwargs, _keyword(kwargs): value}
 
 
-def primary_output(output: Any) -> Tensor:
-    """Returns the tensor itself, the first of a tuple, or a model output's logits."""
+def primary_output(output: Any, item: int = 0) -> Tensor:
+    """Returns the tensor itself, one of a tuple, or a model output's logits."""
     if isinstance(output, Tensor):
         return output
-    return output[0] if isinstance(output, tuple) else output.logits
+    return output[item] if isinstance(output, tuple) else output.logits
 
 
-def with_output(output: Any, value: Tensor) -> Any:
+def with_output(output: Any, value: Tensor, item: int = 0) -> Any:
     """Returns the output with that tensor replaced; a model output is changed in place."""
     if isinstance(output, Tensor):
         return value
     if isinstance(output, tuple):
-        return (value, *output[1:])
+        return (*output[:item], value, *output[item + 1 :])
     output.logits = value
     return output
+
+
+def as_tokens(raw: Tensor, layout: Layout, rows: int) -> Tensor:
+    """Returns a view of a raw tensor with rows and positions first, unless it is one of queries by keys.
+
+    Args:
+        raw: The raw tensor.
+        layout: How they lie in it.
+        rows: The batch's rows.
+    """
+    match layout:
+        case Layout.TOKENS | Layout.ROWS_BY_ROWS:
+            return raw
+        case Layout.HEADS_FIRST:
+            return raw.transpose(1, 2)
+        case Layout.FLAT:
+            return raw if raw.ndim > 2 else raw.unflatten(0, (rows, -1))  # noqa: PLR2004 (a part alone may get them apart)
+
+
+def from_tokens(value: Tensor, layout: Layout, raw: Tensor) -> Tensor:
+    """Returns a tensor with rows and positions first in the layout of the raw one, as which it is given."""
+    match layout:
+        case Layout.TOKENS | Layout.ROWS_BY_ROWS:
+            return value
+        case Layout.HEADS_FIRST:
+            return value.transpose(1, 2)
+        case Layout.FLAT:
+            return value if value.ndim == raw.ndim else value.flatten(0, 1)
 
 
 def _keyword(kwargs: dict[str, Any]) -> str:

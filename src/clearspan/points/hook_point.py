@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -54,6 +54,7 @@ class HookPoint:
         place: Where the raw tensor is reached.
         access: How the value shows there, and what a write does.
         aliases: Other names of the same value with the same effect of a write.
+        sizes: Sizes of the axes that the model fixes; the others are the input's.
         ctx: A dictionary for the listeners' own use.
         gradient_sink: Given, in a run that records gradients, the point and the tensor whose gradient is the value's,
             or what tells how to compute it.
@@ -64,6 +65,7 @@ class HookPoint:
     place: Place
     access: Access = field(default_factory=Whole)
     aliases: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
     ctx: dict[str, Any] = field(default_factory=dict)
     gradient_sink: "Sink | None" = None
     _listeners: dict[Direction, list[Listener]] = field(default_factory=lambda: {"fwd": [], "bwd": []})

@@ -5,17 +5,23 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from clearspan.errors import InvalidArgumentError, UnknownPointError
+from clearspan.points.catalogue import VOCABULARY
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
-_IN_ATTENTION = ("q", "k", "v", "z", "rot_q", "rot_k", "attn_scores", "pattern", "result")
-_IN_MLP = ("pre", "pre_linear", "post", "router_logits", "expert_weights", "expert_indices")
-_IN_NORM = ("scale", "normalized")
-_IN_BLOCK = (
-    *("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"),
-    *("attn_in", "q_input", "k_input", "v_input", "mlp_in"),
-)
-_OUTSIDE_BLOCKS = ("embed", "pos_embed", "logits")
+_SHORT_OF = {entry.name: entry.leaf.removeprefix("hook_") for entry in VOCABULARY}
+
+
+def _shorts_in(component: str) -> tuple[str, ...]:
+    """Returns the short names of a component's own points."""
+    return tuple(_SHORT_OF[entry.name] for entry in VOCABULARY if entry.component == component)
+
+
+_OUTSIDE_BLOCKS = _shorts_in("")
+_IN_BLOCK = _shorts_in("blocks.{l}")
+_IN_ATTENTION = _shorts_in("blocks.{l}.attn")
+_IN_MLP = _shorts_in("blocks.{l}.mlp")
+_IN_NORM = _shorts_in("ln_final")
 _KNOWN = (*_OUTSIDE_BLOCKS, *_IN_NORM, *_IN_ATTENTION, *_IN_MLP, *_IN_BLOCK)
 _COMPONENTS = {"a": "attn", "m": "mlp", "b": None, "block": None, "blocks": None}
 _SHORT = {"attn": "pattern", "attn_logits": "attn_scores", "mlp_pre": "pre", "mlp_post": "post"}

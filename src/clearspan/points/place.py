@@ -15,8 +15,25 @@ class Side(StrEnum):
 
     INPUT = "input"
     OUTPUT = "output"
+    QUERY = "query"
+    KEY = "key"
     SCORES = "scores"
     PATTERN = "pattern"
+    ROUTER = "router"
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it lies between a module's input and its output."""
+        return self not in (Side.INPUT, Side.OUTPUT)
+
+
+class Layout(StrEnum):
+    """How rows and positions lie in a raw tensor. Taps hand on all tensors as `TOKENS`, by views."""
+
+    TOKENS = "batch pos ..."
+    HEADS_FIRST = "batch head pos ..."
+    FLAT = "(batch pos) ..."
+    ROWS_BY_ROWS = "batch head q_pos k_pos"
 
 
 @dataclass(frozen=True)
@@ -26,20 +43,28 @@ class Place:
     Attributes:
         module: The module's path in the Hugging Face model; empty for the model itself.
         side: Its input, its output, or inside it.
+        item: Which of several outputs.
+        layout: How rows and positions lie in the tensor.
+        rows_of: Path of a module around it whose input has the batch's rows, where the tensor does not tell them.
+        is_overwritten: Whether the model goes on to write into the tensor's storage.
     """
 
     module: str
     side: Side
+    item: int = 0
+    layout: Layout = Layout.TOKENS
+    rows_of: str = ""
+    is_overwritten: bool = False
 
     @functools.cached_property
     def key(self) -> str:
         """The place as one string."""
-        return f"{self.module}:{self.side}"
+        return f"{self.module}:{self.side}:{self.item}" if self.item else f"{self.module}:{self.side}"
 
     @property
     def pos_dim(self) -> int:
-        """The raw tensor's (query) position axis."""
-        return 2 if self.side in (Side.SCORES, Side.PATTERN) else 1
+        """The (query) position axis of the tensor that the taps hand on."""
+        return 2 if self.layout is Layout.ROWS_BY_ROWS else 1
 
     def __str__(self) -> str:
         return f"{self.side} of {self.module or 'the model'}"
@@ -58,14 +83,18 @@ class Conversion(Protocol):
 
 
 class Derivation(ABC):
-    """Values computed from the raw tensor at one place (the source) whose writes act at a later one (the target).
+    """Values computed from the raw tensor at one place (the source) whose writes act at later ones (the targets).
 
     A derivation may have several parts, in the order in which they fire: a later part sees the edits of earlier ones.
     """
 
-    target: Place
+    targets: tuple[Place, ...]
     is_in_series: bool = True
     """Whether all that passes from source to target passes through each part, so that a part can be put in the way."""
+
+    def reached_by(self, part: str) -> tuple[Place, ...]:
+        """Returns the targets on which a write of the part acts: all of them, where a subclass does not say less."""
+        return self.targets
 
     def weights(self) -> tuple[Tensor, ...]:
         """Returns the live parameters that `read` uses, besides the source."""
@@ -76,11 +105,12 @@ class Derivation(ABC):
         """Returns a part's value, given the source's raw tensor and the edits made so far."""
 
     @abstractmethod
-    def write(self, output: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
-        """Returns the target's raw tensor with the edits.
+    def write(self, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
+        """Returns a target's raw tensor with the edits.
 
         Args:
-            output: The raw tensor at the target.
+            target: Which of the targets.
+            raw: The raw tensor there.
             source: The raw tensor at the source.
             edits: The parts that were changed.
             entered: The input of the target's module.
@@ -118,3 +148,23 @@ class Derived:
 
 
 Access = Whole | Converted | InPlace | SharedRow | Derived
+
+
+def read(access: Access, raw: Tensor, rows: int | None, edits: Mapping[str, Tensor]) -> Tensor:
+    """Returns the value that an access shows in a raw tensor.
+
+    Args:
+        access: The access.
+        raw: The raw tensor, tokens first.
+        rows: The batch's rows, for tensors that have one row for all; None where they are not known.
+        edits: Edits of the access's derivation made so far.
+    """
+    match access:
+        case Whole() | InPlace():
+            return raw
+        case Converted(conversion):
+            return conversion.handle_conversion(raw)
+        case SharedRow():
+            return raw if rows is None or len(raw) != 1 else raw.expand(rows, *raw.shape[1:])
+        case Derived(derivation, part):
+            return derivation.read(part, raw, edits)

@@ -24,7 +24,7 @@ from clearspan.components import (
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import (
-    InterleavedQKVConversionRule,
+    GroupedQKVConversionRule,
     ParamProcessingConversion,
     RearrangeTensorConversion,
 )
@@ -142,7 +142,7 @@ def test_split_without_bias(adapter):
 
 def test_split_with_heads_interleaved():
     adapter = GPTBigCodeArchitectureAdapter(config(n_key_value_heads=4))
-    assert isinstance(adapter.qkv_conversion_rule, InterleavedQKVConversionRule)
+    assert isinstance(adapter.qkv_conversion_rule, GroupedQKVConversionRule)
     attention = tiny_model(multi_query=False).transformer.h[0].attn
     q, k, v = adapter._split_qkv_matrix(attention)
     by_head = attention.c_attn.weight.view(4, 3, 12, 48)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from clearspan.architectures import MQAQKVConversionRule
 from clearspan.conversions import (
     HeadsConversion,
-    InterleavedQKVConversionRule,
+    GroupedQKVConversionRule,
     ParamProcessingConversion,
     QKVConversionRule,
     QKVPartConversion,
@@ -61,7 +61,7 @@ def rules(n_heads: int, d_head: int) -> dict[str, tuple[QKVConversionRule, int, 
     """Each rule with its key/value heads and the width of its fused axis."""
     return {
         "mqa": (MQAQKVConversionRule(n_heads, d_head), 1, (n_heads + 2) * d_head),
-        "interleaved": (InterleavedQKVConversionRule(n_heads, d_head), n_heads, 3 * n_heads * d_head),
+        "interleaved": (GroupedQKVConversionRule(n_heads, d_head, n_heads), n_heads, 3 * n_heads * d_head),
     }
 
 
@@ -116,7 +116,7 @@ def test_mqa_takes_any_other_width_as_one_head():
 
 @given(small, small)
 def test_interleaved_heads_and_back(n_heads, d_head):
-    rule = InterleavedQKVConversionRule(n_heads, d_head)
+    rule = GroupedQKVConversionRule(n_heads, d_head, n_heads)
     flat = torch.randn(2, 3, n_heads * d_head)
     by_head = rule.handle_conversion(flat)
     assert by_head.shape == (2, 3, n_heads, d_head)
@@ -125,8 +125,8 @@ def test_interleaved_heads_and_back(n_heads, d_head):
     assert torch.equal(rule.revert(flat), flat)
 
 
-@pytest.mark.parametrize("rule", [MQAQKVConversionRule(4, 12), InterleavedQKVConversionRule(4, 12)])
-@pytest.mark.parametrize("shape", [(7,), (2, 7), (2, 7, 4, 12, 1)])
+@pytest.mark.parametrize("rule", [MQAQKVConversionRule(4, 12), GroupedQKVConversionRule(4, 12, 4)])
+@pytest.mark.parametrize("shape", [(7,), (2, 7), (2, 7, 4, 12, 1, 1)])
 @pytest.mark.parametrize("way", ["handle_conversion", "revert"])
 def test_other_ranks_raise_with_rank_and_shape(rule, shape, way):
     with pytest.raises(ValueError, match=f"got {len(shape)}-D with shape") as error:

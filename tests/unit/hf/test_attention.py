@@ -5,7 +5,7 @@ import torch
 from tests.conftest import tiny_model
 from torch import nn
 
-from clearspan.errors import AttentionNotSeenError
+from clearspan.errors import NotSeenError
 from clearspan.hf.attention import AttentionCall, SoftmaxWatch, additive_mask, observed
 from clearspan.points import Side
 
@@ -77,10 +77,10 @@ def test_masks_of_the_user_reach_a_watched_layer(bridge, tokens):
 
 def test_attention_without_one_softmax_is_an_error():
     module = nn.Linear(1, 1)
-    watch = SoftmaxWatch(lambda tensor: tensor, lambda tensor: tensor)
+    watch = SoftmaxWatch({}, lambda: False)
     with watch:
         torch.zeros(2, 2).softmax(-1)
-    with pytest.raises(AttentionNotSeenError) as error:
+    with pytest.raises(NotSeenError) as error:
         watch.check(module)
     assert str(error.value).splitlines() == [
         "attention's scores and pattern cannot be reached here",
@@ -92,7 +92,7 @@ def test_attention_without_one_softmax_is_an_error():
 
 def test_attention_without_an_eager_function_is_an_error():
     value = torch.zeros(1, 1, 2, 2)
-    with pytest.raises(AttentionNotSeenError, match="has no eager attention function of its own"):
+    with pytest.raises(NotSeenError, match="has no eager attention function of its own"):
         AttentionCall(nn.Linear(1, 1), value, value, value, None, {}).inside()
 
 

@@ -1,0 +1,161 @@
+"""Multi-head latent attention: keys and values of all heads come from one low-rank projection (DeepSeek)."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import linear
+
+from clearspan.components.attention import GeneralAttentionBridge, Projection
+from clearspan.components.base import GeneralizedComponent
+from clearspan.components.linear import LinearBridge
+from clearspan.conversions import HeadPartConversion, HeadsConversion
+from clearspan.errors import MissingWeightError
+from clearspan.points import Access, Converted, HookPoint, Place, Side
+
+_SHARED = "keys and values of all heads come from one latent projection"
+
+
+class LatentAttentionBridge(GeneralAttentionBridge):
+    """Multi-head latent attention: submodules `kv_a`, `kv_a_norm`, `kv_b`, `o`, and `q` or `q_a`, `q_a_norm`, `q_b`.
+
+    `hook_q` is the last query projection by head, `hook_v` the value part of `kv_b`'s output, `hook_rot_k` the full key
+    of each head. Under a KV cache the model keeps the latents and projects those of all tokens at each step, so
+    `hook_v` shows all of them.
+
+    Args:
+        name: The module's path.
+        config: Settings of its own, if any.
+        submodules: Its parts.
+        d_head_nope: Channels of a head's query and key that are not rotated, which come first.
+        d_head_rope: Channels that are.
+        d_head_v: Channels of a head's value.
+    """
+
+    kv_a: LinearBridge
+    kv_b: LinearBridge
+    _query_axes = "batch pos head d_head_qk"
+    _key_axes = "batch pos head d_head_qk"
+    _value_axes = "batch pos head d_head_v"
+
+    def __init__(
+        self,
+        name: str | None = None,
+        config: object | None = None,
+        submodules: Mapping[str, GeneralizedComponent] | None = None,
+        *,
+        d_head_nope: int,
+        d_head_rope: int,
+        d_head_v: int,
+    ) -> None:
+        super().__init__(name, config, submodules, has_rotary=True)
+        self.d_head_nope = d_head_nope
+        self.d_head_rope = d_head_rope
+        self.d_head_v = d_head_v
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of axes, the heads' widths among them."""
+        return {**super().sizes(), "d_head_qk": self.d_head_nope + self.d_head_rope, "d_head_v": self.d_head_v}
+
+    @property
+    def _last_query(self) -> LinearBridge:
+        part = self.submodules["q_b" if "q_b" in self.submodules else "q"]
+        assert isinstance(part, LinearBridge), "queries come from a linear map"
+        return part
+
+    @property
+    def path_projections(self) -> tuple[Projection, ...]:
+        """Queries alone: keys and values share their latents."""
+        return ("q",)
+
+    def projected(self, projection: Projection) -> tuple[Place, Access]:
+        """Returns the last query projection, or the value part of the key/value up-projection, by head."""
+        if projection == "q":
+            return self._last_query.place(Side.OUTPUT), Converted(HeadsConversion(self.n_heads))
+        values = HeadPartConversion(self.n_heads, self.d_head_nope, self.d_head_v)
+        return self.kv_b.place(Side.OUTPUT), Converted(values)
+
+    def _projection_points(self) -> Iterator[HookPoint]:
+        yield self.point("hook_q", *self.projected("q"), dimensions=self._query_axes)
+        yield self.point("hook_v", *self.projected("v"), dimensions=self._value_axes)
+
+    def absences(self) -> Iterator[tuple[str, str]]:
+        """Yields keys, whose rotary part is shared, and the inputs of projections that are not read one by one."""
+        yield f"{self.path}.hook_k", "a key's rotary part is shared by all heads; hook_rot_k is the full key"
+        block = self.path.rpartition(".")[0]
+        for name in ("hook_attn_in", "hook_k_input", "hook_v_input"):
+            yield f"{block}.{name}", _SHARED
+
+    def before_heads(self, value: Tensor, projection: Projection) -> Tensor:
+        """Returns the low-rank query of an input, where queries have one."""
+        if "q_b" not in self.submodules:
+            return value
+        low, norm = self.submodules["q_a"], self.submodules["q_a_norm"]
+        return norm.module.forward(linear(value, low.weight("weight"), low.bias_or_none()))
+
+    def project(self, value: Tensor, projection: Projection) -> Tensor:
+        """Returns queries by head for an input by head, `[batch, pos, head, d_model]`."""
+        by_head = self._last_query.matrix.unflatten(0, (self.n_heads, -1))
+        return torch.einsum("bphr,hdr->bphd", self.before_heads(value, projection), by_head)
+
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head_qk"]:
+        """The query weight `[head, d_model, d_head_qk]`, a view, where queries have no low-rank part.
+
+        Raises:
+            MissingWeightError: A norm lies between the two query projections.
+        """
+        if "q_b" in self.submodules:
+            raise self._missing("W_Q", "a norm lies between the two query projections, so no one matrix is their map")
+        return self._last_query.matrix.unflatten(0, (self.n_heads, -1)).transpose(1, 2)
+
+    @property
+    def W_K(self) -> Tensor:
+        """Keys have no weight of their own.
+
+        Raises:
+            MissingWeightError: Always.
+        """
+        raise self._missing("W_K", "a key's rotary part is shared by all heads, and a norm lies in the rest's way")
+
+    @property
+    def W_V(self) -> Float[Tensor, "head d_model d_head_v"]:
+        """The composed value weight `[head, d_model, d_head_v]`, a copy.
+
+        It is the value rows of `kv_b` times the norm's weight times the latent rows of `kv_a`: what maps the input to a
+        value, up to the norm's scale at each position.
+        """
+        norm, rank = self.submodules["kv_a_norm"].weight("weight"), self.kv_b.widths[0]
+        rows = self.kv_b.matrix.unflatten(0, (self.n_heads, -1))[:, self.d_head_nope :]
+        return torch.einsum("hvr,r,rm->hmv", rows, norm, self.kv_a.matrix[:rank])
+
+    def _missing(self, name: str, reason: str) -> MissingWeightError:
+        return MissingWeightError(f"{self.path} has no {name}", where=type(self.module).__name__, reason=reason)
+
+    @property
+    def b_Q(self) -> Tensor:
+        """The query bias by head.
+
+        Raises:
+            MissingWeightError: Always: the projection has none.
+        """
+        raise self._missing("b_Q", "the last query projection has no bias")
+
+    @property
+    def b_K(self) -> Tensor:
+        """The key bias.
+
+        Raises:
+            MissingWeightError: Always.
+        """
+        raise self._missing("b_K", "the key projection has no bias")
+
+    @property
+    def b_V(self) -> Tensor:
+        """The value bias.
+
+        Raises:
+            MissingWeightError: Always.
+        """
+        raise self._missing("b_V", "the value projection has no bias")

@@ -1,0 +1,137 @@
+"""Inside a module: torch function modes that hand over what it computes between its input and its output."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from clearspan.errors import NotSeenError
+from clearspan.points import Side
+
+Visit = Callable[[Tensor], Tensor]
+"""Given a tensor, returns the one that is used instead: the same, where nobody edits it."""
+
+Visits = Mapping[Side, Visit]
+
+_SOFTMAXES = frozenset({torch.nn.functional.softmax, torch.softmax, Tensor.softmax})
+_PRODUCTS = frozenset({torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
+_LINEARS = frozenset({torch.nn.functional.linear})
+
+
+class SoftmaxWatch(TorchFunctionMode):
+    """Hands over what attention computes: the first product's operands, the softmax's input, the last product's first.
+
+    Args:
+        visits: Who is handed what.
+        is_paused: Asked at each operation whether it is not the module's own.
+        keys: Keys that a query may look at, where they are known. What the softmax's input has beyond them (a sink's
+            column) is not handed over.
+    """
+
+    def __init__(self, visits: Visits, is_paused: Callable[[], bool], keys: int | None = None) -> None:
+        super().__init__()
+        self._visits = visits
+        self._is_paused = is_paused
+        self._keys = keys
+        self._softmaxes = 0
+        self._scores_shape: torch.Size | None = None
+        self._awaits_product = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self._is_paused():
+            if func in _SOFTMAXES:
+                self._softmaxes += 1
+                self._awaits_product = True
+                args = (self._scores(args[0]), *args[1:])
+            elif func in _PRODUCTS:
+                if self._awaits_product:
+                    self._awaits_product = False
+                    args = (self._pattern(args[0]), *args[1:])
+                elif not self._softmaxes and args[1].ndim > 2:
+                    args = (*self._operands(args[0], args[1]), *args[2:])
+            elif func is Tensor.baddbmm and not self._softmaxes:
+                self._keys = kwargs["batch2"].shape[-1] if "batch2" in kwargs else args[2].shape[-1]
+        return func(*args, **kwargs)
+
+    def _operands(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        self._keys = key.shape[-1]
+        if Side.QUERY in self._visits:
+            query = self._visits[Side.QUERY](query)
+        if Side.KEY in self._visits:
+            given = key.transpose(-1, -2)
+            new = self._visits[Side.KEY](given)
+            key = key if new is given else new.transpose(-1, -2)
+        return query, key
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        scores = logits if self._keys is None else logits[..., : self._keys]
+        self._scores_shape = scores.shape
+        if Side.SCORES not in self._visits:
+            return logits
+        new = self._visits[Side.SCORES](scores)
+        if new is scores:
+            return logits
+        return torch.cat([new.to(logits), logits[..., scores.shape[-1] :]], dim=-1)
+
+    def _pattern(self, weights: Tensor) -> Tensor:
+        if Side.PATTERN not in self._visits:
+            return weights
+        assert self._scores_shape is not None, "a softmax comes before"
+        pattern = weights.view(self._scores_shape)
+        new = self._visits[Side.PATTERN](pattern)
+        return weights if new is pattern else new.reshape(weights.shape)
+
+    def check(self, module: nn.Module) -> None:
+        """Raises unless one softmax was seen, and a product after it."""
+        if self._softmaxes != 1 or self._awaits_product:
+            raise NotSeenError(
+                "attention's scores and pattern cannot be reached here",
+                expected="one softmax and a matrix product of its result",
+                got=f"{self._softmaxes} softmaxes, {'no product' if self._awaits_product else 'a product'} after",
+                where=type(module).__name__,
+            )
+
+
+class RouterWatch(TorchFunctionMode):
+    """Hands over the output of a router's linear map.
+
+    Args:
+        visit: Who is handed it.
+        is_paused: Asked at each operation whether it is not the module's own.
+    """
+
+    def __init__(self, visit: Visit, is_paused: Callable[[], bool]) -> None:
+        super().__init__()
+        self._visit = visit
+        self._is_paused = is_paused
+        self._linears = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _LINEARS and not self._is_paused():
+            self._linears += 1
+            return self._visit(result)
+        return result
+
+    def check(self, module: nn.Module) -> None:
+        """Raises unless one linear map was seen."""
+        if self._linears != 1:
+            raise NotSeenError(
+                "the router's logits cannot be reached here",
+                expected="one linear map",
+                got=f"{self._linears} of them",
+                where=type(module).__name__,
+            )
+
+
+def takes(module: nn.Module, keyword: str) -> bool:
+    """Returns whether a module's forward has a parameter of this name."""
+    return keyword in inspect.signature(type(module).forward).parameters

@@ -1,0 +1,256 @@
+"""The vocabulary of hook points as data: each name's axes, meaning, the effect of a write, and why it may be absent.
+
+Points, their shapes, the tables that `bridge.points()` prints, the documentation and the tests all come from here.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from clearspan.shapes import Axes, axes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name of the vocabulary.
+
+    Attributes:
+        name: The name; `{l}` stands for a layer, and a leading `*.` for any component.
+        axes: Its axes, where the component does not say otherwise.
+        value: What it shows.
+        write: What a write changes.
+        absent: Why an architecture lacks it, where its adapter gives no reason of its own.
+    """
+
+    name: str
+    axes: Axes
+    value: str
+    write: str
+    absent: str = ""
+
+    @property
+    def leaf(self) -> str:
+        """The name without its component, such as `hook_q`."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def component(self) -> str:
+        """The canonical path of the component that has it, with `{l}` for the layer; empty for the bridge itself."""
+        return self.name.rpartition(".")[0]
+
+
+_STREAM, _HEADS, _KV_HEADS, _SQUARE = (
+    "batch pos d_model",
+    "batch pos head d_head",
+    "batch pos kv_head d_head",
+    "batch head q_pos k_pos",
+)
+_DENSE = "the MLP is dense, not a mixture of experts"
+_BLOCK, _ATTN, _MLP = "blocks.{l}.", "blocks.{l}.attn.", "blocks.{l}.mlp."
+
+
+def _norm(path: str, place: str, absent: str) -> Iterator[Entry]:
+    yield Entry(
+        f"{path}.hook_scale",
+        axes("batch pos 1"),
+        f"denominator of the norm {place}: the root of its input's variance (layer norm) or mean square (RMS norm) "
+        "plus epsilon",
+        "the norm's output",
+        absent,
+    )
+    yield Entry(
+        f"{path}.hook_normalized",
+        axes(_STREAM),
+        f"input of the norm {place}, centred (layer norm) and divided by the scale, before weight and bias",
+        "the norm's output",
+        absent,
+    )
+
+
+VOCABULARY: tuple[Entry, ...] = (
+    Entry(
+        "hook_embed",
+        axes(_STREAM),
+        "what the token embedding adds to the residual stream, after any scale, norm or projection",
+        "everything after it",
+    ),
+    Entry(
+        "hook_pos_embed",
+        axes(_STREAM),
+        "what a learned position embedding adds to the residual stream, for every row of the batch",
+        "everything after it, for each row on its own",
+        "positions are not embedded: attention itself tells them apart",
+    ),
+    Entry(f"{_BLOCK}hook_resid_pre", axes(_STREAM), "residual stream entering the block", "both branches of the block"),
+    *_norm(f"{_BLOCK}ln1", "before attention", "no norm comes before attention"),
+    Entry(
+        f"{_BLOCK}hook_attn_in",
+        axes("batch pos kv_head d_model"),
+        "residual stream as read by each group of heads that shares keys and values (each head, in multi-head "
+        "attention)",
+        "that group's queries, keys and values alone",
+    ),
+    Entry(
+        f"{_BLOCK}hook_q_input",
+        axes("batch pos head d_model"),
+        "residual stream as read by each head's query",
+        "that query alone",
+    ),
+    Entry(
+        f"{_BLOCK}hook_k_input",
+        axes("batch pos kv_head d_model"),
+        "residual stream as read by each key projection",
+        "that key alone",
+    ),
+    Entry(
+        f"{_BLOCK}hook_v_input",
+        axes("batch pos kv_head d_model"),
+        "residual stream as read by each value projection",
+        "that value alone",
+    ),
+    Entry(f"{_ATTN}hook_q", axes(_HEADS), "queries as projected, before any norm and rotary embedding", "scores"),
+    Entry(f"{_ATTN}hook_k", axes(_KV_HEADS), "keys as projected, before any norm and rotary embedding", "scores"),
+    Entry(f"{_ATTN}hook_v", axes(_KV_HEADS), "values", "`hook_z`"),
+    *_norm(f"{_ATTN}q_norm", "on queries", "queries are not normed"),
+    *_norm(f"{_ATTN}k_norm", "on keys", "keys are not normed"),
+    Entry(
+        f"{_ATTN}hook_rot_q",
+        axes(_HEADS),
+        "queries as used in the product, after norm and rotary embedding",
+        "scores",
+        "no rotary embedding and no query norm: the product reads hook_q as it is",
+    ),
+    Entry(
+        f"{_ATTN}hook_rot_k",
+        axes(_KV_HEADS),
+        "keys as used in the product, after norm and rotary embedding; with a KV cache, those of all tokens",
+        "scores",
+        "no rotary embedding and no key norm: the product reads hook_k as it is",
+    ),
+    Entry(
+        f"{_ATTN}hook_attn_scores",
+        axes(_SQUARE),
+        "input of the softmax: scaled, capped, biased and masked, without a sink's column; where the model first "
+        "subtracts each row's maximum, defined up to a constant a row",
+        "the pattern",
+    ),
+    Entry(f"{_ATTN}hook_pattern", axes(_SQUARE), "what multiplies the values", "`hook_z`"),
+    Entry(f"{_ATTN}hook_z", axes(_HEADS), "input of the output projection, by head", "what attention adds"),
+    Entry(
+        f"{_ATTN}hook_result",
+        axes("batch pos head d_model"),
+        "each head's own contribution, `z @ W_O[head]`; their sum and the output bias are the projection's output",
+        "what attention adds",
+    ),
+    *_norm(f"{_BLOCK}ln1_post", "on attention's output", "no norm comes after attention"),
+    Entry(
+        f"{_BLOCK}hook_attn_out",
+        axes(_STREAM),
+        "what attention adds to the residual stream, after any norm, gate or multiplier",
+        "the residual stream after it",
+    ),
+    Entry(
+        f"{_BLOCK}hook_resid_mid",
+        axes(_STREAM),
+        "residual stream between attention and MLP",
+        "the MLP's input and the residual branch",
+        "attention and MLP run in parallel: no residual stream lies between them",
+    ),
+    Entry(
+        f"{_BLOCK}hook_mlp_in",
+        axes(_STREAM),
+        "residual stream as read by the MLP",
+        "the MLP's input alone; the residual branch keeps its value",
+    ),
+    *_norm(f"{_BLOCK}ln2", "before the MLP", "no norm comes before the MLP"),
+    Entry(
+        f"{_MLP}hook_router_logits",
+        axes("batch pos expert"),
+        "the router's linear output, before softmax or sigmoid, bias and choice",
+        "which experts are chosen, and their weights",
+        _DENSE,
+    ),
+    Entry(
+        f"{_MLP}hook_expert_weights",
+        axes("batch pos k"),
+        "weights of the experts chosen for each token",
+        "what the MLP adds",
+        _DENSE,
+    ),
+    Entry(
+        f"{_MLP}hook_expert_indices",
+        axes("batch pos k"),
+        "indices of the experts chosen for each token",
+        "what the MLP adds",
+        _DENSE,
+    ),
+    Entry(
+        f"{_MLP}hook_pre",
+        axes("batch pos d_mlp"),
+        "input of the activation function (of the gate, in a gated MLP)",
+        "`hook_post`",
+    ),
+    Entry(
+        f"{_MLP}hook_pre_linear",
+        axes("batch pos d_mlp"),
+        "the linear branch of a gated MLP",
+        "`hook_post`",
+        "the MLP has no gate",
+    ),
+    Entry(f"{_MLP}hook_post", axes("batch pos d_mlp"), "input of the MLP's output projection", "what the MLP adds"),
+    *_norm(f"{_BLOCK}ln2_post", "on the MLP's output", "no norm comes after the MLP"),
+    Entry(
+        f"{_BLOCK}hook_mlp_out",
+        axes(_STREAM),
+        "what the MLP adds to the residual stream, after any norm, gate or multiplier",
+        "`hook_resid_post`",
+    ),
+    Entry(
+        f"{_BLOCK}hook_resid_post",
+        axes(_STREAM),
+        "residual stream leaving the block",
+        "the next block, or the final norm",
+    ),
+    *_norm("ln_final", "before the unembedding", "no norm comes before the unembedding"),
+    Entry(
+        "hook_logits",
+        axes("batch pos d_vocab"),
+        "what the model returns as logits, after any scale or cap",
+        "what the run returns, and the loss",
+    ),
+)
+"""The names that all architectures share, in the order of the forward."""
+
+RAW_ENDS: tuple[Entry, ...] = (
+    Entry("*.hook_in", axes(_STREAM), "input of the component's own module", "what this module computes, alone"),
+    Entry("*.hook_out", axes(_STREAM), "output of the component's own module", "what reads this output, alone"),
+)
+"""The two points that every component has."""
+
+_BY_NAME = {entry.name: entry for entry in (*VOCABULARY, *RAW_ENDS)}
+_BY_LEAF = {entry.leaf: entry for entry in reversed((*VOCABULARY, *RAW_ENDS))}
+
+
+def template_of(name: str) -> str:
+    """Returns a point's name with `{l}` in place of its layer.
+
+    Example:
+        >>> template_of("blocks.3.attn.hook_q")
+        'blocks.{l}.attn.hook_q'
+    """
+    return re.sub(r"^blocks\.\d+\.", "blocks.{l}.", name)
+
+
+def entry_of(name: str) -> Entry:
+    """Returns the entry of a point's name: its own, or that of other components' points of the same kind."""
+    template = template_of(name)
+    if template in _BY_NAME:
+        return _BY_NAME[template]
+    leaf = template.rpartition(".")[2]
+    assert leaf in _BY_LEAF, f"{name} is not in the vocabulary"
+    return _BY_LEAF[leaf]
+
+
+def is_in_vocabulary(name: str) -> bool:
+    """Returns whether all architectures share the name, be it present or absent on one."""
+    return template_of(name) in _BY_NAME
