@@ -1,12 +1,60 @@
 """Which adapter serves which architecture."""
 
 from clearspan.architectures.base import ArchitectureAdapter
+from clearspan.architectures.gpt2 import (
+    BloomArchitectureAdapter,
+    FalconArchitectureAdapter,
+    GPT2ArchitectureAdapter,
+    GPTJArchitectureAdapter,
+    GPTNeoXArchitectureAdapter,
+    MPTArchitectureAdapter,
+    OPTArchitectureAdapter,
+)
 from clearspan.architectures.gpt_bigcode import GPTBigCodeArchitectureAdapter
+from clearspan.architectures.llama import (
+    Cohere2ArchitectureAdapter,
+    Gemma3ArchitectureAdapter,
+    GemmaArchitectureAdapter,
+    GraniteArchitectureAdapter,
+    LlamaArchitectureAdapter,
+    MistralArchitectureAdapter,
+    Olmo2ArchitectureAdapter,
+    Phi3ArchitectureAdapter,
+    Qwen2ArchitectureAdapter,
+    Qwen3ArchitectureAdapter,
+)
+from clearspan.architectures.mixtures import (
+    DeepseekV3ArchitectureAdapter,
+    GptOssArchitectureAdapter,
+    MixtralArchitectureAdapter,
+    Qwen3MoeArchitectureAdapter,
+)
 from clearspan.errors import UnsupportedArchitectureError
 from clearspan.points import nearest
 
 ADAPTERS: dict[str, type[ArchitectureAdapter]] = {
+    "BloomForCausalLM": BloomArchitectureAdapter,
+    "Cohere2ForCausalLM": Cohere2ArchitectureAdapter,
+    "DeepseekV3ForCausalLM": DeepseekV3ArchitectureAdapter,
+    "FalconForCausalLM": FalconArchitectureAdapter,
+    "GPT2LMHeadModel": GPT2ArchitectureAdapter,
     "GPTBigCodeForCausalLM": GPTBigCodeArchitectureAdapter,
+    "GPTJForCausalLM": GPTJArchitectureAdapter,
+    "GPTNeoXForCausalLM": GPTNeoXArchitectureAdapter,
+    "Gemma2ForCausalLM": GemmaArchitectureAdapter,
+    "Gemma3ForCausalLM": Gemma3ArchitectureAdapter,
+    "GptOssForCausalLM": GptOssArchitectureAdapter,
+    "GraniteForCausalLM": GraniteArchitectureAdapter,
+    "LlamaForCausalLM": LlamaArchitectureAdapter,
+    "MistralForCausalLM": MistralArchitectureAdapter,
+    "MixtralForCausalLM": MixtralArchitectureAdapter,
+    "MptForCausalLM": MPTArchitectureAdapter,
+    "OPTForCausalLM": OPTArchitectureAdapter,
+    "Olmo2ForCausalLM": Olmo2ArchitectureAdapter,
+    "Phi3ForCausalLM": Phi3ArchitectureAdapter,
+    "Qwen2ForCausalLM": Qwen2ArchitectureAdapter,
+    "Qwen3ForCausalLM": Qwen3ArchitectureAdapter,
+    "Qwen3MoeForCausalLM": Qwen3MoeArchitectureAdapter,
 }
 
 

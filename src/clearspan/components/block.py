@@ -91,7 +91,7 @@ class BlockBridge(GeneralizedComponent):
 
     def at_layer(self, layer: int) -> Self:
         """Returns the template of one layer."""
-        own = cast(Self, super().at_layer(layer))
+        own = cast("Self", super().at_layer(layer))
         own.name = f"{self.name}.{layer}"
         return own
 
@@ -102,12 +102,12 @@ class BlockBridge(GeneralizedComponent):
     @property
     def _norm_before(self) -> NormalizationBridge | None:
         """The norm through which attention reads, if any."""
-        return None if self.norms_the_sum else cast(NormalizationBridge | None, self.submodules.get("ln1"))
+        return None if self.norms_the_sum else cast("NormalizationBridge | None", self.submodules.get("ln1"))
 
     @property
     def _norm_between(self) -> NormalizationBridge | None:
         """The norm of its own through which the MLP reads, if any."""
-        return None if self.norms_the_sum else cast(NormalizationBridge | None, self.submodules.get("ln2"))
+        return None if self.norms_the_sum else cast("NormalizationBridge | None", self.submodules.get("ln2"))
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the residual stream's points, and the sublayers' as the residual stream sees them."""

@@ -31,12 +31,18 @@ def bridge_config(model: "PreTrainedModel", adapter: type[ArchitectureAdapter]) 
         architecture=type(model).__name__,
         model_name=config.name_or_path or "",
         dtype=model.dtype,
-        hf=config.to_dict(),
+        hf=_entries(config),
     )
 
 
 UNLIMITED = 2048
 """Context of a model whose config sets no limit."""
+
+
+def _entries(config: "PretrainedConfig") -> dict[str, Any]:
+    """Returns the config's entries, under their own names and under the common ones."""
+    own = config.to_dict()
+    return {**own, **{common: own[name] for common, name in config.attribute_map.items() if name in own}}
 
 
 def _first(config: "PretrainedConfig", *names: str) -> Any:

@@ -52,7 +52,7 @@ def as_tokens(raw: Tensor, layout: Layout, rows: int) -> Tensor:
         case Layout.HEADS_FIRST:
             return raw.transpose(1, 2)
         case Layout.FLAT:
-            return raw if raw.ndim > 2 else raw.unflatten(0, (rows, -1))  # noqa: PLR2004 (a part alone may get them apart)
+            return raw if raw.ndim > 2 else raw.unflatten(0, (rows, -1))
 
 
 def from_tokens(value: Tensor, layout: Layout, raw: Tensor) -> Tensor:

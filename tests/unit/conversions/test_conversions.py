@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from clearspan.architectures import MQAQKVConversionRule
 from clearspan.conversions import (
-    HeadsConversion,
     GroupedQKVConversionRule,
+    HeadsConversion,
     ParamProcessingConversion,
     QKVConversionRule,
     QKVPartConversion,

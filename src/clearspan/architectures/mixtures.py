@@ -1,0 +1,90 @@
+"""Mixtures of experts on the frame of Llama: Mixtral, Qwen 3 MoE, GPT-OSS, DeepSeek V3."""
+
+from clearspan.architectures.llama import LlamaArchitectureAdapter, Qwen3ArchitectureAdapter
+from clearspan.components import (
+    ExpertsBridge,
+    GeneralAttentionBridge,
+    GeneralizedComponent,
+    LatentAttentionBridge,
+    LinearBridge,
+    MoEBridge,
+    NormalizationBridge,
+    PerLayer,
+    RouterBridge,
+)
+from clearspan.points import Layout
+
+
+def mixture(router: str = "gate", shared: GeneralizedComponent | None = None) -> MoEBridge:
+    """Returns the template of a mixture of experts.
+
+    Args:
+        router: Name of its router's module.
+        shared: The experts that see every token, if there are any.
+    """
+    parts: dict[str, GeneralizedComponent] = {
+        "router": RouterBridge(name=router),
+        "experts": ExpertsBridge(name="experts"),
+    }
+    return MoEBridge(name="mlp", submodules=parts if shared is None else {**parts, "shared": shared})
+
+
+class MixtralArchitectureAdapter(LlamaArchitectureAdapter):
+    """Mixtral."""
+
+    def _mlp(self) -> GeneralizedComponent:
+        return mixture()
+
+
+class Qwen3MoeArchitectureAdapter(Qwen3ArchitectureAdapter):
+    """Qwen 3 with experts."""
+
+    def _mlp(self) -> GeneralizedComponent:
+        hf = self.cfg.hf
+        return PerLayer(
+            [
+                mixture()
+                if layer not in hf["mlp_only_layers"]
+                and hf["num_experts"] > 0
+                and (layer + 1) % hf["decoder_sparse_step"] == 0
+                else self._gated("mlp")
+                for layer in range(self.cfg.n_layers)
+            ]
+        )
+
+
+class GptOssArchitectureAdapter(LlamaArchitectureAdapter):
+    """GPT-OSS."""
+
+    def _mlp(self) -> GeneralizedComponent:
+        return mixture(router="router")
+
+
+class DeepseekV3ArchitectureAdapter(LlamaArchitectureAdapter):
+    """DeepSeek V3 and R1."""
+
+    def _attention(self) -> GeneralAttentionBridge:
+        hf = self.cfg.hf
+        self.cfg.d_head = hf["qk_nope_head_dim"] + hf["qk_rope_head_dim"]
+        names = {"kv_a": "kv_a_proj_with_mqa", "o": "o_proj"}
+        if hf["q_lora_rank"] is None:
+            names["q"] = "q_proj"
+        else:
+            names |= {"q_a": "q_a_proj", "q_b": "q_b_proj"}
+        parts: dict[str, GeneralizedComponent] = {key: LinearBridge(name=name) for key, name in names.items()}
+        if hf["q_lora_rank"] is not None:
+            parts["q_a_norm"] = NormalizationBridge(name="q_a_layernorm", axes="batch pos width")
+        parts["kv_a_norm"] = NormalizationBridge(name="kv_a_layernorm", axes="batch pos width")
+        parts["kv_b"] = LinearBridge(name="kv_b_proj", layout=Layout.HEADS_FIRST)
+        return LatentAttentionBridge(
+            name="self_attn",
+            submodules=parts,
+            d_head_nope=hf["qk_nope_head_dim"],
+            d_head_rope=hf["qk_rope_head_dim"],
+            d_head_v=hf["v_head_dim"],
+        )
+
+    def _mlp(self) -> GeneralizedComponent:
+        dense = self.cfg.hf["first_k_dense_replace"]
+        experts = mixture(shared=self._gated("shared_experts"))
+        return PerLayer([self._gated("mlp") if layer < dense else experts for layer in range(self.cfg.n_layers)])
