@@ -303,6 +303,8 @@ class OPTArchitectureAdapter(_LayerNormAdapter):
         mlp.submodules["act"] = GeneralizedComponent(name="activation_fn", layout=Layout.FLAT)
         # The norm after the MLP gets rows and positions apart again.
         after = Layout.FLAT if norms_before else Layout.TOKENS
+        first = NormalizationBridge(name="self_attn_layer_norm")
+        first.output_is_overwritten = not norms_before  # it is the residual stream, into which hook_resid_mid writes
         self.component_mapping = {
             "embed": EmbeddingBridge(
                 name="model.decoder.embed_tokens", ends_at="model.decoder.project_in" if is_projected else None
@@ -312,7 +314,7 @@ class OPTArchitectureAdapter(_LayerNormAdapter):
                 name="model.decoder.layers",
                 norms_the_sum=not norms_before,
                 submodules={
-                    "ln1": NormalizationBridge(name="self_attn_layer_norm"),
+                    "ln1": first,
                     "attn": AttentionBridge(
                         name="self_attn",
                         submodules={key: LinearBridge(name=name) for key, name in names.items()},

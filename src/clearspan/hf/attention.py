@@ -83,9 +83,10 @@ class AttentionCall:
         key = visits[Side.KEY](self.key) if Side.KEY in visits else self.key
         edited = query is not self.query or key is not self.key
         call = replace(self, query=query, key=key) if edited else self
-        if Side.SCORES not in visits and Side.PATTERN not in visits:
+        inside = {side: visit for side, visit in visits.items() if side in (Side.SCORES, Side.PATTERN)}
+        if not inside:
             return call.run()
-        with SoftmaxWatch(visits, is_paused, self.key.shape[2]) as watch:
+        with SoftmaxWatch(inside, is_paused, self.key.shape[2]) as watch:
             output = replace(call, eagerly=True).run()
         watch.check(self.module)
         return output

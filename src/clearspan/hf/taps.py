@@ -276,6 +276,8 @@ class Taps:
             # Parts that are only on the gradient's path change no number.
             raw = raw.detach() + (written - written.detach()) if pending.only_gradient else written
         if pending.beside is not None:
+            # What several modules read is given a node for this one alone.
+            raw = raw.view_as(raw) if target.side is Side.INPUT else raw
             pending.beside.arrive(target, raw, entered)
         return raw
 
@@ -344,7 +346,8 @@ class Taps:
             value = value.detach().requires_grad_()
         match point.access:
             case Whole() if not edited:
-                raw = value = raw.view_as(raw) if raw.requires_grad else value
+                value = raw.view_as(raw) if raw.requires_grad else value
+                raw = value.clone() if point.place.is_overwritten else value
             case Derived(derivation, part):
                 pending = self._edits(derivation, raw)
                 pending.edits[part] = value
