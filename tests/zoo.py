@@ -134,13 +134,22 @@ MODELS: dict[str, tuple[Callable[..., PreTrainedModel], dict[str, Any]]] = {
 """Each variant's builder and settings."""
 
 
-def build(variant: str) -> PreTrainedModel:
+CONTINUOUS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_experts_per_tok": 4},
+    "qwen3_moe": {"num_experts_per_tok": 4},
+    "gpt_oss": {"num_experts_per_tok": 4},
+    **dict.fromkeys(
+        ("deepseek_v3", "deepseek_v3 full queries"), {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 8}
+    ),
+}
+"""Settings under which every expert is chosen, so that no small change chooses another one."""
+
+
+def build(variant: str, **changes: Any) -> PreTrainedModel:
     """Returns a model with weights, biases and norms all random, and large enough that every path matters."""
-    family, settings = MODELS[variant]
-    implementation = settings.get("attn_implementation")
-    model = family(**{key: value for key, value in settings.items() if key != "attn_implementation"}).eval()
-    if implementation:
-        model.set_attn_implementation(implementation)
+    family, own = MODELS[variant]
+    settings = {**own, **changes}
+    model = family(**settings).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

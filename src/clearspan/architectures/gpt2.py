@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from clearspan.architectures.base import ArchitectureAdapter
 from clearspan.components import (
+    ActivationBridge,
     AttentionBridge,
     BlockBridge,
     EmbeddingBridge,
@@ -300,7 +301,7 @@ class OPTArchitectureAdapter(_LayerNormAdapter):
         self.weight_processing_conversions = self._qkvo_weight_conversions(n_kv_heads=cfg.n_heads)
         names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
         mlp = self._mlp(None, "fc1", "fc2", Layout.FLAT)
-        mlp.submodules["act"] = GeneralizedComponent(name="activation_fn", layout=Layout.FLAT)
+        mlp.submodules["act"] = ActivationBridge(name="activation_fn", layout=Layout.FLAT)
         # The norm after the MLP gets rows and positions apart again.
         after = Layout.FLAT if norms_before else Layout.TOKENS
         first = NormalizationBridge(name="self_attn_layer_norm")

@@ -2,6 +2,7 @@
 
 from clearspan.architectures.llama import LlamaArchitectureAdapter, Qwen3ArchitectureAdapter
 from clearspan.components import (
+    AttentionBridge,
     ExpertsBridge,
     GeneralAttentionBridge,
     GeneralizedComponent,
@@ -55,6 +56,9 @@ class Qwen3MoeArchitectureAdapter(Qwen3ArchitectureAdapter):
 
 class GptOssArchitectureAdapter(LlamaArchitectureAdapter):
     """GPT-OSS."""
+
+    def _attention(self) -> GeneralAttentionBridge:
+        return AttentionBridge(name="self_attn", has_rotary=True, has_sinks=True, submodules=self._projections())
 
     def _mlp(self) -> GeneralizedComponent:
         return mixture(router="router")

@@ -55,6 +55,7 @@ def prepare(
     position_ids: Tensor | None,
     past_key_values: Any,
     model_kwargs: Mapping[str, Any],
+    is_residual: bool = False,
 ) -> ModelInput:
     """Returns the model's keywords for an input.
 
@@ -64,6 +65,8 @@ def prepare(
     """
     check_keywords(bridge, model_kwargs)
     value, mask = as_tensor(bridge, input, prepend_bos, padding_side)
+    if value.is_floating_point():
+        _check_width(bridge, value, is_residual)
     mask = mask if attention_mask is None else attention_mask.to(value.device)
     seen = 0 if past_key_values is None else past_key_values.get_seq_length()
     check_length(bridge, seen + value.shape[1], seen)
@@ -105,12 +108,6 @@ def as_tensor(
 def _checked(bridge: "TransformerBridge", input: Tensor) -> Tensor:
     value = input.to(bridge.device)
     if value.is_floating_point():
-        if value.ndim != 3 or value.shape[-1] != bridge.cfg.d_model:
-            raise InputError(
-                "a tensor of numbers is taken as embeddings or a residual stream",
-                expected=f"[batch, pos, d_model={bridge.cfg.d_model}]",
-                got=str(list(value.shape)),
-            )
         return value
     value = value[None] if value.ndim == 1 else value
     if value.ndim != 2 or not value.numel():
@@ -122,6 +119,17 @@ def _checked(bridge: "TransformerBridge", input: Tensor) -> Tensor:
             "token ids outside the vocabulary", expected=f"0 to {d_vocab - 1}", got=f"{least} to {most}"
         )
     return value
+
+
+def _check_width(bridge: "TransformerBridge", value: Tensor, is_residual: bool) -> None:
+    """Raises unless a tensor of numbers is of the embedding's or, where a run starts at a layer, the stream's width."""
+    width = bridge.cfg.d_model if is_residual else bridge.W_E.shape[1]
+    if value.ndim != 3 or value.shape[-1] != width:
+        raise InputError(
+            "a tensor of numbers is taken as embeddings or a residual stream",
+            expected=f"[batch, pos, {'d_model' if width == bridge.cfg.d_model else 'width'}={width}]",
+            got=str(list(value.shape)),
+        )
 
 
 def _needs_positions(bridge: "TransformerBridge", mask: Tensor) -> bool:

@@ -17,7 +17,10 @@ from clearspan.bridge.hooks import Hooks
 from clearspan.bridge.index import PointIndex, Segment
 from clearspan.bridge.inputs import Input, ModelInput
 from clearspan.bridge.module_methods import ModuleMethods
+from clearspan.bridge.point_table import PointTable
 from clearspan.bridge.text import PaddingSide, Text
+from clearspan.bridge.verification import Verification, verify
+from clearspan.bridge.verification.run import Level
 from clearspan.bridge.weights import StackedWeights
 from clearspan.components import (
     Binding,
@@ -44,6 +47,7 @@ class TransformerBridge(StackedWeights, ModuleMethods):
         adapter: What is known of its architecture.
         cfg: Its sizes.
         blocks: Its blocks as live components.
+        components: Its live components in the order of the forward, blocks one by one.
         index: Its hook points.
 
     Example:
@@ -89,6 +93,7 @@ class TransformerBridge(StackedWeights, ModuleMethods):
         for point in points.values():
             if "." not in point.name:
                 setattr(self, point.name, point)
+        self.components = tuple(components)
         self.index = PointIndex(points, components, adapter)
         self.taps = Taps(hf_model, self.index)
         self.choices: dict[object, caching.Choice] = {}
@@ -187,6 +192,7 @@ class TransformerBridge(StackedWeights, ModuleMethods):
             position_ids=position_ids,
             past_key_values=past_key_values,
             model_kwargs=model_kwargs,
+            is_residual=start_at_layer is not None,
         )
         return given, inputs.resolve_segment(self, start_at_layer, stop_at_layer)
 
@@ -196,6 +202,41 @@ class TransformerBridge(StackedWeights, ModuleMethods):
     def hook_dict(self) -> Mapping[str, HookPoint]:
         """Every name, aliases included, to its hook point."""
         return MappingProxyType(self.index.by_name)
+
+    def points(self, names: NamesFilter = None) -> PointTable:
+        """Returns a table of hook points with their axes and sizes; nothing is run.
+
+        Args:
+            names: Which: all (None), a name, a list of names, or a predicate of names.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> print(bridge.points(["blocks.3.attn.hook_k", "blocks.3.attn.hook_pattern"]))
+            blocks.3.attn.hook_k        [batch, pos, kv_head=1, d_head=32]   output of transformer.h.3.attn.c_attn
+            blocks.3.attn.hook_pattern  [batch, head=8, q_pos, k_pos]        pattern of transformer.h.3.attn
+        """
+        return PointTable.of(self.index.select(names))
+
+    def verify(self, level: Level = "quick", tokens: Tensor | None = None) -> Verification:
+        """Checks on this very model that points show and do what they are said to, and returns what was found.
+
+        Logits are compared with the unbridged model's; every point is read; the identities between points are computed;
+        points are written and their effect is followed; padded rows are compared with rows alone. A model in half
+        precision is compared with a copy in float32, so that rounding is not taken for a fault.
+
+        Args:
+            level: `"quick"` writes in one layer of each kind; `"full"` in every layer, returned and in place.
+            tokens: Token ids `[batch, pos]`, at least two rows of four; by default random ones.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> found = bridge.verify()
+            >>> found.passed, found.forwards <= 40
+            (True, True)
+        """
+        return verify(self, level, tokens)
 
     def why_absent(self, name: str) -> str | None:
         """Returns why this architecture lacks a hook point of the vocabulary; None where it has it.

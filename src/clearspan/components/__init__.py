@@ -17,6 +17,7 @@ from clearspan.components.embedding import UnembeddingBridge as UnembeddingBridg
 from clearspan.components.latent_attention import LatentAttentionBridge as LatentAttentionBridge
 from clearspan.components.linear import LinearBridge as LinearBridge
 from clearspan.components.linear import TransposedLinearBridge as TransposedLinearBridge
+from clearspan.components.mlp import ActivationBridge as ActivationBridge
 from clearspan.components.mlp import ExpertsBridge as ExpertsBridge
 from clearspan.components.mlp import GatedMLPBridge as GatedMLPBridge
 from clearspan.components.mlp import JointGateMLPBridge as JointGateMLPBridge

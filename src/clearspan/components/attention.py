@@ -29,6 +29,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
         requires_attention_mask: Whether the module masks causally only when it is handed a mask.
         attention_mask_4d: Whether that mask must be the additive `[batch, 1, q_pos, k_pos]`.
         repeats_keys: Whether the model repeats keys for all heads before the product.
+        has_sinks: Whether a sink, which is no key, takes a share of each query's attention.
     """
 
     hook_q: HookPoint
@@ -52,8 +53,10 @@ class GeneralAttentionBridge(GeneralizedComponent):
         requires_attention_mask: bool = False,
         attention_mask_4d: bool = False,
         repeats_keys: bool = False,
+        has_sinks: bool = False,
     ) -> None:
         super().__init__(name, config, submodules)
+        self.has_sinks = has_sinks
         self.has_rotary = has_rotary
         self.requires_attention_mask = requires_attention_mask
         self.attention_mask_4d = attention_mask_4d

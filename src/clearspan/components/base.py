@@ -133,7 +133,7 @@ class GeneralizedComponent:
         return iter(())
 
     def raw_ends(self) -> Iterator[HookPoint]:
-        """Yields the input and the output of the component's own module; a part without a module of its own has none."""
+        """Yields the input and the output of the component's own module, where it has one."""
         if self.name is not None:
             yield self.point("hook_in", self.place(Side.INPUT), dimensions=self.input_axes)
             yield self.point("hook_out", self.place(Side.OUTPUT), dimensions=self.output_axes)
@@ -242,9 +242,9 @@ class PerLayer(GeneralizedComponent):
 def hook_points(components: Iterable[GeneralizedComponent]) -> dict[str, HookPoint]:
     """Returns the points of live components by canonical name, and makes each an attribute of its component.
 
-    Two points that show the same tensor in the same way are one: the name of the later, which an outer component or a
-    kind of part declares before the raw ends, is an alias of the earlier (`ln2.hook_in` of `hook_mlp_in`). The points of
-    one tensor come in the order in which they fire: what all readers see, what one reader sees, what is computed of it.
+    Two points that show the same tensor in the same way are one: the later name (raw ends come last, and a part after
+    the one that it is in) is an alias of the earlier, as `ln2.hook_in` is of `hook_mlp_in`. The points of one tensor
+    come in the order in which they fire: what all readers see, what one reader sees, what is computed of it.
     """
     live = {part.path: part for component in components for part in component.walk()}
     points: dict[str, HookPoint] = {}

@@ -11,6 +11,13 @@ from clearspan.conversions import HalfConversion
 from clearspan.points import Converted, HookPoint, Layout, Side
 
 
+class ActivationBridge(GeneralizedComponent):
+    """An MLP's activation function, where it is a module that has to be named."""
+
+    input_axes = "batch pos d_mlp"
+    output_axes = "batch pos d_mlp"
+
+
 class MLPBridge(GeneralizedComponent):
     """A linear map, an activation function, a linear map: submodules `in` and `out`.
 

@@ -18,11 +18,20 @@ class Stopped(Exception):  # noqa: N818 (it ends a run as asked, and is no error
 
 
 @contextlib.contextmanager
-def starting_at(blocks: Sequence[nn.Module], start: int, residual: Tensor) -> Iterator[None]:
-    """Has the residual stream enter block `start`; the blocks before it are not run while the context is open."""
+def starting_at(
+    blocks: Sequence[nn.Module], start: int, residual: Tensor, *, returns_tuple: bool = False
+) -> Iterator[None]:
+    """Has the residual stream enter block `start`; the blocks before it are not run while the context is open.
+
+    Args:
+        blocks: The model's blocks.
+        start: The first one run.
+        residual: The residual stream entering it.
+        returns_tuple: Whether blocks return a tuple, the residual stream first.
+    """
     with contextlib.ExitStack() as stack:
         for index, block in enumerate(blocks[:start]):
-            stack.enter_context(_stepped_over(block, residual if index == start - 1 else None))
+            stack.enter_context(_stepped_over(block, residual if index == start - 1 else None, returns_tuple))
         if start == 0:
 
             def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -54,9 +63,10 @@ def stopping_at(blocks: Sequence[nn.Module], stop: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stepped_over(block: nn.Module, replacement: Tensor | None) -> Iterator[None]:
-    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden_states if replacement is None else replacement
+def _stepped_over(block: nn.Module, replacement: Tensor | None, returns_tuple: bool) -> Iterator[None]:
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        left = hidden_states if replacement is None else replacement
+        return (left, None) if returns_tuple else left
 
     own = vars(block).get("forward")  # where another library has put one
     vars(block)["forward"] = forward

@@ -1,0 +1,97 @@
+"""What a verification found: checks with their errors, and in words why one failed."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Group = Literal["parity", "reads", "identities", "writes", "padding", "precision"]
+
+GROUPS: dict[Group, str] = {
+    "parity": "the bridge runs the model's own code: logits equal the unbridged model's",
+    "reads": "every point fires, in its axes, with the value that the cache has",
+    "identities": "points add up and compute to each other as the model's arithmetic says",
+    "writes": "a write to a point moves the logits, and is in everything computed of that point",
+    "padding": "each row of a padded batch has the logits that it has alone",
+    "precision": "how far half precision is from full; no fault of a point",
+}
+"""The groups of checks, and what each shows."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        group: What it is about.
+        what: What was checked.
+        passed: Whether it holds.
+        error: The relative error measured, where there is one.
+        tolerance: The most allowed.
+        explanation: Where it failed, what that means and what to do.
+    """
+
+    group: Group
+    what: str
+    passed: bool
+    error: float | None = None
+    tolerance: float | None = None
+    explanation: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of `bridge.verify`.
+
+    Attributes:
+        model: Name of the model.
+        architecture: Class of the Hugging Face model.
+        level: `"quick"` or `"full"`.
+        dtype: Of the weights.
+        checks: All checks, in order.
+        forwards: Forward passes that it took.
+    """
+
+    model: str
+    architecture: str
+    level: str
+    dtype: str
+    checks: tuple[Check, ...]
+    forwards: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check holds."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that do not hold."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    def groups(self) -> Iterator[tuple[Group, int, int, float | None]]:
+        """Yields each group with its checks that hold, all its checks, and its largest error."""
+        held = Counter(check.group for check in self.checks if check.passed)
+        for group in GROUPS:
+            own = [check for check in self.checks if check.group == group]
+            errors = [check.error for check in own if check.error is not None and check.group != "writes"]
+            if own:
+                yield group, held[group], len(own), max(errors, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as plain data."""
+        return {**asdict(self), "passed": self.passed, "checks": [asdict(check) for check in self.checks]}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.architecture} {self.model} ({self.dtype}), {self.level}, {self.forwards} forward passes: "
+            + ("all checks hold" if self.passed else f"{len(self.failures)} checks fail")
+        ]
+        for group, held, count, error in self.groups():
+            largest = "" if error is None else f", error at most {error:.1e}"
+            lines.append(f"  {group:10}  {held} of {count}{largest}  ({GROUPS[group]})")
+        for check in self.failures:
+            error = "" if check.error is None else f" (error {check.error:.1e}, allowed {check.tolerance:.1e})"
+            lines.append(f"  FAILED {check.group}: {check.what}{error}")
+            lines.append(f"    {check.explanation}")
+        return "\n".join(lines)

@@ -1,0 +1,218 @@
+"""Every supported architecture: all points read and written, and their values Hugging Face's own."""
+
+import functools
+
+import pytest
+import torch
+from tests.zoo import CONTINUOUS, MODELS, build
+from torch import Tensor
+from transformers import DynamicCache
+
+import clearspan
+from clearspan import TransformerBridge
+from clearspan.architectures import ADAPTERS
+from clearspan.points import VOCABULARY
+
+LENGTH = 9
+SQUARE_EAGER = 1e-5
+"""Relative; measured at most 1e-6, for patterns of later layers under fused attention against eager."""
+
+
+@functools.cache
+def made(variant: str) -> TransformerBridge:
+    """A bridge that no test may leave changed."""
+    return clearspan.boot(build(variant))
+
+
+@pytest.fixture(params=MODELS)
+def zoo(request: pytest.FixtureRequest) -> TransformerBridge:
+    return made(request.param)
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(1, 97, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def test_every_adapter_is_in_the_zoo():
+    assert {made(variant).cfg.architecture for variant in MODELS} == set(ADAPTERS)
+
+
+def test_full_verification(zoo):
+    found = zoo.verify("full")
+    assert found.passed, str(found)
+    assert {check.group for check in found.checks} == {"parity", "reads", "identities", "writes", "padding"}
+
+
+def test_quick_verification_takes_at_most_forty_forwards(zoo):
+    calls = []
+    handle = zoo.hf_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    found = zoo.verify()
+    handle.remove()
+    assert found.passed, str(found)
+    assert found.forwards == len(calls) <= 40
+
+
+def test_every_name_of_the_vocabulary_is_there_or_absent_with_a_reason(zoo):
+    for entry in VOCABULARY:
+        for layer in range(zoo.cfg.n_layers):
+            name = entry.name.replace("{l}", str(layer))
+            reason = zoo.why_absent(name)
+            assert (name in zoo.hook_dict) == (reason is None), name
+            assert reason is None or len(reason) > 10, name
+
+
+def test_table_has_the_shapes_that_a_run_gives(zoo, ids):
+    with torch.no_grad():
+        _, cache = zoo.run_with_cache(ids)
+    table = zoo.points()
+    assert [row.name for row in table] == [point.name for point in zoo.index]
+    for row in table:
+        for axis, size, found in zip(row.axes, row.sizes, cache[row.name].shape, strict=True):
+            expected = {"batch": 2, "pos": LENGTH, "q_pos": LENGTH, "k_pos": LENGTH}.get(axis, size)
+            assert found == expected, (row, axis)
+
+
+OWN_EAGER = ("llama eager", "gpt2 upcast", "falcon alibi")
+"""Eager already; and Falcon, whose own eager attention adds the position bias twice."""
+
+
+@pytest.mark.parametrize("variant", [name for name in MODELS if name not in OWN_EAGER])
+def test_patterns_and_residuals_are_those_of_hugging_face(variant, ids):
+    bridge = made(variant)
+    eager = build(variant, attn_implementation="eager")
+    assert eager.config._attn_implementation == "eager"
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(ids)
+        theirs = eager(ids, use_cache=False, output_attentions=True, output_hidden_states=True)
+    for layer in range(bridge.cfg.n_layers):
+        assert relative(cache["pattern", layer], theirs.attentions[layer]) < SQUARE_EAGER
+        assert relative(cache["resid_pre", layer], theirs.hidden_states[layer]) < SQUARE_EAGER
+    assert relative(cache["unembed.hook_in"], theirs.hidden_states[-1]) < SQUARE_EAGER
+
+
+def test_patterns_with_padding_and_under_a_kv_cache(zoo, ids):
+    """Rows of a cached run are those of the whole one, also where a sliding window hides the first keys."""
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    kv = DynamicCache(config=zoo.hf_model.config)
+    with torch.no_grad():
+        _, whole = zoo.run_with_cache(ids, attention_mask=mask)
+        zoo(ids[:, :5], attention_mask=mask[:, :5], past_key_values=kv)
+        _, rest = zoo.run_with_cache(ids[:, 5:], attention_mask=mask, past_key_values=kv)
+    for layer in range(zoo.cfg.n_layers):
+        pattern, expected = rest["pattern", layer], whole["pattern", layer][:, :, 5:]
+        keys = pattern.shape[-1]  # fewer than all, where the cache keeps a window
+        real = torch.stack([expected[0], expected[1]])
+        assert relative(pattern, real[..., -keys:]) < SQUARE_EAGER
+        hidden = expected[..., :-keys] if keys < LENGTH else expected[..., :0]
+        assert not hidden.any()
+        assert whole["pattern", layer][1, :, 3:, :3].abs().max() == 0
+
+
+def test_segments_join_to_the_whole(zoo, ids):
+    with torch.no_grad():
+        whole = zoo(ids)
+        for layer in range(zoo.cfg.n_layers + 1):
+            middle = zoo(ids, stop_at_layer=layer)
+            assert middle.shape == (2, LENGTH, zoo.cfg.d_model)
+            if layer < zoo.cfg.n_layers:
+                assert torch.equal(zoo(middle, start_at_layer=layer), whole)
+
+
+SMOOTH = {"steps": (3e-3, 3e-4), "relative": 0.02, "absolute": 3e-4}
+"""Numeric gradients: many models normalise in float32 whatever their dtype, so that steps cannot be very small. One of
+the two steps must agree."""
+
+
+def in_float64(variant: str) -> TransformerBridge:
+    model = build(variant, **CONTINUOUS.get(variant, {}))
+    if "upcast" not in variant:
+        model = model.double()
+    model.config._experts_implementation = "eager"  # the fused kernels have no float64
+    return clearspan.boot(model)
+
+
+@pytest.mark.parametrize("variant", MODELS)
+def test_gradients_equal_numeric_ones(variant, ids):
+    """Of the loss, at every point of a layer and outside the blocks: returned writes up, in-place writes down."""
+    bridge = in_float64(variant)
+    _, cache = bridge.run_with_cache(ids, return_type="loss", incl_bwd=True)
+    generator = torch.Generator().manual_seed(3)
+    layers = {0: "blocks.1."} | ({1: "blocks.2."} if bridge.hook_dict.keys() & {"blocks.2.attn.hook_rot_q"} else {})
+    for point in bridge.index:
+        value = cache[point.name]
+        if not value.is_floating_point() or (point.name.startswith("blocks.") and point.name[:9] not in layers.values()):
+            continue
+        direction = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
+        if point.axes[-1] == "k_pos":
+            direction = direction.tril()
+        analytic = (cache[f"{point.name}_grad"] * direction).sum().item()
+        numeric = [_slope(bridge, ids, point.name, direction, step) for step in SMOOTH["steps"]]
+        allowed = SMOOTH["relative"] * abs(analytic) + SMOOTH["absolute"] * direction.numel() ** 0.5 / 4
+        assert min(abs(slope - analytic) for slope in numeric) < allowed, (point.name, analytic, numeric)
+
+
+def _slope(bridge: TransformerBridge, ids: Tensor, name: str, direction: Tensor, step: float) -> float:
+    with torch.no_grad():
+        up = bridge.run_with_hooks(
+            ids, return_type="loss", fwd_hooks=[(name, lambda value, hook: value + step * direction)]
+        )
+        down = bridge.run_with_hooks(
+            ids, return_type="loss", fwd_hooks=[(name, lambda value, hook: value.sub_(step * direction))]
+        )
+    return ((up - down) / (2 * step)).item()
+
+
+def test_weights_give_the_projections(zoo, ids):
+    """`W_Q` and so on map what attention reads to `hook_q`; `W_in`, `W_gate` what the MLP reads to `hook_pre`."""
+    with torch.no_grad():
+        _, cache = zoo.run_with_cache(ids)
+        for layer, block in enumerate(zoo.blocks):
+            read = cache[f"blocks.{layer}.attn.hook_in"]
+            for letter, short in (("Q", "q"), ("K", "k"), ("V", "v")):
+                try:
+                    weight = getattr(block.attn, f"W_{letter}")
+                except clearspan.errors.MissingWeightError as error:
+                    assert "latent" in type(block.attn).__name__.lower(), error
+                    continue
+                if "kv_a_norm" in block.attn.submodules and letter == "V":
+                    norm = block.attn.submodules["kv_a_norm"]
+                    scale = norm.scale(cache[f"blocks.{layer}.attn.kv_a_norm.hook_in"])[..., None]
+                    assert relative(torch.einsum("bpm,hmd->bphd", read, weight) / scale, cache["v", layer]) < 1e-5
+                    continue
+                expected = torch.einsum("bpm,hmd->bphd", read, weight)
+                try:
+                    expected = expected + getattr(block.attn, f"b_{letter}")
+                except clearspan.errors.MissingWeightError:
+                    pass
+                if "q_b" not in block.attn.submodules:
+                    assert relative(cache[short, layer], expected) < 1e-5
+            if f"blocks.{layer}.mlp.hook_pre" in cache:
+                gated = "gate" in block.mlp.submodules or "gate_up" in block.mlp.submodules
+                entered = cache[f"blocks.{layer}.{'mlp.in' if block.mlp.name is None else 'mlp'}.hook_in"]
+                pre = entered @ (block.mlp.W_gate if gated else block.mlp.W_in)
+                pre = pre + _bias_or_zero(block.mlp, "b_gate" if gated else "b_in")
+                assert relative(cache["pre", layer], pre) < 1e-5
+
+
+def _bias_or_zero(mlp: object, name: str) -> Tensor | float:
+    try:
+        return getattr(mlp, name)
+    except (clearspan.errors.MissingWeightError, KeyError):
+        return 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", ["gpt_bigcode", "llama", "gemma3", "falcon grouped", "mixtral", "deepseek_v3", "opt"])
+def test_half_precision_is_verified_against_full(variant, dtype):
+    found = clearspan.boot(build(variant).to(dtype)).verify()
+    assert found.passed, str(found)
+    control = [check for check in found.checks if check.group == "precision"]
+    assert control[0].error is not None
+    assert control[0].error > 1e-4
+    assert all(check.passed for check in control[1:])
