@@ -1,26 +1,126 @@
-"""Writes what the documents list from the code: the README's table of architectures.
+"""Writes what the documents list from the code: architectures, the vocabulary, and which points which architecture has.
 
 python docs/generate.py
 """
 
 import re
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from clearspan.architectures import ADAPTERS
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 
-README = Path(__file__).parents[1] / "README.md"
-MARKED = re.compile(r"(<!-- generated:architectures -->\n).*?(<!-- /generated:architectures -->)", re.DOTALL)
+from tests.zoo import MODELS, build  # noqa: E402 (the tests' models are not installed)
+
+import clearspan  # noqa: E402
+from clearspan import TransformerBridge  # noqa: E402
+from clearspan.architectures import ADAPTERS  # noqa: E402
+from clearspan.bridge.verification import Verification  # noqa: E402
+from clearspan.points import RAW_ENDS, VOCABULARY, Entry  # noqa: E402
 
 
-def with_architectures(readme: str) -> str:
-    """Returns the README's text with its table of architectures made anew."""
+def architectures() -> str:
+    """Returns the README's table of architectures."""
     rows = ["| Hugging Face class | Adapter | Models |", "|---|---|---|"]
     for name, adapter in sorted(ADAPTERS.items()):
         assert adapter.__doc__, f"{adapter.__name__} says in its docstring which models it serves"
         rows.append(f"| `{name}` | `{adapter.__name__}` | {adapter.__doc__.splitlines()[0]} |")
-    table = "\n".join(rows) + "\n"
-    return MARKED.sub(lambda found: found[1] + table + found[2], readme)
+    return "\n".join(rows) + "\n"
+
+
+def vocabulary() -> str:
+    """Returns the table of the names that architectures share."""
+    rows = ["| name | axes | value | a write changes |", "|---|---|---|---|"]
+    for entry in (*VOCABULARY, *RAW_ENDS):
+        name = entry.name.replace("*.", "<component>.")
+        rows.append(f"| `{name}` | {' '.join(entry.axes)} | {_sentence(entry.value)} | {_sentence(entry.write)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text[0] != "`" else f"{text}."
+
+
+class Presence:
+    """Which points one architecture has, as a full verification of a tiny random model found them.
+
+    Args:
+        variant: The model's name in the zoo.
+    """
+
+    def __init__(self, variant: str) -> None:
+        self.bridge: TransformerBridge = clearspan.boot(build(variant))
+        self.found: Verification = self.bridge.verify("full")
+
+    @property
+    def architecture(self) -> str:
+        """Class of the Hugging Face model."""
+        return self.bridge.cfg.architecture
+
+    def cell(self, entry: Entry, note: Callable[[str], str]) -> str:
+        """Returns a cell of the table: reads and writes as marks, and the number of a reason where a layer lacks it."""
+        layers = range(self.bridge.cfg.n_layers)
+        names = dict.fromkeys(entry.name.replace("{l}", str(layer)) for layer in layers)
+        reasons = dict.fromkeys(reason for name in names if (reason := self.bridge.why_absent(name)) is not None)
+        present = [name for name in names if name in self.bridge.hook_dict]
+        marks = f"{self._mark('reads', present)}{self._mark('writes', present)}" if present else ""
+        return " ".join([*([marks] if marks else []), *(f"[{note(reason)}]" for reason in reasons)])
+
+    def _mark(self, group: str, names: Iterable[str]) -> str:
+        held: dict[str, bool] = {}
+        for check in self.found.checks:
+            if check.group == group:
+                name = check.what.partition(",")[0]
+                held[name] = held.get(name, True) and check.passed
+        canonical = {self.bridge.hook_dict[name].name for name in names}
+        return "✓" if all(held.get(name, False) for name in canonical) else "✗"
+
+
+def points_by_architecture() -> str:
+    """Returns the table of architectures by points, with the reasons for what is absent."""
+    models = {variant: Presence(variant) for variant in MODELS}
+    first: dict[str, Presence] = {}
+    for presence in models.values():
+        first.setdefault(presence.architecture, presence)
+    shown = dict(sorted(first.items()))
+    reasons: dict[str, str] = {}
+
+    def note(reason: str) -> str:
+        return reasons.setdefault(reason, str(len(reasons) + 1))
+
+    titles = [name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") for name in shown]
+    rows = [f"| | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
+    for entry in VOCABULARY:
+        cells = [presence.cell(entry, note) for presence in shown.values()]
+        rows.append(f"| `{entry.name}` | {' | '.join(cells)} |")
+    listed = [f"{number}. {reason[0].upper()}{reason[1:]}." for reason, number in reasons.items()]
+    variants = [
+        f"- {variant} (`{presence.architecture}`): "
+        + f"{len(presence.found.checks)} checks, {len(presence.found.failures)} failed"
+        for variant, presence in models.items()
+    ]
+    return "\n".join([*rows, "", "Why a point is absent:", "", *listed, "", "Verified in full:", "", *variants]) + "\n"
+
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"architectures": architectures},
+    "docs/hook-points.md": {"vocabulary": vocabulary},
+    "docs/points-by-architecture.md": {"points": points_by_architecture},
+}
+"""Each page's generated parts, which lie between two marks."""
+
+
+def current(page: str) -> str:
+    """Returns a page's text with its generated parts made anew."""
+    text = (ROOT / page).read_text()
+    for part, make in PAGES[page].items():
+        marked = re.compile(rf"(<!-- generated:{part} -->\n).*?(<!-- /generated:{part} -->)", re.DOTALL)
+        made = make()
+        text = marked.sub(lambda found, made=made: found[1] + made + found[2], text)
+    return text
 
 
 if __name__ == "__main__":
-    README.write_text(with_architectures(README.read_text()))
+    for page in PAGES:
+        (ROOT / page).write_text(current(page))

@@ -138,9 +138,8 @@ CONTINUOUS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_experts_per_tok": 4},
     "qwen3_moe": {"num_experts_per_tok": 4},
     "gpt_oss": {"num_experts_per_tok": 4},
-    **dict.fromkeys(
-        ("deepseek_v3", "deepseek_v3 full queries"), {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 8}
-    ),
+    "deepseek_v3": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 8},
+    "deepseek_v3 full queries": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 8},
 }
 """Settings under which every expert is chosen, so that no small change chooses another one."""
 

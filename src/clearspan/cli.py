@@ -71,6 +71,36 @@ def report(
         _write(found, out)
 
 
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="The embedded model, a checkpoint folder, or a hub id.")],
+    full: Annotated[bool, typer.Option("--full", help="Write in every layer, not in one of each kind.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
+) -> None:
+    """Check that every hook point of a model reads and writes as it should.
+
+    On the model's own weights: parity with the unbridged model, identities between
+    points, the effect of writes, padding. Exits 1 if a check fails.
+    """
+    import clearspan
+    from clearspan.errors import ClearspanError
+
+    try:
+        found = clearspan.boot(model).verify("full" if full else "quick")
+    except ClearspanError as error:
+        _fail(str(error), FAILURE)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        from rich.console import Console
+
+        from clearspan.view import show_verification
+
+        show_verification(found, Console())
+    if not found.passed:
+        raise typer.Exit(FAILURE)
+
+
 def _read(text: str | None, file: Path | None) -> str:
     """Returns the text of whichever of the two options was given."""
     match text, file:

@@ -11,6 +11,7 @@ import pytest
 
 import clearspan
 from clearspan.architectures import ADAPTERS
+from clearspan.points import VOCABULARY
 
 ROOT = Path(__file__).parents[2]
 MODULES = [name for _, name, _ in pkgutil.walk_packages(clearspan.__path__, "clearspan.")]
@@ -36,15 +37,21 @@ def test_links_inside_the_project(page):
         assert (page.parent / target).exists(), target
 
 
-def test_the_table_of_architectures_is_current():
-    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
-    readme = (ROOT / "README.md").read_text()
-    assert generate["with_architectures"](readme) == readme
-    assert all(f"| `{name}` |" in readme for name in ADAPTERS)
+GENERATE = runpy.run_path(str(ROOT / "docs/generate.py"))
 
 
-def test_the_page_of_hook_points_is_complete():
-    bridge = clearspan.boot("tiny-bigcode")
-    listed = dict(re.findall(r"^\| `([^`]+)` \| ([a-z_0-9 ]+) \|", (ROOT / "docs/hook-points.md").read_text(), re.M))
-    expected = {re.sub(r"blocks\.\d+", "blocks.{l}", point.name): " ".join(point.axes) for point in bridge.index}
-    assert {name: axes.strip() for name, axes in listed.items()} == expected
+@pytest.mark.parametrize("page", GENERATE["PAGES"])
+def test_generated_parts_are_current(page):
+    assert GENERATE["current"](page) == (ROOT / page).read_text(), "run: python docs/generate.py"
+
+
+def test_the_table_of_points_has_no_empty_cell():
+    page = (ROOT / "docs/points-by-architecture.md").read_text()
+    rows = re.findall(r"^\| `(hook_|blocks|ln_final)[^|]*\|(.*)\|$", page, re.M)
+    assert len(rows) == len(VOCABULARY)
+    for _, cells in rows:
+        found = cells.split("|")
+        assert len(found) == len(ADAPTERS)
+        for cell in found:
+            assert re.fullmatch(r"(✓✓)?( ?\[\d+\])*", cell.strip()), cell
+            assert cell.strip()

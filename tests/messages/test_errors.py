@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tests.conftest import tiny_model
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import clearspan
 from clearspan.errors import (
@@ -252,20 +252,29 @@ def test_a_hook_that_raises_leaves_the_model_clean(where, bridge, tokens):
     assert torch.equal(bridge(tokens), base)
 
 
+NEO = {
+    "num_layers": 1,
+    "hidden_size": 8,
+    "num_heads": 2,
+    "vocab_size": 11,
+    "attention_types": [[["global"], 1]],
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
 def test_architecture_without_an_adapter():
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11, bos_token_id=0, eos_token_id=0))
+    model = GPTNeoForCausalLM(GPTNeoConfig(**NEO))
     with pytest.raises(UnsupportedArchitectureError) as error:
         clearspan.boot(model)
-    assert message(error)[0] == "no adapter for GPT2LMHeadModel"
+    assert message(error)[0] == "no adapter for GPTNeoForCausalLM"
     assert message(error)[-1] == "  fix: write an adapter: CONTRIBUTING.md shows how, step by step"
 
 
 def test_saved_architecture_without_an_adapter(tmp_path):
-    GPT2LMHeadModel(
-        GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11, bos_token_id=0, eos_token_id=0)
-    ).save_pretrained(tmp_path)
+    GPTNeoForCausalLM(GPTNeoConfig(**NEO)).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()  # the config is enough to refuse it
-    with pytest.raises(UnsupportedArchitectureError, match="no adapter for GPT2LMHeadModel"):
+    with pytest.raises(UnsupportedArchitectureError, match="no adapter for GPTNeoForCausalLM"):
         clearspan.boot(tmp_path)
 
 

@@ -11,7 +11,8 @@ from transformers import DynamicCache
 import clearspan
 from clearspan import TransformerBridge
 from clearspan.architectures import ADAPTERS
-from clearspan.points import VOCABULARY
+from clearspan.errors import MissingWeightError
+from clearspan.points import VOCABULARY, HookPoint
 
 LENGTH = 9
 SQUARE_EAGER = 1e-5
@@ -146,7 +147,9 @@ def test_gradients_equal_numeric_ones(variant, ids):
     layers = {0: "blocks.1."} | ({1: "blocks.2."} if bridge.hook_dict.keys() & {"blocks.2.attn.hook_rot_q"} else {})
     for point in bridge.index:
         value = cache[point.name]
-        if not value.is_floating_point() or (point.name.startswith("blocks.") and point.name[:9] not in layers.values()):
+        if not value.is_floating_point() or (
+            point.name.startswith("blocks.") and point.name[:9] not in layers.values()
+        ):
             continue
         direction = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
         if point.axes[-1] == "k_pos":
@@ -168,47 +171,120 @@ def _slope(bridge: TransformerBridge, ids: Tensor, name: str, direction: Tensor,
     return ((up - down) / (2 * step)).item()
 
 
-def test_weights_give_the_projections(zoo, ids):
-    """`W_Q` and so on map what attention reads to `hook_q`; `W_in`, `W_gate` what the MLP reads to `hook_pre`."""
+LATENT = ("deepseek_v3", "deepseek_v3 full queries")
+
+
+@pytest.mark.parametrize("variant", [name for name in MODELS if name not in LATENT])
+def test_attention_weights_give_the_projections(variant, ids):
+    """`W_Q` and so on, with their biases, map what attention reads to `hook_q`."""
+    bridge = made(variant)
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(ids)
+        for layer, block in enumerate(bridge.blocks):
+            read = cache[f"blocks.{layer}.attn.hook_in"]
+            for letter in "QKV":
+                expected = torch.einsum("bpm,hmd->bphd", read, getattr(block.attn, f"W_{letter}"))
+                expected = expected + _or_zero(block.attn, f"b_{letter}")
+                assert relative(cache[letter.lower(), layer], expected) < 1e-5
+
+
+@pytest.mark.parametrize("variant", LATENT)
+def test_latent_weights(variant, ids):
+    """The composed `W_V` maps to values but for the latents' norm; `W_Q` is there without a low-rank part alone."""
+    bridge = made(variant)
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(ids)
+        for layer, block in enumerate(bridge.blocks):
+            read = cache[f"blocks.{layer}.attn.hook_in"]
+            scale = cache[f"blocks.{layer}.attn.kv_a_norm.hook_scale"][..., None]
+            values = torch.einsum("bpm,hmd->bphd", read, block.attn.W_V) / scale
+            assert relative(cache["v", layer], values) < 1e-5
+            if variant == "deepseek_v3":
+                with pytest.raises(MissingWeightError, match="a norm lies between the two query projections"):
+                    _ = block.attn.W_Q
+            else:
+                assert relative(cache["q", layer], torch.einsum("bpm,hmd->bphd", read, block.attn.W_Q)) < 1e-5
+            for missing in ("W_K", "b_Q", "b_K", "b_V"):
+                with pytest.raises(MissingWeightError, match=f"has no {missing}"):
+                    getattr(block.attn, missing)
+
+
+def test_mlp_weights_give_the_hidden_layer(zoo, ids):
+    """`W_gate`, or `W_in` without a gate, maps what the MLP reads to `hook_pre`; `W_in` to `hook_pre_linear`."""
     with torch.no_grad():
         _, cache = zoo.run_with_cache(ids)
         for layer, block in enumerate(zoo.blocks):
-            read = cache[f"blocks.{layer}.attn.hook_in"]
-            for letter, short in (("Q", "q"), ("K", "k"), ("V", "v")):
-                try:
-                    weight = getattr(block.attn, f"W_{letter}")
-                except clearspan.errors.MissingWeightError as error:
-                    assert "latent" in type(block.attn).__name__.lower(), error
-                    continue
-                if "kv_a_norm" in block.attn.submodules and letter == "V":
-                    norm = block.attn.submodules["kv_a_norm"]
-                    scale = norm.scale(cache[f"blocks.{layer}.attn.kv_a_norm.hook_in"])[..., None]
-                    assert relative(torch.einsum("bpm,hmd->bphd", read, weight) / scale, cache["v", layer]) < 1e-5
-                    continue
-                expected = torch.einsum("bpm,hmd->bphd", read, weight)
-                try:
-                    expected = expected + getattr(block.attn, f"b_{letter}")
-                except clearspan.errors.MissingWeightError:
-                    pass
-                if "q_b" not in block.attn.submodules:
-                    assert relative(cache[short, layer], expected) < 1e-5
-            if f"blocks.{layer}.mlp.hook_pre" in cache:
-                gated = "gate" in block.mlp.submodules or "gate_up" in block.mlp.submodules
-                entered = cache[f"blocks.{layer}.{'mlp.in' if block.mlp.name is None else 'mlp'}.hook_in"]
-                pre = entered @ (block.mlp.W_gate if gated else block.mlp.W_in)
-                pre = pre + _bias_or_zero(block.mlp, "b_gate" if gated else "b_in")
-                assert relative(cache["pre", layer], pre) < 1e-5
+            if f"blocks.{layer}.mlp.hook_pre" not in cache:
+                continue
+            read = cache[f"blocks.{layer}.{'mlp.in' if block.mlp.name is None else 'mlp'}.hook_in"]
+            is_gated = f"blocks.{layer}.mlp.hook_pre_linear" in cache
+            first, bias = ("W_gate", "b_gate") if is_gated else ("W_in", "b_in")
+            assert relative(cache["pre", layer], read @ getattr(block.mlp, first) + _or_zero(block.mlp, bias)) < 1e-5
+            if is_gated:
+                linear = read @ block.mlp.W_in + _or_zero(block.mlp, "b_in")
+                assert relative(cache["pre_linear", layer], linear) < 1e-5
 
 
-def _bias_or_zero(mlp: object, name: str) -> Tensor | float:
+def _or_zero(part: object, bias: str) -> Tensor | float:
     try:
-        return getattr(mlp, name)
-    except (clearspan.errors.MissingWeightError, KeyError):
+        return getattr(part, bias)
+    except MissingWeightError:
         return 0.0
 
 
+def uneven(value: Tensor) -> Tensor:
+    """Returns a change that a norm does not undo."""
+    return value * torch.linspace(0.5, 2, value.shape[-1]) + 0.25
+
+
+def test_path_inputs_act_on_their_projections_alone(zoo, ids):
+    """All three projections' inputs together are what attention reads; the MLP's is what the MLP reads."""
+
+    def change(value: Tensor, hook: HookPoint) -> Tensor:
+        return uneven(value)
+
+    def logits(*names: str) -> Tensor:
+        return zoo.run_with_hooks(ids, fwd_hooks=[(f"blocks.1.{name}", change) for name in names])
+
+    block = zoo.blocks[1]
+    alone = {name: logits(f"hook_{name}") for name in ("q_input", "k_input", "v_input", "attn_in") if has(zoo, name)}
+    if "attn_in" in alone:
+        together = logits("hook_q_input", "hook_k_input", "hook_v_input")
+        assert relative(together, alone["attn_in"]) < 1e-5
+        shares_norm = block.is_parallel and "ln2" not in block.submodules
+        if not shares_norm:
+            read = "ln1.hook_in" if has(zoo, "ln1.hook_in") and not block.norms_the_sum else "attn.hook_in"
+            if read == "ln1.hook_in" and block.residual_is_normed:
+                return  # there the residual branch reads the norm too
+            assert relative(alone["attn_in"], logits(read)) < 1e-5
+    base = zoo(ids)
+    assert len({tuple(found[0, -1, :4].tolist()) for found in (*alone.values(), base)}) == len(alone) + 1
+
+
+def has(bridge: TransformerBridge, name: str) -> bool:
+    return f"blocks.1.{name}" in bridge.hook_dict or f"blocks.1.hook_{name}" in bridge.hook_dict
+
+
+@pytest.mark.parametrize("variant", ["gptj", "cohere2", "falcon", "falcon one norm"])
+def test_an_mlp_that_shares_attentions_norm_has_an_input_of_its_own(variant, ids):
+    bridge = made(variant)
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(ids)
+        norm = bridge.blocks[1].ln1.module
+
+        def read(value: Tensor, hook: HookPoint) -> Tensor:
+            return norm(uneven(cache["resid_pre", 1]))
+
+        alone = bridge.run_with_hooks(ids, fwd_hooks=[("blocks.1.hook_mlp_in", lambda value, hook: uneven(value))])
+        expected = bridge.run_with_hooks(ids, fwd_hooks=[("blocks.1.mlp.hook_in", read)])
+    assert relative(alone, expected) < 1e-6
+    assert relative(alone, bridge(ids)) > 1e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("variant", ["gpt_bigcode", "llama", "gemma3", "falcon grouped", "mixtral", "deepseek_v3", "opt"])
+@pytest.mark.parametrize(
+    "variant", ["gpt_bigcode", "llama", "gemma3", "falcon grouped", "mixtral", "deepseek_v3", "opt"]
+)
 def test_half_precision_is_verified_against_full(variant, dtype):
     found = clearspan.boot(build(variant).to(dtype)).verify()
     assert found.passed, str(found)

@@ -168,6 +168,8 @@ class BlockBridge(GeneralizedComponent):
             *names, total = (f"{self.path}.{term}" for term in terms)
             return Identity(tuple(names), total)
 
+        yield identity("hook_resid_pre", "attn.hook_in" if self._norm_before is None else "ln1.hook_in")
+        yield identity("hook_resid_pre" if self.is_parallel else "hook_resid_mid", "hook_mlp_in")
         if self.is_parallel:
             yield identity("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
         elif self.norms_the_sum:

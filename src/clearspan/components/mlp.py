@@ -116,6 +116,16 @@ class JointGateMLPBridge(GatedMLPBridge):
         """The linear branch's weight `[d_model, d_mlp]`, a view of the live parameter."""
         return self._half(is_second=True)
 
+    @property
+    def b_gate(self) -> Float[Tensor, "d_mlp"]:
+        """The gate's bias `[d_mlp]`, a view of the live parameter."""
+        return HalfConversion(is_second=False).handle_conversion(self._linear("gate_up").weight("bias"))
+
+    @property
+    def b_in(self) -> Float[Tensor, "d_mlp"]:
+        """The linear branch's bias `[d_mlp]`, a view of the live parameter."""
+        return HalfConversion(is_second=True).handle_conversion(self._linear("gate_up").weight("bias"))
+
     def _half(self, *, is_second: bool) -> Tensor:
         return HalfConversion(is_second).handle_conversion(self._linear("gate_up").matrix.T)
 

@@ -24,10 +24,14 @@ def additive_mask(
         return mask
     allowed = mask.bool() if mask is not None and mask.ndim == 4 else _allowed(mask, query, key, module, kwargs)
     zero = torch.zeros((), dtype=query.dtype, device=query.device)
+    return torch.where(allowed, zero, least_score(query.dtype))
+
+
+def least_score(dtype: torch.dtype) -> float:
+    """Returns the score of a key that a mask hides."""
     # Eager attention often takes its softmax in float32, where float64's least number would be -inf, and a row that is
     # masked throughout would be NaN.
-    least = max(torch.finfo(query.dtype).min, torch.finfo(torch.float32).min)
-    return torch.where(allowed, zero, least)
+    return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
 
 
 def _allowed(mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, kwargs: Mapping[str, Any]) -> Tensor:

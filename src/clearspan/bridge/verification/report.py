@@ -1,5 +1,6 @@
 """What a verification found: checks with their errors, and in words why one failed."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -79,8 +80,12 @@ class Verification:
                 yield group, held[group], len(own), max(errors, default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything as plain data."""
-        return {**asdict(self), "passed": self.passed, "checks": [asdict(check) for check in self.checks]}
+        """Returns everything as plain data; an error that is no number is None."""
+        checks = [asdict(check) for check in self.checks]
+        for check in checks:
+            if check["error"] is not None and not math.isfinite(check["error"]):
+                check["error"] = None
+        return {**asdict(self), "passed": self.passed, "checks": checks}
 
     def __str__(self) -> str:
         lines = [
