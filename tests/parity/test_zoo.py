@@ -281,6 +281,27 @@ def test_an_mlp_that_shares_attentions_norm_has_an_input_of_its_own(variant, ids
     assert relative(alone, bridge(ids)) > 1e-3
 
 
+def test_parts_called_alone_give_what_they_give_in_a_run(zoo, ids):
+    with torch.no_grad():
+        _, cache = zoo.run_with_cache(ids)
+        for layer, block in enumerate(zoo.blocks):
+            here = f"blocks.{layer}"
+            heard = []
+            with zoo.hooks(fwd_hooks=[(f"{here}.attn.hook_pattern", lambda value, hook: heard.append(value))]):
+                attended = block.attn(cache[f"{here}.attn.hook_in"])
+            assert relative(attended, cache[f"{here}.attn.o.hook_out"]) < 1e-5
+            assert len(heard) == 1
+            assert relative(heard[0], cache["pattern", layer]) < 1e-5
+            entered = f"{here}.{'mlp.in' if block.mlp.name is None else 'mlp'}.hook_in"
+            added = cache[f"{here}.mlp.out.hook_out" if has_out(zoo, layer) else f"{here}.mlp.hook_out"]
+            assert relative(block.mlp(cache[entered]), added) < 1e-5
+            assert relative(block(cache["resid_pre", layer]), cache["resid_post", layer]) < 1e-5
+
+
+def has_out(bridge: TransformerBridge, layer: int) -> bool:
+    return f"blocks.{layer}.mlp.out.hook_out" in bridge.hook_dict
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "variant", ["gpt_bigcode", "llama", "gemma3", "falcon grouped", "mixtral", "deepseek_v3", "opt"]

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -104,10 +104,10 @@ class GeneralAttentionBridge(GeneralizedComponent):
         """Returns what the linear map that gives a projection by head reads, for an input of attention."""
         return value
 
-    def call_arguments(self, value: Tensor) -> dict[str, Tensor]:
-        """Returns the causal mask, where the module masks only by one; or a mask that hides nothing."""
+    def call_arguments(self, value: Tensor) -> dict[str, Any]:
+        """Returns the causal mask that the adapter declares, or else all that the model itself would hand the module."""
         if not self.requires_attention_mask:
-            return super().call_arguments(value)
+            return self._bound.arguments_of(self.module, value)
         if not self.attention_mask_4d:
             return {"attention_mask": torch.ones(value.shape[:2], dtype=torch.long, device=value.device)}
         return {"attention_mask": causal_mask(value.shape[1], value.dtype, value.device)}

@@ -2,9 +2,9 @@
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +36,13 @@ class Binding:
         model: The Hugging Face model, which is only referred to.
         cfg: Its sizes.
         weight_conversions: The adapter's conversions by canonical name, with `{i}` for the layer.
+        arguments_of: Gives what a module of a block needs beside its input, for an input, as the model itself makes it.
     """
 
     model: nn.Module
     cfg: TransformerBridgeConfig
     weight_conversions: Mapping[str, ParamProcessingConversion]
+    arguments_of: Callable[[nn.Module, Tensor], dict[str, Any]] = lambda _, __: {}
 
 
 class GeneralizedComponent:
@@ -162,7 +164,7 @@ class GeneralizedComponent:
         output = self.module(own, **self.call_arguments(value))
         return output[0] if isinstance(output, tuple) else output
 
-    def call_arguments(self, value: Tensor) -> dict[str, Tensor]:
+    def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns what the module's forward needs beside its input when it is called alone."""
         return {}
 

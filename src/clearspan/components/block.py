@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -95,9 +95,11 @@ class BlockBridge(GeneralizedComponent):
         own.name = f"{self.name}.{layer}"
         return own
 
-    def call_arguments(self, value: Tensor) -> dict[str, Tensor]:
+    def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns what its attention needs."""
-        return self.attn.call_arguments(value)
+        if self.attn.requires_attention_mask:
+            return self.attn.call_arguments(value)
+        return self._bound.arguments_of(self.module, value)
 
     @property
     def _norm_before(self) -> NormalizationBridge | None:

@@ -1,6 +1,7 @@
 """MLPs: plain and gated ones, and mixtures of experts."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -72,6 +73,10 @@ class MLPBridge(GeneralizedComponent):
         """Yields the activation function's input and the output projection's input."""
         yield self.point("hook_pre", self.submodules["in"].place(Side.OUTPUT))
         yield self.point("hook_post", self.submodules["out"].place(Side.INPUT))
+
+    def call_arguments(self, value: Tensor) -> dict[str, Any]:
+        """Returns what the module takes beside its input, such as the residual stream that it adds (zeros)."""
+        return self._bound.arguments_of(self.module, value)
 
     def __call__(self, value: Tensor) -> Tensor:
         """Runs the MLP alone; its listeners fire."""
