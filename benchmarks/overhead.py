@@ -119,6 +119,7 @@ def measure(d_model: int, batch: int, length: int, pairs: int) -> None:
     options = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
     prompt = tokens[:, :16]
     generator: Any = model
+    one_pattern = [("blocks.5.attn.hook_pattern", lambda value, hook: None)]
     mask = torch.ones_like(prompt)
 
     def base() -> object:
@@ -134,6 +135,7 @@ def measure(d_model: int, batch: int, length: int, pairs: int) -> None:
     rows: list[tuple[str, Callable[[], object], Callable[[], object], int]] = [
         ("hf_model again (noise)", base, base, pairs),
         ("forward, nothing listening", lambda: bridge(tokens), base, pairs),
+        ("listen to one pattern", lambda: bridge.run_with_hooks(tokens, fwd_hooks=one_pattern), base, pairs),
         ("cache all hook_resid_post", lambda: bridge.run_with_cache(tokens, names), base, pairs),
         ("  plain hooks, the same", lambda: residual_hooks(model, tokens), base, pairs),
         ("cache everything", everything, base, pairs),

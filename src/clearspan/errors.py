@@ -120,5 +120,9 @@ class EditedEntryError(ClearspanError, RuntimeError):
     """A cache entry whose storage was written after it was kept."""
 
 
+class UnreadableWeightError(ClearspanError, RuntimeError):
+    """A weight that is there, but whose values cannot be read: offloaded, or quantised."""
+
+
 class MissingWeightError(ClearspanError, AttributeError):
     """A weight that this architecture or checkpoint does not have."""

@@ -115,6 +115,38 @@ def test_patterns_with_padding_and_under_a_kv_cache(zoo, ids):
         assert whole["pattern", layer][1, :, 3:, :3].abs().max() == 0
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_row_is_the_row_alone_in_cache_and_loss(zoo, ids, side):
+    """At every point with positions, in logits and in the loss of each token."""
+    real = slice(3, None) if side == "left" else slice(None, -3)
+    mask = torch.zeros_like(ids)
+    mask[0], mask[1, real] = 1, 1
+    with torch.no_grad():
+        losses, cache = zoo.run_with_cache(ids, attention_mask=mask, return_type="loss", loss_per_token=True)
+        alone, expected = zoo.run_with_cache(ids[1:, real], return_type="loss", loss_per_token=True)
+    of_pairs = slice(3, None) if side == "left" else slice(None, -3)
+    assert relative(losses[1, of_pairs], alone[0]) < 1e-5
+    for point in zoo.index:
+        if point.axes[:2] == ("batch", "pos") and point.name not in ("pos_embed.hook_in",):
+            found, wanted = cache[point.name][1, real], expected[point.name][0]
+            if found.is_floating_point():
+                assert relative(found, wanted) < 1e-5, point.name
+            else:
+                assert torch.equal(found, wanted), point.name
+    for layer in range(zoo.cfg.n_layers):
+        assert relative(cache["pattern", layer][1, :, real, real], expected["pattern", layer][0]) < 1e-5
+
+
+def test_padded_rows_generate_what_they_generate_alone(zoo, ids):
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    together = zoo.generate(ids, attention_mask=mask, **options)
+    for row, start in enumerate((0, 3)):
+        alone = zoo.generate(ids[row : row + 1, start:], **options)
+        assert torch.equal(together[row, LENGTH:], alone[0, LENGTH - start :])
+
+
 def test_segments_join_to_the_whole(zoo, ids):
     with torch.no_grad():
         whole = zoo(ids)

@@ -1,32 +1,25 @@
-"""Llama, and the families that differ from it in their parts alone: norms, gates, multipliers, experts."""
+"""Llama, and the families that differ from it in their parts alone: norms, fused maps, multipliers, wiring."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from clearspan.architectures.base import ArchitectureAdapter
+from clearspan.architectures.decoder import DecoderAdapter
 from clearspan.components import (
     AttentionBridge,
-    BlockBridge,
     EmbeddingBridge,
     GatedMLPBridge,
     GeneralAttentionBridge,
     GeneralizedComponent,
     JointGateMLPBridge,
-    JointQKVAttentionBridge,
-    LinearBridge,
     NormalizationBridge,
     PerLayer,
-    UnembeddingBridge,
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import BlockedQKVConversionRule
 from clearspan.points import Layout
 
 
-class LlamaArchitectureAdapter(ArchitectureAdapter):
-    """Llama 1 to 3.
-
-    Subclasses override the parts in which their family differs.
-    """
+class LlamaArchitectureAdapter(DecoderAdapter):
+    """Llama 1 to 3."""
 
     config_values: ClassVar[dict[str, object]] = {
         "normalization_type": "RMS",
@@ -37,23 +30,9 @@ class LlamaArchitectureAdapter(ArchitectureAdapter):
         "uses_rms_norm": True,
         "eps_attr": "rms_norm_eps",
     }
-
-    def __init__(self, cfg: TransformerBridgeConfig) -> None:
-        super().__init__(cfg)
-        cfg.n_key_value_heads = cfg.n_key_value_heads or cfg.n_heads
-        self.weight_processing_conversions = self._qkvo_weight_conversions(n_kv_heads=cfg.n_key_value_heads)
-        self.component_mapping = {
-            "embed": self._embed(),
-            "blocks": self._block(),
-            "ln_final": self._norm("model.norm"),
-            "unembed": UnembeddingBridge(name="lm_head"),
-        }
-
-    def _embed(self) -> EmbeddingBridge:
-        return EmbeddingBridge(name="model.embed_tokens")
-
-    def _block(self) -> BlockBridge:
-        return BlockBridge(name="model.layers", submodules=self._parts())
+    embed_name = "model.embed_tokens"
+    blocks_name = "model.layers"
+    final_norm_name = "model.norm"
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
         return {
@@ -63,21 +42,21 @@ class LlamaArchitectureAdapter(ArchitectureAdapter):
             "mlp": self._mlp(),
         }
 
-    def _norm(self, name: str, axes: str = "batch pos d_model") -> NormalizationBridge:
-        return NormalizationBridge(name=name, axes=axes)
-
     def _attention(self) -> GeneralAttentionBridge:
         return AttentionBridge(name="self_attn", has_rotary=True, submodules=self._projections())
 
     def _projections(self) -> dict[str, GeneralizedComponent]:
-        return {key: LinearBridge(name=f"{key}_proj") for key in ("q", "k", "v", "o")}
+        return {**self._linears(q="q_proj", k="k_proj", v="v_proj", o="o_proj"), **self._head_norms()}
+
+    def _head_norms(self) -> dict[str, GeneralizedComponent]:
+        """Returns norms on queries and keys, where the family has them."""
+        return {}
 
     def _mlp(self) -> GeneralizedComponent:
         return self._gated("mlp")
 
     def _gated(self, name: str) -> GatedMLPBridge:
-        names = {"gate": "gate_proj", "in": "up_proj", "out": "down_proj"}
-        return GatedMLPBridge(name=name, submodules={key: LinearBridge(name=own) for key, own in names.items()})
+        return GatedMLPBridge(name=name, submodules=self._linears(gate="gate_proj", in_="up_proj", out="down_proj"))
 
 
 class MistralArchitectureAdapter(LlamaArchitectureAdapter):
@@ -91,11 +70,10 @@ class Qwen2ArchitectureAdapter(LlamaArchitectureAdapter):
 class Qwen3ArchitectureAdapter(LlamaArchitectureAdapter):
     """Qwen 3."""
 
-    def _projections(self) -> dict[str, GeneralizedComponent]:
+    def _head_norms(self) -> dict[str, GeneralizedComponent]:
         return {
-            **super()._projections(),
-            "q_norm": self._norm("q_norm", "batch pos head d_head"),
-            "k_norm": self._norm("k_norm", "batch pos kv_head d_head"),
+            "q_norm": NormalizationBridge(name="q_norm", axes="batch pos head d_head"),
+            "k_norm": NormalizationBridge(name="k_norm", axes="batch pos kv_head d_head"),
         }
 
 
@@ -110,23 +88,19 @@ class Olmo2ArchitectureAdapter(LlamaArchitectureAdapter):
             "ln2_post": self._norm("post_feedforward_layernorm"),
         }
 
-    def _projections(self) -> dict[str, GeneralizedComponent]:
-        return {
-            **super()._projections(),
-            "q_norm": self._norm("q_norm", "batch pos width"),
-            "k_norm": self._norm("k_norm", "batch pos width"),
-        }
+    def _head_norms(self) -> dict[str, GeneralizedComponent]:
+        return {key: NormalizationBridge(name=key, axes="batch pos width") for key in ("q_norm", "k_norm")}
 
 
-class GemmaArchitectureAdapter(LlamaArchitectureAdapter):
+class Gemma2ArchitectureAdapter(LlamaArchitectureAdapter):
     """Gemma 2."""
 
     def __init__(self, cfg: TransformerBridgeConfig) -> None:
         super().__init__(cfg)
         cfg.output_logits_soft_cap = cfg.hf.get("final_logit_softcapping")
 
-    def _norm(self, name: str, axes: str = "batch pos d_model", layout: Layout = Layout.TOKENS) -> NormalizationBridge:
-        return NormalizationBridge(name=name, weight_offset=1.0, axes=axes, layout=layout)
+    def _norm(self, name: str) -> NormalizationBridge:
+        return NormalizationBridge(name=name, weight_offset=1.0)
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
         return {
@@ -139,14 +113,16 @@ class GemmaArchitectureAdapter(LlamaArchitectureAdapter):
         }
 
 
-class Gemma3ArchitectureAdapter(GemmaArchitectureAdapter):
+class Gemma3ArchitectureAdapter(Gemma2ArchitectureAdapter):
     """Gemma 3, its text model."""
 
-    def _projections(self) -> dict[str, GeneralizedComponent]:
+    def _head_norms(self) -> dict[str, GeneralizedComponent]:
+        heads = {"q_norm": "head", "k_norm": "kv_head"}
         return {
-            **super()._projections(),
-            "q_norm": self._norm("q_norm", "batch pos head d_head", Layout.HEADS_FIRST),
-            "k_norm": self._norm("k_norm", "batch pos kv_head d_head", Layout.HEADS_FIRST),
+            key: NormalizationBridge(
+                name=key, weight_offset=1.0, axes=f"batch pos {head} d_head", layout=Layout.HEADS_FIRST
+            )
+            for key, head in heads.items()
         }
 
 
@@ -155,25 +131,15 @@ class Phi3ArchitectureAdapter(LlamaArchitectureAdapter):
 
     uses_combined_qkv = True
 
-    def _block(self) -> BlockBridge:
-        return BlockBridge(
-            name="model.layers", submodules=self._parts(), attn_out="resid_attn_dropout", mlp_out="resid_mlp_dropout"
-        )
+    def _wiring(self) -> dict[str, Any]:
+        return {"attn_out": "resid_attn_dropout", "mlp_out": "resid_mlp_dropout"}
 
     def _attention(self) -> GeneralAttentionBridge:
-        cfg = self.cfg
-        return JointQKVAttentionBridge(
-            name="self_attn",
-            has_rotary=True,
-            qkv_conversion_rule=BlockedQKVConversionRule(cfg.n_heads, cfg.d_head, cfg.n_key_value_heads or cfg.n_heads),
-            submodules={"qkv": LinearBridge(name="qkv_proj"), "o": LinearBridge(name="o_proj")},
-        )
+        rule = BlockedQKVConversionRule(self.cfg.n_heads, self.cfg.d_head, self._n_kv_heads())
+        return self._joint_attention("self_attn", "qkv_proj", "o_proj", rule, has_rotary=True)
 
     def _mlp(self) -> GeneralizedComponent:
-        return JointGateMLPBridge(
-            name="mlp",
-            submodules={"gate_up": LinearBridge(name="gate_up_proj"), "out": LinearBridge(name="down_proj")},
-        )
+        return JointGateMLPBridge(name="mlp", submodules=self._linears(gate_up="gate_up_proj", out="down_proj"))
 
 
 class GraniteArchitectureAdapter(LlamaArchitectureAdapter):
@@ -184,12 +150,10 @@ class GraniteArchitectureAdapter(LlamaArchitectureAdapter):
         cfg.logit_scale = 1 / cfg.hf["logits_scaling"]
 
     def _embed(self) -> EmbeddingBridge:
-        return EmbeddingBridge(name="model.embed_tokens", multiplier=self.cfg.hf["embedding_multiplier"])
+        return EmbeddingBridge(name=self.embed_name, multiplier=self.cfg.hf["embedding_multiplier"])
 
-    def _block(self) -> BlockBridge:
-        return BlockBridge(
-            name="model.layers", submodules=self._parts(), residual_multiplier=self.cfg.hf["residual_multiplier"]
-        )
+    def _wiring(self) -> dict[str, Any]:
+        return {"residual_multiplier": self.cfg.hf["residual_multiplier"]}
 
 
 class Cohere2ArchitectureAdapter(LlamaArchitectureAdapter):
@@ -207,8 +171,8 @@ class Cohere2ArchitectureAdapter(LlamaArchitectureAdapter):
         super().__init__(cfg)
         cfg.logit_scale = cfg.hf["logit_scale"]
 
-    def _block(self) -> BlockBridge:
-        return BlockBridge(name="model.layers", submodules=self._parts(), is_parallel=True)
+    def _wiring(self) -> dict[str, Any]:
+        return {"is_parallel": True}
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
         # Only layers with a sliding window rotate queries and keys.

@@ -42,16 +42,13 @@ class Qwen3MoeArchitectureAdapter(Qwen3ArchitectureAdapter):
 
     def _mlp(self) -> GeneralizedComponent:
         hf = self.cfg.hf
-        return PerLayer(
-            [
-                mixture()
-                if layer not in hf["mlp_only_layers"]
-                and hf["num_experts"] > 0
-                and (layer + 1) % hf["decoder_sparse_step"] == 0
-                else self._gated("mlp")
-                for layer in range(self.cfg.n_layers)
-            ]
-        )
+
+        def is_sparse(layer: int) -> bool:
+            chosen = (layer + 1) % hf["decoder_sparse_step"] == 0
+            return hf["num_experts"] > 0 and chosen and layer not in hf["mlp_only_layers"]
+
+        layers = range(self.cfg.n_layers)
+        return PerLayer([mixture() if is_sparse(layer) else self._gated("mlp") for layer in layers])
 
 
 class GptOssArchitectureAdapter(LlamaArchitectureAdapter):
@@ -70,23 +67,24 @@ class DeepseekV3ArchitectureAdapter(LlamaArchitectureAdapter):
     def _attention(self) -> GeneralAttentionBridge:
         hf = self.cfg.hf
         self.cfg.d_head = hf["qk_nope_head_dim"] + hf["qk_rope_head_dim"]
-        names = {"kv_a": "kv_a_proj_with_mqa", "o": "o_proj"}
-        if hf["q_lora_rank"] is None:
-            names["q"] = "q_proj"
-        else:
-            names |= {"q_a": "q_a_proj", "q_b": "q_b_proj"}
-        parts: dict[str, GeneralizedComponent] = {key: LinearBridge(name=name) for key, name in names.items()}
-        if hf["q_lora_rank"] is not None:
-            parts["q_a_norm"] = NormalizationBridge(name="q_a_layernorm", axes="batch pos width")
-        parts["kv_a_norm"] = NormalizationBridge(name="kv_a_layernorm", axes="batch pos width")
-        parts["kv_b"] = LinearBridge(name="kv_b_proj", layout=Layout.HEADS_FIRST)
         return LatentAttentionBridge(
             name="self_attn",
-            submodules=parts,
+            submodules={
+                **self._queries(),
+                **self._linears(kv_a="kv_a_proj_with_mqa", o="o_proj"),
+                "kv_a_norm": NormalizationBridge(name="kv_a_layernorm", axes="batch pos width"),
+                "kv_b": LinearBridge(name="kv_b_proj", layout=Layout.HEADS_FIRST),
+            },
             d_head_nope=hf["qk_nope_head_dim"],
             d_head_rope=hf["qk_rope_head_dim"],
             d_head_v=hf["v_head_dim"],
         )
+
+    def _queries(self) -> dict[str, GeneralizedComponent]:
+        if self.cfg.hf["q_lora_rank"] is None:
+            return self._linears(q="q_proj")
+        norm = NormalizationBridge(name="q_a_layernorm", axes="batch pos width")
+        return {**self._linears(q_a="q_a_proj", q_b="q_b_proj"), "q_a_norm": norm}
 
     def _mlp(self) -> GeneralizedComponent:
         dense = self.cfg.hf["first_k_dense_replace"]

@@ -1,20 +1,15 @@
 """Which adapter serves which architecture."""
 
+from clearspan.architectures.alibi import BloomArchitectureAdapter, MPTArchitectureAdapter
 from clearspan.architectures.base import ArchitectureAdapter
-from clearspan.architectures.gpt2 import (
-    BloomArchitectureAdapter,
-    FalconArchitectureAdapter,
-    GPT2ArchitectureAdapter,
-    GPTJArchitectureAdapter,
-    GPTNeoXArchitectureAdapter,
-    MPTArchitectureAdapter,
-    OPTArchitectureAdapter,
-)
+from clearspan.architectures.falcon import FalconArchitectureAdapter
+from clearspan.architectures.gpt2 import GPT2ArchitectureAdapter, GPTJArchitectureAdapter
 from clearspan.architectures.gpt_bigcode import GPTBigCodeArchitectureAdapter
+from clearspan.architectures.gpt_neox import GPTNeoXArchitectureAdapter
 from clearspan.architectures.llama import (
     Cohere2ArchitectureAdapter,
+    Gemma2ArchitectureAdapter,
     Gemma3ArchitectureAdapter,
-    GemmaArchitectureAdapter,
     GraniteArchitectureAdapter,
     LlamaArchitectureAdapter,
     MistralArchitectureAdapter,
@@ -29,6 +24,7 @@ from clearspan.architectures.mixtures import (
     MixtralArchitectureAdapter,
     Qwen3MoeArchitectureAdapter,
 )
+from clearspan.architectures.opt import OPTArchitectureAdapter
 from clearspan.errors import UnsupportedArchitectureError
 from clearspan.points import nearest
 
@@ -41,7 +37,7 @@ ADAPTERS: dict[str, type[ArchitectureAdapter]] = {
     "GPTBigCodeForCausalLM": GPTBigCodeArchitectureAdapter,
     "GPTJForCausalLM": GPTJArchitectureAdapter,
     "GPTNeoXForCausalLM": GPTNeoXArchitectureAdapter,
-    "Gemma2ForCausalLM": GemmaArchitectureAdapter,
+    "Gemma2ForCausalLM": Gemma2ArchitectureAdapter,
     "Gemma3ForCausalLM": Gemma3ArchitectureAdapter,
     "GptOssForCausalLM": GptOssArchitectureAdapter,
     "GraniteForCausalLM": GraniteArchitectureAdapter,

@@ -90,8 +90,8 @@ def _run_segment(
                 return Stopped(residual)
             returns_tuple = bridge.blocks[0].returns_tuple
             stack.enter_context(starting_at(blocks, start, residual, returns_tuple=returns_tuple))
-            if residual.shape[-1] != bridge.W_E.shape[1]:  # a projection of the embedding comes before the blocks
-                given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:-1], bridge.W_E.shape[1])
+            if residual.shape[-1] != bridge.embed.width:  # a projection of the embedding comes before the blocks
+                given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:-1], bridge.embed.width)
         if stop is not None:
             stack.enter_context(stopping_at(blocks, stop))
         try:

@@ -113,7 +113,7 @@ def _checked(bridge: "TransformerBridge", input: Tensor) -> Tensor:
     if value.ndim != 2 or not value.numel():
         raise InputError("token ids have two axes", expected="[batch, pos], not empty", got=str(list(input.shape)))
     least, most = (bound.item() for bound in torch.aminmax(value))
-    d_vocab = len(bridge.W_E)  # of the live embedding, which may have been resized
+    d_vocab = bridge.embed.n_tokens
     if least < 0 or most >= d_vocab:
         raise TokenRangeError(
             "token ids outside the vocabulary", expected=f"0 to {d_vocab - 1}", got=f"{least} to {most}"
@@ -123,7 +123,7 @@ def _checked(bridge: "TransformerBridge", input: Tensor) -> Tensor:
 
 def _check_width(bridge: "TransformerBridge", value: Tensor, is_residual: bool) -> None:
     """Raises unless a tensor of numbers is of the embedding's or, where a run starts at a layer, the stream's width."""
-    width = bridge.cfg.d_model if is_residual else bridge.W_E.shape[1]
+    width = bridge.cfg.d_model if is_residual else bridge.embed.width
     if value.ndim != 3 or value.shape[-1] != width:
         raise InputError(
             "a tensor of numbers is taken as embeddings or a residual stream",

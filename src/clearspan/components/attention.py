@@ -96,6 +96,11 @@ class GeneralAttentionBridge(GeneralizedComponent):
     def projected(self, projection: Projection) -> tuple[Place, Access]:
         """Returns where a projection's values are, and how they show there by head."""
 
+    def projection_weights(self) -> tuple[Tensor, ...]:
+        """Returns the live weights of all linear maps but the output projection."""
+        parts = (part for part in self.walk() if isinstance(part, LinearBridge) and part is not self.o)
+        return tuple(part.parameter("weight") for part in parts)
+
     @abstractmethod
     def project(self, value: Tensor, projection: Projection) -> Tensor:
         """Returns queries, keys or values by head for an input by head, `[batch, pos, head, d_model]`."""
@@ -105,7 +110,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
         return value
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
-        """Returns the causal mask that the adapter declares, or else all that the model itself would hand the module."""
+        """Returns the causal mask that the adapter declares, or else all that the model would hand the module."""
         if not self.requires_attention_mask:
             return self._bound.arguments_of(self.module, value)
         if not self.attention_mask_4d:
@@ -286,7 +291,11 @@ class HeadResults(Derivation):
 
     def weights(self) -> tuple[Tensor, ...]:
         """Returns the output weight."""
-        return (self.attention.o.weight("weight"),)
+        return (self.attention.o.parameter("weight"),)
+
+    def weights_to_write(self) -> tuple[Tensor, ...]:
+        """Returns the output weight."""
+        return self.weights()
 
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
         """Returns `[batch, pos, head, d_model]`."""
@@ -334,6 +343,10 @@ class PathInputs(Derivation):
             for place, projections in self._at.items()
             if part == "attn_in" or any(part == f"{projection}_input" for projection, _ in projections)
         )
+
+    def weights_to_write(self) -> tuple[Tensor, ...]:
+        """Returns the projections' weights."""
+        return self.attention.projection_weights()
 
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
         """Returns `[batch, pos, kv_head, d_model]`, or `[batch, pos, head, d_model]` for queries: views, expanded."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import ParamProcessingConversion
-from clearspan.errors import InvalidArgumentError, MissingWeightError
+from clearspan.errors import InvalidArgumentError, MissingWeightError, UnreadableWeightError
 from clearspan.points import (
     Access,
     Converted,
@@ -196,11 +196,34 @@ class GeneralizedComponent:
         )
 
     def bias_or_none(self) -> Tensor | None:
-        """Returns the live bias of the component's module, or None where it has none."""
-        return self.module._parameters.get("bias")
+        """Returns the live bias of the component's module, or None where it has none.
+
+        Raises:
+            UnreadableWeightError: It is offloaded or quantised.
+        """
+        return None if self.module._parameters.get("bias") is None else self.weight("bias")
 
     def weight(self, name: str) -> Tensor:
-        """Returns a live parameter of the component's module.
+        """Returns a live parameter of the component's module, whose values can be read.
+
+        Raises:
+            MissingWeightError: The module has no such parameter, or has none in this checkpoint.
+            UnreadableWeightError: It is offloaded or quantised.
+        """
+        parameter = self.parameter(name)
+        if parameter.is_meta or not parameter.is_floating_point():
+            raise UnreadableWeightError(
+                f"the {name} of {self.path} cannot be read",
+                where=f"{type(self.module).__name__} at {self.module_path}",
+                reason="the module is offloaded: its weights are in memory only while it runs"
+                if parameter.is_meta
+                else f"it is quantised, and held as {parameter.dtype}",
+                fix="load the model without offloading and quantisation, or use points that need no weight",
+            )
+        return parameter
+
+    def parameter(self, name: str) -> Tensor:
+        """Returns a live parameter of the component's module, whose values may be elsewhere.
 
         Raises:
             MissingWeightError: The module has no such parameter, or has none in this checkpoint.

@@ -44,14 +44,24 @@ class EmbeddingBridge(GeneralizedComponent):
         """The embedding `[d_vocab, d_model]`, the live parameter."""
         return self.weight("weight")
 
+    @property
+    def width(self) -> int:
+        """The embedding's own width, which a projection may bring to the residual stream's."""
+        return self.parameter("weight").shape[1]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that it has, as the live parameter says, which may have been resized."""
+        return len(self.parameter("weight"))
+
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, the embedding's own width among them."""
-        return {**super().sizes(), "width": self.W_E.shape[1]}
+        return {**super().sizes(), "width": self.width}
 
     @property
     def output_axes(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The output's axes: of the residual stream, or narrower where a projection follows."""
-        return "batch pos d_model" if self.W_E.shape[1] == self.cfg.d_model else "batch pos width"
+        return "batch pos d_model" if self.width == self.cfg.d_model else "batch pos width"
 
     def points(self) -> Iterator[HookPoint]:
         """Yields `hook_embed`."""

@@ -42,5 +42,5 @@ class TransposedLinearBridge(LinearBridge):
     @property
     def widths(self) -> tuple[int, int]:
         """The widths of input and output."""
-        inward, outward = self.weight("weight").shape
+        inward, outward = self.parameter("weight").shape
         return inward, outward

@@ -167,7 +167,7 @@ class RouterBridge(GeneralizedComponent):
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, the experts and those chosen among them."""
-        return {**super().sizes(), "expert": len(self.weight("weight")), "k": vars(self.module)["top_k"]}
+        return {**super().sizes(), "expert": len(self.parameter("weight")), "k": vars(self.module)["top_k"]}
 
     def raw_ends(self) -> Iterator[HookPoint]:
         """Yields the input. The output is three tensors, which the mixture names."""

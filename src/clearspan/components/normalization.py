@@ -121,6 +121,10 @@ class NormParts(Derivation):
             case _:
                 return self.norm.normalize(source, edits.get("scale"))
 
+    def weights_to_write(self) -> tuple[Tensor, ...]:
+        """Returns the norm's weight and bias."""
+        return tuple(parameter for parameter in self.norm.module._parameters.values() if parameter is not None)
+
     def write(self, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
         """Returns the norm's output for the edited scale or normalised value."""
         normalized = edits.get("normalized")

@@ -100,6 +100,10 @@ class Derivation(ABC):
         """Returns the live parameters that `read` uses, besides the source."""
         return ()
 
+    def weights_to_write(self) -> tuple[Tensor, ...]:
+        """Returns the live parameters that `write` uses."""
+        return ()
+
     @abstractmethod
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
         """Returns a part's value, given the source's raw tensor and the edits made so far."""

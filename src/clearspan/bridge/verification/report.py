@@ -70,6 +70,11 @@ class Verification:
         """The checks that do not hold."""
         return tuple(check for check in self.checks if not check.passed)
 
+    @property
+    def unavailable(self) -> tuple[Check, ...]:
+        """What was not tried, since it needs a weight that cannot be read; it raises by name."""
+        return tuple(check for check in self.checks if check.passed and check.explanation)
+
     def groups(self) -> Iterator[tuple[Group, int, int, float | None]]:
         """Yields each group with its checks that hold, all its checks, and its largest error."""
         held = Counter(check.group for check in self.checks if check.passed)
@@ -95,6 +100,8 @@ class Verification:
         for group, held, count, error in self.groups():
             largest = "" if error is None else f", error at most {error:.1e}"
             lines.append(f"  {group:10}  {held} of {count}{largest}  ({GROUPS[group]})")
+        if self.unavailable:
+            lines.append(f"  of these, {len(self.unavailable)} were not tried. {self.unavailable[-1].explanation}")
         for check in self.failures:
             error = "" if check.error is None else f" (error {check.error:.1e}, allowed {check.tolerance:.1e})"
             lines.append(f"  FAILED {check.group}: {check.what}{error}")

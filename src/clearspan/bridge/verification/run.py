@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clearspan.bridge.verification.identities import Statement, relative, statements
 from clearspan.bridge.verification.report import Check, Verification
-from clearspan.errors import ClearspanError, InvalidArgumentError
+from clearspan.errors import ClearspanError, InvalidArgumentError, UnreadableWeightError
 from clearspan.points import Derived, HookPoint, template_of
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ _UNEQUAL = (
 )
 
 
+_UNREADABLE = "It computes with a weight that is offloaded or quantised, whose values cannot be read."
+
+
 class _Verifier:
     """One verification under way.
 
@@ -54,6 +57,7 @@ class _Verifier:
         self.tokens = tokens
         self.forwards = 0
         self.statements = list(statements(bridge))
+        self.unreadable: set[str] = set()
         precision = torch.finfo(bridge.hf_model.dtype)
         full = torch.finfo(torch.float32).eps
         self.is_half = precision.eps > full
@@ -64,7 +68,12 @@ class _Verifier:
         base = self._hf()
         yield self._compared("parity", "logits with nothing listening, bit for bit", self._forward(), base, 0.0)
         yield from self._reads(base)
-        points = list(self._written())
+        points = []
+        for point in self._written():
+            if _needs_what_cannot_be_read(point):
+                yield Check("writes", f"{point.name}: raises by name", True, explanation=_UNREADABLE)
+            else:
+                points.append(point)
         for first in range(0, len(points), ROWS):
             yield from self._writes(points[first : first + ROWS], in_place=bool(first // ROWS % 2))
         if self.level == "full":
@@ -103,10 +112,18 @@ class _Verifier:
         def hear(value: Tensor, hook: HookPoint) -> None:
             heard[hook.name] = value.clone()
 
-        logits = self.bridge.run_with_hooks(self.tokens, fwd_hooks=[(lambda _: True, hear)])
+        points = []
+        for point in self.bridge.index:
+            unreadable = _why_unreadable(lambda point=point: cache[point.name])
+            if unreadable is None:
+                points.append(point)
+            else:
+                yield Check("reads", f"{point.name}: raises by name", True, explanation=unreadable)
+        self.unreadable = {point.name for point in self.bridge.index} - {point.name for point in points}
+        logits = self.bridge.run_with_hooks(self.tokens, fwd_hooks=[(point.name, hear) for point in points])
         yield self._compared("parity", "logits with everything listened to", logits, base, self.tolerance)
         known = {"batch": len(self.tokens), **dict.fromkeys(("pos", "q_pos", "k_pos"), self.tokens.shape[1])}
-        for point in self.bridge.index:
+        for point in points:
             if point.name not in heard or point.name not in cache:
                 yield Check("reads", point.name, False, explanation=f"{point.place} was not passed. {_UNEQUAL}")
                 continue
@@ -117,7 +134,12 @@ class _Verifier:
             else:
                 pair = _unmasked(heard[point.name]), _unmasked(cache[point.name])
                 yield self._compared("reads", point.name, *pair, self.tolerance)
-        for statement in self.statements:
+        for statement in tuple(self.statements):
+            unreadable = _why_unreadable(lambda statement=statement: statement.error(cache))
+            if unreadable is not None:
+                self.statements.remove(statement)
+                yield Check("identities", f"{statement.text}: raises by name", True, explanation=unreadable)
+                continue
             error = statement.error(cache)
             passed = error <= self.tolerance
             yield Check("identities", statement.text, passed, error, self.tolerance, "" if passed else _UNEQUAL)
@@ -128,7 +150,8 @@ class _Verifier:
         Those that must not be written in one run together come in different stretches.
         """
         layers = self._layers()
-        chosen = [point for point in self.bridge.index if _layer(point) in (None, *layers)]
+        readable = [point for point in self.bridge.index if point.name not in self.unreadable]
+        chosen = [point for point in readable if _layer(point) in (None, *layers)]
         beside = [
             point for point in chosen if isinstance(point.access, Derived) and not point.access.derivation.is_in_series
         ]
@@ -164,7 +187,7 @@ class _Verifier:
         noise = relative(base, self._alone[: len(points)])
         try:
             with bridge.hooks(fwd_hooks=[(point.name, write) for point in points]):
-                logits, cache = bridge.run_with_cache(tokens)
+                logits, cache = bridge.run_with_cache(tokens, lambda name: name not in self.unreadable)
         except ClearspanError as error:
             for point in points:
                 yield Check("writes", point.name, False, explanation=f"the run raised: {error}")
@@ -252,6 +275,21 @@ def verify(bridge: "TransformerBridge", level: Level, tokens: Tensor | None) -> 
         checks=checks,
         forwards=verifier.forwards,
     )
+
+
+def _why_unreadable(look: Callable[[], object]) -> str | None:
+    """Returns why something needs a weight that cannot be read, or None where it does not."""
+    try:
+        look()
+    except UnreadableWeightError as error:
+        return str(error)
+    return None
+
+
+def _needs_what_cannot_be_read(point: HookPoint) -> bool:
+    """Whether a write to the point computes with a weight that is offloaded or quantised."""
+    weights = point.access.derivation.weights_to_write() if isinstance(point.access, Derived) else ()
+    return any(weight.is_meta or not weight.is_floating_point() for weight in weights)
 
 
 def _is_beside(point: HookPoint) -> bool:
