@@ -4,19 +4,14 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from clearspan.architectures.base import ArchitectureAdapter
-from clearspan.components import (
-    BlockBridge,
-    EmbeddingBridge,
-    JointQKVAttentionBridge,
-    LinearBridge,
-    MLPBridge,
-    NormalizationBridge,
-    PosEmbedBridge,
-    UnembeddingBridge,
+from clearspan.architectures.decoder import LAYER_NORM, DecoderAdapter
+from clearspan.components import GeneralizedComponent, JointQKVAttentionBridge
+from clearspan.conversions import (
+    BlockedQKVConversionRule,
+    GroupedQKVConversionRule,
+    ParamProcessingConversion,
+    QKVConversionRule,
 )
-from clearspan.config import TransformerBridgeConfig
-from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule, QKVConversionRule
 from clearspan.conversions.qkv import wrong_rank
 
 
@@ -58,7 +53,7 @@ class MQAQKVConversionRule(BlockedQKVConversionRule):
                 raise wrong_rank(input_value)
 
 
-class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):
+class GPTBigCodeArchitectureAdapter(DecoderAdapter):
     """GPTBigCode (StarCoder 1, SantaCoder), with `multi_query` true or false.
 
     The config's `n_key_value_heads` tells which: 1 (or unknown) is multi-query, `n_heads` is one key and value for each
@@ -67,52 +62,44 @@ class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):
 
     uses_combined_qkv = True
     default_cfg: ClassVar[dict[str, object]] = {"uses_split_attention": True}
-    config_values: ClassVar[dict[str, object]] = {
-        "normalization_type": "LN",
-        "positional_embedding_type": "standard",
-        "final_rms": False,
-        "gated_mlp": False,
-        "attn_only": False,
-        "uses_rms_norm": False,
-        "eps_attr": "layer_norm_epsilon",
-        "split_attention_weights": True,
-    }
+    config_values: ClassVar[dict[str, object]] = {**LAYER_NORM, "split_attention_weights": True}
+    embed_name = "transformer.wte"
+    pos_embed_name = "transformer.wpe"
+    blocks_name = "transformer.h"
+    final_norm_name = "transformer.ln_f"
 
-    def __init__(self, cfg: TransformerBridgeConfig) -> None:
-        super().__init__(cfg)
-        multi_query = cfg.n_key_value_heads in (None, 1)
-        cfg.n_key_value_heads = 1 if multi_query else cfg.n_heads
-        self.qkv_conversion_rule: QKVConversionRule = (
-            MQAQKVConversionRule(cfg.n_heads, cfg.d_head)
-            if multi_query
-            else GroupedQKVConversionRule(cfg.n_heads, cfg.d_head, cfg.n_heads)
-        )
-        self.weight_processing_conversions = self._qkvo_weight_conversions(
-            n_kv_heads=cfg.n_key_value_heads, rows="(n h)" if multi_query else "n h"
-        )
-        self.component_mapping = {
-            "embed": EmbeddingBridge(name="transformer.wte"),
-            "pos_embed": PosEmbedBridge(name="transformer.wpe"),
-            "blocks": BlockBridge(
-                name="transformer.h",
-                submodules={
-                    "ln1": NormalizationBridge(name="ln_1"),
-                    "attn": JointQKVAttentionBridge(
-                        name="attn",
-                        split_qkv_matrix=self._split_qkv_matrix,
-                        qkv_conversion_rule=self.qkv_conversion_rule,
-                        requires_attention_mask=True,  # eager attention here is causal only by its mask
-                        attention_mask_4d=True,
-                        submodules={"qkv": LinearBridge(name="c_attn"), "o": LinearBridge(name="c_proj")},
-                    ),
-                    "ln2": NormalizationBridge(name="ln_2"),
-                    "mlp": MLPBridge(
-                        name="mlp", submodules={"in": LinearBridge(name="c_fc"), "out": LinearBridge(name="c_proj")}
-                    ),
-                },
+    @property
+    def _is_multi_query(self) -> bool:
+        return self.cfg.n_key_value_heads in (None, 1)
+
+    @property
+    def qkv_conversion_rule(self) -> QKVConversionRule:
+        """How `c_attn`'s output holds queries, keys and values."""
+        n_heads, d_head = self.cfg.n_heads, self.cfg.d_head
+        if self._is_multi_query:
+            return MQAQKVConversionRule(n_heads, d_head)
+        return GroupedQKVConversionRule(n_heads, d_head, n_kv_heads=n_heads)
+
+    def _n_kv_heads(self) -> int:
+        return 1 if self._is_multi_query else self.cfg.n_heads
+
+    def _weight_conversions(self) -> dict[str, ParamProcessingConversion]:
+        rows = "(n h)" if self._is_multi_query else "n h"
+        return self._qkvo_weight_conversions(n_kv_heads=self._n_kv_heads(), rows=rows)
+
+    def _parts(self) -> dict[str, GeneralizedComponent]:
+        return {
+            "ln1": self._norm("ln_1"),
+            "attn": JointQKVAttentionBridge(
+                name="attn",
+                split_qkv_matrix=self._split_qkv_matrix,
+                qkv_conversion_rule=self.qkv_conversion_rule,
+                requires_attention_mask=True,  # eager attention here is causal only by its mask
+                attention_mask_4d=True,
+                submodules=self._linears(qkv="c_attn", o="c_proj"),
             ),
-            "ln_final": NormalizationBridge(name="transformer.ln_f"),
-            "unembed": UnembeddingBridge(name="lm_head"),
+            "ln2": self._norm("ln_2"),
+            "mlp": self._plain_mlp("mlp", "c_fc", "c_proj"),
         }
 
     def _split_qkv_matrix(self, attention: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
