@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tests.conftest import tiny_model
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import DynamicCache, GenerationConfig, GPTNeoConfig, GPTNeoForCausalLM
 
 import clearspan
 from clearspan.errors import (
@@ -462,6 +462,66 @@ def test_arguments_of_the_wrong_value(arguments, expected, bridge, tokens):
     with pytest.raises(InvalidArgumentError) as error:
         bridge(tokens, **arguments)
     assert message(error)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "got", "reason"),
+    [
+        ({"num_beams": 2}, "num_beams=2", "the search moves rows from one beam to another"),
+        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2", "rows of the cache are rows"),
+        ({"prompt_lookup_num_tokens": 1}, "prompt_lookup_num_tokens=1", "it runs tokens that are then thrown away"),
+        ({"logits_to_keep": 1}, "logits_to_keep=1", "the cache has the logits of every position"),
+        ({"custom_generate": lambda: None}, "function", "it decides itself what the model is run on"),
+        ({"generation_config": GenerationConfig(num_beams=4)}, "num_beams=4", "the search moves rows"),
+    ],
+)
+def test_generation_that_cannot_be_cached(arguments, got, reason, bridge, tokens):
+    with pytest.raises(InvalidArgumentError) as error:
+        bridge.generate(tokens, return_cache=True, **arguments)
+    lines = message(error)
+    assert lines[0].startswith("return_cache=True does not go with ")
+    assert lines[1] == f"  got: {got}"
+    assert lines[2].startswith(f"  reason: {reason}")
+    assert lines[3] == "  fix: generate without a cache, then bridge.run_with_cache(generated[:, :-1])"
+
+
+def test_generation_that_is_cached_from_the_middle(bridge, tokens):
+    past = DynamicCache()
+    bridge(tokens[:, :4], past_key_values=past)
+    with pytest.raises(InvalidArgumentError) as error:
+        bridge.generate(tokens, return_cache=True, past_key_values=past)
+    assert message(error) == [
+        "return_cache=True starts with an empty KV cache",
+        "  got: past_key_values of 4 positions",
+        "  reason: positions that do not go through the model would be missing",
+    ]
+
+
+def test_filter_without_a_cache(bridge, tokens):
+    with pytest.raises(InvalidArgumentError) as error:
+        bridge.generate(tokens, names_filter="hook_embed")
+    assert message(error) == [
+        "names_filter says what a cache keeps, and there is none",
+        "  got: return_cache=False",
+        "  fix: bridge.generate(..., return_cache=True, names_filter=...)",
+    ]
+
+
+def test_stream_that_cannot_be(bridge, tokens):
+    with pytest.raises(InvalidArgumentError) as error:
+        bridge.generate_stream(tokens, 0)
+    assert message(error) == [
+        "a stream gives at least one token at a time",
+        "  expected: max_tokens_per_yield of 1 or more",
+        "  got: 0",
+    ]
+    with pytest.raises(InvalidArgumentError) as error:
+        bridge.generate_stream(tokens, streamer=object())
+    assert message(error) == [
+        "generate_stream has a streamer of its own",
+        "  got: object",
+        "  fix: bridge.generate(..., streamer=...)",
+    ]
 
 
 def test_loss_without_tokens(bridge, tokens):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 OPTIONS = {"max_new_tokens": 6, "do_sample": False}
 
@@ -63,6 +64,17 @@ def test_a_static_cache(bridge, tokens):
     with bridge.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", lambda value, hook: None)]):
         generated = bridge.generate(tokens, **OPTIONS, cache_implementation="static", disable_compile=True)
     assert torch.equal(generated, bridge.generate(tokens, **OPTIONS))
+
+
+def test_hooks_fire_where_generation_would_compile_the_model(bridge, tokens):
+    compiling = CompileConfig(backend="eager", fullgraph=False, mode=None)
+    compiling._compile_all_devices = True
+    options = {"max_new_tokens": 4, "do_sample": False, "cache_implementation": "static", "compile_config": compiling}
+    generated = bridge.generate(tokens, eos_token_id=None, **options)  # compiled while nobody listens
+    steps = []
+    hooks = [("blocks.1.hook_resid_mid", lambda value, hook: steps.append(hook.step))]
+    assert torch.equal(bridge.generate(tokens, eos_token_id=None, fwd_hooks=hooks, **options), generated)
+    assert steps == [0, 1, 2, 3]
 
 
 def test_unknown_options_are_refused(bridge, tokens):

@@ -1,7 +1,7 @@
 """Running with a cache."""
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ def run_with_cache(
     incl_bwd: bool,
 ) -> tuple[Output, ActivationCache]:
     """Runs the model and keeps what was asked for. The arguments are those of `TransformerBridge.run_with_cache`."""
-    choice = _choose(bridge, names_filter, segment)
+    choice = choose(bridge, names_filter, segment)
     points = choice.points
     may_defer = "past_key_values" not in given.kwargs
     value = given.kwargs.get("input_ids", given.kwargs.get("inputs_embeds"))
@@ -54,8 +54,7 @@ def run_with_cache(
     else:
         with bridge.taps.record(choice.points.values(), choice.plan, recording):
             output = run(bridge, given, segment, return_type, loss_per_token)
-    if names_filter is not None and not callable(names_filter):
-        _check_kept(points.values(), recording)
+    check_kept(choice, names_filter, recording)
     cache = ActivationCache(
         points,
         bridge.index.find,
@@ -84,7 +83,7 @@ class Choice:
     weighted: Mapping[str, Derivation]
 
 
-def _choose(bridge: "TransformerBridge", names: NamesFilter, segment: Segment) -> Choice:
+def choose(bridge: "TransformerBridge", names: NamesFilter, segment: Segment = (None, None)) -> Choice:
     """Returns the choice of a filter; that of a name, a list, or None is remembered."""
     if not (names is None or isinstance(names, str) or callable(names)):
         names = tuple(names)
@@ -149,9 +148,9 @@ def _run_backward(
     return outputs[return_type], gradients
 
 
-def _check_kept(points: Iterable[HookPoint], recording: Recording) -> None:
+def check_kept(choice: Choice, names: NamesFilter, recording: Recording) -> None:
     """Raises if a point that was asked for by name was not passed."""
-    for point in points:
+    for point in () if names is None or callable(names) else choice.points.values():
         if not recording.has(point):
             raise PointNotReachedError(
                 f"{point.name} was not reached",

@@ -108,19 +108,16 @@ class Recording:
     def raw(self, place: Place) -> Tensor:
         """Returns the raw tensor of a place, rows and positions first."""
         if place.key not in self._raw and place.side.is_inside:
-            self._keep_inside(self._calls[place.module], place)
+            self._keep_inside(self._calls[place.module], [place])
         return self._raw[place.key]
 
-    def _keep_inside(self, call: AttentionCall, place: Place) -> None:
-        match place.side:
-            case Side.QUERY:
-                self.keep_raw(place, as_tokens(call.query, place.layout, self._rows))
-            case Side.KEY:
-                self.keep_raw(place, as_tokens(call.key, place.layout, self._rows))
-            case _:
-                with torch.no_grad():
-                    scores, pattern = call.inside()
-                self.keep_raw(place, scores if place.side is Side.SCORES else pattern)
+    def _keep_inside(self, call: AttentionCall, places: Iterable[Place]) -> None:
+        seen = {Side.QUERY: call.query, Side.KEY: call.key}
+        if any(place.side not in seen for place in places):
+            with torch.no_grad():
+                seen[Side.SCORES], seen[Side.PATTERN] = call.inside()
+        for place in places:
+            self.keep_raw(place, as_tokens(seen[place.side], place.layout, self._rows))
 
     def has(self, point: HookPoint) -> bool:
         """Whether the point's value was kept, or can be computed from what was."""
@@ -203,8 +200,7 @@ class Recording:
                 if not tensor.is_inference():
                     self._versions[f"{path}:{name}"] = tensor._version
             if not self._defers:
-                for place in inside.places.values():
-                    self.raw(place)
+                self._keep_inside(kept, inside.places.values())
                 del self._calls[path]
             return call.run()
 

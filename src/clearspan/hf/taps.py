@@ -13,7 +13,15 @@ from clearspan.hf.attention import Call, observed
 from clearspan.hf.compiled import around, refuse_compiled
 from clearspan.hf.derived_gradients import Beside
 from clearspan.hf.recording import Recording, RecordingPlan
-from clearspan.hf.tensors import as_tokens, from_tokens, primary_input, primary_output, with_input, with_output
+from clearspan.hf.tensors import (
+    as_tokens,
+    from_tokens,
+    positions_before,
+    primary_input,
+    primary_output,
+    with_input,
+    with_output,
+)
 from clearspan.points import (
     Converted,
     Derivation,
@@ -25,6 +33,7 @@ from clearspan.points import (
     Place,
     SharedRow,
     Side,
+    Stretch,
     Whole,
     read,
 )
@@ -96,6 +105,9 @@ class Taps:
         self._concerned: dict[_Anchor, list[HookPoint]] = {}
         self._pending: dict[Derivation, _Pending] = {}
         self._installed: dict[_Anchor, contextlib.ExitStack] = {}
+        self._following = contextlib.ExitStack()
+        self._stretch = Stretch()
+        self._steps: Iterator[int] = iter(())
         for point in points:
             self._sources.setdefault(point.place, []).append(point)
             self._add(point, point.place)
@@ -107,6 +119,7 @@ class Taps:
                     self._add(point, target)
                     _append_new(self._arriving.setdefault(target, []), derivation)
             point._changed = self._update
+            point._stretch = self._stretch
 
     def _add(self, point: HookPoint, place: Place) -> None:
         """Notes that a point needs a tap at a place."""
@@ -148,6 +161,47 @@ class Taps:
                 fix="run it before and use the result in the hook; bridge(...) inside a hook is the plain model",
             )
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether any torch hook is installed."""
+        return bool(self._installed)
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether a run's values are being kept."""
+        return self._recording is not None
+
+    @contextlib.contextmanager
+    def counting(self, steps: Iterator[int]) -> Iterator[None]:
+        """Numbers the forwards in which someone listens by these steps, as generation's, while the context is open."""
+        before, self._steps = self._steps, steps
+        try:
+            yield
+        finally:
+            self._steps = before
+
+    def _follow(self) -> contextlib.ExitStack:
+        """Has the points know where in the sequence a forward is, while it runs."""
+        at_end = contextlib.ExitStack()
+
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.is_suspended:
+                return
+            self._stretch.position = positions_before(self.model, args, kwargs)
+            self._stretch.step = next(self._steps, None)
+            # Put there anew in each forward, so that it comes after the hooks of the points at the model's own output.
+            at_end.close()
+            at_end.callback(self.model.register_forward_hook(leave, always_call=True).remove)
+
+        def leave(*_: Any) -> None:
+            if not self.is_suspended:
+                self._stretch.position, self._stretch.step = 0, None
+
+        stack = contextlib.ExitStack()
+        stack.callback(at_end.close)
+        stack.callback(self.model.register_forward_pre_hook(enter, with_kwargs=True, prepend=True).remove)
+        return stack
+
     def _update(self, point: HookPoint) -> None:
         """Installs or removes the torch hooks of the point's places, as its listeners ask."""
         self._set(_Anchor.of(point.place))
@@ -158,9 +212,14 @@ class Taps:
     def _set(self, anchor: _Anchor) -> None:
         wanted = any(point.is_listening for point in self._concerned[anchor])
         if wanted and anchor not in self._installed:
-            self._installed[anchor] = self._install(anchor)
+            installed = self._install(anchor)
+            if not self._installed:
+                self._following = self._follow()
+            self._installed[anchor] = installed
         elif not wanted and anchor in self._installed:
             self._installed.pop(anchor).close()
+            if not self._installed:
+                self._following.close()
             for place in self._places[anchor]:
                 for derivation in (*self._arriving.get(place, ()), *self._leaving.get(place, ())):
                     self._pending.pop(derivation, None)
@@ -288,7 +347,7 @@ class Taps:
             self._pending.pop(derivation, None)  # what an earlier forward has left
         for point in points:
             wanted = self._is_wanted(point)
-            if not (point.is_listening or wanted):
+            if not point.is_listening and (not wanted or self._is_lazy(point)):
                 continue
             value = read(point.access, raw, self._rows.get(place.rows_of), self._edits_so_far(point, raw))
             if point.is_listening:
@@ -308,11 +367,17 @@ class Taps:
 
     def _offer(self, point: HookPoint, value: Tensor) -> tuple[Tensor, bool]:
         """Calls the point's forward listeners; a forward of the model inside one of them is the model's own alone."""
-        self.is_suspended = True
-        try:
+        with self.suspended():
             return point.offer(value)
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Has a forward of the model be the model's own alone, which nobody hears, while the context is open."""
+        was, self.is_suspended = self.is_suspended, True
+        try:
+            yield
         finally:
-            self.is_suspended = False
+            self.is_suspended = was
 
     def _await_gradient(self, point: HookPoint, raw: Tensor, value: Tensor, edited: bool) -> tuple[Tensor, Tensor]:
         """Has the point's backward listeners called with the value's gradient; returns raw tensor and value.

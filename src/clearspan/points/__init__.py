@@ -10,6 +10,7 @@ from clearspan.points.hook_point import Direction as Direction
 from clearspan.points.hook_point import HookFunction as HookFunction
 from clearspan.points.hook_point import HookPoint as HookPoint
 from clearspan.points.hook_point import Listener as Listener
+from clearspan.points.hook_point import Stretch as Stretch
 from clearspan.points.names import NamesFilter as NamesFilter
 from clearspan.points.names import get_act_name as get_act_name
 from clearspan.points.names import is_short_name as is_short_name

@@ -44,9 +44,24 @@ class Listener:
     calls: int = 0
 
 
+@dataclass
+class Stretch:
+    """Where in the sequence the forward under way is. A model's points share one, which the taps keep.
+
+    Attributes:
+        position: As `HookPoint.position`; a tensor where the KV cache counts in one.
+        step: As `HookPoint.step`.
+    """
+
+    position: int | Tensor = 0
+    step: int | None = None
+
+
 @dataclass(eq=False, repr=False)
 class HookPoint:
     """One value of the forward that can be read and written.
+
+    While a function on it is called, `position` and `step` tell where in the sequence the forward is.
 
     Attributes:
         name: Its canonical name.
@@ -70,6 +85,7 @@ class HookPoint:
     gradient_sink: "Sink | None" = None
     _listeners: dict[Direction, list[Listener]] = field(default_factory=lambda: {"fwd": [], "bwd": []})
     _changed: Callable[["HookPoint"], None] = field(default=lambda _: None)
+    _stretch: Stretch = field(default_factory=Stretch)
 
     def layer(self) -> int:
         """Returns the layer in the point's name.
@@ -81,6 +97,32 @@ class HookPoint:
         if match is None:
             raise InvalidArgumentError(f"hook point {self.name!r} is in no layer", expected="a point of blocks.{l}")
         return int(match[1])
+
+    @property
+    def position(self) -> int:
+        """Index in the sequence of the first token that went into this forward: how many the KV cache held before.
+
+        Padding counts. It is 0 in a forward without a KV cache, and where a component is called alone. Of a value with
+        a `pos` axis, `value[:, i]` is thus at `hook.position + i`, with two exceptions: the prompt's logits in
+        generation, of which the model computes the last position alone, and values of all keys (`hook_rot_k`).
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> seen = []
+            >>> def note(value, hook):
+            ...     seen.append((hook.step, hook.position, value.shape[1]))
+            >>> text = bridge.generate("import os", fwd_hooks=[("blocks.0.hook_resid_post", note)], max_new_tokens=3)
+            >>> first = seen[0][2]
+            >>> seen == [(0, 0, first), (1, first, 1), (2, first + 1, 1)]
+            True
+        """
+        return int(self._stretch.position)
+
+    @property
+    def step(self) -> int | None:
+        """Number of this forward in `bridge.generate`: 0 for the prompt's, then 1, 2, ...; None outside generation."""
+        return self._stretch.step
 
     @property
     def is_listening(self) -> bool:
@@ -183,13 +225,16 @@ class HookPoint:
 
     def backward_calls(self) -> list[Callable[[Tensor], Tensor | None]]:
         """Returns the backward listeners as torch's tensor hooks: the gradient goes in, an edited one or None out."""
+        stretch = replace(self._stretch)  # by the time of backward the forward is over
 
         def tensor_hook(listener: Listener) -> Callable[[Tensor], Tensor | None]:
             def call(gradient: Tensor) -> Tensor | None:
                 listener.calls += 1
                 given = gradient.clone(memory_format=torch.contiguous_format)
                 version = given._version
-                result = listener.function(given, hook=self._named(listener.name))
+                point = self._named(listener.name)
+                seen = point if stretch == self._stretch else replace(point, _stretch=stretch)
+                result = listener.function(given, hook=seen)
                 if result is None or result is given:
                     return given if given._version != version else None
                 self._check(result, gradient)

@@ -3,8 +3,11 @@
 import pytest
 import torch
 from tests.conftest import tiny_model
+from tests.zoo import build
 from torch import nn
+from transformers.models.llama import modeling_llama
 
+import clearspan
 from clearspan.errors import NotSeenError
 from clearspan.hf.attention import AttentionCall, SoftmaxWatch, additive_mask, observed
 from clearspan.points import Side
@@ -114,3 +117,64 @@ def test_observers_see_a_call_in_turn_and_the_native_one_runs(tokens):
     assert order == ["a", "b"]
     assert attention.config is model.config
     assert Side.SCORES == "scores"
+
+
+@pytest.mark.parametrize(
+    ("names", "eager"),
+    [
+        (["blocks.1.attn.hook_pattern"], 1),
+        (["blocks.1.attn.hook_attn_scores", "blocks.2.attn.hook_pattern"], 2),
+        (["blocks.1.attn.hook_rot_q", "blocks.0.attn.hook_rot_k", "blocks.2.attn.hook_z"], 0),
+        (["blocks.1.attn.hook_q"], 0),
+    ],
+)
+def test_only_layers_listened_to_inside_run_eagerly(monkeypatch, names, eager):
+    """Counted at the model's own eager function and at sdpa: a listener on one layer's pattern costs one layer's."""
+    calls = {"eager": 0, "sdpa": 0}
+
+    def counted(kind, function):
+        def count(*args, **kwargs):
+            calls[kind] += 1
+            return function(*args, **kwargs)
+
+        return count
+
+    own = modeling_llama.eager_attention_forward
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", counted("eager", own))
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted("sdpa", fused))
+    bridge = clearspan.boot(build("llama"))
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    bridge.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: None) for name in names])
+    assert calls == {"eager": eager, "sdpa": 3 - eager}
+    _, cache = bridge.run_with_cache(tokens)
+    assert calls == {"eager": eager, "sdpa": 6 - eager}, "a cache of everything runs natively"
+    assert cache["pattern", 1].shape == (1, 4, 4, 4)
+    assert calls["eager"] == eager + 1, "and computes a pattern when it is looked up"
+
+
+def test_a_module_that_is_no_attention_is_named():
+    """What a module computes cannot be seen where it computes it by other functions."""
+    bridge = clearspan.boot(build("mixtral"))
+    router = bridge.blocks[1].mlp.submodules["router"].module
+    router.forward = lambda hidden_states: type(router).forward(router, hidden_states)  # as another library would
+    heard = []
+    bridge.run_with_hooks(
+        torch.tensor([[1, 2, 3]]),
+        fwd_hooks=[("blocks.1.mlp.hook_router_logits", lambda value, hook: heard.append(value.shape))],
+    )
+    assert heard == [(1, 3, 4)]
+    weight = router.weight
+
+    def without_linear(hidden_states):
+        logits = (hidden_states[:, None] * weight).sum(-1)
+        top, chosen = logits.softmax(-1).topk(2)
+        return logits, top, chosen
+
+    router.forward = without_linear
+    with pytest.raises(NotSeenError, match="the router's logits cannot be reached here") as error:
+        bridge.run_with_hooks(
+            torch.tensor([[1, 2, 3]]), fwd_hooks=[("blocks.1.mlp.hook_router_logits", lambda value, hook: None)]
+        )
+    assert "got: 0 of them" in str(error.value)
+    assert router.forward is without_linear, "what another library put there is back"

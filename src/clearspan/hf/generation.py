@@ -1,0 +1,236 @@
+"""Recordings of a generation: what its forwards kept, one after the other, joined along positions on look-up."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from clearspan.hf.attention import AttentionCall
+from clearspan.hf.masks import least_score
+from clearspan.hf.recording import Recording
+from clearspan.hf.tensors import as_tokens, primary_input
+from clearspan.points import HookPoint, Layout, Place, Side, read
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What one forward kept at one place.
+
+    Attributes:
+        tensor: The tensor, of the forward's own positions alone.
+        version: Its count of edits when it was kept, or None where nobody else has it.
+        end: Positions up to and with those of the forward.
+    """
+
+    tensor: Tensor
+    version: int | None
+    end: int
+
+
+@dataclass(frozen=True)
+class _Shell:
+    """A call of the attention function without its queries, keys and values.
+
+    Attributes:
+        call: The call; its tensors are empty.
+        n_keys: How many keys it saw, the last ones up to its own.
+    """
+
+    call: AttentionCall
+    n_keys: int
+
+    @classmethod
+    def of(cls, call: AttentionCall, end: int) -> "_Shell":
+        """Returns the shell of a call whose own positions end there.
+
+        A KV cache of fixed length has empty keys behind those there are.
+        """
+        n_keys, none = min(call.key.shape[2], end), call.query.new_empty(0)
+        mask = None if call.mask is None else call.mask[..., :n_keys]
+        return cls(replace(call, query=none, key=none, value=none, mask=mask, observers=()), n_keys)
+
+    def filled(self, query: Tensor, key: Tensor) -> AttentionCall:
+        """Returns the call with its queries and keys, and values that nobody reads."""
+        return replace(self.call, query=query, key=key, value=key[..., :1])
+
+
+class GenerationRecording(Recording):
+    """What the forwards of one generation left behind, read as that of one forward over the whole sequence.
+
+    Each forward runs the positions after those of the one before. A forward without a KV cache starts over: what was
+    kept before it is dropped. A piece holds the positions of its forward alone; where a tensor shows those in the KV
+    cache too (keys, and what latent attention projects of them), the new ones are copied out of it.
+
+    Of a call of the attention function, its queries and its new keys are kept. Scores and pattern are computed from
+    those, by the model's own eager function, when they are looked up.
+
+    Args:
+        points: What is kept, by name.
+        rows: Rows of the input.
+    """
+
+    def __init__(self, points: Mapping[str, HookPoint], rows: int) -> None:
+        super().__init__(rows)
+        self._points = points
+        self._places = {point.place.key: point.place for point in points.values()}
+        self._places.update({name: point.place for name, point in points.items()})
+        self._forwards = 0
+        self._start = self._end = self._length = 0
+        self._pieces: dict[str, dict[int, _Piece]] = {}
+        self._shells: dict[str, dict[int, _Shell]] = {}
+
+    @contextlib.contextmanager
+    def following(self, model: nn.Module, is_paused: Callable[[], bool]) -> Iterator[None]:
+        """Keeps the model's forwards apart while the context is open.
+
+        Args:
+            model: The model.
+            is_paused: Asked at each forward whether to leave it, since it belongs to another run.
+        """
+
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not is_paused():
+                ids = primary_input(args, kwargs)
+                assert len(ids) == self._rows, "a generation that multiplies rows is refused before it starts"
+                self._next_forward(ids.shape[1], starts_over=kwargs.get("past_key_values") is None)
+
+        handle = model.register_forward_pre_hook(enter, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _next_forward(self, length: int, *, starts_over: bool) -> None:
+        self._end_forward()
+        if starts_over:
+            self._pieces.clear()
+            self._shells.clear()
+            self._forwards = self._end = 0
+        self._start, self._end = self._end, self._end + length
+
+    def _end_forward(self) -> None:
+        """Takes what the forward kept as pieces."""
+        if self._end == self._start:
+            return
+        for path, call in self._calls.items():
+            self._take_apart(path, call)
+        for kept in (self._raw, self.values):
+            for key, tensor in kept.items():
+                own, version = self._own(self._places[key], tensor), self._versions.get(key)
+                piece = _Piece(own, version if own is tensor else None, self._end)
+                self._pieces.setdefault(key, {})[self._forwards] = piece
+            kept.clear()  # in place: the torch hooks hold it
+        self._calls.clear()
+        self._versions.clear()
+        self._forwards += 1
+
+    def _take_apart(self, path: str, call: AttentionCall) -> None:
+        """Keeps of a call what was asked for, or is needed to compute it."""
+        has_square = any(f"{path}:{side}" in self._places for side in (Side.SCORES, Side.PATTERN))
+        for side, tensor in ((Side.QUERY, call.query), (Side.KEY, call.key)):
+            place = Place(path, side, layout=Layout.HEADS_FIRST)
+            if has_square or place.key in self._places:
+                self._places[place.key] = place
+                self._raw[place.key] = as_tokens(tensor, place.layout, self._rows)
+        if has_square:
+            self._shells.setdefault(path, {})[self._forwards] = _Shell.of(call, self._end)
+
+    def _own(self, place: Place, tensor: Tensor) -> Tensor:
+        """Returns the part of a tensor that is of the forward's own positions."""
+        if place.layout is Layout.ROWS_BY_ROWS:
+            # A KV cache of fixed length has empty keys behind those there are.
+            return tensor[..., : self._end].clone() if tensor.shape[-1] > self._end else tensor
+        length, shown = self._end - self._start, tensor.shape[place.pos_dim]
+        if shown == length and place.side is not Side.KEY:
+            return tensor
+        # Keys of a KV cache of fixed length lie where their positions are, and are overwritten later.
+        start = self._start if shown > self._end else shown - length
+        return tensor.narrow(place.pos_dim, start, length).clone()
+
+    def close(self, length: int) -> None:
+        """Ends the recording.
+
+        Args:
+            length: Positions that it has. A generation that looks a step late whether it is over has run one more.
+        """
+        self._end_forward()
+        self._length = length
+        for name in [name for name in self._pieces if name in self._points]:
+            self._keep_joined(self.values, name, self._with_unedited(self._points[name]))
+            del self._pieces[name]
+
+    def _with_unedited(self, point: HookPoint) -> dict[int, _Piece]:
+        """Returns a point's values in all forwards, also where they are computed from the raw tensor beside them."""
+        pieces = self._pieces[point.name]
+        for forward, piece in self._pieces.get(point.place.key, {}).items():
+            if forward not in pieces:
+                with torch.no_grad():
+                    value = read(point.access, piece.tensor, self._rows, {})
+                pieces[forward] = _Piece(value, None, piece.end)
+        return {forward: pieces[forward] for forward in sorted(pieces)}
+
+    def raw(self, place: Place) -> Tensor:
+        """Returns the raw tensor of a place, rows and positions first."""
+        if place.key not in self._raw:
+            pieces = self._pieces.get(place.key) or self._squares(place)
+            self._keep_joined(self._raw, place.key, pieces)
+            if place.module not in self._shells:
+                self._pieces.pop(place.key, None)
+        return self._raw[place.key]
+
+    def _squares(self, place: Place) -> dict[int, _Piece]:
+        """Returns a layer's scores or pattern in all forwards."""
+        queries, keys = self._pieces[f"{place.module}:{Side.QUERY}"], self._pieces[f"{place.module}:{Side.KEY}"]
+        all_keys = torch.cat([piece.tensor for piece in keys.values()], 1).transpose(1, 2)
+        pieces = {}
+        for forward, shell in self._shells[place.module].items():
+            query = queries[forward]
+            call = shell.filled(query.tensor.transpose(1, 2), all_keys[:, :, query.end - shell.n_keys : query.end])
+            with torch.no_grad():
+                scores, pattern = call.inside()
+            pieces[forward] = _Piece(scores if place.side is Side.SCORES else pattern, None, query.end)
+        return pieces
+
+    def _keep_joined(self, kept: dict[str, Tensor], key: str, pieces: Mapping[int, _Piece]) -> None:
+        place = self._places[key]
+        tensors = [piece.tensor for piece in pieces.values()]
+        if place.layout is Layout.ROWS_BY_ROWS:
+            fill = least_score(tensors[0].dtype) if place.side is Side.SCORES else 0.0
+            tensors = [_among_all_keys(piece, self._end, fill)[..., : self._length] for piece in pieces.values()]
+        joined = torch.cat(tensors, place.pos_dim)
+        self._keep(kept, key, joined.narrow(place.pos_dim, 0, self._length), place.pos_dim)
+
+    def has(self, point: HookPoint) -> bool:
+        """Whether the point's value was kept in each forward, or can be computed from what was."""
+        place = point.place
+        is_square = place.layout is Layout.ROWS_BY_ROWS and place.module in self._shells
+        pieces = self._shells[place.module] if is_square else self._pieces.get(place.key, ())
+        return len(pieces) == self._forwards or super().has(point)
+
+    def was_edited(self, key: str) -> bool:
+        """Whether the storage of what is kept under a place's key or a point's name was written since."""
+        if key in self._raw or key in self.values:
+            return super().was_edited(key)
+        path = key.rpartition(":")[0]
+        keys = [key] if key in self._pieces else [f"{path}:{side}" for side in (Side.QUERY, Side.KEY)]
+        pieces = [piece for key in keys for piece in self._pieces[key].values()]
+        return any(piece.version is not None and piece.tensor._version != piece.version for piece in pieces)
+
+    def nbytes(self) -> int:
+        """Returns the bytes of all storages kept, each counted once."""
+        pieces = [piece.tensor for pieces in self._pieces.values() for piece in pieces.values()]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in pieces}
+        return super().nbytes() + sum(storages.values())
+
+
+def _among_all_keys(piece: _Piece, length: int, fill: float) -> Tensor:
+    """Returns a forward's scores or pattern over all keys of the sequence, those that it did not see filled.
+
+    The keys that it saw are the last ones up to its own: all of them, or a sliding window's.
+    """
+    before = piece.end - piece.tensor.shape[-1]
+    return pad(piece.tensor, (before, length - piece.end), value=fill)
