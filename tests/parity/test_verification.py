@@ -55,6 +55,25 @@ def test_a_contribution_that_is_not_what_is_added_is_found():
     assert all(check.group in ("identities", "writes") for check in found.failures)
 
 
+def attend_without_softmax(self, query, key, value, attention_mask=None):
+    """GPT-J's attention with a softmax of its own, as a fused kernel has one."""
+    scores = query @ key.transpose(-1, -2) / self.scale_attn + attention_mask
+    weights = (scores - scores.max(-1, keepdim=True).values).exp()
+    weights = weights / weights.sum(-1, keepdim=True)
+    return weights @ value, weights
+
+
+def test_what_cannot_be_seen_is_named_and_the_rest_verified():
+    model = build("gptj")
+    attention = model.transformer.h[1].attn
+    attention._attn = types.MethodType(attend_without_softmax, attention)
+    found = clearspan.boot(model).verify("full")
+    failed = {check.what.partition(",")[0] for check in found.failures}
+    assert failed == {f"blocks.1.attn.hook_{name}" for name in ("rot_q", "rot_k", "attn_scores", "pattern")}
+    assert "got: 0 softmaxes" in found.failures[0].explanation
+    assert any(check.what == "blocks.1.attn.hook_z, returned" and check.passed for check in found.checks)
+
+
 def test_weights_changed_under_an_attention_are_no_fault(tmp_path):
     bridge = clearspan.boot(build("gpt2"))
     with torch.no_grad():

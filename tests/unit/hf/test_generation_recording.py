@@ -33,3 +33,11 @@ def test_what_was_written_since_it_was_kept_is_known(bridge, tokens):
     other = bridge.blocks[0].mlp.hook_post.place
     recording.raw(other).mul_(2)
     assert recording.was_edited(other.key)
+
+
+def test_scores_know_of_writes_to_the_queries_that_they_are_computed_from(bridge, tokens):
+    _, cache = bridge.generate(tokens, return_cache=True, max_new_tokens=3, eos_token_id=None)
+    recording, place = cache._recording, bridge.blocks[1].attn.hook_attn_scores.place
+    assert not recording.was_edited(place.key)
+    recording._pieces[f"{place.module}:query"][0].tensor.mul_(2)
+    assert recording.was_edited(place.key)

@@ -45,6 +45,11 @@ class Statement:
     compute: Callable[[Values], Tensor]
     expected: Callable[[Values], Tensor] | None = None
 
+    @property
+    def points(self) -> set[str]:
+        """Names of the points that it is about."""
+        return {*self.causes, self.result}
+
     def error(self, values: Values, row: int | None = None) -> float:
         """Returns the largest difference of the two sides over the largest value, in one row or in all."""
         left = self.compute(values)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clearspan.bridge.verification.identities import Statement, relative, statements
-from clearspan.bridge.verification.report import Check, Verification
+from clearspan.bridge.verification.report import Check, Group, Verification
 from clearspan.errors import ClearspanError, InvalidArgumentError, UnreadableWeightError
 from clearspan.points import Derived, HookPoint, template_of
 
@@ -93,7 +93,7 @@ class _Verifier:
 
     def _compared(
         self,
-        group: "Literal['parity', 'reads', 'padding']",
+        group: Group,
         what: str,
         found: Tensor,
         expected: Tensor,
@@ -104,8 +104,12 @@ class _Verifier:
 
     def _reads(self, base: Tensor) -> Iterator[Check]:
         """Yields that every point fires with the value that the cache has, and that the identities hold."""
+        self.unreadable = set()
+        for name, reason in self._out_of_reach():
+            self.unreadable.add(name)
+            yield Check("reads", name, False, explanation=f"{reason}\n{_UNEQUAL}")
         self.forwards += 2
-        logits, cache = self.bridge.run_with_cache(self.tokens)
+        logits, cache = self.bridge.run_with_cache(self.tokens, self._is_readable)
         yield self._compared("parity", "logits with everything cached", logits, base, self.tolerance)
         heard: dict[str, Tensor] = {}
 
@@ -113,13 +117,13 @@ class _Verifier:
             heard[hook.name] = value.clone()
 
         points = []
-        for point in self.bridge.index:
+        for point in filter(lambda point: self._is_readable(point.name), self.bridge.index):
             unreadable = _why_unreadable(lambda point=point: cache[point.name])
             if unreadable is None:
                 points.append(point)
             else:
+                self.unreadable.add(point.name)
                 yield Check("reads", f"{point.name}: raises by name", True, explanation=unreadable)
-        self.unreadable = {point.name for point in self.bridge.index} - {point.name for point in points}
         logits = self.bridge.run_with_hooks(self.tokens, fwd_hooks=[(point.name, hear) for point in points])
         yield self._compared("parity", "logits with everything listened to", logits, base, self.tolerance)
         known = {"batch": len(self.tokens), **dict.fromkeys(("pos", "q_pos", "k_pos"), self.tokens.shape[1])}
@@ -134,6 +138,7 @@ class _Verifier:
             else:
                 pair = _unmasked(heard[point.name]), _unmasked(cache[point.name])
                 yield self._compared("reads", point.name, *pair, self.tolerance)
+        self.statements = [one for one in self.statements if all(name in cache for name in one.points)]
         for statement in tuple(self.statements):
             unreadable = _why_unreadable(lambda statement=statement: statement.error(cache))
             if unreadable is not None:
@@ -143,6 +148,26 @@ class _Verifier:
             error = statement.error(cache)
             passed = error <= self.tolerance
             yield Check("identities", statement.text, passed, error, self.tolerance, "" if passed else _UNEQUAL)
+
+    def _is_readable(self, name: str) -> bool:
+        return name not in self.unreadable
+
+    def _out_of_reach(self) -> Iterator[tuple[str, str]]:
+        """Yields points at which a run fails, each with what it raised. They are looked for only if one does."""
+        bridge = self.bridge
+        try:
+            bridge.run_with_cache(self.tokens)
+            return
+        except ClearspanError:
+            pass
+        finally:
+            self.forwards += 1
+        for point in bridge.index:
+            self.forwards += 1
+            try:
+                bridge.run_with_cache(self.tokens, point.name)
+            except ClearspanError as error:
+                yield point.name, str(error)
 
     def _written(self) -> Iterator[HookPoint]:
         """Yields the points to write: of all layers, or of one layer of each kind, besides those outside the blocks.
@@ -187,7 +212,7 @@ class _Verifier:
         noise = relative(base, self._alone[: len(points)])
         try:
             with bridge.hooks(fwd_hooks=[(point.name, write) for point in points]):
-                logits, cache = bridge.run_with_cache(tokens, lambda name: name not in self.unreadable)
+                logits, cache = bridge.run_with_cache(tokens, self._is_readable)
         except ClearspanError as error:
             for point in points:
                 yield Check("writes", point.name, False, explanation=f"the run raised: {error}")
