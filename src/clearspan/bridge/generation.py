@@ -129,7 +129,7 @@ def hooked(
 ) -> Iterator[list[tuple[HookPoint, Listener, Direction]]]:
     """Keeps generation's hooks on, and numbers its forwards for them, while the context is open."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(bridge.taps.counting(steps))
+        stack.enter_context(bridge.taps.follower.counting(steps))
         # Without hooks of its own, generation inside a hook function is the plain model's.
         attached = hooks.attached(bridge, fwd_hooks, (), True, False) if fwd_hooks else None
         yield [] if attached is None else stack.enter_context(attached)

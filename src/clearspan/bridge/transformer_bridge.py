@@ -1,24 +1,26 @@
-"""The bridge: a thin front that names what its modules do."""
+"""The bridge: a thin front that names what its modules do. It is long by its documentation, not by what it does."""
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from clearspan.architectures import ArchitectureAdapter
-from clearspan.bridge import caching, forward, generation, hooks, inputs, streaming
+from clearspan.bridge import caching, forward, hooks, inputs
 from clearspan.bridge.cache import ActivationCache
 from clearspan.bridge.caching import PosSlice
 from clearspan.bridge.forward import ReturnType
+from clearspan.bridge.generation_methods import GenerationMethods
 from clearspan.bridge.hooks import Hooks
 from clearspan.bridge.index import PointIndex, Segment
 from clearspan.bridge.inputs import Input, ModelInput
 from clearspan.bridge.module_methods import ModuleMethods
 from clearspan.bridge.point_table import PointTable
 from clearspan.bridge.text import PaddingSide, Text
+from clearspan.bridge.text_methods import TextMethods
 from clearspan.bridge.verification import Verification, verify
 from clearspan.bridge.verification.run import Level
 from clearspan.bridge.weights import StackedWeights
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class TransformerBridge(StackedWeights, ModuleMethods):
+class TransformerBridge(StackedWeights, TextMethods, GenerationMethods, ModuleMethods):
     """A Hugging Face model, seen and reached into under canonical names. `clearspan.boot` makes one.
 
     Attributes:
@@ -111,15 +113,6 @@ class TransformerBridge(StackedWeights, ModuleMethods):
                 embedding_width=self.embed.width,
                 returns_tuple=self.blocks[0].returns_tuple,
             )
-
-    @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase | None":
-        """Its tokenizer, or None; it can be set."""
-        return self.text.tokenizer_or_none
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: "PreTrainedTokenizerBase | None") -> None:
-        self.text.tokenizer_or_none = tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -424,197 +417,6 @@ class TransformerBridge(StackedWeights, ModuleMethods):
             incl_bwd=incl_bwd,
         )
         return output, cache.remove_batch_dim() if remove_batch_dim else cache
-
-    # --- text and generation -----------------------------------------------------------------------------------------
-
-    @overload
-    def generate(
-        self,
-        input: Input,
-        *,
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide = "left",
-        attention_mask: Tensor | None = None,
-        fwd_hooks: Hooks = (),
-        return_cache: Literal[False] = False,
-        **generate_kwargs: Any,
-    ) -> Any: ...
-
-    @overload
-    def generate(
-        self,
-        input: Input,
-        *,
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide = "left",
-        attention_mask: Tensor | None = None,
-        fwd_hooks: Hooks = (),
-        return_cache: Literal[True],
-        names_filter: NamesFilter = None,
-        **generate_kwargs: Any,
-    ) -> tuple[Any, ActivationCache]: ...
-
-    def generate(
-        self,
-        input: Input,
-        *,
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide = "left",
-        attention_mask: Tensor | None = None,
-        fwd_hooks: Hooks = (),
-        return_cache: bool = False,
-        names_filter: NamesFilter = None,
-        **generate_kwargs: Any,
-    ) -> Any:
-        """Continues text or tokens by Hugging Face's own `generate`; hooks fire at each step.
-
-        The cache is made in the same pass. It is that of one forward over the whole sequence but its last token, which
-        was chosen but never went into the model. Where hooks wrote, it shows what each step went on with. Scores and
-        pattern are computed in each step (a run with a cache computes them when they are looked up), and the logits of
-        the whole prompt too: name what you need in `names_filter`.
-
-        Args:
-            input: Text, a list of texts, or token ids `[batch, pos]`.
-            prepend_bos: As for `forward`.
-            padding_side: Where shorter texts are filled.
-            attention_mask: `[batch, pos]` of a token tensor with padding.
-            fwd_hooks: As for `run_with_hooks`, for this generation alone. A function is called once a forward: with all
-                positions of the prompt, then with one position at a time; `hook.position` is the first one's index in
-                the sequence, and `hook.step` counts the forwards.
-            return_cache: Whether to return the activations too.
-            names_filter: With `return_cache=True`, what to keep: as for `run_with_cache`.
-            **generate_kwargs: For `hf_model.generate`: `max_new_tokens`, `do_sample`, `temperature`, `num_beams`, ...
-
-        Returns:
-            The whole text (a list for a list, or for several sequences), or the whole token tensor; with
-            `return_dict_in_generate=True`, Hugging Face's output object. With `return_cache=True`, that and the cache,
-            which has as many positions as the sequence has tokens, less one.
-
-        Raises:
-            UnknownPointError: A name is unknown, or a predicate holds for none; nothing was run.
-            PointNotReachedError: A hook did not fire.
-            HookValueError, HookTypeError: A function returned a value of the wrong shape, dtype or device.
-            InvalidArgumentError: `return_cache=True` with several sequences a row (`num_beams`,
-                `num_return_sequences`), speculation, or a KV cache that is not empty; `names_filter` without it.
-
-        Example:
-            >>> import clearspan
-            >>> bridge = clearspan.boot("tiny-bigcode")
-            >>> tokens = bridge.to_tokens("import o")
-            >>> generated, cache = bridge.generate(tokens, return_cache=True, max_new_tokens=4, do_sample=False)
-            >>> cache["resid_post", 3].shape[1] == generated.shape[1] - 1 == tokens.shape[1] + 3
-            True
-            >>> list(cache["pattern", 3].shape) == [1, 8, tokens.shape[1] + 3, tokens.shape[1] + 3]
-            True
-        """
-        prompt = generation.prepare(self, input, prepend_bos, padding_side, attention_mask, generate_kwargs)
-        if return_cache:
-            return generation.generate_with_cache(self, prompt, fwd_hooks, names_filter)
-        generation.check_no_filter(names_filter)
-        return generation.generate(self, prompt, fwd_hooks)
-
-    @overload
-    def generate_stream(
-        self, input: Tensor, max_tokens_per_yield: int = 1, fwd_hooks: Hooks = (), **generate_kwargs: Any
-    ) -> Generator[Tensor, None, None]: ...
-
-    @overload
-    def generate_stream(
-        self, input: str | Sequence[str], max_tokens_per_yield: int = 1, fwd_hooks: Hooks = (), **generate_kwargs: Any
-    ) -> Generator[Any, None, None]: ...
-
-    def generate_stream(
-        self,
-        input: Input,
-        max_tokens_per_yield: int = 1,
-        fwd_hooks: Hooks = (),
-        *,
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide = "left",
-        attention_mask: Tensor | None = None,
-        **generate_kwargs: Any,
-    ) -> Any:
-        """Yields what `generate` adds, while it goes on.
-
-        Generation waits while the caller does something else, and its hooks are off then: the bridge may be used
-        between two items, also for another stream. The torch modes (`inference_mode`, `autocast`) are those under which
-        the stream was made. A stream that is closed, or dropped, ends the generation.
-
-        Args:
-            input: As for `generate`.
-            max_tokens_per_yield: New tokens of each row in an item; the last one may have fewer.
-            fwd_hooks: As for `generate`.
-            prepend_bos: As for `generate`.
-            padding_side: As for `generate`.
-            attention_mask: As for `generate`.
-            **generate_kwargs: As for `generate`, but no beams: they change what was generated before.
-
-        Returns:
-            A generator. For tokens, of `[batch, new]` on the bridge's device. For text, of new text (a list for a list,
-            or for several sequences), which together is what `generate` adds: bytes of a character that is not
-            complete yet wait for the others.
-
-        Raises:
-            UnknownPointError: A name is unknown, or a predicate holds for none; nothing was run.
-            InvalidArgumentError: `max_tokens_per_yield` below one, or a `streamer`.
-            PointNotReachedError: Of the generator: a hook did not fire in the whole generation.
-
-        Example:
-            >>> import clearspan
-            >>> bridge = clearspan.boot("tiny-bigcode")
-            >>> added = "".join(bridge.generate_stream("import o", max_new_tokens=4, do_sample=False))
-            >>> "import o" + added == bridge.generate("import o", max_new_tokens=4, do_sample=False)
-            True
-        """
-        prompt = generation.prepare(self, input, prepend_bos, padding_side, attention_mask, generate_kwargs)
-        return streaming.stream(self, prompt, max_tokens_per_yield, fwd_hooks)
-
-    def to_tokens(
-        self,
-        input: str | Sequence[str],
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide | None = None,
-        *,
-        truncate: bool = False,
-    ) -> Tensor:
-        """Returns token ids `[batch, pos]` on the model's device.
-
-        Texts of different lengths are padded, which the tensor alone does not tell: pass the texts themselves to
-        `forward`, or the mask of `bridge.text.encode` along with it.
-
-        Args:
-            input: Text, or a list of texts.
-            prepend_bos: Whether each row starts with one BOS; by default as `cfg.default_prepend_bos` says.
-            padding_side: Where shorter rows are filled; by default the tokenizer's side.
-            truncate: Whether to cut a text at the end of the context.
-
-        Raises:
-            InputError: An empty string, or no string.
-            NoTokenizerError: There is no tokenizer.
-        """
-        return self.text.encode(input, prepend_bos, padding_side, truncate)[0].to(self.device)
-
-    def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
-        """Returns the text of a row of ids or of one id, or a list of texts for `[batch, pos]`."""
-        return self.text.decode(tokens)
-
-    def to_str_tokens(
-        self, input: str | Sequence[str] | Tensor, prepend_bos: bool | None = None
-    ) -> list[str] | list[list[str]]:
-        """Returns each token's own text: a list for one row, a list of lists for several."""
-        return self.text.str_tokens(input, prepend_bos)
-
-    def to_single_token(self, string: str) -> int:
-        """Returns the id of a text that is one token.
-
-        Raises:
-            InputError: It is none, or more than one.
-        """
-        return self.text.single_token(string)
-
-    def to_single_str_token(self, token: int) -> str:
-        """Returns the text of one token id."""
-        return str(self.text.decode(token))
 
     def __repr__(self) -> str:
         cfg = self.cfg

@@ -1,4 +1,7 @@
-"""Taps: torch hooks on the untouched modules, there only while someone listens, that carry values to hook points."""
+"""Taps: torch hooks on the untouched modules, there only while someone listens, that carry values to hook points.
+
+It is one module since every way to a value shares the order in which points, edits and gradients pass.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,11 +15,11 @@ from clearspan.errors import InvalidArgumentError, PointNotReachedError, Unwrita
 from clearspan.hf.attention import Call, observed
 from clearspan.hf.compiled import around, refuse_compiled
 from clearspan.hf.derived_gradients import Beside
+from clearspan.hf.position import Follower
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.tensors import (
     as_tokens,
     from_tokens,
-    positions_before,
     primary_input,
     primary_output,
     with_input,
@@ -33,7 +36,6 @@ from clearspan.points import (
     Place,
     SharedRow,
     Side,
-    Stretch,
     Whole,
     read,
 )
@@ -88,6 +90,7 @@ class Taps:
         refuse_writes: Why a write must not happen in the present run, or None.
         writers: The listeners on points that were written since the list was last emptied.
         is_suspended: Whether a hook function is running, in which a forward of the model is the model's own alone.
+        follower: Tells the points where in the sequence a forward is, while any torch hook is installed.
     """
 
     def __init__(self, model: nn.Module, points: Iterable[HookPoint]) -> None:
@@ -95,6 +98,7 @@ class Taps:
         self.refuse_writes: str | None = None
         self.writers: list[tuple[HookPoint, Listener]] = []
         self.is_suspended = False
+        self.follower = Follower(model, lambda: self.is_suspended)
         self._rows: dict[str, int] = {}
         self._recording: Recording | None = None
         self._sources: dict[Place, list[HookPoint]] = {}
@@ -105,9 +109,6 @@ class Taps:
         self._concerned: dict[_Anchor, list[HookPoint]] = {}
         self._pending: dict[Derivation, _Pending] = {}
         self._installed: dict[_Anchor, contextlib.ExitStack] = {}
-        self._following = contextlib.ExitStack()
-        self._stretch = Stretch()
-        self._steps: Iterator[int] = iter(())
         for point in points:
             self._sources.setdefault(point.place, []).append(point)
             self._add(point, point.place)
@@ -119,7 +120,7 @@ class Taps:
                     self._add(point, target)
                     _append_new(self._arriving.setdefault(target, []), derivation)
             point._changed = self._update
-            point._stretch = self._stretch
+            point._stretch = self.follower.stretch
 
     def _add(self, point: HookPoint, place: Place) -> None:
         """Notes that a point needs a tap at a place."""
@@ -171,37 +172,6 @@ class Taps:
         """Whether a run's values are being kept."""
         return self._recording is not None
 
-    @contextlib.contextmanager
-    def counting(self, steps: Iterator[int]) -> Iterator[None]:
-        """Numbers the forwards in which someone listens by these steps, as generation's, while the context is open."""
-        before, self._steps = self._steps, steps
-        try:
-            yield
-        finally:
-            self._steps = before
-
-    def _follow(self) -> contextlib.ExitStack:
-        """Has the points know where in the sequence a forward is, while it runs."""
-        at_end = contextlib.ExitStack()
-
-        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.is_suspended:
-                return
-            self._stretch.position = positions_before(self.model, args, kwargs)
-            self._stretch.step = next(self._steps, None)
-            # Put there anew in each forward, so that it comes after the hooks of the points at the model's own output.
-            at_end.close()
-            at_end.callback(self.model.register_forward_hook(leave, always_call=True).remove)
-
-        def leave(*_: Any) -> None:
-            if not self.is_suspended:
-                self._stretch.position, self._stretch.step = 0, None
-
-        stack = contextlib.ExitStack()
-        stack.callback(at_end.close)
-        stack.callback(self.model.register_forward_pre_hook(enter, with_kwargs=True, prepend=True).remove)
-        return stack
-
     def _update(self, point: HookPoint) -> None:
         """Installs or removes the torch hooks of the point's places, as its listeners ask."""
         self._set(_Anchor.of(point.place))
@@ -214,12 +184,12 @@ class Taps:
         if wanted and anchor not in self._installed:
             installed = self._install(anchor)
             if not self._installed:
-                self._following = self._follow()
+                self.follower.install()
             self._installed[anchor] = installed
         elif not wanted and anchor in self._installed:
             self._installed.pop(anchor).close()
             if not self._installed:
-                self._following.close()
+                self.follower.remove()
             for place in self._places[anchor]:
                 for derivation in (*self._arriving.get(place, ()), *self._leaving.get(place, ())):
                     self._pending.pop(derivation, None)

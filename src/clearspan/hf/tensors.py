@@ -1,9 +1,8 @@
 """Which of a module's inputs and outputs is the tensor that the field means, and how rows and positions lie in it."""
 
-import inspect
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from clearspan.points import Layout
 
@@ -20,16 +19,6 @@ def with_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> 
     if args:
         return (value, *args[1:]), kwargs
     return args, {**kwargs, _keyword(kwargs): value}
-
-
-def positions_before(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | Tensor:
-    """Returns how many positions are in the KV cache that a model is called with."""
-    if len(args) > 1:
-        kwargs = {**inspect.signature(type(model).forward).bind_partial(model, *args).arguments, **kwargs}
-    past = kwargs.get("past_key_values")
-    count = 0 if past is None else past.get_seq_length()
-    # A cache of fixed length counts on in this very tensor; to read it here would wait for the device.
-    return count.clone() if isinstance(count, Tensor) else count
 
 
 def primary_output(output: Any, item: int = 0) -> Tensor:

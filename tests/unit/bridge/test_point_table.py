@@ -41,5 +41,5 @@ def test_nothing_is_run(bridge):
 
 
 def test_an_unknown_name_raises(bridge):
-    with pytest.raises(UnknownPointError, match="no hook point 'blocks.1.attn.hook_w'"):
+    with pytest.raises(UnknownPointError, match=r"no hook point 'blocks\.1\.attn\.hook_w'"):
         bridge.points("blocks.1.attn.hook_w")
