@@ -1,6 +1,7 @@
 """Recordings: the raw tensors of one forward, kept by reference."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ class Ends:
     entry: Place | None
     exits: tuple[Place, ...]
 
-    @property
+    @functools.cached_property
     def are_plain(self) -> bool:
         """Whether the tensors are kept as they are."""
         places = [place for place in (self.entry, *self.exits) if place is not None]
@@ -186,7 +187,6 @@ class Recording:
                 handle.remove()
 
     def _observer(self, inside: Inside, is_paused: Callable[[], bool]) -> Observer:
-        visits = {side: self._visit(place) for side, place in inside.places.items()}
         path = next(iter(inside.places.values())).module
 
         def keep(call: AttentionCall | ForwardCall) -> Any:
@@ -194,6 +194,7 @@ class Recording:
                 return call.run()
             # With dropout, what multiplies the values is known only to the call itself.
             if isinstance(call, ForwardCall) or call.kwargs.get("dropout"):
+                visits = {side: self._visit(place) for side, place in inside.places.items()}
                 return call.run_watched(visits, is_paused)
             kept = self._calls[path] = call.detached() if torch.is_grad_enabled() else call
             for name, tensor in kept.tensors().items():
