@@ -5,6 +5,7 @@ python docs/generate.py
 
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,12 +22,12 @@ from clearspan.points import RAW_ENDS, VOCABULARY, Entry  # noqa: E402
 
 
 def architectures() -> str:
-    """Returns the README's table of architectures."""
-    rows = ["| Hugging Face class | Adapter | Models |", "|---|---|---|"]
-    for name, adapter in sorted(ADAPTERS.items()):
+    """Returns the README's list of architectures."""
+    served = []
+    for name, adapter in sorted(ADAPTERS.items(), key=lambda item: item[0].lower()):
         assert adapter.__doc__, f"{adapter.__name__} says in its docstring which models it serves"
-        rows.append(f"| `{name}` | `{adapter.__name__}` | {adapter.__doc__.splitlines()[0]} |")
-    return "\n".join(rows) + "\n"
+        served.append(f"{adapter.__doc__.splitlines()[0].rstrip('.')} (`{name}`)")
+    return textwrap.fill("; ".join(served) + ".", 120, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def vocabulary() -> str:
