@@ -9,6 +9,8 @@ from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
 import clearspan
 from clearspan import TransformerBridge
 
+torch.set_num_threads(1)  # tiny models are faster so, many times where several processes share the cores
+
 SIZES = {"vocab_size": 97, "n_positions": 32, "n_embd": 48, "n_layer": 3, "n_head": 4}
 
 
