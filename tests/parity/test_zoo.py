@@ -11,7 +11,7 @@ from transformers import DynamicCache
 import clearspan
 from clearspan import TransformerBridge
 from clearspan.architectures import ADAPTERS
-from clearspan.errors import MissingWeightError
+from clearspan.errors import ConflictingWritesError, MissingWeightError
 from clearspan.points import VOCABULARY, HookPoint
 
 LENGTH = 9
@@ -345,3 +345,57 @@ def test_half_precision_is_verified_against_full(variant, dtype):
     assert control[0].error is not None
     assert control[0].error > 1e-4
     assert all(check.passed for check in control[1:])
+
+
+def test_every_point_is_in_the_part_of_the_forward_that_its_name_says(zoo, ids):
+    """Runs of some of the blocks have all points of these blocks, and of no others."""
+    with torch.no_grad():
+        _, whole = zoo.run_with_cache(ids)
+        _, first = zoo.run_with_cache(ids, stop_at_layer=1)
+        _, rest = zoo.run_with_cache(whole["resid_pre", 1], start_at_layer=1)
+    names = {point.name for point in zoo.index}
+    of_first = {name for name in names if name.startswith("blocks.0.")}
+    outside = {name for name in names if not name.startswith("blocks.")}
+    assert set(first) >= of_first
+    assert set(rest) >= names - of_first - outside
+    assert not {name for name in first if name.startswith(("blocks.1.", "blocks.2.", "unembed", "hook_logits"))}
+    assert not {name for name in rest if name.startswith(("blocks.0.", "embed", "hook_embed", "hook_pos_embed"))}
+    assert {"hook_embed"} <= set(first)
+    for name in of_first:
+        if whole[name].is_floating_point():
+            assert relative(first[name], whole[name]) < 1e-5, name
+
+
+def test_only_layers_with_a_window_rotate_in_cohere2():
+    bridge = made("cohere2")
+    for layer, kind in enumerate(bridge.cfg.hf["layer_types"]):
+        name = f"blocks.{layer}.attn.hook_rot_q"
+        assert (name in bridge.hook_dict) == (kind == "sliding_attention")
+    assert set(bridge.cfg.hf["layer_types"]) == {"sliding_attention", "full_attention"}
+
+
+def test_attentions_in_the_output_are_the_models_own():
+    """Falcon takes its eager branch then, with whatever mask it has: listening changes nothing."""
+    model = build("falcon", output_attentions=True)
+    bridge, ids = clearspan.boot(model), torch.randint(1, 97, (2, 7))
+    listened = bridge.run_with_hooks(ids, fwd_hooks=[("blocks.1.attn.hook_pattern", lambda value, hook: None)])
+    assert torch.equal(listened, model(ids, use_cache=False).logits)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("self_attn.o_proj", "attn.hook_result"),
+        ("self_attn.q_proj", "hook_q_input"),
+        ("input_layernorm", "ln1.hook_scale"),
+    ],
+)
+def test_another_hook_on_a_target_is_not_undone(ids, path, name):
+    model = build("llama")
+    model.model.layers[1].get_submodule(path).register_forward_hook(lambda module, args, output: output * 0.5)
+    bridge = clearspan.boot(model)
+    with pytest.raises(ConflictingWritesError, match="where something else changes what is computed of it"):
+        bridge.run_with_hooks(ids, fwd_hooks=[(f"blocks.1.{name}", lambda value, hook: value.clone())])
+    heard = []
+    bridge.run_with_hooks(ids, fwd_hooks=[(f"blocks.1.{name}", lambda value, hook: heard.append(1))])
+    assert heard, "reading is no conflict"

@@ -36,12 +36,14 @@ class OPTArchitectureAdapter(DecoderAdapter):
     def _components(self) -> dict[str, GeneralizedComponent]:
         frame = super()._components()
         positions = PosEmbedBridge(name="model.decoder.embed_positions", offset=2, input_is_positions=False)
-        ends = ("project_in", "project_out") if self._is_projected else ()
-        projections = {key: LinearBridge(name=f"model.decoder.{key}") for key in ends}
+        inward, outward = ({}, {})
+        if self._is_projected:
+            inward = {"project_in": LinearBridge(name="model.decoder.project_in")}
+            outward = {"project_out": LinearBridge(name="model.decoder.project_out")}
         if not self._norms_before or self.cfg.hf.get("_remove_final_layer_norm"):
             del frame["ln_final"]
-        unembed = frame.pop("unembed")
-        return {"embed": frame.pop("embed"), "pos_embed": positions, **frame, **projections, "unembed": unembed}
+        embed, unembed = frame.pop("embed"), frame.pop("unembed")
+        return {"embed": embed, **inward, "pos_embed": positions, **frame, **outward, "unembed": unembed}
 
     def _embed(self) -> EmbeddingBridge:
         ends_at = "model.decoder.project_in" if self._is_projected else None

@@ -1,7 +1,7 @@
 """The index of a model's hook points: by name and alias, by predicate, by the part of the forward they are in."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from clearspan.architectures import ArchitectureAdapter
 from clearspan.components import GeneralizedComponent
@@ -55,13 +55,10 @@ class PointIndex:
             reason for component in components for part in component.walk() for reason in part.absences()
         )
         n_layers = adapter.cfg.n_layers
-        blocks = [index for index, component in enumerate(components) if component.path.startswith("blocks.")]
-        stages = {
-            part.module_path: min(max(index - blocks[0], -1), n_layers)
-            for index, component in enumerate(components)
-            for part in component.walk()
-        }
-        self._stage = {point.name: stages.get(point.place.module, n_layers) for point in self._points}
+        paths = [component.path for component in components]
+        first = next(index for index, path in enumerate(paths) if path.startswith("blocks."))
+        before = {"hook_embed", "hook_pos_embed", *paths[:first]}
+        self._stage = {point.name: _stage(point.name, before, n_layers) for point in self._points}
 
     def __iter__(self) -> Iterator[HookPoint]:
         return iter(self._points)
@@ -168,3 +165,17 @@ class PointIndex:
         start, stop = segment
         stage = self._stage[point.name]
         return (start is None or stage >= start) and (stop is None or stage < stop)
+
+
+def _stage(name: str, before: Collection[str], n_layers: int) -> int:
+    """Returns the layer that a point is in: -1 before the blocks, `n_layers` after them.
+
+    Args:
+        name: The point's name.
+        before: Components, and points outside of any, that come before the blocks.
+        n_layers: Blocks.
+    """
+    layer = re.match(r"blocks\.(\d+)\.", name)
+    if layer is not None:
+        return int(layer[1])
+    return -1 if name.partition(".")[0] in before else n_layers

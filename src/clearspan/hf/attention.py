@@ -155,7 +155,7 @@ class ForwardCall:
     def _eagerly(self) -> "ForwardCall":
         """Returns the call as it must be for the module to take its eager path."""
         config = vars(self.module).get("config")
-        if config is None or config._attn_implementation == "eager":
+        if config is None or config._attn_implementation == "eager" or self.kwargs.get("output_attentions"):
             return self
         kwargs = {**self.kwargs, "output_attentions": True} if takes(self.module, "output_attentions") else self.kwargs
         mask = kwargs.get("attention_mask")

@@ -4,14 +4,14 @@ It is one module since every way to a value shares the order in which points, ed
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
+from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError, UnwritableError
 from clearspan.hf.attention import Call, observed
 from clearspan.hf.compiled import around, refuse_compiled
 from clearspan.hf.derived_gradients import Beside
@@ -301,6 +301,7 @@ class Taps:
         """Carries a derivation's edits out at a target; returns the raw tensor that goes on."""
         edits = {part: value for part, value in pending.edits.items() if target in derivation.reached_by(part)}
         if edits:
+            _check_alone(derivation, target, raw, pending.source, edits, entered)
             written = derivation.write(target, raw, pending.source, edits, entered)
             # Parts that are only on the gradient's path change no number.
             raw = raw.detach() + (written - written.detach()) if pending.only_gradient else written
@@ -439,6 +440,38 @@ class Taps:
             return False
         pending = self._pending.get(point.access.derivation)
         return pending is None or pending.only_gradient
+
+
+def _check_alone(
+    derivation: Derivation, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor
+) -> None:
+    """Raises if a target has not what its weights alone give: then computing it again would undo what changed it.
+
+    Raises:
+        ConflictingWritesError: Another torch hook, or an adapter on the module, changed it.
+    """
+    with torch.no_grad():
+        source, entered, found = source.detach(), entered.detach(), raw.detach()
+        unedited = {part: derivation.read(part, source, {}) for part in edits}
+        expected = derivation.write(target, found, source, unedited, entered)
+        difference = (expected.double() - found.double()).abs().max()
+        allowed = _rounding(found) * found.double().abs().max()
+    if difference > allowed:
+        raise ConflictingWritesError(
+            "a derived value was written where something else changes what is computed of it",
+            where=str(target),
+            reason="a torch hook or an adapter on this module, which computing it again from the weights would undo",
+            fix="take that off, or write a point that is no derived one, such as hook_q, hook_z or hook_attn_out",
+        )
+
+
+def _rounding(tensor: Tensor) -> float:
+    """Returns the relative difference that two ways to compute a tensor may have."""
+    eps, full = torch.finfo(tensor.dtype).eps, torch.finfo(torch.float32).eps
+    if eps > full:
+        return 8 * eps
+    # Many models compute norms in float32 whatever their dtype.
+    return 2e-3 if tensor.is_cuda and torch.backends.cuda.matmul.allow_tf32 else 64 * full
 
 
 def _append_new(items: list[Any], item: Any) -> None:
