@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tests.conftest import tiny_model
+from tests.zoo import build
 from transformers import DynamicCache
 
 import clearspan
@@ -302,3 +303,60 @@ def test_an_explicit_bos_stays(embedded):
 def test_resized_embeddings(bridge):
     bridge.hf_model.resize_token_embeddings(120)
     assert bridge(torch.tensor([[110, 3]])).shape == (1, 2, 120)
+
+
+@pytest.mark.parametrize("name", ["attn_scores", "pattern", "rot_q"])
+@pytest.mark.parametrize("variant", ["llama", "gptj"])
+def test_a_cache_of_one_bridge_shows_what_another_one_wrote(variant, name):
+    """Two bridges on one model: the cache has what the model went on with, whichever was there first."""
+    model = build(variant)
+    first, second = clearspan.boot(model), clearspan.boot(model)
+    ids = torch.randint(1, 97, (2, 7))
+    where = f"blocks.1.attn.hook_{name}"
+
+    def change(value, hook):
+        return value * 0.5
+
+    with torch.no_grad(), first.hooks([(where, change)]):
+        _, alone = first.run_with_cache(ids)
+        logits, cache = second.run_with_cache(ids)
+    expected = alone[where]
+    torch.testing.assert_close(cache[where], expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())
+    found = torch.einsum(
+        "bhqk,bkhd->bqhd", cache["pattern", 1], cache["v", 1].repeat_interleave(4 // cache["v", 1].shape[2], dim=2)
+    )
+    torch.testing.assert_close(found, cache["z", 1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, first.run_with_hooks(ids, fwd_hooks=[(where, change)]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_returns_tuples_is_refused_by_name(bridge, tokens):
+    bridge.hf_model.config.return_dict = False
+    with pytest.raises(InvalidArgumentError, match=r"(?s)set to return tuples.*config.return_dict = True"):
+        bridge(tokens)
+
+
+# transformers has torch compile the making of the mask in a way that torch calls old.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_flex_attention_shows_the_patterns_of_eager_attention():
+    model, reference = build("gemma2"), build("gemma2")
+    reference.load_state_dict(model.state_dict())
+    model.set_attn_implementation("flex_attention")
+    reference.set_attn_implementation("eager")
+    ids = torch.randint(1, 97, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    found = {}
+
+    def keep(value, hook):
+        found[hook.layer()] = value
+
+    # A listener on every layer: no layer runs flex attention itself, whose kernel would have to be compiled first.
+    with torch.no_grad():
+        clearspan.boot(model).run_with_hooks(
+            ids, attention_mask=mask, fwd_hooks=[(lambda name: name.endswith("hook_pattern"), keep)]
+        )
+        expected = reference(ids, attention_mask=mask, output_attentions=True).attentions
+    for layer, pattern in found.items():
+        torch.testing.assert_close(pattern[0, :, 2:], expected[layer][0, :, 2:])
+        torch.testing.assert_close(pattern[1], expected[layer][1])
+    assert len(found) == len(expected)

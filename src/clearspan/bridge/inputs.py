@@ -62,8 +62,15 @@ def prepare(
     Raises:
         InputError: Too long, empty, of the wrong rank, or ids outside the vocabulary.
         UnknownArgumentError: A keyword that the model's forward does not have.
+        InvalidArgumentError: The model is set to return tuples.
     """
     check_keywords(bridge, model_kwargs)
+    if not bridge.hf_model.config.return_dict:
+        raise InvalidArgumentError(
+            "the model is set to return tuples",
+            where="bridge.hf_model.config.return_dict",
+            fix="bridge.hf_model.config.return_dict = True",
+        )
     value, mask = as_tensor(bridge, input, prepend_bos, padding_side)
     if value.is_floating_point():
         _check_width(bridge, value, is_residual)

@@ -5,7 +5,7 @@ import copy
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clearspan.errors import NotSeenError
 from clearspan.hf.masks import additive_mask, without_bias
-from clearspan.hf.watch import RouterWatch, SoftmaxWatch, Visits, takes
+from clearspan.hf.watch import RouterWatch, SoftmaxWatch, Visit, Visits, takes
 from clearspan.points import Side
 
 IMPLEMENTATION = "clearspan"
@@ -22,6 +22,32 @@ IMPLEMENTATION = "clearspan"
 
 def _never() -> bool:
     return False
+
+
+@dataclass(frozen=True)
+class _Watcher:
+    """What one observer asks to be handed. The fields are the arguments of `run_watched`."""
+
+    visits: Visits
+    is_paused: Callable[[], bool]
+    is_last: bool
+
+
+def _joined(watchers: Sequence[_Watcher]) -> tuple[Visits, Callable[[], bool]]:
+    """Returns the visitors of all watchers as one for each side, in their order, and whether any is paused."""
+    at: dict[Side, list[Visit]] = {}
+    for watcher in sorted(watchers, key=lambda watcher: watcher.is_last):
+        for side, visit in watcher.visits.items():
+            at.setdefault(side, []).append(visit)
+
+    def through(visits: Sequence[Visit]) -> Visit:
+        return (
+            visits[0]
+            if len(visits) == 1
+            else lambda tensor: functools.reduce(lambda t, visit: visit(t), visits, tensor)
+        )
+
+    return {side: through(visits) for side, visits in at.items()}, lambda: any(one.is_paused() for one in watchers)
 
 
 @dataclass(frozen=True)
@@ -36,7 +62,7 @@ class AttentionCall:
         mask: As it was made for the model's own implementation.
         kwargs: What the function was called with besides.
         observers: Those who have still to see the call.
-        eagerly: Whether one of them needs it to be run by the eager function.
+        watchers: What they have asked to be handed.
     """
 
     module: nn.Module
@@ -46,16 +72,17 @@ class AttentionCall:
     mask: Tensor | None
     kwargs: dict[str, Any]
     observers: "tuple[Observer, ...]" = ()
-    eagerly: bool = False
+    watchers: "tuple[_Watcher, ...]" = ()
 
     def run(self) -> Any:
         """Hands the call to the next observer, and after the last one runs it.
 
-        It is run by the implementation that the model is configured with, or by the eager one.
+        It is run by the implementation that the model is configured with; only where someone is to be handed scores or
+        pattern, by the model's own eager function.
         """
         if self.observers:
             return self.observers[0](replace(self, observers=self.observers[1:]))
-        return self._run_eagerly() if self.eagerly else self._run_natively()
+        return self._run_for_watchers() if self.watchers else self._run_natively()
 
     def _run_eagerly(self) -> Any:
         mask = additive_mask(self.mask, self.query, self.key, self.module, self.kwargs)
@@ -74,20 +101,26 @@ class AttentionCall:
         finally:
             vars(module)["config"] = shown
 
-    def run_watched(self, visits: Visits, is_paused: Callable[[], bool] = _never) -> Any:
+    def run_watched(self, visits: Visits, is_paused: Callable[[], bool] = _never, *, is_last: bool = False) -> Any:
         """Runs the call; the visitors may replace what they are handed.
 
-        Only with visitors of scores or pattern is it run by the model's own eager function.
+        Args:
+            visits: The visitors.
+            is_paused: Asked at each operation whether it is not the module's own.
+            is_last: Whether they come after those of all other observers.
         """
+        return replace(self, watchers=(*self.watchers, _Watcher(visits, is_paused, is_last))).run()
+
+    def _run_for_watchers(self) -> Any:
+        visits, is_paused = _joined(self.watchers)
         query = visits[Side.QUERY](self.query) if Side.QUERY in visits else self.query
         key = visits[Side.KEY](self.key) if Side.KEY in visits else self.key
-        edited = query is not self.query or key is not self.key
-        call = replace(self, query=query, key=key) if edited else self
+        call = replace(self, query=query, key=key)
         inside = {side: visit for side, visit in visits.items() if side in (Side.SCORES, Side.PATTERN)}
         if not inside:
-            return call.run()
+            return call._run_natively()
         with SoftmaxWatch(inside, is_paused, self.key.shape[2]) as watch:
-            output = replace(call, eagerly=True).run()
+            output = call._run_eagerly()
         watch.check(self.module)
         return output
 
@@ -127,6 +160,7 @@ class ForwardCall:
         args: What it was called with.
         kwargs: And by keyword.
         observers: Those who have still to see the call.
+        watchers: What they have asked to be handed.
     """
 
     module: nn.Module
@@ -134,21 +168,27 @@ class ForwardCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     observers: "tuple[Observer, ...]" = ()
+    watchers: "tuple[_Watcher, ...]" = ()
 
     def run(self) -> Any:
         """Hands the call to the next observer, and after the last one runs it."""
         if self.observers:
             return self.observers[0](replace(self, observers=self.observers[1:]))
-        return self.forward(*self.args, **self.kwargs)
+        return self._run_for_watchers() if self.watchers else self.forward(*self.args, **self.kwargs)
 
-    def run_watched(self, visits: Visits, is_paused: Callable[[], bool] = _never) -> Any:
-        """Runs the call; the visitors may replace what they are handed."""
+    def run_watched(self, visits: Visits, is_paused: Callable[[], bool] = _never, *, is_last: bool = False) -> Any:
+        """Runs the call; the visitors may replace what they are handed. Its arguments are as for `AttentionCall`."""
+        return replace(self, watchers=(*self.watchers, _Watcher(visits, is_paused, is_last))).run()
+
+    def _run_for_watchers(self) -> Any:
+        visits, is_paused = _joined(self.watchers)
         if Side.ROUTER in visits:
             with RouterWatch(visits[Side.ROUTER], is_paused) as watch:
-                output = self.run()
+                output = self.forward(*self.args, **self.kwargs)
         else:
+            call = self._eagerly()
             with SoftmaxWatch(visits, is_paused) as watch:
-                output = self._eagerly().run()
+                output = call.forward(*call.args, **call.kwargs)
         watch.check(self.module)
         return output
 

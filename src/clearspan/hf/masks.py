@@ -1,30 +1,41 @@
 """Masks: from the form that fused attention takes to the one that eager attention adds."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 
 def additive_mask(
-    mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, kwargs: Mapping[str, Any]
+    mask: "Tensor | BlockMask | None", query: Tensor, key: Tensor, module: nn.Module, kwargs: Mapping[str, Any]
 ) -> Tensor:
     """Returns the mask that eager attention adds to its scores, from the one made for the model's implementation.
 
     Args:
         mask: As sdpa gets it (None where its `is_causal` says all, or boolean), as flash attention does (None, or two
-            axes that mark padding), or additive already.
+            axes that mark padding), as flex attention does (a function of positions), or additive already.
         query: `[batch, head, q_pos, d_head]`.
         key: `[batch, kv_head, k_pos, d_head]`.
         module: The attention module.
         kwargs: What the attention function was called with besides.
     """
+    if mask is not None and not isinstance(mask, Tensor):
+        mask = _written_out(mask, query, key)
     if mask is not None and mask.is_floating_point() and mask.ndim == 4:
         return mask
     allowed = mask.bool() if mask is not None and mask.ndim == 4 else _allowed(mask, query, key, module, kwargs)
     zero = torch.zeros((), dtype=query.dtype, device=query.device)
     return torch.where(allowed, zero, least_score(query.dtype))
+
+
+def _written_out(mask: "BlockMask", query: Tensor, key: Tensor) -> Tensor:
+    from torch.nn.attention.flex_attention import create_mask  # It takes long to import.
+
+    return create_mask(mask.mask_mod, query.shape[0], None, query.shape[2], key.shape[2], device=query.device)
 
 
 def least_score(dtype: torch.dtype) -> float:

@@ -192,10 +192,11 @@ class Recording:
         def keep(call: AttentionCall | ForwardCall) -> Any:
             if is_paused():
                 return call.run()
-            # With dropout, what multiplies the values is known only to the call itself.
-            if isinstance(call, ForwardCall) or call.kwargs.get("dropout"):
+            # With dropout, or where others may edit it, what multiplies the values is known only to the call itself.
+            is_shared = bool(call.observers or call.watchers)
+            if isinstance(call, ForwardCall) or is_shared or call.kwargs.get("dropout"):
                 visits = {side: self._visit(place) for side, place in inside.places.items()}
-                return call.run_watched(visits, is_paused)
+                return call.run_watched(visits, is_paused, is_last=True)
             kept = self._calls[path] = call.detached() if torch.is_grad_enabled() else call
             for name, tensor in kept.tensors().items():
                 if not tensor.is_inference():
