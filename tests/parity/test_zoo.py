@@ -399,3 +399,56 @@ def test_another_hook_on_a_target_is_not_undone(ids, path, name):
     heard = []
     bridge.run_with_hooks(ids, fwd_hooks=[(f"blocks.1.{name}", lambda value, hook: heard.append(1))])
     assert heard, "reading is no conflict"
+
+
+def test_a_run_that_breaks_off_leaves_nothing_behind(zoo, ids):
+    """Whatever the point at which a listener fails, the next run is the model's own."""
+    with torch.no_grad():
+        base = zoo(ids)
+        for name in (point.name for point in zoo.points() if ".1." in point.name and point.name in zoo.hook_dict):
+
+            def fail(value, hook):
+                raise ZeroDivisionError
+
+            with pytest.raises(ZeroDivisionError):
+                zoo.run_with_hooks(ids, fwd_hooks=[(name, fail)])
+            assert not any(point.is_listening for point in zoo.hook_dict.values())
+        found = zoo(ids)
+    torch.testing.assert_close(found, base, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"])
+def test_writes_of_the_routing_reach_the_experts(variant, ids):
+    bridge = made(variant)
+
+    def run(name=None, change=None):
+        """Returns what the experts add, and which were chosen."""
+        hooks = [] if name is None else [(f"blocks.2.mlp.{name}", change)]
+        with torch.no_grad(), bridge.hooks(hooks):
+            _, cache = bridge.run_with_cache(ids)
+        return cache["mlp_out", 2], cache["blocks.2.mlp.hook_expert_indices"]
+
+    out, _ = run()
+    nothing, _ = run("hook_expert_weights", lambda value, hook: value * 0)
+    halved, _ = run("hook_expert_weights", lambda value, hook: value * 0.5)
+    torch.testing.assert_close(halved - nothing, (out - nothing) / 2, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(out, nothing, atol=1e-5)
+
+    # The same experts in another order, with their weights in that order too, are the same mixture.
+    def swap(value, hook):
+        return value.flip(-1)
+
+    with bridge.hooks([("blocks.2.mlp.hook_expert_weights", swap)]):
+        swapped, _ = run("hook_expert_indices", swap)
+    torch.testing.assert_close(swapped, out, rtol=1e-4, atol=1e-6)
+    other, _ = run("hook_expert_indices", swap)
+    assert relative(other, out) > 1e-3
+
+    # Logits that favour one expert by far make it each token's first.
+    def favour(value, hook):
+        value = value.clone()
+        value[..., 2] = 50.0
+        return value
+
+    _, chosen = run("hook_router_logits", favour)
+    assert bool((chosen == 2).any(-1).all())
