@@ -9,35 +9,12 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from clearspan.analysis import Report
+from clearspan.plots import DIVERGING, MONOSPACE, SEQUENTIAL, plotly_text, positions
+from clearspan.plots.charts import heat, rounded
 
-from .labels import plotly_text, positions
 from .scale import effect_bound
 
-MONOSPACE = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
-SEQUENTIAL = ["#f1f0ea", "#b9cfd9", "#5d96b5", "#215f86", "#0f3350"]
-DIVERGING = ["#1f6f78", "#8dbdb9", "#f1f0ea", "#e3a184", "#b0432a"]
 MOST_TICKS = 72
-
-
-def _heatmap(z: list, colors: Sequence[str], **trace: object) -> go.Figure:
-    """Returns one heat map on a transparent ground, rows from the top."""
-    scale = [[i / (len(colors) - 1), color] for i, color in enumerate(colors)]
-    bar = {"thickness": 8, "outlinewidth": 0, "tickfont": {"size": 11}, "nticks": 5}
-    bar |= {"x": 1.01, "xpad": 0, "y": 1, "yanchor": "top", "ypad": 0, "len": 130, "lenmode": "pixels"}
-    figure = go.Figure(go.Heatmap(z=z, colorscale=scale, colorbar=bar, xgap=1, ygap=1, **trace))
-    figure.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        font={"size": 12},
-        hoverlabel={"font": {"family": MONOSPACE, "size": 12}, "align": "left"},
-        dragmode=False,
-    )
-    axis = {"showgrid": False, "zeroline": False, "automargin": True, "fixedrange": True}
-    axis |= {"ticks": "outside", "ticklen": 5, "tickcolor": "rgba(0,0,0,0)"}
-    axis |= {"type": "category"}
-    return figure.update_layout(xaxis=axis, yaxis=axis | {"autorange": "reversed"})
 
 
 def _ticks(tokens: Sequence[str], *, width: int, first: int = 0, most: int = MOST_TICKS) -> dict[str, object]:
@@ -53,20 +30,16 @@ def _ticks(tokens: Sequence[str], *, width: int, first: int = 0, most: int = MOS
     }
 
 
-def _rounded(values: Tensor, decimals: int = 4) -> list:
-    return values.double().round(decimals=decimals).tolist()
-
-
 def lens_figure(report: Report) -> go.Figure:
     """Returns the logit lens: positions down, depth from left to right, the likeliest token in each cell.
 
     A token is bold where it is already the model's own prediction.
     """
     lens, words = report.lens, report.words
-    probs, ranks = _rounded(lens.final_probs.T), lens.final_ranks.T.tolist()
+    probs, ranks = rounded(lens.final_probs.T), lens.final_ranks.T.tolist()
     ids, final = lens.top_ids.T.tolist(), [plotly_text(words[i], 24) for i in lens.final_ids.tolist()]
-    figure = _heatmap(
-        _rounded(lens.top_probs.T),
+    figure = heat(
+        rounded(lens.top_probs.T),
         SEQUENTIAL,
         x=[_depth(depth) for depth in lens.depths],
         y=positions(report.tokens),
@@ -103,8 +76,8 @@ def head_figure(scores: Tensor, *, name: str) -> go.Figure:
         name: The score's name, for the hover text.
     """
     n_layers, n_heads = scores.shape
-    figure = _heatmap(
-        _rounded(scores),
+    figure = heat(
+        rounded(scores),
         SEQUENTIAL,
         x=[f"H{head}" for head in range(n_heads)],
         y=[f"L{layer}" for layer in range(n_layers)],
@@ -119,8 +92,8 @@ def effect_figure(report: Report) -> go.Figure:
     """Returns the causal effect in nats: layers down, positions from left to right."""
     drop = report.effect.drop
     bound = effect_bound(drop)
-    figure = _heatmap(
-        _rounded(drop),
+    figure = heat(
+        rounded(drop),
         DIVERGING,
         x=positions(report.tokens),
         y=[f"layer {layer}" for layer in range(len(drop))],
@@ -143,8 +116,8 @@ def pattern_figure(report: Report, layer: int, head: int, *, last: int | None = 
     """
     first = max(0, len(report.tokens) - last) if last else 0
     names = positions(report.tokens)[first:]
-    figure = _heatmap(
-        _rounded(report.patterns[layer, head, first:, first:]),
+    figure = heat(
+        rounded(report.patterns[layer, head, first:, first:]),
         SEQUENTIAL,
         x=names,
         y=names,

@@ -14,9 +14,9 @@ from plotly.offline import get_plotlyjs
 from plotly.utils import PlotlyJSONEncoder
 
 from clearspan.analysis import Report, strongest
+from clearspan.plots import positions, visible
 
 from .figures import effect_figure, head_figure, lens_figure, pattern_figure
-from .labels import positions, visible
 
 ATTENTION_BYTES = 32_000_000
 """Most that the attention of all heads may take in the page; a longer text shows its last positions."""

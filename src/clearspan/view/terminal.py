@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from clearspan.analysis import Head, Report, strongest
+from clearspan.plots import visible
 
-from .labels import visible
 from .scale import effect_bound
 
 MOST_POSITIONS = 64

@@ -1,6 +1,6 @@
 import pytest
 
-from clearspan.view.labels import plotly_text, positions, visible
+from clearspan.plots import plotly_text, positions, visible
 
 
 @pytest.mark.parametrize(

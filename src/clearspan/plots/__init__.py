@@ -1,0 +1,11 @@
+"""Charts of numbers with named axes, and how a token is written on them. plotly is imported when a chart is drawn."""
+
+from .charts import DIVERGING as DIVERGING
+from .charts import MONOSPACE as MONOSPACE
+from .charts import SEQUENTIAL as SEQUENTIAL
+from .charts import bars as bars
+from .charts import heatmap as heatmap
+from .charts import lines as lines
+from .labels import plotly_text as plotly_text
+from .labels import positions as positions
+from .labels import visible as visible

@@ -1,0 +1,1 @@
+"""Weights under canonical names: views, factored products, processing."""
