@@ -59,10 +59,10 @@ class Result(ABC):
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Returns the lines of a table: numbers to the right, text to the left.
+    r"""Returns the lines of a table: numbers to the right, text to the left.
 
     Example:
-        >>> print("\\n".join(table(["head", "score"], [["L0H1", 0.98], ["L3H2", -0.5]])))
+        >>> print("\n".join(table(["head", "score"], [["L0H1", 0.98], ["L3H2", -0.5]])))
         head    score
         L0H1   0.9800
         L3H2  -0.5000
