@@ -41,6 +41,7 @@ class ClearspanError(Exception):
             "reason": reason,
             "fix": fix,
         }
+        self.reason = reason
         self.message = "\n".join([what, *(f"  {label}: {fact}" for label, fact in facts.items() if fact is not None)])
         super().__init__(self.message)
 
@@ -126,3 +127,7 @@ class UnreadableWeightError(ClearspanError, RuntimeError):
 
 class MissingWeightError(ClearspanError, AttributeError):
     """A weight that this architecture or checkpoint does not have."""
+
+
+class TiedWeightWarning(UserWarning):
+    """A write into a parameter that is another weight too."""

@@ -23,7 +23,6 @@ from clearspan.bridge.text import PaddingSide, Text
 from clearspan.bridge.text_methods import TextMethods
 from clearspan.bridge.verification import Verification, verify
 from clearspan.bridge.verification.run import Level
-from clearspan.bridge.weights import StackedWeights
 from clearspan.components import (
     Binding,
     BlockBridge,
@@ -35,15 +34,18 @@ from clearspan.components import (
     logits_point,
 )
 from clearspan.hf.offload import execution_device
+from clearspan.hf.quantised import dequantised
 from clearspan.hf.standalone import arguments_of
 from clearspan.hf.taps import Taps
 from clearspan.points import Direction, HookFunction, HookPoint, NamesFilter
+from clearspan.weights import WeightMethods
+from clearspan.weights.ties import sharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class TransformerBridge(StackedWeights, TextMethods, GenerationMethods, ModuleMethods):
+class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMethods):
     """A Hugging Face model, seen and reached into under canonical names. `clearspan.boot` makes one.
 
     Attributes:
@@ -81,7 +83,14 @@ class TransformerBridge(StackedWeights, TextMethods, GenerationMethods, ModuleMe
         self.adapter = adapter
         self.cfg = adapter.cfg
         self.text = Text(tokenizer, self.cfg)
-        binding = Binding(hf_model, self.cfg, adapter.weight_processing_conversions, self._arguments_of)
+        binding = Binding(
+            hf_model,
+            self.cfg,
+            adapter.weight_processing_conversions,
+            self._arguments_of,
+            dequantised,
+            lambda parameter: sharing(self.components, parameter),
+        )
         self.blocks: tuple[BlockBridge, ...] = ()
         components = []
         for key, template in adapter.component_mapping.items():

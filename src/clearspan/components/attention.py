@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clearspan.components.base import GeneralizedComponent, causal_mask
 from clearspan.components.linear import LinearBridge
+from clearspan.components.weights import Weight, write_through
 from clearspan.conversions import HeadsConversion, QKVConversionRule, QKVPartConversion
 from clearspan.errors import ConflictingWritesError
 from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, Layout, Place, Side
@@ -72,12 +73,12 @@ class GeneralAttentionBridge(GeneralizedComponent):
         """Key and value heads."""
         return self.cfg.n_key_value_heads or self.cfg.n_heads
 
-    @property
+    @Weight
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
         """The output weight `[head, d_head, d_model]`, a view of the live parameter."""
         return self._converted("o", self.o.matrix)
 
-    @property
+    @Weight
     def b_O(self) -> Float[Tensor, "d_model"]:
         """The output bias `[d_model]`, the live parameter."""
         return self.o.weight("bias")
@@ -85,7 +86,8 @@ class GeneralAttentionBridge(GeneralizedComponent):
     def _converted(self, key: str, weight: Tensor) -> Tensor:
         layer = self.path.split(".")[1]
         template = self.path.replace(f".{layer}.", ".{i}.", 1)
-        return self._bound.weight_conversions[f"{template}.{key}.weight"].convert(weight)
+        conversion = self._bound.weight_conversions[f"{template}.{key}.weight"]
+        return write_through(conversion.convert(weight), weight, conversion.revert)
 
     @property
     @abstractmethod
@@ -160,32 +162,32 @@ class HeadAttentionBridge(GeneralAttentionBridge):
     def _has_bias(self, projection: Projection) -> bool:
         """Returns whether a projection has a bias."""
 
-    @property
+    @Weight
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
-        """The query weight `[head, d_model, d_head]`, a view where the layout allows one."""
+        """The query weight `[head, d_model, d_head]`: a view, or for heads in groups a copy that writes through."""
         return self._weight("q")
 
-    @property
+    @Weight
     def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
         """The key weight `[kv_head, d_model, d_head]`, a view of the live parameter."""
         return self._weight("k")
 
-    @property
+    @Weight
     def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
         """The value weight `[kv_head, d_model, d_head]`, a view of the live parameter."""
         return self._weight("v")
 
-    @property
+    @Weight
     def b_Q(self) -> Float[Tensor, "head d_head"]:
-        """The query bias `[head, d_head]`, a view where the layout allows one."""
+        """The query bias `[head, d_head]`: a view, or for heads in groups a copy that writes through."""
         return self._bias("q")
 
-    @property
+    @Weight
     def b_K(self) -> Float[Tensor, "kv_head d_head"]:
         """The key bias `[kv_head, d_head]`, a view of the live parameter."""
         return self._bias("k")
 
-    @property
+    @Weight
     def b_V(self) -> Float[Tensor, "kv_head d_head"]:
         """The value bias `[kv_head, d_head]`, a view of the live parameter."""
         return self._bias("v")
@@ -194,7 +196,8 @@ class HeadAttentionBridge(GeneralAttentionBridge):
         return self._converted(projection, self._rows(projection, "weight"))
 
     def _bias(self, projection: Projection) -> Tensor:
-        return self._rows(projection, "bias").reshape(-1, self.cfg.d_head)
+        rows = self._rows(projection, "bias")
+        return write_through(rows.reshape(-1, self.cfg.d_head), rows, lambda bias: bias.reshape(rows.shape))
 
     @property
     def path_projections(self) -> tuple[Projection, ...]:

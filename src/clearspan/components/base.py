@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -9,9 +10,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from clearspan.components.weights import WeightTensor
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import ParamProcessingConversion
-from clearspan.errors import InvalidArgumentError, MissingWeightError, UnreadableWeightError
+from clearspan.errors import (
+    InvalidArgumentError,
+    MissingWeightError,
+    TiedWeightWarning,
+    UnreadableWeightError,
+    UnwritableError,
+)
 from clearspan.points import (
     Access,
     Converted,
@@ -37,12 +45,16 @@ class Binding:
         cfg: Its sizes.
         weight_conversions: The adapter's conversions by canonical name, with `{i}` for the layer.
         arguments_of: Gives what a module of a block needs beside its input, for an input, as the model itself makes it.
+        dequantised: Gives the values of a module's quantised parameter as a copy, None for one that is not quantised.
+        sharing: Gives the canonical names of the weights that share a parameter.
     """
 
     model: nn.Module
     cfg: TransformerBridgeConfig
     weight_conversions: Mapping[str, ParamProcessingConversion]
     arguments_of: Callable[[nn.Module, Tensor], dict[str, Any]] = lambda _, __: {}
+    dequantised: Callable[[nn.Module, str], Tensor | None] = lambda _, __: None
+    sharing: Callable[[Tensor], Sequence[str]] = lambda _: ()
 
 
 class GeneralizedComponent:
@@ -199,18 +211,21 @@ class GeneralizedComponent:
         """Returns the live bias of the component's module, or None where it has none.
 
         Raises:
-            UnreadableWeightError: It is offloaded or quantised.
+            UnreadableWeightError: It is offloaded, or quantised in a way that is not known.
         """
         return None if self.module._parameters.get("bias") is None else self.weight("bias")
 
     def weight(self, name: str) -> Tensor:
-        """Returns a live parameter of the component's module, whose values can be read.
+        """Returns a live parameter of the component's module; of a quantised one the values, which cannot be written.
 
         Raises:
             MissingWeightError: The module has no such parameter, or has none in this checkpoint.
-            UnreadableWeightError: It is offloaded or quantised.
+            UnreadableWeightError: It is offloaded, or quantised in a way that is not known.
         """
         parameter = self.parameter(name)
+        values = None if parameter.is_meta else self._bound.dequantised(self.module, name)
+        if values is not None:
+            return WeightTensor.of(values, before=self._refuse_write)
         if parameter.is_meta or not parameter.is_floating_point():
             raise UnreadableWeightError(
                 f"the {name} of {self.path} cannot be read",
@@ -221,6 +236,36 @@ class GeneralizedComponent:
                 fix="load the model without offloading and quantisation, or use points that need no weight",
             )
         return parameter
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the module's weight is quantised, in a way that is known."""
+        return self._bound.dequantised(self.module, "weight") is not None
+
+    def _refuse_write(self) -> None:
+        raise UnwritableError(
+            f"the weight of {self.path} is quantised, and what was read is a copy of its values",
+            where=f"{type(self.module).__name__} at {self.module_path}",
+            fix="load the model without quantisation to edit its weights",
+        )
+
+    def told_of_ties(self, name: str, shown: Tensor, parameter: Tensor) -> Tensor:
+        """Returns a weight that warns whoever writes it, if its parameter is another weight too.
+
+        Args:
+            name: The weight's name.
+            shown: The weight, a view of the parameter.
+            parameter: The live parameter.
+        """
+        others = [other for other in self._bound.sharing(parameter) if other != name]
+        if not others:
+            return shown
+
+        def warn() -> None:
+            shared = f"{name} and {', '.join(others)} are one parameter: all of them change"
+            warnings.warn(shared, TiedWeightWarning, stacklevel=4)
+
+        return WeightTensor.of(shown, before=warn, leaf=parameter if shown is parameter else None)
 
     def parameter(self, name: str) -> Tensor:
         """Returns a live parameter of the component's module, whose values may be elsewhere.

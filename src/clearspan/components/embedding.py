@@ -8,8 +8,9 @@ from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
 from clearspan.components.linear import LinearBridge
+from clearspan.components.weights import Weight, WeightTensor
 from clearspan.conversions import ScaledConversion
-from clearspan.errors import MissingWeightError
+from clearspan.errors import UnwritableError
 from clearspan.points import Converted, HookPoint, Place, SharedRow, Side, Whole, entry_of
 
 
@@ -39,10 +40,10 @@ class EmbeddingBridge(GeneralizedComponent):
         self.multiplier = multiplier
         self.ends_at = ends_at
 
-    @property
+    @Weight
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """The embedding `[d_vocab, d_model]`, the live parameter."""
-        return self.weight("weight")
+        return self.told_of_ties("W_E", self.weight("weight"), self.parameter("weight"))
 
     @property
     def width(self) -> int:
@@ -102,7 +103,7 @@ class PosEmbedBridge(GeneralizedComponent):
         self.offset = offset
         self.input_is_positions = input_is_positions
 
-    @property
+    @Weight
     def W_pos(self) -> Float[Tensor, "pos d_model"]:
         """The position embedding `[pos, d_model]`, the live parameter or a view of it."""
         return self.weight("weight")[self.offset :] if self.offset else self.weight("weight")
@@ -134,19 +135,26 @@ class UnembeddingBridge(LinearBridge):
 
     output_axes = "batch pos d_vocab"
 
-    @property
+    @Weight
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """The unembedding `[d_model, d_vocab]`, a view of the live parameter."""
-        return self.matrix.T
+        return self.told_of_ties("W_U", self.matrix.T, self.parameter("weight"))
 
-    @property
+    @Weight
     def b_U(self) -> Float[Tensor, "d_vocab"]:
-        """The bias `[d_vocab]`: the live parameter, or zeros of stride 0 where the model has none."""
-        try:
-            return self.weight("bias")
-        except MissingWeightError:
-            weight = self.weight("weight")
-            return torch.zeros(1, dtype=weight.dtype, device=weight.device).expand(len(weight))
+        """The bias `[d_vocab]`: the live parameter, or zeros of stride 0, which refuse writes, where there is none."""
+        bias = self.bias_or_none()
+        if bias is not None:
+            return bias
+        weight = self.parameter("weight")
+        zeros = torch.zeros(1, dtype=weight.dtype, device=weight.device).expand(len(weight))
+        return WeightTensor.of(zeros, before=self._refuse_bias)
+
+    def _refuse_bias(self) -> None:
+        raise UnwritableError(
+            "the unembedding has no bias, and zeros that stand for it cannot be written",
+            fix="bridge.unembed.module.bias = torch.nn.Parameter(...)",
+        )
 
     def raw_ends(self) -> Iterator[HookPoint]:
         """Yields the input, and the logits before any scale or cap."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
 from clearspan.components.linear import LinearBridge
+from clearspan.components.weights import AbsentWeight, Weight
 from clearspan.conversions import HalfConversion
 from clearspan.points import Converted, HookPoint, Layout, Side
 
@@ -29,28 +30,30 @@ class MLPBridge(GeneralizedComponent):
     hook_pre: HookPoint
     hook_post: HookPoint
     out: LinearBridge
+    W_gate = AbsentWeight("the MLP is not gated")
+    b_gate = AbsentWeight("the MLP is not gated")
 
     def _linear(self, key: str) -> LinearBridge:
         part = self.submodules[key]
         assert isinstance(part, LinearBridge), f"{key} is a linear map"
         return part
 
-    @property
+    @Weight
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
         """The input weight `[d_model, d_mlp]`, a view of the live parameter."""
         return self._linear("in").matrix.T
 
-    @property
+    @Weight
     def b_in(self) -> Float[Tensor, "d_mlp"]:
         """The input bias `[d_mlp]`, the live parameter."""
         return self._linear("in").weight("bias")
 
-    @property
+    @Weight
     def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
         """The output weight `[d_mlp, d_model]`, a view of the live parameter."""
         return self._linear("out").matrix.T
 
-    @property
+    @Weight
     def b_out(self) -> Float[Tensor, "d_model"]:
         """The output bias `[d_model]`, the live parameter."""
         return self._linear("out").weight("bias")
@@ -91,12 +94,12 @@ class GatedMLPBridge(MLPBridge):
 
     hook_pre_linear: HookPoint
 
-    @property
+    @Weight
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
         """The gate's weight `[d_model, d_mlp]`, a view of the live parameter."""
         return self._linear("gate").matrix.T
 
-    @property
+    @Weight
     def b_gate(self) -> Float[Tensor, "d_mlp"]:
         """The gate's bias `[d_mlp]`, the live parameter."""
         return self._linear("gate").weight("bias")
@@ -111,22 +114,22 @@ class GatedMLPBridge(MLPBridge):
 class JointGateMLPBridge(GatedMLPBridge):
     """A gated MLP whose gate and linear branch are the halves of one linear map: submodules `gate_up` and `out`."""
 
-    @property
+    @Weight
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
         """The gate's weight `[d_model, d_mlp]`, a view of the live parameter."""
         return self._half(is_second=False)
 
-    @property
+    @Weight
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
         """The linear branch's weight `[d_model, d_mlp]`, a view of the live parameter."""
         return self._half(is_second=True)
 
-    @property
+    @Weight
     def b_gate(self) -> Float[Tensor, "d_mlp"]:
         """The gate's bias `[d_mlp]`, a view of the live parameter."""
         return HalfConversion(is_second=False).handle_conversion(self._linear("gate_up").weight("bias"))
 
-    @property
+    @Weight
     def b_in(self) -> Float[Tensor, "d_mlp"]:
         """The linear branch's bias `[d_mlp]`, a view of the live parameter."""
         return HalfConversion(is_second=True).handle_conversion(self._linear("gate_up").weight("bias"))
@@ -174,6 +177,9 @@ class RouterBridge(GeneralizedComponent):
         yield self.point("hook_in", self.place(Side.INPUT), dimensions=self.input_axes)
 
 
+_EACH_EXPERTS = "the MLP is a mixture, and each expert has its own: bridge.blocks[layer].mlp.experts.module"
+
+
 class MoEBridge(GeneralizedComponent):
     """A mixture of experts: submodules `router` and `experts`, and `shared` where an expert sees every token."""
 
@@ -181,6 +187,12 @@ class MoEBridge(GeneralizedComponent):
     hook_router_logits: HookPoint
     hook_expert_weights: HookPoint
     hook_expert_indices: HookPoint
+    W_in = AbsentWeight(_EACH_EXPERTS)
+    W_gate = AbsentWeight(_EACH_EXPERTS)
+    W_out = AbsentWeight(_EACH_EXPERTS)
+    b_in = AbsentWeight(_EACH_EXPERTS)
+    b_gate = AbsentWeight(_EACH_EXPERTS)
+    b_out = AbsentWeight(_EACH_EXPERTS)
 
     @property
     def first(self) -> GeneralizedComponent:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
+from clearspan.components.weights import Weight, write_through
 from clearspan.points import Derivation, Derived, HookPoint, Layout, Place, Side
 
 
@@ -42,13 +43,18 @@ class NormalizationBridge(GeneralizedComponent):
         self.weight_offset = weight_offset
         self.input_axes = self.output_axes = axes
 
-    @property
+    @Weight
     def w(self) -> Float[Tensor, "d_model"]:
-        """The weight `[d_model]`: the live parameter; a copy where the model adds to it before it multiplies."""
-        weight = self.weight("weight")
-        return weight + self.weight_offset if self.weight_offset else weight
+        """What the norm multiplies by, `[d_model]`: the live parameter.
 
-    @property
+        Where the model adds an offset to that (1 in Gemma), it is a copy that writes through.
+        """
+        weight = self.weight("weight")
+        if not self.weight_offset:
+            return weight
+        return write_through(weight + self.weight_offset, weight, lambda shown: shown - self.weight_offset)
+
+    @Weight
     def b(self) -> Float[Tensor, "d_model"]:
         """The bias `[d_model]`, the live parameter."""
         return self.weight("bias")

@@ -37,6 +37,7 @@ class Statement:
         result: Name of the point that it must equal.
         compute: Computes the left-hand side from the points' values.
         expected: Computes the right-hand side, where it is not the result as it is.
+        through: The linear map whose weight it computes with, if any.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Statement:
     result: str
     compute: Callable[[Values], Tensor]
     expected: Callable[[Values], Tensor] | None = None
+    through: LinearBridge | None = None
 
     @property
     def points(self) -> set[str]:
@@ -130,6 +132,7 @@ def _of_output_map(source: str, out: GeneralizedComponent) -> Iterator[Statement
             (source,),
             f"{out.path}.hook_out",
             lambda values: linear(values[source], out.matrix, out.bias_or_none()),
+            through=out,
         )
 
 
@@ -163,12 +166,13 @@ def _of_attention(attention: HeadAttentionBridge) -> Iterator[Statement]:
         total = values[result].sum(2)
         return total if bias is None else total + bias
 
-    yield Statement(f"sum over heads of {result} + b_O == {out}", (result,), out, summed)
+    yield Statement(f"sum over heads of {result} + b_O == {out}", (result,), out, summed, through=attention.o)
     yield Statement(
         f"{z} through W_O + b_O == {out}",
         (z,),
         out,
         lambda values: linear(values[z].flatten(2), attention.o.matrix, attention.o.bias_or_none()),
+        through=attention.o,
     )
 
 
@@ -181,4 +185,4 @@ def _logits(bridge: "TransformerBridge") -> Statement:
         return found if cap is None else cap * torch.tanh(found / cap)
 
     text = "unembed.hook_in through the unembedding, scaled and capped == hook_logits"
-    return Statement(text, ("unembed.hook_in",), "hook_logits", logits)
+    return Statement(text, ("unembed.hook_in",), "hook_logits", logits, through=unembed)

@@ -1,0 +1,264 @@
+"""A product of two matrices, kept as its factors."""
+
+from collections.abc import Callable
+from types import EllipsisType
+from typing import NamedTuple, Self
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from clearspan.errors import InvalidArgumentError
+
+Index = int | slice | EllipsisType | Tensor | list[int]
+
+
+class SVD(NamedTuple):
+    """A thin singular value decomposition: `U * S @ Vh`."""
+
+    U: Float[Tensor, "... left rank"]
+    S: Float[Tensor, "... rank"]
+    Vh: Float[Tensor, "... rank right"]
+
+
+class FactoredMatrix:
+    """The matrix `A @ B`, which is never formed.
+
+    A head's `W_V @ W_O` is `[d_model, d_model]` but of rank `d_head`: what one wants to know of it follows from the
+    factors in a fraction of the memory and time. Leading axes (layer, head) broadcast. Factors in half precision are
+    raised to float32 for decompositions and norms.
+
+    Args:
+        A: `[..., left, inner]`.
+        B: `[..., inner, right]`.
+
+    Raises:
+        InvalidArgumentError: The inner sizes differ, or a factor is no matrix.
+
+    Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> bridge.OV.shape == (5, 8, bridge.cfg.d_model, bridge.cfg.d_model)
+        True
+        >>> bridge.OV[4, 3].svd().S.shape[0] == bridge.cfg.d_head
+        True
+    """
+
+    def __init__(self, A: Float[Tensor, "... left inner"], B: Float[Tensor, "... inner right"]) -> None:
+        if A.ndim < 2 or B.ndim < 2 or A.shape[-1] != B.shape[-2]:
+            raise InvalidArgumentError(
+                "cannot multiply these factors",
+                expected="A [..., left, inner] and B [..., inner, right]",
+                got=f"A {list(A.shape)} and B {list(B.shape)}",
+            )
+        leading = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+        self.A = A.expand(*leading, *A.shape[-2:])
+        self.B = B.expand(*leading, *B.shape[-2:])
+
+    # --- shape -------------------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the product."""
+        return torch.Size([*self.A.shape[:-1], self.B.shape[-1]])
+
+    @property
+    def ndim(self) -> int:
+        """Axes of the product."""
+        return self.A.ndim
+
+    @property
+    def ldim(self) -> int:
+        """Rows of the product."""
+        return self.A.shape[-2]
+
+    @property
+    def mdim(self) -> int:
+        """The inner size, which bounds the rank."""
+        return self.A.shape[-1]
+
+    @property
+    def rdim(self) -> int:
+        """Columns of the product."""
+        return self.B.shape[-1]
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Both factors."""
+        return self.A, self.B
+
+    @property
+    def T(self) -> "FactoredMatrix":
+        """The transpose of the product's last two axes."""
+        return FactoredMatrix(self.B.mT, self.A.mT)
+
+    def unsqueeze(self, axis: int) -> "FactoredMatrix":
+        """Returns it with a leading axis of size 1 more."""
+        at = axis if axis >= 0 else axis + self.ndim + 1
+        if not 0 <= at <= self.ndim - 2:
+            raise InvalidArgumentError(
+                f"no axis can be put at {axis}", expected=f"0 to {self.ndim - 2}, before the matrix's own two"
+            )
+        return FactoredMatrix(self.A.unsqueeze(at), self.B.unsqueeze(at))
+
+    def __getitem__(self, index: Index | tuple[Index | None, ...] | None) -> "FactoredMatrix":
+        """Returns a part.
+
+        Leading axes are indexed as a tensor's. An index of the matrix's own axes picks rows of `A` and columns of `B`;
+        there an integer leaves an axis of size 1.
+        """
+        given = index if isinstance(index, tuple) else (index,)
+        count = sum(1 for one in given if one is not None and one is not ...)
+        if ... in [one for one in given if not isinstance(one, Tensor | list)]:
+            at = next(i for i, one in enumerate(given) if one is ...)
+            given = (*given[:at], *(slice(None),) * (self.ndim - count), *given[at + 1 :])
+            count = self.ndim
+        if count > self.ndim:
+            raise InvalidArgumentError(f"{count} indices for {self.ndim} axes", where=repr(self))
+        leading: list[Index | None] = []
+        matrix: list[Index] = []
+        for one in given:
+            if one is None or sum(1 for other in leading if other is not None) < self.ndim - 2:
+                leading.append(one)
+            else:
+                matrix.append(slice(one, one + 1 or None) if isinstance(one, int) else one)
+        rows = matrix[0] if matrix else slice(None)
+        columns = matrix[1] if len(matrix) > 1 else slice(None)
+        A, B = self.A[tuple(leading)] if leading else self.A, self.B[tuple(leading)] if leading else self.B
+        return FactoredMatrix(A[..., rows, :], B[..., columns])
+
+    # --- products ----------------------------------------------------------------------------------------------------
+
+    @property
+    def AB(self) -> Float[Tensor, "... left right"]:
+        """The product itself: the one place where it is formed."""
+        return self.A @ self.B
+
+    @property
+    def BA(self) -> Float[Tensor, "... inner inner"]:
+        """The product of the factors the other way round, which is small, and has the same eigenvalues but for zeros.
+
+        Raises:
+            InvalidArgumentError: The product is not square.
+        """
+        if self.ldim != self.rdim:
+            raise InvalidArgumentError("B @ A needs a square product", got=f"{self.ldim} x {self.rdim}")
+        return self.B @ self.A
+
+    def __matmul__(self, other: "Tensor | FactoredMatrix") -> "Tensor | FactoredMatrix":
+        """Returns the product with a vector (a vector), or with a matrix (factored)."""
+        if isinstance(other, FactoredMatrix):
+            inner = self.B @ other.A
+            if self.mdim <= other.mdim:
+                return FactoredMatrix(self.A, inner @ other.B)
+            return FactoredMatrix(self.A @ inner, other.B)
+        if other.ndim == 1:
+            return (self.A @ (self.B @ other)[..., None])[..., 0]
+        return FactoredMatrix(self.A, self.B @ other)
+
+    def __rmatmul__(self, other: Tensor) -> "Tensor | FactoredMatrix":
+        """Returns the product of a vector (a vector), or of a matrix (factored), with it."""
+        if other.ndim == 1:
+            return ((other @ self.A)[..., None, :] @ self.B)[..., 0, :]
+        return FactoredMatrix(other @ self.A, self.B)
+
+    def __mul__(self, scalar: float | Tensor) -> "FactoredMatrix":
+        """Returns it times a number, or times a tensor of one number for each matrix, `[..., 1, 1]`."""
+        if isinstance(scalar, Tensor) and scalar.ndim and scalar.shape[-2:] != (1, 1):
+            raise InvalidArgumentError(
+                "a factored matrix is multiplied by numbers", expected="[..., 1, 1]", got=str(list(scalar.shape))
+            )
+        return FactoredMatrix(self.A * scalar, self.B)
+
+    __rmul__ = __mul__
+
+    # --- decompositions ----------------------------------------------------------------------------------------------
+
+    def svd(self) -> SVD:
+        """Returns the thin SVD of the product; its rank axis is the least of the three sizes.
+
+        With `A = Qa Ra` and `B^T = Qb Rb`, the decomposition of the small `Ra Rb^T` gives that of the product.
+        """
+        (Qa, Ra), (Qb, Rb) = torch.linalg.qr(_exact(self.A)), torch.linalg.qr(_exact(self.B).mT)
+        U, S, Vh = torch.linalg.svd(Ra @ Rb.mT, full_matrices=False)
+        return SVD(Qa @ U, S, Vh @ Qb.mT)
+
+    @property
+    def U(self) -> Float[Tensor, "... left rank"]:
+        """Left singular vectors, in columns."""
+        return self.svd().U
+
+    @property
+    def S(self) -> Float[Tensor, "... rank"]:
+        """Singular values, largest first."""
+        return self.svd().S
+
+    @property
+    def Vh(self) -> Float[Tensor, "... rank right"]:
+        """Right singular vectors, in rows."""
+        return self.svd().Vh
+
+    @property
+    def V(self) -> Float[Tensor, "... right rank"]:
+        """Right singular vectors, in columns."""
+        return self.svd().Vh.mT
+
+    @property
+    def eigenvalues(self) -> Complex[Tensor, "... inner"]:
+        """The product's eigenvalues, without those that are zero because of its rank.
+
+        Raises:
+            InvalidArgumentError: The product is not square.
+        """
+        return torch.linalg.eigvals(self.to(torch.promote_types(self.A.dtype, torch.float32)).BA)
+
+    def norm(self) -> Float[Tensor, "..."]:
+        """Returns the Frobenius norm of the product."""
+        Ra, Rb = triangular(self.A), triangular(self.B.mT)
+        return torch.linalg.matrix_norm(Ra @ Rb.mT)
+
+    def collapse_l(self) -> Float[Tensor, "... rank right"]:
+        """Returns what is left without the left singular vectors: right ones times singular values."""
+        found = self.svd()
+        return found.S[..., None] * found.Vh
+
+    def collapse_r(self) -> Float[Tensor, "... left rank"]:
+        """Returns what is left without the right singular vectors: left ones times singular values."""
+        found = self.svd()
+        return found.U * found.S[..., None, :]
+
+    def make_even(self) -> "FactoredMatrix":
+        """Returns the same product with both factors of the same singular values."""
+        found = self.svd()
+        root = found.S.sqrt()
+        return FactoredMatrix(found.U * root[..., None, :], root[..., None] * found.Vh)
+
+    def get_corner(self, k: int = 3) -> Tensor:
+        """Returns the product's first `k` entries along each axis."""
+        leading = (slice(k),) * (self.ndim - 2)
+        return self.A[leading][..., :k, :] @ self.B[leading][..., :k]
+
+    # --- where it is -------------------------------------------------------------------------------------------------
+
+    def to(self, target: torch.device | str | torch.dtype) -> "FactoredMatrix":
+        """Returns it with both factors on a device, or of a dtype."""
+        return self._each(lambda factor: factor.to(target))
+
+    def detach(self) -> "FactoredMatrix":
+        """Returns it off the graph."""
+        return self._each(Tensor.detach)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(change(self.A), change(self.B))
+
+    def __repr__(self) -> str:
+        return f"FactoredMatrix({list(self.shape)} through {self.mdim}, {self.A.dtype} on {self.A.device})"
+
+
+def triangular(matrix: Float[Tensor, "... left inner"]) -> Float[Tensor, "... rank inner"]:
+    """Returns the `R` of its QR decomposition: as long as the matrix in every direction, and small."""
+    return torch.linalg.qr(_exact(matrix)).R  # gradients need Q, so it is computed
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
