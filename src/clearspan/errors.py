@@ -81,6 +81,10 @@ class CompiledModelError(ClearspanError, RuntimeError):
     """A compiled model or module, which drops torch hooks quietly."""
 
 
+class InexactProcessingError(ClearspanError, ValueError):
+    """A step of weight processing that would change what the model computes."""
+
+
 class NotSeenError(ClearspanError, RuntimeError):
     """An attention module in which no softmax followed by a product was seen while someone listened."""
 

@@ -58,7 +58,7 @@ def test_weights_are_dequantised_and_give_what_the_model_computes(variant, quant
         for name, letter in (("q", "Q"), ("k", "K"), ("v", "V")):
             attn = bridge.blocks[1].attn
             projected = torch.einsum("bpm,hmd->bphd", read, getattr(attn, f"W_{letter}").to(read))
-            if attn._has_bias(name):
+            if attn.has_bias(name):
                 projected += getattr(attn, f"b_{letter}")
             # bitsandbytes' 8 bit rounds the activations to 8 bit too.
             error = (projected - cache[name, 1]).abs().max() / cache[name, 1].abs().max()

@@ -16,16 +16,19 @@ from clearspan.components import (
 from clearspan.points import Layout
 
 
-def mixture(router: str = "gate", shared: GeneralizedComponent | None = None) -> MoEBridge:
+def mixture(
+    router: str = "gate", shared: GeneralizedComponent | None = None, *, is_transposed: bool = False
+) -> MoEBridge:
     """Returns the template of a mixture of experts.
 
     Args:
         router: Name of its router's module.
         shared: The experts that see every token, if there are any.
+        is_transposed: Whether the experts' weights are `[expert, in, out]`.
     """
     parts: dict[str, GeneralizedComponent] = {
         "router": RouterBridge(name=router),
-        "experts": ExpertsBridge(name="experts"),
+        "experts": ExpertsBridge(name="experts", is_transposed=is_transposed),
     }
     return MoEBridge(name="mlp", submodules=parts if shared is None else {**parts, "shared": shared})
 
@@ -58,7 +61,7 @@ class GptOssArchitectureAdapter(LlamaArchitectureAdapter):
         return AttentionBridge(name="self_attn", has_rotary=True, has_sinks=True, submodules=self._projections())
 
     def _mlp(self) -> GeneralizedComponent:
-        return mixture(router="router")
+        return mixture(router="router", is_transposed=True)
 
 
 class DeepseekV3ArchitectureAdapter(LlamaArchitectureAdapter):

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from clearspan.bridge.index import PointIndex, Segment
 from clearspan.bridge.inputs import Input, ModelInput
 from clearspan.bridge.module_methods import ModuleMethods
 from clearspan.bridge.point_table import PointTable
+from clearspan.bridge.processed import processed
 from clearspan.bridge.text import PaddingSide, Text
 from clearspan.bridge.text_methods import TextMethods
 from clearspan.bridge.verification import Verification, verify
@@ -39,6 +40,7 @@ from clearspan.hf.standalone import arguments_of
 from clearspan.hf.taps import Taps
 from clearspan.points import Direction, HookFunction, HookPoint, NamesFilter
 from clearspan.weights import WeightMethods
+from clearspan.weights.processing import Step
 from clearspan.weights.ties import sharing
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
         blocks: Its blocks as live components.
         components: Its live components in the order of the forward, blocks one by one.
         index: Its hook points.
+        processing: What processing did to its weights; nothing, unless `processed` made it.
 
     Example:
         >>> import clearspan
@@ -109,6 +112,7 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
         self.components = tuple(components)
         self.index = PointIndex(points, components, adapter)
         self.taps = Taps(hf_model, self.index)
+        self.processing: tuple[Step, ...] = ()
         self.choices: dict[object, caching.Choice] = {}
 
     def _arguments_of(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
@@ -253,6 +257,57 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
             (True, True)
         """
         return verify(self, level, tokens)
+
+    def processed(
+        self,
+        fold_ln: bool | None = True,
+        center_writing_weights: bool | None = None,
+        center_unembed: bool | None = None,
+        fold_value_biases: bool | None = True,
+        refactor_factored_attn_matrices: bool | None = False,
+    ) -> Self:
+        """Returns a new bridge whose weights are easier to read, and whose log-probabilities are the same.
+
+        This bridge and its model stay as they are. The new model shares every tensor that does not change. Each step is
+        True (do it, or raise where it is not exact), None (do it where it is exact) or False; `processing` of the new
+        bridge says what was done.
+
+        Args:
+            fold_ln: Norms' weights and biases go into the linear maps that read them. A map that had no bias gets one
+                where there is something to put in; Hugging Face's files of that architecture have no place for it.
+            center_writing_weights: What is written to the residual stream has mean zero over `d_model`. Exact where all
+                that reads the stream is a layer norm.
+            center_unembed: Logits have mean zero over the vocabulary. They change, probabilities do not. Exact where no
+                cap comes after.
+            fold_value_biases: What value biases add goes into the output bias. Exact where patterns sum to one.
+            refactor_factored_attn_matrices: Queries and keys, and values and outputs, in the basis of their singular
+                vectors; heads that share keys or values have one basis. For queries and keys exact where they are
+                neither rotated nor normed. `hook_q`, `hook_k`, `hook_v` and `hook_z` are then other numbers.
+
+        Raises:
+            InexactProcessingError: A step asked for (True) would change what the model computes.
+            UnreadableWeightError: The model is quantised or offloaded.
+
+        Example:
+            >>> import clearspan
+            >>> processed = clearspan.boot("tiny-bigcode").processed()
+            >>> for step in processed.processing:
+            ...     print(step)
+            fold_ln: 11 norms folded
+            center_writing_weights: 12 weights centred
+            center_unembed: the unembedding is centred
+            fold_value_biases: value biases of 5 layers folded
+        """
+        return processed(
+            self,
+            {
+                "fold_ln": fold_ln,
+                "center_writing_weights": center_writing_weights,
+                "center_unembed": center_unembed,
+                "fold_value_biases": fold_value_biases,
+                "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
+            },
+        )
 
     def why_absent(self, name: str) -> str | None:
         """Returns why this architecture lacks a hook point of the vocabulary; None where it has it.

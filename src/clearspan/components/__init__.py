@@ -16,6 +16,7 @@ from clearspan.components.embedding import PosEmbedBridge as PosEmbedBridge
 from clearspan.components.embedding import UnembeddingBridge as UnembeddingBridge
 from clearspan.components.latent_attention import LatentAttentionBridge as LatentAttentionBridge
 from clearspan.components.linear import LinearBridge as LinearBridge
+from clearspan.components.linear import LinearMap as LinearMap
 from clearspan.components.linear import TransposedLinearBridge as TransposedLinearBridge
 from clearspan.components.mlp import ActivationBridge as ActivationBridge
 from clearspan.components.mlp import ExpertsBridge as ExpertsBridge

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clearspan.components.base import GeneralizedComponent, causal_mask
-from clearspan.components.linear import LinearBridge
+from clearspan.components.linear import LinearBridge, LinearMap
 from clearspan.components.weights import Weight, write_through
 from clearspan.conversions import HeadsConversion, QKVConversionRule, QKVPartConversion
 from clearspan.errors import ConflictingWritesError
@@ -103,6 +103,16 @@ class GeneralAttentionBridge(GeneralizedComponent):
         parts = (part for part in self.walk() if isinstance(part, LinearBridge) and part is not self.o)
         return tuple(part.parameter("weight") for part in parts)
 
+    def reads(self) -> Iterator[LinearMap]:
+        """Yields the maps that read what attention reads."""
+        for part in self.submodules.values():
+            if isinstance(part, LinearBridge) and part is not self.o:
+                yield part.map
+
+    def adds(self) -> Iterator[LinearMap]:
+        """Yields the output projection."""
+        yield self.o.map
+
     @abstractmethod
     def project(self, value: Tensor, projection: Projection) -> Tensor:
         """Returns queries, keys or values by head for an input by head, `[batch, pos, head, d_model]`."""
@@ -159,8 +169,12 @@ class HeadAttentionBridge(GeneralAttentionBridge):
         """Returns a projection's part of a parameter, its own axis first."""
 
     @abstractmethod
-    def _has_bias(self, projection: Projection) -> bool:
+    def holder(self, projection: Projection) -> LinearBridge:
+        """Returns the linear map whose parameters hold a projection's."""
+
+    def has_bias(self, projection: Projection) -> bool:
         """Returns whether a projection has a bias."""
+        return self.holder(projection).bias_or_none() is not None
 
     @Weight
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
@@ -207,7 +221,7 @@ class HeadAttentionBridge(GeneralAttentionBridge):
     def project(self, value: Tensor, projection: Projection) -> Tensor:
         """Returns queries, keys or values by head for an input by head, `[batch, pos, head, d_model]`."""
         projected = torch.einsum("bphm,hmd->bphd", value, self._weight(projection))
-        return projected + self._bias(projection) if self._has_bias(projection) else projected
+        return projected + self._bias(projection) if self.has_bias(projection) else projected
 
 
 class AttentionBridge(HeadAttentionBridge):
@@ -218,17 +232,15 @@ class AttentionBridge(HeadAttentionBridge):
         heads = self.n_heads if projection == "q" else self.n_kv_heads
         return self.submodules[projection].place(Side.OUTPUT), Converted(HeadsConversion(heads))
 
-    def _linear(self, projection: Projection) -> LinearBridge:
+    def holder(self, projection: Projection) -> LinearBridge:
+        """Returns the projection's own map."""
         part = self.submodules[projection]
         assert isinstance(part, LinearBridge), f"{projection} is a linear map"
         return part
 
     def _rows(self, projection: Projection, name: Literal["weight", "bias"]) -> Tensor:
-        linear = self._linear(projection)
+        linear = self.holder(projection)
         return linear.matrix if name == "weight" else linear.weight("bias")
-
-    def _has_bias(self, projection: Projection) -> bool:
-        return self._linear(projection).bias_or_none() is not None
 
 
 class JointQKVAttentionBridge(HeadAttentionBridge):
@@ -281,8 +293,9 @@ class JointQKVAttentionBridge(HeadAttentionBridge):
         fused = self.qkv.matrix if name == "weight" else self.qkv.weight("bias")
         return self.qkv_conversion_rule.split(fused, 0)[PROJECTIONS.index(projection)]
 
-    def _has_bias(self, projection: Projection) -> bool:
-        return self.qkv.bias_or_none() is not None
+    def holder(self, projection: Projection) -> LinearBridge:
+        """Returns the fused map."""
+        return self.qkv
 
 
 class HeadResults(Derivation):

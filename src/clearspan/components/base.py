@@ -5,7 +5,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ from clearspan.points import (
     entry_of,
 )
 from clearspan.shapes import axes, sizes
+
+if TYPE_CHECKING:
+    from clearspan.components.linear import LinearMap
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,14 @@ class GeneralizedComponent:
 
     def absences(self) -> Iterator[tuple[str, str]]:
         """Yields points that the component lacks for a reason of its own, each with the reason."""
+        return iter(())
+
+    def reads(self) -> "Iterator[LinearMap]":
+        """Yields the linear maps that read the component's input, and all that does."""
+        return iter(())
+
+    def adds(self) -> "Iterator[LinearMap]":
+        """Yields the linear maps whose outputs add up to the component's."""
         return iter(())
 
     def walk(self) -> "Iterator[GeneralizedComponent]":

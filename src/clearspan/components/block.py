@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clearspan.components.attention import HeadAttentionBridge, PathInputs
 from clearspan.components.base import GeneralizedComponent
+from clearspan.components.linear import LinearMap
 from clearspan.components.mlp import MLPBridge, MoEBridge
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.conversions import ScaledConversion
@@ -128,6 +129,29 @@ class BlockBridge(GeneralizedComponent):
             yield self.point("hook_mlp_in", self._mlp_reads)
         yield self.point("hook_mlp_out", self._mlp_adds, self._added)
         yield self.point("hook_resid_post", self.place(Side.OUTPUT))
+
+    def folds(self) -> Iterator[tuple[NormalizationBridge, list[LinearMap]]]:
+        """Yields the norms whose output goes to linear maps alone, each with these maps.
+
+        A norm whose output is the residual stream, or is added to it, is not among them.
+        """
+        if self.residual_is_normed:
+            return
+        first, second = self._norm_before, self._norm_between
+        shared = list(self.mlp.reads()) if second is None and self.is_parallel else []
+        if first is not None:
+            yield first, [*self.attn.reads(), *shared]
+        if second is not None:
+            yield second, list(self.mlp.reads())
+
+    @property
+    def centres(self) -> bool:
+        """Whether all that reads the residual stream in the block subtracts its mean first."""
+        if self.residual_is_normed or self.norms_the_sum:
+            return False
+        second = self._norm_between or (self._norm_before if self.is_parallel else None)
+        posts = {"ln1_post", "ln2_post"} & set(self.submodules)
+        return not posts and all(norm is not None and not norm.uses_rms_norm for norm in (self._norm_before, second))
 
     @property
     def _mlp_reads(self) -> Place:

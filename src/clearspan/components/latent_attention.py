@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 
 from clearspan.components.attention import GeneralAttentionBridge, Projection
 from clearspan.components.base import GeneralizedComponent
-from clearspan.components.linear import LinearBridge
+from clearspan.components.linear import LinearBridge, LinearMap
 from clearspan.conversions import HeadPartConversion, HeadsConversion
 from clearspan.errors import MissingWeightError
 from clearspan.points import Access, Converted, HookPoint, Place, Side
@@ -86,6 +86,13 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         block = self.path.rpartition(".")[0]
         for name in ("hook_attn_in", "hook_k_input", "hook_v_input"):
             yield f"{block}.{name}", _SHARED
+
+    def reads(self) -> Iterator[LinearMap]:
+        """Yields the first maps of queries and of keys and values; the second ones read latents."""
+        for key in ("q", "q_a", "kv_a"):
+            part = self.submodules.get(key)
+            if isinstance(part, LinearBridge):
+                yield part.map
 
     def before_heads(self, value: Tensor, projection: Projection) -> Tensor:
         """Returns the low-rank query of an input, where queries have one."""

@@ -1,11 +1,31 @@
 """Linear maps as components of their own."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearspan.components.base import GeneralizedComponent
 from clearspan.points import HookPoint, Layout, Side
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """Where the parameters of a linear map are, and which axis of the weight is which.
+
+    Attributes:
+        module: The module that holds them.
+        weight: The weight's name there.
+        bias: The bias' name there, also where it is None; None where the map can have no bias.
+        in_axis: The weight's axis of inputs, counted from the end.
+        out_axis: Its axis of outputs.
+    """
+
+    module: nn.Module
+    weight: str
+    bias: str | None
+    in_axis: int
+    out_axis: int
 
 
 class LinearBridge(GeneralizedComponent):
@@ -15,6 +35,15 @@ class LinearBridge(GeneralizedComponent):
     def matrix(self) -> Tensor:
         """The weight `[out, in]`, the live parameter or a view of it."""
         return self.weight("weight")
+
+    @property
+    def map(self) -> LinearMap:
+        """Where its parameters are."""
+        return LinearMap(self.module, "weight", "bias", in_axis=-1, out_axis=-2)
+
+    def reads(self) -> Iterator[LinearMap]:
+        """Yields the map itself."""
+        yield self.map
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -38,6 +67,11 @@ class TransposedLinearBridge(LinearBridge):
     def matrix(self) -> Tensor:
         """The weight `[out, in]`, a view of the live parameter."""
         return self.weight("weight").T
+
+    @property
+    def map(self) -> LinearMap:
+        """Where its parameters are."""
+        return LinearMap(self.module, "weight", "bias", in_axis=-2, out_axis=-1)
 
     @property
     def widths(self) -> tuple[int, int]:

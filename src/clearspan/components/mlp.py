@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
-from clearspan.components.linear import LinearBridge
+from clearspan.components.linear import LinearBridge, LinearMap
 from clearspan.components.weights import AbsentWeight, Weight
 from clearspan.conversions import HalfConversion
 from clearspan.points import Converted, HookPoint, Layout, Side
@@ -76,6 +76,16 @@ class MLPBridge(GeneralizedComponent):
         """Yields the activation function's input and the output projection's input."""
         yield self.point("hook_pre", self.submodules["in"].place(Side.OUTPUT))
         yield self.point("hook_post", self.submodules["out"].place(Side.INPUT))
+
+    def reads(self) -> Iterator[LinearMap]:
+        """Yields the maps that read what the MLP reads."""
+        for key, part in self.submodules.items():
+            if isinstance(part, LinearBridge) and key != "out":
+                yield part.map
+
+    def adds(self) -> Iterator[LinearMap]:
+        """Yields the output map."""
+        yield self._linear("out").map
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns what the module takes beside its input, such as the residual stream that it adds (zeros)."""
@@ -168,6 +178,10 @@ class RouterBridge(GeneralizedComponent):
     ) -> None:
         super().__init__(name, config, submodules, layout=layout)
 
+    def reads(self) -> Iterator[LinearMap]:
+        """Yields the map that gives its logits."""
+        yield LinearMap(self.module, "weight", None, in_axis=-1, out_axis=-2)
+
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, the experts and those chosen among them."""
         return {**super().sizes(), "expert": len(self.parameter("weight")), "k": vars(self.module)["top_k"]}
@@ -184,6 +198,7 @@ class MoEBridge(GeneralizedComponent):
     """A mixture of experts: submodules `router` and `experts`, and `shared` where an expert sees every token."""
 
     router: RouterBridge
+    experts: "ExpertsBridge"
     hook_router_logits: HookPoint
     hook_expert_weights: HookPoint
     hook_expert_indices: HookPoint
@@ -203,6 +218,17 @@ class MoEBridge(GeneralizedComponent):
     def last(self) -> GeneralizedComponent:
         """The part whose output the MLP adds: the mixture itself."""
         return self
+
+    def reads(self) -> Iterator[LinearMap]:
+        """Yields the maps of the router, of the experts, and of the experts that see every token."""
+        for part in self.submodules.values():
+            yield from part.reads()
+
+    def adds(self) -> Iterator[LinearMap]:
+        """Yields the output maps of the experts, and of those that see every token."""
+        for key, part in self.submodules.items():
+            if key != "router":
+                yield from part.adds()
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the router's logits, and the experts chosen with their weights."""
@@ -225,12 +251,35 @@ class MoEBridge(GeneralizedComponent):
 
 
 class ExpertsBridge(GeneralizedComponent):
-    """All experts of a mixture in one module, on tokens in one row."""
+    """All experts of a mixture in one module, on tokens in one row.
+
+    Args:
+        name: The module's path.
+        config: Settings of its own, if any.
+        submodules: Its parts, if any.
+        is_transposed: Whether its weights are `[expert, in, out]`, not `[expert, out, in]`.
+    """
 
     def __init__(
         self,
         name: str | None = None,
         config: object | None = None,
         submodules: Mapping[str, GeneralizedComponent] | None = None,
+        *,
+        is_transposed: bool = False,
     ) -> None:
         super().__init__(name, config, submodules, layout=Layout.FLAT)
+        self.is_transposed = is_transposed
+
+    def reads(self) -> Iterator[LinearMap]:
+        """Yields the gates and linear branches of all experts, one weight."""
+        yield self._map("gate_up_proj")
+
+    def adds(self) -> Iterator[LinearMap]:
+        """Yields the output maps of all experts, one weight."""
+        yield self._map("down_proj")
+
+    def _map(self, weight: str) -> LinearMap:
+        bias = f"{weight}_bias"
+        in_axis, out_axis = (-2, -1) if self.is_transposed else (-1, -2)
+        return LinearMap(self.module, weight, bias if bias in self.module._parameters else None, in_axis, out_axis)
