@@ -25,9 +25,15 @@ def shifted_output(weight: Tensor, shift: Float[Tensor, "in"], axis: int) -> Ten
     return (weight.movedim(axis, -1) @ shift.to(weight)[:, None])[..., 0]
 
 
-def centred(weight: Tensor, axis: int) -> Tensor:
-    """Returns a weight of which every vector along the axis has mean zero."""
-    return weight - weight.mean(axis, keepdim=True)
+def centred(weight: Tensor, axis: int, out: Tensor | None = None) -> Tensor:
+    """Returns a weight of which every vector along the axis has mean zero.
+
+    Args:
+        weight: The weight.
+        axis: The axis.
+        out: Where to put it, by default anew; it may be the weight itself.
+    """
+    return torch.sub(weight, weight.mean(axis, keepdim=True), out=out)
 
 
 def constant_of_values(b_V: Float[Tensor, "kv_head d_head"], W_O: Float[Tensor, "head d_head d_model"]) -> Tensor:

@@ -1,10 +1,10 @@
 """Processing: steps that change weights and leave log-probabilities as they were, each where it is exact.
 
-The steps work on a model of their own, whose parameters are at first those of the model that was given: a parameter is
-replaced, never written, until it belongs to the new model alone.
+The steps work on a model whose parameters are at first those of another model: a parameter is replaced, never written,
+until it belongs to this model alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,7 +26,6 @@ from clearspan.components.attention import PROJECTIONS, Projection
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InexactProcessingError
 from clearspan.weights.algebra import (
-    Refactored,
     centred,
     constant_of_values,
     refactored_OV,
@@ -66,56 +65,132 @@ class Step:
         return f"{self.name}: {self.done}"
 
 
-def replace(module: nn.Module, name: str, value: Tensor) -> None:
-    """Puts a new parameter in the place of one of a module, or of none."""
-    old = module._parameters.get(name)
-    requires_grad = old.requires_grad if old is not None else True
-    module._parameters[name] = nn.Parameter(value.detach(), requires_grad=requires_grad)
+class _Processing:
+    """One processing under way.
 
-
-# --- norms -----------------------------------------------------------------------------------------------------------
-
-
-def fold_norms(bridge: Processable) -> Step:
-    """Moves the weights and biases of norms into the linear maps that read them, and leaves 1 and 0 there.
-
-    It is exact for each norm that nothing but linear maps reads; the others stay as they are.
+    Args:
+        bridge: A bridge to a model of its own on shared parameters.
     """
-    pairs = [pair for block in bridge.blocks for pair in block.folds()]
-    final = final_norm(bridge)
-    if final is not None:
-        pairs.append((final, [readout(bridge)[0].map]))
-    folded = [norm.path for norm, maps in pairs if _fold(norm, maps)]
-    return Step("fold_ln", f"{len(folded)} norms folded" if folded else "nothing to fold")
 
+    def __init__(self, bridge: Processable) -> None:
+        self.bridge = bridge
+        self._shared = {id(parameter) for parameter in bridge.hf_model.parameters()}
 
-def _fold(norm: NormalizationBridge, maps: Iterable[LinearMap]) -> bool:
-    has_weight = norm.module._parameters.get("weight") is not None
-    bias = norm.bias_or_none()
-    for each in maps:
-        weight = each.module.get_parameter(each.weight).detach()
-        if bias is not None:
-            _add_bias(each, shifted_output(weight, bias.detach(), each.in_axis))
+    # --- parameters --------------------------------------------------------------------------------------------------
+
+    def _replace(self, module: nn.Module, name: str, value: Tensor) -> None:
+        """Puts a new parameter in the place of one of a module, or of none."""
+        old = module._parameters.get(name)
+        requires_grad = True if old is None else old.requires_grad
+        module._parameters[name] = nn.Parameter(value.detach(), requires_grad=requires_grad)
+
+    def _own(self, module: nn.Module, name: str) -> Tensor:
+        """Returns a parameter of this model alone, to be written: the one there, or a copy put in its place."""
+        if id(module.get_parameter(name)) in self._shared:
+            self._replace(module, name, module.get_parameter(name).detach().clone())
+        return module.get_parameter(name).detach()
+
+    def _centre(self, module: nn.Module, name: str, axis: int) -> None:
+        weight = self._own(module, name)
+        centred(weight, axis, out=weight)
+
+    def _add_bias(self, each: LinearMap, added: Tensor) -> None:
+        """Adds to a map's bias; a map without one gets it."""
+        if not added.any():
+            return
+        if each.bias is None:
+            raise InexactProcessingError(
+                "a bias cannot be folded", where=type(each.module).__name__, reason="the map can have no bias"
+            )
+        old = each.module._parameters.get(each.bias)
+        self._replace(each.module, each.bias, added if old is None else old.detach() + added)
+
+    def _write(self, attn: HeadAttentionBridge, **values: Tensor | None) -> None:
+        """Writes an attention's weights by name, each by a view of a parameter of this model's own."""
+        for name, value in values.items():
+            if value is not None:
+                kind, letter = name.split("_")
+                part = attn.o if letter == "O" else attn.holder(_PROJECTIONS[letter])
+                self._own(part.module, "weight" if kind == "W" else "bias")
+                setattr(attn, name, value.detach())
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def fold_ln(self) -> str:
+        """Moves the weights and biases of norms into the linear maps that read them, and leaves 1 and 0 there.
+
+        It is exact for each norm that nothing but linear maps reads; the others stay as they are.
+        """
+        pairs = [pair for block in self.bridge.blocks for pair in block.folds()]
+        final = final_norm(self.bridge)
+        if final is not None:
+            pairs.append((final, [readout(self.bridge)[0].map]))
+        folded = sum(self._fold(norm, maps) for norm, maps in pairs)
+        return f"{folded} norms folded" if folded else "nothing to fold"
+
+    def _fold(self, norm: NormalizationBridge, maps: Iterable[LinearMap]) -> bool:
+        has_weight = norm.module._parameters.get("weight") is not None
+        bias = norm.bias_or_none()
+        for each in maps:
+            weight = each.module.get_parameter(each.weight).detach()
+            if bias is not None:
+                self._add_bias(each, shifted_output(weight, bias.detach(), each.in_axis))
+            if has_weight:
+                self._replace(each.module, each.weight, scale_inputs(weight, norm.w.detach(), each.in_axis))
         if has_weight:
-            replace(each.module, each.weight, scale_inputs(weight, norm.w.detach(), each.in_axis))
-    if has_weight:
-        weight = norm.weight("weight")
-        replace(norm.module, "weight", torch.full_like(weight, 1.0 - norm.weight_offset))
-    if bias is not None:
-        replace(norm.module, "bias", torch.zeros_like(bias))
-    return has_weight or bias is not None
+            ones = torch.full_like(norm.weight("weight"), 1.0 - norm.weight_offset)
+            self._replace(norm.module, "weight", ones)
+        if bias is not None:
+            self._replace(norm.module, "bias", torch.zeros_like(bias))
+        return has_weight or bias is not None
+
+    def center_writing_weights(self) -> str:
+        """Takes the mean over `d_model` from everything that is written to the residual stream."""
+        writers = list(_writers(self.bridge))
+        for each in writers:
+            self._centre(each.module, each.weight, each.out_axis)
+            if each.bias is not None and each.module._parameters.get(each.bias) is not None:
+                self._centre(each.module, each.bias, -1)
+        return f"{len(writers)} weights centred"
+
+    def center_unembed(self) -> str:
+        """Takes from each logit the mean over the vocabulary, which a softmax does not see."""
+        each = self.bridge.unembed.map
+        self._centre(each.module, "weight", each.out_axis)
+        if each.module._parameters.get("bias") is not None:
+            self._centre(each.module, "bias", -1)
+        return "the unembedding is centred"
+
+    def fold_value_biases(self) -> str:
+        """Moves what value biases add to attention's output into the output bias."""
+        count = 0
+        for block in self.bridge.blocks:
+            attn, bias = block.attn, _value_bias(block)
+            if bias is not None and bias.any():
+                self._add_bias(attn.o.map, constant_of_values(bias.detach(), attn.W_O.detach()))
+                self._write(attn, b_V=torch.zeros_like(bias))
+                count += 1
+        return f"value biases of {count} layers folded" if count else "no value biases"
+
+    def refactor_factored_attn_matrices(self) -> str:
+        """Puts queries and keys (where that is exact), values and outputs in the basis of their singular vectors."""
+        does_queries = why_not_refactored(self.bridge, queries=True) is None
+        for block in self.bridge.blocks:
+            attn = block.attn
+            b_Q, b_K, b_V = (getattr(attn, f"b_{key.upper()}") if attn.has_bias(key) else None for key in PROJECTIONS)
+            if does_queries:
+                new = refactored_QK(attn.W_Q, b_Q, attn.W_K, b_K)
+                self._write(attn, W_Q=new.left, b_Q=new.left_bias, W_K=new.right, b_K=new.right_bias)
+            new = refactored_OV(attn.W_V, b_V, attn.W_O)
+            self._write(attn, W_V=new.left, b_V=new.left_bias, W_O=new.right)
+        which = "queries and keys, values and outputs" if does_queries else "values and outputs alone"
+        return f"{which}, in the basis of their singular vectors"
 
 
-def _add_bias(each: LinearMap, added: Tensor) -> None:
-    """Adds to a map's bias; a map without one gets it."""
-    if not added.any():
-        return
-    if each.bias is None:
-        raise InexactProcessingError(
-            "a norm's bias cannot be folded", where=type(each.module).__name__, reason="the map can have no bias"
-        )
-    old = each.module._parameters.get(each.bias)
-    replace(each.module, each.bias, added if old is None else old.detach() + added)
+_PROJECTIONS: dict[str, Projection] = {"Q": "q", "K": "k", "V": "v"}
+
+
+# --- what is where ---------------------------------------------------------------------------------------------------
 
 
 def final_norm(bridge: Processable) -> NormalizationBridge | None:
@@ -132,7 +207,23 @@ def _after_blocks(bridge: Processable) -> tuple[GeneralizedComponent, ...]:
     return bridge.components[bridge.components.index(bridge.blocks[-1]) + 1 :]
 
 
-# --- centring --------------------------------------------------------------------------------------------------------
+def _writers(bridge: Processable) -> Iterator[LinearMap]:
+    if bridge.embed.ends_at is None:  # else what the embedding adds is a norm's or a projection's output
+        yield LinearMap(bridge.embed.module, "weight", None, in_axis=-2, out_axis=-1)
+    for part in bridge.components:
+        if isinstance(part, PosEmbedBridge):
+            yield LinearMap(part.module, "weight", None, in_axis=-2, out_axis=-1)
+    for block in bridge.blocks:
+        yield from block.attn.adds()
+        yield from block.mlp.adds()
+
+
+def _value_bias(block: BlockBridge) -> Tensor | None:
+    attn = block.attn
+    return attn.b_V if isinstance(attn, HeadAttentionBridge) and attn.has_bias("v") else None
+
+
+# --- where steps are exact -------------------------------------------------------------------------------------------
 
 
 def why_not_centred(bridge: Processable) -> str | None:
@@ -145,47 +236,10 @@ def why_not_centred(bridge: Processable) -> str | None:
     return "the residual stream is read, or normed, without its mean being subtracted first"
 
 
-def centre_writing(bridge: Processable) -> Step:
-    """Takes the mean over `d_model` from everything that is written to the residual stream."""
-    count = 0
-    for each in _writers(bridge):
-        weight = each.module.get_parameter(each.weight).detach()
-        replace(each.module, each.weight, centred(weight, each.out_axis))
-        bias = None if each.bias is None else each.module._parameters.get(each.bias)
-        if bias is not None and each.bias is not None:
-            replace(each.module, each.bias, centred(bias.detach(), -1))
-        count += 1
-    return Step("center_writing_weights", f"{count} weights centred")
-
-
-def _writers(bridge: Processable) -> Iterator[LinearMap]:
-    if bridge.embed.ends_at is None:  # else what the embedding adds is a norm's or a projection's output
-        yield LinearMap(bridge.embed.module, "weight", None, in_axis=-2, out_axis=-1)
-    for part in bridge.components:
-        if isinstance(part, PosEmbedBridge):
-            yield LinearMap(part.module, "weight", None, in_axis=-2, out_axis=-1)
-    for block in bridge.blocks:
-        yield from block.attn.adds()
-        yield from block.mlp.adds()
-
-
 def why_unembedding_not_centred(bridge: Processable) -> str | None:
     """Returns why a number added to all logits changes probabilities, or None."""
     cap = bridge.cfg.output_logits_soft_cap
     return None if cap is None else f"logits are capped at {cap}, so that a number added to all of them changes them"
-
-
-def centre_unembedding(bridge: Processable) -> Step:
-    """Takes from each logit the mean over the vocabulary, which a softmax does not see."""
-    each = bridge.unembed.map
-    replace(each.module, "weight", centred(each.module.get_parameter("weight").detach(), each.out_axis))
-    bias = each.module._parameters.get("bias")
-    if bias is not None:
-        replace(each.module, "bias", centred(bias.detach(), -1))
-    return Step("center_unembed", "the unembedding is centred")
-
-
-# --- attention -------------------------------------------------------------------------------------------------------
 
 
 def why_values_not_folded(bridge: Processable) -> str | None:
@@ -195,90 +249,16 @@ def why_values_not_folded(bridge: Processable) -> str | None:
     return None
 
 
-def _value_bias(block: BlockBridge) -> Tensor | None:
-    attn = block.attn
-    return attn.b_V if isinstance(attn, HeadAttentionBridge) and attn.has_bias("v") else None
-
-
-def fold_value_biases(bridge: Processable) -> Step:
-    """Moves what value biases add to attention's output into the output bias."""
-    count = 0
-    for block in bridge.blocks:
-        bias = _value_bias(block)
-        if bias is None or not bias.any():
-            continue
-        out = block.attn.o.map
-        assert out.bias is not None, "an output projection can have a bias"
-        _add_bias(out, constant_of_values(bias.detach(), block.attn.W_O.detach()))
-        _write(block.attn, b_V=torch.zeros_like(bias))
-        count += 1
-    return Step("fold_value_biases", f"value biases of {count} layers folded" if count else "no value biases")
-
-
 def why_not_refactored(bridge: Processable, *, queries: bool) -> str | None:
-    """Returns why another basis of queries and keys (or of values) changes what heads compute, or None."""
+    """Returns why another basis of queries and keys (or of values alone) changes what heads compute, or None."""
     attentions = [block.attn for block in bridge.blocks]
     if not all(isinstance(attn, HeadAttentionBridge) for attn in attentions):
         return "queries, keys or values are not one linear map each"
-    if not queries:
-        return None
-    if any({"q_norm", "k_norm"} & set(attn.submodules) for attn in attentions):
+    if queries and any({"q_norm", "k_norm"} & set(attn.submodules) for attn in attentions):
         return "queries and keys are normed by head, so that another basis changes scores"
-    if any(attn.has_rotary for attn in attentions):
+    if queries and any(attn.has_rotary for attn in attentions):
         return "queries and keys are rotated by position, so that another basis changes scores"
     return None
-
-
-def refactor(bridge: Processable) -> Step:
-    """Puts queries and keys (where that is exact), and values and outputs, in the basis of their singular vectors."""
-    does_queries = why_not_refactored(bridge, queries=True) is None
-    for block in bridge.blocks:
-        attn = block.attn
-        assert isinstance(attn, HeadAttentionBridge), "refused otherwise"
-        b_Q, b_K, b_V = (getattr(attn, f"b_{key.upper()}") if attn.has_bias(key) else None for key in PROJECTIONS)
-        if does_queries:
-            new = refactored_QK(attn.W_Q, b_Q, attn.W_K, b_K)
-            _write(attn, **_named(new, "Q", "K"))
-        new = refactored_OV(attn.W_V, b_V, attn.W_O)
-        _write(attn, **_named(new, "V", "O"))
-    which = "queries and keys, values and outputs" if does_queries else "values and outputs alone"
-    return Step("refactor_factored_attn_matrices", f"{which}, in the basis of their singular vectors")
-
-
-def _named(new: Refactored, left: str, right: str) -> dict[str, Tensor]:
-    names = {f"W_{left}": new.left, f"b_{left}": new.left_bias, f"W_{right}": new.right, f"b_{right}": new.right_bias}
-    return {name: value for name, value in names.items() if value is not None}
-
-
-def _write(attn: HeadAttentionBridge, **values: Tensor) -> None:
-    """Writes an attention's weights, each by a view of a copy that is put in its parameter's place."""
-    for name, value in values.items():
-        kind, letter = name.split("_")
-        part = attn.o if letter == "O" else attn.holder(_PROJECTIONS[letter])
-        key = "weight" if kind == "W" else "bias"
-        replace(part.module, key, part.weight(key).detach().clone())
-        setattr(attn, name, value.detach())
-
-
-_PROJECTIONS: dict[str, Projection] = {"Q": "q", "K": "k", "V": "v"}
-
-
-# --- all of it -------------------------------------------------------------------------------------------------------
-
-
-def _why_not_refactored(bridge: Processable, asked: bool | None) -> str | None:
-    # Asked for, it must do both halves; left open, it does the one that is exact.
-    return why_not_refactored(bridge, queries=bool(asked))
-
-
-_STEPS: tuple[tuple[str, Callable[[Processable, bool | None], str | None], Callable[[Processable], Step]], ...] = (
-    ("fold_ln", lambda bridge, asked: None, fold_norms),
-    ("center_writing_weights", lambda bridge, asked: why_not_centred(bridge), centre_writing),
-    ("center_unembed", lambda bridge, asked: why_unembedding_not_centred(bridge), centre_unembedding),
-    ("fold_value_biases", lambda bridge, asked: why_values_not_folded(bridge), fold_value_biases),
-    ("refactor_factored_attn_matrices", _why_not_refactored, refactor),
-)
-"""Each step's name, what says why it would not be exact, and what does it; in the order in which they are done."""
 
 
 def process(bridge: Processable, asked: Mapping[str, bool | None]) -> tuple[Step, ...]:
@@ -286,12 +266,19 @@ def process(bridge: Processable, asked: Mapping[str, bool | None]) -> tuple[Step
 
     Args:
         bridge: The model, whose parameters are replaced.
-        asked: For each step True, False, or None for where it is exact.
+        asked: For each step, in their order, True, False, or None for where it is exact.
 
     Raises:
         InexactProcessingError: A step that was asked for would change what the model computes. Nothing was done.
     """
-    reasons = {name: why(bridge, asked[name]) for name, why, _ in _STEPS}
+    does_queries = bool(asked["refactor_factored_attn_matrices"])  # left open, values and outputs alone are enough
+    reasons = {
+        "fold_ln": None,
+        "center_writing_weights": why_not_centred(bridge),
+        "center_unembed": why_unembedding_not_centred(bridge),
+        "fold_value_biases": why_values_not_folded(bridge),
+        "refactor_factored_attn_matrices": why_not_refactored(bridge, queries=does_queries),
+    }
     for name, reason in reasons.items():
         if asked[name] and reason is not None:
             raise InexactProcessingError(
@@ -300,8 +287,9 @@ def process(bridge: Processable, asked: Mapping[str, bool | None]) -> tuple[Step
                 reason=reason,
                 fix=f"{name}=None, which does what is exact, or {name}=False",
             )
+    work = _Processing(bridge)
     return tuple(
-        run(bridge) if reasons[name] is None else Step(name, f"left out: {reasons[name]}")
-        for name, _, run in _STEPS
+        Step(name, getattr(work, name)() if reason is None else f"left out: {reason}")
+        for name, reason in reasons.items()
         if asked[name] is not False
     )
