@@ -1,12 +1,20 @@
 """Scores that say what kind of attention a head pays, measured on repeated random tokens."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
+from clearspan.plots.charts import heatmap
+from clearspan.results import Columns, Result, melted
+
+from .repeated_tokens import repeated_tokens
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
@@ -21,12 +29,64 @@ class Head:
         return f"L{self.layer}H{self.head}"
 
 
-@dataclass(frozen=True, eq=False)
-class HeadScores:
-    """Two scores of every head, in units of attention from 0 to 1, on the CPU."""
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadScores(Result):
+    """Two scores of every head, in units of attention from 0 to 1, on the CPU.
+
+    Attributes:
+        induction: Attention to the token after the first occurrence of the present one.
+        previous_token: Attention to the token before the present one.
+    """
 
     induction: Float[Tensor, "layer head"]
     previous_token: Float[Tensor, "layer head"]
+
+    ranked_by: ClassVar[str | None] = "induction"
+
+    @property
+    def title(self) -> str:
+        """What the scores are."""
+        return "induction and previous-token score of each head, in attention from 0 to 1"
+
+    def columns(self) -> Columns:
+        """Returns one row for each head."""
+        layers, heads = map(range, self.induction.shape)
+        columns = melted(self.induction, "induction", layer=layers, head=heads)
+        return {**columns, "previous token": self.previous_token.flatten().tolist()}
+
+    def plot(self, score: Literal["induction", "previous_token"] = "induction") -> "go.Figure":
+        """Returns a heat map of one of the scores: layers down, heads from left to right."""
+        values, name = {
+            "induction": (self.induction, "induction score"),
+            "previous_token": (self.previous_token, "previous-token score"),
+        }[score]
+        return head_heatmap(values, name=name, title=f"{name} of each head, in attention from 0 to 1", bound=1.0)
+
+
+def head_heatmap(
+    values: Float[Tensor, "layer head"], *, name: str, title: str, sequential: bool = True, bound: float | None = None
+) -> "go.Figure":
+    """Returns a heat map of one value a head: layers down, heads from left to right.
+
+    Args:
+        values: By layer and head.
+        name: What a value is, with its unit.
+        title: Above the chart.
+        sequential: Whether colours run from 0 up, and not from both sides of 0.
+        bound: The value at which the colours end; by default the largest.
+    """
+    layers, heads = (list(map(str, range(size))) for size in values.shape)
+    return heatmap(
+        values,
+        x=heads,
+        y=layers,
+        x_title="head",
+        y_title="layer",
+        name=name,
+        title=title,
+        sequential=sequential,
+        bound=bound,
+    )
 
 
 def strongest(scores: Float[Tensor, "layer head"], k: int = 5) -> list[Head]:
@@ -62,15 +122,22 @@ def head_scores(bridge: TransformerBridge, *, rows: int = 4, period: int = 50, s
 
     Raises:
         NoTokenizerError: The bridge has no tokenizer.
+        InvalidArgumentError: No rows, or a period of less than two tokens.
+
+    Example:
+        >>> import clearspan
+        >>> scores = head_scores(clearspan.boot("tiny-bigcode"))
+        >>> strongest(scores.induction, k=1)[0].layer
+        4
 
     References:
         Olsson et al. (2022), "In-context Learning and Induction Heads", arXiv:2209.11895: prefix matching, section
         "Model analysis table". There the repeated block is 25 tokens long and stands four times.
     """
-    period = min(period, (bridge.cfg.n_ctx - 1) // 2)
-    tokens, start = _repeated(bridge, rows, period, seed)
+    text = repeated_tokens(bridge, rows=rows, period=period, seed=seed)
+    period, start = text.period, text.start
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(bridge.cfg.n_layers)]
-    _, cache = bridge.run_with_cache(tokens, names_filter=names)
+    _, cache = bridge.run_with_cache(text.tokens, names_filter=names)
     induction, previous = [], []
     for name in names:
         pattern = cache[name].float()
@@ -80,15 +147,3 @@ def head_scores(bridge: TransformerBridge, *, rows: int = 4, period: int = 50, s
         induction.append(after_first.mean((0, -1)))
         previous.append(before.mean((0, -1)))
     return HeadScores(torch.stack(induction).cpu(), torch.stack(previous).cpu())
-
-
-def _repeated(bridge: TransformerBridge, rows: int, period: int, seed: int) -> tuple[Int[Tensor, "row pos"], int]:
-    """Returns texts of one random block twice, and the position where the first block starts."""
-    tokenizer = bridge.text.tokenizer
-    special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.long)
-    ids = torch.arange(min(bridge.cfg.d_vocab, len(tokenizer)))
-    ids = ids[~torch.isin(ids, special)]
-    block = ids[torch.randint(len(ids), (rows, period), generator=torch.Generator().manual_seed(seed))]
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    start = torch.tensor(bos, dtype=torch.long).expand(rows, len(bos))
-    return torch.cat([start, block, block], dim=1), len(bos)

@@ -1,17 +1,22 @@
 """The activation cache: raw tensors of one forward, shown under any name in canonical axes on look-up."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from clearspan.bridge.cache_methods import CacheMethods
+from clearspan.bridge.cache_table import described
 from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
 from clearspan.points import Derivation, Derived, HookPoint, get_act_name, nearest, read
 
 if TYPE_CHECKING:
+    from clearspan.bridge.transformer_bridge import TransformerBridge
     from clearspan.hf.recording import Recording
 
+RowIndex = int | slice | list[int] | Tensor
 Key = str | tuple[str, int] | tuple[str, int, str]
 
 
@@ -20,7 +25,7 @@ def _state(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
     return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
 
 
-class ActivationCache(Mapping[str, Tensor]):
+class ActivationCache(CacheMethods, Mapping[str, Tensor]):
     """The activations of one run.
 
     It keeps the tensors that the forward itself made, by reference, and no others. A look-up converts to canonical axes
@@ -36,29 +41,37 @@ class ActivationCache(Mapping[str, Tensor]):
         >>> _, cache = bridge.run_with_cache("import os")
         >>> cache["q", 3].shape == cache["blocks.3.attn.hook_q"].shape == cache["q", -2].shape
         True
+
+    Attributes:
+        bridge: The model that was run.
+        has_batch_dim: Whether entries have a batch axis.
+        has_positions: Whether they have an axis of positions.
+        is_on_graph: Whether what is computed with weights is on their graph.
     """
 
     def __init__(
         self,
+        bridge: "TransformerBridge",
         points: Mapping[str, HookPoint],
-        find: Callable[[str], HookPoint],
         recording: "Recording",
         *,
-        n_layers: int,
         rows: int,
         one_position: bool = False,
         gradients: Mapping[str, Tensor] | None = None,
         weighted: Mapping[str, Derivation] | None = None,
     ) -> None:
+        self.bridge = bridge
         self._points = points
-        self._find = find
+        self._find = bridge.index.find
         self._recording = recording
-        self._n_layers = n_layers
+        self._n_layers = bridge.cfg.n_layers
         self._rows = rows
-        self._one_position = one_position
+        self.has_positions = not one_position
         self._gradients = dict(gradients or {})
         self._weighted = {name: (one, _state(one.weights())) for name, one in (weighted or {}).items()}
         self.has_batch_dim = True
+        self._row_indices: tuple[RowIndex, ...] = ()
+        self.is_on_graph = False
 
     def __getitem__(self, key: Key) -> Tensor:
         """Returns an activation by full name, alias, short name, or `(short name, layer[, component])`.
@@ -111,7 +124,7 @@ class ActivationCache(Mapping[str, Tensor]):
         raw = recording.raw(point.place)
         if isinstance(point.access, Derived):
             self._check_weights(point)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.is_on_graph):
             return read(point.access, raw, self._rows, {})
 
     def _check_weights(self, point: HookPoint) -> None:
@@ -124,9 +137,11 @@ class ActivationCache(Mapping[str, Tensor]):
                 )
 
     def _shown(self, point: HookPoint, value: Tensor) -> Tensor:
-        if self._one_position:
+        if not self.has_positions:
             value = value.squeeze(next(i for i, axis in enumerate(point.axes) if axis in ("pos", "q_pos")))
-        return value if self.has_batch_dim else value.squeeze(0)
+        for index in self._row_indices:
+            value = value[index]
+        return value
 
     def _not_cached(self, name: str) -> NotCachedError:
         return NotCachedError(
@@ -153,17 +168,91 @@ class ActivationCache(Mapping[str, Tensor]):
             return point.name in self._gradients
         return point.name in self._points and self._recording.has(point)
 
+    # --- the whole cache ---------------------------------------------------------------------------------------------
+
     def remove_batch_dim(self) -> "ActivationCache":
         """Has look-ups leave out the batch axis; returns the cache.
 
         Raises:
             InvalidArgumentError: The run had more than one row.
         """
-        if self._rows != 1:
-            raise InvalidArgumentError("cannot leave out the batch axis", expected="one row", got=f"{self._rows} rows")
-        self.has_batch_dim = False
+        if self.has_batch_dim:
+            rows = len(self._rows_left())
+            if rows != 1:
+                raise InvalidArgumentError("cannot leave out the batch axis", expected="one row", got=f"{rows} rows")
+            self._row_indices = (*self._row_indices, 0)
+            self.has_batch_dim = False
         return self
 
+    def apply_slice_to_batch_dim(self, index: RowIndex) -> "ActivationCache":
+        """Returns a cache of some rows: one (its axis goes), a slice, a list, or a tensor of indices. No copy is made.
+
+        Raises:
+            InvalidArgumentError: There is no batch axis, or no such row.
+        """
+        if not self.has_batch_dim:
+            raise InvalidArgumentError("cannot pick rows", reason="this cache has no batch axis")
+        rows = self._rows_left()
+        try:
+            rows[index]
+        except (IndexError, TypeError) as error:
+            raise InvalidArgumentError(
+                f"cannot pick rows by {index!r}", expected=f"one of {len(rows)} rows, a slice, or indices"
+            ) from error
+        new = copy.copy(self)
+        new._row_indices = (*self._row_indices, index)
+        new.has_batch_dim = not isinstance(index, int)
+        return new
+
+    def _rows_left(self) -> Tensor:
+        rows = torch.arange(self._rows)
+        for index in self._row_indices:
+            rows = rows[index]
+        return rows
+
+    def rows_and_positions(self, has_batch_dim: bool = True) -> dict[str, int]:
+        """Returns the sizes of the axes of rows and positions, as far as entries have them.
+
+        Args:
+            has_batch_dim: Whether what they are wanted for has a batch axis.
+        """
+        sizes = {"batch": len(self._rows_left())} if self.has_batch_dim and has_batch_dim else {}
+        if self.has_positions:
+            shown = [
+                point for name, point in self._points.items() if {"pos", "q_pos"} & set(point.axes) and name in self
+            ]
+            if shown:
+                # What is there goes before what would have to be computed.
+                point = min(shown, key=lambda point: (point.place.side.is_inside, isinstance(point.access, Derived)))
+                axis = next(i for i, axis in enumerate(point.axes) if axis in ("pos", "q_pos"))
+                sizes["pos"] = self[point.name].shape[axis - (0 if self.has_batch_dim else 1)]
+        return sizes
+
+    def to(self, device: torch.device | str) -> "ActivationCache":
+        """Returns a cache of the same on a device.
+
+        Scores and patterns that were not looked up yet are computed where the model is when they are, and moved.
+        """
+        new = copy.copy(self)
+        new._recording = self._recording.to(device)
+        new._gradients = {name: gradient.to(device) for name, gradient in self._gradients.items()}
+        return new
+
+    def toggle_autodiff(self, mode: bool = False) -> None:
+        """Has what this cache computes with the model's weights be on their graph (True), or off it.
+
+        Entries stay detached from the run. torch's own global mode is not touched.
+        """
+        self.is_on_graph = mode
+
+    def weights(self, weight: Tensor) -> Tensor:
+        """Returns a weight for this cache's computations: on its graph only after `toggle_autodiff(True)`."""
+        return weight if self.is_on_graph else weight.detach()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept, each storage counted once."""
+        return self._recording.nbytes() + sum(tensor.nbytes for tensor in self._gradients.values())
+
     def __repr__(self) -> str:
-        kept = self._recording.nbytes() + sum(tensor.nbytes for tensor in self._gradients.values())
-        return f"ActivationCache({len(self)} entries, {kept / 2**20:.1f} MiB kept)"
+        return described(self, self._points)

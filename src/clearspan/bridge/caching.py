@@ -1,7 +1,7 @@
 """Running with a cache."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from clearspan.bridge.cache import ActivationCache
 from clearspan.bridge.forward import Output, ReturnType, check_return_type, gradients_lost, run
 from clearspan.bridge.index import Segment
 from clearspan.bridge.inputs import ModelInput
+from clearspan.bridge.positions import PosSlice, position_index
 from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError
 from clearspan.hf.derived_gradients import Arrival
 from clearspan.hf.recording import Recording, RecordingPlan, Transform
@@ -19,10 +20,6 @@ from clearspan.points import Derivation, Derived, HookPoint, NamesFilter
 
 if TYPE_CHECKING:
     from clearspan.bridge.transformer_bridge import TransformerBridge
-
-PosSlice = int | tuple[int, ...] | Sequence[int] | slice | Tensor | None
-"""Positions to keep: one (its axis goes), `(start, stop[, step])`, a list, a slice, or a tensor of indices."""
-
 
 REMEMBERED = 64
 """Filters whose choices a bridge remembers."""
@@ -46,8 +43,8 @@ def run_with_cache(
     may_defer = "past_key_values" not in given.kwargs
     value = given.kwargs.get("input_ids", given.kwargs.get("inputs_embeds"))
     assert isinstance(value, Tensor), "a prepared input has ids or embeddings"
-    transform = _transform(_position_index(pos_slice, value.shape[1]), device)
-    recording = Recording(len(value), transform, may_defer)
+    index = position_index(pos_slice, value.shape[1])
+    recording = Recording(len(value), _transform(index, device), may_defer and index is None, device)
     gradients: Mapping[str, Tensor] = {}
     if incl_bwd:
         output, gradients = _run_backward(bridge, given, segment, return_type, loss_per_token, choice, recording)
@@ -56,10 +53,9 @@ def run_with_cache(
             output = run(bridge, given, segment, return_type, loss_per_token)
     check_kept(choice, names_filter, recording)
     cache = ActivationCache(
+        bridge,
         points,
-        bridge.index.find,
         recording,
-        n_layers=bridge.cfg.n_layers,
         rows=len(value),
         one_position=isinstance(pos_slice, int),
         gradients=gradients,
@@ -157,40 +153,6 @@ def check_kept(choice: Choice, names: NamesFilter, recording: Recording) -> None
                 where=str(point.place),
                 reason="the forward did not pass there in this run",
             )
-
-
-def _position_index(pos_slice: PosSlice, length: int) -> slice | Tensor | None:
-    """Returns the positions of a run of this length as a slice or as indices.
-
-    Raises:
-        InvalidArgumentError: It names no position of the run.
-    """
-    match pos_slice:
-        case None:
-            return None
-        case bool():
-            index: slice | Tensor = torch.tensor([])
-        case int():
-            index = torch.tensor([pos_slice])
-        case slice():
-            index = pos_slice
-        case (*bounds,) if isinstance(pos_slice, tuple) and 1 <= len(bounds) <= 3:
-            index = slice(*bounds)
-        case Tensor():
-            index = pos_slice.reshape(-1)
-        case (*positions,) if all(isinstance(position, int) for position in positions):
-            index = torch.tensor(positions)
-        case _:
-            index = torch.tensor([])
-    positions = torch.arange(length)[index] if isinstance(index, slice) else index
-    is_index = positions.dtype == torch.long and positions.numel() > 0
-    if not is_index or positions.min() < -length or positions.max() >= length:
-        raise InvalidArgumentError(
-            "pos_slice names no position of this run",
-            expected=f"-{length} to {length - 1}: one, (start, stop[, step]), a list, a slice, or a tensor of indices",
-            got=repr(pos_slice),
-        )
-    return index if isinstance(index, slice) else index % length
 
 
 def _transform(index: slice | Tensor | None, device: torch.device | str | None) -> Transform | None:

@@ -58,6 +58,16 @@ def run(
     return loss if return_type == "loss" else (logits, loss)
 
 
+def read_out(bridge: "TransformerBridge", residual: Tensor) -> Tensor:
+    """Returns the logits that the model makes of a last residual stream; no listener hears of it."""
+    n_layers = bridge.cfg.n_layers
+    with bridge.taps.suspended():
+        given = ModelInput({"inputs_embeds": residual, "use_cache": False}, None, None)
+        logits = _run_segment(bridge, given, n_layers, None)
+    assert isinstance(logits, Tensor), "a run that does not stop ends with logits"
+    return logits
+
+
 def check_return_type(return_type: object) -> None:
     """Raises unless it is one of the four."""
     if return_type not in ("logits", "loss", "both", None):
@@ -68,7 +78,8 @@ def _run_segment(
     bridge: "TransformerBridge", given: ModelInput, start: int | None, stop: int | None
 ) -> Tensor | Stopped:
     blocks = [block.module for block in bridge.blocks]
-    bridge.index.check_reached((point for point in bridge.index if point.is_listening), (start, stop))
+    if not bridge.taps.is_suspended:
+        bridge.index.check_reached((point for point in bridge.index if point.is_listening), (start, stop))
     refuse_compiled([bridge.hf_model, *blocks])
     if "past_key_values" in given.kwargs:
         raise InvalidArgumentError(

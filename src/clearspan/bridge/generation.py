@@ -103,10 +103,9 @@ def generate_with_cache(
     recording.close(sequences.shape[1] - 1)
     caching.check_kept(choice, names_filter, recording)
     cache = ActivationCache(
+        bridge,
         choice.points,
-        bridge.index.find,
         recording,
-        n_layers=bridge.cfg.n_layers,
         rows=len(prompt.tokens),
         weighted=choice.weighted,
     )

@@ -6,12 +6,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from clearspan.architectures import ArchitectureAdapter
 from clearspan.bridge import caching, forward, hooks, inputs
 from clearspan.bridge.cache import ActivationCache
-from clearspan.bridge.caching import PosSlice
 from clearspan.bridge.forward import ReturnType
 from clearspan.bridge.generation_methods import GenerationMethods
 from clearspan.bridge.hooks import Hooks
@@ -19,6 +19,7 @@ from clearspan.bridge.index import PointIndex, Segment
 from clearspan.bridge.inputs import Input, ModelInput
 from clearspan.bridge.module_methods import ModuleMethods
 from clearspan.bridge.point_table import PointTable
+from clearspan.bridge.positions import PosSlice
 from clearspan.bridge.processed import processed
 from clearspan.bridge.text import PaddingSide, Text
 from clearspan.bridge.text_methods import TextMethods
@@ -189,6 +190,13 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
         return forward.run(self, given, segment, return_type, loss_per_token)
 
     __call__ = forward
+
+    def read_out(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Returns the logits that the model makes of a residual stream after the last block.
+
+        Its final norm, unembedding, and scale or cap. Gradients pass. Listeners do not hear of it.
+        """
+        return forward.read_out(self, residual)
 
     def _prepare(
         self,

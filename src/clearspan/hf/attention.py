@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from clearspan.errors import NotSeenError
@@ -141,6 +142,16 @@ class AttentionCall:
     def tensors(self) -> dict[str, Tensor]:
         """Returns queries, keys and values."""
         return {"query": self.query, "key": self.key, "value": self.value}
+
+    def to(self, device: torch.device | str) -> "AttentionCall":
+        """Returns the call with its tensors on a device; the module's own stay where they are."""
+        named = {name: self._moved(value, device) for name, value in self.kwargs.items()}
+        query, key, value, mask = (self._moved(one, device) for one in (self.query, self.key, self.value, self.mask))
+        return replace(self, query=query, key=key, value=value, mask=mask, kwargs=named)
+
+    def _moved(self, value: Any, device: torch.device | str) -> Any:
+        is_own = isinstance(value, nn.Parameter)
+        return value.to(device) if hasattr(value, "to") and not is_own else value
 
     def detached(self) -> "AttentionCall":
         """Returns the call with tensors outside the graph."""

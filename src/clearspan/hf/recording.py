@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clearspan.hf.attention import AttentionCall, ForwardCall, Observer, observed
 from clearspan.hf.compiled import around
+from clearspan.hf.offload import execution_device
 from clearspan.hf.tensors import as_tokens, primary_input, primary_output
 from clearspan.points import HookPoint, Layout, Place, Side
 
@@ -89,14 +90,21 @@ class Recording:
         rows: Rows of the input.
         transform: Applied to a tensor and its position axis before it is kept (slicing, moving), or None.
         may_defer: Whether the inside of attention may be computed later. It may not where keys and values lie in a KV
-            cache, which may go on in place.
+            cache, which may go on in place, nor where positions are picked.
+        device: Where attention's calls are kept; by default where they are.
 
     Attributes:
         values: Values in canonical axes by point's name; they go before the raw tensors.
         wanted: Names of the points that the taps hand over themselves.
     """
 
-    def __init__(self, rows: int, transform: Transform | None = None, may_defer: bool = True) -> None:
+    def __init__(
+        self,
+        rows: int,
+        transform: Transform | None = None,
+        may_defer: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
         self.values: dict[str, Tensor] = {}
         self.wanted: frozenset[str] = frozenset()
         self._rows = rows
@@ -104,7 +112,8 @@ class Recording:
         self._calls: dict[str, AttentionCall] = {}
         self._versions: dict[str, int] = {}
         self._transform = transform
-        self._defers = may_defer and transform is None
+        self._defers = may_defer
+        self._device = device
 
     def raw(self, place: Place) -> Tensor:
         """Returns the raw tensor of a place, rows and positions first."""
@@ -115,8 +124,10 @@ class Recording:
     def _keep_inside(self, call: AttentionCall, places: Iterable[Place]) -> None:
         seen = {Side.QUERY: call.query, Side.KEY: call.key}
         if any(place.side not in seen for place in places):
+            home = execution_device(call.module)
+            there = call if home == call.query.device else call.to(home)
             with torch.no_grad():
-                seen[Side.SCORES], seen[Side.PATTERN] = call.inside()
+                seen[Side.SCORES], seen[Side.PATTERN] = (value.to(call.query.device) for value in there.inside())
         for place in places:
             self.keep_raw(place, as_tokens(seen[place.side], place.layout, self._rows))
 
@@ -141,6 +152,20 @@ class Recording:
 
     def _was_written(self, key: str, tensor: Tensor) -> bool:
         return key in self._versions and tensor._version != self._versions[key]
+
+    def to(self, device: torch.device | str) -> "Recording":
+        """Returns a recording of the same on a device; what was one tensor stays one."""
+        moved: dict[tuple[object, ...], Tensor] = {}
+
+        def move(tensor: Tensor) -> Tensor:
+            key = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            return moved.setdefault(key, tensor.to(device)) if key not in moved else moved[key]
+
+        new = Recording(self._rows, None, self._defers, device)
+        new._raw = {key: move(tensor) for key, tensor in self._raw.items()}
+        new.values = {name: move(tensor) for name, tensor in self.values.items()}
+        new._calls = {path: call.to(device) for path, call in self._calls.items()}
+        return new
 
     def nbytes(self) -> int:
         """Returns the bytes of all storages kept, each counted once."""
@@ -197,7 +222,10 @@ class Recording:
             if isinstance(call, ForwardCall) or is_shared or call.kwargs.get("dropout"):
                 visits = {side: self._visit(place) for side, place in inside.places.items()}
                 return call.run_watched(visits, is_paused, is_last=True)
-            kept = self._calls[path] = call.detached() if torch.is_grad_enabled() else call
+            kept = call.detached() if torch.is_grad_enabled() else call
+            if self._device is not None and self._defers:
+                kept = replace(kept.to(self._device), observers=(), watchers=())
+            self._calls[path] = kept
             for name, tensor in kept.tensors().items():
                 if not tensor.is_inference():
                     self._versions[f"{path}:{name}"] = tensor._version

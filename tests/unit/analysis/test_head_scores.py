@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clearspan.analysis import Head, head_scores, strongest
+from clearspan.analysis import Head, HeadScores, head_scores, strongest
 
 
 @pytest.fixture
@@ -59,3 +59,17 @@ def test_strongest_are_in_order_with_their_places():
     ]
     assert len(strongest(scores, 99)) == 4
     assert str(Head(3, 7, 0.5)) == "L3H7"
+
+
+def test_scores_print_the_strongest_and_plot_each_kind():
+    scores = HeadScores(torch.tensor([[0.1, 0.9], [0.4, 0.2]]), torch.tensor([[0.5, 0.0], [0.0, 0.25]]))
+    assert str(scores) == (
+        "induction and previous-token score of each head, in attention from 0 to 1\n"
+        "layer  head  induction  previous token\n"
+        "    0     1     0.9000          0.0000\n"
+        "    1     0     0.4000          0.0000\n"
+        "    1     1     0.2000          0.2500\n"
+        "    0     0     0.1000          0.5000"
+    )
+    assert scores.plot().data[0].z[0] == [0.1, 0.9]
+    assert scores.plot("previous_token").data[0].z[1] == [0.0, 0.25]

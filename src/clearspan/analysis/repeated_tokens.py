@@ -1,0 +1,109 @@
+"""Random tokens that stand twice: text of which nothing but its repetition can be predicted."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clearspan.bridge import TransformerBridge
+from clearspan.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True, eq=False)
+class RepeatedTokens:
+    """Rows of BOS (where the tokenizer has one) and a block of random tokens, twice.
+
+    Attributes:
+        tokens: Token ids, on the CPU; there is no padding.
+        period: Length of a block.
+        start: Where the first block starts: 1 after a BOS, otherwise 0.
+    """
+
+    tokens: Int[Tensor, "row pos"]
+    period: int
+    start: int
+
+    def rows(self, first: int, end: int) -> "RepeatedTokens":
+        """Returns rows `first` to `end`, without `end`."""
+        return replace(self, tokens=self.tokens[first:end])
+
+    def losses(self, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row copy place"]:
+        """Returns the loss on each token of both copies, in nats, without the first token of each.
+
+        The first token is left out of the second copy because nothing before it says that a repetition starts, and out
+        of the first so that both are about the same tokens.
+
+        Args:
+            logits: What a model returns for `tokens`, on any device.
+
+        Returns:
+            `[row, copy, place]`: `copy` is 0 or 1, `place` is `period - 1` long and starts at the block's second token.
+        """
+        exact = self._predicting(logits).to(torch.promote_types(logits.dtype, torch.float32))
+        return -exact.log_softmax(-1).gather(-1, self._predicted(exact.device)[..., None])[..., 0]
+
+    def correct(self, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row copy place"]:
+        """Returns 1 where the likeliest next token is the right one and 0 elsewhere; axes as for `losses`."""
+        predicting = self._predicting(logits)
+        return (predicting.argmax(-1) == self._predicted(logits.device)).float()
+
+    def second_copy_loss(self, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row"]:
+        """Returns each row's mean loss on the second copy, in nats: a metric for ablation and patching.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> text = repeated_tokens(bridge, rows=2, period=20)
+            >>> bool((text.second_copy_loss(bridge(text.tokens)) < 2).all())
+            True
+        """
+        return self.losses(logits)[:, 1].mean(-1)
+
+    def _predicting(self, logits: Tensor) -> Tensor:
+        """Returns the logits `[row, copy, place, d_vocab]` after all tokens of each block but its last."""
+        blocks = logits[:, self.start : self.start + 2 * self.period].unflatten(1, (2, self.period))
+        return blocks[:, :, :-1]
+
+    def _predicted(self, device: torch.device) -> Tensor:
+        """Returns the token ids `[row, copy, place]` of each block but its first."""
+        return self.tokens[:, self.start :].unflatten(1, (2, self.period))[:, :, 1:].to(device)
+
+
+def repeated_tokens(
+    bridge: TransformerBridge, *, rows: int = 4, period: int = 50, seed: int = 0, prepend_bos: bool = True
+) -> RepeatedTokens:
+    """Returns random blocks of tokens, each twice in a row.
+
+    Args:
+        bridge: A model with a tokenizer, which says what tokens there are.
+        rows: How many texts.
+        period: Length of a block; half of the context (without the BOS) where that is less.
+        seed: Of the random tokens, which are uniform over the vocabulary without special tokens.
+        prepend_bos: Whether a BOS stands first, where the tokenizer has one.
+
+    Raises:
+        NoTokenizerError: The bridge has no tokenizer.
+        InvalidArgumentError: No rows, or a period of less than two tokens.
+
+    Example:
+        >>> import clearspan
+        >>> text = repeated_tokens(clearspan.boot("tiny-bigcode"), rows=2, period=3)
+        >>> text.tokens.shape, text.start
+        (torch.Size([2, 7]), 1)
+        >>> bool((text.tokens[:, 1:4] == text.tokens[:, 4:]).all())
+        True
+    """
+    period = min(period, (bridge.cfg.n_ctx - 1) // 2)
+    if rows < 1 or period < 2:
+        raise InvalidArgumentError(
+            "there is nothing to repeat", expected="rows >= 1, period >= 2", got=f"rows={rows}, period={period}"
+        )
+    tokenizer = bridge.text.tokenizer
+    special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.long)
+    ids = torch.arange(min(bridge.cfg.d_vocab, len(tokenizer)))
+    ids = ids[~torch.isin(ids, special)]
+    block = ids[torch.randint(len(ids), (rows, period), generator=torch.Generator().manual_seed(seed))]
+    bos = [tokenizer.bos_token_id] if prepend_bos and tokenizer.bos_token_id is not None else []
+    start = torch.tensor(bos, dtype=torch.long).expand(rows, len(bos))
+    return RepeatedTokens(torch.cat([start, block, block], dim=1), period, len(bos))
