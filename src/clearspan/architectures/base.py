@@ -29,6 +29,8 @@ class ArchitectureAdapter:
     """Whether one linear map gives queries, keys and values."""
     makes_positions_from_mask: ClassVar[bool] = False
     """Whether the model itself numbers positions by the padding mask."""
+    whole_sequences: ClassVar[str | None] = None
+    """Why a run cannot go on after the first positions from their keys and values, or None where it can."""
     component_mapping: dict[str, GeneralizedComponent]
     weight_processing_conversions: dict[str, ParamProcessingConversion]
 

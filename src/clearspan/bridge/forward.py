@@ -40,7 +40,8 @@ def run(
     if segment == (None, None):
         output = bridge.hf_model(**given.kwargs).logits
     else:
-        output = _run_segment(bridge, given, start, stop)
+        _refuse_kv_cache(given, segment)
+        output = run_segment(bridge, given, start, stop)
     lost = gradients_lost(bridge)
     if lost is not None:
         guard_gradients(bridge, output.residual if isinstance(output, Stopped) else output, lost)
@@ -58,35 +59,30 @@ def run(
     return loss if return_type == "loss" else (logits, loss)
 
 
-def read_out(bridge: "TransformerBridge", residual: Tensor) -> Tensor:
-    """Returns the logits that the model makes of a last residual stream; no listener hears of it."""
-    n_layers = bridge.cfg.n_layers
-    with bridge.taps.suspended():
-        given = ModelInput({"inputs_embeds": residual, "use_cache": False}, None, None)
-        logits = _run_segment(bridge, given, n_layers, None)
-    assert isinstance(logits, Tensor), "a run that does not stop ends with logits"
-    return logits
-
-
 def check_return_type(return_type: object) -> None:
     """Raises unless it is one of the four."""
     if return_type not in ("logits", "loss", "both", None):
         raise InvalidArgumentError(f"unknown return_type {return_type!r}", expected="'logits', 'loss', 'both' or None")
 
 
-def _run_segment(
-    bridge: "TransformerBridge", given: ModelInput, start: int | None, stop: int | None
-) -> Tensor | Stopped:
-    blocks = [block.module for block in bridge.blocks]
-    if not bridge.taps.is_suspended:
-        bridge.index.check_reached((point for point in bridge.index if point.is_listening), (start, stop))
-    refuse_compiled([bridge.hf_model, *blocks])
+def _refuse_kv_cache(given: ModelInput, segment: Segment) -> None:
     if "past_key_values" in given.kwargs:
+        start, stop = segment
         raise InvalidArgumentError(
             "a KV cache goes with a run of the whole model",
             got=f"start_at_layer={start}, stop_at_layer={stop}",
             reason="layers that are not run would not be extended",
         )
+
+
+def run_segment(
+    bridge: "TransformerBridge", given: ModelInput, start: int | None, stop: int | None
+) -> Tensor | Stopped:
+    """Runs some of the blocks; returns logits, or the residual stream where it stopped."""
+    blocks = [block.module for block in bridge.blocks]
+    if not bridge.taps.is_suspended:
+        bridge.index.check_reached((point for point in bridge.index if point.is_listening), (start, stop))
+    refuse_compiled([bridge.hf_model, *blocks])
     with contextlib.ExitStack() as stack:
         if start is not None:
             residual = given.kwargs.get("inputs_embeds")

@@ -149,6 +149,10 @@ class PointIndex:
             )
         return list(found.values())
 
+    def layer_of(self, name: str) -> int:
+        """Returns the layer that a point is in: -1 before the blocks, `n_layers` after them."""
+        return self._stage[self.find(name).name]
+
     def check_reached(self, points: Iterable[HookPoint], segment: Segment) -> None:
         """Raises if one of the points is in a part of the forward that is not run."""
         for point in points:

@@ -44,6 +44,13 @@ class ModelInput:
     tokens: Tensor | None
     mask: Tensor | None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows, and positions with those in a KV cache that it goes on from."""
+        value = self.kwargs["input_ids"] if "input_ids" in self.kwargs else self.kwargs["inputs_embeds"]
+        past = self.kwargs.get("past_key_values")
+        return len(value), value.shape[1] + (0 if past is None else past.get_seq_length())
+
 
 def prepare(
     bridge: "TransformerBridge",

@@ -1,7 +1,7 @@
 """The bridge: a thin front that names what its modules do. It is long by its documentation, not by what it does."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from clearspan.architectures import ArchitectureAdapter
 from clearspan.bridge import caching, forward, hooks, inputs
 from clearspan.bridge.cache import ActivationCache
+from clearspan.bridge.cache_plan import CachePlan
 from clearspan.bridge.forward import ReturnType
 from clearspan.bridge.generation_methods import GenerationMethods
 from clearspan.bridge.hooks import Hooks
 from clearspan.bridge.index import PointIndex, Segment
 from clearspan.bridge.inputs import Input, ModelInput
+from clearspan.bridge.intervening import intervention_hooks
 from clearspan.bridge.module_methods import ModuleMethods
 from clearspan.bridge.point_table import PointTable
 from clearspan.bridge.positions import PosSlice
 from clearspan.bridge.processed import processed
+from clearspan.bridge.read_out import read_out
+from clearspan.bridge.sources import Source
 from clearspan.bridge.text import PaddingSide, Text
 from clearspan.bridge.text_methods import TextMethods
 from clearspan.bridge.verification import Verification, verify
@@ -39,6 +43,7 @@ from clearspan.hf.offload import execution_device
 from clearspan.hf.quantised import dequantised
 from clearspan.hf.standalone import arguments_of
 from clearspan.hf.taps import Taps
+from clearspan.interventions import Intervention
 from clearspan.points import Direction, HookFunction, HookPoint, NamesFilter
 from clearspan.weights import WeightMethods
 from clearspan.weights.processing import Step
@@ -191,12 +196,18 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
 
     __call__ = forward
 
-    def read_out(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+    def read_out(
+        self, residual: Float[Tensor, "batch pos d_model"], tokens: Sequence[int] | None = None
+    ) -> Float[Tensor, "batch pos d_vocab"]:
         """Returns the logits that the model makes of a residual stream after the last block.
 
         Its final norm, unembedding, and scale or cap. Gradients pass. Listeners do not hear of it.
+
+        Args:
+            residual: The stream.
+            tokens: Ids whose logits are computed, `[batch, pos, token]` in their order; by default all.
         """
-        return forward.read_out(self, residual)
+        return read_out(self, residual, tokens)
 
     def _prepare(
         self,
@@ -370,6 +381,21 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
             >>> logits = bridge.run_with_hooks("import os", fwd_hooks=[("blocks.1.attn.hook_z", ablate_head_3)])
         """
         given, segment = self._prepare(input, **forward_kwargs)
+        return self._run_with_hooks(
+            given, segment, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts, return_type, loss_per_token
+        )
+
+    def _run_with_hooks(
+        self,
+        given: ModelInput,
+        segment: Segment,
+        fwd_hooks: Hooks,
+        bwd_hooks: Hooks,
+        reset_hooks_end: bool,
+        clear_contexts: bool,
+        return_type: ReturnType | None,
+        loss_per_token: bool,
+    ) -> Any:
         with hooks.attached(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts, segment) as listeners:
             self.taps.refuse_writes = lost = forward.gradients_lost(self)
             hooks.check_recomputation(listeners, lost)
@@ -379,6 +405,44 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
                 self.taps.refuse_writes = None
             hooks.check_fired(listeners)
         return output
+
+    def run_with_interventions(
+        self,
+        input: Input,
+        interventions: Sequence[Intervention],
+        sources: Mapping[str, Source] | None = None,
+        return_type: ReturnType | None = "logits",
+        loss_per_token: bool = False,
+        **forward_kwargs: Any,
+    ) -> Any:
+        """Runs the model with interventions, which are data: see `clearspan.interventions`.
+
+        Args:
+            input: As for `forward`.
+            interventions: What is done, in this order where several are at one point.
+            sources: The runs from which values are taken, by name: text or token ids, which are run, a cache, or tensors
+                by hook point's name. They have the input's positions, and its rows or one.
+            return_type: As for `forward`.
+            loss_per_token: As for `forward`.
+            **forward_kwargs: Further arguments of `forward`.
+
+        Returns:
+            What `forward` returns.
+
+        Raises:
+            InvalidArgumentError: Places that the point does not have, a source that is not given or does not fit.
+            UnknownPointError: The model has no such point; nothing was run.
+
+        Example:
+            >>> import clearspan
+            >>> from clearspan.interventions import Intervention, Patch
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> patch = Intervention("resid_pre", Patch("other"), layer=2, positions=-1)
+            >>> logits = bridge.run_with_interventions("import os", [patch], sources={"other": "import re"})
+        """
+        given, segment = self._prepare(input, **forward_kwargs)
+        found = intervention_hooks(self, given, interventions, sources or {})
+        return self._run_with_hooks(given, segment, found, (), True, False, return_type, loss_per_token)
 
     @contextlib.contextmanager
     def hooks(
@@ -453,7 +517,8 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
         Args:
             input: As for `forward`.
             names_filter: What to keep: all (None), a name, a list of names, or a predicate of names.
-            device: Where to keep it; by default where it is.
+            device: Where to keep it; by default where it is. Each value goes there as it appears, and the model's
+                device keeps none.
             pos_slice: Positions to keep: one, whose axis goes, `(start, stop[, step])`, a list, or a tensor of indices.
             incl_bwd: Whether to keep gradients of the loss too, as `<name>_grad`. No parameter's `grad` is touched, and
                 what is returned is detached.
@@ -468,6 +533,7 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
         Raises:
             UnknownPointError: A name is unknown (one in a list is enough), or a predicate holds for none.
             PointNotReachedError: A name is in a part of the model that is not run.
+            CacheTooLargeError: The cache is larger than the memory that is free; nothing was run.
 
         Example:
             >>> import clearspan
@@ -489,6 +555,41 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
             incl_bwd=incl_bwd,
         )
         return output, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def plan_cache(
+        self,
+        input_shape: Sequence[int],
+        names_filter: NamesFilter = None,
+        *,
+        pos_slice: PosSlice = None,
+        device: torch.device | str | None = None,
+    ) -> CachePlan:
+        """Returns what a cache will keep, in bytes and name by name; the model is not run.
+
+        The model's own forward is gone through with shapes alone, as on unpadded rows, with its own dtypes (no
+        autocast), and without hooks and gradients. `plan.total_bytes` is then the `nbytes` of the cache.
+
+        Args:
+            input_shape: Rows and positions, as `tokens.shape`.
+            names_filter: As for `run_with_cache`.
+            pos_slice: As for `run_with_cache`.
+            device: As for `run_with_cache`.
+
+        Raises:
+            InputError: More positions than the context has.
+            InvalidArgumentError: No such shape, or no such positions.
+            UnknownPointError: A name is unknown, or a predicate holds for none.
+            UnplannableError: The model's forward asks for numbers, or runs a kernel that knows no shapes.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> bridge.plan_cache((4, 128), ["blocks.0.attn.hook_q", "blocks.0.attn.hook_v", "hook_logits"])
+            CachePlan: 3 entries, 2.6 MiB kept; batch 4, pos 128
+            name                  layers  axes                                   kept     look-ups
+            blocks.{l}.attn.hook_q  0       [batch 4, pos 128, head 8, d_head 32]
+        """
+        return caching.plan_cache(self, input_shape, names_filter, pos_slice, device)
 
     def __repr__(self) -> str:
         cfg = self.cfg

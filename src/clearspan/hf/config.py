@@ -53,3 +53,8 @@ def _first(config: "PretrainedConfig", *names: str) -> Any:
         if value is not None:
             return value
     return None
+
+
+def revision_of(model: "PreTrainedModel") -> str | None:
+    """Returns the commit of a model's files on the hub, or None where they came from elsewhere."""
+    return vars(model.config).get("_commit_hash")

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from clearspan.hf.tensors import primary_output, with_input
@@ -60,6 +61,33 @@ def stopping_at(blocks: Sequence[nn.Module], stop: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def narrowed(module: nn.Module, positions: Sequence[int]) -> Iterator[None]:
+    """Has a module that treats each position alone compute some positions only, while the context is open.
+
+    Its output is zero at the others, which nobody may read.
+
+    Args:
+        module: From one tensor `[batch, pos, ...]` to another.
+        positions: Which, in the tensor that it is given.
+    """
+    own = vars(module).get("forward")
+    run = module.forward
+
+    def forward(value: Tensor) -> Tensor:
+        index = torch.tensor(positions, device=value.device)
+        found = run(value.index_select(1, index))
+        return found.new_zeros(*value.shape[:2], *found.shape[2:]).index_copy_(1, index, found)
+
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if own is not None:
+            vars(module)["forward"] = own
 
 
 @contextlib.contextmanager

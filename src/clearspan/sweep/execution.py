@@ -1,0 +1,142 @@
+"""Execution: one batch of a plan. Cells join it layer by layer, and leave it as what the metrics read."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clearspan.bridge.continuation import BaseRun
+from clearspan.bridge.hooks import Hooks
+from clearspan.bridge.intervening import Placed, hooks_of
+from clearspan.bridge.read_out import read_out
+from clearspan.bridge.sources import Sources
+from clearspan.interventions import Site
+from clearspan.sweep.plan import Tile
+from clearspan.sweep.readings import Readings
+
+Rows = Float[Tensor, "cell*row pos d_model"]
+"""The residual stream of a batch: a cell's rows next to each other, cells in the batch's order."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What the batches of a sweep have in common.
+
+    Attributes:
+        base: The run from which they go on.
+        sources: Where sites take values from.
+        readings: What is read of their logits.
+        background: Sites that are written in every cell, and were in the base run.
+    """
+
+    base: BaseRun
+    sources: Sources
+    readings: Readings
+    background: tuple[Site, ...] = ()
+
+    @torch.no_grad()
+    def run(self, tile: Tile) -> dict[str, Float[Tensor, "cell row"]]:
+        """Returns each metric of a batch's cells, in the batch's order, on the CPU."""
+        logits = self._logits(self._last_residual(tile), tile)
+        return self.readings.measured(logits, self.base.length)
+
+    def _last_residual(self, tile: Tile) -> Rows:
+        """Returns the residual stream after the last block, for all cells."""
+        n_layers, keep = self._n_layers, self._positions_read(tile)
+        starts = sorted({max(cell.start, 0) for cell in tile.cells})
+        rows: Rows | None = None
+        for start, stop in zip(starts, [*starts[1:], n_layers], strict=True):
+            before = 0 if rows is None else len(rows)
+            joining = self._joining(tile, start)
+            rows = joining if rows is None else torch.cat([rows, joining])
+            if start < n_layers:
+                hooks = self._hooks(tile, start, stop, before, len(rows))
+                rows = self.base.continued(rows, start, stop, tile.first, hooks, keep)
+        assert rows is not None, "a tile has cells"
+        return rows
+
+    @property
+    def _n_layers(self) -> int:
+        return self.base.bridge.cfg.n_layers
+
+    def _joining(self, tile: Tile, start: int) -> Rows:
+        """Returns what enters a layer for the cells that start there, with their changes of the stream made."""
+        embedded = [cell for cell in tile.cells if cell.start < 0 == start]
+        own = [cell for cell in tile.cells if cell.start == start]
+        parts = []
+        if embedded:
+            placed = self._placed(Tile(tile.first, tuple(embedded)), range(-1, 0))
+            parts.append(self.base.embedded(tile.first, len(embedded), hooks_of(placed, self.sources)))
+        if own:
+            entering = self.base.entering(start, tile.first, len(own))
+            for number, cell in enumerate(own):
+                for site in cell.sites:
+                    if stream_depth(site.name) == start:
+                        site.write(entering, self.sources.of(site), self._rows_of(number))
+            parts.append(entering)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _hooks(self, tile: Tile, start: int, stop: int, before: int, rows: int) -> Hooks:
+        """Returns the hooks of a run of some layers, on a batch of which the first rows were there before."""
+        running = Tile(tile.first, tile.cells[: rows // self.base.rows])
+        placed = []
+        for site, at in self._placed(running, range(start, stop)):
+            if at == slice(None) and stream_depth(site.name) == start:
+                at = slice(0, before)  # the rows that join have it from the base run
+            placed += [(site, at)] if at != slice(0, 0) else []
+        return hooks_of(placed, self.sources)
+
+    def _placed(self, tile: Tile, layers: range) -> Iterator[Placed]:
+        """Yields the sites in some layers, each with its rows; the background's are in all rows.
+
+        What a cell changes of the stream that it joins with was changed then.
+        """
+        layer_of = self.base.bridge.index.layer_of
+        yield from ((site, slice(None)) for site in self.background if layer_of(site.name) in layers)
+        for number, cell in enumerate(tile.cells):
+            for site in cell.sites:
+                if layer_of(site.name) in layers and stream_depth(site.name) != cell.start:
+                    yield site, self._rows_of(number)
+
+    def _rows_of(self, number: int) -> slice:
+        return slice(number * self.base.rows, (number + 1) * self.base.rows)
+
+    def _positions_read(self, tile: Tile) -> list[int] | None:
+        """Returns the positions, in the batch, of which the last residual stream is read, or None for all."""
+        last, layer_of = f"blocks.{self._n_layers - 1}.mlp.", self.base.bridge.index.layer_of
+        names = {site.name for cell in tile.cells for site in cell.sites} | {site.name for site in self.background}
+        if any(name.startswith(last) or layer_of(name) == self._n_layers for name in names):
+            return None
+        return [position - tile.first for position in self.readings.positions if position >= tile.first]
+
+    def _logits(self, residual: Rows, tile: Tile) -> Float[Tensor, "cell row position token"]:
+        """Returns the logits that are read; those of positions before the batch's are the base run's."""
+        base, tokens, cells = self.base, self.readings.tokens, len(tile.cells)
+        columns = slice(None) if tokens is None else list(tokens)
+        before = [position for position in self.readings.positions if position < tile.first]
+        after = [position - tile.first for position in self.readings.positions if position >= tile.first]
+        known = base.logits[:, before][..., columns]
+        known = known.expand(cells, *known.shape)
+        if not after:
+            return known
+        placed = list(self._placed(tile, range(self._n_layers, self._n_layers + 1)))
+        if placed:
+            new = base.read_out(residual, tile.first, hooks_of(placed, self.sources))[:, after][..., columns]
+        else:
+            new = read_out(base.bridge, residual[:, after], tokens)
+        new = new.unflatten(0, (cells, base.rows))
+        return torch.cat([known, new], dim=-2) if before else new
+
+
+def stream_depth(name: str) -> int | None:
+    """Returns the layer whose input is the value of a hook point, `n_layers` for the last stream; None for others.
+
+    Example:
+        >>> stream_depth("blocks.2.hook_resid_pre"), stream_depth("blocks.2.hook_resid_post")
+        (2, 3)
+    """
+    found = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", name)
+    return None if found is None else int(found[1]) + (found[2] == "post")

@@ -1,0 +1,190 @@
+"""Experiments as files: what was run on which model with which versions, so that it can be run again."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clearspan.errors import InvalidArgumentError
+from clearspan.hf.config import revision_of
+from clearspan.interventions import Intervention
+from clearspan.sweep.grid import Grid
+from clearspan.sweep.metrics import LogitMetric, parse_metric
+
+if TYPE_CHECKING:
+    from clearspan.bridge import TransformerBridge
+
+FORMAT = "clearspan experiment 1"
+
+Rows = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model it was.
+
+    Attributes:
+        name: What was booted.
+        architecture: Class of the Hugging Face model.
+        revision: Of the files on the hub, where they came from there.
+        dtype: Of the weights.
+        fingerprint: Of the parameters' names, shapes and some of their values.
+    """
+
+    name: str
+    architecture: str
+    revision: str | None
+    dtype: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, bridge: "TransformerBridge") -> Self:
+        """Returns the identity of a bridge's model."""
+        cfg = bridge.cfg
+        return cls(
+            cfg.model_name,
+            cfg.architecture,
+            revision_of(bridge.hf_model),
+            str(cfg.dtype),
+            _fingerprint(bridge.hf_model),
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Token ids of a run, and their padding mask.
+
+    Attributes:
+        tokens: By row and position.
+        mask: 1 for real tokens, or None where nothing is padded.
+    """
+
+    tokens: Rows
+    mask: Rows | None = None
+
+    @classmethod
+    def of(cls, tokens: Int[Tensor, "row pos"], mask: Int[Tensor, "row pos"] | None) -> Self:
+        """Returns tensors as data."""
+        return cls(_rows(tokens), None if mask is None else _rows(mask))
+
+    def tensors(self) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"] | None]:
+        """Returns the ids and the mask as tensors."""
+        return torch.tensor(self.tokens), None if self.mask is None else torch.tensor(self.mask)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A sweep as data. All that is random in it has its seed in the intervention that draws.
+
+    Attributes:
+        model: The model that it was made for.
+        input: The run that is changed.
+        sources: The runs from which values are taken, by name.
+        grid: The cells.
+        background: Interventions that are made in every cell.
+        metrics: By name.
+        versions: Of the libraries that it was made with.
+    """
+
+    model: ModelIdentity
+    input: Inputs
+    sources: Mapping[str, Inputs]
+    grid: Grid
+    background: tuple[Intervention, ...]
+    metrics: Mapping[str, LogitMetric]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """Returns the experiment as JSON."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "model": asdict(self.model),
+                "input": asdict(self.input),
+                "sources": {name: asdict(source) for name, source in self.sources.items()},
+                "grid": self.grid.to_json(),
+                "background": [one.to_json() for one in self.background],
+                "metrics": {name: metric.to_json() for name, metric in self.metrics.items()},
+                "versions": dict(self.versions),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Returns the experiment of its JSON.
+
+        Raises:
+            InvalidArgumentError: It is none.
+        """
+        data = json.loads(text)
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise InvalidArgumentError("this is no experiment", expected=f"JSON of the format {FORMAT!r}")
+        return cls(
+            ModelIdentity(**data["model"]),
+            _inputs(data["input"]),
+            {name: _inputs(source) for name, source in data["sources"].items()},
+            Grid.from_json(data["grid"]),
+            tuple(Intervention.from_json(one) for one in data["background"]),
+            {name: parse_metric(metric) for name, metric in data["metrics"].items()},
+            data["versions"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the experiment to a JSON file."""
+        Path(path).write_text(self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Returns the experiment of a file that `save` wrote."""
+        return cls.from_json(Path(path).read_text())
+
+    def check_model(self, bridge: "TransformerBridge") -> None:
+        """Raises unless a model is the one that the experiment was made for.
+
+        Raises:
+            InvalidArgumentError: Its weights, dtype or architecture are others.
+        """
+        found = ModelIdentity.of(bridge)
+        own = (self.model.architecture, self.model.dtype, self.model.fingerprint)
+        if (found.architecture, found.dtype, found.fingerprint) != own:
+            raise InvalidArgumentError(
+                "the experiment was made for another model",
+                expected=_described(self.model),
+                got=_described(found),
+            )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the libraries on which figures depend."""
+    return {name: version(name) for name in ("clearspan", "torch", "transformers")}
+
+
+def _described(model: ModelIdentity) -> str:
+    revision = "" if model.revision is None else f", revision {model.revision}"
+    return f"{model.name} ({model.architecture}{revision}), {model.dtype}, weights {model.fingerprint[:12]}"
+
+
+def _inputs(data: Mapping[str, Any]) -> Inputs:
+    mask = data["mask"]
+    return Inputs(tuple(map(tuple, data["tokens"])), None if mask is None else tuple(map(tuple, mask)))
+
+
+def _rows(tensor: Tensor) -> Rows:
+    return tuple(map(tuple, tensor.tolist()))
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    """Returns a digest of names, shapes, and the first and last values of each parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        ends = parameter.detach().flatten()
+        values = [] if parameter.is_meta else torch.cat([ends[:8], ends[-8:]]).double().tolist()
+        digest.update(f"{name} {list(parameter.shape)} {values}".encode())
+    return digest.hexdigest()

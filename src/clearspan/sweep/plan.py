@@ -1,0 +1,223 @@
+"""Plans: which cells run together, from which layer and position on. Chosen by a cost model; data, and nothing is run."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clearspan.bridge.cache_table import bytes_as_text
+from clearspan.interventions import Site
+from clearspan.results import table
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment, laid on a model and a run.
+
+    Attributes:
+        number: Its place in the grid.
+        sites: What is done.
+        start: The first layer that changes: -1 for the embeddings, `n_layers` for what comes after the blocks.
+        first: The first position that changes.
+    """
+
+    number: int
+    sites: tuple[Site, ...]
+    start: int
+    first: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Cells that run as the rows of one batch. Each joins it at the layer where it starts.
+
+    Attributes:
+        first: The position at which the batch's sequences start.
+        cells: The cells, those that start earlier first.
+    """
+
+    first: int
+    cells: tuple[Cell, ...]
+
+    def halves(self) -> "tuple[Tile, Tile]":
+        """Returns the tile in two."""
+        middle = len(self.cells) // 2
+        return Tile(self.first, self.cells[:middle]), Tile(self.first, self.cells[middle:])
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What running blocks costs on a kind of device, in the time that one token takes in a large batch.
+
+    Attributes:
+        floor: What a block costs beside its tokens: its weights are read, its kernels started.
+        join: What it costs that cells join at a layer: a forward more that starts and stops.
+        most: Tokens in a batch beyond which larger ones are no faster.
+    """
+
+    floor: float
+    join: float
+    most: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Costs":
+        """Returns the costs on a device.
+
+        On a CPU as measured on 2 cores with blocks of width 768. On an accelerator an estimate: it takes some hundreds
+        of tokens until a block is bound by arithmetic.
+        """
+        return cls(floor=16, join=4, most=2048) if device.type == "cpu" else cls(floor=512, join=256, most=32768)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a plan depends on besides its cells.
+
+    Attributes:
+        rows: Rows of the input, which each cell has.
+        length: Its positions.
+        n_layers: Blocks.
+        bytes_per_token: Of a batch, at the most.
+        bytes_per_row: Of a batch's logits.
+        memory: Bytes that a batch may take.
+    """
+
+    rows: int
+    length: int
+    n_layers: int
+    bytes_per_token: int
+    bytes_per_row: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """The batches of a sweep.
+
+    Attributes:
+        tiles: The batches, in the order in which they run.
+        sizes: Of the run.
+        base_bytes: What the base run keeps: residual streams, keys and values, logits.
+        whole: Why sequences are run whole, or None where they start at the first position that changes.
+        reads: What of the logits is computed.
+    """
+
+    tiles: tuple[Tile, ...]
+    sizes: Sizes
+    base_bytes: int
+    whole: str | None
+    reads: str
+
+    @property
+    def cells(self) -> int:
+        """How many cells."""
+        return sum(len(tile.cells) for tile in self.tiles)
+
+    @property
+    def forwards(self) -> float:
+        """The work of the blocks, in whole forwards of the input."""
+        return sum(map(self._work, self.tiles))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the run takes at its most, as predicted: the base run, and the largest batch."""
+        return self.base_bytes + max((self._bytes(tile) for tile in self.tiles), default=0)
+
+    def _work(self, tile: Tile) -> float:
+        layers = sum(self.sizes.n_layers - max(cell.start, 0) for cell in tile.cells)
+        return layers * (self.sizes.length - tile.first) / (self.sizes.n_layers * self.sizes.length)
+
+    def _bytes(self, tile: Tile) -> int:
+        return len(tile.cells) * bytes_of_cell(self.sizes, tile.first)
+
+    def __str__(self) -> str:
+        sizes = self.sizes
+        rows = [
+            [
+                f"{tile.first}-{sizes.length - 1}",
+                f"{max(tile.cells[0].start, 0)}-{sizes.n_layers - 1}",
+                len(tile.cells),
+                len(tile.cells) * sizes.rows * (sizes.length - tile.first),
+                round(self._work(tile), 1),
+                bytes_as_text(self._bytes(tile)),
+            ]
+            for tile in self.tiles
+        ]
+        shown = rows if len(rows) <= 24 else [*rows[:20], ["…"] * 6, *rows[-3:]]
+        return "\n".join(
+            [
+                f"{self.cells} cells in {len(self.tiles)} batches: the work of {self.forwards:.1f} forwards and a base run "
+                f"instead of {self.cells}; at most {bytes_as_text(self.nbytes)}",
+                f"input: {sizes.rows} rows of {sizes.length} positions; logits: {self.reads}",
+                "positions: "
+                + (
+                    f"whole sequences, since {self.whole}"
+                    if self.whole
+                    else "from the first that changes, on the base run's keys and values"
+                ),
+                *table(["positions", "layers", "cells", "tokens", "forwards", "bytes"], shown),
+            ]
+        )
+
+    __repr__ = __str__
+
+
+def bytes_of_cell(sizes: Sizes, first: int) -> int:
+    """Returns the bytes that one cell takes in a batch that starts at a position."""
+    return sizes.rows * ((sizes.length - first) * sizes.bytes_per_token + sizes.bytes_per_row)
+
+
+def tiles_of(cells: Sequence[Cell], sizes: Sizes, costs: Costs) -> tuple[Tile, ...]:
+    """Returns batches of cells that cost the least by the model, each within the memory given.
+
+    Cells are ordered by the first position that they change, and this order is cut where the sum of costs is least: a
+    batch of many positions starts at the first of them, which the later ones need not; a batch of few leaves the
+    device idle. Layers need no such choice, since a cell joins its batch at its own layer.
+    """
+    by_first: dict[int, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.first, cell.start, cell.number)):
+        by_first.setdefault(cell.first, []).append(cell)
+    firsts = list(by_first)
+    tiles: list[Tile] = []
+    for begin, end in _cuts(firsts, by_first.values(), sizes, costs):
+        chosen = [cell for first in firsts[begin:end] for cell in by_first[first]]
+        tiles += _parts(sorted(chosen, key=lambda cell: (cell.start, cell.number)), firsts[begin], sizes, costs)
+    return tuple(tiles)
+
+
+def _parts(cells: Sequence[Cell], first: int, sizes: Sizes, costs: Costs) -> list[Tile]:
+    """Returns cells as batches of about one size, none larger than memory allows and speed asks for."""
+    by_speed = costs.most // (sizes.rows * (sizes.length - first))
+    most = max(1, min(by_speed, sizes.memory // bytes_of_cell(sizes, first)))
+    count = -(-len(cells) // most)
+    bounds = [round(part * len(cells) / count) for part in range(count + 1)]
+    return [Tile(first, tuple(cells[begin:end])) for begin, end in zip(bounds, bounds[1:], strict=False)]
+
+
+def _cuts(firsts: Sequence[int], groups: Iterable[Sequence[Cell]], sizes: Sizes, costs: Costs) -> list[tuple[int, int]]:
+    """Returns which groups of cells go together, as ranges of them, so that the sum of costs is least."""
+    running = torch.stack([_running(group, sizes.n_layers) for group in groups])
+    before = torch.cat([torch.zeros(1, sizes.n_layers), running.cumsum(0)])
+    starts = torch.tensor(firsts)
+    best, cut = torch.zeros(len(firsts) + 1), [0]
+    for end in range(1, len(firsts) + 1):
+        cells = before[end] - before[:end]
+        tokens = cells * sizes.rows * (sizes.length - starts[:end])[:, None]
+        batches = (tokens.amax(-1) / costs.most).clamp(min=1).ceil()
+        joins = (cells.diff(dim=-1) > 0).sum(-1) + 1
+        cost = tokens.sum(-1) + costs.floor * batches * (cells > 0).sum(-1) + costs.join * joins * batches
+        least = (best[:end] + cost).min(0)
+        best[end] = least.values
+        cut.append(int(least.indices))
+    ranges, end = [], len(firsts)
+    while end > 0:
+        ranges.append((cut[end], end))
+        end = cut[end]
+    return ranges[::-1]
+
+
+def _running(cells: Sequence[Cell], n_layers: int) -> Tensor:
+    """Returns how many of the cells run in each layer."""
+    starts = torch.tensor([max(cell.start, 0) for cell in cells])
+    return (starts[:, None] <= torch.arange(n_layers)).sum(0).float()

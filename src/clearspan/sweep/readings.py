@@ -1,0 +1,92 @@
+"""Readings: which logits the metrics of a sweep need, and the metrics of those that a batch computed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clearspan.errors import InvalidArgumentError
+from clearspan.sweep.metrics import Context, LogitMetric, Metric, at_places
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Metrics by name, and what they read of a run's logits.
+
+    Attributes:
+        metrics: The metrics.
+        context: What they need besides logits.
+        rows: Rows of the run.
+        positions: The positions whose logits are computed, in order.
+        tokens: The tokens whose logits are computed, in order, or None for all.
+    """
+
+    metrics: Mapping[str, Metric]
+    context: Context
+    rows: int
+    positions: tuple[int, ...]
+    tokens: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Metric], context: Context, rows: int, length: int) -> "Readings":
+        """Returns the readings of metrics: of functions of all logits, every position and token."""
+        positions: set[int] = set()
+        tokens: set[int] | None = set()
+        for metric in metrics.values():
+            places = metric.places(rows, length) if isinstance(metric, LogitMetric) else None
+            positions |= set(range(length)) if places is None else set(places.flatten().tolist())
+            own = metric.tokens if isinstance(metric, LogitMetric) else None
+            tokens = None if tokens is None or own is None else tokens | set(own)
+        read = None if tokens is None else tuple(sorted(tokens))
+        return cls(metrics, context, rows, tuple(sorted(positions)), read)
+
+    def describe(self, d_vocab: int) -> str:
+        """Returns what is read, in words."""
+        tokens = f"all {d_vocab} tokens" if self.tokens is None else f"{len(self.tokens)} tokens"
+        at = ", ".join(map(str, self.positions)) if len(self.positions) < 5 else f"{len(self.positions)} positions"
+        return f"{tokens} at {'position ' if len(self.positions) == 1 else ''}{at}"
+
+    def measured(
+        self, logits: Float[Tensor, "cell row position token"], length: int
+    ) -> dict[str, Float[Tensor, "cell row"]]:
+        """Returns each metric of the logits at the readings' positions and tokens, on the CPU.
+
+        A metric that gives one number for all rows has one row.
+        """
+        return {
+            name: (
+                self._declared(metric, logits, length) if isinstance(metric, LogitMetric) else _called(metric, logits)
+            )
+            .detach()
+            .float()
+            .cpu()
+            for name, metric in self.metrics.items()
+        }
+
+    def _declared(
+        self, metric: LogitMetric, logits: Float[Tensor, "cell row position token"], length: int
+    ) -> Float[Tensor, "cell row"]:
+        if metric.tokens is not None and metric.tokens != self.tokens:
+            columns = metric.tokens if self.tokens is None else [self.tokens.index(token) for token in metric.tokens]
+            logits = logits[..., list(columns)]
+        places = metric.places(self.rows, length)
+        if places is not None:
+            places = torch.searchsorted(torch.tensor(self.positions), places.contiguous())
+        return metric.of(at_places(logits, places), self.context)
+
+
+def _called(metric: Metric, logits: Float[Tensor, "cell row pos d_vocab"]) -> Float[Tensor, "cell row"]:
+    """Returns a plain function of each cell's logits."""
+    found = []
+    for cell in logits:
+        value = metric(cell)
+        if not isinstance(value, Tensor) or value.ndim > 1 or (value.ndim == 1 and len(value) != len(cell)):
+            raise InvalidArgumentError(
+                "the metric is not a number for each row",
+                expected=f"a tensor [batch={len(cell)}], or of no axes",
+                got=str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__,
+            )
+        found.append(value.reshape(-1))
+    return torch.stack(found)

@@ -1,0 +1,407 @@
+"""Sweeps: many interventions on one input, planned into few batches, run, kept and resumed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, cast
+
+import safetensors
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clearspan.bridge.continuation import BaseRun, base_run
+from clearspan.bridge.free_memory import free_bytes
+from clearspan.bridge.inputs import Input, as_tensor, prepare
+from clearspan.bridge.intervening import hooks_of, sites_of
+from clearspan.bridge.sources import Source, gathered
+from clearspan.errors import InvalidArgumentError
+from clearspan.interventions import Intervention
+from clearspan.sweep.execution import Execution, stream_depth
+from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, versions
+from clearspan.sweep.grid import Grid
+from clearspan.sweep.metrics import Context, LogitMetric, Metric
+from clearspan.sweep.plan import Cell, Costs, Sizes, SweepPlan, Tile, tiles_of
+from clearspan.sweep.progress import progress_bar
+from clearspan.sweep.readings import Readings
+from clearspan.sweep.result import SweepResult
+
+if TYPE_CHECKING:
+    from clearspan.bridge import TransformerBridge
+
+FORMAT = "clearspan sweep 1"
+UNKNOWN_MEMORY = 2**32
+"""Bytes that a batch may take where the device does not say what is free."""
+
+
+class Sweep:
+    """Metrics of one input under many interventions, each cell of a grid on its own.
+
+    Cells run as rows of few batches. A batch starts at the first position that any of its cells changes, on the base
+    run's keys and values of the positions before, and a cell joins it at the first layer that it changes, with the base
+    run's residual stream. What is computed is what one forward per cell computes.
+
+    Args:
+        bridge: The model, in evaluation mode, with no other hooks on it.
+        input: The run that is changed: text, texts, or token ids `[row, pos]`. Each cell has all its rows.
+        grid: The cells; or interventions by label.
+        metric: What is measured of the logits, or several by name. A `LogitMetric` (`LogitDifference`, `Probability`,
+            `KLDivergence`, `NextTokenLoss`) says which logits it reads, and no others are computed; any other function
+            is given those of each cell `[row, pos, d_vocab]`.
+        sources: The runs from which values are taken, by name: text or token ids, a cache, or tensors by point's name.
+        background: Interventions that are made in every cell, and in the run that is changed.
+        attention_mask: Of an input of token ids with padding.
+
+    Example:
+        >>> import clearspan
+        >>> from clearspan.interventions import Patch
+        >>> from clearspan.sweep import LogitDifference, Sweep, grid
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> metric = LogitDifference.between(bridge, " os", " re")
+        >>> cells = grid("resid_pre", Patch(), layer=range(5), position=range(6))
+        >>> sweep = Sweep(bridge, "import re\\nimport", cells, metric, sources={"clean": "import os\\nimport"})
+        >>> sweep.run().mean().shape
+        torch.Size([5, 6])
+    """
+
+    def __init__(
+        self,
+        bridge: "TransformerBridge",
+        input: Input,
+        grid: Grid | Mapping[str, Intervention | Sequence[Intervention]],
+        metric: Metric | Mapping[str, Metric],
+        *,
+        sources: Mapping[str, Source] | None = None,
+        background: Sequence[Intervention] = (),
+        attention_mask: Int[Tensor, "row pos"] | None = None,
+    ) -> None:
+        self.bridge = bridge
+        self.grid = grid if isinstance(grid, Grid) else Grid.of(grid)
+        self.metrics = _named(metric)
+        self.sources = dict(sources or {})
+        self.background = tuple(background)
+        tokens, mask = as_tensor(bridge, input, None, None)
+        self.tokens = tokens
+        self.mask = mask if attention_mask is None else attention_mask.to(tokens.device)
+        self._background = tuple(sites_of(bridge, background, tokens.shape[1]))
+        self._cells = self._laid()
+        self._values: dict[str, Float[Tensor, "cell row"]] = {}
+        self._done = torch.zeros(len(self._cells), dtype=torch.bool)
+        self._base: dict[str, Tensor] = {}
+        self._source_values: dict[str, dict[str, Tensor]] = {}
+
+    def _laid(self) -> tuple[Cell, ...]:
+        layer_of = self.bridge.index.layer_of
+        cells = []
+        for number, interventions in enumerate(self.grid.cells):
+            sites = tuple(sites_of(self.bridge, interventions, self.tokens.shape[1]))
+            if not sites:
+                raise InvalidArgumentError(f"cell {number} changes nothing", expected="an intervention or more")
+            start = min(layer_of(site.name) if (at := stream_depth(site.name)) is None else at for site in sites)
+            first = 0 if self.whole else min(site.first for site in sites)
+            cells.append(Cell(number, sites, start, first))
+        return tuple(cells)
+
+    @property
+    def whole(self) -> str | None:
+        """Why sequences are run whole, or None where they start at the first position that changes."""
+        if self.mask is not None and self.mask.ndim != 2:
+            return "the attention mask is not one of padding"
+        return self.bridge.adapter.whole_sequences
+
+    # --- plan --------------------------------------------------------------------------------------------------------
+
+    def plan(self, memory: int | None = None) -> SweepPlan:
+        """Returns the batches in which the cells run, with their work and bytes; nothing is run.
+
+        Args:
+            memory: Bytes that a batch may take; by default half of what is free.
+        """
+        return self._planned(memory, [cell for cell in self._cells if not self._done[cell.number]])
+
+    def _planned(self, memory: int | None, cells: Sequence[Cell]) -> SweepPlan:
+        rows, length = self.tokens.shape
+        cfg, readings = self.bridge.cfg, self._readings(Context())
+        item, n_kv_heads = torch.finfo(cfg.dtype).bits // 8, cfg.n_key_value_heads or cfg.n_heads
+        kv_width = 2 * n_kv_heads * cfg.d_head
+        names = [site.name for cell in cells for site in (*cell.sites, *self._background)]
+        is_watched = any("hook_pattern" in name or "hook_attn_scores" in name for name in names)
+        per_token = (
+            item * (8 * cfg.d_model + 3 * cfg.d_mlp + 2 * cfg.n_heads * cfg.d_head + 2 * kv_width)
+            + is_watched * 3 * item * cfg.n_heads * length
+        )
+        columns = cfg.d_vocab if readings.tokens is None else len(readings.tokens)
+        logit_bytes = len(readings.positions) * columns * (2 * item + 4)
+        prefix = 0 if self.whole else length * kv_width * cfg.n_layers
+        starts = {max(cell.start, 0) for cell in cells}
+        base = rows * item * (prefix + length * (len(starts) * cfg.d_model + cfg.d_vocab))
+        free = _half_of_free(self.bridge.device) if memory is None else memory
+        # The prefix is copied for each row of a batch in one layer at a time.
+        sizes = Sizes(rows, length, cfg.n_layers, per_token, logit_bytes + item * length * kv_width, free)
+        tiles = tiles_of(cells, sizes, Costs.of(self.bridge.device)) if cells else ()
+        return SweepPlan(tiles, sizes, base, self.whole, readings.describe(cfg.d_vocab))
+
+    def _readings(self, context: Context) -> Readings:
+        return Readings.of(self.metrics, context, *self.tokens.shape)
+
+    # --- run ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def run(self, memory: int | None = None, *, progress: bool = True) -> SweepResult:
+        """Runs the cells that were not run yet, and returns the metrics of all.
+
+        What is done is kept when it is interrupted (Ctrl-C): `run` again goes on, also after `save` and `load`.
+
+        Args:
+            memory: Bytes that a batch may take; by default half of what is free. A batch for which memory does not
+                suffice all the same is run in halves.
+            progress: Whether a bar is shown, where standard error is a terminal.
+
+        Raises:
+            InvalidArgumentError: The model is in training mode, other hooks are on it, a source does not fit, or a
+                metric gives no number for each row.
+        """
+        self._check_alone()
+        plan = self.plan(memory)
+        if plan.tiles:
+            execution = self._execution(plan)
+            with progress_bar("sweep", plan.cells, is_shown=progress) as advance:
+                left = list(reversed(plan.tiles))
+                while left:
+                    tile = left.pop()
+                    values = _unless_memory_is_short(execution, tile)
+                    if values is None:
+                        left += reversed(tile.halves())
+                        continue
+                    self._keep(tile, values)
+                    advance(len(tile.cells))
+        return self.result()
+
+    def result(self) -> SweepResult:
+        """Returns the metrics of the cells that were run; NaN for the others."""
+        if not self._values:
+            raise InvalidArgumentError("no cell was run", fix="sweep.run()")
+        shaped = {name: values.unflatten(0, self.grid.shape) for name, values in self._values.items()}
+        return SweepResult(shaped, self._base, self._source_values, dict(self.grid.axes))
+
+    @torch.no_grad()
+    def check(self, cells: int = 8, seed: int = 0) -> float:
+        """Returns the largest difference of some cells from one whole forward for each, over the largest value.
+
+        Args:
+            cells: How many cells are run again, one by one.
+            seed: Of their choice.
+        """
+        found = self.result()
+        chosen = torch.randperm(len(self._cells), generator=torch.Generator().manual_seed(seed))[:cells]
+        readings = self._readings(self._context(self._base_run([], with_prefix=False)))
+        worst = 0.0
+        for number in chosen.tolist():
+            interventions = [*self.background, *self.grid.cells[number]]
+            logits = self.bridge.run_with_interventions(
+                self.tokens, interventions, self.sources, attention_mask=self.mask
+            )
+            columns = slice(None) if readings.tokens is None else list(readings.tokens)
+            read = logits[:, list(readings.positions)][..., columns]
+            for name, value in readings.measured(read[None], self.tokens.shape[1]).items():
+                own = found.of(name).flatten(0, -2)
+                worst = max(worst, float((own[number] - value[0]).abs().max() / own[~own.isnan()].abs().max()))
+        return worst
+
+    def _check_alone(self) -> None:
+        if self.bridge.hf_model.training:
+            raise InvalidArgumentError(
+                "a sweep runs a model in evaluation mode", got="training mode", fix="bridge.hf_model.eval()"
+            )
+        listening = next((point for point in self.bridge.index if point.is_listening), None)
+        if listening is not None:
+            raise InvalidArgumentError(
+                "hooks are on the model, which would be called with the rows and positions of batches",
+                where=listening.name,
+                fix="bridge.reset_hooks(), or background=[...] for what is to be done in every cell",
+            )
+
+    def _execution(self, plan: SweepPlan) -> Execution:
+        starts = {max(cell.start, 0) for tile in plan.tiles for cell in tile.cells}
+        with_prefix = any(tile.first for tile in plan.tiles)
+        base = self._base_run(sorted(starts), with_prefix=with_prefix)
+        readings = self._readings(self._context(base))
+        rows, length = self.tokens.shape
+        sites = [site for cell in self._cells for site in cell.sites]
+        sources = gathered(self.bridge, [*sites, *self._background], self.sources, rows=rows, length=length)
+        return Execution(base, sources, readings, self._background)
+
+    def _base_run(self, layers: Sequence[int], *, with_prefix: bool) -> BaseRun:
+        given = prepare(
+            self.bridge,
+            self.tokens,
+            prepend_bos=None,
+            padding_side=None,
+            attention_mask=self.mask,
+            position_ids=None,
+            past_key_values=None,
+            model_kwargs={},
+        )
+        rows, length = self.tokens.shape
+        sources = gathered(self.bridge, self._background, self.sources, rows=rows, length=length)
+        hooks = hooks_of([(site, slice(None)) for site in self._background], sources)
+        return base_run(self.bridge, given, layers, hooks, with_prefix=with_prefix)
+
+    def _context(self, base: BaseRun) -> Context:
+        """Returns what metrics need besides logits, and measures the base run and the sources."""
+        references = {"base": base.logits}
+        wanted = {metric.reference for metric in self.metrics.values() if isinstance(metric, LogitMetric)}
+        context = Context(self.tokens, self.mask, references)
+        inputs = self._source_inputs()
+        for name in wanted & inputs.keys():
+            references[cast("str", name)] = self._logits_of(*inputs[cast("str", name)])
+        self._base = self._all_measured(base.logits, context)
+        for name, (tokens, mask) in inputs.items():
+            if tokens.shape == self.tokens.shape and name not in self._source_values:
+                logits = references[name] if name in references else self._logits_of(tokens, mask)
+                own = Context(tokens, mask, references)
+                self._source_values[name] = self._all_measured(logits, own)
+        return context
+
+    def _logits_of(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        return self.bridge(tokens, attention_mask=mask)
+
+    def _all_measured(self, logits: Tensor, context: Context) -> dict[str, Tensor]:
+        readings = self._readings(context)
+        columns = slice(None) if readings.tokens is None else list(readings.tokens)
+        read = logits[:, list(readings.positions)][..., columns]
+        return {name: values[0] for name, values in readings.measured(read[None], logits.shape[1]).items()}
+
+    def _source_inputs(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Returns the sources that were given as inputs, as ids and masks."""
+        given = {name: source for name, source in self.sources.items() if not isinstance(source, Mapping)}
+        return {name: as_tensor(self.bridge, source, None, None) for name, source in given.items()}
+
+    def _keep(self, tile: Tile, values: Mapping[str, Float[Tensor, "cell row"]]) -> None:
+        numbers = [cell.number for cell in tile.cells]
+        for name, found in values.items():
+            if name not in self._values:
+                self._values[name] = torch.full((len(self._cells), found.shape[1]), torch.nan)
+            self._values[name][numbers] = found
+        self._done[numbers] = True
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def experiment(self) -> Experiment:
+        """Returns the sweep as data, which can be stored and run again.
+
+        Raises:
+            InvalidArgumentError: A metric is a plain function, or a source a cache: these cannot be stored.
+        """
+        metrics = {name: metric for name, metric in self.metrics.items() if isinstance(metric, LogitMetric)}
+        inputs = self._source_inputs()
+        lost = [*(self.metrics.keys() - metrics.keys()), *(self.sources.keys() - inputs.keys())]
+        if lost:
+            raise InvalidArgumentError(
+                f"{', '.join(map(repr, lost))} cannot be stored",
+                reason="a plain function or a cache is no data",
+                fix="a metric of clearspan.sweep, and sources as text or token ids",
+            )
+        return Experiment(
+            ModelIdentity.of(self.bridge),
+            Inputs.of(self.tokens, self.mask),
+            {name: Inputs.of(*source) for name, source in inputs.items()},
+            self.grid,
+            self.background,
+            metrics,
+            versions(),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the experiment and what was found so far to one safetensors file."""
+        tensors = {f"values.{name}": values for name, values in self._values.items()}
+        tensors |= {f"base.{name}": values for name, values in self._base.items()}
+        tensors |= {
+            f"source.{name}.{metric}": values
+            for name, metrics in self._source_values.items()
+            for metric, values in metrics.items()
+        }
+        tensors["done"] = self._done
+        metadata = {"format": FORMAT, "experiment": self.experiment().to_json()}
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata)
+
+    @classmethod
+    def of(cls, experiment: Experiment, bridge: "TransformerBridge") -> Self:
+        """Returns the sweep of a stored experiment.
+
+        Raises:
+            InvalidArgumentError: It was made for another model.
+        """
+        experiment.check_model(bridge)
+        tokens, mask = experiment.input.tensors()
+        sources = {name: source.tensors()[0] for name, source in experiment.sources.items()}
+        return cls(
+            bridge,
+            tokens,
+            experiment.grid,
+            experiment.metrics,
+            sources=sources,
+            background=experiment.background,
+            attention_mask=mask,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, bridge: "TransformerBridge") -> Self:
+        """Returns the sweep of a file that `save` wrote, with what was found; `run` goes on with the rest.
+
+        Raises:
+            InvalidArgumentError: The file is no sweep, or was made for another model.
+        """
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise InvalidArgumentError(
+                    f"{Path(path).name} is no sweep", expected=f"a file written by Sweep.save, of format {FORMAT!r}"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        sweep = cls.of(Experiment.from_json(metadata["experiment"]), bridge)
+        sweep._done = tensors.pop("done")
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            match kind:
+                case "values":
+                    sweep._values[rest] = tensor
+                case "base":
+                    sweep._base[rest] = tensor
+                case _:
+                    source, _, metric = rest.partition(".")
+                    sweep._source_values.setdefault(source, {})[metric] = tensor
+        return sweep
+
+
+def _named(metric: Metric | Mapping[str, Metric]) -> dict[str, Metric]:
+    match metric:
+        case Mapping():
+            found = dict(metric)
+        case LogitMetric():
+            found = {metric.kind: metric}
+        case _:
+            found = {vars(metric).get("__name__", getattr(type(metric), "__name__", "metric")): metric}
+    if not found or not all(callable(one) for one in found.values()):
+        raise InvalidArgumentError(
+            "a sweep measures a metric", expected="a function of logits, a LogitMetric, or several by name"
+        )
+    return found
+
+
+def _half_of_free(device: torch.device) -> int:
+    free = free_bytes(device)
+    return UNKNOWN_MEMORY if free is None else free // 2
+
+
+def _unless_memory_is_short(execution: Execution, tile: Tile) -> dict[str, Tensor] | None:
+    """Returns a batch's metrics, or None where memory did not suffice and the batch can be halved."""
+    try:
+        return execution.run(tile)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        is_short = type(error) is not RuntimeError or "can't allocate memory" in str(error)
+        if not is_short or len(tile.cells) == 1:
+            raise
+    if execution.base.bridge.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
