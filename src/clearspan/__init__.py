@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from clearspan.bridge import TransformerBridge as TransformerBridge
     from clearspan.bridge import boot as boot
     from clearspan.errors import ClearspanError as ClearspanError
+    from clearspan.interventions import Intervention as Intervention
+    from clearspan.interventions import register_function as register_function
     from clearspan.points import HookPoint as HookPoint
     from clearspan.points import get_act_name as get_act_name
+    from clearspan.sweep import Sweep as Sweep
+    from clearspan.sweep import grid as grid
 
 __version__ = "0.1.0"
 
@@ -27,9 +31,13 @@ _HOMES = {
     "ActivationCache": "clearspan.bridge",
     "ClearspanError": "clearspan.errors",
     "HookPoint": "clearspan.points",
+    "Intervention": "clearspan.interventions",
+    "Sweep": "clearspan.sweep",
     "TransformerBridge": "clearspan.bridge",
     "boot": "clearspan.bridge",
     "get_act_name": "clearspan.points",
+    "grid": "clearspan.sweep",
+    "register_function": "clearspan.interventions",
 }
 
 

@@ -121,6 +121,14 @@ class NotCachedError(ClearspanError, KeyError):
     """A name that exists but is not in this cache."""
 
 
+class CacheTooLargeError(ClearspanError, MemoryError):
+    """A cache for which there is not enough memory."""
+
+
+class UnplannableError(ClearspanError, RuntimeError):
+    """A model whose forward must be run for its shapes to be known."""
+
+
 class EditedEntryError(ClearspanError, RuntimeError):
     """A cache entry whose storage was written after it was kept."""
 

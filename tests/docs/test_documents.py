@@ -37,6 +37,11 @@ def test_links_inside_the_project(page):
         assert (page.parent / target).exists(), target
 
 
+def test_the_index_lists_every_page():
+    listed = re.findall(r"\]\((.+?)\)", (ROOT / "docs/README.md").read_text())
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= {"README.md", *listed}
+
+
 GENERATE = runpy.run_path(str(ROOT / "docs/generate.py"))
 
 

@@ -571,8 +571,9 @@ def test_result_after_the_weights_were_changed(bridge, tokens):
     with pytest.raises(EditedEntryError) as error:
         cache["result", 1]
     assert message(error) == [
-        "blocks.1.attn.hook_result is computed with the model's weights, which were changed since the run",
-        "  fix: run_with_cache again, or look it up before changing the weights",
+        "blocks.1.attn.hook_result is computed with weights that are not those of the cache's run",
+        "  reason: they were changed since, or the cache is from a file of another checkpoint's",
+        "  fix: run_with_cache again, or compute it before changing the weights",
     ]
     assert torch.equal(bridge.run_with_cache(tokens)[1]["result", 1], result * 2)
 

@@ -55,7 +55,7 @@ def ablate_heads(
     Raises:
         InvalidArgumentError: An unknown method or layer; a metric that is not a number for each row; a row without a
             next token, for the default metric; for `"resample"`, fewer than two rows, padding, or a reference of
-            another shape than the input.
+            another shape than the input; a reference's mask without a reference.
         NoTokenizerError: Text, and the bridge has no tokenizer.
         PointNotReachedError: Somebody else's hook is on a layer before the last one ablated.
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
+from clearspan.errors import InvalidArgumentError
 from clearspan.points import HookFunction
 
 from .corpus import Batch
@@ -47,6 +48,8 @@ def ablated(
 
     Arguments are those of `ablate_heads`.
     """
+    if reference is None and reference_mask is not None:
+        raise InvalidArgumentError("a reference_mask is given, and no reference", fix="attention_mask, for the input's")
     given = _batch(bridge, input, attention_mask)
     other = given if reference is None else _batch(bridge, reference, reference_mask)
     tokens, mask = given

@@ -1,6 +1,6 @@
 """Attention patterns that heads are known by, built from a text's own tokens as matrices of zeros and ones."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -71,14 +71,24 @@ def rows_of(
     mask: Int[Tensor, "batch pos"] | None,
     pattern: DetectionPattern,
     measure: ErrorMeasure,
+    least: int,
 ) -> list[Row]:
-    """Returns where each row's real tokens are, and its pattern."""
-    real = torch.ones_like(tokens) if mask is None else mask.cpu()
+    """Returns where each row's real tokens are, and its pattern.
+
+    Raises:
+        InvalidArgumentError: A row has less than `least` real tokens, or the pattern does not fit it.
+    """
+    masks = torch.ones_like(tokens) if mask is None else mask.cpu()
     rows = []
-    for row, present in zip(tokens, real.bool(), strict=True):
-        expected = _pattern_of(row[present], pattern).detach().float().cpu()
-        _check_pattern(expected, int(present.sum()), measure)
-        rows.append((present.nonzero()[:, 0], expected))
+    for number, (row, present) in enumerate(zip(tokens, masks.bool(), strict=True)):
+        real = present.nonzero()[:, 0]
+        if len(real) < least:
+            raise InvalidArgumentError(
+                f"row {number} is too short to be scored", expected=f"{least} tokens or more", got=str(len(real))
+            )
+        expected = _pattern_of(row[real], pattern).detach().float().cpu()
+        _check_pattern(expected, len(real), measure)
+        rows.append((real, expected))
     return rows
 
 
@@ -116,12 +126,3 @@ def _check_pattern(expected: Tensor, length: int, measure: ErrorMeasure) -> None
             got=f"values from {expected.min().item():.3g} to {expected.max().item():.3g}",
             fix="error_measure='abs'",
         )
-
-
-def check_length(rows: Sequence[Row], least: int) -> None:
-    """Raises InvalidArgumentError unless every row has at least so many real tokens."""
-    for number, (real, _) in enumerate(rows):
-        if len(real) < least:
-            raise InvalidArgumentError(
-                f"row {number} is too short to be scored", expected=f"{least} tokens or more", got=str(len(real))
-            )

@@ -13,7 +13,7 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.points import HookFunction
 from clearspan.results import Columns, Result
 
-from .detection_patterns import DetectionPattern, ErrorMeasure, check_length, rows_of
+from .detection_patterns import DetectionPattern, ErrorMeasure, rows_of
 from .heads import Head, head_heatmap, strongest
 from .places import Input, encoded
 
@@ -126,8 +126,9 @@ def detect_heads(
         raise InvalidArgumentError(f"unknown error_measure {error_measure!r}", expected="'mul' or 'abs'")
     chosen = _heads_by_layer(bridge, heads)
     tokens, mask = encoded(bridge, input, attention_mask)
-    rows = rows_of(tokens.cpu(), mask, pattern, error_measure)
-    check_length(rows, 2 + (exclude_bos and exclude_current_token))
+    # Of the first token and itself, which a second token can attend to, something must be left.
+    least = 2 + (exclude_bos and exclude_current_token)
+    rows = rows_of(tokens.cpu(), mask, pattern, error_measure, least)
     scores = torch.full((bridge.cfg.n_layers, bridge.cfg.n_heads), torch.nan)
 
     def scorer(layer: int) -> HookFunction:

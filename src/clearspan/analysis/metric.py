@@ -61,4 +61,4 @@ def measured(metric: Metric, logits: Float[Tensor, "batch pos d_vocab"]) -> Floa
             expected=f"a tensor [batch={len(logits)}], or of no axes",
             got=str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__,
         )
-    return found.detach().reshape(-1).float().cpu()
+    return found.detach().reshape(-1).to(torch.promote_types(found.dtype, torch.float32)).cpu()

@@ -17,10 +17,13 @@ Place = tuple[int, int]
 def encoded(
     bridge: TransformerBridge, input: Input, mask: Int[Tensor, "batch pos"] | None
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"] | None]:
-    """Returns token ids and the mask of padded ones."""
+    """Returns token ids and the mask of padded ones; a mask that is given goes before that of padded texts."""
+    own = None
     if isinstance(input, Tensor):
-        return torch.atleast_2d(input).to(bridge.device), None if mask is None else mask.to(bridge.device)
-    tokens, mask = bridge.text.encode(input)
+        tokens = torch.atleast_2d(input)
+    else:
+        tokens, own = bridge.text.encode(input)
+    mask = own if mask is None else mask
     return tokens.to(bridge.device), None if mask is None else mask.to(bridge.device)
 
 

@@ -1,5 +1,6 @@
 """Random tokens that stand twice: text of which nothing but its repetition can be predicted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InputError, InvalidArgumentError
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,20 +72,28 @@ class RepeatedTokens:
 
 
 def repeated_tokens(
-    bridge: TransformerBridge, *, rows: int = 4, period: int = 50, seed: int = 0, prepend_bos: bool = True
+    bridge: TransformerBridge,
+    *,
+    rows: int = 4,
+    period: int = 50,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+    vocabulary: Sequence[int] | Int[Tensor, "token"] | None = None,
 ) -> RepeatedTokens:
     """Returns random blocks of tokens, each twice in a row.
 
     Args:
-        bridge: A model with a tokenizer, which says what tokens there are.
+        bridge: The model.
         rows: How many texts.
         period: Length of a block; half of the context (without the BOS) where that is less.
-        seed: Of the random tokens, which are uniform over the vocabulary without special tokens.
-        prepend_bos: Whether a BOS stands first, where the tokenizer has one.
+        seed: Of the random tokens. Torch's own seed is neither read nor changed.
+        prepend_bos: Whether a BOS stands first; by default as for any text.
+        vocabulary: Token ids to draw from, uniformly; by default all but special ones, which takes a tokenizer.
 
     Raises:
-        NoTokenizerError: The bridge has no tokenizer.
-        InvalidArgumentError: No rows, or a period of less than two tokens.
+        NoTokenizerError: The bridge has no tokenizer, and no vocabulary is given.
+        InputError: `prepend_bos=True`, and there is no BOS.
+        InvalidArgumentError: No rows, a period of less than two tokens, or an empty vocabulary.
 
     Example:
         >>> import clearspan
@@ -94,16 +103,33 @@ def repeated_tokens(
         >>> bool((text.tokens[:, 1:4] == text.tokens[:, 4:]).all())
         True
     """
-    period = min(period, (bridge.cfg.n_ctx - 1) // 2)
+    bos = _bos(bridge, prepend_bos)
+    period = min(period, (bridge.cfg.n_ctx - len(bos)) // 2)
     if rows < 1 or period < 2:
         raise InvalidArgumentError(
             "there is nothing to repeat", expected="rows >= 1, period >= 2", got=f"rows={rows}, period={period}"
         )
+    ids = _ordinary(bridge) if vocabulary is None else torch.as_tensor(vocabulary, dtype=torch.long).cpu()
+    if not len(ids):
+        raise InvalidArgumentError(
+            "there is no token to draw", expected="a vocabulary of token ids", got="an empty one"
+        )
+    block = ids[torch.randint(len(ids), (rows, period), generator=torch.Generator().manual_seed(seed))]
+    start = torch.tensor(bos, dtype=torch.long).expand(rows, len(bos))
+    return RepeatedTokens(torch.cat([start, block, block], dim=1), period, len(bos))
+
+
+def _bos(bridge: TransformerBridge, prepend_bos: bool | None) -> list[int]:
+    bos = None if bridge.tokenizer is None else bridge.tokenizer.bos_token_id
+    if prepend_bos and bos is None:
+        raise InputError("prepend_bos=True, but there is no BOS token", fix="prepend_bos=False")
+    wanted = bridge.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+    return [bos] if wanted and isinstance(bos, int) else []
+
+
+def _ordinary(bridge: TransformerBridge) -> Int[Tensor, "token"]:
+    """Returns the ids of all tokens but special ones."""
     tokenizer = bridge.text.tokenizer
     special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.long)
     ids = torch.arange(min(bridge.cfg.d_vocab, len(tokenizer)))
-    ids = ids[~torch.isin(ids, special)]
-    block = ids[torch.randint(len(ids), (rows, period), generator=torch.Generator().manual_seed(seed))]
-    bos = [tokenizer.bos_token_id] if prepend_bos and tokenizer.bos_token_id is not None else []
-    start = torch.tensor(bos, dtype=torch.long).expand(rows, len(bos))
-    return RepeatedTokens(torch.cat([start, block, block], dim=1), period, len(bos))
+    return ids[~torch.isin(ids, special)]

@@ -1,10 +1,11 @@
 """How well a model continues a repetition: its loss on random tokens, and on the same tokens again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
@@ -12,6 +13,7 @@ from clearspan.plots.charts import lines
 from clearspan.results import Columns, Result
 
 from .corpus import check_positive
+from .estimate import Estimate, estimate
 from .repeated_tokens import repeated_tokens
 
 if TYPE_CHECKING:
@@ -39,6 +41,12 @@ class Repetition(Result):
     def second_loss(self) -> float:
         """Mean loss on the second copy, in nats."""
         return self.losses[:, 1].mean().item()
+
+    @property
+    def loss_difference(self) -> Estimate:
+        """Mean loss on the first copy minus that on the second, in nats: what the repetition tells."""
+        first, second = self.losses.mean(-1).unbind(1)
+        return estimate(first - second)
 
     @property
     def accuracy(self) -> float:
@@ -78,7 +86,14 @@ class Repetition(Result):
 
 @torch.no_grad()
 def evaluate_repetition(
-    bridge: TransformerBridge, *, rows: int = 16, period: int = 50, seed: int = 0, batch_size: int = 16
+    bridge: TransformerBridge,
+    *,
+    rows: int = 16,
+    period: int = 50,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+    vocabulary: Sequence[int] | Int[Tensor, "token"] | None = None,
+    batch_size: int = 16,
 ) -> Repetition:
     """Returns the loss on random tokens, and on the same tokens when they come again.
 
@@ -86,18 +101,21 @@ def evaluate_repetition(
     context alone, which induction heads do.
 
     Args:
-        bridge: A model with a tokenizer.
+        bridge: The model.
         rows: Random texts.
         period: Length of a block; half of the context where that is less.
         seed: Of the random tokens.
+        prepend_bos: Whether a BOS stands first; by default as for any text.
+        vocabulary: Token ids to draw from; by default all but special ones, which takes a tokenizer.
         batch_size: Rows run at a time.
 
     Returns:
         Losses in nats and hits by row, copy and place.
 
     Raises:
-        NoTokenizerError: The bridge has no tokenizer.
-        InvalidArgumentError: No rows, a period of less than two tokens, or an empty batch.
+        NoTokenizerError: The bridge has no tokenizer, and no vocabulary is given.
+        InputError: `prepend_bos=True`, and there is no BOS.
+        InvalidArgumentError: No rows, a period of less than two tokens, an empty vocabulary, or an empty batch.
 
     Example:
         >>> import clearspan
@@ -110,7 +128,7 @@ def evaluate_repetition(
         of random tokens". The first token of the second copy, which cannot be foreseen, is left out of both copies.
     """
     check_positive(batch_size=batch_size)
-    text = repeated_tokens(bridge, rows=rows, period=period, seed=seed)
+    text = repeated_tokens(bridge, rows=rows, period=period, seed=seed, prepend_bos=prepend_bos, vocabulary=vocabulary)
     losses, correct = [], []
     for start in range(0, rows, batch_size):
         part = text.rows(start, start + batch_size)
@@ -118,3 +136,38 @@ def evaluate_repetition(
         losses.append(part.losses(logits).cpu())
         correct.append(part.correct(logits).cpu())
     return Repetition(torch.cat(losses), torch.cat(correct))
+
+
+def induction_loss(
+    bridge: TransformerBridge,
+    *,
+    rows: int = 16,
+    period: int = 50,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+    vocabulary: Sequence[int] | Int[Tensor, "token"] | None = None,
+    batch_size: int = 16,
+) -> float:
+    """Returns the mean loss, in nats, on the second copy of random tokens: `evaluate_repetition(...).second_loss`.
+
+    Near 0 the model continues the repetition; at `log(d_vocab)` and above it does not. Arguments and errors are those
+    of `evaluate_repetition`.
+
+    Example:
+        >>> import clearspan
+        >>> induction_loss(clearspan.boot("tiny-bigcode"), rows=4) < 1
+        True
+
+    References:
+        TransformerLens, `evals.induction_loss`. There ids are drawn from 100 to 19,999, BOS takes the place of the
+        first copy's first token, and the second copy's first two tokens are left out; here it is the first alone.
+    """
+    return evaluate_repetition(
+        bridge,
+        rows=rows,
+        period=period,
+        seed=seed,
+        prepend_bos=prepend_bos,
+        vocabulary=vocabulary,
+        batch_size=batch_size,
+    ).second_loss

@@ -1,258 +1,178 @@
-"""The activation cache: raw tensors of one forward, shown under any name in canonical axes on look-up."""
+"""The activation cache: the raw tensors of one run, under every name in canonical axes, and what one does with them."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor
 
-from clearspan.bridge.cache_methods import CacheMethods
+from clearspan.bridge import cache_file
+from clearspan.bridge.cache_file import StoredCache
+from clearspan.bridge.cache_lookup import places_left
 from clearspan.bridge.cache_table import described
-from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
-from clearspan.points import Derivation, Derived, HookPoint, get_act_name, nearest, read
+from clearspan.bridge.reading_methods import ReadingMethods
+from clearspan.bridge.run_weights import RunWeights
+from clearspan.bridge.stack_methods import StackMethods
+from clearspan.errors import InvalidArgumentError
+from clearspan.hf.recording import Recording, storages
+from clearspan.hf.relocation import Relocation
 
 if TYPE_CHECKING:
     from clearspan.bridge.transformer_bridge import TransformerBridge
-    from clearspan.hf.recording import Recording
-
-RowIndex = int | slice | list[int] | Tensor
-Key = str | tuple[str, int] | tuple[str, int, str]
 
 
-def _state(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Returns what tells whether weights are still those that they were: their storage, and their count of edits."""
-    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
-
-
-class ActivationCache(CacheMethods, Mapping[str, Tensor]):
-    """The activations of one run.
+class ActivationCache(StackMethods, ReadingMethods):
+    """The activations of one run: a mapping from names to tensors, with tools for the residual stream.
 
     It keeps the tensors that the forward itself made, by reference, and no others. A look-up converts to canonical axes
     and computes, at that moment, derived values (`hook_scale`, `hook_normalized`, `hook_result`, path inputs) and the
     inside of attention, by the model's own eager function on the run's queries, keys and mask. Entries are detached.
     They share storage with each other where their values do, so clone one before editing it in place: an entry whose
     storage was written since it was kept raises when it is looked up (tensors made under
-    `torch.inference_mode` do not count edits, so there it does not).
+    `torch.inference_mode` do not count edits, so there it does not). So does what would be computed with weights that
+    were written since the run.
+
+    The tools are exact on the model's own weights: they use the norms' weights, biases and scales, so that nothing has
+    to be folded.
 
     Example:
         >>> import clearspan
         >>> bridge = clearspan.boot("tiny-bigcode")
-        >>> _, cache = bridge.run_with_cache("import os")
-        >>> cache["q", 3].shape == cache["blocks.3.attn.hook_q"].shape == cache["q", -2].shape
+        >>> _, cache = bridge.run_with_cache("import os", names_filter=lambda name: "hook_resid" in name)
+        >>> cache["resid_pre", 3].shape == cache["blocks.3.hook_resid_pre"].shape == cache["resid_pre", -2].shape
         True
-
-    Attributes:
-        bridge: The model that was run.
-        has_batch_dim: Whether entries have a batch axis.
-        has_positions: Whether they have an axis of positions.
-        is_on_graph: Whether what is computed with weights is on their graph.
+        >>> cache
+        ActivationCache: 15 entries, 33.0 KiB kept; batch 1, pos 3
+        name                       layers  axes
+        blocks.{l}.hook_resid_pre  0-4     [batch 1, pos 3, d_model 256]
+        blocks.{l}.hook_resid_mid  0-4     [batch 1, pos 3, d_model 256]
+        blocks.{l}.hook_resid_post 0-4     [batch 1, pos 3, d_model 256]
     """
 
-    def __init__(
-        self,
-        bridge: "TransformerBridge",
-        points: Mapping[str, HookPoint],
-        recording: "Recording",
-        *,
-        rows: int,
-        one_position: bool = False,
-        gradients: Mapping[str, Tensor] | None = None,
-        weighted: Mapping[str, Derivation] | None = None,
-    ) -> None:
-        self.bridge = bridge
-        self._points = points
-        self._find = bridge.index.find
-        self._recording = recording
-        self._n_layers = bridge.cfg.n_layers
-        self._rows = rows
-        self.has_positions = not one_position
-        self._gradients = dict(gradients or {})
-        self._weighted = {name: (one, _state(one.weights())) for name, one in (weighted or {}).items()}
-        self.has_batch_dim = True
-        self._row_indices: tuple[RowIndex, ...] = ()
-        self.is_on_graph = False
-
-    def __getitem__(self, key: Key) -> Tensor:
-        """Returns an activation by full name, alias, short name, or `(short name, layer[, component])`.
-
-        Layers may be negative. Gradients have their point's name with `_grad`.
-
-        Raises:
-            UnknownPointError: No such point.
-            NotCachedError: The point exists, but is not in this cache.
-            EditedEntryError: The entry's storage was written since it was kept.
-        """
-        name = self._full_name(key)
-        if name.endswith("_grad"):
-            point = self._find(name.removesuffix("_grad"))
-            if point.name not in self._gradients:
-                raise self._not_cached(f"{point.name}_grad")
-            return self._shown(point, self._gradients[point.name])
-        point = self._find(name)
-        if point.name not in self._points or not self._recording.has(point):
-            raise self._not_cached(point.name)
-        return self._shown(point, self._value(point))
-
-    def _full_name(self, key: Key) -> str:
-        if isinstance(key, str):
-            is_full = "." in key or key.startswith("hook_")
-            return key if is_full else get_act_name(key.removesuffix("_grad")) + "_grad" * key.endswith("_grad")
-        if not (isinstance(key, tuple) and 2 <= len(key) <= 3 and isinstance(key[1], int)):
-            raise InvalidArgumentError(
-                f"cannot look up {key!r}", expected="a name, or (short name, layer[, component]), such as ('q', 3)"
-            )
-        short, layer, *component = key
-        if not -self._n_layers <= layer < self._n_layers:
-            raise InvalidArgumentError(
-                f"no layer {layer}", expected=f"-{self._n_layers} to {self._n_layers - 1}", where=f"cache[{key!r}]"
-            )
-        base = get_act_name(short.removesuffix("_grad"), layer % self._n_layers, *component)
-        return base + "_grad" * short.endswith("_grad")
-
-    def _value(self, point: HookPoint) -> Tensor:
-        recording = self._recording
-        key = point.name if point.name in recording.values else point.place.key
-        if recording.was_edited(key):
-            raise EditedEntryError(
-                f"the cache's entry for {point.name} was written after it was kept",
-                reason="entries share storage with each other and with what the forward made",
-                fix=f"value = cache[{point.name!r}].clone() before editing in place",
-            )
-        if point.name in recording.values:
-            return recording.values[point.name]
-        raw = recording.raw(point.place)
-        if isinstance(point.access, Derived):
-            self._check_weights(point)
-        with torch.set_grad_enabled(self.is_on_graph):
-            return read(point.access, raw, self._rows, {})
-
-    def _check_weights(self, point: HookPoint) -> None:
-        if point.name in self._weighted:
-            derivation, state = self._weighted[point.name]
-            if _state(derivation.weights()) != state:
-                raise EditedEntryError(
-                    f"{point.name} is computed with the model's weights, which were changed since the run",
-                    fix="run_with_cache again, or look it up before changing the weights",
-                )
-
-    def _shown(self, point: HookPoint, value: Tensor) -> Tensor:
-        if not self.has_positions:
-            value = value.squeeze(next(i for i, axis in enumerate(point.axes) if axis in ("pos", "q_pos")))
-        for index in self._row_indices:
-            value = value[index]
-        return value
-
-    def _not_cached(self, name: str) -> NotCachedError:
-        return NotCachedError(
-            f"{name} exists, but is not in this cache",
-            got=f"{len(self)} entries",
-            nearest=nearest(name, self),
-            fix="name it in names_filter" if not name.endswith("_grad") else "run_with_cache(..., incl_bwd=True)",
-        )
-
-    def __iter__(self) -> Iterator[str]:
-        yield from (name for name, point in self._points.items() if self._recording.has(point))
-        yield from (f"{name}_grad" for name in self._gradients)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __contains__(self, key: object) -> bool:
-        try:
-            name = self._full_name(key)  # pyright: ignore[reportArgumentType]
-            point = self._find(name.removesuffix("_grad"))
-        except (KeyError, ValueError, TypeError):
-            return False
-        if name.endswith("_grad"):
-            return point.name in self._gradients
-        return point.name in self._points and self._recording.has(point)
-
-    # --- the whole cache ---------------------------------------------------------------------------------------------
-
-    def remove_batch_dim(self) -> "ActivationCache":
+    def remove_batch_dim(self) -> Self:
         """Has look-ups leave out the batch axis; returns the cache.
 
         Raises:
             InvalidArgumentError: The run had more than one row.
         """
         if self.has_batch_dim:
-            rows = len(self._rows_left())
-            if rows != 1:
-                raise InvalidArgumentError("cannot leave out the batch axis", expected="one row", got=f"{rows} rows")
-            self._row_indices = (*self._row_indices, 0)
+            if self.n_rows != 1:
+                raise InvalidArgumentError(
+                    "cannot leave out the batch axis", expected="one row", got=f"{self.n_rows} rows"
+                )
+            self._row_choices = (*self._row_choices, 0)
             self.has_batch_dim = False
         return self
 
-    def apply_slice_to_batch_dim(self, index: RowIndex) -> "ActivationCache":
-        """Returns a cache of some rows: one (its axis goes), a slice, a list, or a tensor of indices. No copy is made.
-
-        Raises:
-            InvalidArgumentError: There is no batch axis, or no such row.
-        """
-        if not self.has_batch_dim:
-            raise InvalidArgumentError("cannot pick rows", reason="this cache has no batch axis")
-        rows = self._rows_left()
-        try:
-            rows[index]
-        except (IndexError, TypeError) as error:
-            raise InvalidArgumentError(
-                f"cannot pick rows by {index!r}", expected=f"one of {len(rows)} rows, a slice, or indices"
-            ) from error
-        new = copy.copy(self)
-        new._row_indices = (*self._row_indices, index)
-        new.has_batch_dim = not isinstance(index, int)
-        return new
-
-    def _rows_left(self) -> Tensor:
-        rows = torch.arange(self._rows)
-        for index in self._row_indices:
-            rows = rows[index]
-        return rows
-
-    def rows_and_positions(self, has_batch_dim: bool = True) -> dict[str, int]:
-        """Returns the sizes of the axes of rows and positions, as far as entries have them.
-
-        Args:
-            has_batch_dim: Whether what they are wanted for has a batch axis.
-        """
-        sizes = {"batch": len(self._rows_left())} if self.has_batch_dim and has_batch_dim else {}
-        if self.has_positions:
-            shown = [
-                point for name, point in self._points.items() if {"pos", "q_pos"} & set(point.axes) and name in self
-            ]
-            if shown:
-                # What is there goes before what would have to be computed.
-                point = min(shown, key=lambda point: (point.place.side.is_inside, isinstance(point.access, Derived)))
-                axis = next(i for i, axis in enumerate(point.axes) if axis in ("pos", "q_pos"))
-                sizes["pos"] = self[point.name].shape[axis - (0 if self.has_batch_dim else 1)]
-        return sizes
-
-    def to(self, device: torch.device | str) -> "ActivationCache":
-        """Returns a cache of the same on a device.
+    def to(self, device: torch.device | str) -> Self:
+        """Returns a cache of the same on a device; dtypes stay, and what shares storage does so there.
 
         Scores and patterns that were not looked up yet are computed where the model is when they are, and moved.
         """
         new = copy.copy(self)
         new._recording = self._recording.to(device)
-        new._gradients = {name: gradient.to(device) for name, gradient in self._gradients.items()}
+        there = Relocation(device)
+        new._gradients = {name: there(gradient) for name, gradient in self._gradients.items()}
         return new
 
     def toggle_autodiff(self, mode: bool = False) -> None:
         """Has what this cache computes with the model's weights be on their graph (True), or off it.
 
-        Entries stay detached from the run. torch's own global mode is not touched.
+        Entries stay detached from the run. torch's own global mode is not touched, and under `torch.no_grad` there is
+        no graph.
         """
         self.is_on_graph = mode
 
-    def weights(self, weight: Tensor) -> Tensor:
-        """Returns a weight for this cache's computations: on its graph only after `toggle_autodiff(True)`."""
-        return weight if self.is_on_graph else weight.detach()
+    def save(self, path: str | Path) -> None:
+        """Writes the cache to one safetensors file; what shares storage is written once.
+
+        Scores and patterns are not written: the queries and keys that they are computed from are. Those of a
+        generation are computed and written. Of the model the file has the name, sizes, and checksums of the weights
+        that the cache computes with. A cache of some rows or positions is written with all of them.
+
+        Raises:
+            EditedEntryError: An entry was written since it was kept.
+            InvalidArgumentError: The cache is on the meta device, and has no values.
+        """
+        self.check_unedited()
+        rows_shown = places_left(self._rows, self._row_choices, "row").tolist() if self._row_choices else None
+        positions_shown = None
+        if self._pos_choices:
+            positions_shown = places_left(self._n_kept(), self._pos_choices, "position").tolist()
+        stored = StoredCache(
+            list(self._points),
+            self._rows,
+            rows_shown,
+            positions_shown,
+            self._recording.contents(),
+            self._gradients,
+            self._run_weights.checksums(self.bridge),
+        )
+        cache_file.write(stored, path, self.bridge.cfg)
+
+    @classmethod
+    def load(cls, path: str | Path, bridge: "TransformerBridge", device: torch.device | str | None = None) -> Self:
+        """Returns the cache of a file that `save` wrote.
+
+        It does all that the saved one did. What is computed with weights that are not those of the cache's run raises.
+
+        Args:
+            path: The file.
+            bridge: The model that was run.
+            device: Where to put it; by default where the bridge's inputs are.
+
+        Raises:
+            InvalidArgumentError: The file is no cache, or one of a model of another architecture or size.
+            FileNotFoundError: There is no such file.
+
+        Example:
+            >>> import clearspan, tempfile
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> _, cache = bridge.run_with_cache("import os")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     cache.save(f"{folder}/run.safetensors")
+            ...     loaded = clearspan.ActivationCache.load(f"{folder}/run.safetensors", bridge)
+            >>> torch.equal(loaded["pattern", 2], cache["pattern", 2])
+            True
+        """
+        stored = cache_file.read(path, bridge.cfg, bridge.device if device is None else device)
+        cache = cls(
+            bridge,
+            {name: bridge.index.find(name) for name in stored.points},
+            Recording.of(stored.contents, stored.rows, bridge.hf_model),
+            rows=stored.rows,
+            gradients=stored.gradients,
+            run_weights=RunWeights(bridge, stored.checksums),
+        )
+        cache = cache.apply_slice_to_batch_dim(stored.rows_shown)
+        return cache.apply_slice_to_pos_dim(stored.positions_shown)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is kept, each storage counted once."""
-        return self._recording.nbytes() + sum(tensor.nbytes for tensor in self._gradients.values())
+        return sum(storages([*self._recording.tensors(), *self._gradients.values()]).values())
 
     def __repr__(self) -> str:
-        return described(self, self._points)
+        return described(self)
+
+    # --- names that TransformerLens has ------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> "TransformerBridge":
+        """The model that was run."""
+        return self.bridge
+
+    @property
+    def cache_dict(self) -> Self:
+        """The cache itself, which is a mapping."""
+        return self
+
+    @property
+    def has_embed(self) -> bool:
+        """Whether it has `hook_embed`."""
+        return "hook_embed" in self
+
+    @property
+    def has_pos_embed(self) -> bool:
+        """Whether it has `hook_pos_embed`."""
+        return "hook_pos_embed" in self

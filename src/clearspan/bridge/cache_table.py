@@ -1,9 +1,7 @@
 """A cache as text: its names, axes with sizes, and bytes."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from clearspan.points import HookPoint
 from clearspan.results import table
 
 if TYPE_CHECKING:
@@ -12,35 +10,34 @@ if TYPE_CHECKING:
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def described(cache: "ActivationCache", points: Mapping[str, HookPoint]) -> str:
+def described(cache: "ActivationCache") -> str:
     """Returns a table of a cache's entries; layers that have the same are one row."""
-    axes = cache.rows_and_positions() if any(True for _ in cache) else {}
     rows: dict[tuple[str, str], list[int]] = {}
     for name in cache:
-        point = points.get(name.removesuffix("_grad"))
-        shape = "" if point is None else _shape(cache, point, axes)
-        path, layer = _template(name)
-        rows.setdefault((path, shape), []).extend([] if layer is None else [layer])
-    lines = table(["name", "layers", "axes"], [[path, _ranges(at), shape] for (path, shape), at in rows.items()])
-    where = ", ".join(f"{axis} {size}" for axis, size in axes.items())
-    return "\n".join([f"ActivationCache: {len(cache)} entries, {bytes_as_text(cache.nbytes)} kept; {where}", *lines])
+        path, layer = template_of(name)
+        shown = ", ".join(
+            axis if size is None or axis == "1" else f"{axis} {size}" for axis, size in cache.axes_of(name).items()
+        )
+        rows.setdefault((path, f"[{shown}]"), []).extend([] if layer is None else [layer])
+    lines = table(["name", "layers", "axes"], [[path, layer_ranges(at), shape] for (path, shape), at in rows.items()])
+    sizes = ", ".join(f"{axis} {size}" for axis, size in (cache.sizes if rows else {}).items())
+    heading = f"ActivationCache: {len(cache)} entries, {bytes_as_text(cache.nbytes)} kept"
+    return "\n".join([f"{heading}; {sizes}" if sizes else heading, *lines])
 
 
-def _template(name: str) -> tuple[str, int | None]:
+def template_of(name: str) -> tuple[str, int | None]:
+    """Returns a name with `{l}` for its layer, and the layer.
+
+    Example:
+        >>> template_of("blocks.3.attn.hook_q")
+        ('blocks.{l}.attn.hook_q', 3)
+    """
     head, _, rest = name.partition(".")
     layer, _, tail = rest.partition(".")
     return (f"{head}.{{l}}.{tail}", int(layer)) if head == "blocks" and layer.isdigit() else (name, None)
 
 
-def _shape(cache: "ActivationCache", point: HookPoint, axes: Mapping[str, int]) -> str:
-    known = {**point.sizes, **axes, **({"q_pos": axes["pos"]} if "pos" in axes else {})}
-    left_out = set() if cache.has_batch_dim else {"batch"}
-    left_out |= set() if cache.has_positions else {"pos", "q_pos"}
-    shown = [axis for axis in point.axes if axis not in left_out]
-    return f"[{', '.join(axis if axis not in known or axis == '1' else f'{axis} {known[axis]}' for axis in shown)}]"
-
-
-def _ranges(layers: list[int]) -> str:
+def layer_ranges(layers: list[int]) -> str:
     """Returns layers as text, such as `0-3, 5`."""
     parts: list[list[int]] = []
     for layer in sorted(set(layers)):

@@ -1,22 +1,27 @@
 """Running with a cache."""
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from clearspan.bridge import cache_room
 from clearspan.bridge.cache import ActivationCache
+from clearspan.bridge.cache_plan import Bound, CachePlan
 from clearspan.bridge.forward import Output, ReturnType, check_return_type, gradients_lost, run
-from clearspan.bridge.index import Segment
+from clearspan.bridge.index import PointIndex, Segment
 from clearspan.bridge.inputs import ModelInput
-from clearspan.bridge.positions import PosSlice, position_index
+from clearspan.bridge.positions import PosSlice
+from clearspan.bridge.terms import Terms
 from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError
 from clearspan.hf.derived_gradients import Arrival
-from clearspan.hf.recording import Recording, RecordingPlan, Transform
-from clearspan.points import Derivation, Derived, HookPoint, NamesFilter
+from clearspan.hf.recording import Recording, RecordingPlan
+from clearspan.hf.relocation import Copies
+from clearspan.points import HookPoint, NamesFilter
 
 if TYPE_CHECKING:
     from clearspan.bridge.transformer_bridge import TransformerBridge
@@ -43,8 +48,9 @@ def run_with_cache(
     may_defer = "past_key_values" not in given.kwargs
     value = given.kwargs.get("input_ids", given.kwargs.get("inputs_embeds"))
     assert isinstance(value, Tensor), "a prepared input has ids or embeddings"
-    index = position_index(pos_slice, value.shape[1])
-    recording = Recording(len(value), _transform(index, device), may_defer and index is None, device)
+    terms = Terms.of((len(value), value.shape[1]), pos_slice, device, may_defer=may_defer)
+    cache_room.check_room(bridge, choice, choose(bridge, None), terms, given)
+    recording = terms.recording(Copies(is_alone=not bridge.taps.is_listening))
     gradients: Mapping[str, Tensor] = {}
     if incl_bwd:
         output, gradients = _run_backward(bridge, given, segment, return_type, loss_per_token, choice, recording)
@@ -57,11 +63,21 @@ def run_with_cache(
         points,
         recording,
         rows=len(value),
-        one_position=isinstance(pos_slice, int),
+        one_position=terms.is_one,
         gradients=gradients,
-        weighted=choice.weighted,
     )
     return output, cache
+
+
+def plan_cache(
+    bridge: "TransformerBridge",
+    input_shape: Sequence[int],
+    names_filter: NamesFilter,
+    pos_slice: PosSlice,
+    device: torch.device | str | None,
+) -> CachePlan:
+    """Returns what a cache will keep. The arguments are those of `TransformerBridge.plan_cache`."""
+    return cache_room.planned(bridge, choose(bridge, names_filter), input_shape, pos_slice, device)
 
 
 @dataclass(frozen=True)
@@ -71,12 +87,19 @@ class Choice:
     Attributes:
         points: The points that the cache will have, by name.
         plan: The plan of the points' places.
-        weighted: Derivations of the points whose look-up uses the model's weights, by the point's name.
+        index: All points of the model.
+        needed: Bytes that its caches took in rehearsals, by what they depend on.
     """
 
     points: Mapping[str, HookPoint]
     plan: RecordingPlan
-    weighted: Mapping[str, Derivation]
+    index: PointIndex
+    needed: dict[object, int] = field(default_factory=dict)
+
+    @functools.cached_property
+    def bound(self) -> Bound:
+        """How large its caches are at most."""
+        return Bound.of(self.points.values(), self.index)
 
 
 def choose(bridge: "TransformerBridge", names: NamesFilter, segment: Segment = (None, None)) -> Choice:
@@ -88,9 +111,7 @@ def choose(bridge: "TransformerBridge", names: NamesFilter, segment: Segment = (
         return bridge.choices[key]
     points = bridge.index.select(names, segment)
     plan = RecordingPlan.of(bridge.hf_model, {point.place for point in points})
-    derived = {point.name: point.access.derivation for point in points if isinstance(point.access, Derived)}
-    weighted = {name: derivation for name, derivation in derived.items() if derivation.weights()}
-    choice = Choice({point.name: point for point in points}, plan, weighted)
+    choice = Choice({point.name: point for point in points}, plan, bridge.index)
     if key is not None:
         if len(bridge.choices) >= REMEMBERED:
             bridge.choices.clear()
@@ -153,17 +174,3 @@ def check_kept(choice: Choice, names: NamesFilter, recording: Recording) -> None
                 where=str(point.place),
                 reason="the forward did not pass there in this run",
             )
-
-
-def _transform(index: slice | Tensor | None, device: torch.device | str | None) -> Transform | None:
-    if index is None and device is None:
-        return None
-
-    def transform(tensor: Tensor, pos_dim: int) -> Tensor:
-        if isinstance(index, slice):
-            tensor = tensor[(slice(None),) * pos_dim + (index,)].clone()
-        elif index is not None:
-            tensor = tensor.index_select(pos_dim, index.to(tensor.device))
-        return tensor if device is None else tensor.to(device)
-
-    return transform

@@ -41,4 +41,5 @@ def _of_control_groups(root: Path) -> Iterator[int]:
             if limit.exists() and (most := limit.read_text().strip()) != "max":
                 used = int((folder / "memory.current").read_text())
                 stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                yield int(most) - used + int(stat["inactive_file"])  # files that are read, which it gives up when asked
+                idle = int(stat["inactive_file"])  # of files that were read, and given up when memory is wanted
+                yield max(0, int(most) - used + idle)

@@ -107,7 +107,6 @@ def generate_with_cache(
         choice.points,
         recording,
         rows=len(prompt.tokens),
-        weighted=choice.weighted,
     )
     return _as_given(bridge, prompt, generated), cache
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from clearspan.bridge.cache import ActivationCache
@@ -15,8 +16,33 @@ from clearspan.interventions import Action, Site
 if TYPE_CHECKING:
     from clearspan.bridge.transformer_bridge import TransformerBridge
 
-Source = ActivationCache | Mapping[str, Tensor] | Input
+
+@dataclass(frozen=True, eq=False)
+class MaskedInput:
+    """Token ids of which some are padding.
+
+    Attributes:
+        tokens: The ids.
+        attention_mask: 1 for real tokens.
+    """
+
+    tokens: Int[Tensor, "row pos"]
+    attention_mask: Int[Tensor, "row pos"] | None
+
+
+Source = ActivationCache | Mapping[str, Tensor] | Input | MaskedInput
 """A cache, tensors by hook point's name, or text or token ids that are run when they are needed."""
+
+
+def input_of(bridge: "TransformerBridge", source: Source) -> tuple[Tensor, Tensor | None] | None:
+    """Returns the ids and the mask of a source that is run, or None for one that was."""
+    match source:
+        case Mapping():
+            return None
+        case MaskedInput(tokens, mask):
+            return tokens.to(bridge.device), None if mask is None else mask.to(bridge.device)
+        case _:
+            return as_tensor(bridge, source, None, None)
 
 
 @dataclass
@@ -26,12 +52,14 @@ class Sources:
     Args:
         values: By the run's name, its values by hook point's name.
         masks: By the run's name, its padding mask, where something is padded.
+        logits: By the run's name, what the model returned, where the run was an input.
         rows: Rows that a run must have; one row stands for all.
         length: Positions that it must have.
     """
 
     values: Mapping[str, Mapping[str, Tensor]]
     masks: Mapping[str, Tensor]
+    logits: Mapping[str, Tensor]
     rows: int
     length: int
     _prepared: dict[tuple[str, Action], Tensor] = field(default_factory=dict)
@@ -88,6 +116,7 @@ def gathered(
             needed.setdefault(site.action.run, {})[site.name] = None
     values: dict[str, Mapping[str, Tensor]] = {}
     masks: dict[str, Tensor] = {}
+    logits: dict[str, Tensor] = {}
     for run, names in needed.items():
         if run not in sources:
             raise InvalidArgumentError(
@@ -95,21 +124,17 @@ def gathered(
                 got=", ".join(map(repr, sources)) or "no sources",
                 fix=f"sources={{{run!r}: its tokens, text, or cache}}",
             )
-        values[run], mask = _values(bridge, sources[run], list(names))
-        if mask is not None:
-            masks[run] = mask
-    return Sources(values, masks, rows, length)
-
-
-def _values(
-    bridge: "TransformerBridge", source: Source, names: list[str]
-) -> tuple[Mapping[str, Tensor], Tensor | None]:
-    match source:
-        case ActivationCache():
-            return {name: source[name] if source.has_batch_dim else source[name][None] for name in names}, None
-        case Mapping():
-            return cast("Mapping[str, Tensor]", source), None
-        case _:
-            tokens, mask = as_tensor(bridge, source, None, None)
-            _, cache = bridge.run_with_cache(tokens, names_filter=names, attention_mask=mask, return_type=None)
-            return {name: cache[name] for name in names}, mask
+        match sources[run]:
+            case ActivationCache() as cache:
+                values[run] = {name: cache[name] if cache.has_batch_dim else cache[name][None] for name in names}
+            case Mapping() as tensors:
+                values[run] = cast("Mapping[str, Tensor]", tensors)
+            case given:
+                found = input_of(bridge, given)
+                assert found is not None, "a source that is no mapping is run"
+                tokens, mask = found
+                logits[run], cache = bridge.run_with_cache(tokens, names_filter=list(names), attention_mask=mask)
+                values[run] = {name: cache[name] for name in names}
+                if mask is not None:
+                    masks[run] = mask
+    return Sources(values, masks, logits, rows, length)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from clearspan.errors import NotSeenError
 from clearspan.hf.masks import additive_mask, without_bias
+from clearspan.hf.offload import execution_device
+from clearspan.hf.relocation import Relocation
 from clearspan.hf.watch import RouterWatch, SoftmaxWatch, Visit, Visits, takes
 from clearspan.points import Side
 
@@ -92,6 +94,9 @@ class AttentionCall:
     def _run_natively(self) -> Any:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+        if self.query.is_meta:  # only shapes are wanted, for which few kernels serve
+            rows, heads, positions, _ = self.query.shape
+            return self.query.new_empty(rows, positions, heads, self.value.shape[-1]), None
         module = self.module
         shown: Any = module.config
         config = shown.original if isinstance(shown, _ObservedConfig) else shown
@@ -126,32 +131,37 @@ class AttentionCall:
         return output
 
     def inside(self) -> tuple[Tensor, Tensor]:
-        """Returns scores and pattern, `[batch, head, q_pos, k_pos]`, as the eager function computes them."""
+        """Returns scores and pattern, `[batch, head, q_pos, k_pos]`, as the eager function computes them.
+
+        They are computed where the module is, and returned where the call is.
+        """
         seen: list[Tensor] = []
 
         def see(tensor: Tensor) -> Tensor:
             seen.append(tensor)
             return tensor
 
-        with SoftmaxWatch({Side.SCORES: see, Side.PATTERN: see}, _never, self.key.shape[2]) as watch:
-            self._run_eagerly()
+        narrow = replace(self, value=self.key[..., :1])  # what the pattern multiplies is not asked for
+        here, home = self.query.device, execution_device(self.module)
+        there = narrow if here == home else narrow.to(Relocation(home))
+        with torch.no_grad(), SoftmaxWatch({Side.SCORES: see, Side.PATTERN: see}, _never, self.key.shape[2]) as watch:
+            there._run_eagerly()
         watch.check(self.module)
         scores, pattern = seen
-        return scores, pattern
+        return scores.to(here), pattern.to(here)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns queries, keys and values."""
-        return {"query": self.query, "key": self.key, "value": self.value}
+        """Returns all tensors that the call holds, but for the module's own."""
+        named = {"query": self.query, "key": self.key, "value": self.value, "attention_mask": self.mask, **self.kwargs}
+        return {
+            name: one for name, one in named.items() if isinstance(one, Tensor) and not isinstance(one, nn.Parameter)
+        }
 
-    def to(self, device: torch.device | str) -> "AttentionCall":
-        """Returns the call with its tensors on a device; the module's own stay where they are."""
-        named = {name: self._moved(value, device) for name, value in self.kwargs.items()}
-        query, key, value, mask = (self._moved(one, device) for one in (self.query, self.key, self.value, self.mask))
+    def to(self, there: Relocation) -> "AttentionCall":
+        """Returns the call with its tensors on another device; the module's own stay where they are."""
+        named = {name: _moved(value, there) for name, value in self.kwargs.items()}
+        query, key, value, mask = (_moved(one, there) for one in (self.query, self.key, self.value, self.mask))
         return replace(self, query=query, key=key, value=value, mask=mask, kwargs=named)
-
-    def _moved(self, value: Any, device: torch.device | str) -> Any:
-        is_own = isinstance(value, nn.Parameter)
-        return value.to(device) if hasattr(value, "to") and not is_own else value
 
     def detached(self) -> "AttentionCall":
         """Returns the call with tensors outside the graph."""
@@ -159,6 +169,16 @@ class AttentionCall:
         return replace(
             self, query=self.query.detach(), key=self.key.detach(), value=self.value.detach(), mask=mask, observers=()
         )
+
+
+def _moved(value: Any, there: Relocation) -> Any:
+    match value:
+        case nn.Parameter():
+            return value
+        case Tensor():
+            return there(value)
+    # Flex attention's mask is no tensor, and is moved likewise.
+    return value.to(there.device) if hasattr(value, "to") else value
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch.nn.functional import pad
 
 from clearspan.hf.attention import AttentionCall
 from clearspan.hf.masks import least_score
-from clearspan.hf.recording import Recording
+from clearspan.hf.recording import Contents, Recording
+from clearspan.hf.relocation import Relocation
 from clearspan.hf.tensors import as_tokens, primary_input
 from clearspan.points import HookPoint, Layout, Place, Side, read
 
@@ -29,6 +30,11 @@ class _Piece:
     tensor: Tensor
     version: int | None
     end: int
+
+    def to(self, there: Relocation) -> "_Piece":
+        """Returns the piece on another device."""
+        new = there(self.tensor)
+        return self if new is self.tensor else replace(self, tensor=new, version=None)
 
 
 @dataclass(frozen=True)
@@ -220,11 +226,41 @@ class GenerationRecording(Recording):
         pieces = [piece for key in keys for piece in self._pieces[key].values()]
         return any(piece.version is not None and piece.tensor._version != piece.version for piece in pieces)
 
-    def nbytes(self) -> int:
-        """Returns the bytes of all storages kept, each counted once."""
-        pieces = [piece.tensor for pieces in self._pieces.values() for piece in pieces.values()]
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in pieces}
-        return super().nbytes() + sum(storages.values())
+    def is_deferred(self, place: Place) -> bool:
+        """Whether a place's raw tensor is still to be computed."""
+        return place.layout is Layout.ROWS_BY_ROWS and place.module in self._shells and place.key not in self._raw
+
+    def length(self, point: HookPoint) -> int:
+        """Returns how many positions there are."""
+        return self._length
+
+    def n_keys(self, point: HookPoint) -> int:
+        """Returns how many keys there are, which is how many positions."""
+        return self._length
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        yield from super()._named()
+        for key, pieces in self._pieces.items():
+            yield from ((key, piece.tensor) for piece in pieces.values())
+        for path, shells in self._shells.items():
+            for shell in shells.values():
+                yield from ((f"{path}:{name}", tensor) for name, tensor in shell.call.tensors().items())
+
+    def _moved(self, there: Relocation) -> Self:
+        new = super()._moved(there)
+        new._pieces = {
+            key: {forward: piece.to(there) for forward, piece in pieces.items()} for key, pieces in self._pieces.items()
+        }
+        new._shells = {
+            path: {forward: replace(shell, call=shell.call.to(there)) for forward, shell in shells.items()}
+            for path, shells in self._shells.items()
+        }
+        return new
+
+    def contents(self) -> Contents:
+        """Returns what is kept, joined; scores and patterns are computed."""
+        shown = [point for name, point in self._points.items() if name not in self.values and self.has(point)]
+        return Contents({point.place.key: self.raw(point.place) for point in shown}, self.values, {})
 
 
 def _among_all_keys(piece: _Piece, length: int, fill: float) -> Tensor:

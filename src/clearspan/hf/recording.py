@@ -1,17 +1,19 @@
 """Recordings: the raw tensors of one forward, kept by reference."""
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from clearspan.hf.attention import AttentionCall, ForwardCall, Observer, observed
 from clearspan.hf.compiled import around
-from clearspan.hf.offload import execution_device
+from clearspan.hf.relocation import Relocation
+from clearspan.hf.stored_calls import StoredCall
 from clearspan.hf.tensors import as_tokens, primary_input, primary_output
 from clearspan.points import HookPoint, Layout, Place, Side
 
@@ -41,6 +43,11 @@ class Inside:
 
     module: nn.Module
     places: Mapping[Side, Place]
+
+    @property
+    def has_square(self) -> bool:
+        """Whether scores or pattern are kept, which are computed and not only referred to."""
+        return not self.places.keys().isdisjoint((Side.SCORES, Side.PATTERN))
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,27 @@ class RecordingPlan:
         return cls(places, tuple(ends), tuple(insides), around(model, at))
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a recording holds, by name.
+
+    Attributes:
+        raw: Raw tensors by their place's key.
+        values: Values in canonical axes by their point's name.
+        calls: Attention's calls by their module's path.
+    """
+
+    raw: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+    calls: Mapping[str, StoredCall]
+
+
+def _inside(path: str) -> list[Place]:
+    """Returns the places inside an attention module."""
+    by_head = [Place(path, side, layout=Layout.HEADS_FIRST) for side in (Side.QUERY, Side.KEY)]
+    return [*by_head, *(Place(path, side, layout=Layout.ROWS_BY_ROWS) for side in (Side.SCORES, Side.PATTERN))]
+
+
 class Recording:
     """What one forward left behind: raw tensors by place, and values by point where listeners stood beside.
 
@@ -91,7 +119,7 @@ class Recording:
         transform: Applied to a tensor and its position axis before it is kept (slicing, moving), or None.
         may_defer: Whether the inside of attention may be computed later. It may not where keys and values lie in a KV
             cache, which may go on in place, nor where positions are picked.
-        device: Where attention's calls are kept; by default where they are.
+        relocation: Brings attention's calls to where they are kept; by default they are kept where they are.
 
     Attributes:
         values: Values in canonical axes by point's name; they go before the raw tensors.
@@ -103,7 +131,7 @@ class Recording:
         rows: int,
         transform: Transform | None = None,
         may_defer: bool = True,
-        device: torch.device | str | None = None,
+        relocation: Relocation | None = None,
     ) -> None:
         self.values: dict[str, Tensor] = {}
         self.wanted: frozenset[str] = frozenset()
@@ -113,7 +141,7 @@ class Recording:
         self._versions: dict[str, int] = {}
         self._transform = transform
         self._defers = may_defer
-        self._device = device
+        self._relocation = relocation
 
     def raw(self, place: Place) -> Tensor:
         """Returns the raw tensor of a place, rows and positions first."""
@@ -124,10 +152,7 @@ class Recording:
     def _keep_inside(self, call: AttentionCall, places: Iterable[Place]) -> None:
         seen = {Side.QUERY: call.query, Side.KEY: call.key}
         if any(place.side not in seen for place in places):
-            home = execution_device(call.module)
-            there = call if home == call.query.device else call.to(home)
-            with torch.no_grad():
-                seen[Side.SCORES], seen[Side.PATTERN] = (value.to(call.query.device) for value in there.inside())
+            seen[Side.SCORES], seen[Side.PATTERN] = call.inside()
         for place in places:
             self.keep_raw(place, as_tokens(seen[place.side], place.layout, self._rows))
 
@@ -153,25 +178,83 @@ class Recording:
     def _was_written(self, key: str, tensor: Tensor) -> bool:
         return key in self._versions and tensor._version != self._versions[key]
 
-    def to(self, device: torch.device | str) -> "Recording":
-        """Returns a recording of the same on a device; what was one tensor stays one."""
-        moved: dict[tuple[object, ...], Tensor] = {}
+    def is_deferred(self, place: Place) -> bool:
+        """Whether a place's raw tensor is still to be computed."""
+        return place.side.is_inside and place.module in self._calls and place.key not in self._raw
 
-        def move(tensor: Tensor) -> Tensor:
-            key = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-            return moved.setdefault(key, tensor.to(device)) if key not in moved else moved[key]
+    def length(self, point: HookPoint) -> int:
+        """Returns how many positions of a point were kept."""
+        if self.is_deferred(point.place):
+            return self._calls[point.place.module].query.shape[2]
+        return self._kept(point).shape[point.place.pos_dim]
 
-        new = Recording(self._rows, None, self._defers, device)
-        new._raw = {key: move(tensor) for key, tensor in self._raw.items()}
-        new.values = {name: move(tensor) for name, tensor in self.values.items()}
-        new._calls = {path: call.to(device) for path, call in self._calls.items()}
+    def n_keys(self, point: HookPoint) -> int:
+        """Returns how many keys the scores or the pattern of a point have."""
+        if self.is_deferred(point.place):
+            return self._calls[point.place.module].key.shape[2]
+        return self._kept(point).shape[-1]
+
+    def _kept(self, point: HookPoint) -> Tensor:
+        return self.values[point.name] if point.name in self.values else self._raw[point.place.key]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yields all tensors that are kept."""
+        return (tensor for _, tensor in self._named())
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields all tensors, each by the name of its count of edits."""
+        yield from self._raw.items()
+        yield from self.values.items()
+        for path, call in self._calls.items():
+            yield from ((f"{path}:{name}", tensor) for name, tensor in call.tensors().items())
+
+    def to(self, device: torch.device | str) -> Self:
+        """Returns a recording of the same on a device; what was one storage stays one."""
+        return self._moved(Relocation(device))
+
+    def _moved(self, there: Relocation) -> Self:
+        new = copy.copy(self)
+        new._transform, new._relocation = None, None
+        new._raw = {key: there(tensor) for key, tensor in self._raw.items()}
+        new.values = {name: there(tensor) for name, tensor in self.values.items()}
+        new._calls = {path: call.to(there) for path, call in self._calls.items()}
+        new._versions = {
+            name: self._versions[name] if after is before else after._version
+            for (name, before), (_, after) in zip(self._named(), new._named(), strict=True)
+            if name in self._versions
+        }
+        return new
+
+    def contents(self) -> "Contents":
+        """Returns what is kept. Scores and patterns are in it where they cannot be computed from what is stored."""
+        calls = {path: StoredCall.of(call) for path, call in self._calls.items()}
+        for path in [path for path, stored in calls.items() if stored is None]:
+            for place in _inside(path):
+                self.raw(place)
+        stored = {path: call for path, call in calls.items() if call is not None}
+        left_out = {place.key for path in stored for place in _inside(path)}
+        raw = {key: tensor for key, tensor in self._raw.items() if key not in left_out}
+        return Contents(raw, self.values, stored)
+
+    @staticmethod
+    def of(contents: "Contents", rows: int, model: nn.Module) -> "Recording":
+        """Returns a recording of what another one held, in a run of this many rows."""
+        new = Recording(rows)
+        new._raw, new.values = dict(contents.raw), dict(contents.values)
+        new._calls = {path: call.restored(model.get_submodule(path)) for path, call in contents.calls.items()}
+        new._versions = {name: tensor._version for name, tensor in new._named() if not tensor.is_inference()}
         return new
 
     def nbytes(self) -> int:
         """Returns the bytes of all storages kept, each counted once."""
-        calls = [tensor for call in self._calls.values() for tensor in call.tensors().values()]
-        kept = [*self._raw.values(), *self.values.values(), *calls]
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
+        return sum(storages(self.tensors()).values())
+
+    def storages_for(self, point: HookPoint) -> dict[int, int]:
+        """Returns the storages that are kept for a point's sake, with their bytes."""
+        key, path = point.place.key, point.place.module
+        if point.name in self.values or key in self._raw:
+            return storages([self._kept(point)])
+        return storages(self._calls[path].tensors().values())
 
     def keep_raw(self, place: Place, tensor: Tensor) -> None:
         """Keeps a place's raw tensor, rows and positions first; a copy where the model goes on to write into it."""
@@ -223,15 +306,16 @@ class Recording:
                 visits = {side: self._visit(place) for side, place in inside.places.items()}
                 return call.run_watched(visits, is_paused, is_last=True)
             kept = call.detached() if torch.is_grad_enabled() else call
-            if self._device is not None and self._defers:
-                kept = replace(kept.to(self._device), observers=(), watchers=())
+            if not self._defers or not inside.has_square:
+                self._keep_inside(kept, inside.places.values())
+                return call.run()
+            kept = replace(kept, value=kept.key)  # values are not needed, and may lie in the fused projection
+            if self._relocation is not None:
+                kept = kept.to(self._relocation)
             self._calls[path] = kept
             for name, tensor in kept.tensors().items():
                 if not tensor.is_inference():
                     self._versions[f"{path}:{name}"] = tensor._version
-            if not self._defers:
-                self._keep_inside(kept, inside.places.values())
-                del self._calls[path]
             return call.run()
 
         return keep
@@ -270,3 +354,9 @@ class Recording:
                 self.keep_raw(place, as_tokens(left, place.layout, self._rows))
 
         return keep
+
+
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Returns the storages of some tensors, each once, with their bytes."""
+    found = (tensor.untyped_storage() for tensor in tensors)
+    return {storage._cdata: storage.nbytes() for storage in found}

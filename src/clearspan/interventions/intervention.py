@@ -52,7 +52,9 @@ class Intervention:
             object.__setattr__(self, name, _as_places(name, getattr(self, name)))
         if not isinstance(self.action, Action):
             raise InvalidArgumentError(
-                "an intervention has an action", expected="such as clearspan.Zero()", got=repr(self.action)
+                "an intervention has an action",
+                expected="such as clearspan.interventions.Zero()",
+                got=repr(self.action),
             )
 
     def name(self, n_layers: int) -> str:

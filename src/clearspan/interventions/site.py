@@ -32,6 +32,8 @@ class Site:
         places: The places chosen on each axis but the batch's, from 0; None for all.
         action: What is done.
         length: Positions of the whole run.
+        was_before: Whether it was written too in the run from which others go on, so that what lies before these is
+            left as it is.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Site:
     places: tuple[Places, ...]
     action: Action
     length: int
+    was_before: bool = False
 
     @property
     def first(self) -> int:
@@ -59,25 +62,34 @@ class Site:
         Raises:
             PointNotReachedError: A position chosen lies before those that the value has.
         """
-        at = (rows, *self._index(value))
+        before = [self.length - size if axis in _ALONG_TEXT else 0 for axis, size in self._sizes(value)]
+        chosen = [self._from(places, first) for places, first in zip(self.places, before, strict=True)]
+        if () in chosen:
+            return
+        at = (rows, *_index([_less(places, first) for places, first in zip(chosen, before, strict=True)], value))
         part = value[at]
-        value[at] = self.action.new(part, None if source is None else source[(slice(None), *self._index(source))])
+        if source is not None:
+            every = [
+                tuple(range(first, first + size)) if places is None and first else places
+                for places, first, (_, size) in zip(chosen, before, self._sizes(value), strict=True)
+            ]
+            source = source[(slice(None), *_index(every, source))]
+        value[at] = self.action.new(part, source)
 
-    def _index(self, value: Tensor) -> tuple[slice | Tensor, ...]:
-        """Returns the index of the part in a value that may have the last positions alone."""
-        index: list[slice | Tensor] = []
-        for number, (axis, places) in enumerate(zip(self.axes[1:], self.places, strict=True), start=1):
-            before = self.length - value.shape[number] if axis in _ALONG_TEXT else 0
-            if places is not None and min(places) < before:
-                raise PointNotReachedError(
-                    f"position {min(places)} is not among those of this run",
-                    where=self.name,
-                    expected=f"{before} to {self.length - 1}",
-                )
-            index.append(slice(None) if places is None else _index_of([place - before for place in places]))
-        if sum(isinstance(part, Tensor) for part in index) < 2:
-            return tuple(index)
-        return _meshed(index, value.shape[1:])
+    def _sizes(self, value: Tensor) -> list[tuple[str, int]]:
+        return list(zip(self.axes[1:], value.shape[1:], strict=True))
+
+    def _from(self, places: Places, first: int) -> Places:
+        """Returns places of an axis that a value has from `first` on."""
+        if places is None or min(places) >= first:
+            return places
+        if self.was_before:
+            return tuple(place for place in places if place >= first)
+        raise PointNotReachedError(
+            f"position {min(places)} is not among those of this run",
+            where=self.name,
+            expected=f"{first} to {self.length - 1}",
+        )
 
 
 def located(intervention: Intervention, find: Callable[[str], HookPoint], n_layers: int, length: int) -> Site:
@@ -119,10 +131,22 @@ def _from_zero(places: Sequence[int], size: int, what: str) -> tuple[int, ...]:
     return tuple(place % size for place in places)
 
 
-def _index_of(places: list[int]) -> slice | Tensor:
+def _less(places: Places, first: int) -> Places:
+    return places if places is None or not first else tuple(place - first for place in places)
+
+
+def _index(places: Sequence[Places], value: Tensor) -> tuple[slice | Tensor, ...]:
+    """Returns the index of places on the axes after the batch's."""
+    index = [slice(None) if chosen is None else _index_of(chosen) for chosen in places]
+    if sum(isinstance(part, Tensor) for part in index) < 2:
+        return tuple(index)
+    return _meshed(index, value.shape[1:])
+
+
+def _index_of(places: tuple[int, ...]) -> slice | Tensor:
     """Returns places as a slice where they lie next to each other, so that no index has to be made."""
     first, count = places[0], len(places)
-    if places == list(range(first, first + count)):
+    if places == tuple(range(first, first + count)):
         return slice(first, first + count)
     return torch.tensor(places)
 

@@ -88,7 +88,7 @@ def at_places(
 
 @dataclass(frozen=True)
 class LogitDifference(LogitMetric):
-    """The logit of one token less that of another, at one position of each row; or the logit alone.
+    r"""The logit of one token less that of another, at one position of each row; or the logit alone.
 
     Attributes:
         correct: The token's id.
@@ -99,7 +99,7 @@ class LogitDifference(LogitMetric):
         >>> import clearspan
         >>> bridge = clearspan.boot("tiny-bigcode")
         >>> metric = LogitDifference.between(bridge, " os", " sys")
-        >>> bool(metric(bridge("import sys\\nimport")) < 0) or True
+        >>> bool(metric(bridge("import os\nimport sys\nimport os\nimport")) > 0)
         True
     """
 

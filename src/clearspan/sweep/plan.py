@@ -1,5 +1,6 @@
-"""Plans: which cells run together, from which layer and position on. Chosen by a cost model; data, and nothing is run."""
+"""Plans: which cells run together, from which layer and position on, chosen by a cost model. Data: nothing is run."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -147,9 +148,9 @@ class SweepPlan:
         shown = rows if len(rows) <= 24 else [*rows[:20], ["…"] * 6, *rows[-3:]]
         return "\n".join(
             [
-                f"{self.cells} cells in {len(self.tiles)} batches: the work of {self.forwards:.1f} forwards and a base run "
-                f"instead of {self.cells}; at most {bytes_as_text(self.nbytes)}",
-                f"input: {sizes.rows} rows of {sizes.length} positions; logits: {self.reads}",
+                f"{self.cells} cells in {len(self.tiles)} batches: the work of {self.forwards:.1f} forwards and a base "
+                f"run instead of {self.cells}; at most {bytes_as_text(self.nbytes)}",
+                f"input: {sizes.rows} row{'s' * (sizes.rows > 1)} of {sizes.length} positions; logits: {self.reads}",
                 "positions: "
                 + (
                     f"whole sequences, since {self.whole}"
@@ -192,7 +193,7 @@ def _parts(cells: Sequence[Cell], first: int, sizes: Sizes, costs: Costs) -> lis
     most = max(1, min(by_speed, sizes.memory // bytes_of_cell(sizes, first)))
     count = -(-len(cells) // most)
     bounds = [round(part * len(cells) / count) for part in range(count + 1)]
-    return [Tile(first, tuple(cells[begin:end])) for begin, end in zip(bounds, bounds[1:], strict=False)]
+    return [Tile(first, tuple(cells[begin:end])) for begin, end in itertools.pairwise(bounds)]
 
 
 def _cuts(firsts: Sequence[int], groups: Iterable[Sequence[Cell]], sizes: Sizes, costs: Costs) -> list[tuple[int, int]]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -83,7 +82,7 @@ class SweepResult(Result):
         first = next(iter(self.values))
         rows = self.values[first].shape[-1]
         return (
-            f"{' and '.join(self.values)} with one cell of {' × '.join(self.axes)} changed; "
+            f"{' and '.join(self.values)} with one cell of {', '.join(self.axes)} changed; "
             f"{self.base[first].mean():.4f} without; mean over {rows} row{'s' * (rows > 1)}"
         )
 
@@ -138,8 +137,3 @@ class SweepResult(Result):
                 nearest=nearest(str(metric), self.values),
             )
         return name
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every cell was run."""
-        return not any(bool(torch.isnan(values).any()) for values in self.values.values())

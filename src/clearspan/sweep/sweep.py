@@ -1,8 +1,9 @@
 """Sweeps: many interventions on one input, planned into few batches, run, kept and resumed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Self
 
 import safetensors
 import torch
@@ -14,7 +15,7 @@ from clearspan.bridge.continuation import BaseRun, base_run
 from clearspan.bridge.free_memory import free_bytes
 from clearspan.bridge.inputs import Input, as_tensor, prepare
 from clearspan.bridge.intervening import hooks_of, sites_of
-from clearspan.bridge.sources import Source, gathered
+from clearspan.bridge.sources import MaskedInput, Source, gathered, input_of
 from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Intervention
 from clearspan.sweep.execution import Execution, stream_depth
@@ -35,7 +36,7 @@ UNKNOWN_MEMORY = 2**32
 
 
 class Sweep:
-    """Metrics of one input under many interventions, each cell of a grid on its own.
+    r"""Metrics of one input under many interventions, each cell of a grid on its own.
 
     Cells run as rows of few batches. A batch starts at the first position that any of its cells changes, on the base
     run's keys and values of the positions before, and a cell joins it at the first layer that it changes, with the base
@@ -48,7 +49,8 @@ class Sweep:
         metric: What is measured of the logits, or several by name. A `LogitMetric` (`LogitDifference`, `Probability`,
             `KLDivergence`, `NextTokenLoss`) says which logits it reads, and no others are computed; any other function
             is given those of each cell `[row, pos, d_vocab]`.
-        sources: The runs from which values are taken, by name: text or token ids, a cache, or tensors by point's name.
+        sources: The runs from which values are taken, by name: text or token ids (a `MaskedInput` where they have
+            padding), a cache, or tensors by point's name.
         background: Interventions that are made in every cell, and in the run that is changed.
         attention_mask: Of an input of token ids with padding.
 
@@ -59,7 +61,7 @@ class Sweep:
         >>> bridge = clearspan.boot("tiny-bigcode")
         >>> metric = LogitDifference.between(bridge, " os", " re")
         >>> cells = grid("resid_pre", Patch(), layer=range(5), position=range(6))
-        >>> sweep = Sweep(bridge, "import re\\nimport", cells, metric, sources={"clean": "import os\\nimport"})
+        >>> sweep = Sweep(bridge, "import re\nimport", cells, metric, sources={"clean": "import os\nimport"})
         >>> sweep.run().mean().shape
         torch.Size([5, 6])
     """
@@ -194,7 +196,7 @@ class Sweep:
         """
         found = self.result()
         chosen = torch.randperm(len(self._cells), generator=torch.Generator().manual_seed(seed))[:cells]
-        readings = self._readings(self._context(self._base_run([], with_prefix=False)))
+        readings = self._readings(self._context(self._base_run([], with_prefix=False), {}))
         worst = 0.0
         for number in chosen.tolist():
             interventions = [*self.background, *self.grid.cells[number]]
@@ -225,11 +227,12 @@ class Sweep:
         starts = {max(cell.start, 0) for tile in plan.tiles for cell in tile.cells}
         with_prefix = any(tile.first for tile in plan.tiles)
         base = self._base_run(sorted(starts), with_prefix=with_prefix)
-        readings = self._readings(self._context(base))
         rows, length = self.tokens.shape
         sites = [site for cell in self._cells for site in cell.sites]
         sources = gathered(self.bridge, [*sites, *self._background], self.sources, rows=rows, length=length)
-        return Execution(base, sources, readings, self._background)
+        readings = self._readings(self._context(base, sources.logits))
+        background = tuple(replace(site, was_before=True) for site in self._background)
+        return Execution(base, sources, readings, background)
 
     def _base_run(self, layers: Sequence[int], *, with_prefix: bool) -> BaseRun:
         given = prepare(
@@ -247,24 +250,27 @@ class Sweep:
         hooks = hooks_of([(site, slice(None)) for site in self._background], sources)
         return base_run(self.bridge, given, layers, hooks, with_prefix=with_prefix)
 
-    def _context(self, base: BaseRun) -> Context:
-        """Returns what metrics need besides logits, and measures the base run and the sources."""
-        references = {"base": base.logits}
-        wanted = {metric.reference for metric in self.metrics.values() if isinstance(metric, LogitMetric)}
-        context = Context(self.tokens, self.mask, references)
-        inputs = self._source_inputs()
-        for name in wanted & inputs.keys():
-            references[cast("str", name)] = self._logits_of(*inputs[cast("str", name)])
-        self._base = self._all_measured(base.logits, context)
-        for name, (tokens, mask) in inputs.items():
-            if tokens.shape == self.tokens.shape and name not in self._source_values:
-                logits = references[name] if name in references else self._logits_of(tokens, mask)
-                own = Context(tokens, mask, references)
-                self._source_values[name] = self._all_measured(logits, own)
-        return context
+    def _context(self, base: BaseRun, known: Mapping[str, Tensor]) -> Context:
+        """Returns what metrics need besides logits, and measures the base run and the sources.
 
-    def _logits_of(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        return self.bridge(tokens, attention_mask=mask)
+        Args:
+            base: The base run.
+            known: Logits of sources that were run already.
+        """
+        wanted = {metric.reference for metric in self.metrics.values() if isinstance(metric, LogitMetric)}
+        references = {"base": base.logits}
+        context = Context(self.tokens, self.mask, references)
+        sources: dict[str, tuple[Tensor, Context]] = {}
+        for name, (tokens, mask) in self._source_inputs().items():
+            if tokens.shape == self.tokens.shape and (name in wanted or name not in self._source_values):
+                logits = known[name] if name in known else self.bridge(tokens, attention_mask=mask)
+                sources[name] = logits, Context(tokens, mask, references)
+                if name in wanted:
+                    references[name] = logits
+        self._base = self._all_measured(base.logits, context)
+        for name, (logits, own) in sources.items():
+            self._source_values[name] = self._all_measured(logits, own)
+        return context
 
     def _all_measured(self, logits: Tensor, context: Context) -> dict[str, Tensor]:
         readings = self._readings(context)
@@ -274,8 +280,8 @@ class Sweep:
 
     def _source_inputs(self) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Returns the sources that were given as inputs, as ids and masks."""
-        given = {name: source for name, source in self.sources.items() if not isinstance(source, Mapping)}
-        return {name: as_tensor(self.bridge, source, None, None) for name, source in given.items()}
+        found = {name: input_of(self.bridge, source) for name, source in self.sources.items()}
+        return {name: given for name, given in found.items() if given is not None}
 
     def _keep(self, tile: Tile, values: Mapping[str, Float[Tensor, "cell row"]]) -> None:
         numbers = [cell.number for cell in tile.cells]
@@ -334,7 +340,7 @@ class Sweep:
         """
         experiment.check_model(bridge)
         tokens, mask = experiment.input.tensors()
-        sources = {name: source.tensors()[0] for name, source in experiment.sources.items()}
+        sources = {name: MaskedInput(*source.tensors()) for name, source in experiment.sources.items()}
         return cls(
             bridge,
             tokens,

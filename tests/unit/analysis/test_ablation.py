@@ -3,7 +3,7 @@ import torch
 from tests.zoo import build
 
 import clearspan
-from clearspan.analysis.ablation import ablate_heads, ablate_layers, ablate_neurons
+from clearspan.analysis import ablate_heads, ablate_layers, ablate_neurons, next_token_loss
 from clearspan.analysis.replacements import derangement
 from clearspan.errors import AbsentPointError, InvalidArgumentError, PointNotReachedError
 
@@ -145,6 +145,23 @@ def test_a_metric_of_one_number_has_one_row(embedded, tokens):
     assert found.title.startswith("change of the metric with one part set to zero; ")
 
 
+def test_what_a_model_in_float64_is_measured_by_stays_so(rows):
+    bridge = clearspan.boot(build("gpt2").double())
+    found = ablate_heads(bridge, rows, layers=[1])
+    assert found.per_row.dtype == torch.float64
+    with bridge.hooks(fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: z.index_fill(2, torch.tensor([2]), 0))]):
+        written = next_token_loss(rows)(bridge(rows))
+    assert (found.per_row[:, 0, 2] - (written - next_token_loss(rows)(bridge(rows)))).abs().max() < 1e-10
+
+
+def test_an_answer_is_a_metric_too(embedded, tokens):
+    """Whether the likeliest token stays the likeliest: booleans are numbers, 1 and 0."""
+    likeliest = embedded(tokens)[:, -1].argmax(-1)
+    found = ablate_layers(embedded, tokens, lambda logits: logits[:, -1].argmax(-1) == likeliest)
+    assert (found.clean == 1).all()
+    assert set(found.per_row.flatten().tolist()) == {-1.0, 0.0}
+
+
 def test_padded_texts_are_each_alone(embedded):
     texts = ["import os, sys", "def f(self, x):\n    return x"]
     both = ablate_layers(embedded, texts)
@@ -158,7 +175,7 @@ def test_it_prints_and_plots(embedded):
     assert heads.axes == {"layer": (4, 0), "head": tuple(range(8))}
     assert heads.title == (
         "change of next-token loss in nats with one head replaced by its mean; "
-        f"{heads.clean.item():.4f} without; mean over 1 row"
+        f"{heads.clean.item():.4f} in the clean run; mean over 1 row"
     )
     first = str(heads).splitlines()[2].split()
     strongest = int(heads.change.abs().argmax())
@@ -204,6 +221,10 @@ PADDED = {"attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}
             {"method": "resample", "reference": torch.tensor([[1, 2]])},
             "method='resample' takes each row's replacement from the reference at the same position\n"
             "  expected: a reference of the input's shape [2, 3]\n  got: [1, 2]",
+        ),
+        (
+            {"reference_mask": torch.ones(2, 3)},
+            "a reference_mask is given, and no reference\n  fix: attention_mask, for the input's",
         ),
         (
             {"method": "resample", **PADDED},

@@ -1,0 +1,138 @@
+"""Room for a cache: what it will take, found without running the model, and whether there is as much."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from clearspan.bridge.cache_plan import CachePlan, plan_of
+from clearspan.bridge.cache_table import bytes_as_text
+from clearspan.bridge.free_memory import free_bytes
+from clearspan.bridge.inputs import ModelInput, check_length
+from clearspan.bridge.positions import PosSlice
+from clearspan.bridge.terms import Terms
+from clearspan.components import ExpertsBridge
+from clearspan.errors import CacheTooLargeError, InvalidArgumentError, UnplannableError
+from clearspan.hf.offload import execution_device
+from clearspan.hf.recording import Recording
+from clearspan.hf.rehearsal import ELSEWHERE, rehearse
+from clearspan.hf.relocation import Copies
+
+if TYPE_CHECKING:
+    from clearspan.bridge.caching import Choice
+    from clearspan.bridge.transformer_bridge import TransformerBridge
+
+CHECKED_FROM = 2**26
+"""Bytes from which on a cache is compared with free memory. To ask for that would take as long as a smaller run."""
+
+
+def planned(
+    bridge: "TransformerBridge",
+    choice: "Choice",
+    input_shape: Sequence[int],
+    pos_slice: PosSlice,
+    device: torch.device | str | None,
+) -> CachePlan:
+    """Returns the plan of a choice's cache. The arguments are those of `TransformerBridge.plan_cache`."""
+    match tuple(input_shape):
+        case (int() as rows, int() as positions) if rows > 0 and positions > 0:
+            check_length(bridge, positions)
+        case _:
+            raise InvalidArgumentError(
+                "cannot plan for this shape", expected="rows and positions, such as tokens.shape", got=repr(input_shape)
+            )
+    # No id stands for padding, of which some models warn.
+    ids = torch.full((rows, positions), int(bridge.hf_model.config.pad_token_id == 0))
+    terms = Terms.of((rows, positions), pos_slice, device)
+    recording = _rehearsed(bridge, choice, terms, {"input_ids": ids, "use_cache": False})
+    return plan_of(recording, choice.points.values(), terms)
+
+
+def check_room(
+    bridge: "TransformerBridge", choice: "Choice", everything: "Choice", terms: Terms, given: ModelInput
+) -> None:
+    """Raises if a run's cache is larger than the memory that is free where it is kept.
+
+    While a cache is small this costs nothing that could be measured: a bound, known from the points alone, comes first,
+    and the forward is rehearsed only where the bound does not fit. Under autocast, which changes dtypes, and where
+    nobody says how much is free, nothing is known.
+
+    Args:
+        bridge: The model.
+        choice: What is kept.
+        everything: The choice of all points, whose bound was computed before.
+        terms: On what terms it is kept.
+        given: What the model is run on.
+
+    Raises:
+        CacheTooLargeError: It is; nothing was run.
+    """
+    if everything.bound.numbers(terms) * 8 < CHECKED_FROM:
+        return
+    numbers = choice.bound.numbers(terms)
+    if numbers * 8 < CHECKED_FROM:
+        return
+    devices = _devices(bridge) if terms.device is None else {_full(terms.device)}
+    free = [free_bytes(device) for device in devices]
+    known = sum(size for size in free if size is not None)
+    if None in free or numbers * max(4, bridge.hf_model.dtype.itemsize) <= known:
+        return
+    if torch.is_autocast_enabled(bridge.device.type):
+        return
+    kwargs = _without_state(bridge, given)
+    key = (*_shapes(kwargs), terms.kept_positions, terms.device, bridge.hf_model.dtype, bridge.hf_model.training)
+    try:
+        if key not in choice.needed:
+            choice.needed[key] = _rehearsed(bridge, choice, terms, kwargs).nbytes()
+        if choice.needed[key] <= known:
+            return
+        plan = plan_of(_rehearsed(bridge, choice, terms, kwargs), choice.points.values(), terms)
+    except UnplannableError:
+        return
+    raise _too_large(plan, known, sorted(map(str, devices)))
+
+
+def _without_state(bridge: "TransformerBridge", given: ModelInput) -> dict[str, Any]:
+    """Returns a run's keywords for its rehearsal: without the KV cache, which must not be extended."""
+    kwargs = {name: value for name, value in given.kwargs.items() if name != "past_key_values"}
+    if "inputs_embeds" in kwargs:  # a residual stream, where a run starts at a layer, may have another width
+        shape = *kwargs["inputs_embeds"].shape[:2], bridge.embed.width
+        kwargs["inputs_embeds"] = kwargs["inputs_embeds"].new_empty(shape, device="meta")
+    return {**kwargs, "use_cache": False}
+
+
+def _shapes(kwargs: Mapping[str, Any]) -> list[tuple[object, ...]]:
+    return [(name, *value.shape) for name, value in sorted(kwargs.items()) if isinstance(value, Tensor)]
+
+
+def _rehearsed(bridge: "TransformerBridge", choice: "Choice", terms: Terms, kwargs: Mapping[str, Any]) -> Recording:
+    """Returns what a run would keep, as shapes."""
+    is_elsewhere = terms.device is not None and {_full(terms.device)} != _devices(bridge)
+    recording = replace(terms, device=ELSEWHERE if is_elsewhere else None).recording(Copies())
+    parts = (part for component in bridge.components for part in component.walk())
+    experts = [part.module for part in parts if isinstance(part, ExpertsBridge)]
+    rehearse(bridge.hf_model, choice.plan.places, recording, kwargs, experts)
+    return recording
+
+
+def _devices(bridge: "TransformerBridge") -> set[torch.device]:
+    return {execution_device(block.module) for block in bridge.blocks}
+
+
+def _full(device: torch.device) -> torch.device:
+    """Returns a device with its number, as tensors tell it."""
+    return torch.empty(0, device=device).device
+
+
+def _too_large(plan: CachePlan, free: int, devices: Sequence[str]) -> CacheTooLargeError:
+    largest = ", ".join(f"{name} ({bytes_as_text(size)})" for name, size in plan.largest(3))
+    fewer = "keep fewer points with names_filter, or fewer positions with pos_slice"
+    return CacheTooLargeError(
+        "the cache does not fit in memory; nothing was run",
+        expected=f"at most {bytes_as_text(free)}, which {', '.join(devices)} has free",
+        got=f"{bytes_as_text(plan.total_bytes)} for batch {plan.rows}, pos {plan.positions}",
+        reason=f"the largest are {largest}",
+        fix=fewer if devices == ["cpu"] else f"{fewer}, or keep it in main memory with device='cpu'",
+    )

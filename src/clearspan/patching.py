@@ -1,0 +1,321 @@
+"""Activation patching: sweeps over one kind of value, and the fifteen sweeps that TransformerLens users know by name.
+
+Each `get_act_patch_...` takes the corrupted run's tokens and the clean run's cache, and returns the metric with one
+value of the corrupted run replaced by the clean run's, by cell. They are planned (`clearspan.sweep`), and so give what
+one forward for each cell gives, in a fraction of the time. Keys and values have as many heads as the model has.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clearspan.bridge import ActivationCache, TransformerBridge
+from clearspan.bridge.inputs import Input, as_tensor
+from clearspan.errors import InvalidArgumentError
+from clearspan.interventions import Intervention, Patch
+from clearspan.points import get_act_name
+from clearspan.sweep import Grid, Metric, Sweep, SweepResult, grid
+
+Axis = Literal["layer", "position", "head", "neuron", "key_position"]
+Direction = Literal["denoising", "noising"]
+Patched = Float[Tensor, "*cell"]
+
+_SIZE_OF: Mapping[str, tuple[str, ...]] = {"head": ("head", "kv_head"), "neuron": ("d_mlp", "d_model")}
+
+
+def activation_patching(
+    bridge: TransformerBridge,
+    clean: Input,
+    corrupted: Input,
+    metric: Metric | Mapping[str, Metric],
+    point: str = "resid_pre",
+    by: Sequence[Axis] = ("layer", "position"),
+    *,
+    direction: Direction = "denoising",
+    background: Sequence[Intervention] = (),
+    attention_mask: Int[Tensor, "row pos"] | None = None,
+    memory: int | None = None,
+    progress: bool = True,
+    **places: Sequence[int],
+) -> SweepResult:
+    r"""Returns the effect of each value of one run on another, on pairs of prompts.
+
+    Denoising puts values of the clean run into the corrupted one: what restores the metric suffices for it. Noising
+    puts the corrupted run's into the clean one: what breaks it is needed.
+
+    Args:
+        bridge: The model.
+        clean: The prompts as they are, `[row, pos]`.
+        corrupted: The other prompt of each pair, of the same length.
+        metric: What is measured, or several by name; see `clearspan.sweep.Sweep`.
+        point: A hook point's short name: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`,
+            `v`, `pattern`, `post`, `result`, ...
+        by: What a cell is: one place on each of these axes, and all places of the others.
+        direction: Which run's values go into which.
+        background: Interventions that are made in every cell.
+        attention_mask: Where token ids are padded, in both runs.
+        memory: Bytes that a batch may take.
+        progress: Whether a bar is shown.
+        **places: The places on an axis, such as `layer=[3, 4]`; by default all.
+
+    Returns:
+        Metrics by cell and row, with means, standard errors, bootstrap intervals, and `normalised()`: the share of the
+        way from the run that is changed to the other.
+
+    Raises:
+        InvalidArgumentError: The runs differ in shape, or the point lacks an axis.
+
+    Example:
+        >>> import clearspan
+        >>> from clearspan.sweep import LogitDifference
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> metric = LogitDifference.between(bridge, " os", " re")
+        >>> clean, corrupted = "import os\nimport", "import re\nimport"
+        >>> found = activation_patching(bridge, clean, corrupted, metric, "z", ("layer", "head"))
+        >>> found.normalised().shape
+        torch.Size([5, 8])
+
+    References:
+        Heimersheim and Nanda (2024), "How to use and interpret activation patching", arXiv:2404.15255.
+    """
+    runs = {"clean": as_tensor(bridge, clean, None, None), "corrupted": as_tensor(bridge, corrupted, None, None)}
+    (tokens, mask), (others, _) = runs.values()
+    if tokens.shape != others.shape:
+        raise InvalidArgumentError(
+            "patching needs pairs of prompts of one length",
+            expected=f"corrupted {list(tokens.shape)}, as the clean ones",
+            got=str(list(others.shape)),
+        )
+    if direction not in ("denoising", "noising"):
+        raise InvalidArgumentError(f"unknown direction {direction!r}", expected="'denoising' or 'noising'")
+    source, changed = ("clean", "corrupted") if direction == "denoising" else ("corrupted", "clean")
+    cells = _grid(bridge, point, by, source, tokens.shape[1], places)
+    return Sweep(
+        bridge,
+        runs[changed][0],
+        cells,
+        metric,
+        sources={source: runs[source][0]},
+        background=background,
+        attention_mask=mask if attention_mask is None else attention_mask,
+    ).run(memory, progress=progress)
+
+
+def _grid(
+    bridge: TransformerBridge,
+    point: str,
+    by: Sequence[str],
+    source: str,
+    length: int,
+    places: Mapping[str, Sequence[int]],
+) -> Grid:
+    """Returns the grid over all places, or those given, of some axes."""
+    layers = range(bridge.cfg.n_layers)
+    known = bridge.index.find(get_act_name(point, next(iter(places.get("layer", layers)))))
+    axes = {}
+    for axis in by:
+        match axis:
+            case "layer":
+                every = layers
+            case "position" | "key_position":
+                every = range(length)
+            case "head" | "neuron":
+                sizes = [known.sizes[name] for name in _SIZE_OF[axis] if name in known.axes]
+                every = range(sizes[0]) if sizes else ()
+            case _:
+                every = ()
+        axes[axis] = tuple(places.get(axis, every))
+        if not axes[axis]:
+            raise InvalidArgumentError(
+                f"{point!r} cannot be patched by {axis}", expected=f"axes of [{', '.join(known.axes)}]"
+            )
+    if not places.keys() <= set(by):
+        raise InvalidArgumentError(
+            f"places on axes that no cell has: {', '.join(sorted(places.keys() - set(by)))}", expected=", ".join(by)
+        )
+    return grid(point, Patch(source), **axes)
+
+
+# --- under TransformerLens's names -----------------------------------------------------------------------------------
+
+
+def get_act_patch_resid_pre(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer pos"]:
+    """Returns the metric with the residual stream entering each layer patched, by position."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "resid_pre", "layer", "position")
+
+
+def get_act_patch_resid_mid(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer pos"]:
+    """Returns the metric with the residual stream between the sublayers patched, by layer and position."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "resid_mid", "layer", "position")
+
+
+def get_act_patch_attn_out(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer pos"]:
+    """Returns the metric with what attention adds patched, by layer and position."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "attn_out", "layer", "position")
+
+
+def get_act_patch_mlp_out(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer pos"]:
+    """Returns the metric with what the MLP adds patched, by layer and position."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "mlp_out", "layer", "position")
+
+
+def get_act_patch_attn_head_out_by_pos(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer pos head"]:
+    """Returns the metric with one head's output (`z`) patched at one position."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "z", "layer", "position", "head")
+
+
+def get_act_patch_attn_head_q_by_pos(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer pos head"]:
+    """Returns the metric with one head's query patched at one position."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "q", "layer", "position", "head")
+
+
+def get_act_patch_attn_head_k_by_pos(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer pos kv_head"]:
+    """Returns the metric with one head's key patched at one position."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "k", "layer", "position", "head")
+
+
+def get_act_patch_attn_head_v_by_pos(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer pos kv_head"]:
+    """Returns the metric with one head's value patched at one position."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "v", "layer", "position", "head")
+
+
+def get_act_patch_attn_head_pattern_by_pos(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer head dest_pos"]:
+    """Returns the metric with one head's attention patched at one query position."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "pattern", "layer", "head", "position")
+
+
+def get_act_patch_attn_head_pattern_dest_src_pos(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer head dest_pos src_pos"]:
+    """Returns the metric with one head's attention from one position to another patched."""
+    axes = ("layer", "head", "position", "key_position")
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "pattern", *axes)
+
+
+def get_act_patch_attn_head_out_all_pos(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer head"]:
+    """Returns the metric with one head's output (`z`) patched at all positions."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "z", "layer", "head")
+
+
+def get_act_patch_attn_head_q_all_pos(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer head"]:
+    """Returns the metric with one head's queries patched at all positions."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "q", "layer", "head")
+
+
+def get_act_patch_attn_head_k_all_pos(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer kv_head"]:
+    """Returns the metric with one head's keys patched at all positions."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "k", "layer", "head")
+
+
+def get_act_patch_attn_head_v_all_pos(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer kv_head"]:
+    """Returns the metric with one head's values patched at all positions."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "v", "layer", "head")
+
+
+def get_act_patch_attn_head_pattern_all_pos(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "layer head"]:
+    """Returns the metric with one head's attention patched at all positions."""
+    return _patched(model, corrupted_tokens, clean_cache, patching_metric, "pattern", "layer", "head")
+
+
+def get_act_patch_attn_head_all_pos_every(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "kind=5 layer head"]:
+    """Returns the sweeps over heads at all positions of output, query, key, value and pattern, in this order.
+
+    Where there are fewer key/value heads than query heads, the places of those that do not exist are NaN.
+    """
+    return _every(
+        model,
+        [
+            get_act_patch_attn_head_out_all_pos(model, corrupted_tokens, clean_cache, patching_metric),
+            get_act_patch_attn_head_q_all_pos(model, corrupted_tokens, clean_cache, patching_metric),
+            get_act_patch_attn_head_k_all_pos(model, corrupted_tokens, clean_cache, patching_metric),
+            get_act_patch_attn_head_v_all_pos(model, corrupted_tokens, clean_cache, patching_metric),
+            get_act_patch_attn_head_pattern_all_pos(model, corrupted_tokens, clean_cache, patching_metric),
+        ],
+    )
+
+
+def get_act_patch_attn_head_by_pos_every(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "kind=5 layer pos head"]:
+    """Returns the sweeps over heads by position of output, query, key, value and pattern, in this order.
+
+    Where there are fewer key/value heads than query heads, the places of those that do not exist are NaN.
+    """
+    pattern = get_act_patch_attn_head_pattern_by_pos(model, corrupted_tokens, clean_cache, patching_metric)
+    return _every(
+        model,
+        [
+            get_act_patch_attn_head_out_by_pos(model, corrupted_tokens, clean_cache, patching_metric),
+            get_act_patch_attn_head_q_by_pos(model, corrupted_tokens, clean_cache, patching_metric),
+            get_act_patch_attn_head_k_by_pos(model, corrupted_tokens, clean_cache, patching_metric),
+            get_act_patch_attn_head_v_by_pos(model, corrupted_tokens, clean_cache, patching_metric),
+            pattern.transpose(1, 2),
+        ],
+    )
+
+
+def get_act_patch_block_every(
+    model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
+) -> Float[Tensor, "kind=3 layer pos"]:
+    """Returns the sweeps by layer and position of `resid_pre`, `attn_out` and `mlp_out`, in this order."""
+    return torch.stack(
+        [
+            get_act_patch_resid_pre(model, corrupted_tokens, clean_cache, patching_metric),
+            get_act_patch_attn_out(model, corrupted_tokens, clean_cache, patching_metric),
+            get_act_patch_mlp_out(model, corrupted_tokens, clean_cache, patching_metric),
+        ]
+    )
+
+
+def _patched(
+    model: TransformerBridge,
+    corrupted_tokens: Input,
+    clean_cache: ActivationCache,
+    metric: Metric,
+    point: str,
+    *by: str,
+) -> Patched:
+    tokens, mask = as_tensor(model, corrupted_tokens, None, None)
+    cells = _grid(model, point, by, "clean", tokens.shape[1], {})
+    sweep = Sweep(model, tokens, cells, metric, sources={"clean": clean_cache}, attention_mask=mask)
+    return sweep.run(progress=False).mean()
+
+
+def _every(model: TransformerBridge, sweeps: Sequence[Patched]) -> Patched:
+    """Returns sweeps of heads as one tensor, with NaN in the places of heads that do not exist."""
+    n_heads = model.cfg.n_heads
+    padded = [torch.nn.functional.pad(one, (0, n_heads - one.shape[-1]), value=torch.nan) for one in sweeps]
+    return torch.stack(cast("list[Tensor]", padded))

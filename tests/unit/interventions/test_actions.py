@@ -1,0 +1,156 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clearspan.errors import InvalidArgumentError
+from clearspan.interventions import (
+    Add,
+    Apply,
+    Intervention,
+    Mean,
+    Patch,
+    ProjectOut,
+    Resample,
+    Scale,
+    Zero,
+    derangement,
+    parse_action,
+    register_function,
+)
+
+VALUE = torch.arange(24.0).reshape(2, 3, 4)
+AXES = ("batch", "pos", "d_model")
+
+
+@register_function("tests: halve")
+def halve(value):
+    return value / 2
+
+
+def test_what_each_action_makes_of_a_value():
+    source = torch.full((2, 3, 4), 7.0)
+    assert torch.equal(Patch().new(VALUE, source), source)
+    assert not Zero().new(VALUE, None).any()
+    assert torch.equal(Scale(3.0).new(VALUE, None), VALUE * 3)
+    assert torch.equal(Apply("tests: halve").new(VALUE, None), VALUE / 2)
+    assert torch.equal(
+        Add((1.0, 0.0, 0.0, -2.0), 0.5).new(VALUE, None) - VALUE, torch.tensor([0.5, 0, 0, -1.0]).expand(2, 3, 4)
+    )
+    out = ProjectOut((0.0, 2.0, 0.0, 0.0)).new(VALUE, None)
+    assert torch.equal(out[..., 1], torch.zeros(2, 3))
+    assert torch.equal(out[..., [0, 2, 3]], VALUE[..., [0, 2, 3]])
+
+
+def test_means_are_over_rows_and_real_positions():
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    whole = Mean().prepared(VALUE, AXES, None)
+    assert torch.equal(whole, VALUE.mean((0, 1)).expand(2, 3, 4))
+    real = VALUE[mask.bool()].mean(0)
+    assert torch.equal(Mean().prepared(VALUE, AXES, mask), real.expand(2, 3, 4))
+    assert torch.equal(Mean(by_position=True).prepared(VALUE, AXES, None), VALUE.mean(0).expand(2, 3, 4))
+    squares = torch.rand(2, 3, 5, 5)
+    axes = ("batch", "head", "q_pos", "k_pos")
+    assert torch.equal(Mean().prepared(squares, axes, None), squares.mean(0).expand(2, 3, 5, 5))
+
+
+def test_a_mean_by_position_refuses_padding():
+    with pytest.raises(InvalidArgumentError) as error:
+        Mean("other", by_position=True).prepared(VALUE, AXES, torch.tensor([[1, 1, 1], [0, 1, 1]]))
+    assert str(error.value) == (
+        "mean takes values at the same position\n  expected: rows of one length\n  got: rows with padding\n"
+        "  where: source 'other'"
+    )
+
+
+def test_resampling_takes_another_row():
+    found = Resample(seed=3).prepared(VALUE, AXES, None)
+    assert torch.equal(found, VALUE[[1, 0]])
+    with pytest.raises(InvalidArgumentError, match="resampling takes the values of another row"):
+        Resample().prepared(VALUE[:1], AXES, None)
+
+
+@given(st.integers(2, 30), st.integers(0, 1000))
+def test_a_derangement_keeps_nothing_in_place(size, seed):
+    order = derangement(size, seed)
+    assert sorted(order.tolist()) == list(range(size))
+    assert not (order == torch.arange(size)).any()
+
+
+ACTIONS = [
+    Patch("other"),
+    Zero(),
+    Mean("other", by_position=True),
+    Resample("other", seed=4),
+    Add((0.1, -2.5), 3.0),
+    Scale(0.5),
+    ProjectOut((1.0, 0.3)),
+    Apply("tests: halve"),
+]
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.kind)
+def test_actions_are_data(action):
+    assert parse_action(action.to_json()) == action
+    assert hash(parse_action(action.to_json())) == hash(action)
+    assert len({action, Zero()}) == (1 if action == Zero() else 2)
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=5))
+def test_vectors_survive_json_exactly(values):
+    vector = torch.tensor(values)
+    back = parse_action(json.loads(json.dumps(Add.of(vector).to_json())))
+    assert torch.equal(torch.tensor(back.vector), vector)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: parse_action({"kind": "pach"}),
+            "unknown action 'pach'\n  expected: patch, zero, mean, resample, add,",
+        ),
+        (
+            lambda: parse_action({"kind": "zero", "by": 1}),
+            "unknown fields of the action 'zero': by\n  expected: none",
+        ),
+        (lambda: ProjectOut((0.0, 0.0)), "a direction of length 0 cannot be projected out"),
+        (
+            lambda: Add((1.0,)).new(VALUE, None),
+            "the vector does not fit the value's last axis\n  expected: [4]\n  got: [1]",
+        ),
+        (
+            lambda: Apply("tests: halv").new(VALUE, None),
+            "no function is registered as 'tests: halv'\n  nearest: tests: halve",
+        ),
+        (
+            lambda: register_function("tests: halve")(lambda value: value),
+            "the name 'tests: halve' is taken",
+        ),
+        (lambda: Intervention("z", Zero(), positions=()), "positions=() chooses no places"),
+        (lambda: Intervention("z", Zero(), heads=True), "heads=True chooses no places"),
+        (
+            lambda: Intervention("z", "zero"),
+            "an intervention has an action\n  expected: such as clearspan.interventions.Zero()",
+        ),
+        (
+            lambda: Intervention.from_json({"point": "z"}),
+            "this is no intervention\n  expected: point, action, and any of",
+        ),
+    ],
+)
+def test_mistakes_are_named(make, message):
+    with pytest.raises(InvalidArgumentError) as error:
+        make()
+    assert str(error.value).startswith(message)
+
+
+def test_a_function_of_another_shape_is_refused():
+    @register_function("tests: first")
+    def first(value):
+        return value[:, 0]
+
+    with pytest.raises(InvalidArgumentError, match="'tests: first' returned something of another shape"):
+        Apply("tests: first").new(VALUE, None)
