@@ -264,3 +264,13 @@ def test_a_run_of_chosen_positions_is_taken_apart_as_they_are_in_the_whole(summe
         assert_near(found, expected)
         assert_near(some.logit_attrs(found, 5, 6), cache.logit_attrs(expected, 5, 6, pos_slice=positions))
         assert_near(some.logit_lens(), cache.logit_lens(pos_slice=positions))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["opt post-norm", "olmo2"])
+def test_where_no_norm_reads_the_stream_it_is_read_as_it_is(variant):
+    cache = made(variant).cache
+    for layer, mlp_input in ((1, False), (2, True)):
+        stack = cache.accumulated_resid(layer, mlp_input=mlp_input)
+        assert torch.equal(cache.accumulated_resid(layer, mlp_input=mlp_input, apply_ln=True), stack)
+        assert torch.equal(cache.apply_ln_to_stack(stack, layer, mlp_input, recompute_ln=True), stack)

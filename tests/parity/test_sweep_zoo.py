@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from tests.zoo import MODELS, build
 
 import clearspan
 from clearspan.interventions import Add, Intervention, Mean, Patch, Resample, Scale, Zero
 from clearspan.sweep import Grid, LogitDifference, Sweep, grid
-
-from tests.zoo import MODELS, build
 
 TOLERANCE = 2e-5
 """The largest difference measured on these models, most of which have large logits, is 6e-6 of the largest value."""

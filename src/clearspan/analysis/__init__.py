@@ -1,12 +1,20 @@
 """What a model does with a text, measured on the bridge's public names alone."""
 
+from clearspan.statistics import Interval as Interval
+from clearspan.statistics import bootstrap_interval as bootstrap_interval
+from clearspan.statistics import permutation_p_value as permutation_p_value
+from clearspan.statistics import standard_error as standard_error
+
 from .ablation import ablate_heads as ablate_heads
 from .ablation import ablate_layers as ablate_layers
 from .ablation import ablate_neurons as ablate_neurons
 from .ablation_result import Ablation as Ablation
+from .alignment import fit_alignment as fit_alignment
+from .alignment_result import Alignment as Alignment
 from .attribution import direct_logit_attribution as direct_logit_attribution
 from .attribution_result import AttributedPart as AttributedPart
 from .attribution_result import DirectLogitAttribution as DirectLogitAttribution
+from .causal_model import CausalModel as CausalModel
 from .detection_patterns import DetectionPattern as DetectionPattern
 from .detection_patterns import duplicate_token_pattern as duplicate_token_pattern
 from .detection_patterns import induction_pattern as induction_pattern
@@ -21,6 +29,12 @@ from .heads import Head as Head
 from .heads import HeadScores as HeadScores
 from .heads import head_scores as head_scores
 from .heads import strongest as strongest
+from .interchange import interchange_accuracy as interchange_accuracy
+from .interchange import interchange_sweep as interchange_sweep
+from .interchange_drawing import draw_interchanges as draw_interchanges
+from .interchange_examples import InterchangeExamples as InterchangeExamples
+from .interchange_result import InterchangeAccuracy as InterchangeAccuracy
+from .interchange_site import InterchangeSite as InterchangeSite
 from .ioi import IOIEvaluation as IOIEvaluation
 from .ioi import evaluate_ioi as evaluate_ioi
 from .ioi_generation import IOICorruption as IOICorruption
@@ -54,10 +68,6 @@ from .replacements import AblationMethod as AblationMethod
 from .report import ModelFacts as ModelFacts
 from .report import Report as Report
 from .report import report as report
-from .statistics import Interval as Interval
-from .statistics import bootstrap_interval as bootstrap_interval
-from .statistics import permutation_p_value as permutation_p_value
-from .statistics import standard_error as standard_error
 from .steering import SteeringMethod as SteeringMethod
 from .steering import fit_steering_vector as fit_steering_vector
 from .steering_result import SteeringSweep as SteeringSweep

@@ -29,7 +29,8 @@ def ablate_heads(
 ) -> Ablation:
     """Returns what a metric changes by when the output of one head (`hook_z`) is ablated at all positions.
 
-    Each run starts at the head's layer, from the residual stream of the clean run: what comes before does not change.
+    Heads run as rows of few batches (`clearspan.sweep`), each from its own layer on, on the clean run's residual
+    stream: what comes before does not change.
 
     - `"zero"`: the value becomes 0.
     - `"mean"`: it becomes its mean over all rows and real positions of the reference, the first position included; the
@@ -53,11 +54,10 @@ def ablate_heads(
         Changes `[row, layer, head]`, and their mean over rows.
 
     Raises:
-        InvalidArgumentError: An unknown method or layer; a metric that is not a number for each row; a row without a
-            next token, for the default metric; for `"resample"`, fewer than two rows, padding, or a reference of
-            another shape than the input; a reference's mask without a reference.
+        InvalidArgumentError: An unknown method or layer; other hooks on the model; a metric that is not a number for
+            each row; a row without a next token, for the default metric; for `"resample"`, fewer than two rows,
+            padding, or a reference of another shape than the input.
         NoTokenizerError: Text, and the bridge has no tokenizer.
-        PointNotReachedError: Somebody else's hook is on a layer before the last one ablated.
 
     Example:
         >>> import clearspan
@@ -73,7 +73,7 @@ def ablate_heads(
     """
     layers = _layers(bridge, layers)
     heads = range(bridge.cfg.n_heads)
-    units = [Unit(layer, f"blocks.{layer}.attn.hook_z", head) for layer in layers for head in heads]
+    units = [Unit(f"blocks.{layer}.attn.hook_z", head=head) for layer in layers for head in heads]
     found = ablated(bridge, input, metric, units, method, reference, seed, attention_mask, reference_mask)
     axes = {"layer": tuple(layers), "head": tuple(heads)}
     return _result(found, axes, method, metric)
@@ -106,7 +106,7 @@ def ablate_layers(
         True
     """
     layers, parts = _layers(bridge, layers), ("attn", "mlp")
-    units = [Unit(layer, f"blocks.{layer}.hook_{part}_out") for layer in layers for part in parts]
+    units = [Unit(f"blocks.{layer}.hook_{part}_out") for layer in layers for part in parts]
     found = ablated(bridge, input, metric, units, method, reference, seed, attention_mask, reference_mask)
     return _result(found, {"layer": tuple(layers), "part": parts}, method, metric)
 
@@ -133,7 +133,7 @@ def ablate_neurons(
         input: Text, a list of texts, or token ids `[batch, pos]`.
         metric: As for `ablate_heads`.
         layer: Whose MLP.
-        neurons: Which; by default all, at one run each.
+        neurons: Which; by default all.
         method: As for `ablate_heads`.
         reference: As for `ablate_heads`.
         seed: As for `ablate_heads`.
@@ -156,7 +156,7 @@ def ablate_neurons(
     (layer,) = _layers(bridge, [layer])
     name = f"blocks.{layer}.mlp.hook_post"
     chosen = _chosen("neuron", neurons, bridge.hook_dict[name].sizes["d_mlp"])
-    units = [Unit(layer, name, neuron) for neuron in chosen]
+    units = [Unit(name, neuron=neuron) for neuron in chosen]
     found = ablated(bridge, input, metric, units, method, reference, seed, attention_mask, reference_mask)
     return _result(found, {"neuron": tuple(chosen)}, method, metric)
 

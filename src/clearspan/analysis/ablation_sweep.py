@@ -1,20 +1,21 @@
-"""One run for each ablated unit, from the layer in which it is."""
+"""Ablation as a sweep: each unit is a cell."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
+from clearspan.bridge.sources import MaskedInput
 from clearspan.errors import InvalidArgumentError
-from clearspan.points import HookFunction
+from clearspan.interventions import Action, Intervention
+from clearspan.sweep import Grid, Metric, NextTokenLoss, Sweep
 
 from .corpus import Batch
-from .metric import Metric, measured, next_token_loss
-from .places import Input, encoded
-from .replacements import AblationMethod, Replacement, padding_of, replacements
+from .metric import check_predicted
+from .places import Input, encoded, padding_of
+from .replacements import REFERENCE, AblationMethod, action_of
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,20 @@ class Unit:
     """What is ablated: the value at a hook point, or one index of its third axis.
 
     Attributes:
-        layer: The layer in which it is.
         name: The hook point, of axes `[batch, pos, ...]`.
-        index: Head or neuron; None for the whole value.
+        head: Which head; None for all.
+        neuron: Which neuron; None for all.
     """
 
-    layer: int
     name: str
-    index: int | None = None
+    head: int | None = None
+    neuron: int | None = None
+
+    def intervention(self, action: Action) -> Intervention:
+        """Returns what is done to it."""
+        return Intervention(self.name, action, heads=self.head, neurons=self.neuron)
 
 
-@torch.no_grad()
 def ablated(
     bridge: TransformerBridge,
     input: Input,
@@ -52,34 +56,21 @@ def ablated(
         raise InvalidArgumentError("a reference_mask is given, and no reference", fix="attention_mask, for the input's")
     given = _batch(bridge, input, attention_mask)
     other = given if reference is None else _batch(bridge, reference, reference_mask)
-    tokens, mask = given
-    metric = next_token_loss(tokens, mask) if metric is None else metric
-    names = list(dict.fromkeys(unit.name for unit in units))
-    instead = replacements(bridge, names, method, given=given, reference=other, seed=seed)
-    residuals = [f"blocks.{layer}.hook_resid_pre" for layer in dict.fromkeys(unit.layer for unit in units)]
-    padding = padding_of(mask)
-    logits, cache = bridge.run_with_cache(tokens, names_filter=residuals, attention_mask=padding)
-    clean = measured(metric, logits)
-    found = []
-    for unit in units:
-        residual = cache[f"blocks.{unit.layer}.hook_resid_pre"]
-        logits = bridge.run_with_hooks(
-            residual, fwd_hooks=[_hook(unit, instead)], start_at_layer=unit.layer, attention_mask=padding
-        )
-        found.append(measured(metric, logits) - clean)
-    return torch.stack(found, dim=1), clean
-
-
-def _hook(unit: Unit, instead: Mapping[str, Replacement]) -> tuple[str, HookFunction]:
-    replacement, at = instead[unit.name], slice(None) if unit.index is None else unit.index
-
-    def write(value: Tensor, hook: object) -> None:  # noqa: ARG001
-        value[:, :, at] = 0 if replacement is None else replacement[:, :, at].to(value.device)
-
-    return unit.name, write
+    if metric is None:
+        check_predicted(*given)
+    action = action_of(method, given=given, reference=other, seed=seed)
+    found = Sweep(
+        bridge,
+        given[0],
+        Grid.of({str(number): unit.intervention(action) for number, unit in enumerate(units)}),
+        {"metric": NextTokenLoss() if metric is None else metric},
+        sources={REFERENCE: MaskedInput(other[0], padding_of(other[1]))} if action.run else {},
+        attention_mask=padding_of(given[1]),
+    ).run(progress=False)
+    return found.change().T, found.base["metric"]
 
 
 def _batch(bridge: TransformerBridge, input: Input, mask: Int[Tensor, "batch pos"] | None) -> Batch:
     """Returns token ids and their mask, which is 1 throughout where nothing is padded."""
     tokens, found = encoded(bridge, input, mask)
-    return tokens, torch.ones_like(tokens) if found is None else found
+    return tokens, tokens.new_ones(tokens.shape) if found is None else found

@@ -13,9 +13,8 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.points import get_act_name
 
 from .corpus import check_positive
-from .places import Input, Place, encoded, places_of
+from .places import Input, Place, encoded, padding_of, places_of
 from .predictions import NotFiniteError
-from .replacements import padding_of
 
 Positions = int | Sequence[int] | slice | None
 """One position, several, a stretch, or all (None)."""

@@ -12,9 +12,8 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.weights.processing import final_norm
 
 from .attribution_result import REST, AttributionUnit, DirectLogitAttribution
-from .places import Input, encoded, places_of, target_ids_of
+from .places import Input, encoded, padding_of, places_of, target_ids_of
 from .readout import directions_of, exact
-from .replacements import padding_of
 from .streams import words_of
 
 Answer = str | int | Sequence[str] | Int[Tensor, "row"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from .statistics import standard_error
+from clearspan.statistics import standard_error
 
 
 @dataclass(frozen=True)

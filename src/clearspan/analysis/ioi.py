@@ -15,7 +15,7 @@ from .corpus import check_positive
 from .estimate import Estimate, estimate
 from .ioi_generation import ioi_prompts
 from .ioi_prompts import IOIPrompts
-from .replacements import padding_of
+from .places import padding_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

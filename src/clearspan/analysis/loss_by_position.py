@@ -14,8 +14,8 @@ from clearspan.results import Columns, Result
 
 from .corpus import Corpus, check_positive, padded, pieces
 from .estimate import Estimate, estimate
+from .places import padding_of
 from .predictions import NotFiniteError
-from .replacements import padding_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -14,8 +14,8 @@ from clearspan.points import HookPoint
 from .corpus import check_positive, padded
 from .feature_statistics import RunningStatistics
 from .max_activating_result import MaxActivatingExamples
+from .places import padding_of
 from .predictions import NotFiniteError
-from .replacements import padding_of
 from .running_top import RunningTop, Seen
 from .streams import words_of
 from .text_stream import Part, Texts, batches

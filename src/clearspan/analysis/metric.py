@@ -8,9 +8,8 @@ from torch import Tensor
 
 from clearspan.bridge.loss import lm_loss
 from clearspan.errors import InvalidArgumentError
-
-Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, "*batch"]]
-"""From logits to one number for each row `[batch]`, or one for all of them."""
+from clearspan.sweep.metrics import Metric as Metric
+from clearspan.sweep.readings import measured as measured
 
 
 def next_token_loss(
@@ -34,11 +33,7 @@ def next_token_loss(
         True
     """
     real = torch.ones_like(tokens) if mask is None else mask
-    counts = (real[:, :-1].bool() & real[:, 1:].bool()).sum(-1)
-    if not (counts > 0).all():
-        raise InvalidArgumentError(
-            "there is no next token to predict", expected="two real tokens or more in each row", got="fewer"
-        )
+    counts = check_predicted(tokens, real)
 
     def loss(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch"]:
         on = logits.device
@@ -48,17 +43,16 @@ def next_token_loss(
     return loss
 
 
-def measured(metric: Metric, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "row"]:
-    """Returns what a metric says of logits, one number for each row, or one number in all; on the CPU.
+def check_predicted(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch"]:
+    """Returns how many next tokens are predicted in each row; raises where there are none.
 
-    Raises:
-        InvalidArgumentError: The metric returned something else.
+    Args:
+        tokens: Token ids.
+        mask: 1 for real ones. A prediction counts where both its position and the next token are real.
     """
-    found = metric(logits)
-    if not isinstance(found, Tensor) or found.ndim > 1 or (found.ndim == 1 and len(found) != len(logits)):
+    counts = (mask[:, :-1].bool() & mask[:, 1:].bool()).sum(-1)
+    if tokens.shape[1] < 2 or not (counts > 0).all():
         raise InvalidArgumentError(
-            "the metric is not a number for each row",
-            expected=f"a tensor [batch={len(logits)}], or of no axes",
-            got=str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__,
+            "there is no next token to predict", expected="two real tokens or more in each row", got="fewer"
         )
-    return found.detach().reshape(-1).to(torch.promote_types(found.dtype, torch.float32)).cpu()
+    return counts

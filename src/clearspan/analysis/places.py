@@ -27,6 +27,11 @@ def encoded(
     return tokens.to(bridge.device), None if mask is None else mask.to(bridge.device)
 
 
+def padding_of(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"] | None:
+    """Returns the mask where something is padded, otherwise None, so that the model runs as it does without one."""
+    return None if bool(mask.all()) else mask
+
+
 def places_of(
     mask: Int[Tensor, "batch pos"], positions: int | Sequence[int] | None
 ) -> tuple[Int[Tensor, "place"], Int[Tensor, "place"], tuple[Place, ...]]:

@@ -10,11 +10,11 @@ from torch import Tensor
 from clearspan.errors import InvalidArgumentError
 from clearspan.plots.charts import lines
 from clearspan.results import Columns, Result
+from clearspan.statistics import Interval
 
 from .activations import layers_of
 from .places import Place
 from .probe import Label, Probe
-from .statistics import Interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -12,9 +12,8 @@ from clearspan.errors import InvalidArgumentError
 
 from .activations import Positions, layers_of
 from .metric import Metric, measured, next_token_loss
-from .places import Input, encoded
+from .places import Input, encoded, padding_of
 from .progress import Progress, silent
-from .replacements import padding_of
 from .steering_result import SteeringSweep
 from .steering_vector import SteeringVector
 

@@ -136,9 +136,16 @@ class ActivationCache(StackMethods, ReadingMethods):
             True
         """
         stored = cache_file.read(path, bridge.cfg, bridge.device if device is None else device)
+        lacking = [name for name in stored.points if name not in bridge.hook_dict]
+        if lacking:
+            raise InvalidArgumentError(
+                f"{Path(path).name} is of a model with other hook points than the bridge's",
+                got=", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3),
+                where=bridge.cfg.architecture,
+            )
         cache = cls(
             bridge,
-            {name: bridge.index.find(name) for name in stored.points},
+            {name: bridge.hook_dict[name] for name in stored.points},
             Recording.of(stored.contents, stored.rows, bridge.hf_model),
             rows=stored.rows,
             gradients=stored.gradients,

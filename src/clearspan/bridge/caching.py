@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 REMEMBERED = 64
 """Filters whose choices a bridge remembers."""
 
+Scalar = Callable[[Tensor], Tensor]
+"""From the logits of a run to the number whose gradients are wanted."""
+
 
 def run_with_cache(
     bridge: "TransformerBridge",
@@ -40,7 +43,7 @@ def run_with_cache(
     names_filter: NamesFilter,
     device: torch.device | str | None,
     pos_slice: PosSlice,
-    incl_bwd: bool,
+    incl_bwd: bool | Scalar,
 ) -> tuple[Output, ActivationCache]:
     """Runs the model and keeps what was asked for. The arguments are those of `TransformerBridge.run_with_cache`."""
     choice = choose(bridge, names_filter, segment)
@@ -53,7 +56,8 @@ def run_with_cache(
     recording = terms.recording(Copies(is_alone=not bridge.taps.is_listening))
     gradients: Mapping[str, Tensor] = {}
     if incl_bwd:
-        output, gradients = _run_backward(bridge, given, segment, return_type, loss_per_token, choice, recording)
+        scalar = incl_bwd if callable(incl_bwd) else None
+        output, gradients = _run_backward(bridge, given, segment, return_type, loss_per_token, choice, recording, scalar)
     else:
         with bridge.taps.record(choice.points.values(), choice.plan, recording):
             output = run(bridge, given, segment, return_type, loss_per_token)
@@ -127,6 +131,7 @@ def _run_backward(
     loss_per_token: bool,
     choice: Choice,
     recording: Recording,
+    scalar: Scalar | None,
 ) -> tuple[Output, dict[str, Tensor]]:
     check_return_type(return_type)
     if segment[1] is not None or loss_per_token:
@@ -149,20 +154,46 @@ def _run_backward(
         for point in choice.points.values():
             stack.enter_context(point.giving_gradient_to(note))
         stack.enter_context(bridge.taps.record(choice.points.values(), choice.plan, recording))
-        both = run(bridge, given, segment, "both")
-    assert isinstance(both, tuple), "return_type 'both' gives two"
-    logits, loss = both
+        needs_loss = scalar is None or return_type in ("loss", "both")
+        output = run(bridge, given, segment, "both" if needs_loss else "logits")
+    logits, loss = output if isinstance(output, tuple) else (output, None)
+    assert logits is not None, "both return types have logits"
+    total = loss if scalar is None else _number(scalar(logits))
+    assert total is not None, "without a function of the logits it is the loss"
     ends = [(name, what) for name, there in found.items() for what in there]
     tensors = [what.output if isinstance(what, Arrival) else what for _, what in ends]
-    at_ends = torch.autograd.grad(loss, tensors, allow_unused=True)
+    at_ends = torch.autograd.grad(total, tensors, allow_unused=True)
     gradients: dict[str, Tensor] = {}
     for (name, what), gradient in zip(ends, at_ends, strict=True):
         if gradient is not None:
             with contextlib.suppress(ConflictingWritesError):  # a gradient that would miss a write is left out
                 own = what.gradient(gradient) if isinstance(what, Arrival) else gradient
                 gradients[name] = gradients[name] + own if name in gradients else own
-    outputs = {"logits": logits.detach(), "loss": loss.detach(), "both": (logits.detach(), loss.detach()), None: None}
-    return outputs[return_type], gradients
+    logits, loss = logits.detach(), None if loss is None else loss.detach()
+    match return_type:
+        case "both":
+            assert loss is not None, "it was asked for"
+            return (logits, loss), gradients
+        case "loss":
+            return loss, gradients
+    return None if return_type is None else logits, gradients
+
+
+def _number(found: object) -> Tensor:
+    """Returns what a function of the logits gave, if it is one number that depends on them."""
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        raise InvalidArgumentError(
+            "gradients are those of one number",
+            expected="incl_bwd=function, from logits to a tensor of one number",
+            got=f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__,
+        )
+    if not found.requires_grad:
+        raise InvalidArgumentError(
+            "the function of the logits has no gradient",
+            reason="what it returns does not depend on the logits by differentiable operations",
+            fix="a smooth function, such as a logit, a log-probability or a loss, under torch.enable_grad()",
+        )
+    return found
 
 
 def check_kept(choice: Choice, names: NamesFilter, recording: Recording) -> None:

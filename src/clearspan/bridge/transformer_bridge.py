@@ -504,7 +504,7 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
         names_filter: NamesFilter = None,
         device: torch.device | str | None = None,
         pos_slice: PosSlice = None,
-        incl_bwd: bool = False,
+        incl_bwd: bool | Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, ""]] = False,
         remove_batch_dim: bool = False,
         return_type: ReturnType | None = "logits",
         loss_per_token: bool = False,
@@ -520,8 +520,9 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
             device: Where to keep it; by default where it is. Each value goes there as it appears, and the model's
                 device keeps none.
             pos_slice: Positions to keep: one, whose axis goes, `(start, stop[, step])`, a list, or a tensor of indices.
-            incl_bwd: Whether to keep gradients of the loss too, as `<name>_grad`. No parameter's `grad` is touched, and
-                what is returned is detached.
+            incl_bwd: Whether to keep gradients of the loss too, as `<name>_grad`; or a function from the logits to one
+                number, whose gradients are kept instead. No parameter's `grad` is touched, and what is returned is
+                detached.
             remove_batch_dim: Whether look-ups leave out the batch axis of one row.
             return_type: As for `forward`.
             loss_per_token: As for `forward`.
@@ -534,12 +535,17 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
             UnknownPointError: A name is unknown (one in a list is enough), or a predicate holds for none.
             PointNotReachedError: A name is in a part of the model that is not run.
             CacheTooLargeError: The cache is larger than the memory that is free; nothing was run.
+            InvalidArgumentError: With `incl_bwd`, a run that stops at a layer, or a function that does not give one
+                number with a gradient.
 
         Example:
             >>> import clearspan
             >>> bridge = clearspan.boot("tiny-bigcode")
             >>> loss, cache = bridge.run_with_cache("import os", return_type="loss", incl_bwd=True)
             >>> cache["resid_post_grad", 2].shape == cache["resid_post", 2].shape
+            True
+            >>> _, cache = bridge.run_with_cache("import os", incl_bwd=lambda logits: logits[0, -1, 7])
+            >>> list(cache["z_grad", 2].shape) == list(cache["z", 2].shape)
             True
         """
         given, segment = self._prepare(input, **forward_kwargs)

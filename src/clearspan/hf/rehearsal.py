@@ -85,11 +85,8 @@ class ShapesAlone(TorchDispatchMode):
             return _on_meta(func, args, kwargs, is_mixed=on_meta < len(tensors))
         if kwargs.get("device") == META:
             made = func(*args, **kwargs)
-            if made.is_floating_point() or made.numel() > SMALL:
-                return made
-            if func is torch.ops.aten._to_copy.default and made.dtype == tensors[0].dtype:
-                return tensors[0]  # in the model's own forward both are on one device, and nothing is copied
-            return func(*args, **{**kwargs, "device": CPU})
+            is_computed = made.numel() <= SMALL and not made.is_floating_point()
+            return func(*args, **{**kwargs, "device": CPU}) if is_computed else made
         if any(tensor.numel() > 1024 for tensor in tensors):
             made = _on_meta(func, args, kwargs)
             if any(isinstance(leaf, Tensor) and leaf.numel() > SMALL for leaf in tree_leaves(made)):

@@ -56,12 +56,9 @@ class Readings:
         A metric that gives one number for all rows has one row.
         """
         return {
-            name: (
+            name: exact(
                 self._declared(metric, logits, length) if isinstance(metric, LogitMetric) else _called(metric, logits)
             )
-            .detach()
-            .float()
-            .cpu()
             for name, metric in self.metrics.items()
         }
 
@@ -79,14 +76,25 @@ class Readings:
 
 def _called(metric: Metric, logits: Float[Tensor, "cell row pos d_vocab"]) -> Float[Tensor, "cell row"]:
     """Returns a plain function of each cell's logits."""
-    found = []
-    for cell in logits:
-        value = metric(cell)
-        if not isinstance(value, Tensor) or value.ndim > 1 or (value.ndim == 1 and len(value) != len(cell)):
-            raise InvalidArgumentError(
-                "the metric is not a number for each row",
-                expected=f"a tensor [batch={len(cell)}], or of no axes",
-                got=str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__,
-            )
-        found.append(value.reshape(-1))
-    return torch.stack(found)
+    return torch.stack([measured(metric, cell) for cell in logits])
+
+
+def measured(metric: Metric, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row"]:
+    """Returns what a metric says of a run's logits, one number for each row, or one number in all.
+
+    Raises:
+        InvalidArgumentError: The metric returned something else.
+    """
+    found = metric(logits)
+    if not isinstance(found, Tensor) or found.ndim > 1 or (found.ndim == 1 and len(found) != len(logits)):
+        raise InvalidArgumentError(
+            "the metric is not a number for each row",
+            expected=f"a tensor [batch={len(logits)}], or of no axes",
+            got=str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__,
+        )
+    return exact(found).reshape(-1)
+
+
+def exact(values: Tensor) -> Tensor:
+    """Returns measured numbers outside the graph, on the CPU, in float32 at least."""
+    return values.detach().to("cpu", torch.promote_types(values.dtype, torch.float32))

@@ -287,7 +287,7 @@ class Sweep:
         numbers = [cell.number for cell in tile.cells]
         for name, found in values.items():
             if name not in self._values:
-                self._values[name] = torch.full((len(self._cells), found.shape[1]), torch.nan)
+                self._values[name] = found.new_full((len(self._cells), found.shape[1]), torch.nan)
             self._values[name][numbers] = found
         self._done[numbers] = True
 

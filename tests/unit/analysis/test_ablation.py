@@ -4,8 +4,8 @@ from tests.zoo import build
 
 import clearspan
 from clearspan.analysis import ablate_heads, ablate_layers, ablate_neurons, next_token_loss
-from clearspan.analysis.replacements import derangement
-from clearspan.errors import AbsentPointError, InvalidArgumentError, PointNotReachedError
+from clearspan.errors import AbsentPointError, InvalidArgumentError
+from clearspan.interventions import derangement
 
 VARIANTS = ["gpt_bigcode", "llama", "gemma2", "mixtral", "opt post-norm", "bloom", "gpt_neox"]
 
@@ -124,7 +124,7 @@ def test_neurons_are_runs_with_a_hook(variant, rows):
         hooks = [("blocks.2.mlp.hook_post", zero)]
         run = bridge.run_with_hooks(rows, fwd_hooks=hooks, return_type="loss", loss_per_token=True)
         torch.testing.assert_close(found.per_row[:, place], run.mean(-1) - clean, rtol=1e-4, atol=1e-3)
-        assert torch.equal(every.per_row[:, neuron], found.per_row[:, place])
+        torch.testing.assert_close(every.per_row[:, neuron], found.per_row[:, place], rtol=1e-4, atol=1e-4)
 
 
 def test_what_comes_before_the_unit_is_not_run(embedded, tokens):
@@ -136,7 +136,7 @@ def test_what_comes_before_the_unit_is_not_run(embedded, tokens):
     ablate_layers(embedded, tokens, layers=[3])
     for handle in handles:
         handle.remove()
-    assert ran == [0, 1, 2, 3, 4, 3, 4, 3, 4]
+    assert ran == [0, 1, 2, 3, 4, 3, 4]
 
 
 def test_a_metric_of_one_number_has_one_row(embedded, tokens):
@@ -254,9 +254,9 @@ def test_neurons_that_do_not_exist_raise(embedded, tokens):
         ablate_neurons(clearspan.boot(build("mixtral")), tokens, layer=0)
 
 
-def test_a_hook_on_a_layer_that_would_not_be_run_is_refused(embedded, tokens):
+def test_other_hooks_on_the_model_are_refused(embedded, tokens):
     with (
         embedded.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda value, hook: None)]),
-        pytest.raises(PointNotReachedError),
+        pytest.raises(InvalidArgumentError, match="hooks are on the model"),
     ):
         ablate_heads(embedded, tokens, layers=[2])

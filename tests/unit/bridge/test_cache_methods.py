@@ -381,7 +381,7 @@ def test_as_text(bridge, tokens):
     assert part[2].endswith("[pos 3, d_model 48]")
     assert part[3].endswith("[head 4, q_pos 3, k_pos 7]")
     one = repr(bridge.run_with_cache(tokens[:1], names, pos_slice=-1, remove_batch_dim=True)[1]).splitlines()
-    assert one[0].endswith("KiB kept")
+    assert one[0] == f"ActivationCache: 4 entries, {(2 * 48 + 2 * 4 * 7) * 4} B kept"
     assert one[3].endswith("[head 4, k_pos 7]")
 
 

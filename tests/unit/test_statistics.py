@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
-from clearspan.analysis import statistics
-from clearspan.analysis.statistics import bootstrap_interval, permutation_p_value, standard_error
+from clearspan import statistics
 from clearspan.errors import InvalidArgumentError
+from clearspan.statistics import bootstrap_interval, permutation_p_value, standard_error
 
 
 def normal(*shape, seed=0):
