@@ -26,7 +26,7 @@ def run(bridge, shape, names=None, **terms):
         return bridge.run_with_cache(ids, names, **terms)[1]
 
 
-@pytest.mark.parametrize(("names", "shape"), zip(PARTS, [(2, 7), (1, 30), (3, 1)], strict=True))
+@pytest.mark.parametrize(("names", "shape"), [*zip(PARTS, [(2, 7), (1, 30), (3, 1)], strict=True)])
 def test_bytes_and_shapes_are_those_of_the_run(names, shape, bridge):
     names = PARTS[names]
     plan, cache = bridge.plan_cache(shape, names), run(bridge, shape, names)

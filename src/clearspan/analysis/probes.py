@@ -102,7 +102,7 @@ def train_probe(
     classes, targets = _classes(read, labels, attention_mask)
     group_of = _groups(read, groups)
     fold_of = stratified_folds(targets, group_of, folds, seed)
-    drawn = [_control_labels(read, targets, group_of, control, seed + i) for i in range(controls)]
+    drawn = [control_labels(read, targets, group_of, control, seed + i) for i in range(controls)]
     every = torch.stack([targets, *drawn])
     probes, predicted = [], []
     for done, point in enumerate(names):
@@ -193,13 +193,14 @@ def _groups(read: Activations, groups: Sequence[Hashable] | None) -> Int[Tensor,
     return torch.tensor([numbers[given[row]] for row, _ in read.places])
 
 
-def _control_labels(
+def control_labels(
     read: Activations,
     targets: Int[Tensor, "example"],
     groups: Int[Tensor, "example"],
     control: ProbeControl,
     seed: int,
 ) -> Int[Tensor, "example"]:
+    """Returns one draw of the control's labels; `control` says of which, as for `train_probe`."""
     generator = torch.Generator().manual_seed(seed)
     if control == "by_token":
         tokens = torch.tensor([read.texts[row][position] for row, position in read.places])

@@ -116,7 +116,7 @@ def base_run(
     Args:
         bridge: The model.
         given: Its input; no KV cache.
-        layers: Layers whose residual stream is kept; `n_layers` for the last one.
+        layers: Layers whose residual stream is kept, one or more; `n_layers` for the last one.
         hooks: Forward hooks of this run, whose effect is part of it.
         with_prefix: Whether keys and values are kept.
     """
@@ -137,7 +137,7 @@ def base_run(
             (None, None),
             "logits",
             False,
-            names_filter=list(names.values()) or None,
+            names_filter=list(names.values()),
             device=None,
             pos_slice=None,
             incl_bwd=False,

@@ -591,9 +591,11 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
             >>> import clearspan
             >>> bridge = clearspan.boot("tiny-bigcode")
             >>> bridge.plan_cache((4, 128), ["blocks.0.attn.hook_q", "blocks.0.attn.hook_v", "hook_logits"])
-            CachePlan: 3 entries, 2.6 MiB kept; batch 4, pos 128
-            name                  layers  axes                                   kept     look-ups
-            blocks.{l}.attn.hook_q  0       [batch 4, pos 128, head 8, d_head 32]
+            CachePlan: 3 entries, 8.6 MiB kept; batch 4, pos 128
+            name                    layers  axes                                      kept
+            blocks.{l}.attn.hook_q  0       [batch 4, pos 128, head 8, d_head 32]     640.0 KiB
+            blocks.{l}.attn.hook_v  0       [batch 4, pos 128, kv_head 1, d_head 32]  shared
+            hook_logits                     [batch 4, pos 128, d_vocab 4096]          8.0 MiB
         """
         return caching.plan_cache(self, input_shape, names_filter, pos_slice, device)
 

@@ -5,22 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import safetensors
 import torch
-from jaxtyping import Float, Int
-from safetensors.torch import save_file
+from jaxtyping import Int
 from torch import Tensor
 
 from clearspan.bridge.continuation import BaseRun, base_run
-from clearspan.bridge.free_memory import free_bytes
 from clearspan.bridge.inputs import Input, as_tensor, prepare
 from clearspan.bridge.intervening import hooks_of, sites_of
 from clearspan.bridge.sources import MaskedInput, Source, gathered, input_of
 from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Intervention
+from clearspan.sweep import files
 from clearspan.sweep.execution import Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, versions
+from clearspan.sweep.findings import Findings
 from clearspan.sweep.grid import Grid
+from clearspan.sweep.memory import bytes_of_base, bytes_per_row, bytes_per_token, half_of_free
 from clearspan.sweep.metrics import Context, LogitMetric, Metric
 from clearspan.sweep.plan import Cell, Costs, Sizes, SweepPlan, Tile, tiles_of
 from clearspan.sweep.progress import progress_bar
@@ -29,10 +29,6 @@ from clearspan.sweep.result import SweepResult
 
 if TYPE_CHECKING:
     from clearspan.bridge import TransformerBridge
-
-FORMAT = "clearspan sweep 1"
-UNKNOWN_MEMORY = 2**32
-"""Bytes that a batch may take where the device does not say what is free."""
 
 
 class Sweep:
@@ -53,6 +49,9 @@ class Sweep:
             padding), a cache, or tensors by point's name.
         background: Interventions that are made in every cell, and in the run that is changed.
         attention_mask: Of an input of token ids with padding.
+
+    Attributes:
+        findings: What was found so far.
 
     Example:
         >>> import clearspan
@@ -87,10 +86,7 @@ class Sweep:
         self.mask = mask if attention_mask is None else attention_mask.to(tokens.device)
         self._background = tuple(sites_of(bridge, background, tokens.shape[1]))
         self._cells = self._laid()
-        self._values: dict[str, Float[Tensor, "cell row"]] = {}
-        self._done = torch.zeros(len(self._cells), dtype=torch.bool)
-        self._base: dict[str, Tensor] = {}
-        self._source_values: dict[str, dict[str, Tensor]] = {}
+        self.findings = Findings.none(len(self._cells))
 
     def _laid(self) -> tuple[Cell, ...]:
         layer_of = self.bridge.index.layer_of
@@ -119,27 +115,20 @@ class Sweep:
         Args:
             memory: Bytes that a batch may take; by default half of what is free.
         """
-        return self._planned(memory, [cell for cell in self._cells if not self._done[cell.number]])
-
-    def _planned(self, memory: int | None, cells: Sequence[Cell]) -> SweepPlan:
+        cells = [cell for cell in self._cells if not self.findings.done[cell.number]]
         rows, length = self.tokens.shape
-        cfg, readings = self.bridge.cfg, self._readings(Context())
-        item, n_kv_heads = torch.finfo(cfg.dtype).bits // 8, cfg.n_key_value_heads or cfg.n_heads
-        kv_width = 2 * n_kv_heads * cfg.d_head
-        names = [site.name for cell in cells for site in (*cell.sites, *self._background)]
-        is_watched = any("hook_pattern" in name or "hook_attn_scores" in name for name in names)
-        per_token = (
-            item * (8 * cfg.d_model + 3 * cfg.d_mlp + 2 * cfg.n_heads * cfg.d_head + 2 * kv_width)
-            + is_watched * 3 * item * cfg.n_heads * length
+        cfg, readings, has_prefix = self.bridge.cfg, self._readings(Context()), not self.whole
+        names = {site.name for cell in cells for site in (*cell.sites, *self._background)}
+        sizes = Sizes(
+            rows,
+            length,
+            cfg.n_layers,
+            bytes_per_token(cfg, length, names),
+            bytes_per_row(cfg, length, readings, has_prefix=has_prefix),
+            half_of_free(self.bridge.device) if memory is None else memory,
         )
-        columns = cfg.d_vocab if readings.tokens is None else len(readings.tokens)
-        logit_bytes = len(readings.positions) * columns * (2 * item + 4)
-        prefix = 0 if self.whole else length * kv_width * cfg.n_layers
-        starts = {max(cell.start, 0) for cell in cells}
-        base = rows * item * (prefix + length * (len(starts) * cfg.d_model + cfg.d_vocab))
-        free = _half_of_free(self.bridge.device) if memory is None else memory
-        # The prefix is copied for each row of a batch in one layer at a time.
-        sizes = Sizes(rows, length, cfg.n_layers, per_token, logit_bytes + item * length * kv_width, free)
+        depths = len({max(cell.start, 0) for cell in cells})
+        base = bytes_of_base(cfg, rows, length, depths, has_prefix=has_prefix)
         tiles = tiles_of(cells, sizes, Costs.of(self.bridge.device)) if cells else ()
         return SweepPlan(tiles, sizes, base, self.whole, readings.describe(cfg.d_vocab))
 
@@ -175,16 +164,17 @@ class Sweep:
                     if values is None:
                         left += reversed(tile.halves())
                         continue
-                    self._keep(tile, values)
+                    self.findings.keep([cell.number for cell in tile.cells], values)
                     advance(len(tile.cells))
         return self.result()
 
     def result(self) -> SweepResult:
         """Returns the metrics of the cells that were run; NaN for the others."""
-        if not self._values:
+        found = self.findings
+        if not found.values:
             raise InvalidArgumentError("no cell was run", fix="sweep.run()")
-        shaped = {name: values.unflatten(0, self.grid.shape) for name, values in self._values.items()}
-        return SweepResult(shaped, self._base, self._source_values, dict(self.grid.axes))
+        shaped = {name: values.unflatten(0, self.grid.shape) for name, values in found.values.items()}
+        return SweepResult(shaped, found.base, found.sources, dict(self.grid.axes))
 
     @torch.no_grad()
     def check(self, cells: int = 8, seed: int = 0) -> float:
@@ -196,7 +186,7 @@ class Sweep:
         """
         found = self.result()
         chosen = torch.randperm(len(self._cells), generator=torch.Generator().manual_seed(seed))[:cells]
-        readings = self._readings(self._context(self._base_run([], with_prefix=False), {}))
+        readings = self._readings(self._context(self._base_run([self.bridge.cfg.n_layers], with_prefix=False), {}))
         worst = 0.0
         for number in chosen.tolist():
             interventions = [*self.background, *self.grid.cells[number]]
@@ -262,14 +252,14 @@ class Sweep:
         context = Context(self.tokens, self.mask, references)
         sources: dict[str, tuple[Tensor, Context]] = {}
         for name, (tokens, mask) in self._source_inputs().items():
-            if tokens.shape == self.tokens.shape and (name in wanted or name not in self._source_values):
+            if tokens.shape == self.tokens.shape and (name in wanted or name not in self.findings.sources):
                 logits = known[name] if name in known else self.bridge(tokens, attention_mask=mask)
                 sources[name] = logits, Context(tokens, mask, references)
                 if name in wanted:
                     references[name] = logits
-        self._base = self._all_measured(base.logits, context)
+        self.findings.base = self._all_measured(base.logits, context)
         for name, (logits, own) in sources.items():
-            self._source_values[name] = self._all_measured(logits, own)
+            self.findings.sources[name] = self._all_measured(logits, own)
         return context
 
     def _all_measured(self, logits: Tensor, context: Context) -> dict[str, Tensor]:
@@ -282,14 +272,6 @@ class Sweep:
         """Returns the sources that were given as inputs, as ids and masks."""
         found = {name: input_of(self.bridge, source) for name, source in self.sources.items()}
         return {name: given for name, given in found.items() if given is not None}
-
-    def _keep(self, tile: Tile, values: Mapping[str, Float[Tensor, "cell row"]]) -> None:
-        numbers = [cell.number for cell in tile.cells]
-        for name, found in values.items():
-            if name not in self._values:
-                self._values[name] = found.new_full((len(self._cells), found.shape[1]), torch.nan)
-            self._values[name][numbers] = found
-        self._done[numbers] = True
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -320,16 +302,7 @@ class Sweep:
 
     def save(self, path: str | Path) -> None:
         """Writes the experiment and what was found so far to one safetensors file."""
-        tensors = {f"values.{name}": values for name, values in self._values.items()}
-        tensors |= {f"base.{name}": values for name, values in self._base.items()}
-        tensors |= {
-            f"source.{name}.{metric}": values
-            for name, metrics in self._source_values.items()
-            for metric, values in metrics.items()
-        }
-        tensors["done"] = self._done
-        metadata = {"format": FORMAT, "experiment": self.experiment().to_json()}
-        save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata)
+        files.save(self, path)
 
     @classmethod
     def of(cls, experiment: Experiment, bridge: "TransformerBridge") -> Self:
@@ -358,25 +331,9 @@ class Sweep:
         Raises:
             InvalidArgumentError: The file is no sweep, or was made for another model.
         """
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise InvalidArgumentError(
-                    f"{Path(path).name} is no sweep", expected=f"a file written by Sweep.save, of format {FORMAT!r}"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        sweep = cls.of(Experiment.from_json(metadata["experiment"]), bridge)
-        sweep._done = tensors.pop("done")
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            match kind:
-                case "values":
-                    sweep._values[rest] = tensor
-                case "base":
-                    sweep._base[rest] = tensor
-                case _:
-                    source, _, metric = rest.partition(".")
-                    sweep._source_values.setdefault(source, {})[metric] = tensor
+        experiment, findings = files.load(path)
+        sweep = cls.of(experiment, bridge)
+        sweep.findings = findings
         return sweep
 
 
@@ -393,11 +350,6 @@ def _named(metric: Metric | Mapping[str, Metric]) -> dict[str, Metric]:
             "a sweep measures a metric", expected="a function of logits, a LogitMetric, or several by name"
         )
     return found
-
-
-def _half_of_free(device: torch.device) -> int:
-    free = free_bytes(device)
-    return UNKNOWN_MEMORY if free is None else free // 2
 
 
 def _unless_memory_is_short(execution: Execution, tile: Tile) -> dict[str, Tensor] | None:

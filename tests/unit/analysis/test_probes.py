@@ -5,9 +5,11 @@ from tests.zoo import build
 
 import clearspan
 from clearspan.analysis import Probes, logistic, train_probe
+from clearspan.analysis.activations import Activations
 from clearspan.analysis.folds import stratified_folds
 from clearspan.analysis.logistic import logistic_weights
 from clearspan.analysis.probe_design import Design, predicted_held_out
+from clearspan.analysis.probes import control_labels
 from clearspan.errors import InvalidArgumentError
 
 VARIANTS = ["gpt_bigcode", "gemma2", "mixtral", "falcon", "opt post-norm"]
@@ -226,13 +228,27 @@ def test_labels_by_token_are_known_by_who_knows_tokens(random_model):
     assert list(by_token.columns())[-1] == "control (by token)"
 
 
-def test_shuffled_labels_go_from_group_to_group(random_model):
-    tokens, groups = ids(12, 4), [f"source {i // 3}" for i in range(12)]
-    labels = ["a", "a", "a", "b", "b", "b", "a", "a", "a", "b", "b", "b"]
-    found = train_probe(random_model, tokens, labels, layers=0, folds=2, groups=groups, controls=0)
+def test_groups_given_stay_together(random_model):
+    groups = [f"source {i // 3}" for i in range(12)]
+    found = train_probe(
+        random_model, ids(12, 4), ["a", "a", "a", "b", "b", "b"] * 2, folds=2, groups=groups, controls=0
+    )
     assert found.groups.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     for group in range(4):
         assert len(found.folds[found.groups == group].unique()) == 1
+
+
+def test_shuffled_labels_go_between_groups_where_each_has_one_label():
+    read = Activations({}, tuple((row, 0) for row in range(12)), ((7,),) * 12)
+    groups, targets = torch.arange(12) // 3, torch.tensor([0, 0, 0, 1, 1, 1] * 2)
+    drawn = torch.stack([control_labels(read, targets, groups, "shuffled", seed) for seed in range(20)])
+    assert (drawn.sum(-1) == 6).all()
+    assert (drawn.view(20, 4, 3) == drawn.view(20, 4, 3)[:, :, :1]).all()
+    assert len(drawn.unique(dim=0)) > 3
+    of_examples = torch.tensor([0, 1, 0, 1, 1, 1] * 2)
+    drawn = torch.stack([control_labels(read, of_examples, groups, "shuffled", seed) for seed in range(20)])
+    assert (drawn.sum(-1) == 8).all()
+    assert (drawn.view(20, 4, 3) != drawn.view(20, 4, 3)[:, :, :1]).any()
 
 
 def test_several_classes_texts_and_a_point_of_several_axes(embedded):

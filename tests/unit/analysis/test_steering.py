@@ -488,6 +488,18 @@ def test_padded_texts_are_each_alone_and_the_loss_is_what_is_measured_by_default
     assert both.metric == "next-token loss in nats"
 
 
+@torch.no_grad()
+def test_padding_on_the_left_is_not_seen(random_bridge):
+    bridge, tokens = random_bridge, ids(2, 6, seed=9)
+    mask = torch.ones_like(tokens)
+    mask[0, :2] = 0
+    vector = a_vector(bridge, POINT, size=3.0)
+    both = steering_sweep(bridge, vector, tokens, last_logit, strengths=[1.0], controls=0, attention_mask=mask)
+    alone = steering_sweep(bridge, vector, tokens[:1, 2:], last_logit, strengths=[1.0], controls=0)
+    torch.testing.assert_close(both.per_row[0], alone.per_row[0], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(both.clean[0], alone.clean[0], rtol=1e-4, atol=1e-3)
+
+
 def test_what_comes_before_the_point_is_not_run_again(embedded, tokens):
     vector, ran = a_vector(embedded, "blocks.3.hook_resid_post"), []
     handles = [

@@ -187,7 +187,7 @@ def test_a_stored_sweep_goes_on_and_gives_the_same_figures(bridge, tokens, other
     again = Sweep.of(Experiment.from_json(sweep.experiment().to_json()), bridge).run(progress=False)
     for name in metrics:
         assert torch.equal(again.of(name), whole.of(name))
-    sweep._done[4:] = False
+    sweep.findings.done[4:] = False
     sweep.save(tmp_path / "sweep.safetensors")
     loaded = Sweep.load(tmp_path / "sweep.safetensors", bridge)
     assert loaded.plan().cells == 17

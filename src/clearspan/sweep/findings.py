@@ -1,0 +1,66 @@
+"""What a sweep has found so far: metrics of the cells that were run, of the base run, and of the sources."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+ByMetric = dict[str, Float[Tensor, "row"]]
+
+
+@dataclass
+class Findings:
+    """Metrics by name, on the CPU.
+
+    Attributes:
+        done: Which cells were run.
+        values: Of the cells; NaN in those that were not run.
+        base: Of the run that is changed.
+        sources: Of source runs, by the run's name.
+    """
+
+    done: Bool[Tensor, "cell"]
+    values: dict[str, Float[Tensor, "cell row"]] = field(default_factory=dict)
+    base: ByMetric = field(default_factory=dict)
+    sources: dict[str, ByMetric] = field(default_factory=dict)
+
+    @classmethod
+    def none(cls, cells: int) -> Self:
+        """Returns findings of which there are none yet."""
+        return cls(torch.zeros(cells, dtype=torch.bool))
+
+    def keep(self, numbers: Sequence[int], values: Mapping[str, Float[Tensor, "cell row"]]) -> None:
+        """Keeps the metrics of some cells."""
+        for name, found in values.items():
+            if name not in self.values:
+                self.values[name] = found.new_full((len(self.done), found.shape[1]), torch.nan)
+            self.values[name][list(numbers)] = found
+        self.done[list(numbers)] = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all as tensors by one name each."""
+        named = {f"values/{name}": values for name, values in self.values.items()}
+        named |= {f"base/{name}": values for name, values in self.base.items()}
+        named |= {
+            f"source/{source}/{name}": values
+            for source, found in self.sources.items()
+            for name, values in found.items()
+        }
+        return {name: tensor.clone() for name, tensor in {**named, "done": self.done}.items()}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Returns the findings of their tensors."""
+        found = cls(tensors["done"])
+        for name, tensor in tensors.items():
+            match name.split("/", 2):
+                case ["values", metric]:
+                    found.values[metric] = tensor
+                case ["base", metric]:
+                    found.base[metric] = tensor
+                case ["source", source, metric]:
+                    found.sources.setdefault(source, {})[metric] = tensor
+        return found
