@@ -38,7 +38,9 @@ def test_bytes_and_shapes_are_those_of_the_run(names, shape, bridge):
     assert 4 * choose(bridge, names).bound.numbers(Terms.of(shape, None, None)) >= cache.nbytes
 
 
-@pytest.mark.parametrize("terms", [{"pos_slice": -1}, {"device": "meta"}, {"pos_slice": [0, 3], "device": "meta"}], ids=str)
+@pytest.mark.parametrize(
+    "terms", [{"pos_slice": -1}, {"device": "meta"}, {"pos_slice": [0, 3], "device": "meta"}], ids=str
+)
 def test_of_positions_and_elsewhere(terms, bridge):
     plan, cache = bridge.plan_cache((2, 7), **terms), run(bridge, (2, 7), **terms)
     assert plan.total_bytes == cache.nbytes
@@ -52,7 +54,9 @@ def test_the_model_is_untouched(bridge):
 
     def state():
         tensors = (*model.named_parameters(), *model.named_buffers())
-        return {name: (id(tensor), tensor._version) for name, tensor in tensors}, [set(vars(m)) for m in model.modules()]
+        return {name: (id(tensor), tensor._version) for name, tensor in tensors}, [
+            set(vars(m)) for m in model.modules()
+        ]
 
     before = state()
     bridge.plan_cache((2, 7), "hook_logits")

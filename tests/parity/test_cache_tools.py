@@ -22,6 +22,8 @@ MORE = {
     "gemma2 without a cap": ("gemma2", {"final_logit_softcapping": None}),
     "llama tied": ("llama", {"tie_word_embeddings": True}),
     "gpt2 untied": ("gpt2", {"tie_word_embeddings": False}),
+    "granite biases": ("granite", {"attention_bias": True, "mlp_bias": True}),
+    "gemma2 biases": ("gemma2", {"attention_bias": True}),
 }
 EVERY = [*MODELS, *MORE]
 
@@ -83,19 +85,16 @@ def assert_are_parts(found: Tensor, parts: Tensor, bias: Tensor | None, added: T
     assert_near(found[:, is_sound], (parts * (added / whole))[:, is_sound])
 
 
-DEPTHS = [(0, False), (0, True), (1, True), (2, False), (3, False), (3, True), (-1, False), (None, False)]
-
-
 @torch.no_grad()
-@pytest.mark.parametrize(("layer", "mlp_input"), DEPTHS)
-def test_decompositions_sum_to_the_residual_stream(layer, mlp_input, summed):
-    expected = stream(summed, 3 if layer in (-1, None) else layer, mlp_input)
+def test_decompositions_sum_to_the_residual_stream(summed):
     cache = summed.cache
-    whole = cache.get_full_resid_decomposition(layer, mlp_input, expand_neurons=False)
-    for parts in (
-        cache.decompose_resid(layer, mlp_input), cache.get_full_resid_decomposition(layer, mlp_input), whole
-    ):  # fmt: skip
-        assert_near(parts.sum(0), expected)
+    for layer, mlp_input in ((0, False), (0, True), (1, True), (2, False), (3, False), (-1, True), (None, False)):
+        expected = stream(summed, 3 if layer in (-1, None) else layer, mlp_input)
+        assert_near(cache.decompose_resid(layer, mlp_input).sum(0), expected)
+        for expands in (True, False):
+            parts, labels = cache.get_full_resid_decomposition(layer, mlp_input, expands, return_labels=True)
+            assert_near(parts.sum(0), expected)
+            assert len(labels) == len(set(labels)) == len(parts)
 
 
 @torch.no_grad()
@@ -169,27 +168,25 @@ def test_neurons_are_their_activations_times_their_output_weights(summed):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("layer", "mlp_input"), [(0, False), (1, True), (2, False), (3, False)])
-def test_through_a_norm_components_sum_to_its_output_less_its_bias(layer, mlp_input, summed):
+def test_through_a_norm_components_sum_to_its_output_less_its_bias(summed):
     bridge, cache = summed.bridge, summed.cache
-    if layer == 3:
+    for layer, mlp_input in ((0, False), (1, True), (2, False), (3, False)):
         reader = vars(bridge).get("ln_final")
-    else:
-        block = bridge.blocks[layer]
-        name = "ln2" if mlp_input and not (block.is_parallel and "ln2" not in block.submodules) else "ln1"
-        reader = block.submodules.get(name)
-    expected = stream(summed, layer, mlp_input)
-    if reader is not None:
-        bias = reader.bias_or_none()
-        output = reader.module(expected)
-        expected = output if bias is None else output - bias
-    assert_near(cache.decompose_resid(layer, mlp_input, apply_ln=True).sum(0), expected)
-    assert_near(cache.get_full_resid_decomposition(layer, mlp_input, apply_ln=True).sum(0), expected)
-    parts = cache.decompose_resid(layer, mlp_input)
-    assert_near(cache.apply_ln_to_stack(parts, layer, mlp_input).sum(0), expected)
-    whole = cache.accumulated_resid(layer, mlp_input=mlp_input)
-    assert_near(cache.apply_ln_to_stack(whole, layer, mlp_input, recompute_ln=True)[-1], expected)
-    assert_near(cache.accumulated_resid(layer, mlp_input=mlp_input, apply_ln=True)[-1], expected)
+        if layer < 3:
+            block = bridge.blocks[layer]
+            is_shared = block.is_parallel and "ln2" not in block.submodules
+            reader = block.submodules.get("ln2" if mlp_input and not is_shared else "ln1")
+        expected = stream(summed, layer, mlp_input)
+        if reader is not None:
+            bias = reader.bias_or_none()
+            output = reader.module(expected)
+            expected = output if bias is None else output - bias
+        parts, whole = cache.decompose_resid(layer, mlp_input), cache.accumulated_resid(layer, mlp_input=mlp_input)
+        assert_near(cache.apply_ln_to_stack(parts, layer, mlp_input).sum(0), expected)
+        assert_near(cache.decompose_resid(layer, mlp_input, apply_ln=True).sum(0), expected)
+        assert_near(cache.get_full_resid_decomposition(layer, mlp_input, apply_ln=True).sum(0), expected)
+        assert_near(cache.apply_ln_to_stack(whole, layer, mlp_input, recompute_ln=True)[-1], expected)
+        assert_near(cache.accumulated_resid(layer, mlp_input=mlp_input, apply_ln=True)[-1], expected)
 
 
 def assert_logits_are_attributed(run: Run, tolerance: float = EXACT) -> None:
@@ -223,6 +220,25 @@ def test_attributions_and_the_constant_sum_to_logits(summed):
 @pytest.mark.parametrize("variant", [variant for variant in EVERY if variant not in NO_SUM])
 def test_they_do_so_on_processed_weights(variant):
     assert_logits_are_attributed(made(variant, processed=True))
+
+
+@torch.no_grad()
+def test_a_bias_of_the_unembedding_is_scaled_as_logits_are():
+    bridge = clearspan.boot(build("granite"))
+    bridge.hf_model.lm_head.bias = torch.nn.Parameter(torch.randn(97, generator=torch.Generator().manual_seed(5)))
+    tokens = torch.randint(1, 97, (2, 6))
+    assert_logits_are_attributed(Run(bridge, tokens, *bridge.run_with_cache(tokens)))
+
+
+@torch.no_grad()
+def test_a_bias_of_a_projection_before_the_unembedding_is_in_the_constant():
+    bridge = clearspan.boot(build("opt post-norm"))
+    bias = torch.nn.Parameter(torch.randn(32, generator=torch.Generator().manual_seed(5)))
+    bridge.hf_model.model.decoder.project_out.bias = bias
+    tokens = torch.randint(1, 97, (2, 6))
+    logits, cache = bridge.run_with_cache(tokens)
+    found = cache.logit_attrs(cache.accumulated_resid()[-1:], 5)[0] + cache.logit_constant(5)
+    assert_near(found, logits[..., 5])
 
 
 @torch.no_grad()

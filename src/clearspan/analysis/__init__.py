@@ -53,6 +53,7 @@ from .max_activating_result import MaxActivatingExample as MaxActivatingExample
 from .max_activating_result import MaxActivatingExamples as MaxActivatingExamples
 from .metric import Metric as Metric
 from .metric import next_token_loss as next_token_loss
+from .path_patching import path_patching as path_patching
 from .predictions import NotFiniteError as NotFiniteError
 from .predictions import Predictions as Predictions
 from .predictions import predictions as predictions

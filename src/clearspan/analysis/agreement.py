@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clearspan.errors import InvalidArgumentError
 from clearspan.plots.charts import lines
 from clearspan.results import Columns, Result
 
@@ -66,17 +67,17 @@ class Agreement(Result):
 
     @property
     def summary(self) -> str:
-        """The correlations and the largest error, in one line."""
-        cells = f"{len(self.labels)} of {self.total} cells" if len(self.labels) < self.total else "all cells"
+        """The correlations and the largest error."""
+        cells = "all cells" if len(self.labels) == self.total else f"{len(self.labels)} of {self.total} cells"
         return (
             f"with exact patching of {cells}: Pearson {self.pearson:.3f}, Spearman {self.spearman:.3f}, "
-            f"largest error {self.largest_error:.3g} at {self.worst} (largest exact effect {self.exact.abs().max():.3g})"
+            f"largest error {self.largest_error:.3g} of effects up to {self.exact.abs().max():.3g}"
         )
 
     @property
     def title(self) -> str:
         """What was compared, and how it agrees."""
-        return f"the approximation {self.summary}"
+        return f"the approximation compared {self.summary}, at {self.worst}"
 
     def columns(self) -> Columns:
         """Returns one row for each cell."""
@@ -96,7 +97,7 @@ def pearson(values: Float[Tensor, "cell"], others: Float[Tensor, "cell"]) -> flo
     """Returns Pearson's correlation of two series, computed in float64; NaN where one is constant.
 
     Example:
-        >>> pearson(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0, 3.0, 1.0]))
+        >>> round(pearson(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0, 3.0, 1.0])), 6)
         -1.0
     """
     one, other = (series.double() - series.double().mean() for series in (values, others))
@@ -112,3 +113,21 @@ def ranks(values: Float[Tensor, "cell"]) -> Float[Tensor, "cell"]:
     """
     _, group, counts = values.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts - 1) / 2)[group]
+
+
+def sampled(total: int, count: int | None, seed: int) -> list[int]:
+    """Returns the numbers of some cells of all, chosen at random and in order; all of them for None.
+
+    Example:
+        >>> sampled(5, None, seed=0), len(sampled(5, 2, seed=0))
+        ([0, 1, 2, 3, 4], 2)
+    """
+    if count is not None and count < 2:
+        raise InvalidArgumentError("no correlation can be known", expected="two cells or more", got=str(count))
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
+    return chosen.sort().values.tolist()
+
+
+def compared(agreement: Agreement | None) -> str:
+    """Returns how an approximation agrees with exact patching, or that nobody has looked."""
+    return "not compared with exact patching" if agreement is None else agreement.summary

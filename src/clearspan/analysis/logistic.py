@@ -80,7 +80,7 @@ def _solved(
 ) -> Float[Tensor, "labeling class width"]:
     """Returns `x` with `product(x)` near `right`, by conjugate gradients from 0.
 
-    What is left has at most a tenth of the norm of `right`, or less the smaller that is, but need not be below `enough`.
+    What is left has at most a tenth of the norm of `right`, less the smaller that is, and need not be below `enough`.
     """
     found, residual, direction = torch.zeros_like(right), right, right
     size = start = _inner(right, right)

@@ -118,6 +118,10 @@ class PatchingPair:
         """What is measured, in words."""
         return self.metric.kind.replace("_", " ") if isinstance(self.metric, LogitMetric) else "the metric"
 
+    def described(self, base: Float[Tensor, "row"], source: Float[Tensor, "row"]) -> str:
+        """Returns the metric of both runs, in words."""
+        return f"{self.base_name} run {base.mean():.4f}, {self.source_name} run {source.mean():.4f}"
+
     # --- runs --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -95,7 +95,10 @@ def check_room(
 
 
 def _without_state(bridge: "TransformerBridge", given: ModelInput) -> dict[str, Any]:
-    """Returns a run's keywords for its rehearsal: without the KV cache, which must not be extended."""
+    """Returns a run's keywords for its rehearsal: without the KV cache, which must not be extended.
+
+    What a run on a KV cache keeps of the positions in it is not counted.
+    """
     kwargs = {name: value for name, value in given.kwargs.items() if name != "past_key_values"}
     if "inputs_embeds" in kwargs:  # a residual stream, where a run starts at a layer, may have another width
         shape = *kwargs["inputs_embeds"].shape[:2], bridge.embed.width
@@ -131,7 +134,7 @@ def _too_large(plan: CachePlan, free: int, devices: Sequence[str]) -> CacheTooLa
     fewer = "keep fewer points with names_filter, or fewer positions with pos_slice"
     return CacheTooLargeError(
         "the cache does not fit in memory; nothing was run",
-        expected=f"at most {bytes_as_text(free)}, which {', '.join(devices)} has free",
+        expected=f"at most {bytes_as_text(free)}, which is free on {', '.join(devices)}",
         got=f"{bytes_as_text(plan.total_bytes)} for batch {plan.rows}, pos {plan.positions}",
         reason=f"the largest are {largest}",
         fix=fewer if devices == ["cpu"] else f"{fewer}, or keep it in main memory with device='cpu'",

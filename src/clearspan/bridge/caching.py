@@ -30,7 +30,7 @@ REMEMBERED = 64
 """Filters whose choices a bridge remembers."""
 
 Scalar = Callable[[Tensor], Tensor]
-"""From the logits of a run to the number whose gradients are wanted."""
+"""From what a run returns, logits or a residual stream, to the number whose gradients are wanted."""
 
 
 def run_with_cache(
@@ -57,7 +57,9 @@ def run_with_cache(
     gradients: Mapping[str, Tensor] = {}
     if incl_bwd:
         scalar = incl_bwd if callable(incl_bwd) else None
-        output, gradients = _run_backward(bridge, given, segment, return_type, loss_per_token, choice, recording, scalar)
+        output, gradients = _run_backward(
+            bridge, given, segment, return_type, loss_per_token, choice, recording, scalar
+        )
     else:
         with bridge.taps.record(choice.points.values(), choice.plan, recording):
             output = run(bridge, given, segment, return_type, loss_per_token)
@@ -134,7 +136,7 @@ def _run_backward(
     scalar: Scalar | None,
 ) -> tuple[Output, dict[str, Tensor]]:
     check_return_type(return_type)
-    if segment[1] is not None or loss_per_token:
+    if (segment[1] is not None and scalar is None) or loss_per_token:
         raise InvalidArgumentError("incl_bwd=True needs a scalar loss", got="stop_at_layer or loss_per_token")
     if recording.has_transform:
         raise InvalidArgumentError("incl_bwd=True keeps whole tensors where they are", got="pos_slice or device")
@@ -159,7 +161,7 @@ def _run_backward(
     logits, loss = output if isinstance(output, tuple) else (output, None)
     assert logits is not None, "both return types have logits"
     total = loss if scalar is None else _number(scalar(logits))
-    assert total is not None, "without a function of the logits it is the loss"
+    assert total is not None, "without a function it is the loss"
     ends = [(name, what) for name, there in found.items() for what in there]
     tensors = [what.output if isinstance(what, Arrival) else what for _, what in ends]
     at_ends = torch.autograd.grad(total, tensors, allow_unused=True)
@@ -180,17 +182,17 @@ def _run_backward(
 
 
 def _number(found: object) -> Tensor:
-    """Returns what a function of the logits gave, if it is one number that depends on them."""
+    """Returns what a function of a run's output gave, if it is one number that depends on it."""
     if not isinstance(found, Tensor) or found.numel() != 1:
         raise InvalidArgumentError(
             "gradients are those of one number",
-            expected="incl_bwd=function, from logits to a tensor of one number",
+            expected="incl_bwd=function, from what the run returns to a tensor of one number",
             got=f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__,
         )
     if not found.requires_grad:
         raise InvalidArgumentError(
-            "the function of the logits has no gradient",
-            reason="what it returns does not depend on the logits by differentiable operations",
+            "the function of what the run returns has no gradient",
+            reason="its number does not depend on that by differentiable operations",
             fix="a smooth function, such as a logit, a log-probability or a loss, under torch.enable_grad()",
         )
     return found

@@ -26,7 +26,10 @@ def free_bytes(device: torch.device) -> int | None:
 def _of_system(root: Path) -> Iterator[int]:
     path = root / "proc/meminfo"
     if path.exists():
-        sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in path.read_text().splitlines())}
+        sizes = {
+            name: int(rest.split()[0])
+            for name, _, rest in (line.partition(":") for line in path.read_text().splitlines())
+        }
         yield 1024 * (sizes["MemAvailable"] + sizes["SwapFree"])
 
 

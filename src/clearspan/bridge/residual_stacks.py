@@ -118,14 +118,12 @@ def full(cache: CacheLookup, depth: int, *, mlp_input: bool, expand_neurons: boo
     with_heads = range(depth + _goes_to_middle(cache, depth, mlp_input))
     has_neurons = [expand_neurons and isinstance(block.mlp, MLPBridge) for block in cache.bridge.blocks[:depth]]
     divided = [layer for layer in range(depth) if has_neurons[layer]]
-    rest = {f"{layer}_mlp_out": f"blocks.{layer}.hook_mlp_out" for layer in range(depth) if not has_neurons[layer]}
-    parts = [projected(_stacked(cache, {**rest, **_embeddings(cache)}), directions)]
-    if divided:
-        parts.insert(0, neurons(cache, divided, None, directions))
-    if with_heads:
-        by_head = heads(cache, with_heads)
-        parts.insert(0, projected(by_head, directions))
-        parts += [projected(stack, directions) for stack in _biases(cache, with_heads, divided, by_head.values[0])]
+    whole = {f"{layer}_mlp_out": f"blocks.{layer}.hook_mlp_out" for layer in range(depth) if not has_neurons[layer]}
+    rest = _stacked(cache, {**whole, **_embeddings(cache)})
+    parts = [projected(heads(cache, with_heads), directions)] if with_heads else []
+    parts += [neurons(cache, divided, None, directions)] if divided else []
+    parts += [projected(rest, directions)]
+    parts += [projected(bias, directions) for bias in _biases(cache, with_heads, divided, like=rest.values[0])]
     return Stack.joined(parts)
 
 

@@ -47,7 +47,7 @@ def input_of(bridge: "TransformerBridge", source: Source) -> tuple[Tensor, Tenso
 
 @dataclass
 class Sources:
-    """Values of named runs, and what actions make of them. Each is computed once.
+    """Values of named runs, and what actions make of them, which is computed once.
 
     Args:
         values: By the run's name, its values by hook point's name.
@@ -70,12 +70,14 @@ class Sources:
         if run is None:
             return None
         key = (site.name, site.action)
-        if key not in self._prepared:
-            values = self.values[run][site.name]
-            prepared = site.action.prepared(values, site.axes, self.masks.get(run))
-            self._check(prepared, site)
+        if key in self._prepared:
+            return self._prepared[key]
+        values = self.values[run][site.name]
+        prepared = site.action.prepared(values, site.axes, self.masks.get(run))
+        self._check(prepared, site)
+        if prepared is not values:
             self._prepared[key] = prepared
-        return self._prepared[key]
+        return prepared
 
     def _check(self, values: Tensor, site: Site) -> None:
         sizes = dict(zip(site.axes, values.shape, strict=True))

@@ -504,7 +504,7 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
         names_filter: NamesFilter = None,
         device: torch.device | str | None = None,
         pos_slice: PosSlice = None,
-        incl_bwd: bool | Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, ""]] = False,
+        incl_bwd: bool | Callable[[Tensor], Float[Tensor, ""]] = False,
         remove_batch_dim: bool = False,
         return_type: ReturnType | None = "logits",
         loss_per_token: bool = False,
@@ -520,9 +520,9 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
             device: Where to keep it; by default where it is. Each value goes there as it appears, and the model's
                 device keeps none.
             pos_slice: Positions to keep: one, whose axis goes, `(start, stop[, step])`, a list, or a tensor of indices.
-            incl_bwd: Whether to keep gradients of the loss too, as `<name>_grad`; or a function from the logits to one
-                number, whose gradients are kept instead. No parameter's `grad` is touched, and what is returned is
-                detached.
+            incl_bwd: Whether to keep gradients of the loss too, as `<name>_grad`; or a function whose gradients are
+                kept instead: from the logits, or the residual stream where the run stops, to one number. No parameter's
+                `grad` is touched, and what is returned is detached.
             remove_batch_dim: Whether look-ups leave out the batch axis of one row.
             return_type: As for `forward`.
             loss_per_token: As for `forward`.
@@ -535,8 +535,8 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
             UnknownPointError: A name is unknown (one in a list is enough), or a predicate holds for none.
             PointNotReachedError: A name is in a part of the model that is not run.
             CacheTooLargeError: The cache is larger than the memory that is free; nothing was run.
-            InvalidArgumentError: With `incl_bwd`, a run that stops at a layer, or a function that does not give one
-                number with a gradient.
+            InvalidArgumentError: With `incl_bwd`, a loss by token or of a run that stops at a layer, a part of the
+                positions, or a function that does not give one number with a gradient.
 
         Example:
             >>> import clearspan

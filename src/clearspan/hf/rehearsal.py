@@ -46,27 +46,30 @@ def rehearse(
     Raises:
         UnplannableError: The forward asks for numbers that are not there, or runs a kernel that knows no shapes.
     """
-    copied = _without_numbers(model, experts)
-    plan = RecordingPlan.of(copied, places)
-    kept = {inside.module for inside in plan.insides}
-    # Attention that is not recorded is observed too, for no kernel to be called.
-    others = [module for module in copied.modules() if "config" in vars(module) and uses_interface(module)]
-    given = tree_map_only(Tensor, lambda tensor: tensor.to(META if tensor.is_floating_point() else CPU), dict(kwargs))
     try:
-        with contextlib.ExitStack() as stack:
-            for context in (torch.no_grad(), torch.random.fork_rng([]), ShapesAlone()):
-                stack.enter_context(context)
-            stack.enter_context(recording.hooks(plan, lambda: False))
-            stack.enter_context(observed({module: lambda call: call.run() for module in others if module not in kept}))
-            copied(**given)
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, ClearspanError):
-            raise
+        _run(_without_numbers(model, experts), places, recording, kwargs)
+    except ClearspanError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UnplannableError(
             "the shapes of this model's forward are not known without running it",
             where=type(model).__name__,
             reason=str(error).partition("\n")[0],
         ) from error
+
+
+def _run(copied: nn.Module, places: Iterable[Place], recording: Recording, kwargs: Mapping[str, Any]) -> None:
+    plan = RecordingPlan.of(copied, places)
+    kept = {inside.module for inside in plan.insides}
+    # Attention that is not recorded is observed too, for no kernel to be called.
+    others = [module for module in copied.modules() if "config" in vars(module) and uses_interface(module)]
+    given = tree_map_only(Tensor, lambda tensor: tensor.to(META if tensor.is_floating_point() else CPU), dict(kwargs))
+    with contextlib.ExitStack() as stack:
+        for context in (torch.no_grad(), torch.random.fork_rng([]), ShapesAlone()):
+            stack.enter_context(context)
+        stack.enter_context(recording.hooks(plan, lambda: False))
+        stack.enter_context(observed({module: lambda call: call.run() for module in others if module not in kept}))
+        copied(**given)
 
 
 class ShapesAlone(TorchDispatchMode):
@@ -103,7 +106,9 @@ def _on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_mix
 
 def _without_numbers(model: nn.Module, experts: Iterable[nn.Module]) -> nn.Module:
     """Returns a copy of a model whose tensors have only shapes, without anybody's hooks."""
-    memo: dict[int, Any] = {id(tensor): _twin(tensor) for tensor in itertools.chain(model.parameters(), model.buffers())}
+    memo: dict[int, Any] = {
+        id(tensor): _twin(tensor) for tensor in itertools.chain(model.parameters(), model.buffers())
+    }
     for module in model.modules():
         own = vars(module)
         memo |= {id(hooks): OrderedDict() for name, hooks in own.items() if name.endswith(_HOOKS)}

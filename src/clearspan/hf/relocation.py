@@ -8,7 +8,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class Copies:
-    """The copies made of the tensors of one forward, so that each is made once. It keeps no tensor alive but the copies.
+    """The copies made of one forward's tensors, so that each is made once. It keeps alive the copies alone.
 
     A tensor is known by its place in its storage, and by how often that was written.
 

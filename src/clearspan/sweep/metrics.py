@@ -99,7 +99,7 @@ class LogitDifference(LogitMetric):
         >>> import clearspan
         >>> bridge = clearspan.boot("tiny-bigcode")
         >>> metric = LogitDifference.between(bridge, " os", " sys")
-        >>> bool(metric(bridge("import os\nimport sys\nimport os\nimport")) > 0)
+        >>> bool(metric(bridge("import os\nimport")) > 0)
         True
     """
 

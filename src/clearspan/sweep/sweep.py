@@ -59,10 +59,10 @@ class Sweep:
         >>> from clearspan.sweep import LogitDifference, Sweep, grid
         >>> bridge = clearspan.boot("tiny-bigcode")
         >>> metric = LogitDifference.between(bridge, " os", " re")
-        >>> cells = grid("resid_pre", Patch(), layer=range(5), position=range(6))
+        >>> cells = grid("resid_pre", Patch(), layer=range(5), position=range(5))
         >>> sweep = Sweep(bridge, "import re\nimport", cells, metric, sources={"clean": "import os\nimport"})
         >>> sweep.run().mean().shape
-        torch.Size([5, 6])
+        torch.Size([5, 5])
     """
 
     def __init__(

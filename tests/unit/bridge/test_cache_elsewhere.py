@@ -36,9 +36,7 @@ def test_nothing_is_kept_where_the_model_is(variant, terms):
     bridge = clearspan.boot(model)
     made, alive = made_and_left(model)
     with torch.no_grad():
-        _, cache = bridge.run_with_cache(
-            torch.randint(1, 97, (2, 7)), device="meta", return_type=None, **terms
-        )
+        _, cache = bridge.run_with_cache(torch.randint(1, 97, (2, 7)), device="meta", return_type=None, **terms)
     assert all(tensor.is_meta for tensor in cache._recording.tensors())
     assert all(one.expired() for found in made.values() for one in found), "something is alive after the run"
     # At the unembedding the blocks' own tensors are gone: what is left is the stream on its way through the last norm.

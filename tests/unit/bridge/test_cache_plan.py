@@ -209,7 +209,7 @@ def test_a_cache_that_does_not_fit_raises_before_the_run(bridge, tokens, leave_f
         bridge.run_with_cache(tokens)
     assert str(error.value).splitlines() == [
         "the cache does not fit in memory; nothing was run",
-        "  expected: at most 144.6 KiB, which cpu has free",
+        "  expected: at most 144.6 KiB, which is free on cpu",
         "  got: 144.6 KiB for batch 2, pos 7",
         "  reason: the largest are blocks.{l}.mlp.hook_pre (31.5 KiB), blocks.{l}.mlp.hook_post (31.5 KiB),"
         " blocks.{l}.attn.hook_q (11.8 KiB)",
@@ -227,7 +227,7 @@ def test_where_it_is_kept_is_asked(bridge, tokens, monkeypatch):
     bridge.run_with_cache(tokens)
     with pytest.raises(CacheTooLargeError) as error:
         bridge.run_with_cache(tokens, device="meta")
-    assert "  expected: at most 1000 B, which meta has free" in str(error.value).splitlines()
+    assert "  expected: at most 1000 B, which is free on meta" in str(error.value).splitlines()
     assert str(error.value).endswith("with pos_slice, or keep it in main memory with device='cpu'")
 
 

@@ -1,0 +1,44 @@
+"""What benchmarks print: the machine, the versions, and tables in Markdown."""
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def conditions(clock: str, *packages: str) -> str:
+    """Returns, in two lines, what figures were measured on and with."""
+    threads = torch.get_num_threads()
+    machine = f"{processor()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}, {clock} clock"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "clearspan", *packages))
+    return f"{machine}, {platform.system()}\nPython {platform.python_version()}, {versions}"
+
+
+def processor() -> str:
+    """Returns the processor's name."""
+    described = Path("/proc/cpuinfo")  # Linux's; elsewhere Python knows more
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), platform.processor() or platform.machine())
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown: the first column to the left, the others to the right."""
+    return "\n".join(_lines([list(header), *map(list, rows)]))
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows):
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        yield "| " + " | ".join([first.strip().ljust(widths[0]), *others]) + " |"
+        if number == 0:
+            yield "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+
+
+def seconds(value: float) -> str:
+    """Returns a time with its unit."""
+    return f"{value * 1e3:.2f} ms" if value < 1 else f"{value:.2f} s"
