@@ -1,7 +1,6 @@
 """Distributed alignment search: a subspace is trained so that exchanging it acts as exchanging a variable."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +30,7 @@ def fit_alignment(
     held_out: float | InterchangeExamples = 0.25,
     steps: int = 200,
     batch_size: int = 32,
-    learning_rate: float = 0.01,
+    learning_rate: float = 0.1,
     random_subspaces: int = 5,
     random_labels: int = 1,
     seed: int = 0,
@@ -40,10 +39,11 @@ def fit_alignment(
     """Returns a subspace trained so that exchanging what lies in it makes the model answer as the examples expect.
 
     The vector at a base's position becomes `base + (source - base) @ R @ R.T`, and `R` goes down the gradient of the
-    labels' cross-entropy among the answers. `R` is the orthonormal factor of a free matrix of which Adam takes care.
-    Where values are exchanged at several places, the subspace is the same at each. Runs start at the layer of the site;
-    the bases' residual streams there are kept, `[example, pos, d_model]` on the model's device. The model is not
-    trained, and its parameters get no gradient.
+    labels' cross-entropy among the answers. `R` is the orthonormal factor of a free matrix, whose entries start as
+    standard normal, so that the rate at which Adam changes them means the same for any width. Where values are
+    exchanged at several places, the subspace is the same at each. Runs start at the site's layer; the bases' residual
+    streams there are kept, `[example, pos, d_model]` on the model's device. The model is not trained, and its
+    parameters get no gradient.
 
     What a subspace of so many dimensions can be trained to do is not yet a finding. Beside the subspace stand, on
     held-out pairs:
@@ -83,24 +83,26 @@ def fit_alignment(
         PointNotReachedError: The point is after the last block, or somebody else's hook is on a layer that is not run.
 
     Example:
-        >>> import clearspan
+        >>> import clearspan, itertools
         >>> from clearspan.analysis import CausalModel, draw_interchanges
         >>> bridge = clearspan.boot("tiny-bigcode")
-        >>> model = CausalModel({"answer": lambda first, second, asked: [first, second][asked]}, output="answer")
-        >>> names = ["alpha", "omega", "value", "index"]
-        >>> inputs = [dict(first=a, second=b, asked=c) for a in names for b in names for c in (0, 1) if a != b]
+        >>> model = CausalModel({"answer": lambda table, asked: dict(table)[asked]}, output="answer")
+        >>> words = [" name", " size", " path", " data"]
+        >>> inputs = [
+        ...     {"table": ((" os", first), (" re", second)), "asked": key}
+        ...     for first, second in itertools.permutations(words, 2)
+        ...     for key in (" os", " re")
+        ... ]
+        >>> def prompt(given):
+        ...     return "".join(key + value for key, value in given["table"]) + given["asked"]
         >>> pairs = draw_interchanges(
-        ...     bridge,
-        ...     model,
-        ...     inputs,
-        ...     "asked",
-        ...     prompt=lambda given: f"x = {given['first']}\\ny = {given['second']}\\n{'xy'[given['asked']]} =",
-        ...     token=lambda answer: bridge.to_tokens(f" {answer}", prepend_bos=False)[0, 0].item(),
-        ...     count=64,
+        ...     bridge, model, inputs, "asked", prompt=prompt, answers=words, count=64, changing=True
         ... )
-        >>> found = fit_alignment(bridge, pairs, dimensions=4, name="resid_pre", layer=1, steps=5)
-        >>> found.basis.shape, len(found.losses)
-        (torch.Size([256, 4]), 5)
+        >>> found = fit_alignment(
+        ...     bridge, pairs, dimensions=1, name="resid_pre", layer=4, steps=20, random_labels=0
+        ... )
+        >>> found.basis.shape, found.accuracy > found.estimate("nothing").mean + 0.3
+        (torch.Size([256, 1]), True)
 
     References:
         Geiger et al. (2023), "Finding Alignments Between Interpretable Causal Variables and Distributed Neural
@@ -149,7 +151,7 @@ class Search:
 
     def run(self, runs: InterchangeRuns, seed: int, stage: str) -> tuple[Float[Tensor, "d k"], Float[Tensor, "step"]]:
         """Returns the basis of a subspace trained on pairs, and the loss before each step."""
-        free = random_basis(runs.source.shape[-1], self.dimensions, seed).to(runs.source).requires_grad_()
+        free = _normal(runs.source.shape[-1], self.dimensions, seed).to(runs.source).requires_grad_()
         optimizer = torch.optim.Adam([free], lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self.steps)
         losses = torch.empty(self.steps)
@@ -174,8 +176,12 @@ def random_basis(width: int, dimensions: int, seed: int) -> Float[Tensor, "d k"]
         dimensions: Of the subspace.
         seed: Torch's own seed is neither read nor changed.
     """
+    return _orthonormal(_normal(width, dimensions, seed))
+
+
+def _normal(width: int, dimensions: int, seed: int) -> Float[Tensor, "d k"]:
     generator = torch.Generator().manual_seed(seed)
-    return _orthonormal(torch.randn(width, dimensions, generator=generator, dtype=torch.float64))
+    return torch.randn(width, dimensions, generator=generator, dtype=torch.float64)
 
 
 def _orthonormal(free: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
@@ -206,7 +212,7 @@ def _site(
     bridge: TransformerBridge, name: str, layer: int | None, heads: Places, neurons: Places, dimensions: int
 ) -> InterchangeSite:
     sites = InterchangeSite.all_of(bridge, name, layer, heads, neurons)
-    if len(sites) > 1:
+    if len(sites) != 1:
         raise InvalidArgumentError(f"{name!r} is in {len(sites)} layers", fix="layer=0, or another")
     (site,) = sites
     if dimensions > site.width:
@@ -232,7 +238,7 @@ def _split(
             expected="a share between 0 and 1, of two pairs or more",
             fix="held_out= other examples",
         )
-    return tuple(examples.select(part.nonzero()[:, 0]) for part in (~is_held_out, is_held_out))
+    return examples.select(~is_held_out), examples.select(is_held_out)
 
 
 def _alike(examples: InterchangeExamples) -> Int[Tensor, "example"]:

@@ -124,7 +124,7 @@ class Alignment(Result):
         if list(source.shape[len(lead) :]) != list(self.site.shape) or len(lead) not in (1, 2):
             raise InvalidArgumentError(
                 "these are no values of the alignment's point",
-                expected=f"[batch, {', '.join(map(str, self.site.shape))}], or with an axis of places after the batch's",
+                expected=f"[batch, {', '.join(map(str, self.site.shape))}], or [batch, place, ...]",
                 got=str(list(source.shape)),
                 where=self.site.name,
             )
@@ -230,13 +230,12 @@ class Alignment(Result):
                     expected=f"a file written by Alignment.save, of format {_FORMAT!r}",
                     got=f"format {metadata.get('format')!r}",
                 )
-            facts = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in json.loads(metadata["site"]).items()
-            }
+            facts = json.loads(metadata["site"])
             hits = {name: file.get_tensor(f"hits.{name}") for name in json.loads(metadata["exchanged"])}
             basis, losses = (file.get_tensor(name) for name in ("basis", "losses"))
-        found = cls(InterchangeSite(**facts), basis, losses, hits, metadata["model"])
+        heads, neurons = (None if facts[of] is None else tuple(facts[of]) for of in ("heads", "neurons"))
+        site = InterchangeSite(facts["name"], tuple(facts["shape"]), heads, neurons)
+        found = cls(site, basis, losses, hits, metadata["model"])
         found.check_fits(bridge)
         return found
 

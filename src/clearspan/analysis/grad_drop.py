@@ -35,16 +35,17 @@ def dropped_gradients(pair: PatchingPair, names: Sequence[str], source: Patching
 
     sublayers = [(layer, part) for layer in range(n_layers) for part in ("attn", "mlp")]
     with torch.enable_grad():
-        logits = pair.bridge.run_with_hooks(
+        output = pair.bridge.run_with_hooks(
             pair.base,
             attention_mask=pair.mask,
+            **pair.segment,
             fwd_hooks=[("blocks.0.hook_resid_pre", lambda value, hook: value + leaf.to(value))],
             bwd_hooks=[
                 *((name, keep) for name in names),
                 *((f"blocks.{layer}.hook_{part}_out", drop(layer)) for layer, part in sublayers),
             ],
         )
-        total = pair.on_graph(logits, source).sum()
+        total = pair.on_graph(output, source).sum()
     for layer in range(n_layers):
         dropped.clear()
         dropped.add(layer)

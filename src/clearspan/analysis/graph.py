@@ -92,7 +92,7 @@ class ComputationalGraph:
         >>> import clearspan
         >>> graph = ComputationalGraph.of(clearspan.boot("tiny-bigcode"))
         >>> len(graph.senders), len(graph.receivers), graph.n_edges
-        (46, 56, 1251)
+        (46, 56, 1131)
         >>> graph.node("L1H0-7.k"), graph.edge("L0H3->L1H0-7.k").sender.heads
         (Node(kind='k', layer=1, heads=(0, 1, 2, 3, 4, 5, 6, 7)), (3,))
     """

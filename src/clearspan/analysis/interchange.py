@@ -1,4 +1,4 @@
-"""Interchange interventions: does a model answer as if a variable had another run's value, when its place is written?"""
+"""Interchange interventions: does the model answer as if a variable had the value that it has in another run?"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -65,8 +65,8 @@ def interchange_accuracy(
     Example:
         >>> import clearspan
         >>> bridge = clearspan.boot("tiny-bigcode")
-        >>> given = "alpha, beta, gamma = 1, 2, 3\\nprint(alpha, {}"
-        >>> pairs = InterchangeExamples.of(bridge, [given.format("b")], [given.format("g")], ["amma"])
+        >>> table = " file name list size"
+        >>> pairs = InterchangeExamples.of(bridge, [table + " file"], [table + " list"], [" size"])
         >>> found = interchange_accuracy(bridge, pairs, name="resid_pre", layers=[0, -1])
         >>> found.accuracy, found.unchanged
         (tensor([1., 1.]), tensor([0.]))
@@ -132,8 +132,8 @@ def interchange_sweep(
     Example:
         >>> import clearspan
         >>> bridge = clearspan.boot("tiny-bigcode")
-        >>> given = "alpha, beta, gamma = 1, 2, 3\\nprint(alpha, {}"
-        >>> pairs = InterchangeExamples.of(bridge, [given.format("b")], [given.format("g")], ["amma"])
+        >>> table = " file name list size"
+        >>> pairs = InterchangeExamples.of(bridge, [table + " file"], [table + " list"], [" size"])
         >>> interchange_sweep(bridge, pairs, layers=[0, 4], positions=[-2, -1]).accuracy
         tensor([[0., 1.],
                 [0., 1.]])

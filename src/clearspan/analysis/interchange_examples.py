@@ -164,8 +164,12 @@ class InterchangeExamples:
                 )
         return torch.tensor([places[label] for label in self.labels.tolist()])
 
-    def select(self, rows: Int[Tensor, "row"] | slice) -> Self:
-        """Returns some of the pairs."""
+    def select(self, rows: Tensor | slice) -> Self:
+        """Returns some of the pairs.
+
+        Args:
+            rows: Their numbers, a mask, or a slice.
+        """
         return replace(self, **{name: getattr(self, name)[rows] for name in _tensors(self)})
 
     def split(self, size: int) -> Iterator[Self]:

@@ -69,7 +69,7 @@ class InterchangeAccuracy(Result):
         """Returns a line over one axis of places, beside the accuracy without an interchange; a heat map for two."""
         titles, names = list(self.axes), [list(map(str, places)) for places in self.axes.values()]
         if len(names) == 2:
-            figure = heatmap(
+            return heatmap(
                 self.accuracy,
                 x=names[1],
                 y=names[0],
@@ -80,7 +80,6 @@ class InterchangeAccuracy(Result):
                 sequential=True,
                 bound=1,
             )
-            return figure
         without = [self.unchanged.mean().item()] * len(names[0])
         series = {"exchanged": self.accuracy.tolist(), "without": without}
         figure = lines(series, x=names[0], x_title=titles[0], value_title="accuracy", title=self.title)

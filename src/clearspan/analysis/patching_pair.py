@@ -13,7 +13,7 @@ from clearspan.bridge.hooks import Hooks
 from clearspan.bridge.sources import MaskedInput, Source
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep import Grid, LogitMetric, Sweep, SweepResult
-from clearspan.sweep.metrics import Context
+from clearspan.sweep.metrics import Context, at_places
 
 from .metric import Metric, measured
 from .places import Input, encoded, padding_of
@@ -28,12 +28,12 @@ class PatchingRun:
 
     Attributes:
         cache: What was kept of it.
-        logits: What the model returned.
+        output: What it returned: logits, or the last residual stream where only some logits are read out.
         value: The metric, for each row, on the CPU; one row where it is one number for all.
     """
 
     cache: ActivationCache
-    logits: Float[Tensor, "row pos d_vocab"]
+    output: Tensor
     value: Float[Tensor, "row"]
 
 
@@ -70,14 +70,19 @@ class PatchingPair:
         """Returns the pair, encoded and checked.
 
         Raises:
-            InvalidArgumentError: The inputs have not one shape or not one padding, an unknown direction, or the model
-                is in training mode.
+            InvalidArgumentError: The inputs have not one shape or not one padding, an unknown direction, the model is in
+                training mode, or other hooks are on it.
         """
         if direction not in get_args(PatchingDirection):
             raise InvalidArgumentError(f"unknown direction {direction!r}", expected="'denoising' or 'noising'")
         if bridge.hf_model.training:
             raise InvalidArgumentError(
                 "runs are compared in evaluation mode", got="training mode", fix="bridge.hf_model.eval()"
+            )
+        listening = next((point.name for point in bridge.index if point.is_listening), None)
+        if listening is not None:
+            raise InvalidArgumentError(
+                "hooks are on the model, which would be part of both runs", where=listening, fix="bridge.reset_hooks()"
             )
         inputs = [encoded(bridge, input, attention_mask) for input in (clean, corrupted)]
         (clean_ids, clean_mask), (other_ids, other_mask) = inputs
@@ -124,18 +129,28 @@ class PatchingPair:
 
     # --- runs --------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_declared(self) -> bool:
+        """Whether the metric says which logits it reads, and compares with no other run, so that no others are made."""
+        return isinstance(self.metric, LogitMetric) and self.metric.reference is None
+
+    @property
+    def segment(self) -> dict[str, int]:
+        """Where runs stop: after the last block, where only some logits are read out."""
+        return {"stop_at_layer": self.bridge.cfg.n_layers} if self.is_declared else {}
+
     @torch.no_grad()
     def source_run(self, names: Sequence[str]) -> PatchingRun:
         """Returns the run that gives values, with some points kept."""
-        logits, cache = self.bridge.run_with_cache(self.source, list(names), attention_mask=self.mask)
-        found = self._measure(logits, self.source, self._references(logits, self.source_name))
-        return PatchingRun(cache, logits, measured(lambda _: found, logits))
+        output, cache = self.bridge.run_with_cache(
+            self.source, list(names), attention_mask=self.mask, **self.segment
+        )
+        return PatchingRun(cache, output, self._numbers(output, self._measure(output, self.source, output, output)))
 
     @torch.no_grad()
-    def base_run(self, names: Sequence[str], fwd_hooks: Hooks = ()) -> ActivationCache:
-        """Returns what is kept of the run that is patched, with hooks on it or without."""
-        with self.bridge.hooks(fwd_hooks):
-            return self.bridge.run_with_cache(self.base, list(names), attention_mask=self.mask, return_type=None)[1]
+    def base_run(self, names: Sequence[str]) -> ActivationCache:
+        """Returns what is kept of the run that is patched."""
+        return self.bridge.run_with_cache(self.base, list(names), attention_mask=self.mask, return_type=None)[1]
 
     @torch.enable_grad()
     def graded_run(
@@ -151,22 +166,23 @@ class PatchingPair:
         """
         values: list[Tensor] = []
 
-        def total(logits: Tensor) -> Tensor:
-            found = self.on_graph(logits, source, base)
-            values.append(measured(lambda _: found, logits))
+        def total(output: Tensor) -> Tensor:
+            found = self.on_graph(output, source, base)
+            values.append(self._numbers(output, found))
             return found.sum()
 
         with self.bridge.hooks(fwd_hooks):
-            logits, cache = self.bridge.run_with_cache(
-                self.base, list(names), attention_mask=self.mask, incl_bwd=total
+            output, cache = self.bridge.run_with_cache(
+                self.base, list(names), attention_mask=self.mask, incl_bwd=total, **self.segment
             )
-        return PatchingRun(cache, logits, values[0])
+        return PatchingRun(cache, output, values[0])
 
-    def on_graph(self, logits: Tensor, source: PatchingRun, base: PatchingRun | None = None) -> Float[Tensor, "*row"]:
-        """Returns the metric of the base's logits, on their graph. Arguments are those of `graded_run`."""
-        own = logits.detach() if base is None else base.logits
-        references = self._references(source.logits, self.source_name) | self._references(own, self.base_name, "base")
-        return self._measure(logits, self.base, references)
+    def on_graph(
+        self, output: Tensor, source: PatchingRun, base: PatchingRun | None = None
+    ) -> Float[Tensor, "*row"]:
+        """Returns the metric of what a run of the base returned, on its graph. Arguments are those of `graded_run`."""
+        own = output.detach() if base is None else base.output
+        return self._measure(output, self.base, own, source.output)
 
     def check_slope(self) -> None:
         """Raises if the metric's gradient at the base is zero whatever the model: its distance from the base itself."""
@@ -178,14 +194,27 @@ class PatchingPair:
                 fix=f"against={self.source_name!r}, or edge_attribution(..., steps=5)",
             )
 
-    def _measure(self, logits: Tensor, tokens: Tensor, references: Mapping[str, Tensor]) -> Float[Tensor, "*row"]:
-        if isinstance(self.metric, LogitMetric):
-            return self.metric.measure(logits, Context(tokens, self.mask, references))
-        return self.metric(logits)
+    def _measure(self, output: Tensor, tokens: Tensor, base: Tensor, source: Tensor) -> Float[Tensor, "*row"]:
+        """Returns the metric of what a run returned.
 
-    def _references(self, logits: Tensor, *names: str) -> dict[str, Tensor]:
-        needed = self.metric.reference if isinstance(self.metric, LogitMetric) else None
-        return {name: logits for name in names if name == needed}
+        Args:
+            output: What it returned.
+            tokens: The run's.
+            base: What the run that is patched returned.
+            source: What the other run returned.
+        """
+        if not isinstance(self.metric, LogitMetric):
+            return self.metric(output)
+        if self.is_declared:
+            places = self.metric.places(*tokens.shape)
+            logits = self.bridge.read_out(at_places(output, places), self.metric.tokens)
+            return self.metric.of(logits, Context(tokens, self.mask))
+        runs = {"base": base, self.base_name: base, self.source_name: source}
+        return self.metric.measure(output, Context(tokens, self.mask, runs))
+
+    @staticmethod
+    def _numbers(output: Tensor, found: Tensor) -> Float[Tensor, "row"]:
+        return measured(lambda _: found, output)
 
     # --- exact patching ----------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The cache's methods: choices of rows and positions, graphs, devices, dtypes, text, and errors."""
 
 import functools
+import itertools
 
 import hypothesis
 import pytest
@@ -85,41 +86,43 @@ def reading(stack: Tensor, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@hypothesis.given(
-    rows=choices(ROWS),
-    positions=choices(LENGTH),
-    is_picked=st.tuples(st.booleans(), st.booleans()),
-    tokens=st.sampled_from(["one", "by row", "by row, picked", "by place", "by place, picked"]),
-)
-@hypothesis.settings(max_examples=150, deadline=None)
-def test_a_stack_and_tokens_may_be_whole_or_picked(rows, positions, is_picked, tokens):
-    _, _, cache = run()
-    whole = cache.decompose_resid()
-    given = at(whole, rows[1] if is_picked[0] else slice(None), positions[1] if is_picked[1] else slice(None), 2, 1)
-    ids = torch.randint(1, 97, (ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
-    match tokens:
-        case "one":
-            ids = torch.full_like(ids, 5)
-            asked: int | Tensor = 5
-        case "by row" | "by row, picked":
-            ids = ids[:, :1].expand_as(ids)
-            asked = ids[:, 0] if tokens == "by row" else ids[:, 0][rows[1]]
-        case _:
-            asked = ids if tokens == "by place" else at(ids, rows[1], positions[1])
+@hypothesis.given(rows=choices(ROWS), positions=choices(LENGTH))
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_a_stack_may_be_whole_or_picked(rows, positions):
+    _, tokens, cache = run()
+    whole, every = cache.decompose_resid(), slice(None)
     slices = {"pos_slice": positions[0], "batch_slice": rows[0]}
     if moves(rows, ROWS) or moves(positions, LENGTH):
         with pytest.raises(InvalidArgumentError, match="may be of all places or of those of"):
-            cache.logit_attrs(whole, torch.zeros(ROWS, LENGTH, dtype=torch.long), **slices)
+            cache.logit_attrs(whole, 5, **slices)
         return
-    if isinstance(asked, Tensor) and asked.ndim == 0:
-        asked = int(asked)
-    elif isinstance(asked, Tensor) and asked.ndim == 1 and tokens == "by place, picked" and isinstance(rows[0], int):
-        return  # [pos] where a cache of rows takes [batch]
-    expected = at(reading(whole, ids), rows[1], positions[1], 2, 1)
-    torch.testing.assert_close(cache.logit_attrs(given, asked, **slices), expected, rtol=1e-4, atol=1e-4)
-    normed = cache.apply_ln_to_stack(given, **slices)
-    expected = at(cache.apply_ln_to_stack(whole), rows[1], positions[1], 2, 1)
-    torch.testing.assert_close(normed, expected, rtol=1e-5, atol=1e-6)
+    attributed = at(reading(whole, torch.full_like(tokens, 5)), rows[1], positions[1], 2, 1)
+    normed = at(cache.apply_ln_to_stack(whole), rows[1], positions[1], 2, 1)
+    for rows_are_picked, positions_are_picked in itertools.product((False, True), repeat=2):
+        given = at(whole, rows[1] if rows_are_picked else every, positions[1] if positions_are_picked else every, 2, 1)
+        torch.testing.assert_close(cache.logit_attrs(given, 5, **slices), attributed, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(cache.apply_ln_to_stack(given, **slices), normed, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+@hypothesis.given(rows=choices(ROWS), positions=choices(LENGTH))
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_tokens_may_be_whole_or_picked(rows, positions):
+    _, _, cache = run()
+    hypothesis.assume(not (moves(rows, ROWS) or moves(positions, LENGTH)))
+    whole = cache.decompose_resid()
+    ids = torch.randint(1, 97, (ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
+    by_row = ids[:, :1].expand_as(ids)
+    asked = [(by_row, ids[:, 0]), (by_row, ids[:, 0][rows[1]]), (ids, ids), (ids, at(ids, rows[1], positions[1]))]
+    for meant, given in asked:
+        if given.ndim == 1 and isinstance(rows[0], int) and meant is ids:
+            continue  # [pos], which is where a cache with rows has [batch]
+        expected = at(reading(whole, meant), rows[1], positions[1], 2, 1)
+        found = cache.logit_attrs(whole, given, pos_slice=positions[0], batch_slice=rows[0])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        found = cache.logit_attrs(whole, 3, given, pos_slice=positions[0], batch_slice=rows[0])
+        constant = at(reading(whole, torch.full_like(ids, 3)), rows[1], positions[1], 2, 1)
+        torch.testing.assert_close(found, constant - expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
