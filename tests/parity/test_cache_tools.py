@@ -254,8 +254,14 @@ def test_a_stream_that_is_no_sum_is_not_taken_apart(variant):
     cache = made(variant).cache
     for tool in (cache.decompose_resid, cache.stack_head_results, cache.stack_neuron_results,
                  cache.get_full_resid_decomposition):  # fmt: skip
-        with pytest.raises(InvalidArgumentError, match="is not the sum of what its parts added"):
+        with pytest.raises(InvalidArgumentError) as error:
             tool()
+        assert str(error.value).splitlines() == [
+            "the residual stream of this model is not the sum of what its parts added",
+            f"  where: {made(variant).bridge.cfg.architecture}",
+            "  reason: the residual branch itself goes through norms",
+            "  fix: cache.accumulated_resid() for the stream itself, cache['result', layer] for a layer's heads",
+        ]
 
 
 @torch.no_grad()

@@ -99,10 +99,10 @@ def fit_alignment(
         ...     bridge, model, inputs, "asked", prompt=prompt, answers=words, count=64, changing=True
         ... )
         >>> found = fit_alignment(
-        ...     bridge, pairs, dimensions=1, name="resid_pre", layer=4, steps=20, random_labels=0
+        ...     bridge, pairs, dimensions=1, name="resid_pre", layer=4, steps=20, learning_rate=0.3, random_labels=0
         ... )
-        >>> found.basis.shape, found.accuracy > found.estimate("nothing").mean + 0.3
-        (torch.Size([256, 1]), True)
+        >>> found.basis.shape, found.accuracy > 0.9, found.estimate("random subspace").mean < 0.1
+        (torch.Size([256, 1]), True, True)
 
     References:
         Geiger et al. (2023), "Finding Alignments Between Interpretable Causal Variables and Distributed Neural

@@ -15,7 +15,7 @@ from .graph import ComputationalGraph
 from .metric import Metric
 from .patching_pair import PatchingDirection, PatchingPair, PatchingRun
 from .places import Input
-from .readout import centred, exact, weighted
+from .readout import exact, weighted
 from .sender_changes import sender_changes, written
 
 
@@ -177,7 +177,7 @@ def _before_norm(
     stream: Float[Tensor, "row pos d_model"],
     gradients: Float[Tensor, "receiver row pos d_model"],
 ) -> Float[Tensor, "receiver row pos d_model"]:
-    """Returns gradients at a norm's input for those at its output: `(g - n * mean(g * n)) / scale`.
+    """Returns gradients at a norm's input for those at its output, in their storage: `(g - n * mean(g * n)) / scale`.
 
     `g` is the gradient at the normalised value `n`, centred where the norm centres; the second term is that of the
     scale.
@@ -185,5 +185,8 @@ def _before_norm(
     if norm is None:
         return gradients
     scale, normalized = norm.scale(stream), norm.normalize(stream)
-    inner = centred(norm, weighted(norm, gradients))
-    return (inner - normalized * (inner * normalized).mean(-1, keepdim=True)) / scale
+    gradients *= weighted(norm, torch.ones_like(stream[0, 0]))
+    if not norm.uses_rms_norm:
+        gradients -= gradients.mean(-1, keepdim=True)
+    along = (gradients * normalized).mean(-1, keepdim=True)
+    return gradients.addcmul_(normalized, along, value=-1).div_(scale)

@@ -43,10 +43,10 @@ class ActivationCache(StackMethods, ReadingMethods):
         True
         >>> cache
         ActivationCache: 15 entries, 33.0 KiB kept; batch 1, pos 3
-        name                       layers  axes
-        blocks.{l}.hook_resid_pre  0-4     [batch 1, pos 3, d_model 256]
-        blocks.{l}.hook_resid_mid  0-4     [batch 1, pos 3, d_model 256]
-        blocks.{l}.hook_resid_post 0-4     [batch 1, pos 3, d_model 256]
+        name                        layers  axes
+        blocks.{l}.hook_resid_pre   0-4     [batch 1, pos 3, d_model 256]
+        blocks.{l}.hook_resid_mid   0-4     [batch 1, pos 3, d_model 256]
+        blocks.{l}.hook_resid_post  0-4     [batch 1, pos 3, d_model 256]
     """
 
     def remove_batch_dim(self) -> Self:
@@ -95,15 +95,12 @@ class ActivationCache(StackMethods, ReadingMethods):
             InvalidArgumentError: The cache is on the meta device, and has no values.
         """
         self.check_unedited()
-        rows_shown = places_left(self._rows, self._row_choices, "row").tolist() if self._row_choices else None
-        positions_shown = None
-        if self._pos_choices:
-            positions_shown = places_left(self._n_kept(), self._pos_choices, "position").tolist()
+        rows, positions = self._row_choices, self._pos_choices
         stored = StoredCache(
             list(self._points),
             self._rows,
-            rows_shown,
-            positions_shown,
+            places_left(self._rows, rows, "row").tolist() if rows else None,
+            places_left(self._n_kept(), positions, "position").tolist() if positions else None,
             self._recording.contents(),
             self._gradients,
             self._run_weights.checksums(self.bridge),

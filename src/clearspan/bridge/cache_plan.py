@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from clearspan.bridge.cache_table import bytes_as_text, layer_ranges, template_of
 from clearspan.bridge.terms import Terms
 from clearspan.hf.rehearsal import ShapesAlone
-from clearspan.points import Converted, HookPoint, Layout, Side
+from clearspan.points import HookPoint, Layout, Side
 from clearspan.results import table
 from clearspan.shapes import Axes
 
@@ -191,10 +191,5 @@ _WIDTHS = ("d_head", "d_head_qk", "d_head_v")
 
 
 def _width(points: Iterable[HookPoint]) -> int:
-    """Returns the width of the raw tensor that some points show: that of the widest, or of all its parts together."""
-    widest = parts = 0
-    for point in points:
-        width = math.prod(point.sizes.get(axis, 1) for axis in point.axes)
-        widest = max(widest, width)
-        parts += width if isinstance(point.access, Converted) else 0
-    return max(widest, parts)
+    """Returns the width of the raw tensor that some points show, of which one is the tensor itself."""
+    return max(math.prod(point.sizes.get(axis, 1) for axis in point.axes) for point in points)

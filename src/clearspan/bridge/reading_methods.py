@@ -73,7 +73,8 @@ class ReadingMethods(CacheLookup):
 
         Args:
             residual_stack: As in `apply_ln_to_stack`, before any norm.
-            tokens: Text of one token, an id, ids `[batch]`, or ids `[batch, pos]`; all, or those of the places chosen.
+            tokens: Text of one token, an id, ids `[batch]`, or ids `[batch, pos]` (`[pos]` where there is no batch
+                axis): of all rows and positions, or of those chosen.
             incorrect_tokens: Tokens whose logits are subtracted.
             pos_slice: As in `apply_ln_to_stack`.
             batch_slice: As in `apply_ln_to_stack`.
@@ -116,12 +117,16 @@ class ReadingMethods(CacheLookup):
             ids, others = (one[:, None] if one.ndim == 1 else one for one in (ids, others))
         return TokenReading.of(self, ids).constant - TokenReading.of(self, others).constant
 
+    # fmt: off
     @overload
-    def logit_lens(self, incl_mid: bool = ..., pos_slice: PosSlice = ..., *, return_labels: Literal[True],
-        ) -> tuple[Logits, list[str]]: ...  # fmt: skip
+    def logit_lens(
+        self, incl_mid: bool = ..., pos_slice: PosSlice = ..., *, return_labels: Literal[True],
+    ) -> tuple[Logits, list[str]]: ...
     @overload
-    def logit_lens(self, incl_mid: bool = ..., pos_slice: PosSlice = ..., return_labels: Literal[False] = ...,
-        ) -> Logits: ...  # fmt: skip
+    def logit_lens(
+        self, incl_mid: bool = ..., pos_slice: PosSlice = ..., return_labels: Literal[False] = ...,
+    ) -> Logits: ...
+    # fmt: on
     def logit_lens(
         self, incl_mid: bool = False, pos_slice: PosSlice = None, return_labels: bool = False
     ) -> Logits | tuple[Logits, list[str]]:

@@ -1,6 +1,6 @@
 """Stacks: the residual stream of a run at every depth, or taken apart into what the parts of the model added to it."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,22 +91,24 @@ def decomposed(cache: CacheLookup, depth: int, *, mode: Mode, mlp_input: bool, i
     return _stacked(cache, names)
 
 
-def heads(cache: CacheLookup, layers: Iterable[int]) -> Stack:
+def heads(cache: CacheLookup, layers: Sequence[int]) -> Stack:
     """Returns what each head of some layers added to the residual stream."""
     check_sum(cache)
-    by_layer = {layer: head_results(cache, layer) for layer in layers}
-    return Stack.joined(
-        Stack(values, [f"L{layer}H{head}" for head in range(len(values))]) for layer, values in by_layer.items()
-    )
+    found = [_nothing(cache)] if not layers else []
+    for layer in layers:
+        values = head_results(cache, layer)
+        found.append(Stack(values, [f"L{layer}H{head}" for head in range(len(values))]))
+    return Stack.joined(found)
 
 
-def neurons(cache: CacheLookup, layers: Iterable[int], chosen: NeuronSlice, directions: Tensor | None) -> Stack:
+def neurons(cache: CacheLookup, layers: Sequence[int], chosen: NeuronSlice, directions: Tensor | None) -> Stack:
     """Returns what each neuron of some layers added to the residual stream, or to directions of it."""
     check_sum(cache)
-    by_layer = {layer: neuron_results(cache, layer, chosen, directions) for layer in layers}
-    return Stack.joined(
-        Stack(values, [f"L{layer}N{index}" for index in indices]) for layer, (values, indices) in by_layer.items()
-    )
+    found = [projected(_nothing(cache), directions)] if not layers else []
+    for layer in layers:
+        values, indices = neuron_results(cache, layer, chosen, directions)
+        found.append(Stack(values, [f"L{layer}N{index}" for index in indices]))
+    return Stack.joined(found)
 
 
 def full(cache: CacheLookup, depth: int, *, mlp_input: bool, expand_neurons: bool, directions: Tensor | None) -> Stack:
@@ -157,7 +159,12 @@ def _embeddings(cache: CacheLookup) -> dict[str, str]:
 
 
 def _stacked(cache: CacheLookup, names: dict[str, str]) -> Stack:
-    return Stack(torch.stack([cache[name] for name in names.values()]), list(names))
+    return Stack(torch.stack([cache[name] for name in names.values()]), list(names)) if names else _nothing(cache)
+
+
+def _nothing(cache: CacheLookup) -> Stack:
+    """Returns a stack without components."""
+    return Stack(cache["resid_pre", 0][None][:0], [])
 
 
 def check_sum(cache: CacheLookup) -> None:
@@ -167,6 +174,6 @@ def check_sum(cache: CacheLookup) -> None:
         raise InvalidArgumentError(
             "the residual stream of this model is not the sum of what its parts added",
             where=cache.bridge.cfg.architecture,
-            reason="it is normed between the sublayers, after each sum",
+            reason="the residual branch itself goes through norms",
             fix="cache.accumulated_resid() for the stream itself, cache['result', layer] for a layer's heads",
         )

@@ -143,7 +143,7 @@ class StackMethods(CacheLookup):
             InvalidArgumentError: As `decompose_resid`.
         """
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
-        stack = residual_stacks.heads(cache, range(depth)) if depth else cache._nothing()
+        stack = residual_stacks.heads(cache, range(depth))
         if incl_remainder:
             stack = stack.with_remainder(residual(cache, depth))
         return cache._given(stack, depth, False, apply_ln, return_labels)
@@ -192,9 +192,7 @@ class StackMethods(CacheLookup):
         """
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
         directions = _directions(project_output_onto, apply_ln)
-        stack = cache._nothing(directions)
-        if depth:
-            stack = residual_stacks.neurons(cache, range(depth), neuron_slice, directions)
+        stack = residual_stacks.neurons(cache, range(depth), neuron_slice, directions)
         if incl_remainder:
             whole = residual(cache, depth, mlp_input=mlp_input)
             stack = stack.with_remainder(whole if directions is None else whole @ directions.to(whole))
@@ -281,10 +279,6 @@ class StackMethods(CacheLookup):
         """
         results = [block.attn.hook_result for block in self.bridge.blocks]
         self._points = {**self._points, **{point.name: point for point in results if self._recording.has(point)}}
-
-    def _nothing(self, directions: Tensor | None = None) -> Stack:
-        """Returns a stack without components."""
-        return residual_stacks.projected(Stack(self["resid_pre", 0][None][:0], []), directions)
 
     def _given(
         self,

@@ -40,8 +40,7 @@ class Execution:
     @torch.no_grad()
     def run(self, tile: Tile) -> dict[str, Float[Tensor, "cell row"]]:
         """Returns each metric of a batch's cells, in the batch's order, on the CPU."""
-        logits = self._logits(self._last_residual(tile), tile)
-        return self.readings.measured(logits, self.base.length)
+        return self.readings.measured(self._logits(tile), self.base.length)
 
     def _last_residual(self, tile: Tile) -> Rows:
         """Returns the residual stream after the last block, for all cells."""
@@ -51,7 +50,7 @@ class Execution:
         for start, stop in zip(starts, [*starts[1:], n_layers], strict=True):
             before = 0 if rows is None else len(rows)
             joining = self._joining(tile, start)
-            rows = joining if rows is None else torch.cat([rows, joining])
+            rows = joining if rows is None else torch.cat([rows.to(joining.device), joining])
             if start < n_layers:
                 hooks = self._hooks(tile, start, stop, before, len(rows))
                 rows = self.base.continued(rows, start, stop, tile.first, hooks, keep)
@@ -112,7 +111,7 @@ class Execution:
             return None
         return [position - tile.first for position in self.readings.positions if position >= tile.first]
 
-    def _logits(self, residual: Rows, tile: Tile) -> Float[Tensor, "cell row position token"]:
+    def _logits(self, tile: Tile) -> Float[Tensor, "cell row position token"]:
         """Returns the logits that are read; those of positions before the batch's are the base run's."""
         base, tokens, cells = self.base, self.readings.tokens, len(tile.cells)
         columns = slice(None) if tokens is None else list(tokens)
@@ -122,13 +121,14 @@ class Execution:
         known = known.expand(cells, *known.shape)
         if not after:
             return known
+        residual = self._last_residual(tile)
         placed = list(self._placed(tile, range(self._n_layers, self._n_layers + 1)))
         if placed:
             new = base.read_out(residual, tile.first, hooks_of(placed, self.sources))[:, after][..., columns]
         else:
             new = read_out(base.bridge, residual[:, after], tokens)
         new = new.unflatten(0, (cells, base.rows))
-        return torch.cat([known, new], dim=-2) if before else new
+        return torch.cat([known.to(new.device), new], dim=-2) if before else new
 
 
 def stream_depth(name: str) -> int | None:

@@ -134,6 +134,10 @@ def test_runs_with_hooks_a_kv_cache_padding_or_dropout(bridge, tokens, path):
     assert_same(loaded(cache := bridge.run_with_cache(tokens[:, 4:], past_key_values=past)[1], path), cache)
     dropping = clearspan.boot(tiny_model(attn_pdrop=0.5).train())
     assert_same(loaded(cache := dropping.run_with_cache(tokens)[1], path), cache)
+    with torch.inference_mode():
+        _, cache = bridge.run_with_cache(tokens)
+    assert_same(loaded(cache, path), cache)
+    assert_same(cache.to("cpu"), cache)
 
 
 def test_chosen_rows_and_positions_stay_chosen(bridge, tokens, path):

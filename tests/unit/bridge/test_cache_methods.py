@@ -219,6 +219,8 @@ def test_stacks_of_nothing():
     assert cache.stack_head_results(0).shape == cache.stack_neuron_results(0).shape == (0, ROWS, LENGTH, 48)
     assert torch.equal(cache.stack_head_results(0, incl_remainder=True)[0], cache["resid_pre", 0])
     assert cache.decompose_resid(0, return_labels=True)[1] == ["embed", "pos_embed"]
+    assert cache.decompose_resid(0, incl_embeds=False).shape == (0, ROWS, LENGTH, 48)
+    assert cache.stack_neuron_results(0, project_output_onto=torch.zeros(48, 2)).shape == (0, ROWS, LENGTH, 2)
 
 
 @torch.no_grad()

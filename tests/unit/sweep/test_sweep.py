@@ -116,6 +116,19 @@ def test_earlier_positions_and_layers_are_not_run_again(bridge, tokens, others):
     assert plan.forwards < 0.7 * 21
 
 
+def test_cells_after_all_that_is_read_are_not_run(bridge, tokens, others):
+    cells = grid("resid_pre", Patch(), layer=range(3), position=(5, 6))
+    sweep = Sweep(bridge, tokens, cells, LogitDifference(1, position=2), sources={"clean": others})
+    ran = []
+    handle = bridge.hf_model.transformer.h[2].ln_1.register_forward_pre_hook(
+        lambda module, args: ran.append(len(args[0]))
+    )
+    found = sweep.run(progress=False)
+    handle.remove()
+    assert ran == [2, 2]  # the base run and the clean one
+    assert not found.change().any()
+
+
 def test_a_small_memory_makes_small_batches_and_no_other_number(bridge, tokens, others):
     sweep = Sweep(bridge, tokens, STREAM, LogitDifference(1, 2), sources={"clean": others})
     whole = sweep.run(progress=False)

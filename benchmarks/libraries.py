@@ -1,0 +1,183 @@
+"""Libraries as subjects of one benchmark: the same tasks, each done in the library's own way.
+
+Here are those of clearspan's own environment. The others are in `peers/`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from hand_written import CORRECT, INCORRECT, Cell, Streams, Tokens, everything, logit_difference, residuals
+from hand_written import inputs_of as hooked_inputs
+from hand_written import patched_residuals as hooked_residuals
+from reference import LAYERS
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import clearspan
+from clearspan.interventions import Patch
+from clearspan.sweep import LogitDifference, Sweep, grid
+
+Task = Literal["forward", "residuals", "everything", "cells", "batched cells", "sweep", "generation"]
+"""What is timed.
+
+- forward: a forward with nothing listening. Gives logits.
+- residuals: a forward that keeps every block's output. Gives them as one tensor `[layer, row, pos, d_model]`.
+- everything: a forward that keeps all that the library has a name for. Gives how many tensors.
+- cells: activation patching of the residual stream at some cells, one forward for each. Gives the metric by cell.
+- batched cells: the same cells as rows of one batch.
+- sweep: all cells, planned by the library.
+- generation: greedy, by Hugging Face's cache. Gives tokens.
+"""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the tasks are done on.
+
+    Attributes:
+        tokens: Of forwards.
+        prompt: Of the generation.
+        new_tokens: How many are generated.
+        corrupted: The run that is patched, of one row.
+        clean: The residual stream of the other run, entering each layer; it is found before the clock starts.
+        cells: Layers and positions.
+    """
+
+    tokens: Tokens
+    prompt: Tokens
+    new_tokens: int
+    corrupted: Tokens
+    clean: Streams
+    cells: Sequence[Cell]
+
+
+class Library(Protocol):
+    """A library with a model that it loaded from a folder."""
+
+    name: ClassVar[str]
+
+    def __init__(self, folder: str) -> None: ...
+
+    def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
+        """Returns the tasks that the library can do."""
+        ...
+
+
+class Transformers:
+    """transformers alone."""
+
+    name: ClassVar[str] = "transformers"
+
+    def __init__(self, folder: str) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder)
+
+    def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
+        """Returns forward and generation. Its own hidden states have the last one normalised, and are no residuals."""
+        return {
+            "forward": lambda: self.model(given.tokens, use_cache=False).logits,
+            "generation": lambda: self.model.generate(given.prompt, **greedy(given)),
+        }
+
+
+class ForwardHooks:
+    """transformers with torch hooks written by hand."""
+
+    name: ClassVar[str] = "forward hooks"
+
+    def __init__(self, folder: str) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder)
+
+    def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
+        """Returns what hooks are for."""
+        return {
+            "residuals": lambda: torch.stack(residuals(self.model, given.tokens)),
+            "everything": lambda: len(everything(self.model, given.tokens)),
+            "cells": lambda: hooked_residuals(self.model, given.corrupted, given.clean, given.cells),
+            "batched cells": lambda: self._batched(given),
+        }
+
+    def _batched(self, given: Inputs) -> Tensor:
+        def write(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return patched_rows(args[0], module.layer, given), *args[1:]
+
+        handles = []
+        for layer in sorted({layer for layer, _ in given.cells}):
+            block = self.model.transformer.h[layer]
+            block.layer = layer
+            handles.append(block.register_forward_pre_hook(write))
+        found = logit_difference(self.model(rows_of(given), use_cache=False).logits)
+        for handle in handles:
+            handle.remove()
+        return found
+
+
+class Clearspan:
+    """clearspan."""
+
+    name: ClassVar[str] = "clearspan"
+
+    def __init__(self, folder: str) -> None:
+        self.bridge = clearspan.boot(folder)
+
+    def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
+        """Returns all tasks."""
+        bridge, length = self.bridge, given.corrupted.shape[1]
+        names = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
+        laid = grid("resid_pre", Patch(), layer=range(LAYERS), position=range(length))
+        known = {f"blocks.{layer}.hook_resid_pre": value for layer, value in enumerate(given.clean)}
+
+        def kept() -> Tensor:
+            cache = bridge.run_with_cache(given.tokens, names)[1]
+            return torch.stack([cache[name] for name in names])
+
+        def sweep() -> Tensor:
+            metric = LogitDifference(CORRECT, INCORRECT)
+            found = Sweep(bridge, given.corrupted, laid, metric, sources={"clean": known}).run(progress=False).mean()
+            return torch.stack([found[cell] for cell in given.cells])
+
+        return {
+            "forward": lambda: bridge(given.tokens),
+            "residuals": kept,
+            "everything": lambda: len(bridge.run_with_cache(given.tokens)[1]),
+            "cells": lambda: torch.cat([self._patched(given, *cell) for cell in given.cells]),
+            "batched cells": lambda: self._batched(given),
+            "sweep": sweep,
+            "generation": lambda: bridge.generate(given.prompt, **greedy(given)),
+        }
+
+    def _patched(self, given: Inputs, layer: int, position: int) -> Tensor:
+        def write(stream: Tensor, hook: object) -> Tensor:  # noqa: ARG001
+            stream[:, position] = given.clean[layer][:, position]
+            return stream
+
+        hooks = [(f"blocks.{layer}.hook_resid_pre", write)]
+        return logit_difference(self.bridge.run_with_hooks(given.corrupted, fwd_hooks=hooks))
+
+    def _batched(self, given: Inputs) -> Tensor:
+        hooks = [
+            (f"blocks.{layer}.hook_resid_pre", lambda stream, hook, layer=layer: patched_rows(stream, layer, given))
+            for layer in sorted({layer for layer, _ in given.cells})
+        ]
+        return logit_difference(self.bridge.run_with_hooks(rows_of(given), fwd_hooks=hooks))
+
+
+def greedy(given: Inputs) -> dict[str, Any]:
+    """Returns transformers' options of a greedy generation of a fixed length."""
+    count = given.new_tokens
+    return {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+
+
+def rows_of(given: Inputs) -> Tokens:
+    """Returns the run that is patched, in a row for each cell."""
+    return given.corrupted.expand(len(given.cells), -1)
+
+
+def patched_rows(stream: Tensor, layer: int, given: Inputs) -> Tensor:
+    """Returns the residual stream entering a layer with the rows patched whose cell is there."""
+    stream = stream.clone()
+    for row, (at, position) in enumerate(given.cells):
+        if at == layer:
+            stream[row, position] = given.clean[layer][0, position]
+    return stream

@@ -1,0 +1,216 @@
+"""Circuits: edges of a model's computational graph, as an object that can be combined, kept and drawn."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from clearspan.bridge import TransformerBridge
+from clearspan.errors import InvalidArgumentError
+
+from .edge_scores import EdgeScores
+from .graph import ComputationalGraph, Edge, Node
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FORMAT = "clearspan circuit 1"
+
+
+@dataclass(frozen=True, repr=False)
+class Circuit:
+    """A set of edges of a computational graph. `&`, `|` and `-` work as on sets; so do `in`, `len` and `<=`.
+
+    Attributes:
+        graph: All senders and receivers of the model.
+        edges: Those that belong to the circuit.
+        model: Name of the model that it was found in.
+
+    Example:
+        >>> import clearspan
+        >>> circuit = Circuit.of(clearspan.boot("tiny-bigcode"), ["embed->L3H1.q", "L3H1->L4H3.q", "L4H3->logits"])
+        >>> print(circuit)
+        circuit of 3 of 1131 edges in clearspan/tiny-bigcode
+          L3H1.q <- embed
+          L4H3.q <- L3H1
+          logits <- L4H3
+        >>> circuit.without("L3H1->L4H3.q").pruned().n_edges
+        0
+    """
+
+    graph: ComputationalGraph
+    edges: frozenset[Edge]
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        for edge in self.edges:
+            self.graph.index_of(edge)
+
+    @classmethod
+    def of(cls, bridge: TransformerBridge, edges: Iterable[Edge | str]) -> Self:
+        """Returns the circuit of some edges of a model, by themselves or by name, such as `L0H1->L2H3.q`.
+
+        Raises:
+            InvalidArgumentError: There is no such edge, or the model has no graph.
+        """
+        return cls(ComputationalGraph.of(bridge), frozenset(), bridge.cfg.model_name).with_edges(edges)
+
+    @classmethod
+    def of_scores(cls, scores: EdgeScores, *, n_edges: int | None = None, threshold: float | None = None) -> Self:
+        """Returns the circuit of the edges with the largest scores of either sign.
+
+        Args:
+            scores: What is known of all edges.
+            n_edges: How many.
+            threshold: Instead of a number of edges: the least size of a score.
+
+        Raises:
+            InvalidArgumentError: Not one of the two was given.
+        """
+        if (n_edges is None) == (threshold is None):
+            raise InvalidArgumentError(
+                "a circuit of scores has a number of edges, or a threshold",
+                expected="one of n_edges= and threshold=",
+                got=f"n_edges={n_edges}, threshold={threshold}",
+            )
+        best = scores.top(scores.graph.n_edges if n_edges is None else n_edges)
+        kept = frozenset(one.edge for one in best if threshold is None or abs(one.score) >= threshold)
+        return cls(scores.graph, kept, scores.pair.bridge.cfg.model_name)
+
+    # --- what is in it -----------------------------------------------------------------------------------------------
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges it has."""
+        return len(self.edges)
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "sender receiver"]:
+        """Which edges of the graph are in it."""
+        found = torch.zeros(len(self.graph.senders), len(self.graph.receivers), dtype=torch.bool)
+        for edge in self.edges:
+            found[self.graph.index_of(edge)] = True
+        return found
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """The senders and receivers on its edges, an MLP once, in the order of the forward."""
+        on = {node for edge in self.edges for node in (edge.sender, edge.receiver)}
+        every = dict.fromkeys((*self.graph.senders, *self.graph.receivers))
+        return tuple(sorted((node for node in every if node in on), key=_depth))
+
+    def __iter__(self) -> Iterator[Edge]:
+        """Yields its edges, receiver by receiver."""
+        yield from sorted(self.edges, key=lambda edge: self.graph.index_of(edge)[::-1])
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    def __contains__(self, edge: Edge | str) -> bool:
+        return self._edge(edge) in self.edges
+
+    def __le__(self, other: "Circuit") -> bool:
+        return self.edges <= self._alike(other).edges
+
+    def __str__(self) -> str:
+        senders: dict[Node, list[str]] = {}
+        for edge in self:
+            senders.setdefault(edge.receiver, []).append(edge.sender.name)
+        where = f" in {self.model}" if self.model else ""
+        lines = [f"  {receiver} <- {', '.join(names)}" for receiver, names in senders.items()]
+        return "\n".join([f"circuit of {self.n_edges} of {self.graph.n_edges} edges{where}", *lines])
+
+    def __repr__(self) -> str:
+        return f"Circuit({self.n_edges} of {self.graph.n_edges} edges, model={self.model!r})"
+
+    # --- others made of it -------------------------------------------------------------------------------------------
+
+    def with_edges(self, edges: Iterable[Edge | str]) -> Self:
+        """Returns the circuit with further edges."""
+        return replace(self, edges=self.edges | {self._edge(edge) for edge in edges})
+
+    def without(self, *edges: Edge | str) -> Self:
+        """Returns the circuit without some edges."""
+        return replace(self, edges=self.edges - {self._edge(edge) for edge in edges})
+
+    def complement(self) -> Self:
+        """Returns the circuit of all other edges of the graph."""
+        return replace(self, edges=frozenset(self.graph.edges()) - self.edges)
+
+    def pruned(self) -> Self:
+        """Returns the circuit without the edges that are on no path from `embed` to `logits`.
+
+        An edge into one input of a head goes on to all that the head writes. Outside such paths nothing that differs
+        between the two runs is carried to the logits, so that a run of the circuit is the same without them.
+        """
+        reached, useful = {Node("embed")}, {Node("logits")}
+        for sender in self.graph.senders:
+            inputs = self.graph.inputs_of(sender)
+            if any(edge.receiver in inputs and edge.sender in reached for edge in self.edges):
+                reached.add(sender)
+        for sender in reversed(self.graph.senders):
+            if any(edge.sender == sender and edge.receiver in useful for edge in self.edges):
+                useful.update(self.graph.inputs_of(sender))
+        kept = frozenset(edge for edge in self.edges if edge.sender in reached and edge.receiver in useful)
+        return replace(self, edges=kept)
+
+    def __and__(self, other: "Circuit") -> Self:
+        return replace(self, edges=self.edges & self._alike(other).edges)
+
+    def __or__(self, other: "Circuit") -> Self:
+        return replace(self, edges=self.edges | self._alike(other).edges)
+
+    def __sub__(self, other: "Circuit") -> Self:
+        return replace(self, edges=self.edges - self._alike(other).edges)
+
+    def _alike(self, other: "Circuit") -> "Circuit":
+        if other.graph != self.graph:
+            raise InvalidArgumentError(
+                "the circuits are of different graphs", expected=str(self.graph), got=str(other.graph)
+            )
+        return other
+
+    def _edge(self, edge: Edge | str) -> Edge:
+        return self.graph.edge(edge) if isinstance(edge, str) else edge
+
+    # --- as data, and drawn ------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """Returns the circuit as JSON: the model's name, the graph's sizes and the names of edges."""
+        data = {"format": FORMAT, "model": self.model, "graph": asdict(self.graph)}
+        return json.dumps({**data, "edges": [edge.name for edge in self]})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Returns the circuit of its JSON.
+
+        Raises:
+            InvalidArgumentError: It is none, or it names an edge that its graph has not.
+        """
+        data: Any = json.loads(text)
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise InvalidArgumentError("this is no circuit", expected=f"JSON of the format {FORMAT!r}")
+        empty = cls(ComputationalGraph(**data["graph"]), frozenset(), data["model"])
+        return empty.with_edges(data["edges"])
+
+    def save(self, path: str | Path) -> None:
+        """Writes the circuit to a JSON file."""
+        Path(path).write_text(self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Returns the circuit of a file that `save` wrote."""
+        return cls.from_json(Path(path).read_text())
+
+
+def _depth(node: Node) -> tuple[int, int]:
+    """Returns where a node comes in the forward: heads after their inputs."""
+    if node.layer is None:
+        return (-1, 0) if node.kind == "embed" else (10**9, 0)
+    return node.layer, {"q": 0, "k": 0, "v": 0, "head": 1, "mlp": 2}[node.kind]
