@@ -70,9 +70,7 @@ def everything(model: GPTBigCodeForCausalLM, tokens: Tokens) -> dict[Any, Any]:
 def residuals(model: GPTBigCodeForCausalLM, tokens: Tokens) -> Streams:
     """Keeps every block's output."""
     kept: Streams = []
-    handles = [
-        block.register_forward_hook(lambda _, __, output: kept.append(output)) for block in model.transformer.h
-    ]
+    handles = [block.register_forward_hook(lambda _, __, output: kept.append(output)) for block in model.transformer.h]
     model(tokens, use_cache=False)
     for handle in handles:
         handle.remove()

@@ -1,37 +1,37 @@
 """How long imports take, each in a process of its own, alternating: medians, and the ratio to `import torch`.
 
-python benchmarks/imports.py [--runs 15]
+python benchmarks/imports.py [--rounds 15]
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
+from functools import partial
 
-STATEMENTS = ("import torch", "import clearspan", "from clearspan import boot", "import transformers")
+from timing import Times, timed
+
+BASE = "import torch"
+STATEMENTS = (BASE, "import clearspan", "from clearspan import boot", "import transformers")
 
 
-def seconds(statement: str) -> float:
-    """Returns the wall-clock time of a new interpreter that runs the statement."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], check=True)
-    return time.perf_counter() - start
+def run(statement: str) -> None:
+    """Runs a statement in a new interpreter."""
+    subprocess.run([sys.executable, "-c", statement], check=True, capture_output=True)
+
+
+def times_of_imports(statements: Sequence[str], rounds: int) -> Times:
+    """Returns the wall-clock times of new interpreters that run each statement."""
+    return timed({statement: partial(run, statement) for statement in statements}, rounds)
 
 
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description="Measures imports.")
-    parser.add_argument("--runs", type=int, default=15)
-    runs = parser.parse_args().runs
-    times: dict[str, list[float]] = {statement: [] for statement in STATEMENTS}
-    for _ in range(runs):
-        for statement in STATEMENTS:
-            times[statement].append(seconds(statement))
-    base = times["import torch"]
-    for statement, taken in times.items():
-        ratio = statistics.median(a / b for a, b in zip(taken, base, strict=True))
-        print(f"{statement:28} {statistics.median(taken):6.2f} s  {ratio:5.2f} x import torch")
+    parser.add_argument("--rounds", type=int, default=15)
+    times = times_of_imports(STATEMENTS, parser.parse_args().rounds)
+    for statement in STATEMENTS:
+        print(f"{statement:28} {times.median(statement):6.2f} s  {times.ratio(statement, BASE):5.2f} x {BASE}")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,15 @@
 Here are those of clearspan's own environment. The others are in `peers/`.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
+import hand_written
 import torch
-from hand_written import CORRECT, INCORRECT, Cell, Streams, Tokens, everything, logit_difference, residuals
-from hand_written import inputs_of as hooked_inputs
-from hand_written import patched_residuals as hooked_residuals
+from hand_written import CORRECT, INCORRECT, Cell, Streams, Tokens, logit_difference, pre_hook
 from reference import LAYERS
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -92,25 +93,21 @@ class ForwardHooks:
     def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
         """Returns what hooks are for."""
         return {
-            "residuals": lambda: torch.stack(residuals(self.model, given.tokens)),
-            "everything": lambda: len(everything(self.model, given.tokens)),
-            "cells": lambda: hooked_residuals(self.model, given.corrupted, given.clean, given.cells),
+            "residuals": lambda: torch.stack(hand_written.residuals(self.model, given.tokens)),
+            "everything": lambda: len(hand_written.everything(self.model, given.tokens)),
+            "cells": lambda: self._patched(given),
             "batched cells": lambda: self._batched(given),
         }
 
-    def _batched(self, given: Inputs) -> Tensor:
-        def write(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return patched_rows(args[0], module.layer, given), *args[1:]
+    def _patched(self, given: Inputs) -> Tensor:
+        return hand_written.patched_residuals(self.model, given.corrupted, given.clean, given.cells)
 
-        handles = []
-        for layer in sorted({layer for layer, _ in given.cells}):
-            block = self.model.transformer.h[layer]
-            block.layer = layer
-            handles.append(block.register_forward_pre_hook(write))
-        found = logit_difference(self.model(rows_of(given), use_cache=False).logits)
-        for handle in handles:
-            handle.remove()
-        return found
+    def _batched(self, given: Inputs) -> Tensor:
+        with contextlib.ExitStack() as stack:
+            for layer in layers_of(given):
+                block = self.model.transformer.h[layer]
+                stack.enter_context(pre_hook(block, partial(patched_rows, layer=layer, given=given)))
+            return logit_difference(self.model(rows_of(given), use_cache=False).logits)
 
 
 class Clearspan:
@@ -158,7 +155,7 @@ class Clearspan:
     def _batched(self, given: Inputs) -> Tensor:
         hooks = [
             (f"blocks.{layer}.hook_resid_pre", lambda stream, hook, layer=layer: patched_rows(stream, layer, given))
-            for layer in sorted({layer for layer, _ in given.cells})
+            for layer in layers_of(given)
         ]
         return logit_difference(self.bridge.run_with_hooks(rows_of(given), fwd_hooks=hooks))
 
@@ -167,6 +164,11 @@ def greedy(given: Inputs) -> dict[str, Any]:
     """Returns transformers' options of a greedy generation of a fixed length."""
     count = given.new_tokens
     return {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+
+
+def layers_of(given: Inputs) -> list[int]:
+    """Returns the layers that cells are in."""
+    return sorted({layer for layer, _ in given.cells})
 
 
 def rows_of(given: Inputs) -> Tokens:

@@ -1,50 +1,55 @@
-"""What booting and processing take in memory: the growth of a process' peak.
+"""What loading and processing take: the growth of a process' peak, and the time of loading.
 
     python benchmarks/memory.py      # on Linux
 
 Random-weight GPTBigCode, 12 layers, d_model 768, vocabulary 8,192, saved to a temporary folder. Each way runs in a
-process of its own; the imports are the same in all.
+process of its own; the imports are made before. A forward follows loading, which reads every weight, so that mapped
+files count.
 """
 
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 
-from overhead import build
+from libraries import Clearspan, Library, Transformers
+from reference import build, save
 
 CODE = """
-import torch, transformers, clearspan.bridge
+import time
+import torch
+from hand_written import inputs_of
+from libraries import Inputs
 
 def status(entry):
     with open("/proc/self/status") as lines:
         return int(next(line for line in lines if line.startswith(entry)).split()[1]) / 1024
 
-def run(model):
-    with torch.inference_mode():
-        model(torch.ones(1, 4, dtype=torch.long), use_cache=False)  # reads every weight, so that mapped files count
-
+tokens = torch.ones(1, 4, dtype=torch.long)
+given = Inputs(tokens, tokens, 1, tokens, [], [])
 """
 LOADING = """
-start = status("VmHWM")
-{load}
-run(model)
-print(status("VmHWM") - start, sum(parameter.nbytes for parameter in model.parameters()) / 2**20)
+from {module} import {name}
+before, start = status("VmHWM"), time.perf_counter()
+library = {name}({folder!r})
+seconds = time.perf_counter() - start
+with torch.inference_mode():
+    library.tasks(given)["forward"]()
+print(status("VmHWM") - before, seconds)
 """
 PROCESSING = """
+import clearspan.bridge
 bridge = clearspan.bridge.boot({folder!r})
-run(bridge.hf_model)
+bridge(tokens)
 with open("/proc/self/clear_refs", "w") as peak:
     peak.write("5")  # has the peak start anew
-start = status("VmRSS")
+before = status("VmRSS")
 new = bridge.processed({steps})
 old = {{id(parameter) for parameter in bridge.hf_model.parameters()}}
 changed = sum(parameter.nbytes for parameter in new.hf_model.parameters() if id(parameter) not in old) / 2**20
-print(status("VmHWM") - start, changed)
+print(status("VmHWM") - before, changed)
 """
-LOADS = {
-    "from_pretrained": "model = transformers.AutoModelForCausalLM.from_pretrained({folder!r})",
-    "clearspan.boot": "bridge = clearspan.bridge.boot({folder!r}); model = bridge.hf_model",
-}
 STEPS = {
     "processed()": "",
     "fold_ln alone": "center_writing_weights=False, center_unembed=False, fold_value_biases=False",
@@ -53,20 +58,45 @@ STEPS = {
 }
 
 
+@dataclass(frozen=True)
+class Loading:
+    """What loading took.
+
+    Attributes:
+        mebibytes: By which the peak grew.
+        seconds: Until the library had the model.
+    """
+
+    mebibytes: float
+    seconds: float
+
+
+def loading(library: type[Library], folder: str) -> Loading:
+    """Returns what a library takes to load a model, in a process of its own."""
+    code = LOADING.format(module=library.__module__, name=library.__name__, folder=folder)
+    return Loading(*measured(code))
+
+
 def measured(code: str) -> tuple[float, float]:
-    """Returns the two numbers that a process prints."""
-    done = subprocess.run([sys.executable, "-c", CODE + code], check=True, capture_output=True, text=True)
-    grown, size = map(float, done.stdout.split())
-    return grown, size
+    """Returns the two numbers that a process prints in its last line."""
+    command, where = [sys.executable, "-c", CODE + code], Path(__file__).parent
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=where)
+    first, second = map(float, done.stdout.splitlines()[-1].split())
+    return first, second
 
 
 def main() -> None:
     """Prints the growth of each process."""
     with tempfile.TemporaryDirectory() as folder:
-        build(768).save_pretrained(folder)
-        for name, load in LOADS.items():
-            grown, parameters = measured(LOADING.format(load=load.format(folder=folder)))
-            print(f"{name:20} {grown:7.1f} MiB more at the peak, for {parameters:.1f} MiB of parameters")
+        model = build(768)
+        save(model, folder)
+        parameters = sum(parameter.nbytes for parameter in model.parameters()) / 2**20
+        for library in (Transformers, Clearspan):
+            found = loading(library, folder)
+            print(
+                f"{library.name:20} {found.mebibytes:7.1f} MiB more at the peak, for {parameters:.1f} MiB of "
+                f"parameters, in {found.seconds:.2f} s"
+            )
         for name, steps in STEPS.items():
             grown, changed = measured(PROCESSING.format(folder=folder, steps=steps))
             print(f"{name:20} {grown:7.1f} MiB more at the peak, for {changed:.1f} MiB of changed parameters")

@@ -7,7 +7,7 @@ import interp_engine  # pyright: ignore[reportMissingImports]
 import torch
 from hand_written import logit_difference
 from interp_engine.points import POINTS, Scope  # pyright: ignore[reportMissingImports]
-from libraries import Inputs, Task, patched_rows, rows_of
+from libraries import Inputs, Task, layers_of, patched_rows, rows_of
 from reference import LAYERS
 from torch import Tensor
 
@@ -58,7 +58,7 @@ class InterpEngine:
 
     def _batched(self, given: Inputs) -> Tensor:
         with interp_engine.HookManager() as hooks:
-            for layer in sorted({layer for layer, _ in given.cells}):
+            for layer in layers_of(given):
                 module, side = self.model.resolve_point("resid_pre", layer)
                 hooks.write(module, lambda stream, layer=layer: patched_rows(stream, layer, given), point=side)
             return logit_difference(self.model.hf_model(rows_of(given), use_cache=False).logits)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pandas
 import torch
 from hand_written import logit_difference
-from libraries import Inputs, Task, patched_rows, rows_of
+from libraries import Inputs, Task, layers_of, patched_rows, rows_of
 from reference import LAYERS
 from torch import Tensor
 from transformer_lens import patching  # pyright: ignore[reportMissingImports]
@@ -61,8 +61,5 @@ class TransformerLens:
         def write(stream: Tensor, hook: object, layer: int) -> Tensor:  # noqa: ARG001
             return patched_rows(stream, layer, given)
 
-        hooks = [
-            (f"blocks.{layer}.hook_resid_pre", partial(write, layer=layer))
-            for layer in sorted({layer for layer, _ in given.cells})
-        ]
+        hooks = [(f"blocks.{layer}.hook_resid_pre", partial(write, layer=layer)) for layer in layers_of(given)]
         return logit_difference(self.bridge.run_with_hooks(rows_of(given), fwd_hooks=hooks))

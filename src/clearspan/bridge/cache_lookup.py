@@ -147,24 +147,14 @@ class CacheLookup(Mapping[str, Tensor]):
 
     # --- values ------------------------------------------------------------------------------------------------------
 
-    def exact(self, name: str) -> Tensor:
-        """Returns an activation by full name as a look-up does, but what is computed then in float32 at least."""
-        point = self.bridge.index.find(name)
-        if not self._has(point):
-            raise self._not_cached(point.name)
-        return self._shown(point, self._value(point, is_exact=True))
-
-    def _value(self, point: HookPoint, *, is_exact: bool = False) -> Tensor:
+    def _value(self, point: HookPoint) -> Tensor:
         self._check_unedited(point)
         recording = self._recording
         if point.name in recording.values:
             return recording.values[point.name]
         self._run_weights.check(self._weights_of(point), f"{point.name} is computed with weights that are")
-        raw = recording.raw(point.place)
-        if is_exact:
-            raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         with torch.set_grad_enabled(self.is_on_graph and torch.is_grad_enabled()):
-            return read(point.access, raw, self._rows, {})
+            return read(point.access, recording.raw(point.place), self._rows, {})
 
     def _weights_of(self, point: HookPoint) -> Iterable[Tensor | None]:
         """Returns the live parameters with which a point is computed on look-up."""

@@ -7,6 +7,7 @@ sums to the whole.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class FrozenNorm:
     """A norm with a given scale, without its bias: `(value - mean(value)) / scale * weight`.
 
-    It computes in the scale's dtype, float32 at least.
+    It computes in the scale's dtype, which is float32 at least.
 
     Attributes:
         scale: What it divides by.
@@ -39,8 +40,9 @@ class FrozenNorm:
         """Returns a norm with the scale that it had in a cache's run, or with another one."""
         has_weight = norm.module._parameters.get("weight") is not None
         weight = cache.weight(norm, norm.w) if has_weight else None
-        scale = cache.exact(f"{norm.path}.hook_scale") if scale is None else scale
-        return cls(scale, weight, not norm.uses_rms_norm)
+        scale = cache[f"{norm.path}.hook_scale"] if scale is None else scale
+        exact = torch.promote_types(scale.dtype, torch.float32)
+        return cls(scale.to(exact), weight, not norm.uses_rms_norm)
 
     def __call__(self, part: Float[Tensor, "*component_batch_pos d_model"]) -> Tensor:
         """Returns what a part of the norm's input is in its output."""

@@ -58,7 +58,7 @@ class WayOut:
         if self.norm is not None:
             towards = self.norm.pulled_back(towards.T).T
         found = torch.einsum("n...,nk->n...k", acts, rows @ towards * self.multiplier)
-        return found if self.norm is None else found / self.norm.scale
+        return found if self.norm is None else (found / self.norm.scale).to(found)
 
 
 def block_at(cache: CacheLookup, layer: int) -> BlockBridge:

@@ -253,7 +253,7 @@ def test_hooks_go_on_in_generation(coded, examples, found):
     _, cache = coded.run_with_cache(examples.source[:2], names_filter=name)
     hooks = found.hooks(cache[name][:, 2], positions=2)
     written = coded.run_with_hooks(examples.base[:2], fwd_hooks=hooks)[:, -1].argmax(-1)
-    made = coded.generate(examples.base[:2], fwd_hooks=hooks, max_new_tokens=3, do_sample=False, return_type="tokens")
+    made = coded.generate(examples.base[:2], fwd_hooks=hooks, max_new_tokens=3, do_sample=False)
     assert made.shape == (2, 6)
     assert torch.equal(made[:, 3], written)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.conftest import tiny_model
 from tests.zoo import build
 from torch import Tensor
+from transformers import DynamicCache
 
 import clearspan
 from clearspan import ActivationCache, TransformerBridge
@@ -252,6 +253,20 @@ def test_names_that_transformer_lens_has():
     assert cache.cache_dict is cache
     assert cache.has_embed
     assert cache.has_pos_embed
+
+
+@torch.no_grad()
+def test_after_a_kv_cache_positions_are_those_of_the_new_tokens():
+    bridge, past = clearspan.boot(build("llama")), DynamicCache()
+    tokens = torch.randint(1, 97, (2, 7))
+    bridge(tokens[:, :5], past_key_values=past)
+    _, whole = bridge.run_with_cache(tokens)
+    names = ["blocks.0.attn.hook_rot_k", "blocks.1.hook_resid_post", "blocks.1.attn.hook_pattern"]
+    _, cache = bridge.run_with_cache(tokens[:, 5:], names, past_key_values=past)
+    assert cache.sizes == {"batch": 2, "pos": 2}
+    assert repr(cache).splitlines()[4].endswith("[batch 2, head 4, q_pos 2, k_pos 7]")
+    expected = whole["resid_post", 1][:, -1]
+    torch.testing.assert_close(cache.apply_slice_to_pos_dim(1)["resid_post", 1], expected, rtol=1e-4, atol=1e-4)
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------
