@@ -3,10 +3,10 @@
     make bench-peers
     python benchmarks/beside_peers.py [--rounds 7] [--cells 24] [--only 64] [--clock cpu]    # in their environment
 
-The same tasks (`libraries.Task`) in each library's own way, on random-weight GPTBigCode of 12 layers: d_model 64 on 1x16
-tokens, where Python costs most, and d_model 768 on 4x128; patching and generation start from 1x32 tokens. Each figure
-is the median of the ratios to a base that ran next to it, and the median time. Every library must give the base's
-numbers, or the exit code is 1.
+The same tasks (`libraries.Task`) in each library's own way, on random-weight GPTBigCode of 12 layers: d_model 64 on
+1x16 tokens, where Python costs most, and d_model 768 on 4x128; patching and generation start from 1x32 tokens. Each
+figure is the median of the ratios to a base that ran next to it, and the median time. Every library must give the
+base's numbers, or the exit code is 1.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 import transformers
+from torch import Tensor
+
 from hand_written import inputs_of
 from imports import BASE as IMPORT_TORCH
 from imports import times_of_imports
@@ -25,11 +27,10 @@ from memory import loading
 from peers.with_interp_engine import InterpEngine
 from peers.with_nnsight import NNsight
 from peers.with_transformer_lens import TransformerLens
-from reference import LAYERS, build, random_tokens, save
+from reference import LAYERS, blocks_of, build, random_tokens, save
 from report import conditions, seconds, table
 from sweeps import spread
 from timing import Clock, Times, clock_of, parser, timed
-from torch import Tensor
 
 LIBRARIES: tuple[type[Library], ...] = (
     Transformers,
@@ -52,6 +53,11 @@ TOLERANCE = 1e-5
 """Of the largest difference from the base's numbers over the largest of them."""
 
 
+Key = tuple[str, Task]
+"""A library's name and what it does."""
+Tasks = Mapping[Key, Callable[[], Tensor | int]]
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of the table.
@@ -66,14 +72,16 @@ class Row:
 
     label: str
     task: Task
-    base: tuple[str, Task]
-    truth: tuple[str, Task] | None
+    base: Key
+    truth: Key | None
     parts: int = 1
 
 
 def rows(cells: int, all_cells: int) -> list[Row]:
     """Returns the lines, where patching is of so many cells, or of all by a planner."""
-    forward, hooked = ("transformers", "forward"), ("forward hooks", "cells")
+    forward: Key = ("transformers", "forward")
+    hooked: Key = ("forward hooks", "cells")
+    own: Key = ("transformers", "generation")
     return [
         Row("forward, nothing listening", "forward", forward, forward),
         Row("keep every block's output", "residuals", forward, ("forward hooks", "residuals")),
@@ -81,12 +89,8 @@ def rows(cells: int, all_cells: int) -> list[Row]:
         Row("patch a cell, one forward for each", "cells", hooked, hooked, cells),
         Row("patch a cell, as a row of one batch", "batched cells", hooked, hooked, cells),
         Row("patch a cell, planned", "sweep", hooked, hooked, all_cells),
-        Row(f"generate {NEW_TOKENS} tokens", "generation", ("transformers", "generation"), ("transformers", "generation")),
-    ]  # fmt: skip
-
-
-Tasks = Mapping[tuple[str, Task], Callable[[], Tensor | int]]
-"""By library and task."""
+        Row(f"generate {NEW_TOKENS} tokens", "generation", own, own),
+    ]
 
 
 def inputs(d_model: int, count: int) -> Inputs:
@@ -94,7 +98,7 @@ def inputs(d_model: int, count: int) -> Inputs:
     model = build(d_model)
     cells = spread([(layer, position) for layer in range(LAYERS) for position in range(PROMPT)], count)
     prompt, clean = random_tokens(1, PROMPT), random_tokens(1, PROMPT, seed=1)
-    streams = inputs_of(model, list(model.transformer.h), clean)
+    streams = inputs_of(model, blocks_of(model), clean)
     return Inputs(random_tokens(*SIZES[d_model]), prompt, NEW_TOKENS, prompt, streams, cells)
 
 
@@ -124,7 +128,7 @@ def measure(d_model: int, options: argparse.Namespace, clock: Clock) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         save(build(d_model), folder)
         libraries = [library(folder) for library in LIBRARIES]
-    tasks = {(library.name, task): run for library in libraries for task, run in library.tasks(given).items()}
+    tasks: Tasks = {(library.name, task): run for library in libraries for task, run in library.tasks(given).items()}
     names, is_right = [library.name for library in libraries], True
     lines, notes = [], []
     for row in rows(len(given.cells), LAYERS * PROMPT):
@@ -171,7 +175,7 @@ def main() -> int:
     print(conditions(options.clock, *(library.name for library in LIBRARIES[3:])), flush=True)
     sizes = [size for size in SIZES if options.only in (None, size)]
     with torch.no_grad():
-        is_right = all([measure(size, options, clock) for size in sizes])
+        is_right = min([measure(size, options, clock) for size in sizes])
     measure_loading(options.rounds)
     return 0 if is_right else 1
 

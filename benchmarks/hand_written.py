@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, GPTBigCodeForCausalLM
 
+from reference import blocks_of
+
 Tokens = Int[Tensor, "row pos"]
 Streams = list[Float[Tensor, "row pos d_model"]]
 Cell = tuple[int, int]
@@ -70,7 +72,7 @@ def everything(model: GPTBigCodeForCausalLM, tokens: Tokens) -> dict[Any, Any]:
 def residuals(model: GPTBigCodeForCausalLM, tokens: Tokens) -> Streams:
     """Keeps every block's output."""
     kept: Streams = []
-    handles = [block.register_forward_hook(lambda _, __, output: kept.append(output)) for block in model.transformer.h]
+    handles = [block.register_forward_hook(lambda _, __, output: kept.append(output)) for block in blocks_of(model)]
     model(tokens, use_cache=False)
     for handle in handles:
         handle.remove()
@@ -104,7 +106,7 @@ def patched_residuals(
             stream[:, position] = clean[layer][:, position]
             return stream
 
-        with pre_hook(model.transformer.h[layer], patch):
+        with pre_hook(blocks_of(model)[layer], patch):
             found.append(logit_difference(model(tokens, use_cache=False).logits)[0])
     return torch.stack(found)
 
@@ -129,7 +131,7 @@ def patched_heads(
             z[..., columns] = clean[layer][..., columns]
             return z
 
-        with pre_hook(model.transformer.h[layer].attn.c_proj, patch):
+        with pre_hook(blocks_of(model)[layer].attn.c_proj, patch):
             found.append(logit_difference(model(tokens, use_cache=False).logits)[0])
     return torch.stack(found)
 
@@ -145,7 +147,7 @@ def tiled_residuals(
     The cells of a tile are the rows of one batch. It starts at the tile's first layer, with the base run's residual
     stream, and at its first position, on the base run's keys and values.
     """
-    blocks = list(model.transformer.h)
+    blocks = blocks_of(model)
     length, patches, base = tokens.shape[1], inputs_of(model, blocks, clean), DynamicCache()
     streams = inputs_of(model, blocks, tokens, base)
     found = torch.empty(len(blocks), length)
@@ -170,7 +172,7 @@ def _last_logits(
     """Returns the logits at the last position of a batch that runs from one layer on, each row patched at its cell."""
     new = stream.shape[1]
     sees = torch.ones(new, first + new, dtype=torch.bool).tril(first)[None, None] if prefix else None
-    for layer, block in enumerate(model.transformer.h):
+    for layer, block in enumerate(blocks_of(model)):
         if layer >= start:
             for row, (at, position) in enumerate(cells):
                 if at == layer:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
-import hand_written
 import torch
-from hand_written import CORRECT, INCORRECT, Cell, Streams, Tokens, logit_difference, pre_hook
-from reference import LAYERS
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import GPTBigCodeForCausalLM
 
 import clearspan
+import hand_written
 from clearspan.interventions import Patch
 from clearspan.sweep import LogitDifference, Sweep, grid
+from hand_written import CORRECT, INCORRECT, Cell, Streams, Tokens, logit_difference, pre_hook
+from reference import LAYERS, blocks_of
 
 Task = Literal["forward", "residuals", "everything", "cells", "batched cells", "sweep", "generation"]
 """What is timed.
@@ -72,7 +72,7 @@ class Transformers:
     name: ClassVar[str] = "transformers"
 
     def __init__(self, folder: str) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder)
+        self.model = GPTBigCodeForCausalLM.from_pretrained(folder)
 
     def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
         """Returns forward and generation. Its own hidden states have the last one normalised, and are no residuals."""
@@ -88,7 +88,7 @@ class ForwardHooks:
     name: ClassVar[str] = "forward hooks"
 
     def __init__(self, folder: str) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder)
+        self.model = GPTBigCodeForCausalLM.from_pretrained(folder)
 
     def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
         """Returns what hooks are for."""
@@ -105,8 +105,9 @@ class ForwardHooks:
     def _batched(self, given: Inputs) -> Tensor:
         with contextlib.ExitStack() as stack:
             for layer in layers_of(given):
-                block = self.model.transformer.h[layer]
-                stack.enter_context(pre_hook(block, partial(patched_rows, layer=layer, given=given)))
+                stack.enter_context(
+                    pre_hook(blocks_of(self.model)[layer], partial(patched_rows, layer=layer, given=given))
+                )
             return logit_difference(self.model(rows_of(given), use_cache=False).logits)
 
 

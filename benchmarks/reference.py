@@ -1,5 +1,7 @@
 """The model that everything is measured on: GPTBigCode with random weights, made in the process."""
 
+from typing import cast
+
 import torch
 import transformers
 from jaxtyping import Int
@@ -7,6 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
+from transformers.models.gpt_bigcode.modeling_gpt_bigcode import GPTBigCodeBlock
 
 LAYERS = 12
 VOCABULARY = 8192
@@ -25,6 +28,11 @@ def build(d_model: int) -> GPTBigCodeForCausalLM:
         eos_token_id=0,
     )
     return GPTBigCodeForCausalLM(config).eval()
+
+
+def blocks_of(model: GPTBigCodeForCausalLM) -> list[GPTBigCodeBlock]:
+    """Returns its blocks."""
+    return cast("list[GPTBigCodeBlock]", list(model.transformer.h))
 
 
 def random_tokens(batch: int, length: int, seed: int = 0) -> Int[Tensor, "batch pos"]:

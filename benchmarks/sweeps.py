@@ -15,6 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
+from transformers import GPTBigCodeForCausalLM
+
+import clearspan
+from clearspan.interventions import Patch
+from clearspan.sweep import Grid, LogitDifference, Metric, Sweep, grid
 from hand_written import (
     CORRECT,
     INCORRECT,
@@ -26,15 +32,9 @@ from hand_written import (
     patched_residuals,
     tiled_residuals,
 )
-from reference import LAYERS, build, random_tokens
+from reference import LAYERS, blocks_of, build, random_tokens
 from report import conditions, seconds, table
 from timing import Clock, Times, clock_of, parser, timed
-from torch import Tensor
-from transformers import GPTBigCodeForCausalLM
-
-import clearspan
-from clearspan.interventions import Patch
-from clearspan.sweep import Grid, LogitDifference, Metric, Sweep, grid
 
 TOLERANCE = 1e-5
 """Of the largest difference from the loop over the largest value."""
@@ -87,7 +87,7 @@ def residual_contest(
         str(swept(bridge, laid, DECLARED, tokens, clean).plan()).partition("\n")[0],
         cells,
         sample,
-        partial(patched_residuals, model, tokens, inputs_of(model, list(model.transformer.h), clean), sample),
+        partial(patched_residuals, model, tokens, inputs_of(model, blocks_of(model), clean), sample),
         {
             TILES: lambda: tiled_residuals(model, tokens, clean, layers, positions),
             "planner, a metric that declares its position": lambda: planned(DECLARED),
@@ -105,7 +105,7 @@ def head_contest(
     cells = list(itertools.product(range(LAYERS), range(n_heads)))
     sample = cells if options.full else spread(cells, options.cells)
     laid = grid("z", Patch(), layer=range(LAYERS), head=range(n_heads))
-    outputs = inputs_of(model, [block.attn.c_proj for block in model.transformer.h], clean)
+    outputs = inputs_of(model, [block.attn.c_proj for block in blocks_of(model)], clean)
     sweep = partial(swept, bridge, laid, DECLARED, tokens, clean)
     return Contest(
         f"heads, {LAYERS} layers x {n_heads}, at all of {length} positions",

@@ -42,7 +42,7 @@ def timed(tasks: Mapping[str, Task], rounds: int, clock: Clock = time.perf_count
             task()
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for index in range(rounds):
-        names = list(tasks) if index % 2 else list(reversed(tasks))
+        names = list(tasks)[:: 1 if index % 2 else -1]
         for name in names:
             start = clock()
             tasks[name]()

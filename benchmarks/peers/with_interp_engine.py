@@ -5,11 +5,12 @@ from typing import ClassVar
 
 import interp_engine  # pyright: ignore[reportMissingImports]
 import torch
-from hand_written import logit_difference
 from interp_engine.points import POINTS, Scope  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+
+from hand_written import logit_difference
 from libraries import Inputs, Task, layers_of, patched_rows, rows_of
 from reference import LAYERS
-from torch import Tensor
 
 
 class InterpEngine:

@@ -5,10 +5,11 @@ from typing import ClassVar
 
 import nnsight  # pyright: ignore[reportMissingImports]
 import torch
+from torch import Tensor
+
 from hand_written import logit_difference
 from libraries import Inputs, Task, greedy
 from reference import LAYERS
-from torch import Tensor
 
 
 class NNsight:
@@ -33,7 +34,7 @@ class NNsight:
     def _forward(self, given: Inputs) -> Tensor:
         with self.model.trace(given.tokens, use_cache=False):
             logits = self.model.output.logits.save()
-        return logits
+        return logits  # noqa: RET504 (a trace leaves its values in variables)
 
     def _residuals(self, given: Inputs) -> Tensor:
         blocks = list(self.model.transformer.h)
@@ -52,8 +53,8 @@ class NNsight:
             stream = block.input.clone()
             stream[:, position] = value
             block.input = stream
-            found = logit_difference(self.model.output.logits).save()
-        return found
+            found = nnsight.save(logit_difference(self.model.output.logits))
+        return found  # noqa: RET504
 
     def _batched(self, given: Inputs) -> Tensor:
         with self.model.trace(use_cache=False) as tracer:
@@ -70,4 +71,4 @@ class NNsight:
     def _generated(self, given: Inputs) -> Tensor:
         with self.model.generate(given.prompt, **greedy(given)) as tracer:
             tokens = tracer.result.save()
-        return tokens
+        return tokens  # noqa: RET504

@@ -6,12 +6,13 @@ from typing import ClassVar
 
 import pandas
 import torch
-from hand_written import logit_difference
-from libraries import Inputs, Task, layers_of, patched_rows, rows_of
-from reference import LAYERS
 from torch import Tensor
 from transformer_lens import patching  # pyright: ignore[reportMissingImports]
 from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
+
+from hand_written import logit_difference
+from libraries import Inputs, Task, layers_of, patched_rows, rows_of
+from reference import LAYERS
 
 
 class TransformerLens:

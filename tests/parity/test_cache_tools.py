@@ -176,16 +176,15 @@ def test_through_a_norm_components_sum_to_its_output_less_its_bias(summed):
             block = bridge.blocks[layer]
             is_shared = block.is_parallel and "ln2" not in block.submodules
             reader = block.submodules.get("ln2" if mlp_input and not is_shared else "ln1")
-        expected = stream(summed, layer, mlp_input)
-        if reader is not None:
-            bias = reader.bias_or_none()
-            output = reader.module(expected)
-            expected = output if bias is None else output - bias
         parts, whole = cache.decompose_resid(layer, mlp_input), cache.accumulated_resid(layer, mlp_input=mlp_input)
+        by_depth = whole if reader is None else reader.module(whole)
+        bias = None if reader is None else reader.bias_or_none()
+        by_depth = by_depth if bias is None else by_depth - bias
+        expected = by_depth[-1]
         assert_near(cache.apply_ln_to_stack(parts, layer, mlp_input).sum(0), expected)
         assert_near(cache.decompose_resid(layer, mlp_input, apply_ln=True).sum(0), expected)
         assert_near(cache.get_full_resid_decomposition(layer, mlp_input, apply_ln=True).sum(0), expected)
-        assert_near(cache.apply_ln_to_stack(whole, layer, mlp_input, recompute_ln=True)[-1], expected)
+        assert_near(cache.apply_ln_to_stack(whole, layer, mlp_input, recompute_ln=True), by_depth)
         assert_near(cache.accumulated_resid(layer, mlp_input=mlp_input, apply_ln=True)[-1], expected)
 
 

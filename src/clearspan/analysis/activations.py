@@ -56,10 +56,11 @@ def points_of(bridge: TransformerBridge, name: str, layers: Layers) -> tuple[str
         >>> points_of(clearspan.boot("tiny-bigcode"), "resid_post", [0, -1])
         ('blocks.0.hook_resid_post', 'blocks.4.hook_resid_post')
     """
-    if "." in name or name.startswith("hook_"):
+    is_full = "." in name or name.startswith("hook_")
+    if is_full or not get_act_name(name, 0).startswith("blocks."):
         if layers is not None:
             raise InvalidArgumentError(f"{name!r} is one point, in one place", expected="layers=None", got=str(layers))
-        names = [name]
+        names = [name if is_full else get_act_name(name)]
     else:
         every = range(bridge.cfg.n_layers)
         wanted = every if layers is None else [layers] if isinstance(layers, int) else layers

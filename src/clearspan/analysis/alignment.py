@@ -80,6 +80,7 @@ def fit_alignment(
         InvalidArgumentError: More dimensions than there are or none, several layers, heads or neurons that the point
             does not have, too few examples to hold some out, a token outside the vocabulary, a model in training mode,
             or a size that is not positive.
+        NotFiniteError: Logits are infinite or not numbers.
         PointNotReachedError: The point is after the last block, or somebody else's hook is on a layer that is not run.
 
     Example:

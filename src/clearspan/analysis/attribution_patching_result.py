@@ -85,7 +85,10 @@ class AttributionPatching(Result):
         """
         if dict(exact.axes) != dict(self.axes):
             raise InvalidArgumentError(
-                "the sweep is of other cells", expected=_described(self.axes), got=_described(exact.axes), fix="found.grid"
+                "the sweep is of other cells",
+                expected=_described(self.axes),
+                got=_described(exact.axes),
+                fix="found.grid",
             )
         labels = [_label(self._places(number)) for number in range(self.scores.numel())]
         return replace(self, agreement=self._agreement(self.scores.flatten(), exact, labels))
@@ -153,4 +156,6 @@ def _label(places: Mapping[str, int]) -> str:
 
 
 def _described(axes: Mapping[str, tuple[object, ...]]) -> str:
-    return ", ".join(f"{axis}={list(places)}" if len(places) < 8 else f"{axis}: {len(places)}" for axis, places in axes.items())
+    return ", ".join(
+        f"{axis}={list(places)}" if len(places) < 8 else f"{axis}: {len(places)}" for axis, places in axes.items()
+    )

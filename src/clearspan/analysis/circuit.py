@@ -83,6 +83,19 @@ class Circuit:
         kept = frozenset(one.edge for one in best if threshold is None or abs(one.score) >= threshold)
         return cls(scores.graph, kept, scores.pair.bridge.cfg.model_name)
 
+    @classmethod
+    def random(cls, graph: ComputationalGraph, n_edges: int, seed: int = 0) -> Self:
+        """Returns a circuit of edges that are drawn from all, each as likely as any other.
+
+        Args:
+            graph: The edges.
+            n_edges: How many.
+            seed: Of the choice. Torch's own seed is neither read nor changed.
+        """
+        every = list(graph.edges())
+        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
+        return cls(graph, frozenset(every[number] for number in order[:n_edges].tolist()))
+
     # --- what is in it -----------------------------------------------------------------------------------------------
 
     @property

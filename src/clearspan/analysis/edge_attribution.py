@@ -1,5 +1,7 @@
 """Edge attribution patching: what each part of a model tells each later part, by gradients and for all edges at once."""
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -85,9 +87,11 @@ def edge_attribution(
     if steps is None:
         pair.check_slope()
     source = pair.source_run(written(bridge))
-    base = pair.graded_run([*written(bridge), *_read(bridge)], source)
-    per_row = _contracted(graph, base.cache, base.cache, source.cache) if steps is None else _integrated(
-        graph, pair, base, source, steps
+    base = pair.graded_run([*written(bridge), *read(bridge)], source)
+    per_row = (
+        _contracted(graph, base.cache, base.cache, source.cache)
+        if steps is None
+        else _integrated(graph, pair, base, source, steps)
     )
     if len(base.value) < len(per_row):  # the metric is one number for all rows
         per_row = per_row.sum(0, keepdim=True)
@@ -104,12 +108,12 @@ def _integrated(
     for step in range(steps):
         entering = start + way * ((step + 0.5) / steps)
         hooks: Hooks = [(name, lambda value, hook, entering=entering: entering)]
-        graded = pair.graded_run(_read(pair.bridge), source, base, hooks)
+        graded = pair.graded_run(read(pair.bridge), source, base, hooks)
         total = total + _contracted(graph, graded.cache, base.cache, source.cache) / steps
     return total
 
 
-def _read(bridge: TransformerBridge) -> list[str]:
+def read(bridge: TransformerBridge) -> list[str]:
     """Returns the points from which gradients at receivers' inputs are known."""
     layers = range(bridge.cfg.n_layers)
     names = ("hook_resid_pre", "attn.hook_q", "attn.hook_k", "attn.hook_v", "hook_mlp_in")
@@ -130,63 +134,59 @@ def _contracted(
         base: The run that is patched.
         source: The run that gives values.
     """
-    rows = base.n_rows
-    found = torch.full((rows, len(graph.senders), len(graph.receivers)), torch.nan)
-    for row in range(rows):
-        one = slice(row, row + 1)
-        ours, theirs, slopes = (cache.apply_slice_to_batch_dim(one) for cache in (base, source, graded))
+    found = torch.full((base.n_rows, len(graph.senders), len(graph.receivers)), torch.nan)
+    for row in range(base.n_rows):
+        ours, theirs, slopes = (cache.apply_slice_to_batch_dim(slice(row, row + 1)) for cache in (base, source, graded))
         changes = sender_changes(ours, theirs).flatten(1)
         at = 0
-        for part in _receiver_gradients(slopes):
-            count = graph.n_senders_before(graph.receivers[at])
-            found[row, :count, at : at + len(part)] = (part.flatten(1).to(changes) @ changes[:count].T).T.cpu()
-            at += len(part)
-    return found
+        for gradients in receiver_gradients(slopes):
+            end = at + len(gradients)
+            count = graph.n_senders_before(graph.receivers[end - 1])  # an MLP comes after its layer's inputs
+            found[row, :count, at:end] = (gradients.flatten(1).to(changes) @ changes[:count].T).T.cpu()
+            at = end
+    return found.masked_fill_(~graph.mask, torch.nan)
 
 
-def _receiver_gradients(graded: ActivationCache):
-    """Yields the gradients at receivers' inputs `[receiver, row, pos, d_model]`, in the graph's order."""
+def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "receiver row pos d_model"]]:
+    """Yields the gradients at the inputs of each layer's queries, keys, values and MLP, then at the last stream.
+
+    They are what `run_with_cache(..., incl_bwd=...)` keeps of `hook_q_input`, `hook_k_input`, `hook_v_input` and
+    `hook_mlp_in`, but those of heads are computed from the gradients at the projections, for all of a layer at once.
+
+    Args:
+        graded: A run with the points of `read`, and their gradients.
+    """
     n_layers = graded.bridge.cfg.n_layers
     for layer in range(n_layers):
-        yield attention_gradients(graded, layer)
-        yield exact(graded["mlp_in_grad", layer])[None]
+        attention, stream = graded.bridge.blocks[layer].attn, exact(graded["resid_pre", layer])
+        projections = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}
+        after_norm = [
+            torch.einsum("bphd,hmd->hbpm", exact(graded[f"{name}_grad", layer]), exact(weight))
+            for name, weight in projections.items()
+        ]
+        found = stream.new_empty(sum(map(len, after_norm)) + 1, *stream.shape)
+        torch.cat(after_norm, out=found[:-1])
+        norm = norm_at(graded.bridge, layer, mlp_input=False)
+        if norm is not None:
+            _pull_back(norm, stream, found[:-1])
+        found[-1] = exact(graded["mlp_in_grad", layer])
+        yield found
     yield exact(graded["resid_post_grad", n_layers - 1])[None]
 
 
-def attention_gradients(graded: ActivationCache, layer: int) -> Float[Tensor, "receiver row pos d_model"]:
-    """Returns the gradients at the inputs of a layer's queries, keys and values, from those at the projections.
-
-    They are what `run_with_cache(..., incl_bwd=...)` keeps of `hook_q_input`, `hook_k_input` and `hook_v_input`.
-
-    Args:
-        graded: A run with `attn.hook_q`, `attn.hook_k`, `attn.hook_v`, their gradients, and `hook_resid_pre`.
-        layer: Which.
-    """
-    attention = graded.bridge.blocks[layer].attn
-    projections = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}
-    through = [
-        torch.einsum("bphd,hmd->hbpm", exact(graded[f"{name}_grad", layer]), exact(weight))
-        for name, weight in projections.items()
-    ]
-    norm = norm_at(graded.bridge, layer, mlp_input=False)
-    return _before_norm(norm, exact(graded["resid_pre", layer]), torch.cat(through))
-
-
-def _before_norm(
-    norm: NormalizationBridge | None,
+def _pull_back(
+    norm: NormalizationBridge,
     stream: Float[Tensor, "row pos d_model"],
     gradients: Float[Tensor, "receiver row pos d_model"],
-) -> Float[Tensor, "receiver row pos d_model"]:
-    """Returns gradients at a norm's input for those at its output, in their storage: `(g - n * mean(g * n)) / scale`.
+) -> None:
+    """Makes gradients at a norm's output into those at its input, in place: `(g - n * mean(g * n)) / scale`.
 
     `g` is the gradient at the normalised value `n`, centred where the norm centres; the second term is that of the
     scale.
     """
-    if norm is None:
-        return gradients
     scale, normalized = norm.scale(stream), norm.normalize(stream)
     gradients *= weighted(norm, torch.ones_like(stream[0, 0]))
     if not norm.uses_rms_norm:
         gradients -= gradients.mean(-1, keepdim=True)
     along = (gradients * normalized).mean(-1, keepdim=True)
-    return gradients.addcmul_(normalized, along, value=-1).div_(scale)
+    gradients.addcmul_(normalized, along, value=-1).div_(scale)

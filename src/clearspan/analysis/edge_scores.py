@@ -100,9 +100,7 @@ class EdgeScores(Result):
         exact = swept_edges(self.pair, self.graph, {edge.name: [edge] for edge in chosen})
         approximate = torch.stack([self.scores[self.graph.index_of(edge)] for edge in chosen])
         names = [edge.name for edge in chosen]
-        return replace(
-            self, agreement=Agreement(approximate, exact.change().mean(-1), names, self.graph.n_edges)
-        )
+        return replace(self, agreement=Agreement(approximate, exact.change().mean(-1), names, self.graph.n_edges))
 
     @property
     def method(self) -> str:

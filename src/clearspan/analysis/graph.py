@@ -118,7 +118,9 @@ class ComputationalGraph:
     def senders(self) -> tuple[Node, ...]:
         """`embed`, then each layer's heads and MLP."""
         layers = range(self.n_layers)
-        parts = [(*(Node("head", layer, (head,)) for head in range(self.n_heads)), Node("mlp", layer)) for layer in layers]
+        parts = [
+            (*(Node("head", layer, (head,)) for head in range(self.n_heads)), Node("mlp", layer)) for layer in layers
+        ]
         return (Node("embed"), *(node for nodes in parts for node in nodes))
 
     @cached_property

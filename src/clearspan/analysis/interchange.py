@@ -60,6 +60,7 @@ def interchange_accuracy(
         UnknownPointError: There is no such point, or no such layer.
         InvalidArgumentError: Heads or neurons that the point does not have, a subspace of another space or without an
             orthonormal basis, a token outside the vocabulary, or a model in training mode.
+        NotFiniteError: Logits are infinite or not numbers.
         PointNotReachedError: The point is after the last block, or somebody else's hook is on a layer that is not run.
 
     Example:

@@ -17,6 +17,7 @@ from .activations import layers_of
 from .interchange_examples import InterchangeExamples
 from .interchange_site import Exchange, InterchangeSite
 from .places import padding_of, target_ids_of
+from .predictions import NotFiniteError
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +104,7 @@ def runs_of(
     Raises:
         InvalidArgumentError: The model is in training mode, a label or an answer is no token of its vocabulary, or
             values at a site are integers.
+        NotFiniteError: The base's logits are infinite or not numbers.
         PointNotReachedError: A site is after the last block.
     """
     check_runnable(bridge, examples)
@@ -173,7 +175,14 @@ def _answer_logits(
 ) -> Float[Tensor, "example answer"]:
     """Returns the logits of the answers after each base's last token."""
     at_last = last[torch.arange(len(last)), examples.last_columns]
-    return bridge.read_out(at_last[:, None], examples.answers)[:, 0]
+    logits = bridge.read_out(at_last[:, None], examples.answers)[:, 0]
+    if not logits.detach().amax(-1).isfinite().all():
+        raise NotFiniteError(
+            "the logits of the answers are not finite",
+            got=str(logits.dtype),
+            fix="clearspan.boot(model, dtype=torch.float32), if they overflow",
+        )
+    return logits
 
 
 def _right(answered: Int[Tensor, "example"], examples: InterchangeExamples) -> Float[Tensor, "example"]:

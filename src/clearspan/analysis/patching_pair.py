@@ -142,9 +142,7 @@ class PatchingPair:
     @torch.no_grad()
     def source_run(self, names: Sequence[str]) -> PatchingRun:
         """Returns the run that gives values, with some points kept."""
-        output, cache = self.bridge.run_with_cache(
-            self.source, list(names), attention_mask=self.mask, **self.segment
-        )
+        output, cache = self.bridge.run_with_cache(self.source, list(names), attention_mask=self.mask, **self.segment)
         return PatchingRun(cache, output, self._numbers(output, self._measure(output, self.source, output, output)))
 
     @torch.no_grad()
@@ -177,9 +175,7 @@ class PatchingPair:
             )
         return PatchingRun(cache, output, values[0])
 
-    def on_graph(
-        self, output: Tensor, source: PatchingRun, base: PatchingRun | None = None
-    ) -> Float[Tensor, "*row"]:
+    def on_graph(self, output: Tensor, source: PatchingRun, base: PatchingRun | None = None) -> Float[Tensor, "*row"]:
         """Returns the metric of what a run of the base returned, on its graph. Arguments are those of `graded_run`."""
         own = output.detach() if base is None else base.output
         return self._measure(output, self.base, own, source.output)

@@ -59,7 +59,9 @@ class PatchingUnit:
         """
         n_layers = bridge.cfg.n_layers
         if not get_act_name(name, 0).startswith("blocks."):
-            raise InvalidArgumentError(f"the point {name!r} is in no layer", fix="unit='resid_pre', for layer 0's input")
+            raise InvalidArgumentError(
+                f"the point {name!r} is in no layer", fix="unit='resid_pre', for layer 0's input"
+            )
         for layer in layers or ():
             if not 0 <= layer < n_layers:
                 raise InvalidArgumentError(f"there is no layer {layer}", expected=f"0 to {n_layers - 1}")

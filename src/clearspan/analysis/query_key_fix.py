@@ -38,7 +38,9 @@ def fixed(pair: PatchingPair, unit: PatchingUnit, source: ActivationCache) -> Ef
             f"the QK fix is about queries and keys, and not {unit.name!r}", expected=", ".join((*QUERIES, *KEYS))
         )
     streams = pair.base_run([f"blocks.{layer}.hook_resid_pre" for layer in unit.layers])
-    layers = [_Layer(pair, unit, source[unit.point(layer)], streams["resid_pre", layer], layer) for layer in unit.layers]
+    layers = [
+        _Layer(pair, unit, source[unit.point(layer)], streams["resid_pre", layer], layer) for layer in unit.layers
+    ]
     return Effects([layer.point("pattern") for layer in layers], [layer.effect() for layer in layers])
 
 

@@ -61,7 +61,7 @@ def heatmap(
         hovertemplate=f"{y_title} %{{y}}, {x_title} %{{x}}<br>{name} %{{z:.4g}}<extra></extra>",
     )
     figure.update_layout(height=max(180, 26 * len(values) + 110), xaxis_title=x_title, yaxis_title=y_title)
-    return _titled(figure, title)
+    return titled(figure, title)
 
 
 def bars(
@@ -79,9 +79,9 @@ def bars(
     import plotly.graph_objects as go
 
     hover = f"%{{x}}<br>{value_title} %{{y:.4g}}<extra></extra>"
-    figure = _plain(go.Figure(go.Bar(x=list(names), y=list(values), marker_color=colors, hovertemplate=hover)))
+    figure = plain(go.Figure(go.Bar(x=list(names), y=list(values), marker_color=colors, hovertemplate=hover)))
     figure.update_layout(height=320, yaxis_title=value_title, xaxis_type="category", bargap=0.25)
-    return _titled(figure, title)
+    return titled(figure, title)
 
 
 def lines(
@@ -113,8 +113,8 @@ def lines(
             line={"color": SERIES[number % len(SERIES)], "width": 2},
             hovertemplate=f"{name}, {x_title} %{{x}}<br>{value_title} %{{y:.4g}}<extra></extra>",
         )
-    _plain(figure).update_layout(height=340, xaxis_title=x_title, yaxis_title=value_title, showlegend=len(series) > 1)
-    return _titled(figure, title)
+    plain(figure).update_layout(height=340, xaxis_title=x_title, yaxis_title=value_title, showlegend=len(series) > 1)
+    return titled(figure, title)
 
 
 def heat(z: list, colors: Sequence[str], **trace: object) -> "go.Figure":
@@ -124,7 +124,7 @@ def heat(z: list, colors: Sequence[str], **trace: object) -> "go.Figure":
     scale = [[i / (len(colors) - 1), color] for i, color in enumerate(colors)]
     bar = {"thickness": 8, "outlinewidth": 0, "tickfont": {"size": 11}, "nticks": 5}
     bar |= {"x": 1.01, "xpad": 0, "y": 1, "yanchor": "top", "ypad": 0, "len": 130, "lenmode": "pixels"}
-    figure = _plain(go.Figure(go.Heatmap(z=z, colorscale=scale, colorbar=bar, xgap=1, ygap=1, **trace)))
+    figure = plain(go.Figure(go.Heatmap(z=z, colorscale=scale, colorbar=bar, xgap=1, ygap=1, **trace)))
     axis = {"fixedrange": True, "type": "category"}
     return figure.update_layout(dragmode=False, xaxis=axis, yaxis=axis | {"autorange": "reversed"})
 
@@ -134,7 +134,7 @@ def rounded(values: Tensor, decimals: int = 4) -> list:
     return values.detach().double().cpu().round(decimals=decimals).tolist()
 
 
-def _plain(figure: "go.Figure") -> "go.Figure":
+def plain(figure: "go.Figure") -> "go.Figure":
     figure.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
@@ -148,7 +148,7 @@ def _plain(figure: "go.Figure") -> "go.Figure":
     return figure
 
 
-def _titled(figure: "go.Figure", title: str) -> "go.Figure":
+def titled(figure: "go.Figure", title: str) -> "go.Figure":
     if title:
         figure.update_layout(title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 14}}, margin_t=44)
     return figure

@@ -14,6 +14,7 @@ from clearspan.analysis import (
     CausalModel,
     InterchangeExamples,
     InterchangeSite,
+    NotFiniteError,
     draw_interchanges,
     fit_alignment,
     interchange_accuracy,
@@ -116,8 +117,9 @@ def test_pairs_that_are_alike_are_in_one_part(coded, examples):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("padded", [False, True])
 def test_gradients_are_those_of_whole_runs_with_a_hook(variant, padded):
-    """Rows alone, from the tokens, in float64; the basis enters as itself and twice."""
-    bridge = clearspan.boot(build(variant).double())
+    """Rows alone, from the tokens; in float64, where transformers' own model runs so with padding."""
+    dtype = torch.float32 if variant in ("gemma2", "mixtral") else torch.float64
+    bridge, rel = clearspan.boot(build(variant).to(dtype)), 1e-7 if dtype == torch.float64 else 1e-4
     examples = random_pairs(padded=padded, answers=ANSWERS)
     for name in (
         "blocks.1.hook_resid_post",
@@ -126,7 +128,9 @@ def test_gradients_are_those_of_whole_runs_with_a_hook(variant, padded):
         "blocks.0.hook_mlp_out",
     ):
         runs = InterchangeRuns.of(bridge, examples, InterchangeSite.of(bridge, name, None, None), batch_size=3)
-        basis = torch.linalg.qr(torch.randn(runs.source.shape[-1], 4, dtype=torch.float64)).Q.requires_grad_()
+        basis = torch.linalg.qr(
+            torch.randn(runs.source.shape[-1], 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+        ).Q.requires_grad_()
 
         def exchange(base, source, basis=basis):
             flat = base.flatten(1)
@@ -135,10 +139,10 @@ def test_gradients_are_those_of_whole_runs_with_a_hook(variant, padded):
         logits = answer_logits(bridge, examples, name, exchange)
         expected = functional.cross_entropy(logits, examples.targets())
         loss = runs.loss(within(basis))
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-7)
+        assert loss.item() == pytest.approx(expected.item(), rel=rel)
         ours, plain = (torch.autograd.grad(each, basis)[0] for each in (loss, expected))
         assert plain.norm() > 1e-3
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6 * plain.abs().max().item())
+        torch.testing.assert_close(ours, plain, rtol=10 * rel, atol=10 * rel * plain.abs().max().item())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -150,7 +154,7 @@ def test_it_trains_on_any_architecture_and_leaves_it_as_it_was(variant):
     bridge, examples = clearspan.boot(model), random_pairs(rows=12, places=1, padded=True, answers=ANSWERS)
     with torch.no_grad():
         found = fit_alignment(
-            bridge, examples, dimensions=12, layer=0, held_out=examples, steps=25, batch_size=12, learning_rate=0.05
+            bridge, examples, dimensions=12, layer=0, held_out=examples, steps=25, batch_size=12, learning_rate=0.3
         )
     assert found.losses[-1] < 0.9 * found.losses[0]
     for name, parameter in model.named_parameters():
@@ -209,6 +213,19 @@ def test_it_trains_in_half_precision():
     assert found.basis.dtype == torch.float32
     torch.testing.assert_close(found.basis.T @ found.basis, torch.eye(3))
     assert found.losses.isfinite().all()
+
+
+def test_logits_that_are_no_numbers_raise():
+    """Gemma 2 itself gives NaN in float64 for rows with padding on the left."""
+    bridge = clearspan.boot(build("gemma2").double())
+    for attempt in (interchange_accuracy, lambda *given: fit_alignment(*given, dimensions=1, layer=0)):
+        with pytest.raises(NotFiniteError) as raised:
+            attempt(bridge, random_pairs(padded=True))
+        assert str(raised.value).splitlines() == [
+            "the logits of the answers are not finite",
+            "  got: torch.float64",
+            "  fix: clearspan.boot(model, dtype=torch.float32), if they overflow",
+        ]
 
 
 def test_the_whole_space_is_the_whole_vector(coded, examples):

@@ -101,8 +101,8 @@ def test_the_principal_direction_of_pairs_is_that_of_their_second_moment(embedde
 
 def test_any_point_with_a_value_at_each_position_can_be_steered(random_bridge):
     bridge, tokens = random_bridge, ids(2, 5, seed=3)
-    for name, shape in (("attn_out", [48]), ("z", None), ("hook_embed", None)):
-        layers = None if name == "hook_embed" else -1
+    for name, shape in (("attn_out", [48]), ("z", None), ("hook_embed", None), ("embed", None)):
+        layers = None if "embed" in name else -1
         vector = fit_steering_vector(bridge, tokens[:1], tokens[1:], layers=layers, name=name)
         (full,) = vector.names
         value = bridge.run_with_cache(tokens, names_filter=full)[1][full][:, -1]

@@ -329,9 +329,15 @@ def test_on_its_own_device_a_cache_is_the_same(bridge, tokens):
     assert moved["q", 1].data_ptr() == cache["q", 1].data_ptr()
     assert moved["q_grad", 1].data_ptr() == cache["q_grad", 1].data_ptr()
     moved["resid_post", 1].zero_()
-    for one in (cache, moved):
+    for one in (cache, moved, cache.to("cpu"), moved.to("cpu")):
         with pytest.raises(EditedEntryError):
             one["resid_post", 1]
+
+
+def test_a_move_ends_where_the_run_had_its_values_kept(bridge, tokens):
+    _, cache = bridge.run_with_cache(tokens, device="cpu")
+    assert cache._recording.has_transform
+    assert not cache.to("meta")._recording.has_transform, "a pattern looked up there would go back"
 
 
 @pytest.mark.parametrize("variant", ["gpt_bigcode", "gpt2", "gpt_oss", "falcon"])

@@ -1,0 +1,230 @@
+"""Boxes joined by curves, from the bottom to the top: as a plotly figure, and as a picture that stands alone."""
+
+import html
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from .charts import MONOSPACE, plain, titled
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+INK, FRAME, GROUND, FAINT = "#1b1b1b", "#8f8c82", "#f6f5ef", "#c9c6bb"
+HEIGHT = 24
+MARGIN = 14
+LEGEND = 26
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box with a text.
+
+    Attributes:
+        text: In it.
+        x: Of its centre, in pixels.
+        y: Of its centre, in pixels from the bottom.
+        width: In pixels.
+    """
+
+    text: str
+    x: float
+    y: float
+    width: float = 52
+
+
+@dataclass(frozen=True)
+class Link:
+    """A curve from the top of a box to the bottom of another.
+
+    Attributes:
+        source: Name of the first box.
+        target: Name of the other.
+        weight: The curve's width, from 0 to 1; None for a thin dotted one.
+        color: Of the curve.
+        text: Under the pointer.
+        is_dashed: Whether it is dashed.
+    """
+
+    source: str
+    target: str
+    weight: float | None
+    color: str = FAINT
+    text: str = ""
+    is_dashed: bool = False
+
+    @property
+    def width(self) -> float:
+        """The curve's width in pixels."""
+        return 1.2 if self.weight is None else 1.2 + 7 * self.weight
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A drawing of boxes and links. The same places make the figure and the picture.
+
+    Attributes:
+        boxes: By name.
+        links: Between them, the first one lowest.
+        legend: Colours by what they mean.
+
+    Example:
+        >>> boxes = {"a": Box("embed", 40, 20), "b": Box("logits", 90, 120)}
+        >>> Network(boxes, [Link("a", "b", 1.0)], {}).svg().count("<rect")
+        3
+    """
+
+    boxes: Mapping[str, Box]
+    links: Sequence[Link]
+    legend: Mapping[str, str]
+
+    @cached_property
+    def size(self) -> Point:
+        """Its width and height in pixels; the legend is below 0."""
+        right = max((box.x + box.width / 2 for box in self.boxes.values()), default=0)
+        top = max((box.y + HEIGHT / 2 for box in self.boxes.values()), default=0)
+        return max(right, 110 * len(self.legend)) + 2 * MARGIN, top + MARGIN
+
+    @cached_property
+    def curves(self) -> list[tuple[Link, tuple[Point, Point, Point, Point]]]:
+        """Each link with its cubic curve: start, two control points, end."""
+        leaving, arriving = self._ends("source", "target", 0.5), self._ends("target", "source", 0.8)
+        return [(link, self._curve(link, leaving[link], arriving[link])) for link in self.links]
+
+    def _ends(self, own: str, other: str, share: float) -> dict[Link, float]:
+        """Returns where each link meets its box, by what it goes to from left to right, over a share of the width."""
+        found = {}
+        for name, box in self.boxes.items():
+            at = sorted(
+                (link for link in self.links if getattr(link, own) == name and link.weight is not None),
+                key=lambda link: (self.boxes[getattr(link, other)].x, -self.boxes[getattr(link, other)].y),
+            )
+            for number, link in enumerate(at):
+                found[link] = box.x + box.width * share * ((number + 0.5) / len(at) - 0.5)
+        thin = {link: self.boxes[getattr(link, own)].x for link in self.links if link.weight is None}
+        return found | thin
+
+    def _curve(self, link: Link, start: float, end: float) -> tuple[Point, Point, Point, Point]:
+        low, high = self.boxes[link.source].y + HEIGHT / 2, self.boxes[link.target].y - HEIGHT / 2
+        reach = (high - low) * 0.5
+        between = [
+            box
+            for box in self.boxes.values()
+            if low < box.y < high and min(start, end) - 30 < box.x < max(start, end) + 30
+        ]
+        aside = 60 + 0.12 * (high - low) if between and abs(start - end) < 60 else 0
+        return (start, low), (start + aside, low + reach), (end + aside, high - reach), (end, high)
+
+    # --- drawn -------------------------------------------------------------------------------------------------------
+
+    def figure(self, title: str = "") -> "go.Figure":
+        """Returns a plotly figure; links tell their weight under the pointer."""
+        import plotly.graph_objects as go
+
+        width, height = self.size
+        figure = plain(go.Figure())
+        for link, curve in self.curves:
+            figure.add_shape(
+                type="path",
+                path=_path(curve),
+                layer="below",
+                line={"color": link.color, "width": link.width, "dash": _dash(link)},
+            )
+        for box in self.boxes.values():
+            sides = {"x0": box.x - box.width / 2, "x1": box.x + box.width / 2}
+            sides |= {"y0": box.y - HEIGHT / 2, "y1": box.y + HEIGHT / 2}
+            figure.add_shape(type="rect", fillcolor=GROUND, line={"color": FRAME, "width": 1}, layer="below", **sides)
+        boxes = self.boxes.values()
+        labels = {"text": [box.text for box in boxes], "textfont": {"family": MONOSPACE, "size": 12, "color": INK}}
+        figure.add_scatter(
+            x=[box.x for box in boxes], y=[box.y for box in boxes], mode="text", hoverinfo="skip", showlegend=False, **labels
+        )
+        middles = [(_at(curve, 0.5), link.text) for link, curve in self.curves if link.text]
+        figure.add_scatter(
+            x=[point[0] for point, _ in middles],
+            y=[point[1] for point, _ in middles],
+            text=[text for _, text in middles],
+            mode="markers",
+            marker={"size": 12, "opacity": 0},
+            hovertemplate="%{text}<extra></extra>",
+            showlegend=False,
+        )
+        for name, color in self.legend.items():
+            figure.add_scatter(x=[None], y=[None], mode="lines", name=name, line={"color": color, "width": 4})
+        hidden = {"visible": False, "fixedrange": True}
+        figure.update_layout(
+            width=max(width, 480),
+            height=height + LEGEND + 60,
+            xaxis=hidden | {"range": [0, width]},
+            yaxis=hidden | {"range": [0, height]},
+            legend={"orientation": "h", "y": 0, "yanchor": "top", "x": 0},
+        )
+        return titled(figure, title)
+
+    def svg(self) -> str:
+        """Returns an SVG picture on a white ground; links tell their weight under the pointer."""
+        width, height = self.size
+        return "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height + LEGEND:.0f}" '
+                f'viewBox="0 {-height:.0f} {width:.0f} {height + LEGEND:.0f}" '
+                f'font-family="{html.escape(MONOSPACE)}" font-size="12">',
+                f'<rect y="{-height:.0f}" width="100%" height="100%" fill="#ffffff"/>',
+                *self._drawn_links(),
+                *self._drawn_boxes(),
+                *self._drawn_legend(),
+                "</svg>",
+                "",
+            ]
+        )
+
+    def _drawn_links(self) -> Iterator[str]:
+        for link, curve in self.curves:
+            dashes = {"solid": "", "dash": ' stroke-dasharray="8 5"', "dot": ' stroke-dasharray="2 4"'}[_dash(link)]
+            path = _path([(x, -y) for x, y in curve])
+            yield (
+                f'<path d="{path}" fill="none" stroke="{link.color}" stroke-width="{link.width:.1f}"{dashes}>'
+                f"<title>{html.escape(link.text)}</title></path>"
+            )
+
+    def _drawn_boxes(self) -> Iterator[str]:
+        for box in self.boxes.values():
+            yield (
+                f'<rect x="{box.x - box.width / 2:.1f}" y="{-box.y - HEIGHT / 2:.1f}" width="{box.width:.1f}" '
+                f'height="{HEIGHT}" rx="4" fill="{GROUND}" stroke="{FRAME}"/>'
+                f'<text x="{box.x:.1f}" y="{-box.y + 4:.1f}" text-anchor="middle" fill="{INK}">'
+                f"{html.escape(box.text)}</text>"
+            )
+
+    def _drawn_legend(self) -> Iterator[str]:
+        for number, (name, color) in enumerate(self.legend.items()):
+            x, y = MARGIN + 110 * number, LEGEND / 2
+            yield (
+                f'<path d="M {x} {y} h 18" stroke="{color}" stroke-width="4"/>'
+                f'<text x="{x + 24}" y="{y + 4}" fill="{INK}">{html.escape(name)}</text>'
+            )
+
+
+def _dash(link: Link) -> str:
+    return "dot" if link.weight is None else "dash" if link.is_dashed else "solid"
+
+
+def _path(curve: Sequence[Point]) -> str:
+    start, *others = (f"{x:.1f} {y:.1f}" for x, y in curve)
+    return f"M {start} C {', '.join(others)}"
+
+
+def _at(curve: Sequence[Point], share: float) -> Point:
+    """Returns the point of a curve at a share of its way, by halving the lines between its points."""
+    points = list(curve)
+    while len(points) > 1:
+        points = [
+            tuple(math.fsum((one * (1 - share), other * share)) for one, other in zip(*pair, strict=True))
+            for pair in pairwise(points)
+        ]
+    return points[0]
