@@ -5,8 +5,8 @@ The metric of every loop is the difference of two logits at the last position.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -72,7 +72,11 @@ def everything(model: GPTBigCodeForCausalLM, tokens: Tokens) -> dict[Any, Any]:
 def residuals(model: GPTBigCodeForCausalLM, tokens: Tokens) -> Streams:
     """Keeps every block's output."""
     kept: Streams = []
-    handles = [block.register_forward_hook(lambda _, __, output: kept.append(output)) for block in blocks_of(model)]
+
+    def keep(_: nn.Module, __: object, output: Any) -> None:
+        kept.append(output)
+
+    handles = [block.register_forward_hook(keep) for block in blocks_of(model)]
     model(tokens, use_cache=False)
     for handle in handles:
         handle.remove()
@@ -186,7 +190,7 @@ def _prefix(base: DynamicCache, length: int, rows: int) -> DynamicCache | None:
     if length == 0:
         return None
     found = DynamicCache()
-    for index, layer in enumerate(base.layers):
-        keys, values = (part[:, :, :length].expand(rows, -1, -1, -1) for part in (layer.keys, layer.values))
+    for index, layer in enumerate(cast("Iterable[tuple[Tensor, Tensor, None]]", base)):
+        keys, values = (part[:, :, :length].expand(rows, -1, -1, -1) for part in layer[:2])
         found.update(keys, values, index)
     return found

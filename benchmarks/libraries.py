@@ -73,12 +73,13 @@ class Transformers:
 
     def __init__(self, folder: str) -> None:
         self.model = GPTBigCodeForCausalLM.from_pretrained(folder)
+        self.generator: Any = self.model  # whose `generate` has types that no model fits
 
     def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
         """Returns forward and generation. Its own hidden states have the last one normalised, and are no residuals."""
         return {
             "forward": lambda: self.model(given.tokens, use_cache=False).logits,
-            "generation": lambda: self.model.generate(given.prompt, **greedy(given)),
+            "generation": lambda: self.generator.generate(given.prompt, **greedy(given)),
         }
 
 
@@ -105,9 +106,8 @@ class ForwardHooks:
     def _batched(self, given: Inputs) -> Tensor:
         with contextlib.ExitStack() as stack:
             for layer in layers_of(given):
-                stack.enter_context(
-                    pre_hook(blocks_of(self.model)[layer], partial(patched_rows, layer=layer, given=given))
-                )
+                patch = partial(patched_rows, layer=layer, given=given)
+                stack.enter_context(pre_hook(blocks_of(self.model)[layer], patch))
             return logit_difference(self.model(rows_of(given), use_cache=False).logits)
 
 

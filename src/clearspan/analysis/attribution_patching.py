@@ -73,8 +73,9 @@ def attribution_patch(
 
     Raises:
         UnknownPointError, AbsentPointError: The model has no such points.
-        InvalidArgumentError: Inputs that do not lie position on position; a metric without a gradient, or whose gradient
-            at the base run is zero; `qk_fix` for other points than queries and keys; `grad_drop` with one layer.
+        InvalidArgumentError: Inputs that do not lie position on position; a metric without a gradient, or whose
+            gradient at the base run is zero; `qk_fix` for other points than queries and keys; `grad_drop` with one
+            layer; a model in training mode, or with hooks on it.
 
     Example:
         >>> import clearspan

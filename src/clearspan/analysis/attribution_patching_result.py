@@ -114,8 +114,8 @@ class AttributionPatching(Result):
         what = "size of the change" if self.grad_drop else "change"
         pair, rows = self.pair, len(self.per_row)
         return (
-            f"{self.method}: approximate {what} of {pair.metric_name} with one {' × '.join(self.axes)} of {self.unit} "
-            f"from the {pair.source_name} run; {pair.described(self.base, self.source)}; "
+            f"{self.method}: approximate {what} of {pair.metric_name} with one {', '.join(self.axes)} of {self.unit} "
+            f"taken from the {pair.source_name} run; {pair.described(self.base, self.source)}; "
             f"mean over {rows} row{'s' * (rows > 1)}; {compared(self.agreement)}"
         )
 

@@ -1,7 +1,7 @@
 """Circuits: edges of a model's computational graph, as an object that can be combined, kept and drawn."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 
+from .circuit_drawing import circuit_network
 from .edge_scores import EdgeScores
 from .graph import ComputationalGraph, Edge, Node
 
@@ -36,7 +37,7 @@ class Circuit:
         >>> import clearspan
         >>> circuit = Circuit.of(clearspan.boot("tiny-bigcode"), ["embed->L3H1.q", "L3H1->L4H3.q", "L4H3->logits"])
         >>> print(circuit)
-        circuit of 3 of 1131 edges in clearspan/tiny-bigcode
+        circuit of 3 of 1131 edges in tiny-bigcode
           L3H1.q <- embed
           L4H3.q <- L3H1
           logits <- L4H3
@@ -192,7 +193,23 @@ class Circuit:
     def _edge(self, edge: Edge | str) -> Edge:
         return self.graph.edge(edge) if isinstance(edge, str) else edge
 
-    # --- as data, and drawn ------------------------------------------------------------------------------------------
+    # --- drawn, and as data ------------------------------------------------------------------------------------------
+
+    def plot(self, effects: Mapping[Edge, float] | None = None, title: str = "") -> "go.Figure":
+        """Returns a drawing: layers from the bottom to the top, heads from left to right, MLPs at the right.
+
+        Colours say what reads an edge. Keys and values that several heads share have boxes of their own, from which
+        dotted lines go to heads of the circuit.
+
+        Args:
+            effects: Of its edges, which are the wider the larger theirs are, and dashed below 0. None for one width.
+            title: Above the drawing.
+        """
+        return circuit_network(list(self), effects).figure(title or repr(self))
+
+    def to_svg(self, effects: Mapping[Edge, float] | None = None) -> str:
+        """Returns the same drawing as an SVG picture."""
+        return circuit_network(list(self), effects).svg()
 
     def to_json(self) -> str:
         """Returns the circuit as JSON: the model's name, the graph's sizes and the names of edges."""

@@ -1,11 +1,10 @@
 """A circuit as a drawing: layers from the bottom to the top, heads from left to right, MLPs at the right."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from clearspan.plots.charts import SERIES
 from clearspan.plots.network import Box, Link, Network
 
-from .circuit import Circuit
 from .graph import Edge, Node
 
 COLUMN, ROW = 74, 58
@@ -14,19 +13,18 @@ COLORS = dict(zip(("q", "k", "v", "mlp", "logits"), (SERIES[3], SERIES[1], SERIE
 MEANING = {"q": "queries", "k": "keys", "v": "values", "mlp": "MLPs", "logits": "logits"}
 
 
-def circuit_network(circuit: Circuit, effects: Mapping[Edge, float] | None = None) -> Network:
-    """Returns the drawing of a circuit.
+def circuit_network(edges: Sequence[Edge], effects: Mapping[Edge, float] | None = None) -> Network:
+    """Returns the drawing of a circuit: of its edges, and of the parts that they join.
 
     Colours say what reads an edge. Keys and values that several heads share have boxes of their own, from which dotted
     lines go to the heads that are in the circuit. Dashed edges have an effect below 0.
 
     Args:
-        circuit: Its parts alone are drawn.
-        effects: Of its edges; an edge is the wider the larger its effect is. None for edges of one width.
+        edges: Each is the wider the larger its effect is.
+        effects: Of the edges, or None for edges of one width.
     """
-    edges = list(circuit)
-    weights = dict.fromkeys(edges, 0.2) if effects is None else {edge: effects[edge] for edge in edges}
-    most = max(map(abs, weights.values()), default=0.0) or 1.0 if effects is not None else 1.0
+    weights = dict.fromkeys(edges, 1.0) if effects is None else {edge: effects[edge] for edge in edges}
+    most = 5.0 if effects is None else max(map(abs, weights.values()), default=0.0) or 1.0
     links = [
         Link(
             edge.sender.name,
@@ -67,7 +65,8 @@ def _placed(parts: set[Node]) -> dict[str, Box]:
         here = [part for part in parts if part.layer == layer]
         for row in (("k", "v"), ("head",), ("mlp",)):
             found = sorted((part for part in here if part.kind in row), key=lambda part: (part.heads, part.kind))
-            height += ROW * (0.6 if row == ("mlp",) else 1) if found else 0
+            is_beside = row == ("mlp",) and any(part.kind == "head" for part in here)
+            height += ROW * (0.8 if is_beside else 1) if found else 0
             for part in found:
                 boxes[part.name] = _box(part, columns, right, height)
     boxes["logits"] = Box("logits", right / 2, height + ROW, 60)

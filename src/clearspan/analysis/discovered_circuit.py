@@ -11,7 +11,6 @@ from clearspan.results import Columns, Result
 
 from .agreement import Agreement
 from .circuit import Circuit
-from .circuit_drawing import circuit_network
 from .circuit_runs import shares
 from .edge_scores import EdgeScores
 from .graph import Edge
@@ -106,9 +105,10 @@ class DiscoveredCircuit(Result):
         }
 
     def plot(self) -> "go.Figure":
-        """Returns the circuit drawn, edges as wide as their effects."""
-        return circuit_network(self.circuit, self.effects).figure(self.title)
+        """Returns the circuit drawn, edges as wide as their effects; see `Circuit.plot`."""
+        shares = f"faithfulness {self.faithfulness:.3f}, completeness {self.completeness:.3f}"
+        return self.circuit.plot(self.effects, f"{self.circuit.n_edges} edges: {shares}")
 
     def to_svg(self) -> str:
-        """Returns the same drawing as a picture that stands alone."""
-        return circuit_network(self.circuit, self.effects).svg()
+        """Returns the same drawing as an SVG picture."""
+        return self.circuit.to_svg(self.effects)

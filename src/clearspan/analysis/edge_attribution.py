@@ -1,4 +1,4 @@
-"""Edge attribution patching: what each part of a model tells each later part, by gradients and for all edges at once."""
+"""Edge attribution patching: what each part of a model tells each later part, by gradients, for all edges at once."""
 
 from collections.abc import Iterator
 

@@ -66,11 +66,7 @@ def patch_edges(
     graph = ComputationalGraph.of(bridge)
     pair = PatchingPair.of(bridge, clean, corrupted, metric, direction, attention_mask)
     sets = edges if isinstance(edges, Mapping) else {str(edge): [edge] for edge in edges}
-    cells = {
-        label: [graph.edge(edge) if isinstance(edge, str) else edge for edge in chosen]
-        for label, chosen in sets.items()
-    }
-    return swept_edges(pair, graph, cells)
+    return swept_edges(pair, graph, {label: graph.parsed(chosen) for label, chosen in sets.items()})
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ class EdgeScores(Result):
         Raises:
             InvalidArgumentError: There is no such edge.
         """
-        found = self.graph.edge(edge) if isinstance(edge, str) else edge
+        (found,) = self.graph.parsed([edge])
         return float(self.scores[self.graph.index_of(found)])
 
     def top(self, k: int = 10) -> list[ScoredEdge]:
@@ -96,7 +96,7 @@ class EdgeScores(Result):
             places = self.graph.mask.flatten().nonzero()[:, 0]
             chosen = [self._edge(int(places[number])) for number in sampled(len(places), edges, seed)]
         else:
-            chosen = [self.graph.edge(edge) if isinstance(edge, str) else edge for edge in edges]
+            chosen = self.graph.parsed(edges)
         exact = swept_edges(self.pair, self.graph, {edge.name: [edge] for edge in chosen})
         approximate = torch.stack([self.scores[self.graph.index_of(edge)] for edge in chosen])
         names = [edge.name for edge in chosen]

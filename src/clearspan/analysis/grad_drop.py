@@ -38,7 +38,7 @@ def dropped_gradients(pair: PatchingPair, names: Sequence[str], source: Patching
         output = pair.bridge.run_with_hooks(
             pair.base,
             attention_mask=pair.mask,
-            **pair.segment,
+            stop_at_layer=pair.stop,
             fwd_hooks=[("blocks.0.hook_resid_pre", lambda value, hook: value + leaf.to(value))],
             bwd_hooks=[
                 *((name, keep) for name in names),

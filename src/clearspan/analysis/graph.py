@@ -1,6 +1,6 @@
 """The computational graph of a model's residual stream: what writes to it, what reads it, and the edges between."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Self
@@ -117,16 +117,17 @@ class ComputationalGraph:
     @cached_property
     def senders(self) -> tuple[Node, ...]:
         """`embed`, then each layer's heads and MLP."""
-        layers = range(self.n_layers)
-        parts = [
-            (*(Node("head", layer, (head,)) for head in range(self.n_heads)), Node("mlp", layer)) for layer in layers
-        ]
-        return (Node("embed"), *(node for nodes in parts for node in nodes))
+        return (Node("embed"), *(node for layer in range(self.n_layers) for node in self.writing(layer)))
 
     @cached_property
     def receivers(self) -> tuple[Node, ...]:
         """Each layer's query, key and value inputs and MLP input, then `logits`."""
         return (*(node for layer in range(self.n_layers) for node in self.reading(layer)), Node("logits"))
+
+    def writing(self, layer: int) -> Iterator[Node]:
+        """Yields the senders of a layer."""
+        yield from (Node("head", layer, (head,)) for head in range(self.n_heads))
+        yield Node("mlp", layer)
 
     def reading(self, layer: int) -> Iterator[Node]:
         """Yields the receivers of a layer."""
@@ -196,6 +197,17 @@ class ComputationalGraph:
         edge = Edge(self.node(first), self.node(second))
         self.index_of(edge)
         return edge
+
+    def parsed(self, edges: Iterable[Edge | str]) -> list[Edge]:
+        """Returns edges, of which some are given by name.
+
+        Raises:
+            InvalidArgumentError: One of them is none of this graph's.
+        """
+        found = [self.edge(edge) if isinstance(edge, str) else edge for edge in edges]
+        for edge in found:
+            self.index_of(edge)
+        return found
 
     def index_of(self, edge: Edge) -> tuple[int, int]:
         """Returns where an edge's sender and receiver are among all.

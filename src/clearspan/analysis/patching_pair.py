@@ -1,4 +1,4 @@
-"""Two runs of a model, on a clean and a corrupted input: which is patched with values of which, and what is measured."""
+"""Two runs of a model, on a clean and a corrupted input: which is patched with values of which, what is measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,8 +70,8 @@ class PatchingPair:
         """Returns the pair, encoded and checked.
 
         Raises:
-            InvalidArgumentError: The inputs have not one shape or not one padding, an unknown direction, the model is in
-                training mode, or other hooks are on it.
+            InvalidArgumentError: The inputs have not one shape or not one padding, the direction is unknown, the model
+                is in training mode, or other hooks are on it.
         """
         if direction not in get_args(PatchingDirection):
             raise InvalidArgumentError(f"unknown direction {direction!r}", expected="'denoising' or 'noising'")
@@ -84,8 +84,8 @@ class PatchingPair:
             raise InvalidArgumentError(
                 "hooks are on the model, which would be part of both runs", where=listening, fix="bridge.reset_hooks()"
             )
-        inputs = [encoded(bridge, input, attention_mask) for input in (clean, corrupted)]
-        (clean_ids, clean_mask), (other_ids, other_mask) = inputs
+        inputs = [encoded(bridge, one, attention_mask) for one in (clean, corrupted)]
+        clean_ids, other_ids = (ids for ids, _ in inputs)
         masks = [torch.ones_like(ids) if mask is None else mask for ids, mask in inputs]
         if clean_ids.shape != other_ids.shape or not torch.equal(*masks):
             raise InvalidArgumentError(
@@ -93,7 +93,7 @@ class PatchingPair:
                 expected="one shape and one padding",
                 got=" and ".join(
                     f"{list(ids.shape)} with {int((mask == 0).sum())} padded"
-                    for ids, mask in zip((clean_ids, other_ids), masks, strict=True)
+                    for (ids, _), mask in zip(inputs, masks, strict=True)
                 ),
             )
         return cls(bridge, clean_ids, other_ids, padding_of(masks[0]), metric, direction)
@@ -135,14 +135,16 @@ class PatchingPair:
         return isinstance(self.metric, LogitMetric) and self.metric.reference is None
 
     @property
-    def segment(self) -> dict[str, int]:
-        """Where runs stop: after the last block, where only some logits are read out."""
-        return {"stop_at_layer": self.bridge.cfg.n_layers} if self.is_declared else {}
+    def stop(self) -> int | None:
+        """Where runs stop: after the last block, where only some logits are read out; None for at the logits."""
+        return self.bridge.cfg.n_layers if self.is_declared else None
 
     @torch.no_grad()
     def source_run(self, names: Sequence[str]) -> PatchingRun:
         """Returns the run that gives values, with some points kept."""
-        output, cache = self.bridge.run_with_cache(self.source, list(names), attention_mask=self.mask, **self.segment)
+        output, cache = self.bridge.run_with_cache(
+            self.source, list(names), attention_mask=self.mask, stop_at_layer=self.stop
+        )
         return PatchingRun(cache, output, self._numbers(output, self._measure(output, self.source, output, output)))
 
     @torch.no_grad()
@@ -171,7 +173,7 @@ class PatchingPair:
 
         with self.bridge.hooks(fwd_hooks):
             output, cache = self.bridge.run_with_cache(
-                self.base, list(names), attention_mask=self.mask, incl_bwd=total, **self.segment
+                self.base, list(names), attention_mask=self.mask, incl_bwd=total, stop_at_layer=self.stop
             )
         return PatchingRun(cache, output, values[0])
 

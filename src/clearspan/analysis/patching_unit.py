@@ -59,14 +59,12 @@ class PatchingUnit:
         """
         n_layers = bridge.cfg.n_layers
         if not get_act_name(name, 0).startswith("blocks."):
-            raise InvalidArgumentError(
-                f"the point {name!r} is in no layer", fix="unit='resid_pre', for layer 0's input"
-            )
-        for layer in layers or ():
-            if not 0 <= layer < n_layers:
-                raise InvalidArgumentError(f"there is no layer {layer}", expected=f"0 to {n_layers - 1}")
-        having = [layer for layer in range(n_layers) if get_act_name(name, layer) in bridge.hook_dict]
-        chosen = tuple(layers or having or range(n_layers))
+            raise InvalidArgumentError(f"the point {name!r} is in no layer", fix="unit='resid_pre' for what enters one")
+        if layers is None:
+            layers = [layer for layer in range(n_layers) if get_act_name(name, layer) in bridge.hook_dict] or [0]
+        if not layers or not all(0 <= layer < n_layers for layer in layers):
+            raise InvalidArgumentError(f"layers={list(layers)}", expected=f"layers from 0 to {n_layers - 1}")
+        chosen = tuple(dict.fromkeys(layers))
         points = [bridge.hook_dict[get_act_name(name, layer)] for layer in chosen]
         return cls(name, chosen, points[0].axes, points[0].sizes, by_position)
 

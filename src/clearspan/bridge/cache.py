@@ -103,7 +103,7 @@ class ActivationCache(StackMethods, ReadingMethods):
             places_left(self._n_kept(), positions, "position").tolist() if positions else None,
             self._recording.contents(),
             self._gradients,
-            self._run_weights.checksums(self.bridge),
+            self._run_weights.checksums(),
         )
         cache_file.write(stored, path, self.bridge.cfg)
 
@@ -146,7 +146,7 @@ class ActivationCache(StackMethods, ReadingMethods):
             Recording.of(stored.contents, stored.rows, bridge.hf_model),
             rows=stored.rows,
             gradients=stored.gradients,
-            run_weights=RunWeights(bridge, stored.checksums),
+            run_weights=RunWeights(bridge.weight_slots, stored.checksums),
         )
         cache = cache.apply_slice_to_batch_dim(stored.rows_shown)
         return cache.apply_slice_to_pos_dim(stored.positions_shown)

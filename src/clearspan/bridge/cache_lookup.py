@@ -59,7 +59,7 @@ class CacheLookup(Mapping[str, Tensor]):
         self._recording = recording
         self._rows = rows
         self._gradients = dict(gradients or {})
-        self._run_weights = run_weights or RunWeights(bridge)
+        self._run_weights = run_weights or RunWeights(bridge.weight_slots)
         self._row_choices: tuple[BatchSlice, ...] = ()
         self._pos_choices: tuple[PosSlice, ...] = (0,) if one_position else ()
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 """Pairs of a point's name, or a predicate of names, and a function."""
+Attached = Sequence[tuple[HookPoint, Listener, Direction]]
+"""Hooks that were attached: each with its point, and for which direction."""
 
 
 @contextlib.contextmanager
@@ -59,7 +61,7 @@ def attached(
                 stack.pop_all()
 
 
-def check_fired(listeners: Sequence[tuple[HookPoint, Listener, Direction]]) -> None:
+def check_fired(listeners: Attached) -> None:
     """Raises if a forward hook was not called in the run that it was given to."""
     for point, listener, direction in listeners:
         if direction == "fwd" and listener.calls == 0:
@@ -70,7 +72,7 @@ def check_fired(listeners: Sequence[tuple[HookPoint, Listener, Direction]]) -> N
             )
 
 
-def check_recomputation(listeners: Sequence[tuple[HookPoint, Listener, Direction]], lost: str | None) -> None:
+def check_recomputation(listeners: Attached, lost: str | None) -> None:
     """Raises if hooks of one run are of a kind that changes the graph, and gradient checkpointing makes it again.
 
     Args:

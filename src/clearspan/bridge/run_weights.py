@@ -1,6 +1,8 @@
 """The weights that a cache computes with, checked to be those of its run."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +18,39 @@ CHUNK = 1 << 22
 """Elements of a weight that are read at a time for its checksum."""
 
 
+@dataclass(frozen=True)
+class WeightSlot:
+    """Where a weight is.
+
+    Attributes:
+        part: The component.
+        name: The parameter's name there.
+        parameters: The parameters of the component's module, by name.
+    """
+
+    part: GeneralizedComponent
+    name: str
+    parameters: Mapping[str, Tensor | None]
+
+    @property
+    def path(self) -> str:
+        """The weight's name in the model."""
+        return f"{self.part.path}.{self.name}"
+
+
+def weight_slots(bridge: "TransformerBridge") -> tuple[WeightSlot, ...]:
+    """Returns where the weights are that a cache computes with: of what writes to the residual stream, or reads it.
+
+    Attention's own are sinks, where it has them: patterns are computed with these.
+    """
+    parts: list[GeneralizedComponent] = []
+    for block in bridge.blocks:
+        parts += [part for part in block.submodules.values() if isinstance(part, NormalizationBridge)]
+        parts += [block.attn, block.attn.o, *(part for key, part in block.mlp.submodules.items() if key == "out")]
+    parts += bridge.components[bridge.components.index(bridge.blocks[-1]) + 1 :]
+    return tuple(WeightSlot(part, name, part.module._parameters) for part in parts for name in part.module._parameters)
+
+
 class RunWeights:
     """Tells whether the weights that look-ups and stacks compute with are still those of the run.
 
@@ -23,19 +58,28 @@ class RunWeights:
     they are known by checksums, each of which is compared when its weight is first used.
 
     Args:
-        bridge: The model.
+        slots: Where the weights are.
         checksums: Those of a file, by the weight's name; by default the weights are those that the model has now.
     """
 
-    def __init__(self, bridge: "TransformerBridge", checksums: Mapping[str, int] | None = None) -> None:
-        # Parameters are held, so that none that takes another's place can have its id.
-        self._known: dict[int, tuple[Tensor, int]] = {}
-        self._unchecked: dict[int, tuple[GeneralizedComponent, str, int]] = {}
-        for part, name, parameter in _computing(bridge):
-            if checksums is None:
-                self._known[id(parameter)] = parameter, _version(parameter)
-            elif f"{part.path}.{name}" in checksums:
-                self._unchecked[id(parameter)] = part, name, checksums[f"{part.path}.{name}"]
+    def __init__(self, slots: Sequence[WeightSlot], checksums: Mapping[str, int] | None = None) -> None:
+        self._slots = slots
+        self._checksums = checksums
+        # This is done in every run with a cache, so it does no more than it must.
+        self._seen = [slot.parameters[slot.name] for slot in slots]
+        self._versions = _versions(self._seen)
+
+    @functools.cached_property
+    def _known(self) -> dict[int, int | None]:
+        """Counts of edits by the id of the parameter, which `_seen` keeps from being another's."""
+        seen = zip(self._seen, self._versions, strict=True)
+        return {id(parameter): version for parameter, version in seen if parameter is not None}
+
+    @functools.cached_property
+    def _unchecked(self) -> dict[int, WeightSlot]:
+        """Where parameters are of which the checksum was not compared yet, by the parameter's id."""
+        slots = zip(self._seen, self._slots, strict=True)
+        return {} if self._checksums is None else {id(parameter): slot for parameter, slot in slots}
 
     def check(self, parameters: Iterable[Tensor | None], what: str) -> None:
         """Raises if a parameter is not as it was in the run.
@@ -54,48 +98,34 @@ class RunWeights:
                 )
 
     def _is_current(self, parameter: Tensor) -> bool:
+        slot = self._unchecked.pop(id(parameter), None)
+        if slot is not None:
+            assert self._checksums is not None, "only these are unchecked"
+            if checksum(slot.part.weight(slot.name)) != self._checksums.get(slot.path):
+                del self._known[id(parameter)]
         key = id(parameter)
-        if key in self._unchecked:
-            part, name, expected = self._unchecked.pop(key)
-            if checksum(part.weight(name)) == expected:
-                self._known[key] = parameter, _version(parameter)
-        return key in self._known and self._known[key][1] == _version(parameter)
+        return key in self._known and self._known[key] == _versions([parameter])[0]
 
-    def checksums(self, bridge: "TransformerBridge") -> dict[str, int]:
+    def checksums(self) -> dict[str, int]:
         """Returns the checksums of the weights that are as they were in the run and can be read, by name."""
         found = {}
-        for part, name, parameter in _computing(bridge):
+        for slot in self._slots:
+            parameter = slot.parameters[slot.name]
             try:
-                if self._is_current(parameter):
-                    found[f"{part.path}.{name}"] = checksum(part.weight(name))
+                if parameter is not None and self._is_current(parameter):
+                    found[slot.path] = checksum(slot.part.weight(slot.name))
             except UnreadableWeightError:
                 continue
         return found
 
 
-def _computing(bridge: "TransformerBridge") -> Iterator[tuple[GeneralizedComponent, str, Tensor]]:
-    """Yields the weights that a cache computes with: of what writes to the residual stream, and of what reads it.
-
-    Attention's own are sinks, where it has them: patterns are computed with these.
-    """
-    for part in _parts(bridge):
-        for name, parameter in part.module._parameters.items():
-            if parameter is not None:
-                yield part, name, parameter
-
-
-def _parts(bridge: "TransformerBridge") -> Iterator[GeneralizedComponent]:
-    for block in bridge.blocks:
-        yield from (part for part in block.submodules.values() if isinstance(part, NormalizationBridge))
-        yield block.attn
-        yield block.attn.o
-        if "out" in block.mlp.submodules:
-            yield block.mlp.submodules["out"]
-    yield from bridge.components[bridge.components.index(bridge.blocks[-1]) + 1 :]
-
-
-def _version(parameter: Tensor) -> int:
-    return 0 if parameter.is_inference() else parameter._version
+def _versions(parameters: Sequence[Tensor | None]) -> list[int | None]:
+    """Returns torch's counts of edits."""
+    try:
+        return [None if parameter is None else parameter._version for parameter in parameters]
+    except RuntimeError:  # tensors made under inference mode count none
+        counting = (None if one is None or one.is_inference() else one for one in parameters)
+        return [None if one is None else one._version for one in counting]
 
 
 def checksum(values: Tensor) -> int:

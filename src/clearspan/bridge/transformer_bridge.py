@@ -1,30 +1,26 @@
 """The bridge: a thin front that names what its modules do. It is long by its documentation, not by what it does."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from clearspan.architectures import ArchitectureAdapter
-from clearspan.bridge import caching, forward, hooks, inputs
-from clearspan.bridge.cache import ActivationCache
-from clearspan.bridge.cache_plan import CachePlan
+from clearspan.bridge import caching, forward, inputs
+from clearspan.bridge.cache_run_methods import CacheRunMethods
 from clearspan.bridge.forward import ReturnType
 from clearspan.bridge.generation_methods import GenerationMethods
-from clearspan.bridge.hooks import Hooks
+from clearspan.bridge.hook_methods import HookMethods
 from clearspan.bridge.index import PointIndex, Segment
 from clearspan.bridge.inputs import Input, ModelInput
-from clearspan.bridge.intervening import intervention_hooks
 from clearspan.bridge.module_methods import ModuleMethods
 from clearspan.bridge.point_table import PointTable
-from clearspan.bridge.positions import PosSlice
 from clearspan.bridge.processed import processed
 from clearspan.bridge.read_out import read_out
-from clearspan.bridge.sources import Source
+from clearspan.bridge.run_weights import weight_slots
 from clearspan.bridge.text import PaddingSide, Text
 from clearspan.bridge.text_methods import TextMethods
 from clearspan.bridge.verification import Verification, verify
@@ -43,8 +39,7 @@ from clearspan.hf.offload import execution_device
 from clearspan.hf.quantised import dequantised
 from clearspan.hf.standalone import arguments_of
 from clearspan.hf.taps import Taps
-from clearspan.interventions import Intervention
-from clearspan.points import Direction, HookFunction, HookPoint, NamesFilter
+from clearspan.points import HookPoint, NamesFilter
 from clearspan.weights import WeightMethods
 from clearspan.weights.processing import Step
 from clearspan.weights.ties import sharing
@@ -53,7 +48,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMethods):
+class TransformerBridge(HookMethods, CacheRunMethods, WeightMethods, TextMethods, GenerationMethods, ModuleMethods):
     """A Hugging Face model, seen and reached into under canonical names. `clearspan.boot` makes one.
 
     Attributes:
@@ -120,6 +115,7 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
         self.taps = Taps(hf_model, self.index)
         self.processing: tuple[Step, ...] = ()
         self.choices: dict[object, caching.Choice] = {}
+        self.weight_slots = weight_slots(self)
 
     def _arguments_of(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
         """Returns what the model hands a module of a block beside its input; nobody hears the run that this takes."""
@@ -181,7 +177,7 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
             InvalidArgumentError: A layer that does not exist, or a loss without tokens.
             PointNotReachedError: Someone listens in a part of the model that is not run.
         """
-        given, segment = self._prepare(
+        given, segment = self.prepare(
             input,
             prepend_bos=prepend_bos,
             padding_side=padding_side,
@@ -209,7 +205,7 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
         """
         return read_out(self, residual, tokens)
 
-    def _prepare(
+    def prepare(
         self,
         input: Input,
         *,
@@ -222,6 +218,10 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
         stop_at_layer: int | None = None,
         **model_kwargs: Any,
     ) -> tuple[ModelInput, Segment]:
+        """Returns what a run hands the model, checked, and the part of the model that it runs.
+
+        The arguments are those of `forward`.
+        """
         given = inputs.prepare(
             self,
             input,
@@ -338,266 +338,6 @@ class TransformerBridge(WeightMethods, TextMethods, GenerationMethods, ModuleMet
         if reason is None:
             self.index.find(name)
         return reason
-
-    def run_with_hooks(
-        self,
-        input: Input,
-        fwd_hooks: Hooks = (),
-        bwd_hooks: Hooks = (),
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        return_type: ReturnType | None = "logits",
-        loss_per_token: bool = False,
-        **forward_kwargs: Any,
-    ) -> Any:
-        """Runs the model with hooks that are there for this run.
-
-        Args:
-            input: As for `forward`.
-            fwd_hooks: Pairs of a name, or a predicate of names, and `fn(value, hook)`. The function edits the value in
-                place, or returns one of the same shape and dtype, or returns None. Edits in place are known by torch's
-                count of them, which `value.data` and numpy go past: use `value` itself.
-            bwd_hooks: Likewise with the value's gradient, called in the `backward` of what this run returns.
-            reset_hooks_end: Whether the hooks come off at the end, also after an exception.
-            clear_contexts: Whether the `ctx` of their points is emptied at the end.
-            return_type: As for `forward`.
-            loss_per_token: As for `forward`.
-            **forward_kwargs: Further arguments of `forward`.
-
-        Returns:
-            What `forward` returns.
-
-        Raises:
-            UnknownPointError: A name is unknown, or a predicate holds for none; nothing was run.
-            PointNotReachedError: A hook cannot fire, or did not fire, in this run.
-            HookValueError, HookTypeError: A function returned a value of the wrong shape, dtype or device.
-            UnwritableError: A write that gradient checkpointing would lose.
-
-        Example:
-            >>> import clearspan
-            >>> bridge = clearspan.boot("tiny-bigcode")
-            >>> def ablate_head_3(z, hook):
-            ...     z[:, :, 3] = 0
-            >>> logits = bridge.run_with_hooks("import os", fwd_hooks=[("blocks.1.attn.hook_z", ablate_head_3)])
-        """
-        given, segment = self._prepare(input, **forward_kwargs)
-        return self._run_with_hooks(
-            given, segment, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts, return_type, loss_per_token
-        )
-
-    def _run_with_hooks(
-        self,
-        given: ModelInput,
-        segment: Segment,
-        fwd_hooks: Hooks,
-        bwd_hooks: Hooks,
-        reset_hooks_end: bool,
-        clear_contexts: bool,
-        return_type: ReturnType | None,
-        loss_per_token: bool,
-    ) -> Any:
-        with hooks.attached(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts, segment) as listeners:
-            self.taps.refuse_writes = lost = forward.gradients_lost(self)
-            hooks.check_recomputation(listeners, lost)
-            try:
-                output = forward.run(self, given, segment, return_type, loss_per_token)
-            finally:
-                self.taps.refuse_writes = None
-            hooks.check_fired(listeners)
-        return output
-
-    def run_with_interventions(
-        self,
-        input: Input,
-        interventions: Sequence[Intervention],
-        sources: Mapping[str, Source] | None = None,
-        return_type: ReturnType | None = "logits",
-        loss_per_token: bool = False,
-        **forward_kwargs: Any,
-    ) -> Any:
-        """Runs the model with interventions, which are data: see `clearspan.interventions`.
-
-        Args:
-            input: As for `forward`.
-            interventions: What is done, in this order where several are at one point.
-            sources: The runs from which values are taken, by name: text or token ids, which are run, a cache, or tensors
-                by hook point's name. They have the input's positions, and its rows or one.
-            return_type: As for `forward`.
-            loss_per_token: As for `forward`.
-            **forward_kwargs: Further arguments of `forward`.
-
-        Returns:
-            What `forward` returns.
-
-        Raises:
-            InvalidArgumentError: Places that the point does not have, a source that is not given or does not fit.
-            UnknownPointError: The model has no such point; nothing was run.
-
-        Example:
-            >>> import clearspan
-            >>> from clearspan.interventions import Intervention, Patch
-            >>> bridge = clearspan.boot("tiny-bigcode")
-            >>> patch = Intervention("resid_pre", Patch("other"), layer=2, positions=-1)
-            >>> logits = bridge.run_with_interventions("import os", [patch], sources={"other": "import re"})
-        """
-        given, segment = self._prepare(input, **forward_kwargs)
-        found = intervention_hooks(self, given, interventions, sources or {})
-        return self._run_with_hooks(given, segment, found, (), True, False, return_type, loss_per_token)
-
-    @contextlib.contextmanager
-    def hooks(
-        self,
-        fwd_hooks: Hooks = (),
-        bwd_hooks: Hooks = (),
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-    ) -> "Iterator[TransformerBridge]":
-        """Keeps hooks on while the context is open: for several runs, generation, or a forward and its backward.
-
-        The arguments are those of `run_with_hooks`.
-        """
-        with hooks.attached(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
-            yield self
-
-    def add_hook(
-        self,
-        name: str | Callable[[str], bool],
-        hook: HookFunction,
-        dir: Direction = "fwd",
-        is_permanent: bool = False,
-    ) -> None:
-        """Puts a function on a point, or on all that a predicate holds for, until `reset_hooks`.
-
-        Args:
-            name: A point's name, or a predicate of names.
-            hook: As in `run_with_hooks`.
-            dir: `"fwd"` for the value, `"bwd"` for its gradient.
-            is_permanent: Whether `reset_hooks` leaves it unless told otherwise.
-        """
-        for point, found in self.index.matching(name):
-            point.add_hook(hook, dir, is_permanent, name=found)
-
-    def reset_hooks(
-        self,
-        clear_contexts: bool = True,
-        direction: Literal["fwd", "bwd", "both"] = "both",
-        including_permanent: bool = False,
-    ) -> None:
-        """Takes hooks off all points.
-
-        Args:
-            clear_contexts: Whether every point's `ctx` is emptied too.
-            direction: Which hooks.
-            including_permanent: Whether permanent ones go too.
-        """
-        for point in self.index:
-            if point.is_listening:
-                point.remove_hooks(direction, including_permanent)
-            if clear_contexts:
-                point.ctx.clear()
-
-    # --- cache -------------------------------------------------------------------------------------------------------
-
-    def run_with_cache(
-        self,
-        input: Input,
-        names_filter: NamesFilter = None,
-        device: torch.device | str | None = None,
-        pos_slice: PosSlice = None,
-        incl_bwd: bool | Callable[[Tensor], Float[Tensor, ""]] = False,
-        remove_batch_dim: bool = False,
-        return_type: ReturnType | None = "logits",
-        loss_per_token: bool = False,
-        **forward_kwargs: Any,
-    ) -> tuple[Any, ActivationCache]:
-        """Runs the model and keeps its activations.
-
-        Hooks that are on the bridge stay, fire, and are seen in the cache.
-
-        Args:
-            input: As for `forward`.
-            names_filter: What to keep: all (None), a name, a list of names, or a predicate of names.
-            device: Where to keep it; by default where it is. Each value goes there as it appears, and the model's
-                device keeps none.
-            pos_slice: Positions to keep: one, whose axis goes, `(start, stop[, step])`, a list, or a tensor of indices.
-            incl_bwd: Whether to keep gradients of the loss too, as `<name>_grad`; or a function whose gradients are
-                kept instead: from the logits, or the residual stream where the run stops, to one number. No parameter's
-                `grad` is touched, and what is returned is detached.
-            remove_batch_dim: Whether look-ups leave out the batch axis of one row.
-            return_type: As for `forward`.
-            loss_per_token: As for `forward`.
-            **forward_kwargs: Further arguments of `forward`.
-
-        Returns:
-            What `forward` returns, and the cache, whose entries are detached.
-
-        Raises:
-            UnknownPointError: A name is unknown (one in a list is enough), or a predicate holds for none.
-            PointNotReachedError: A name is in a part of the model that is not run.
-            CacheTooLargeError: The cache is larger than the memory that is free; nothing was run.
-            InvalidArgumentError: With `incl_bwd`, a loss by token or of a run that stops at a layer, a part of the
-                positions, or a function that does not give one number with a gradient.
-
-        Example:
-            >>> import clearspan
-            >>> bridge = clearspan.boot("tiny-bigcode")
-            >>> loss, cache = bridge.run_with_cache("import os", return_type="loss", incl_bwd=True)
-            >>> cache["resid_post_grad", 2].shape == cache["resid_post", 2].shape
-            True
-            >>> _, cache = bridge.run_with_cache("import os", incl_bwd=lambda logits: logits[0, -1, 7])
-            >>> list(cache["z_grad", 2].shape) == list(cache["z", 2].shape)
-            True
-        """
-        given, segment = self._prepare(input, **forward_kwargs)
-        output, cache = caching.run_with_cache(
-            self,
-            given,
-            segment,
-            return_type,
-            loss_per_token,
-            names_filter=names_filter,
-            device=device,
-            pos_slice=pos_slice,
-            incl_bwd=incl_bwd,
-        )
-        return output, cache.remove_batch_dim() if remove_batch_dim else cache
-
-    def plan_cache(
-        self,
-        input_shape: Sequence[int],
-        names_filter: NamesFilter = None,
-        *,
-        pos_slice: PosSlice = None,
-        device: torch.device | str | None = None,
-    ) -> CachePlan:
-        """Returns what a cache will keep, in bytes and name by name; the model is not run.
-
-        The model's own forward is gone through with shapes alone, as on unpadded rows, with its own dtypes (no
-        autocast), and without hooks and gradients. `plan.total_bytes` is then the `nbytes` of the cache.
-
-        Args:
-            input_shape: Rows and positions, as `tokens.shape`.
-            names_filter: As for `run_with_cache`.
-            pos_slice: As for `run_with_cache`.
-            device: As for `run_with_cache`.
-
-        Raises:
-            InputError: More positions than the context has.
-            InvalidArgumentError: No such shape, or no such positions.
-            UnknownPointError: A name is unknown, or a predicate holds for none.
-            UnplannableError: The model's forward asks for numbers, or runs a kernel that knows no shapes.
-
-        Example:
-            >>> import clearspan
-            >>> bridge = clearspan.boot("tiny-bigcode")
-            >>> bridge.plan_cache((4, 128), ["blocks.0.attn.hook_q", "blocks.0.attn.hook_v", "hook_logits"])
-            CachePlan: 3 entries, 8.6 MiB kept; batch 4, pos 128
-            name                    layers  axes                                      kept
-            blocks.{l}.attn.hook_q  0       [batch 4, pos 128, head 8, d_head 32]     640.0 KiB
-            blocks.{l}.attn.hook_v  0       [batch 4, pos 128, kv_head 1, d_head 32]  shared
-            hook_logits                     [batch 4, pos 128, d_vocab 4096]          8.0 MiB
-        """
-        return caching.plan_cache(self, input_shape, names_filter, pos_slice, device)
 
     def __repr__(self) -> str:
         cfg = self.cfg

