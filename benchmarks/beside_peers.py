@@ -22,7 +22,7 @@ from torch import Tensor
 from hand_written import inputs_of
 from imports import BASE as IMPORT_TORCH
 from imports import times_of_imports
-from libraries import Clearspan, ForwardHooks, Inputs, Library, Task, Transformers
+from libraries import Clearspan, ForwardHooks, Inputs, Library, Outcome, Task, Transformers
 from memory import loading
 from peers.with_interp_engine import InterpEngine
 from peers.with_nnsight import NNsight
@@ -55,7 +55,7 @@ TOLERANCE = 1e-5
 
 Key = tuple[str, Task]
 """A library's name and what it does."""
-Tasks = Mapping[Key, Callable[[], Tensor | int]]
+Runs = Mapping[Key, Callable[[], Outcome]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Row:
         label: Its first column.
         task: What the libraries do.
         base: The library and task that it is a ratio to.
-        truth: The library and task that gives the right numbers, or None for a count.
+        truth: The library and task that gives the right numbers, or None where bytes are shown.
         parts: How many cells the time is divided by.
     """
 
@@ -102,19 +102,24 @@ def inputs(d_model: int, count: int) -> Inputs:
     return Inputs(random_tokens(*SIZES[d_model]), prompt, NEW_TOKENS, prompt, streams, cells)
 
 
-def errors(row: Row, tasks: Tasks) -> Iterator[tuple[str, float | int]]:
-    """Gives each library's largest difference from the right numbers over the largest of them, or its count."""
+def checked(row: Row, tasks: Runs) -> Iterator[tuple[str, str, bool]]:
+    """Gives each library's error, or the bytes that it keeps, as text, and whether that is right.
+
+    An error is the largest difference from the right numbers over the largest of them.
+    """
     right = None if row.truth is None else tasks[row.truth]()
     for (library, task), run in tasks.items():
         if task == row.task:
             found = run()
-            if isinstance(found, Tensor) and isinstance(right, Tensor):
-                yield library, float((found - right).abs().max() / right.abs().max())
-            elif isinstance(found, int):
-                yield library, found
+            if isinstance(found, Tensor):
+                assert isinstance(right, Tensor), "what gives a tensor is compared with one"
+                error = float((found - right).abs().max() / right.abs().max())
+                yield library, f"{error:.1e}", error <= TOLERANCE
+            else:
+                yield library, f"{found() / 2**20:.1f} MiB", True
 
 
-def times(row: Row, tasks: Tasks, rounds: int, clock: Clock, cells: int) -> tuple[Times, Sequence[str]]:
+def times(row: Row, tasks: Runs, rounds: int, clock: Clock, cells: int) -> tuple[Times, Sequence[str]]:
     """Returns the times of one part of a row's tasks and of its base, and the libraries that have the task."""
     found = {library: run for (library, task), run in tasks.items() if task == row.task}
     measured = timed({"base": tasks[row.base], **found}, rounds, clock)
@@ -128,14 +133,14 @@ def measure(d_model: int, options: argparse.Namespace, clock: Clock) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         save(build(d_model), folder)
         libraries = [library(folder) for library in LIBRARIES]
-    tasks: Tasks = {(library.name, task): run for library in libraries for task, run in library.tasks(given).items()}
+    tasks: Runs = {(library.name, task): run for library in libraries for task, run in library.tasks(given).items()}
     names, is_right = [library.name for library in libraries], True
     lines, notes = [], []
     for row in rows(len(given.cells), LAYERS * PROMPT):
-        found = dict(errors(row, tasks))
-        is_right &= row.truth is None or max(found.values()) <= TOLERANCE
-        kind = "tensors kept" if row.truth is None else "largest differences"
-        notes.append(f"{row.label}: {kind} " + ", ".join(f"{name} {value:.2g}" for name, value in found.items()))
+        found = list(checked(row, tasks))
+        is_right &= all(is_so for _, _, is_so in found)
+        said = ", ".join(f"{name} {text}" for name, text, _ in found)
+        notes.append(f"{row.label}: {'keeps' if row.truth is None else 'largest differences'} {said}")
         rounds = options.rounds if d_model == 768 else 5 * options.rounds
         taken, having = times(row, tasks, rounds, clock, len(given.cells))
         cell = {name: f"{taken.ratio(name, 'base'):.2f} ({seconds(taken.median(name))})" for name in having}

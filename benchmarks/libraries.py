@@ -4,7 +4,7 @@ Here are those of clearspan's own environment. The others are in `peers/`.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
@@ -25,12 +25,17 @@ Task = Literal["forward", "residuals", "everything", "cells", "batched cells", "
 
 - forward: a forward with nothing listening. Gives logits.
 - residuals: a forward that keeps every block's output. Gives them as one tensor `[layer, row, pos, d_model]`.
-- everything: a forward that keeps all that the library has a name for. Gives how many tensors.
+- everything: a forward that keeps all that the library has a name for. Gives what says how many bytes.
 - cells: activation patching of the residual stream at some cells, one forward for each. Gives the metric by cell.
 - batched cells: the same cells as rows of one batch.
 - sweep: all cells, planned by the library.
 - generation: greedy, by Hugging Face's cache. Gives tokens.
 """
+
+
+Outcome = Tensor | Callable[[], int]
+"""What a task gives."""
+Tasks = Mapping[Task, Callable[[], Outcome]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Library(Protocol):
 
     def __init__(self, folder: str) -> None: ...
 
-    def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
+    def tasks(self, given: Inputs) -> Tasks:
         """Returns the tasks that the library can do."""
         ...
 
@@ -75,7 +80,7 @@ class Transformers:
         self.model = GPTBigCodeForCausalLM.from_pretrained(folder)
         self.generator: Any = self.model  # whose `generate` has types that no model fits
 
-    def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
+    def tasks(self, given: Inputs) -> Tasks:
         """Returns forward and generation. Its own hidden states have the last one normalised, and are no residuals."""
         return {
             "forward": lambda: self.model(given.tokens, use_cache=False).logits,
@@ -91,11 +96,11 @@ class ForwardHooks:
     def __init__(self, folder: str) -> None:
         self.model = GPTBigCodeForCausalLM.from_pretrained(folder)
 
-    def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
+    def tasks(self, given: Inputs) -> Tasks:
         """Returns what hooks are for."""
         return {
             "residuals": lambda: torch.stack(hand_written.residuals(self.model, given.tokens)),
-            "everything": lambda: len(hand_written.everything(self.model, given.tokens)),
+            "everything": lambda: partial(nbytes_of, hand_written.everything(self.model, given.tokens)),
             "cells": lambda: self._patched(given),
             "batched cells": lambda: self._batched(given),
         }
@@ -119,7 +124,7 @@ class Clearspan:
     def __init__(self, folder: str) -> None:
         self.bridge = clearspan.boot(folder)
 
-    def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
+    def tasks(self, given: Inputs) -> Tasks:
         """Returns all tasks."""
         bridge, length = self.bridge, given.corrupted.shape[1]
         names = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
@@ -130,6 +135,10 @@ class Clearspan:
             cache = bridge.run_with_cache(given.tokens, names)[1]
             return torch.stack([cache[name] for name in names])
 
+        def everything() -> Callable[[], int]:
+            cache = bridge.run_with_cache(given.tokens)[1]
+            return lambda: cache.nbytes
+
         def sweep() -> Tensor:
             metric = LogitDifference(CORRECT, INCORRECT)
             found = Sweep(bridge, given.corrupted, laid, metric, sources={"clean": known}).run(progress=False).mean()
@@ -138,7 +147,7 @@ class Clearspan:
         return {
             "forward": lambda: bridge(given.tokens),
             "residuals": kept,
-            "everything": lambda: len(bridge.run_with_cache(given.tokens)[1]),
+            "everything": everything,
             "cells": lambda: torch.cat([self._patched(given, *cell) for cell in given.cells]),
             "batched cells": lambda: self._batched(given),
             "sweep": sweep,
@@ -159,6 +168,26 @@ class Clearspan:
             for layer in layers_of(given)
         ]
         return logit_difference(self.bridge.run_with_hooks(rows_of(given), fwd_hooks=hooks))
+
+
+def nbytes_of(value: object) -> int:
+    """Returns the bytes that tensors in nested containers keep, each storage counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors_in(value)}
+    return sum(storages.values())
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Gives the tensors in nested containers."""
+    match value:
+        case Tensor():
+            yield value
+        case Mapping():
+            yield from tensors_in(list(value.values()))
+        case list() | tuple():
+            for part in value:
+                yield from tensors_in(part)
+        case _:
+            return
 
 
 def greedy(given: Inputs) -> dict[str, Any]:

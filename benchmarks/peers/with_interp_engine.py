@@ -1,6 +1,6 @@
 """interp-engine as a subject of the benchmark: its eager backend, which is the one that runs on a CPU."""
 
-from collections.abc import Callable, Mapping
+from functools import partial
 from typing import ClassVar
 
 import interp_engine  # pyright: ignore[reportMissingImports]
@@ -9,7 +9,7 @@ from interp_engine.points import POINTS, Scope  # pyright: ignore[reportMissingI
 from torch import Tensor
 
 from hand_written import logit_difference
-from libraries import Inputs, Task, layers_of, patched_rows, rows_of
+from libraries import Inputs, Tasks, layers_of, nbytes_of, patched_rows, rows_of
 from reference import LAYERS
 
 
@@ -26,7 +26,7 @@ class InterpEngine:
             folder, backend="eager", device="cpu", dtype="float32", attn_implementation="sdpa"
         )
 
-    def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
+    def tasks(self, given: Inputs) -> Tasks:
         """Returns the tasks. A forward with nothing listening is that of a capture of no points."""
         residuals = [("resid_post", layer) for layer in range(LAYERS)]
         layers = {Scope.GLOBAL: [None], Scope.LAYER: range(LAYERS)}
@@ -40,7 +40,7 @@ class InterpEngine:
         return {
             "forward": lambda: interp_engine.capture(self.model, given.tokens, []).output.logits,
             "residuals": kept,
-            "everything": lambda: len(interp_engine.capture(self.model, given.tokens, served).tensors),
+            "everything": lambda: partial(nbytes_of, interp_engine.capture(self.model, given.tokens, served).tensors),
             "cells": lambda: torch.cat([self._patched(given, *cell) for cell in given.cells]),
             "batched cells": lambda: self._batched(given),
             "generation": lambda: self._generated(given),

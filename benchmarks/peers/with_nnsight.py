@@ -1,6 +1,6 @@
 """nnsight as a subject of the benchmark: traces of a `TransformersModel`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import ClassVar
 
 import nnsight  # pyright: ignore[reportMissingImports]
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hand_written import logit_difference
-from libraries import Inputs, Task, greedy
+from libraries import Inputs, Tasks, greedy, nbytes_of
 from reference import LAYERS
 
 
@@ -20,7 +20,7 @@ class NNsight:
     def __init__(self, folder: str) -> None:
         self.model = nnsight.TransformersModel(folder, task="text-generation", dispatch=True)
 
-    def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
+    def tasks(self, given: Inputs) -> Tasks:
         """Returns the tasks."""
         return {
             "forward": lambda: self._forward(given),
@@ -42,10 +42,10 @@ class NNsight:
             cache = tracer.cache(modules=blocks)
         return torch.stack([cache[f"model.transformer.h.{layer}"].output for layer in range(LAYERS)])
 
-    def _everything(self, given: Inputs) -> int:
+    def _everything(self, given: Inputs) -> Callable[[], int]:
         with self.model.trace(given.tokens, use_cache=False) as tracer:
             cache = tracer.cache(include_inputs=True)
-        return 2 * len(cache.keys())
+        return lambda: nbytes_of([(cache[name].inputs, cache[name].output) for name in cache.keys()])  # noqa: SIM118
 
     def _patched(self, given: Inputs, layer: int, position: int) -> Tensor:
         block, value = self.model.transformer.h[layer], given.clean[layer][:, position]

@@ -1,6 +1,5 @@
 """TransformerLens as a subject of the benchmark: its bridge, and its patching."""
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar
 
@@ -11,7 +10,7 @@ from transformer_lens import patching  # pyright: ignore[reportMissingImports]
 from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
 
 from hand_written import logit_difference
-from libraries import Inputs, Task, layers_of, patched_rows, rows_of
+from libraries import Inputs, Tasks, layers_of, nbytes_of, patched_rows, rows_of
 from reference import LAYERS
 
 
@@ -23,22 +22,18 @@ class TransformerLens:
     def __init__(self, folder: str) -> None:
         self.bridge = TransformerBridge.boot_transformers(folder, device="cpu")
 
-    def tasks(self, given: Inputs) -> Mapping[Task, Callable[[], Tensor | int]]:
-        """Returns the tasks. It keeps one tensor under several names; they are counted once."""
+    def tasks(self, given: Inputs) -> Tasks:
+        """Returns the tasks."""
         names = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
 
         def kept() -> Tensor:
             cache = self.bridge.run_with_cache(given.tokens, names_filter=names)[1]
             return torch.stack([cache[name] for name in names])
 
-        def everything() -> int:
-            cache = self.bridge.run_with_cache(given.tokens)[1]
-            return len({id(value) for value in cache.cache_dict.values()})
-
         return {
             "forward": lambda: self.bridge(given.tokens),
             "residuals": kept,
-            "everything": everything,
+            "everything": lambda: partial(nbytes_of, self.bridge.run_with_cache(given.tokens)[1].cache_dict),
             "cells": lambda: self._patched(given),
             "batched cells": lambda: self._batched(given),
             "generation": lambda: self.bridge.generate(

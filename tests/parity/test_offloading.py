@@ -68,3 +68,28 @@ def test_a_quantised_weight_is_not_read_as_numbers():
     module._parameters["weight"] = packed
     with pytest.raises(UnreadableWeightError, match=r"it is quantised, and held as torch\.int8"):
         _ = bridge.blocks[0].attn.W_O
+
+
+@torch.no_grad()
+def test_a_cache_is_saved_and_loaded_beside_an_offloaded_model(tmp_path):
+    model, path = build("llama"), tmp_path / "run.safetensors"
+    ids = torch.randint(1, 97, (2, 7))
+    whole = clearspan.boot(model)
+    _, expected = whole.run_with_cache(ids)
+    kept = {name: expected[name] for name in ("blocks.1.attn.hook_pattern", "blocks.1.hook_resid_mid")}
+    heads = expected.stack_head_results()
+    expected.save(path)
+    loaded = clearspan.ActivationCache.load(path, whole)
+    cpu_offload(model, execution_device="cpu")
+    bridge = clearspan.boot(model)
+    _, own = bridge.run_with_cache(ids)
+    own.save(tmp_path / "own.safetensors")
+    for cache in (clearspan.ActivationCache.load(path, bridge), own, loaded,
+                  clearspan.ActivationCache.load(tmp_path / "own.safetensors", bridge)):  # fmt: skip
+        for name, value in kept.items():
+            torch.testing.assert_close(cache[name], value, rtol=1e-5, atol=1e-5)
+        for _ in range(2):
+            with pytest.raises(UnreadableWeightError, match=r"the weight of blocks\.0\.attn\.o cannot be read"):
+                cache.stack_head_results()
+    fresh = clearspan.boot(build("llama"))
+    assert torch.equal(clearspan.ActivationCache.load(path, fresh).stack_head_results(), heads)

@@ -101,3 +101,19 @@ def test_verification_knows_how_exact_quantised_maps_are(variant):
     by_bitsandbytes(8)(model)
     found = clearspan.boot(model).verify()
     assert found.passed, str(found)
+
+
+@torch.no_grad()
+def test_a_run_is_taken_apart_and_saved(quantise, tmp_path):
+    model = build("llama")
+    quantise(model)
+    bridge = clearspan.boot(model)
+    ids = torch.randint(1, 97, (2, 7), generator=torch.Generator().manual_seed(0))
+    logits, cache = bridge.run_with_cache(ids)
+    parts = cache.get_full_resid_decomposition()
+    found = cache.logit_attrs(parts, 5).sum(0) + cache.logit_constant(5)
+    # bitsandbytes' 8 bit rounds the activations to 8 bit too.
+    assert (found - logits[..., 5]).abs().max() < 3e-2 * logits.abs().max()
+    cache.save(tmp_path / "run.safetensors")
+    loaded = clearspan.ActivationCache.load(tmp_path / "run.safetensors", bridge)
+    torch.testing.assert_close(loaded.get_full_resid_decomposition(), parts)

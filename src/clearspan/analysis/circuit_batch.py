@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,7 +39,7 @@ class CorruptedRun:
     writes: Writes
 
     @classmethod
-    def of(cls, graph: ComputationalGraph, cache: ActivationCache, mask: Int[Tensor, "row pos"] | None) -> "CorruptedRun":
+    def of(cls, graph: ComputationalGraph, cache: ActivationCache, mask: Int[Tensor, "row pos"] | None) -> Self:
         """Returns the run of a cache that has the points of `written`, and those of `streams_of`."""
         parts = [exact(cache["resid_pre", 0])[None]]
         for layer in range(graph.n_layers):
@@ -48,7 +49,8 @@ class CorruptedRun:
     def stream(self, name: str) -> Stream:
         """Returns what is read at a hook point, by head or not."""
         layer, _, leaf = name.rpartition(".")
-        return self.cache[f"{layer}.hook_resid_pre" if leaf in ("hook_q_input", "hook_k_input", "hook_v_input") else name]
+        is_by_head = leaf in ("hook_q_input", "hook_k_input", "hook_v_input")
+        return self.cache[f"{layer}.hook_resid_pre" if is_by_head else name]
 
 
 def streams_of(graph: ComputationalGraph) -> list[str]:
@@ -92,7 +94,7 @@ class CircuitBatch:
     changes: Writes
 
     @classmethod
-    def entering(cls, corrupted: CorruptedRun, masks: Masks, embedded: Stream) -> "CircuitBatch":
+    def entering(cls, corrupted: CorruptedRun, masks: Masks, embedded: Stream) -> Self:
         """Returns a batch of which nothing is known but what the clean run's embeddings add."""
         changes = torch.zeros_like(corrupted.writes)
         changes[0] = exact(embedded).flatten() - corrupted.writes[0]

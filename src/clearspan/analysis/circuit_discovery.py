@@ -87,9 +87,7 @@ def discover_circuit(
     if scores is None:
         scores = edge_attribution(bridge, clean, corrupted, metric, steps=steps, attention_mask=attention_mask)
     if scores.graph != runs.graph:
-        raise InvalidArgumentError(
-            "the scores are of another graph", expected=str(runs.graph), got=str(scores.graph)
-        )
+        raise InvalidArgumentError("the scores are of another graph", expected=str(runs.graph), got=str(scores.graph))
     return _Search(runs, scores, target, tolerance).run()
 
 

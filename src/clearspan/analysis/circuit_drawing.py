@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from clearspan.plots.charts import SERIES
 from clearspan.plots.network import Box, Link, Network
 
-from .graph import Edge, Node
+from .graph import Edge, Kind, Node
 
 COLUMN, ROW = 74, 58
 """Pixels between the centres of heads next to each other, and of what lies above each other."""
-COLORS = dict(zip(("q", "k", "v", "mlp", "logits"), (SERIES[3], SERIES[1], SERIES[0], SERIES[4], SERIES[2]), strict=True))
-MEANING = {"q": "queries", "k": "keys", "v": "values", "mlp": "MLPs", "logits": "logits"}
+COLORS: Mapping[Kind, str] = {"q": SERIES[3], "k": SERIES[1], "v": SERIES[0], "mlp": SERIES[4], "logits": SERIES[2]}
+MEANING: Mapping[Kind, str] = {"q": "queries", "k": "keys", "v": "values", "mlp": "MLPs", "logits": "logits"}
 
 
 def circuit_network(edges: Sequence[Edge], effects: Mapping[Edge, float] | None = None) -> Network:

@@ -91,7 +91,7 @@ def faithfulness_curve(
     seed: int = 0,
     memory: int | None = None,
 ) -> FaithfulnessCurve:
-    r"""Returns how faithful the circuits of the best-scored edges are by size, what is left without each, and a control.
+    r"""Returns how faithful circuits of the best-scored edges are by size, what is left without each, and a control.
 
     The inputs and the metric are those of the scores. The control is as many edges drawn from all, most of which lie on
     no path from `embed` to `logits`: it says that size alone is not enough, and no more.

@@ -64,7 +64,7 @@ class CircuitEvaluation(Result):
 
     def plot(self) -> "go.Figure":
         """Returns both shares of each circuit."""
-        series = {"faithfulness": self.faithfulness.tolist(), "completeness (the rest alone)": self.completeness.tolist()}
+        series = {"circuit": self.faithfulness.tolist(), "the rest alone": self.completeness.tolist()}
         figure = lines(
             series, x=list(self.circuits), x_title="circuit", value_title="share of the clean run", title=self.title
         )
@@ -137,6 +137,6 @@ class FaithfulnessCurve(Result):
 def _measured(metric: str, clean: Float[Tensor, "row"], corrupted: Float[Tensor, "row"]) -> str:
     rows = f"{len(clean)} row{'s' * (len(clean) > 1)}"
     return (
-        f"{metric} ({clean.mean():.4f} in the clean run, {corrupted.mean():.4f} in the corrupted run; mean over {rows}), "
-        "as a share of the way from the corrupted run to the clean run"
+        f"{metric} ({clean.mean():.4f} in the clean run, {corrupted.mean():.4f} in the corrupted run; mean over {rows})"
+        ", as a share of the way from the corrupted run to the clean run"
     )

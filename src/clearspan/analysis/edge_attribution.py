@@ -104,12 +104,13 @@ def _integrated(
     """Returns effects with gradients averaged on the way from the base's input of the first block to the source's."""
     name = "blocks.0.hook_resid_pre"
     start, way = base.cache[name], source.cache[name] - base.cache[name]
-    total = torch.zeros(())
+    total: Tensor | float = 0.0
     for step in range(steps):
         entering = start + way * ((step + 0.5) / steps)
         hooks: Hooks = [(name, lambda value, hook, entering=entering: entering)]
         graded = pair.graded_run(read(pair.bridge), source, base, hooks)
         total = total + _contracted(graph, graded.cache, base.cache, source.cache) / steps
+    assert isinstance(total, Tensor), "there is a step"
     return total
 
 
@@ -134,17 +135,18 @@ def _contracted(
         base: The run that is patched.
         source: The run that gives values.
     """
-    found = torch.full((base.n_rows, len(graph.senders), len(graph.receivers)), torch.nan)
+    every = []
     for row in range(base.n_rows):
         ours, theirs, slopes = (cache.apply_slice_to_batch_dim(slice(row, row + 1)) for cache in (base, source, graded))
         changes = sender_changes(ours, theirs).flatten(1)
-        at = 0
+        found, at = changes.new_full((len(graph.senders), len(graph.receivers)), torch.nan), 0
         for gradients in receiver_gradients(slopes):
             end = at + len(gradients)
             count = graph.n_senders_before(graph.receivers[end - 1])  # an MLP comes after its layer's inputs
-            found[row, :count, at:end] = (gradients.flatten(1).to(changes) @ changes[:count].T).T.cpu()
+            found[:count, at:end] = (gradients.flatten(1).to(changes) @ changes[:count].T).T
             at = end
-    return found.masked_fill_(~graph.mask, torch.nan)
+        every.append(found.cpu())
+    return torch.stack(every).masked_fill_(~graph.mask, torch.nan)
 
 
 def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "receiver row pos d_model"]]:

@@ -87,8 +87,9 @@ class ActivationCache(StackMethods, ReadingMethods):
         """Writes the cache to one safetensors file; what shares storage is written once.
 
         Scores and patterns are not written: the queries and keys that they are computed from are. Those of a
-        generation are computed and written. Of the model the file has the name, sizes, and checksums of the weights
-        that the cache computes with. A cache of some rows or positions is written with all of them.
+        generation, and under flex attention, are computed and written. Of the model the file has the name, sizes, and
+        checksums of the weights that the cache computes with. A cache of some rows or positions is written with all of
+        them.
 
         Raises:
             EditedEntryError: An entry was written since it was kept.

@@ -66,20 +66,21 @@ class RunWeights:
         self._slots = slots
         self._checksums = checksums
         # This is done in every run with a cache, so it does no more than it must.
-        self._seen = [slot.parameters[slot.name] for slot in slots]
+        self._seen = [slot.parameters.get(slot.name) for slot in slots]
         self._versions = _versions(self._seen)
 
     @functools.cached_property
     def _known(self) -> dict[int, int | None]:
-        """Counts of edits by the id of the parameter, which `_seen` keeps from being another's."""
+        """Counts of edits of the run's weights by the parameter's id, which `_seen` keeps from being another's."""
         seen = zip(self._seen, self._versions, strict=True)
-        return {id(parameter): version for parameter, version in seen if parameter is not None}
+        is_run = self._checksums is None
+        return {id(parameter): version for parameter, version in seen if is_run and parameter is not None}
 
     @functools.cached_property
     def _unchecked(self) -> dict[int, WeightSlot]:
-        """Where parameters are of which the checksum was not compared yet, by the parameter's id."""
+        """Where the weights are that were not compared with a file's yet, by the parameter's id."""
         slots = zip(self._seen, self._slots, strict=True)
-        return {} if self._checksums is None else {id(parameter): slot for parameter, slot in slots}
+        return {id(parameter): slot for parameter, slot in slots if self._checksums and slot.path in self._checksums}
 
     def check(self, parameters: Iterable[Tensor | None], what: str) -> None:
         """Raises if a parameter is not as it was in the run.
@@ -98,19 +99,19 @@ class RunWeights:
                 )
 
     def _is_current(self, parameter: Tensor) -> bool:
-        slot = self._unchecked.pop(id(parameter), None)
-        if slot is not None:
-            assert self._checksums is not None, "only these are unchecked"
-            if checksum(slot.part.weight(slot.name)) != self._checksums.get(slot.path):
-                del self._known[id(parameter)]
-        key = id(parameter)
-        return key in self._known and self._known[key] == _versions([parameter])[0]
+        key, version = id(parameter), _versions([parameter])[0]
+        if self._checksums is not None and key in self._unchecked:
+            slot = self._unchecked[key]
+            if checksum(slot.part.weight(slot.name)) == self._checksums[slot.path]:
+                self._known[key] = version
+            del self._unchecked[key]
+        return key in self._known and self._known[key] == version
 
     def checksums(self) -> dict[str, int]:
         """Returns the checksums of the weights that are as they were in the run and can be read, by name."""
         found = {}
         for slot in self._slots:
-            parameter = slot.parameters[slot.name]
+            parameter = slot.parameters.get(slot.name)
             try:
                 if parameter is not None and self._is_current(parameter):
                     found[slot.path] = checksum(slot.part.weight(slot.name))

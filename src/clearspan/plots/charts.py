@@ -135,6 +135,7 @@ def rounded(values: Tensor, decimals: int = 4) -> list:
 
 
 def plain(figure: "go.Figure") -> "go.Figure":
+    """Returns the figure without a ground and grid lines."""
     figure.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
@@ -149,6 +150,7 @@ def plain(figure: "go.Figure") -> "go.Figure":
 
 
 def titled(figure: "go.Figure", title: str) -> "go.Figure":
+    """Returns the figure with a title at its left, where there is one."""
     if title:
         figure.update_layout(title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 14}}, margin_t=44)
     return figure

@@ -1,11 +1,9 @@
 """Boxes joined by curves, from the bottom to the top: as a plotly figure, and as a picture that stands alone."""
 
 import html
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from .charts import MONOSPACE, plain, titled
@@ -59,9 +57,19 @@ class Link:
     is_dashed: bool = False
 
     @property
+    def is_dotted(self) -> bool:
+        """Whether it has no weight."""
+        return self.weight is None
+
+    @property
     def width(self) -> float:
         """The curve's width in pixels."""
-        return 1.2 if self.weight is None else 1.2 + 7 * self.weight
+        return 1.2 + 7 * (self.weight or 0.0)
+
+    @property
+    def dash(self) -> str:
+        """How its line is broken: `solid`, `dash` or `dot`."""
+        return "dot" if self.is_dotted else "dash" if self.is_dashed else "solid"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,21 +101,23 @@ class Network:
     @cached_property
     def curves(self) -> list[tuple[Link, tuple[Point, Point, Point, Point]]]:
         """Each link with its cubic curve: start, two control points, end."""
-        leaving, arriving = self._ends("source", "target", 0.5), self._ends("target", "source", 0.8)
-        return [(link, self._curve(link, leaving[link], arriving[link])) for link in self.links]
+        ends = [(link.source, link.target) for link in self.links]
+        leaving, arriving = self._ends(ends, 0.5), self._ends([(target, source) for source, target in ends], 0.8)
+        return [(link, self._curve(link, *at)) for link, *at in zip(self.links, leaving, arriving, strict=True)]
 
-    def _ends(self, own: str, other: str, share: float) -> dict[Link, float]:
-        """Returns where each link meets its box, by what it goes to from left to right, over a share of the width."""
-        found = {}
-        for name, box in self.boxes.items():
-            at = sorted(
-                (link for link in self.links if getattr(link, own) == name and link.weight is not None),
-                key=lambda link: (self.boxes[getattr(link, other)].x, -self.boxes[getattr(link, other)].y),
-            )
-            for number, link in enumerate(at):
-                found[link] = box.x + box.width * share * ((number + 0.5) / len(at) - 0.5)
-        thin = {link: self.boxes[getattr(link, own)].x for link in self.links if link.weight is None}
-        return found | thin
+    def _ends(self, ends: Sequence[tuple[str, str]], share: float) -> list[float]:
+        """Returns where each link meets its box, of its box and the other one: side by side, in the others' order.
+
+        Dotted links meet in the middle.
+        """
+        places = {own: self.boxes[own].x for own, _ in ends}
+        found = [places[own] for own, _ in ends]
+        for name in places:
+            own = [number for number, (one, _) in enumerate(ends) if one == name and not self.links[number].is_dotted]
+            own.sort(key=lambda number: (self.boxes[ends[number][1]].x, -self.boxes[ends[number][1]].y))
+            for rank, number in enumerate(own):
+                found[number] += self.boxes[name].width * share * ((rank + 0.5) / len(own) - 0.5)
+        return found
 
     def _curve(self, link: Link, start: float, end: float) -> tuple[Point, Point, Point, Point]:
         low, high = self.boxes[link.source].y + HEIGHT / 2, self.boxes[link.target].y - HEIGHT / 2
@@ -133,7 +143,7 @@ class Network:
                 type="path",
                 path=_path(curve),
                 layer="below",
-                line={"color": link.color, "width": link.width, "dash": _dash(link)},
+                line={"color": link.color, "width": link.width, "dash": link.dash},
             )
         for box in self.boxes.values():
             sides = {"x0": box.x - box.width / 2, "x1": box.x + box.width / 2}
@@ -142,9 +152,14 @@ class Network:
         boxes = self.boxes.values()
         labels = {"text": [box.text for box in boxes], "textfont": {"family": MONOSPACE, "size": 12, "color": INK}}
         figure.add_scatter(
-            x=[box.x for box in boxes], y=[box.y for box in boxes], mode="text", hoverinfo="skip", showlegend=False, **labels
+            x=[box.x for box in boxes],
+            y=[box.y for box in boxes],
+            mode="text",
+            hoverinfo="skip",
+            showlegend=False,
+            **labels,
         )
-        middles = [(_at(curve, 0.5), link.text) for link, curve in self.curves if link.text]
+        middles = [(_middle(curve), link.text) for link, curve in self.curves if link.text]
         figure.add_scatter(
             x=[point[0] for point, _ in middles],
             y=[point[1] for point, _ in middles],
@@ -185,7 +200,7 @@ class Network:
 
     def _drawn_links(self) -> Iterator[str]:
         for link, curve in self.curves:
-            dashes = {"solid": "", "dash": ' stroke-dasharray="8 5"', "dot": ' stroke-dasharray="2 4"'}[_dash(link)]
+            dashes = {"solid": "", "dash": ' stroke-dasharray="8 5"', "dot": ' stroke-dasharray="2 4"'}[link.dash]
             path = _path([(x, -y) for x, y in curve])
             yield (
                 f'<path d="{path}" fill="none" stroke="{link.color}" stroke-width="{link.width:.1f}"{dashes}>'
@@ -210,21 +225,11 @@ class Network:
             )
 
 
-def _dash(link: Link) -> str:
-    return "dot" if link.weight is None else "dash" if link.is_dashed else "solid"
-
-
 def _path(curve: Sequence[Point]) -> str:
     start, *others = (f"{x:.1f} {y:.1f}" for x, y in curve)
     return f"M {start} C {', '.join(others)}"
 
 
-def _at(curve: Sequence[Point], share: float) -> Point:
-    """Returns the point of a curve at a share of its way, by halving the lines between its points."""
-    points = list(curve)
-    while len(points) > 1:
-        points = [
-            tuple(math.fsum((one * (1 - share), other * share)) for one, other in zip(*pair, strict=True))
-            for pair in pairwise(points)
-        ]
-    return points[0]
+def _middle(curve: tuple[Point, Point, Point, Point]) -> Point:
+    xs, ys = zip(*curve, strict=True)
+    return (xs[0] + 3 * xs[1] + 3 * xs[2] + xs[3]) / 8, (ys[0] + 3 * ys[1] + 3 * ys[2] + ys[3]) / 8

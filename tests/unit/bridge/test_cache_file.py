@@ -218,6 +218,15 @@ def test_beside_other_weights_what_needs_no_weights_is_there_and_the_rest_raises
         ):
             found.stack_head_results()
     assert found.stack_neuron_results(pos_slice=-1).any()
+    with torch.no_grad():
+        other.blocks[1].attn.W_O[2] /= 1.001
+    other.hf_model.load_state_dict(bridge.hf_model.state_dict())
+    late = ActivationCache.load(path, other)
+    other.hf_model.load_state_dict(bridge.hf_model.state_dict())
+    assert torch.equal(late["result", 1], cache["result", 1]), "weights are compared when they are used"
+    other.hf_model.load_state_dict(bridge.hf_model.state_dict())
+    with pytest.raises(EditedEntryError):
+        late["result", 1]
     again = loaded(found, path, clearspan.boot(tiny_model()))
     with pytest.raises(EditedEntryError):
         again.stack_head_results()

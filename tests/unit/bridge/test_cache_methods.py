@@ -563,6 +563,17 @@ def test_weights_that_were_changed_since_the_run_are_not_computed_with(bridge, t
     bridge.run_with_cache(tokens)[1].logit_attrs(parts, 5)
 
 
+def test_weights_that_count_no_edits_are_known_by_their_parameters(tokens):
+    with torch.inference_mode():
+        bridge = clearspan.boot(tiny_model())
+        _, cache = bridge.run_with_cache(tokens)
+        assert torch.equal(cache.stack_head_results(1)[2], cache["result", 0][:, :, 2])
+        out = bridge.blocks[0].attn.o.module
+        out.weight = torch.nn.Parameter(out.weight.clone())
+    with pytest.raises(EditedEntryError):
+        cache.stack_head_results()
+
+
 def test_patterns_with_sinks_that_were_changed_since_the_run_are_not_computed():
     bridge = clearspan.boot(build("gpt_oss"))
     tokens = torch.randint(1, 97, (1, 7))

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from tests.zoo import build
 
 import clearspan
 from clearspan.errors import InvalidArgumentError
-
-from tests.zoo import build
 
 NAMES = ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.1.hook_q_input", "blocks.2.mlp.hook_post"]
 
@@ -27,7 +26,8 @@ def score(logits):
 
 def test_they_are_those_of_the_function(exact, ids):
     logits, cache = exact.run_with_cache(ids, NAMES, incl_bwd=score)
-    assert torch.equal(logits, exact(ids).detach()) and not logits.requires_grad
+    assert torch.equal(logits, exact(ids).detach())
+    assert not logits.requires_grad
     for name in NAMES:
         direction = torch.randn(cache[name].shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
