@@ -19,8 +19,11 @@ from reference import build, save
 CODE = """
 import time
 import torch
+import transformers
 from hand_written import inputs_of
 from libraries import Inputs
+
+transformers.logging.disable_progress_bar()
 
 def status(entry):
     with open("/proc/self/status") as lines:

@@ -36,8 +36,8 @@ def discover_circuit(
 ) -> DiscoveredCircuit:
     r"""Returns a circuit that is faithful, and of which no edge can be dropped.
 
-    1. Edges are ordered by the size of their scores, and a least number of them is sought by bisection whose circuit
-       falls short of the clean run by no more than half of what `target` allows.
+    1. Edges are ordered by the size of their scores, and a number of them is sought, by doubling and then by bisection,
+       whose circuit is off the clean run by no more than half of what `target` allows.
     2. Edges on no path from `embed` to `logits` are dropped, which changes nothing.
     3. The circuit is run without each of its edges, exactly. An edge may go if the circuit without it is within
        `target`, and differs by less than `tolerance`. Of those that may, as many are dropped together as the circuit
@@ -125,13 +125,18 @@ class _Search:
             circuit = circuit.without(*dropped)
 
     def _scored(self) -> Circuit:
-        """Returns the circuit of the best scores that is close enough, with as many left out as bisection finds."""
-        n_edges, allowed = self.runs.graph.n_edges, (1 - self.target) / 2
+        """Returns the circuit of the best scores that is close enough: sought by doubling, then by bisection."""
+        n_edges, size = self.runs.graph.n_edges, 1
 
-        def best(count: int) -> Circuit:
-            return Circuit.of_scores(self.scores, n_edges=count)
+        def is_close(count: int) -> bool:
+            best = Circuit.of_scores(self.scores, n_edges=count)
+            return self._distance(best) <= (1 - self.target) / 2
 
-        return best(n_edges - _last(lambda left_out: self._distance(best(n_edges - left_out)) <= allowed, n_edges))
+        while size < n_edges and not is_close(size):
+            size *= 2
+        size = min(size, n_edges)
+        left_out = _last(lambda count: is_close(size - count), size - size // 2)
+        return Circuit.of_scores(self.scores, n_edges=size - left_out)
 
     def _droppable(self, circuit: Circuit, edges: list[Edge], own: Tensor, without: Tensor) -> list[Edge]:
         """Returns edges that are dropped together, the least effects first."""

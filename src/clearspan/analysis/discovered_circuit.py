@@ -85,13 +85,13 @@ class DiscoveredCircuit(Result):
     @property
     def title(self) -> str:
         """What was found, and how the scores agree with exact effects."""
-        circuit, agreement = self.circuit, self.agreement
+        circuit, first = self.circuit, self.history[0].n_edges
+        ends = f"{self.clean.mean():.4f} in the clean run, {self.corrupted.mean():.4f} in the corrupted run"
         return (
-            f"circuit of {circuit.n_edges} of {circuit.graph.n_edges} edges for {self.metric} ({self.clean.mean():.4f} "
-            f"in the clean run, {self.corrupted.mean():.4f} in the corrupted run): faithfulness {self.faithfulness:.3f}, "
-            f"completeness {self.completeness:.3f}; {self.n_circuits} circuits run in {self.n_forwards} batches; "
-            f"{self.scores.method} with exact removal of the first {self.history[0].n_edges} edges: "
-            f"Pearson {agreement.pearson:.3f}, Spearman {agreement.spearman:.3f}"
+            f"circuit of {circuit.n_edges} of {circuit.graph.n_edges} edges for {self.metric} ({ends}): faithfulness "
+            f"{self.faithfulness:.3f}, completeness {self.completeness:.3f}; {self.n_circuits} circuits run in "
+            f"{self.n_forwards} batches; {self.scores.method} with exact removal of the first {first} edges: Pearson "
+            f"{self.agreement.pearson:.3f}, Spearman {self.agreement.spearman:.3f}"
         )
 
     def columns(self) -> Columns:

@@ -6,7 +6,8 @@ from tests.zoo import build
 
 import clearspan
 from clearspan.analysis import Circuit, discover_circuit, evaluate_circuits
-from clearspan.analysis.circuit_discovery import _last
+from clearspan.analysis.circuit_discovery import _last, _Search
+from clearspan.analysis.circuit_runs import CircuitRuns
 from clearspan.analysis.edge_attribution import edge_attribution
 from clearspan.analysis.graph import ComputationalGraph
 from clearspan.errors import InvalidArgumentError
@@ -57,7 +58,20 @@ def test_edges_of_some_effect_stay(bridge, runs, found):
     shares = _shares_without_each(bridge, runs, kept.circuit)
     may_go = ((shares - 1).abs() < 0.2 - 1e-4) & ((shares - kept.faithfulness).abs() < 0.02 - 1e-4)
     assert not may_go.any()
-    assert kept.circuit.n_edges >= found.circuit.n_edges
+    assert kept.circuit.n_edges > found.circuit.n_edges
+
+
+def test_the_least_effects_are_dropped_first(bridge, runs, found):
+    search = _Search(CircuitRuns.of(bridge, *runs, METRIC), found.scores, 0.8, None)
+    first = Circuit.of(bridge, found.agreement.labels)
+    own = evaluate_circuits(bridge, *runs, METRIC, first)
+    without = evaluate_circuits(bridge, *runs, METRIC, {edge.name: first.without(edge) for edge in first})
+    dropped = search._droppable(first, list(first), own.per_row[0], without.per_row)
+    effects = dict(zip(first, (own.faithfulness - without.faithfulness).abs().tolist(), strict=True))
+    assert 0 < len(dropped) < first.n_edges
+    assert [effects[edge] for edge in dropped] == sorted(effects[edge] for edge in dropped)
+    left = evaluate_circuits(bridge, *runs, METRIC, first.without(*dropped))
+    assert abs(float(left.faithfulness) - 1) <= 0.2 + 1e-5
 
 
 def test_the_rounds_get_smaller(found):

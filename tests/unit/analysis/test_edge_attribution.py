@@ -384,8 +384,9 @@ def test_where_the_inputs_are_near_each_other_both_agree():
     """Effects of a small change are linear, so that the approximation is exact."""
     bridge = in_float64("gpt_bigcode")
     noise = torch.randn(2, 6, 48, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    embedding = bridge.embed.module.weight
     with torch.no_grad():
-        bridge.W_E[CLEAN] = bridge.W_E[CORRUPTED] + 1e-3 * noise
+        embedding[CLEAN] = embedding[CORRUPTED] + 1e-3 * noise
     metric = LogitDifference(90, 91)
     near = edge_attribution(bridge, CLEAN, CORRUPTED, metric).compared_with_exact(60).agreement
     assert near.exact.abs().max() > 1e-5

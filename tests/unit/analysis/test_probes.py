@@ -4,7 +4,8 @@ from tests.conftest import tiny_model
 from tests.zoo import build
 
 import clearspan
-from clearspan.analysis import Probes, logistic, train_probe
+import clearspan.analysis.logistic as logistic
+from clearspan.analysis import Probes, train_probe
 from clearspan.analysis.activations import Activations
 from clearspan.analysis.folds import stratified_folds
 from clearspan.analysis.logistic import logistic_weights
