@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+import clearspan.analysis.effect as effect
 from clearspan.analysis import causal_effect
-from clearspan.analysis.effect import stand_in
 
 
 @pytest.fixture(scope="module")
@@ -43,4 +43,4 @@ def test_a_single_token_has_nothing_to_be_replaced_by(bridge, tokens):
 
 def test_the_replacement_is_the_mean_without_the_first_position():
     resid = torch.tensor([[[100.0], [1.0], [3.0]]])
-    assert stand_in(resid).tolist() == [2.0]
+    assert effect.stand_in(resid).tolist() == [2.0]
