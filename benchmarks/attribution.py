@@ -8,6 +8,8 @@ forward that ran next to it.
 
 from collections.abc import Callable
 
+import torch
+
 import clearspan
 from clearspan.analysis.attribution_patching import attribution_patch
 from clearspan.analysis.edge_attribution import edge_attribution
@@ -22,10 +24,14 @@ FORWARD = "forward"
 
 def tasks(bridge: clearspan.TransformerBridge, length: int) -> dict[str, Callable[[], object]]:
     """Returns what is timed, a plain forward first."""
-    model, metric = bridge.hf_model, LogitDifference(CORRECT, INCORRECT)
-    pair = random_tokens(1, length, seed=1), random_tokens(1, length)
+    metric, pair = LogitDifference(CORRECT, INCORRECT), (random_tokens(1, length, seed=1), random_tokens(1, length))
+
+    @torch.no_grad()
+    def forward() -> object:
+        return bridge.hf_model(pair[1], use_cache=False)
+
     return {
-        FORWARD: lambda: model(pair[1], use_cache=False),
+        FORWARD: forward,
         "all heads (z)": lambda: attribution_patch(bridge, *pair, metric),
         "residual stream by layer and position": lambda: attribution_patch(bridge, *pair, metric, "resid_pre"),
         "all edges (EAP)": lambda: edge_attribution(bridge, *pair, metric),
@@ -40,7 +46,6 @@ def main() -> None:
     options = arguments.parse_args()
     clock = clock_of(options)
     bridge = clearspan.boot(build(768))
-    bridge.hf_model.requires_grad_(False)
     print(conditions(options.clock))
     for length in options.lengths:
         times = timed(tasks(bridge, length), options.rounds, clock, warmups=2)

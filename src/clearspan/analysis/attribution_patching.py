@@ -85,7 +85,7 @@ def attribution_patch(
         >>> found = attribution_patch(bridge, "import os\nimport", "import re\nimport", metric, by_position=False)
         >>> list(found.axes), found.scores.shape
         (['layer', 'head'], torch.Size([5, 8]))
-        >>> found.compared_with_exact(cells=16).agreement.pearson > 0.9
+        >>> found.compared_with_exact(cells=None).agreement.pearson > 0.98
         True
 
     References:

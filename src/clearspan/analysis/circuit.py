@@ -1,6 +1,7 @@
 """Circuits: edges of a model's computational graph, as an object that can be combined, kept and drawn."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -163,13 +164,16 @@ class Circuit:
         An edge into one input of a head goes on to all that the head writes. Outside such paths nothing that differs
         between the two runs is carried to the logits, so that a run of the circuit is the same without them.
         """
+        read, written = defaultdict(set), defaultdict(set)
+        for edge in self.edges:
+            read[edge.receiver].add(edge.sender)
+            written[edge.sender].add(edge.receiver)
         reached, useful = {Node("embed")}, {Node("logits")}
         for sender in self.graph.senders:
-            inputs = self.graph.inputs_of(sender)
-            if any(edge.receiver in inputs and edge.sender in reached for edge in self.edges):
+            if any(read[receiver] & reached for receiver in self.graph.inputs_of(sender)):
                 reached.add(sender)
         for sender in reversed(self.graph.senders):
-            if any(edge.sender == sender and edge.receiver in useful for edge in self.edges):
+            if written[sender] & useful:
                 useful.update(self.graph.inputs_of(sender))
         kept = frozenset(edge for edge in self.edges if edge.sender in reached and edge.receiver in useful)
         return replace(self, edges=kept)

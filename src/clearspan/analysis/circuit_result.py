@@ -66,7 +66,11 @@ class CircuitEvaluation(Result):
         """Returns both shares of each circuit."""
         series = {"circuit": self.faithfulness.tolist(), "the rest alone": self.completeness.tolist()}
         figure = lines(
-            series, x=list(self.circuits), x_title="circuit", value_title="share of the clean run", title=self.title
+            series,
+            x=list(self.circuits),
+            x_title="circuit",
+            value_title="share of the way to the clean run",
+            title=f"{self.metric} of circuits",
         )
         return figure.update_traces(mode="markers")
 
@@ -129,7 +133,11 @@ class FaithfulnessCurve(Result):
         if len(self.random):
             series["random edges"] = self.random.mean(0).tolist()
         figure = lines(
-            series, x=list(self.sizes), x_title="edges", value_title="share of the clean run", title=self.title
+            series,
+            x=list(self.sizes),
+            x_title="edges",
+            value_title="share of the way to the clean run",
+            title=f"{self.metric} of circuits by {self.method}",
         )
         return figure.update_xaxes(type="log", tickvals=list(self.sizes))
 

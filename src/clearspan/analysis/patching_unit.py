@@ -122,7 +122,8 @@ def first_order(unit: PatchingUnit, base: ActivationCache, source: ActivationCac
     """Returns effects to the first order: `(source - base) . gradient` over what is within a unit."""
 
     def effect(point: str) -> LayerEffect:
-        change = exact(source[point]) - exact(base[point])
+        ours, theirs = exact(base[point]), exact(source[point])
+        change = torch.where(theirs == ours, 0, theirs - ours)  # masked scores are -inf in both
         return lambda gradient: (change * gradient).sum(unit.summed) if unit.summed else change * gradient
 
     return Effects(unit.points, [effect(point) for point in unit.points])

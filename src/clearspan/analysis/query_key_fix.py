@@ -79,7 +79,7 @@ class KeyChange:
     def __call__(self, gradient: Pattern) -> Float[Tensor, "*variant row head pos"]:
         """Returns the effect by position of the key."""
         weighted = gradient * self.pattern
-        mean = (weighted.sum(-1, keepdim=True) - weighted) / (1 - self.pattern).scatter(-1, self.likeliest, 1.0)
+        mean = (weighted.sum(-1, keepdim=True) - weighted) / (1 - self.pattern)
         mean = mean.scatter(-1, self.likeliest, (self.others * gradient).sum(-1, keepdim=True))
         return (self.change * (gradient - mean)).sum(-2)
 

@@ -9,3 +9,6 @@ from .charts import lines as lines
 from .labels import plotly_text as plotly_text
 from .labels import positions as positions
 from .labels import visible as visible
+from .network import Box as Box
+from .network import Link as Link
+from .network import Network as Network

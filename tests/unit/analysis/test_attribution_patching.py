@@ -7,6 +7,7 @@ from clearspan.analysis import attribution_patch
 from clearspan.analysis.agreement import Agreement, pearson, ranks
 from clearspan.analysis.grad_drop import dropped_gradients
 from clearspan.analysis.patching_pair import PatchingPair
+from clearspan.analysis.query_key_fix import KeyChange
 from clearspan.errors import AbsentPointError, InvalidArgumentError
 from clearspan.interventions import Patch
 from clearspan.sweep import KLDivergence, LogitDifference, NextTokenLoss, Sweep, grid
@@ -66,7 +67,21 @@ def close(terms, expected):
     torch.testing.assert_close(terms.sum(1), expected.double(), rtol=1e-3, atol=3e-4 * size + 2e-5)
 
 
-UNITS = ["resid_pre", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v", "rot_q", "rot_k", "post", "pattern"]
+UNITS = [
+    "resid_pre",
+    "resid_post",
+    "attn_out",
+    "mlp_out",
+    "z",
+    "q",
+    "k",
+    "v",
+    "rot_q",
+    "rot_k",
+    "post",
+    "pattern",
+    "attn_scores",
+]
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -81,7 +96,7 @@ def test_scores_are_derivatives_towards_the_source(bridge, unit):
     found = attribution_patch(bridge, CLEAN, CORRUPTED, METRIC, unit, layers=[layer])
     _, clean = bridge.run_with_cache(CLEAN, name)
     _, corrupted = bridge.run_with_cache(CORRUPTED, name)
-    change = clean[name] - corrupted[name]
+    change = torch.where(clean[name] == corrupted[name], 0, clean[name] - corrupted[name])
     weights = torch.rand(found.per_row[:, 0].shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     mix = weights.reshape(*weights.shape, *[1] * (change.ndim - weights.ndim)) * change
     expected = slope(bridge, lambda factor: [(name, adding(mix, factor))])
@@ -162,6 +177,24 @@ def test_where_attention_is_saturated_the_fix_is_exact_and_the_gradient_is_not(u
     assert fixed.pearson > 0.9999 > plain.pearson
 
 
+def test_a_changed_key_is_exact_also_where_one_key_has_all_attention():
+    """In float32, with scores that leave the other keys 1e-12 and less, some of them masked."""
+    generator = torch.Generator().manual_seed(8)
+    before, after, gradient = torch.randn(3, 1, 2, 6, 6, generator=generator)
+    before[..., 1] += 30
+    after[..., 1] -= 2
+    hidden = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    for lowest in (-torch.inf, torch.finfo(torch.float32).min):
+        scores, changed = (one.masked_fill(hidden, lowest) for one in (before, after))
+        found = KeyChange.of(scores, changed)(gradient)
+        for key in range(6):
+            one = scores.double()
+            one[..., key] = changed[..., key].double()
+            pattern = one.softmax(-1) - scores.double().softmax(-1)
+            expected = (pattern * gradient).sum((-2, -1))
+            torch.testing.assert_close(found[..., key].double(), expected, rtol=1e-4, atol=1e-5)
+
+
 # --- GradDrop --------------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +212,7 @@ def test_a_dropped_layer_is_as_if_what_it_adds_were_held(bridge):
         close(gradients[1][name] * direction, expected)
 
 
-@pytest.mark.parametrize("unit", ["z", "resid_mid", "q"])
+@pytest.mark.parametrize("unit", ["z", "resid_mid", "q", "attn_out"])
 def test_grad_drop_is_the_mean_of_sizes_over_other_layers(unit):
     bridge, layers = clearspan.boot(build("gpt_bigcode").double()), range(3)
     found = attribution_patch(bridge, CLEAN, CORRUPTED, METRIC, unit, grad_drop=True)
