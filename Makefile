@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS ?= ../peers
 
-.PHONY: demo test check format train bench clean
+.PHONY: demo test check format train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
@@ -29,7 +30,23 @@ train: .venv/demo
 		$(BIN)/python training/train.py
 
 bench: .venv/demo
-	$(BIN)/python benchmarks/overhead.py
+	for subject in overhead sweeps attribution memory imports; do $(BIN)/python benchmarks/$$subject.py || exit 1; done
+
+bench-check: .venv/demo
+	$(BIN)/python benchmarks/check.py
+
+# Beside the libraries of others, in an environment of their own.
+bench-peers: $(PEERS)/installed
+	$(PEERS)/bin/python benchmarks/peers/compare_transformer_lens.py
+	TQDM_DISABLE=1 $(PEERS)/bin/python benchmarks/beside_peers.py
+
+$(PEERS)/installed: constraints.txt benchmarks/peers/requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
+	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(PEERS)/bin/python -m pip install --quiet -r benchmarks/peers/requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet --no-deps -e .
+	@touch $@
 
 # torch goes first, by its exact version, so that no other package asks for another build of it.
 .venv/demo: pyproject.toml constraints.txt

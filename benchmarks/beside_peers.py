@@ -1,7 +1,7 @@
 """clearspan beside plain transformers, torch hooks, TransformerLens, nnsight and interp-engine, paired in one run.
 
     make bench-peers
-    python benchmarks/beside_peers.py [--rounds 7] [--cells 24] [--only 64] [--clock cpu]    # in their environment
+    python benchmarks/beside_peers.py [--rounds 7] [--length 32] [--cells 24] [--only 64] [--clock cpu]
 
 The same tasks (`libraries.Task`) in each library's own way, on random-weight GPTBigCode of 12 layers: d_model 64 on
 1x16 tokens, where Python costs most, and d_model 768 on 4x128; patching and generation start from 1x32 tokens. Each
@@ -48,7 +48,7 @@ IMPORTS = {
     "interp-engine": "from interp_engine import load_model",
 }
 SIZES = {64: (1, 16), 768: (4, 128)}
-PROMPT, NEW_TOKENS = 32, 16
+NEW_TOKENS = 16
 TOLERANCE = 1e-5
 """Of the largest difference from the base's numbers over the largest of them."""
 
@@ -93,11 +93,11 @@ def rows(cells: int, all_cells: int) -> list[Row]:
     ]
 
 
-def inputs(d_model: int, count: int) -> Inputs:
+def inputs(d_model: int, length: int, count: int) -> Inputs:
     """Returns what the tasks of one size are done on."""
     model = build(d_model)
-    cells = spread([(layer, position) for layer in range(LAYERS) for position in range(PROMPT)], count)
-    prompt, clean = random_tokens(1, PROMPT), random_tokens(1, PROMPT, seed=1)
+    cells = spread([(layer, position) for layer in range(LAYERS) for position in range(length)], count)
+    prompt, clean = random_tokens(1, length), random_tokens(1, length, seed=1)
     streams = inputs_of(model, blocks_of(model), clean)
     return Inputs(random_tokens(*SIZES[d_model]), prompt, NEW_TOKENS, prompt, streams, cells)
 
@@ -129,14 +129,14 @@ def times(row: Row, tasks: Runs, rounds: int, clock: Clock, cells: int) -> tuple
 
 def measure(d_model: int, options: argparse.Namespace, clock: Clock) -> bool:
     """Prints the table of one size, and returns whether all numbers are right."""
-    given = inputs(d_model, options.cells)
+    given = inputs(d_model, options.length, options.cells)
     with tempfile.TemporaryDirectory() as folder:
         save(build(d_model), folder)
         libraries = [library(folder) for library in LIBRARIES]
     tasks: Runs = {(library.name, task): run for library in libraries for task, run in library.tasks(given).items()}
     names, is_right = [library.name for library in libraries], True
     lines, notes = [], []
-    for row in rows(len(given.cells), LAYERS * PROMPT):
+    for row in rows(len(given.cells), LAYERS * options.length):
         found = list(checked(row, tasks))
         is_right &= all(is_so for _, _, is_so in found)
         said = ", ".join(f"{name} {text}" for name, text, _ in found)
@@ -147,7 +147,7 @@ def measure(d_model: int, options: argparse.Namespace, clock: Clock) -> bool:
         lines.append([row.label, *(cell.get(name, "") for name in names)])
         print(f"  {row.label}", flush=True)
     batch, length = SIZES[d_model]
-    print(f"\nd_model {d_model}, {batch}x{length} tokens; patching and generation from 1x{PROMPT}\n")
+    print(f"\nd_model {d_model}, {batch}x{length} tokens; patching and generation from 1x{options.length}\n")
     print(table(["", *names], lines), *notes, sep="\n", flush=True)
     return is_right
 
@@ -173,6 +173,7 @@ def main() -> int:
     """Prints the tables, and returns the exit code."""
     arguments = parser("Measures clearspan beside other libraries.", rounds=7)
     arguments.add_argument("--cells", type=int, default=24, help="that are patched, spread over all")
+    arguments.add_argument("--length", type=int, default=32, help="of what is patched, and continued")
     arguments.add_argument("--only", type=int, choices=SIZES)
     options = arguments.parse_args()
     clock = clock_of(options)
@@ -181,7 +182,7 @@ def main() -> int:
     sizes = [size for size in SIZES if options.only in (None, size)]
     with torch.no_grad():
         is_right = min([measure(size, options, clock) for size in sizes])
-    measure_loading(options.rounds)
+    measure_loading(max(1, options.rounds // 2))
     return 0 if is_right else 1
 
 

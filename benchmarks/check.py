@@ -172,7 +172,7 @@ def sweep_ratios(bridge: clearspan.TransformerBridge, model: GPTBigCodeForCausal
     streams = inputs_of(model, blocks_of(model), clean)
     every = list(itertools.product(range(LAYERS), range(32)))
     sample = spread(every, 24)
-    metrics: Mapping[str, tuple[Metric, float]] = {"declared": (METRIC, 0.3), "function": (logit_difference, 0.35)}
+    metrics: Mapping[str, tuple[Metric, float]] = {"declared": (METRIC, 0.3), "function": (logit_difference, 0.55)}
     for name, (metric, most) in metrics.items():
         share = len(sample) / len(every)
         found = ratio(

@@ -18,7 +18,7 @@ from .metric import Metric
 from .patching_pair import PatchingDirection, PatchingPair, PatchingRun
 from .places import Input
 from .readout import exact, weighted
-from .sender_changes import sender_changes, written
+from .sender_changes import project_heads, sender_changes, written
 
 
 @torch.no_grad()
@@ -161,17 +161,15 @@ def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "recei
     n_layers = graded.bridge.cfg.n_layers
     for layer in range(n_layers):
         attention, stream = graded.bridge.blocks[layer].attn, exact(graded["resid_pre", layer])
-        projections = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}
-        after_norm = [
-            torch.einsum("bphd,hmd->hbpm", exact(graded[f"{name}_grad", layer]), exact(weight))
-            for name, weight in projections.items()
-        ]
-        found = stream.new_empty(sum(map(len, after_norm)) + 1, *stream.shape)
-        torch.cat(after_norm, out=found[:-1])
+        weights = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}
+        sizes = [len(weight) for weight in weights.values()]
+        found = stream.new_empty(sum(sizes) + 1, *stream.shape)
+        for (name, weight), part in zip(weights.items(), found[:-1].split(sizes), strict=True):
+            project_heads(graded[f"{name}_grad", layer], weight.transpose(1, 2), part)
         norm = norm_at(graded.bridge, layer, mlp_input=False)
         if norm is not None:
             _pull_back(norm, stream, found[:-1])
-        found[-1] = exact(graded["mlp_in_grad", layer])
+        found[-1] = graded["mlp_in_grad", layer]
         yield found
     yield exact(graded["resid_post_grad", n_layers - 1])[None]
 
@@ -187,7 +185,7 @@ def _pull_back(
     scale.
     """
     scale, normalized = norm.scale(stream), norm.normalize(stream)
-    gradients *= weighted(norm, torch.ones_like(stream[0, 0]))
+    gradients *= weighted(norm, torch.ones_like(stream[0, 0])).detach()
     if not norm.uses_rms_norm:
         gradients -= gradients.mean(-1, keepdim=True)
     along = (gradients * normalized).mean(-1, keepdim=True)

@@ -27,27 +27,39 @@ def sender_changes(base: ActivationCache, source: ActivationCache) -> Float[Tens
         base: A run with the points of `written`.
         source: Another one.
     """
-    entering = _change(base, source, "blocks.0.hook_resid_pre")
-    parts = [entering[None]]
-    for layer in range(base.bridge.cfg.n_layers):
-        parts.append(_head_changes(base, source, layer).to(entering))
-        parts.append(_change(base, source, f"blocks.{layer}.hook_mlp_out")[None].to(entering))
-    return torch.cat(parts)
+    cfg, entering = base.bridge.cfg, _change(base, source, "blocks.0.hook_resid_pre")
+    found = entering.new_empty(1 + cfg.n_layers * (cfg.n_heads + 1), *entering.shape)
+    found[0] = entering
+    for layer, part in enumerate(found[1:].split(cfg.n_heads + 1)):
+        _write_heads(base, source, layer, part[:-1])
+        part[-1] = _change(base, source, f"blocks.{layer}.hook_mlp_out")
+    return found
 
 
 def _change(base: ActivationCache, source: ActivationCache, name: str) -> Tensor:
     return exact(source[name]) - exact(base[name])
 
 
-def _head_changes(base: ActivationCache, source: ActivationCache, layer: int) -> Float[Tensor, "head row pos d_model"]:
+def _write_heads(
+    base: ActivationCache, source: ActivationCache, layer: int, out: Float[Tensor, "head row pos d_model"]
+) -> None:
     block = base.bridge.blocks[layer]
-    weight = exact(block.attn.W_O)
+    if "ln1_post" in block.submodules:
+        after_norm = []
+        for cache in (source, base):
+            project_heads(cache["z", layer], block.attn.W_O, out)
+            after_norm.append(WayOut.of(cache, block, "attn")(out))
+        torch.sub(*after_norm, out=out)
+        return
+    project_heads(_change(base, source, f"blocks.{layer}.attn.hook_z"), block.attn.W_O, out)
+    if block.residual_multiplier != 1:
+        out *= block.residual_multiplier
 
-    def added(z: Tensor, way_out: WayOut) -> Tensor:
-        return way_out(torch.einsum("bphd,hdm->hbpm", z, weight))
 
-    ways = [WayOut.of(cache, block, "attn") for cache in (source, base)]
-    if ways[0].norm is None:
-        return added(_change(base, source, f"blocks.{layer}.attn.hook_z"), ways[0])
-    first, second = (added(exact(cache["z", layer]), way) for cache, way in zip((source, base), ways, strict=True))
-    return first - second
+def project_heads(
+    values: Float[Tensor, "row pos head d_head"],
+    weights: Float[Tensor, "head d_head d_model"],
+    out: Float[Tensor, "head row pos d_model"],
+) -> None:
+    """Writes each head's values, times its weight, in the dtype and on the device of what it is written into."""
+    torch.bmm(values.to(out).flatten(0, 1).transpose(0, 1), weights.detach().to(out), out=out.flatten(1, 2))
