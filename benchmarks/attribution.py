@@ -11,8 +11,7 @@ from collections.abc import Callable
 import torch
 
 import clearspan
-from clearspan.analysis.attribution_patching import attribution_patch
-from clearspan.analysis.edge_attribution import edge_attribution
+from clearspan.analysis import attribution_patch, edge_attribution
 from clearspan.sweep import LogitDifference
 from hand_written import CORRECT, INCORRECT
 from reference import build, random_tokens

@@ -18,8 +18,7 @@ import torch
 from transformers import GPTBigCodeForCausalLM
 
 import clearspan
-from clearspan.analysis.attribution_patching import attribution_patch
-from clearspan.analysis.edge_attribution import edge_attribution
+from clearspan.analysis import attribution_patch, edge_attribution
 from clearspan.interventions import Patch
 from clearspan.sweep import Grid, LogitDifference, Metric, Sweep, grid
 from hand_written import CORRECT, INCORRECT, everything, inputs_of, logit_difference, patched_residuals

@@ -68,7 +68,9 @@ def test_grids_of_layers_positions_and_heads_equal_the_reference(bridge, tokens)
 
 def test_cells_of_several_interventions_with_a_background(bridge, tokens):
     last = bridge.cfg.n_layers - 1
-    background = [Intervention("resid_pre", Add(tuple(0.5 * (-1) ** i * (i % 5) for i in range(48))), layer=1, positions=(1, 4))]
+    background = [
+        Intervention("resid_pre", Add(tuple(0.5 * (-1) ** i * (i % 5) for i in range(48))), layer=1, positions=(1, 4))
+    ]
     cells = Grid.of(
         {
             "two layers": [

@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearspan.analysis.corpus import check_positive
+from clearspan.analysis.places import Input, Place, encoded, padding_of, places_of
+from clearspan.analysis.reporting.predictions import NotFiniteError
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.points import get_act_name
-
-from .corpus import check_positive
-from .places import Input, Place, encoded, padding_of, places_of
-from .predictions import NotFiniteError
 
 Positions = int | Sequence[int] | slice | None
 """One position, several, a stretch, or all (None)."""

@@ -133,7 +133,7 @@ class ReadingMethods(CacheLookup):
         """Returns the logits at every depth, as if the model ended there, `[depth, batch, pos, d_vocab]`.
 
         The model's own final norm, unembedding, and scale or cap; the last row is what it returned. For targets, ranks
-        and divergences there is `clearspan.analysis.lens_readings`.
+        and divergences there is `clearspan.analysis.lenses.lens_readings`.
 
         Args:
             incl_mid: Whether the stream between the sublayers is read too.

@@ -194,7 +194,9 @@ def test_what_is_done_is_kept_when_interrupted(bridge, tokens, others):
 
 def test_a_stored_sweep_goes_on_and_gives_the_same_figures(bridge, tokens, others, tmp_path):
     metrics = {"difference": LogitDifference((1, 2), 3), "loss": NextTokenLoss()}
-    background = [Intervention("mlp_out", Add(tuple(0.5 * (-1) ** i * (i % 5) for i in range(48))), layer=1, positions=2)]
+    background = [
+        Intervention("mlp_out", Add(tuple(0.5 * (-1) ** i * (i % 5) for i in range(48))), layer=1, positions=2)
+    ]
     sweep = Sweep(bridge, tokens, STREAM, metrics, sources={"clean": others}, background=background)
     whole = sweep.run(progress=False)
     again = Sweep.of(Experiment.from_json(sweep.experiment().to_json()), bridge).run(progress=False)

@@ -1,0 +1,1 @@
+"""What is lost without heads, layers or neurons."""

@@ -1,0 +1,1 @@
+"""Causal abstraction: interchange interventions, and alignments that are learned."""

@@ -1,0 +1,1 @@
+"""What parts write, read as logits and in vocabulary."""

@@ -1,0 +1,1 @@
+"""Where in a stream of texts a feature is largest."""

@@ -1,0 +1,1 @@
+"""What kind of attention heads pay."""

@@ -1,0 +1,1 @@
+"""Nodes, edges and circuits: approximated by gradients, patched exactly."""

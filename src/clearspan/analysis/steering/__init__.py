@@ -1,0 +1,1 @@
+"""Directions that are added to a run."""
