@@ -6,14 +6,14 @@ from clearspan.analysis import InterchangeExamples
 
 
 def random_pairs(rows=5, places=2, padded=False, answers=None, seed=0):
-    """Returns random pairs; with padding on the left of bases and on the right of sources."""
+    """Returns random pairs; with padding on either side of bases and on the right of sources."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randint(1, 97, (rows, 7), generator=generator)
     source = torch.randint(1, 97, (rows, 6), generator=generator)
     masks = {}
     if padded:
         masks = {"base_mask": torch.ones_like(base), "source_mask": torch.ones_like(source)}
-        masks["base_mask"][1, :2] = masks["base_mask"][3, :3] = 0
+        masks["base_mask"][1, :2] = masks["base_mask"][3, :3] = masks["base_mask"][4, 5:] = 0
         masks["source_mask"][0, 4:] = masks["source_mask"][3, 3:] = 0
     # Three positions are real in every row.
     at = [torch.stack([torch.randperm(3, generator=generator)[:places] for _ in range(rows)]) for _ in range(2)]

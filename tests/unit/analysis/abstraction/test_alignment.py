@@ -102,6 +102,28 @@ def test_what_is_said_of_held_out_pairs_is_what_they_do(coded, examples):
     assert torch.equal(others.test(coded, examples).hits, own.hits)
 
 
+def test_nothing_of_the_held_out_pairs_is_trained_on(coded, examples):
+    training, others = examples.select(slice(0, 200)), examples.select(slice(200, 300))
+    wrong = others.relabelled(others.labels.roll(1))
+    fits = [
+        fit_alignment(coded, training, dimensions=3, layer=0, held_out=part, steps=4)
+        for part in (others, wrong, training.select(slice(0, 2)))
+    ]
+    for fit in fits[1:]:
+        assert torch.equal(fit.basis, fits[0].basis)
+        assert torch.equal(fit.losses, fits[0].losses)
+        assert torch.equal(fit.hits["random labels, in training"], fits[0].hits["random labels, in training"])
+    assert not torch.equal(fits[0].hits["whole vector"], fits[1].hits["whole vector"])
+
+
+def test_a_share_that_is_held_out_is_in_neither_training_nor_its_figures(coded, examples):
+    found = fit_alignment(coded, examples, dimensions=3, layer=0, held_out=0.4, steps=4, random_labels=0, seed=2)
+    own = interchange_accuracy(coded, examples, layers=0, subspace=found.basis).hits[0]
+    parts = torch.cat([found.hits["learned subspace"][0], found.hits["learned subspace, in training"][0]])
+    assert (len(parts), found.hits["learned subspace"].shape[1]) == (300, 120)
+    assert parts.sum() == own.sum()
+
+
 def test_pairs_that_are_alike_are_in_one_part(coded, examples):
     twice = examples.select(torch.arange(12).repeat_interleave(5))
     found = fit_alignment(coded, twice, dimensions=3, layer=0, held_out=0.25, steps=1, random_labels=0)
