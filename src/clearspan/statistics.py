@@ -1,4 +1,4 @@
-"""How sure a mean is: its standard error, a bootstrap interval, and a sign-flip test of paired differences.
+"""How sure a mean is: its standard error, intervals, and a sign-flip test of paired differences.
 
 Rows are the sample: what was drawn independently, such as texts. Every further axis is a quantity of its own, such as
 layers and heads, so that one call does a whole grid. Computed in float64 on the CPU.
@@ -6,6 +6,7 @@ layers and heads, so that one call does a whole grid. Computed in float64 on the
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Float
@@ -92,6 +93,38 @@ def bootstrap_interval(
     low, high = _quantiles(torch.cat(means), ends)
     shape = rows.shape[1:]
     return Interval(rows.mean(0), low.reshape(shape), high.reshape(shape), level)
+
+
+def share_interval(
+    hits: Float[Tensor, "*quantity row"], *, level: float = 0.95, observations: int | None = None
+) -> Interval:
+    """Returns shares of hits over the last axis, with Wilson's score interval around each, in float64.
+
+    Args:
+        hits: 1 for a hit and 0 for a miss, or a mean of several such.
+        level: Between 0 and 1.
+        observations: How many of them are independent; by default all.
+
+    Raises:
+        InvalidArgumentError: A level outside 0 to 1.
+
+    Example:
+        >>> import torch
+        >>> found = share_interval(torch.ones(10))
+        >>> found.mean.item(), round(found.low.item(), 3), found.high.item()
+        (1.0, 0.722, 1.0)
+
+    References:
+        Wilson (1927), "Probable inference, the law of succession, and statistical inference", JASA 22(158).
+    """
+    if not 0 < level < 1:
+        raise InvalidArgumentError(f"level={level} is no share", expected="0 < level < 1")
+    values = hits.detach().double().cpu()
+    share, z = values.mean(-1), NormalDist().inv_cdf((1 + level) / 2)
+    count = values.shape[-1] if observations is None else observations
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)).sqrt()
+    return Interval(share, (centre - half).clamp(min=0), (centre + half).clamp(max=1), level)
 
 
 def permutation_p_value(

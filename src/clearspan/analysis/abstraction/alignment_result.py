@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import safetensors
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clearspan.analysis.evaluations.estimate import Estimate, estimate
-from clearspan.analysis.evaluations.shares import share_interval
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.plots.charts import bars
 from clearspan.points import HookFunction
 from clearspan.results import Columns, Result
-from clearspan.statistics import Interval
+from clearspan.statistics import Interval, share_interval
+from clearspan.tensor_files import read_tensors, write_tensors
 
 from .interchange import interchange_accuracy
 from .interchange_examples import InterchangeExamples
@@ -200,12 +198,11 @@ class Alignment(Result):
         tensors = {"basis": self.basis, "losses": self.losses}
         tensors |= {f"hits.{exchanged}": hits for exchanged, hits in self.hits.items()}
         metadata = {
-            "format": _FORMAT,
             "model": self.model_name,
             "site": json.dumps(facts),
             "exchanged": json.dumps(list(self.hits)),
         }
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+        write_tensors(path, _FORMAT, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path, bridge: TransformerBridge) -> Self:
@@ -222,20 +219,12 @@ class Alignment(Result):
             UnknownPointError: The model lacks the point.
             FileNotFoundError: There is no such file.
         """
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise InvalidArgumentError(
-                    f"{Path(path).name} is no alignment",
-                    expected=f"a file written by Alignment.save, of format {_FORMAT!r}",
-                    got=f"format {metadata.get('format')!r}",
-                )
-            facts = json.loads(metadata["site"])
-            hits = {name: file.get_tensor(f"hits.{name}") for name in json.loads(metadata["exchanged"])}
-            basis, losses = (file.get_tensor(name) for name in ("basis", "losses"))
+        tensors, metadata = read_tensors(path, _FORMAT, what="alignment", written_by="Alignment.save")
+        facts = json.loads(metadata["site"])
+        hits = {name: tensors[f"hits.{name}"] for name in json.loads(metadata["exchanged"])}
         heads, neurons = (None if facts[of] is None else tuple(facts[of]) for of in ("heads", "neurons"))
         site = InterchangeSite(facts["name"], tuple(facts["shape"]), heads, neurons)
-        found = cls(site, basis, losses, hits, metadata["model"])
+        found = cls(site, tensors["basis"], tensors["losses"], hits, metadata["model"])
         found.check_fits(bridge)
         return found
 

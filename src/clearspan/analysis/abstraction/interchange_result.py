@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from clearspan.analysis.evaluations.shares import share_interval
 from clearspan.plots.charts import heatmap, lines
 from clearspan.results import Columns, Result, melted
-from clearspan.statistics import Interval, standard_error
+from clearspan.statistics import Interval, share_interval, standard_error
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

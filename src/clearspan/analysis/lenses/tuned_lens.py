@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
-import safetensors
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,6 +13,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.plots.charts import lines
 from clearspan.results import Columns, Result, melted
+from clearspan.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -111,7 +110,7 @@ class TunedLens(Result):
     def save(self, path: str | Path) -> None:
         """Writes the lens to one safetensors file, with the model's name in its metadata."""
         tensors = {"weight": self.weight, "bias": self.bias, "losses": self.losses}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path, {"format": _FORMAT, "model": self.model_name})
+        write_tensors(path, _FORMAT, tensors, {"model": self.model_name})
 
     @classmethod
     def load(cls, path: str | Path, bridge: TransformerBridge) -> Self:
@@ -127,15 +126,7 @@ class TunedLens(Result):
             InvalidArgumentError: The file is no tuned lens, or one for a model of another width or depth.
             FileNotFoundError: There is no such file.
         """
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise InvalidArgumentError(
-                    f"{Path(path).name} is no tuned lens",
-                    expected=f"a file written by TunedLens.save, of format {_FORMAT!r}",
-                    got=f"format {metadata.get('format')!r}",
-                )
-            tensors = {name: file.get_tensor(name) for name in ("weight", "bias", "losses")}
+        tensors, metadata = read_tensors(path, _FORMAT, what="tuned lens", written_by="TunedLens.save")
         lens = cls(**tensors, model_name=metadata["model"])
         lens.check_fits(bridge)
         return lens

@@ -1,7 +1,6 @@
 """What linear probes trained at some points say of examples that they have not seen."""
 
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from jaxtyping import Float, Int
@@ -12,7 +11,7 @@ from clearspan.analysis.places import Place
 from clearspan.errors import InvalidArgumentError
 from clearspan.plots.charts import lines
 from clearspan.results import Columns, Result
-from clearspan.statistics import Interval
+from clearspan.statistics import Interval, share_interval
 
 from .probe import Label, Probe
 
@@ -100,12 +99,7 @@ class Probes(Result):
         References:
             Wilson (1927), "Probable inference, the law of succession, and statistical inference", JASA 22(158).
         """
-        if not 0 < level < 1:
-            raise InvalidArgumentError(f"level={level} is no share", expected="0 < level < 1")
-        share, count, z = self.accuracy, int(self.groups.max()) + 1, NormalDist().inv_cdf((1 + level) / 2)
-        centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-        half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)).sqrt()
-        return Interval(share, (centre - half).clamp(min=0), (centre + half).clamp(max=1), level)
+        return share_interval(self.accuracy[..., None], level=level, observations=int(self.groups.max()) + 1)
 
     def columns(self) -> Columns:
         """Returns one row for each point; `low` and `high` are the ends of the 95 % interval."""

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import safetensors
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,6 +18,7 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.plots.charts import bars
 from clearspan.points import HookFunction
 from clearspan.results import Columns, Result
+from clearspan.tensor_files import read_tensors, write_tensors
 
 from .steering_hooks import ablating, adding, edit_hooks
 
@@ -209,8 +208,7 @@ class SteeringVector(Result):
     def save(self, path: str | Path) -> None:
         """Writes the vectors to one safetensors file, each under its point's name."""
         facts = {"names": self.names, "activation_norms": dict(self.activation_norms), "made_by": self.made_by}
-        metadata = {"format": _FORMAT, "model": self.model_name, "facts": json.dumps(facts)}
-        save_file({name: vector.detach().contiguous() for name, vector in self.vectors.items()}, path, metadata)
+        write_tensors(path, _FORMAT, self.vectors, {"model": self.model_name, "facts": json.dumps(facts)})
 
     @classmethod
     def load(cls, path: str | Path, bridge: TransformerBridge) -> Self:
@@ -227,16 +225,9 @@ class SteeringVector(Result):
             UnknownPointError: The model lacks a point.
             FileNotFoundError: There is no such file.
         """
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise InvalidArgumentError(
-                    f"{Path(path).name} is no steering vector",
-                    expected=f"a file written by SteeringVector.save, of format {_FORMAT!r}",
-                    got=f"format {metadata.get('format')!r}",
-                )
-            facts = json.loads(metadata["facts"])
-            vectors = {name: file.get_tensor(name) for name in facts["names"]}
+        tensors, metadata = read_tensors(path, _FORMAT, what="steering vector", written_by="SteeringVector.save")
+        facts = json.loads(metadata["facts"])
+        vectors = {name: tensors[name] for name in facts["names"]}
         vector = cls(vectors, facts["activation_norms"], metadata["model"], facts["made_by"])
         vector.check_fits(bridge)
         return vector
