@@ -11,11 +11,12 @@ from torch import Tensor
 from clearspan.bridge import TransformerBridge
 from clearspan.bridge.inputs import Input, as_tensor
 from clearspan.errors import InvalidArgumentError
-from clearspan.interventions import Intervention, Scale
+from clearspan.interventions import Intervention, Patch, Scale
 from clearspan.sweep import Grid, Metric, Sweep, SweepResult
 
+from .edge_patching import input_of
 from .graph import ComputationalGraph, Node
-from .path_streams import Freeze, Sender, carried_streams, sender_named, written_input
+from .path_streams import Freeze, Sender, carried_streams, sender_named
 
 Direction = Literal["denoising", "noising"]
 Receiver = str | Node | Sequence[str | Node]
@@ -98,7 +99,7 @@ def path_patching(
     streams = carried_streams(bridge, tokens, runs[source][0], mask, sent, every, freeze)
     cells = Grid(
         (("sender", tuple(one.name for one in sent)), ("receiver", tuple("+".join(map(str, group)) for group in read))),
-        tuple(_cell(graph, one, group) for one in sent for group in read),
+        tuple(_cell(bridge, graph, one, group) for one in sent for group in read),
     )
     return Sweep(bridge, tokens, cells, metric, sources=streams, attention_mask=mask).run(memory, progress=progress)
 
@@ -125,10 +126,12 @@ def _reader(graph: ComputationalGraph, name: str) -> Node:
     return graph.node(name)
 
 
-def _cell(graph: ComputationalGraph, sender: Sender, group: tuple[Node, ...]) -> tuple[Intervention, ...]:
+def _cell(
+    bridge: TransformerBridge, graph: ComputationalGraph, sender: Sender, group: tuple[Node, ...]
+) -> tuple[Intervention, ...]:
     """Returns what is done for one path: the inputs that come after the sender read what it carries."""
     place, last = graph.senders.index(sender.node), graph.n_layers - 1
     reached = [node for node in group if place < graph.n_senders_before(node)]
     if not reached:
         return (Intervention("resid_post", Scale(1.0), layer=last, positions=-1),)
-    return tuple(written_input(node, sender.name, graph.n_layers) for node in reached)
+    return tuple(Intervention(input_of(bridge, node), Patch(sender.name), heads=node.place) for node in reached)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
-from clearspan.interventions import Intervention, Patch
 from clearspan.points import HookFunction, HookPoint
 
+from .edge_patching import stream_of
 from .graph import ComputationalGraph, Node
 
 Freeze = Literal["all", "attention"]
@@ -87,28 +87,11 @@ def sender_named(graph: ComputationalGraph, bridge: TransformerBridge, name: str
     return Sender(node)
 
 
-def reads(node: Node, n_layers: int) -> str:
-    """Returns the hook point of the stream that a receiver reads."""
-    match node.kind:
-        case "logits":
-            return f"blocks.{n_layers - 1}.hook_resid_post"
-        case "mlp":
-            return f"blocks.{node.layer}.hook_mlp_in"
-    return f"blocks.{node.layer}.hook_resid_pre"
-
-
-def written_input(node: Node, run: str, n_layers: int) -> Intervention:
-    """Returns the intervention by which a receiver reads what a named run gives it."""
-    if node.kind in ("mlp", "logits"):
-        return Intervention(reads(node, n_layers), Patch(run))
-    return Intervention(f"blocks.{node.layer}.hook_{node.kind}_input", Patch(run), heads=node.place)
-
-
 class CarriedStreams(Mapping[str, Tensor]):
     """Streams by hook point's name; inputs by head show the stream once for each head, without a copy.
 
     Args:
-        streams: By the names of `reads`.
+        streams: By the names of `stream_of`.
         change: What is added to each, or None.
         sizes: Heads of `hook_q_input`, `hook_k_input` and `hook_v_input`.
     """
@@ -157,7 +140,7 @@ def carried_streams(
     if freeze not in ("all", "attention"):
         raise InvalidArgumentError(f"unknown freeze={freeze!r}", expected="'all' or 'attention'")
     n_layers = bridge.cfg.n_layers
-    names = {reads(node, n_layers) for node in receivers}
+    names = {stream_of(bridge, node) for node in receivers}
     layers = {sender.layer for sender in senders}
     first = [f"blocks.{max(layer, 0)}.hook_resid_pre" for layer in layers]
     outs = [f"blocks.{layer}.hook_attn_out" for layer in range(n_layers)] if freeze == "attention" else []
