@@ -28,15 +28,15 @@ def test_parts_of_a_value_are_patched_as_a_hook_would(bridge, tokens, others):
     patch = Intervention("z", Patch("other"), layer=1, positions=(1, -1), heads=(0, 3))
     expected = _hooked(bridge, tokens, "blocks.1.attn.hook_z", edit)
     for source in (others, clean, {"blocks.1.attn.hook_z": clean["z", 1]}):
-        found = bridge.run_with_interventions(tokens, [patch], {"other": source})
+        found = bridge.run_with_hooks(tokens, interventions=[patch], sources={"other": source})
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @torch.no_grad()
 def test_one_row_stands_for_all(bridge, tokens, others):
     patch = Intervention("resid_pre", Patch("one"), layer=2, positions=3)
-    found = bridge.run_with_interventions(tokens, [patch], {"one": others[:1]})
-    each = bridge.run_with_interventions(tokens, [patch], {"one": others[:1].expand(2, -1)})
+    found = bridge.run_with_hooks(tokens, interventions=[patch], sources={"one": others[:1]})
+    each = bridge.run_with_hooks(tokens, interventions=[patch], sources={"one": others[:1].expand(2, -1)})
     torch.testing.assert_close(found, each, rtol=0, atol=1e-6)
 
 
@@ -50,21 +50,21 @@ def test_patterns_are_written_by_query_and_key(bridge, tokens):
 
     zero = Intervention("pattern", Zero(), layer=1, heads=2, positions=(5, 6), key_positions=(1, 4))
     expected = _hooked(bridge, tokens, "blocks.1.attn.hook_pattern", edit)
-    assert torch.equal(bridge.run_with_interventions(tokens, [zero]), expected)
+    assert torch.equal(bridge.run_with_hooks(tokens, interventions=[zero]), expected)
 
 
 @torch.no_grad()
 def test_several_at_one_point_are_made_in_order(bridge, tokens):
     up = Intervention("mlp_out", Scale(2.0), layer=0)
-    add = Intervention("mlp_out", Add(tuple([1.0] * 48)), layer=0, positions=2)
+    add = Intervention("mlp_out", Add([1.0] * 48), layer=0, positions=2)
 
     def edit(value, hook):
         value *= 2
         value[:, 2] += 1
 
     expected = _hooked(bridge, tokens, "blocks.0.hook_mlp_out", edit)
-    assert torch.equal(bridge.run_with_interventions(tokens, [up, add]), expected)
-    assert not torch.equal(bridge.run_with_interventions(tokens, [add, up]), expected)
+    assert torch.equal(bridge.run_with_hooks(tokens, interventions=[up, add]), expected)
+    assert not torch.equal(bridge.run_with_hooks(tokens, interventions=[add, up]), expected)
 
 
 @torch.no_grad()
@@ -78,12 +78,14 @@ def test_a_padded_source_gives_the_mean_of_its_real_positions(embedded):
         value[:] = mean
 
     expected = embedded.run_with_hooks(texts, fwd_hooks=[("blocks.2.hook_mlp_out", edit)])
-    found = embedded.run_with_interventions(texts, [Intervention("mlp_out", Mean("it"), layer=2)], {"it": texts})
+    found = embedded.run_with_hooks(
+        texts, interventions=[Intervention("mlp_out", Mean("it"), layer=2)], sources={"it": texts}
+    )
     torch.testing.assert_close(found, expected)
 
 
 def test_gradients_pass(bridge, tokens):
-    loss = bridge.run_with_interventions(tokens, [Intervention("z", Scale(0.5), layer=1)], return_type="loss")
+    loss = bridge(tokens, "loss", interventions=[Intervention("z", Scale(0.5), layer=1)])
     (gradient,) = torch.autograd.grad(loss, [bridge.hf_model.transformer.wte.weight])
     assert gradient.abs().sum() > 0
 
@@ -112,7 +114,7 @@ def test_interventions_are_data():
         ),
         (
             Intervention("z", Zero(), layer=0, positions=7),
-            "no 7 among the positions of blocks.0.attn.hook_z\n  expected: -7 to 6",
+            "row 0 has no position 7\n  expected: -7 to 6",
         ),
         (
             Intervention("k", Zero(), layer=0, heads=1),
@@ -127,24 +129,24 @@ def test_interventions_are_data():
 )
 def test_mistakes_are_named(bridge, tokens, intervention, message):
     with pytest.raises(InvalidArgumentError) as error:
-        bridge.run_with_interventions(tokens, [intervention], {"x": tokens})
+        bridge.run_with_hooks(tokens, interventions=[intervention], sources={"x": tokens})
     assert str(error.value).startswith(message)
 
 
 def test_a_source_of_another_length_does_not_fit(bridge, tokens, others):
     patch = Intervention("z", Patch(), layer=1)
     with pytest.raises(InvalidArgumentError) as error:
-        bridge.run_with_interventions(tokens, [patch], {"clean": others[:, :5]})
+        bridge.run_with_hooks(tokens, interventions=[patch], sources={"clean": others[:, :5]})
     assert str(error.value) == (
         "the source run 'clean' does not fit the run that is changed\n"
         "  expected: 2 rows (or one) of 7 positions\n"
-        "  got: [batch=2, pos=5, head=4, d_head=12]\n"
+        "  got: 2 rows of [5] positions\n"
         "  where: blocks.1.attn.hook_z"
     )
 
 
 def test_unknown_points_and_things_that_are_no_interventions(bridge, tokens):
     with pytest.raises(UnknownPointError, match="no hook point has the short name 'zz'"):
-        bridge.run_with_interventions(tokens, [Intervention("zz", Zero(), layer=1)])
+        bridge.run_with_hooks(tokens, interventions=[Intervention("zz", Zero(), layer=1)])
     with pytest.raises(InvalidArgumentError, match="this is no intervention"):
-        bridge.run_with_interventions(tokens, ["z"])
+        bridge.run_with_hooks(tokens, interventions=["z"])
