@@ -287,6 +287,6 @@ def test_files_that_are_no_cache(bridge, tokens, path, tmp_path):
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(InvalidArgumentError, match="got: format None"):
         ActivationCache.load(path, bridge)
-    save_file({"weight": torch.zeros(2)}, path, {"format": "clearspan activation cache 2"})
-    with pytest.raises(InvalidArgumentError, match="got: format 'clearspan activation cache 2'"):
+    save_file({"weight": torch.zeros(2)}, path, {"format": "clearspan activation cache 9"})
+    with pytest.raises(InvalidArgumentError, match="got: format 'clearspan activation cache 9'"):
         ActivationCache.load(path, bridge)
