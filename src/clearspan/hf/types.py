@@ -1,4 +1,4 @@
-"""Types of transformers by which other packages annotate. Import them under `TYPE_CHECKING` alone: loading this is slow."""
+"""transformers' types, for annotations. Other packages import this under `TYPE_CHECKING` alone."""
 
 from transformers import Cache as Cache
 from transformers import PretrainedConfig as PretrainedConfig
