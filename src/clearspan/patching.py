@@ -99,7 +99,8 @@ def _grid(
 ) -> Grid:
     """Returns the grid over all places, or those given, of some axes."""
     layers = range(bridge.cfg.n_layers)
-    known = bridge.index.find(get_act_name(point, next(iter(places.get("layer", layers)))))
+    first = next(iter(places.get("layer", layers)), 0)
+    known = bridge.index.find(get_act_name(point, first % len(layers) if -len(layers) <= first < 0 else first))
     axes = {}
     for axis in by:
         match axis:
