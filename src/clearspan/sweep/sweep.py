@@ -17,6 +17,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention
+from clearspan.progress import Progress, shown
 from clearspan.sweep.execution import Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, versions
 from clearspan.sweep.findings import Findings
@@ -34,7 +35,6 @@ from clearspan.sweep.plan import (
     half_of_free,
     tiles_of,
 )
-from clearspan.sweep.progress import progress_bar
 from clearspan.sweep.readings import Readings
 from clearspan.sweep.result import SweepResult
 from clearspan.tensor_files import read_tensors, write_tensors
@@ -156,7 +156,7 @@ class Sweep:
     # --- run ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def run(self, memory: int | None = None, *, progress: bool = True) -> SweepResult:
+    def run(self, memory: int | None = None, *, progress: bool | Progress = True) -> SweepResult:
         """Runs the cells that were not run yet, and returns the metrics of all.
 
         What is done is kept when it is interrupted (Ctrl-C): `run` again goes on, also after `save` and `load`.
@@ -164,7 +164,7 @@ class Sweep:
         Args:
             memory: Bytes that a batch may take; by default half of what is free. A batch for which memory does not
                 suffice all the same is run in halves.
-            progress: Whether a bar is shown, where standard error is a terminal.
+            progress: Whether a bar is shown, where standard error is a terminal; or a function that is told instead.
 
         Raises:
             InvalidArgumentError: The model is in training mode, other hooks are on it, a source does not fit, or a
@@ -174,8 +174,8 @@ class Sweep:
         plan = self.plan(memory)
         if plan.tiles:
             execution = self._execution(plan)
-            with progress_bar("sweep", plan.cells, is_shown=progress) as advance:
-                left = list(reversed(plan.tiles))
+            done, left = 0, list(reversed(plan.tiles))
+            with shown(progress) as tell:
                 while left:
                     tile = left.pop()
                     values = _unless_memory_is_short(execution, tile)
@@ -183,7 +183,8 @@ class Sweep:
                         left += reversed(tile.halves())
                         continue
                     self.findings.keep([cell.number for cell in tile.cells], _where_there_is(tile, values))
-                    advance(len(tile.cells))
+                    done += len(tile.cells)
+                    tell("sweep", done, plan.cells)
         return self.result()
 
     def result(self) -> SweepResult:
