@@ -191,6 +191,12 @@ class Change:
         """The axes of the point after the batch's."""
         return AXES[self.point].split()
 
+    def is_lacking(self, rows: Rows, row: int) -> bool:
+        """Whether a row lacks a position."""
+        length = rows.lengths[row]
+        chosen = [*(positions_of(self.positions, row) or ()), *(positions_of(self.key_positions, row) or ())]
+        return any(not -length <= place < length for place in chosen)
+
     def edit(self, rows: Rows, n_layers: int, sources: Mapping[str, Source]) -> Edit:
         """Returns the change of a run as what becomes of the value at its point."""
         return self.name(n_layers), lambda value: self.applied(value, rows, n_layers, sources)
@@ -200,9 +206,11 @@ class Change:
         new = value.clone()
         source = self._prepared(rows, n_layers, sources)
         for row in range(rows.size[0]):
+            if self.is_lacking(rows, row):
+                continue
             index = self._index(rows, row, value.shape[1:])
             part = value[row][index]
-            taken = None if source is None else self._taken(source, row, rows, index)
+            taken = None if source is None else source[row][index]
             new[row][index] = self.action.new(part, taken).to(value.dtype)
         return new
 
@@ -212,9 +220,9 @@ class Change:
         for axis, size in zip(self.axes, sizes, strict=True):
             match axis:
                 case "pos" | "q":
-                    places = columns_of(self.positions, rows, row)
+                    places = self._columns(self.positions, rows, row)
                 case "k":
-                    places = columns_of(self.key_positions, rows, row)
+                    places = self._columns(self.key_positions, rows, row)
                 case "head" | "group":
                     places = self.heads
                 case "neuron" | "model":
@@ -223,6 +231,11 @@ class Change:
                     places = None
             chosen.append(torch.arange(size) if places is None else torch.tensor([place % size for place in places]))
         return torch.meshgrid(*chosen, indexing="ij")
+
+    @staticmethod
+    def _columns(positions: Positions, rows: Rows, row: int) -> list[int] | None:
+        places = positions_of(positions, row)
+        return None if places is None else [rows.column(row, place) for place in places]
 
     def _prepared(self, rows: Rows, n_layers: int, sources: Mapping[str, Source]) -> Tensor | None:
         """Returns what the source run gives, in the columns of the run that is changed."""
@@ -248,20 +261,17 @@ class Change:
             return value.expand(rows.size[0], *value.shape[1:])
         return laid_out(source.rows, rows, value, along)
 
-    def _taken(self, source: Tensor, row: int, rows: Rows, index: tuple[Tensor, ...]) -> Tensor:
-        return source[row][index]
 
-
-def columns_of(positions: Positions, rows: Rows, row: int) -> list[int] | None:
-    """Returns the columns of positions in a row; None for all."""
+def positions_of(positions: Positions, row: int) -> tuple[int, ...] | None:
+    """Returns the positions of a row; None for all."""
     match positions:
         case None:
             return None
         case int():
-            return [rows.column(row, positions)]
+            return (positions,)
         case (tuple(), *_):
-            return [rows.column(row, place) for place in positions[row]]
-    return [rows.column(row, place) for place in positions]
+            return positions[row]
+    return positions
 
 
 def sources_of(

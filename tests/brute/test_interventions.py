@@ -21,8 +21,8 @@ def drawn_changes(draw, subject, rows, names, count, what="changes"):
 
 
 def is_excluded(changes, n_layers):
-    """Returns whether a norm's output and inputs by head are both written in a layer, which would hide one of them."""
-    layers = {each.layer % n_layers for each in changes if each.point in INPUTS}
+    """Returns whether a norm's output and inputs of its readers are written in one layer, which would hide one of them."""
+    layers = {each.layer % n_layers for each in changes if each.point in (*INPUTS, "mlp_in")}
     return any(each.point.startswith("ln1.") and each.layer % n_layers in layers for each in changes)
 
 
