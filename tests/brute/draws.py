@@ -142,6 +142,8 @@ class Draw:
         ids = torch.randint(1, VOCABULARY, rows.size, generator=self.generator)
         same = torch.rand(rows.size, generator=self.generator) < 0.3
         ids = torch.where(same, rows.ids, ids)
+        for row, columns in enumerate(rows.columns):  # so that all positions differ
+            ids[row, columns[0]] = 1 + rows.ids[row, columns[0]] % (VOCABULARY - 1)
         if not relaid:
             return self.note("other rows", Rows(torch.where(rows.mask.bool(), ids, rows.ids), rows.mask))
         length = rows.size[1] + self.random.randint(0, 2)
