@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clearspan.bridge import ActivationCache as ActivationCache
     from clearspan.bridge import TransformerBridge as TransformerBridge
     from clearspan.bridge import boot as boot
+    from clearspan.cache import ActivationCache as ActivationCache
     from clearspan.errors import ClearspanError as ClearspanError
     from clearspan.interventions import Intervention as Intervention
     from clearspan.interventions import register_function as register_function
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ActivationCache": "clearspan.bridge",
+    "ActivationCache": "clearspan.cache",
     "ClearspanError": "clearspan.errors",
     "HookPoint": "clearspan.points",
     "Intervention": "clearspan.interventions",

@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan.bridge import ActivationCache, TransformerBridge
-from clearspan.bridge.inputs import Input, as_tensor
+from clearspan.bridge import TransformerBridge
+from clearspan.cache import ActivationCache
 from clearspan.errors import InvalidArgumentError
+from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch
 from clearspan.points import get_act_name
-from clearspan.sweep import Grid, Metric, Sweep, SweepResult, grid
+from clearspan.sweep import Direction, Grid, Metric, Pair, Sweep, SweepResult, grid
 
 Axis = Literal["layer", "position", "head", "neuron", "key_position"]
-Direction = Literal["denoising", "noising"]
 Patched = Float[Tensor, "*cell"]
 
 _SIZE_OF: Mapping[str, tuple[str, ...]] = {"head": ("head", "kv_head"), "neuron": ("d_mlp", "d_model")}
@@ -56,7 +56,7 @@ def activation_patching(
         by: What a cell is: one place on each of these axes, and all places of the others.
         direction: Which run's values go into which.
         background: Interventions that are made in every cell.
-        attention_mask: Where token ids are padded, in both runs.
+        attention_mask: 1 for real tokens, where an input is bare token ids with padding: of both.
         memory: Bytes that a batch may take.
         progress: Whether a bar is shown.
         **places: The places on an axis, such as `layer=[3, 4]`; by default all.
@@ -81,27 +81,12 @@ def activation_patching(
     References:
         Heimersheim and Nanda (2024), "How to use and interpret activation patching", arXiv:2404.15255.
     """
-    runs = {"clean": as_tensor(bridge, clean, None, None), "corrupted": as_tensor(bridge, corrupted, None, None)}
-    (tokens, mask), (others, _) = runs.values()
-    if tokens.shape != others.shape:
-        raise InvalidArgumentError(
-            "patching needs pairs of prompts of one length",
-            expected=f"corrupted {list(tokens.shape)}, as the clean ones",
-            got=str(list(others.shape)),
-        )
-    if direction not in ("denoising", "noising"):
-        raise InvalidArgumentError(f"unknown direction {direction!r}", expected="'denoising' or 'noising'")
-    source, changed = ("clean", "corrupted") if direction == "denoising" else ("corrupted", "clean")
-    cells = _grid(bridge, point, by, source, tokens.shape[1], places)
-    return Sweep(
-        bridge,
-        runs[changed][0],
-        cells,
-        metric,
-        sources={source: runs[source][0]},
-        background=background,
-        attention_mask=mask if attention_mask is None else attention_mask,
-    ).run(memory, progress=progress)
+    pair = Pair.of(bridge, clean, corrupted, metric, direction, attention_mask)
+    cells = _grid(bridge, point, by, pair.source_name, pair.base.longest, places)
+    sources = {pair.source_name: pair.source}
+    return Sweep(bridge, pair.base, cells, metric, sources=sources, background=background).run(
+        memory, progress=progress
+    )
 
 
 def _grid(
@@ -308,9 +293,9 @@ def _patched(
     point: str,
     *by: str,
 ) -> Patched:
-    tokens, mask = as_tensor(model, corrupted_tokens, None, None)
-    cells = _grid(model, point, by, "clean", tokens.shape[1], {})
-    sweep = Sweep(model, tokens, cells, metric, sources={"clean": clean_cache}, attention_mask=mask)
+    batch = model.to_batch(corrupted_tokens)
+    cells = _grid(model, point, by, "clean", batch.longest, {})
+    sweep = Sweep(model, batch, cells, metric, sources={"clean": clean_cache})
     return sweep.run(progress=False).mean()
 
 

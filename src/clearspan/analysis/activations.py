@@ -1,22 +1,20 @@
 """Values at hook points, gathered over many texts at chosen positions, a batch at a time."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearspan._run.runs import run_with_cache
 from clearspan.analysis.corpus import check_positive
-from clearspan.analysis.places import Input, Place, encoded, padding_of, places_of
 from clearspan.analysis.reporting.predictions import NotFiniteError
-from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
-from clearspan.points import get_act_name
+from clearspan.inputs import Input, Place, Positions
+from clearspan.model import Model
+from clearspan.points import Address, get_act_name
 
-Positions = int | Sequence[int] | slice | None
-"""One position, several, a stretch, or all (None)."""
 Layers = int | Sequence[int] | None
 """One layer, several, or all (None); negative from the end."""
 
@@ -43,7 +41,7 @@ class Activations:
         return sums / rows.bincount().view(-1, *[1] * (values.ndim - 1))
 
 
-def points_of(bridge: TransformerBridge, name: str, layers: Layers) -> tuple[str, ...]:
+def points_of(bridge: Model, name: str, layers: Layers) -> tuple[str, ...]:
     """Returns the full names of a point in each layer, or the one name where it is full already.
 
     Raises:
@@ -56,7 +54,7 @@ def points_of(bridge: TransformerBridge, name: str, layers: Layers) -> tuple[str
         ('blocks.0.hook_resid_post', 'blocks.4.hook_resid_post')
     """
     is_full = "." in name or name.startswith("hook_")
-    if is_full or not get_act_name(name, 0).startswith("blocks."):
+    if is_full or Address.parse(get_act_name(name, 0)).layer is None:
         if layers is not None:
             raise InvalidArgumentError(f"{name!r} is one point, in one place", expected="layers=None", got=str(layers))
         names = [name if is_full else get_act_name(name)]
@@ -83,13 +81,13 @@ def layers_of(names: Sequence[str]) -> list[int]:
         >>> layers_of(["blocks.2.hook_resid_post"]), layers_of(["blocks.2.hook_resid_post", "hook_embed"])
         ([2], [])
     """
-    found = [re.match(r"blocks\.(\d+)\.", name) for name in names]
-    return [int(each[1]) for each in found if each] if all(found) else []
+    found = [Address.parse(name).layer for name in names]
+    return [] if None in found else [layer for layer in found if layer is not None]
 
 
 @torch.no_grad()
 def gathered(
-    bridge: TransformerBridge,
+    bridge: Model,
     input: Input,
     names: Sequence[str],
     *,
@@ -115,51 +113,14 @@ def gathered(
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     places: list[Place] = []
     texts: list[tuple[int, ...]] = []
-    for rows, rows_mask in _batches(bridge, input, mask, batch_size):
-        tokens, padding = encoded(bridge, rows, rows_mask)
-        real = torch.ones_like(tokens) if padding is None else padding
-        at_rows, columns, found = _chosen(real, positions)
-        _, cache = bridge.run_with_cache(
-            tokens,
-            names_filter=list(names),
-            attention_mask=padding_of(real),
-            return_type=None,
-            stop_at_layer=_stop(names),
-        )
+    for batch in bridge.to_batch(input, mask).split(batch_size):
+        rows, columns, found = batch.places(positions)
+        _, cache = run_with_cache(bridge, batch, list(names), return_type=None, stop_at_layer=_stop(names))
         for name in names:
-            kept[name].append(_checked(name, cache[name][at_rows, columns]).cpu())
+            kept[name].append(_checked(name, cache[name][rows, columns]).cpu())
         places += [(row + len(texts), position) for row, position in found]
-        texts += [tuple(row[keep].tolist()) for row, keep in zip(tokens, real.bool(), strict=True)]
-    if not texts:
-        raise InvalidArgumentError("there is nothing to read", expected="at least one text", got="none")
+        texts += [tuple(own[list(real)].tolist()) for own, real in zip(batch.ids, batch.real_columns, strict=True)]
     return Activations({name: torch.cat(parts) for name, parts in kept.items()}, tuple(places), tuple(texts))
-
-
-def _batches(
-    bridge: TransformerBridge, input: Input, mask: Int[Tensor, "batch pos"] | None, size: int
-) -> Iterator[tuple[Input, Int[Tensor, "batch pos"] | None]]:
-    # A mask is that of all rows, padded together; otherwise texts are padded batch by batch.
-    given = input if mask is None else encoded(bridge, input, mask)[0]
-    rows = torch.atleast_2d(given) if isinstance(given, Tensor) else [given] if isinstance(given, str) else list(given)
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size], None if mask is None else mask[start : start + size]
-
-
-def _chosen(
-    mask: Int[Tensor, "batch pos"], positions: Positions
-) -> tuple[Int[Tensor, "place"], Int[Tensor, "place"], tuple[Place, ...]]:
-    """Returns rows, columns, and places as they are counted."""
-    if not isinstance(positions, slice):
-        return places_of(mask, positions)
-    rows, columns, places = places_of(mask, None)
-    lengths = mask.sum(-1).tolist()
-    keep = [position in range(lengths[row])[positions] for row, position in places]
-    left = {row for (row, _), kept in zip(places, keep, strict=True) if kept}
-    for row, length in enumerate(lengths):
-        if row not in left:
-            raise InvalidArgumentError(f"row {row} has no position in {positions}", got=f"{length} real tokens")
-    at = torch.tensor(keep, device=mask.device)
-    return rows[at], columns[at], tuple(place for place, kept in zip(places, keep, strict=True) if kept)
 
 
 def _stop(names: Sequence[str]) -> int | None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan.bridge.loss import lm_loss
+from clearspan._forward.forward import lm_loss
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep.metrics import Metric as Metric
 from clearspan.sweep.readings import measured as measured

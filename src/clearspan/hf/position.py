@@ -51,7 +51,9 @@ class Follower:
     def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._is_suspended():
             return
-        self.stretch.position = self._positions_before(args, kwargs)
+        kwargs = self._by_name(args, kwargs)
+        self.stretch.position = self._positions_before(kwargs)
+        self.stretch.length = _length(kwargs)
         self.stretch.step = next(self._steps, None)
         # Put there anew in each forward, so that it comes after the hooks of the points at the model's own output.
         self._exit.close()
@@ -59,14 +61,26 @@ class Follower:
 
     def _leave(self, *_: Any) -> None:
         if not self._is_suspended():
-            self.stretch.position, self.stretch.step = 0, None
+            self.stretch.position, self.stretch.step, self.stretch.length = 0, None, None
 
-    def _positions_before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | Tensor:
+    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Returns what the model is called with, by the names of its forward."""
+        if not args:
+            return kwargs
+        by_position = inspect.signature(type(self._model).forward).bind_partial(self._model, *args)
+        return {**by_position.arguments, **kwargs}
+
+    def _positions_before(self, kwargs: dict[str, Any]) -> int | Tensor:
         """Returns how many positions are in the KV cache that the model is called with."""
-        if len(args) > 1:
-            by_position = inspect.signature(type(self._model).forward).bind_partial(self._model, *args)
-            kwargs = {**by_position.arguments, **kwargs}
         past = kwargs.get("past_key_values")
         count = 0 if past is None else past.get_seq_length()
         # A cache of fixed length counts on in this very tensor; to read it here would wait for the device.
         return count.clone() if isinstance(count, Tensor) else count
+
+
+def _length(kwargs: dict[str, Any]) -> int | None:
+    """Returns how many tokens the model is called with."""
+    for name in ("input_ids", "inputs_embeds"):
+        if kwargs.get(name) is not None:
+            return kwargs[name].shape[1]
+    return None

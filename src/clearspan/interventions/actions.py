@@ -1,18 +1,25 @@
-"""Actions: what becomes of a value. Frozen and hashable, with a JSON form; the arithmetic is beside the data."""
+"""Actions: what becomes of a value. Frozen and hashable, with a JSON form; the arithmetic comes with the data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self, cast
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.errors import InvalidArgumentError
+from clearspan.interventions.constant import Constant
 from clearspan.interventions.functions import function_named
-from clearspan.points import nearest
+from clearspan.points import Address, HookPoint, nearest
 from clearspan.shapes import Axes
+
+if TYPE_CHECKING:
+    from clearspan.interventions.intervention import Intervention
+
+Vector = Constant | Sequence[float] | Tensor
+"""A vector, in any of the ways in which it can be given."""
 
 
 class Action(ABC):
@@ -20,19 +27,54 @@ class Action(ABC):
 
     kind: ClassVar[str]
     """Its name in JSON."""
+    needs_numbers: ClassVar[bool] = False
+    """Whether it calculates with the value, which integers do not allow."""
 
     @property
     def run(self) -> str | None:
         """Name of the source run that it takes values from, or None."""
         return None
 
-    def prepared(self, values: Tensor, axes: Axes, mask: Int[Tensor, "batch pos"] | None) -> Tensor:
+    @property
+    def source_position(self) -> int | tuple[int, ...] | None:
+        """The position of the source that it reads, whichever is written; None for the one that is written."""
+        return None
+
+    def source_point(self, name: str, n_layers: int) -> str:
+        """Returns the hook point of the source whose value it takes, for the point that is written."""
+        return name
+
+    def check_point(self, point: HookPoint, intervention: "Intervention") -> None:
+        """Raises InvalidArgumentError where the point cannot take the action."""
+        if intervention.every_step and self.run is not None and not self.is_constant:
+            raise InvalidArgumentError(
+                f"{self.kind} at every step takes values that the source run does not have",
+                where=point.name,
+                fix="position=..., the one position of the source that is read at every step",
+            )
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it takes the same value of its source at every position."""
+        return isinstance(self.source_position, int)
+
+    def check_value(self, value: Tensor, name: str) -> None:
+        """Raises InvalidArgumentError where the action calculates and the value holds no floating-point numbers."""
+        if self.needs_numbers and not value.is_floating_point():
+            raise InvalidArgumentError(
+                f"{self.kind} calculates with numbers, and {name} holds none",
+                expected="floating point",
+                got=str(value.dtype),
+                where=name,
+            )
+
+    def prepared(self, values: Tensor, axes: Axes, lengths: Int[Tensor, "row"]) -> Tensor:
         """Returns what a source's value gives, by row and position, before the chosen part is taken.
 
         Args:
-            values: The source's value at the point, with all rows and positions.
+            values: The source's value at the point: all rows, each row's real positions first.
             axes: Its axes.
-            mask: The source's padding mask, or None where nothing is padded.
+            lengths: Real positions of each row.
         """
         return values
 
@@ -45,31 +87,100 @@ class Action(ABC):
             source: The same part of what `prepared` gave, or None for an action without a source.
         """
 
+    def check_written(self, value: Tensor, name: str) -> None:  # noqa: B027 - most actions have nothing to check
+        """Raises InvalidArgumentError where the value that was written cannot be used."""
+
     def to_json(self) -> dict[str, Any]:
         """Returns the action as plain data."""
-        return {"kind": self.kind, **asdict(cast("Any", self))}
+        own = {one.name: getattr(self, one.name) for one in fields(cast("Any", self))}
+        return {"kind": self.kind, **{name: _plain(value) for name, value in own.items()}}
 
 
 @dataclass(frozen=True)
 class Patch(Action):
-    """The value of a source run at the same place takes its place.
+    """The value of a source run takes its place: of the same point and position, or of others (Patchscopes).
 
     Attributes:
         source: The run's name among the sources.
+        layer: The layer of the source that is read; by default the one that is written. Negative from the end.
+        position: The position of the source that is read, negative from its last token, or as many as are written; by
+            default the one that is written.
+
+    References:
+        Ghandeharioun et al. (2024), "Patchscopes", arXiv:2401.06102, for other layers and positions.
     """
 
     source: str = "clean"
+    layer: int | None = None
+    position: int | tuple[int, ...] | None = None
 
     kind: ClassVar[str] = "patch"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.position, list | range):
+            object.__setattr__(self, "position", tuple(self.position))
 
     @property
     def run(self) -> str:
         """The source run."""
         return self.source
 
+    @property
+    def source_position(self) -> int | tuple[int, ...] | None:
+        """The position that is read."""
+        return self.position
+
+    def source_point(self, name: str, n_layers: int) -> str:
+        """Returns the point in the layer that is read."""
+        if self.layer is None:
+            return name
+        address = Address.parse(name)
+        if address.layer is None or not -n_layers <= self.layer < n_layers:
+            raise InvalidArgumentError(
+                f"a patch cannot read layer {self.layer}", expected=f"-{n_layers} to {n_layers - 1}", where=name
+            )
+        return str(address.at(self.layer % n_layers))
+
     def new(self, value: Tensor, source: Tensor | None) -> Tensor:
         """Returns the source's part."""
         return _given(source).to(value)
+
+
+@dataclass(frozen=True)
+class PatchSubspace(Patch):
+    """What lies in a subspace is taken from a source run: `value + (source - value) @ basis @ basis.T`.
+
+    Attributes:
+        basis: Orthonormal columns `[d, k]`, in the space of the value at a position, its chosen heads or neurons
+            flattened.
+    """
+
+    basis: Constant = field(kw_only=True)
+
+    kind: ClassVar[str] = "patch_subspace"
+    needs_numbers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "basis", Constant.of(self.basis))
+
+    def new(self, value: Tensor, source: Tensor | None) -> Tensor:
+        """Returns the value with the source's part in the subspace."""
+        return exchanged(value, _given(source), self.basis.tensor)
+
+
+def exchanged(value: Tensor, source: Tensor, basis: Float[Tensor, "d k"]) -> Tensor:
+    """Returns a value with what lies in a subspace taken from a source, computed in float32 at least.
+
+    Args:
+        value: `[row, pos, *axes]`, the axes flattened to `d`.
+        source: The same of the source.
+        basis: Orthonormal columns; gradients reach it.
+    """
+    exact = value.to(torch.promote_types(value.dtype, torch.float32))
+    change = (source.to(exact) - exact).flatten(2)
+    columns = basis.to(exact)
+    return (exact + (change @ columns @ columns.T).view_as(exact)).to(value.dtype)
 
 
 @dataclass(frozen=True)
@@ -98,22 +209,28 @@ class Mean(Action):
     by_position: bool = False
 
     kind: ClassVar[str] = "mean"
+    needs_numbers: ClassVar[bool] = True
 
     @property
     def run(self) -> str:
         """The source run."""
         return self.source
 
-    def prepared(self, values: Tensor, axes: Axes, mask: Int[Tensor, "batch pos"] | None) -> Tensor:
-        """Returns the mean, in the shape of the values and without copies of it."""
+    @property
+    def is_constant(self) -> bool:
+        """Whether all positions get one mean."""
+        return not self.by_position
+
+    def prepared(self, values: Tensor, axes: Axes, lengths: Int[Tensor, "row"]) -> Tensor:
+        """Returns the mean, `[1, pos, ...]`, or `[1, 1, ...]` where it is the same at every position."""
         exact = values.to(torch.promote_types(values.dtype, torch.float32))
         if self.by_position or axes[1] != "pos":
-            _refuse_padding(self, mask)
-            mean = exact.mean(0)
+            _check_one_length(self, lengths)
+            mean = exact.mean(0, keepdim=True)
         else:
-            real = exact.flatten(0, 1) if mask is None else exact[mask.bool().to(values.device)]
-            mean = real.mean(0)
-        return mean.to(values.dtype).expand_as(values)
+            is_real = torch.arange(values.shape[1]) < lengths[:, None]
+            mean = exact[is_real.to(values.device)].mean(0)[None, None]
+        return mean.to(values.dtype)
 
     def new(self, value: Tensor, source: Tensor | None) -> Tensor:
         """Returns the mean."""
@@ -125,7 +242,7 @@ class Resample(Action):
     """It becomes the value of another row of a source run, at the same position.
 
     Attributes:
-        source: The run's name among the sources; of two rows or more, without padding.
+        source: The run's name among the sources; of two rows or more, all of one length.
         seed: Of the order of rows, in which none keeps its place.
     """
 
@@ -139,9 +256,9 @@ class Resample(Action):
         """The source run."""
         return self.source
 
-    def prepared(self, values: Tensor, axes: Axes, mask: Int[Tensor, "batch pos"] | None) -> Tensor:
+    def prepared(self, values: Tensor, axes: Axes, lengths: Int[Tensor, "row"]) -> Tensor:
         """Returns the values with their rows in another order."""
-        _refuse_padding(self, mask)
+        _check_one_length(self, lengths)
         if len(values) < 2:
             raise InvalidArgumentError("resampling takes the values of another row", expected="two rows or more")
         return values[derangement(len(values), self.seed).to(values.device)]
@@ -153,26 +270,74 @@ class Resample(Action):
 
 @dataclass(frozen=True)
 class Add(Action):
-    """A vector times a number is added.
+    """A vector times a number is added, in float32 at least.
 
     Attributes:
-        vector: Along the value's last axis.
+        vector: Along the value's last axis, or of the shape of its last axes.
         scale: The number.
     """
 
-    vector: tuple[float, ...]
+    vector: Constant
     scale: float = 1.0
 
     kind: ClassVar[str] = "add"
+    needs_numbers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vector", Constant.of(self.vector))
 
     @classmethod
-    def of(cls, vector: Float[Tensor, "d"], scale: float = 1.0) -> Self:
-        """Returns the action for a vector as a tensor."""
-        return cls(tuple(vector.detach().double().flatten().tolist()), scale)
+    def of(cls, vector: Vector, scale: float = 1.0) -> Self:
+        """Returns the action for a vector, such as a tensor."""
+        return cls(Constant.of(vector), scale)
 
     def new(self, value: Tensor, source: Tensor | None) -> Tensor:
         """Returns the sum."""
-        return value + self.scale * _as_tensor(self.vector, value)
+        exact = _exact(value)
+        return (exact + self.scale * self.vector.like(exact)).to(value.dtype)
+
+
+@dataclass(frozen=True)
+class Inject(Action):
+    """A vector takes the value's place, or is added to it, with its own norm or with the norm of the value.
+
+    Attributes:
+        vector: Along the value's last axis, or of the shape of its last axes.
+        norm: `"own"`, the vector as it is; `"stream"`, the vector scaled to the norm of the value that is there.
+        scale: What the vector is multiplied by after that.
+        add: Whether it is added; otherwise it takes the value's place.
+    """
+
+    vector: Constant
+    norm: Literal["own", "stream"] = "own"
+    scale: float = 1.0
+    add: bool = False
+
+    kind: ClassVar[str] = "inject"
+    needs_numbers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vector", Constant.of(self.vector))
+        if self.norm not in ("own", "stream"):
+            raise InvalidArgumentError(f"unknown norm {self.norm!r}", expected="'own' or 'stream'")
+        if self.norm == "stream" and not self.vector.tensor.any():
+            raise InvalidArgumentError("a vector of length 0 has no direction", fix="norm='own'")
+
+    @classmethod
+    def of(cls, vector: Vector, norm: Literal["own", "stream"] = "own", scale: float = 1.0, add: bool = False) -> Self:
+        """Returns the action for a vector, such as a tensor."""
+        return cls(Constant.of(vector), norm, scale, add)
+
+    def new(self, value: Tensor, source: Tensor | None) -> Tensor:
+        """Returns the vector, or its sum with the value."""
+        exact = _exact(value)
+        vector = self.vector.like(exact).expand_as(exact)
+        if self.norm == "stream":
+            axes = tuple(range(-self.vector.tensor.ndim, 0))
+            there, own = (torch.linalg.vector_norm(one, dim=axes, keepdim=True) for one in (exact, vector))
+            vector = vector * (there / own)
+        vector = vector * self.scale
+        return (exact + vector if self.add else vector).to(value.dtype)
 
 
 @dataclass(frozen=True)
@@ -182,6 +347,7 @@ class Scale(Action):
     factor: float
 
     kind: ClassVar[str] = "scale"
+    needs_numbers: ClassVar[bool] = True
 
     def new(self, value: Tensor, source: Tensor | None) -> Tensor:
         """Returns the product."""
@@ -190,30 +356,71 @@ class Scale(Action):
 
 @dataclass(frozen=True)
 class ProjectOut(Action):
-    """Its component along a direction of the last axis is taken away.
+    """Its component along a direction is taken away, in float32 at least.
 
     Attributes:
-        direction: Of any length but 0.
+        direction: Along the value's last axis, or of the shape of its last axes; of any length but 0.
     """
 
-    direction: tuple[float, ...]
+    direction: Constant
 
     kind: ClassVar[str] = "project_out"
+    needs_numbers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not any(self.direction):
+        object.__setattr__(self, "direction", Constant.of(self.direction))
+        if not self.direction.tensor.any():
             raise InvalidArgumentError("a direction of length 0 cannot be projected out")
 
     @classmethod
-    def of(cls, direction: Float[Tensor, "d"]) -> Self:
-        """Returns the action for a direction as a tensor."""
-        return cls(tuple(direction.detach().double().flatten().tolist()))
+    def of(cls, direction: Vector) -> Self:
+        """Returns the action for a direction, such as a tensor."""
+        return cls(Constant.of(direction))
 
     def new(self, value: Tensor, source: Tensor | None) -> Tensor:
         """Returns the value less its projection."""
-        exact = value.to(torch.promote_types(value.dtype, torch.float32))
-        unit = torch.nn.functional.normalize(_as_tensor(self.direction, exact), dim=0)
-        return (exact - (exact @ unit)[..., None] * unit).to(value.dtype)
+        exact = _exact(value)
+        axes = self.direction.tensor.ndim
+        unit = torch.nn.functional.normalize(self.direction.like(exact).flatten(), dim=0)
+        flat = exact.flatten(exact.ndim - axes)
+        return (flat - (flat @ unit)[..., None] * unit).view_as(exact).to(value.dtype)
+
+
+@dataclass(frozen=True)
+class Mask(Action):
+    """Scores become the least number of their dtype, so that the softmax gives these keys nothing, and renormalises.
+
+    It goes with the point `attn_scores`, and with `key_positions`.
+    """
+
+    kind: ClassVar[str] = "mask"
+    needs_numbers: ClassVar[bool] = True
+
+    def check_point(self, point: HookPoint, intervention: "Intervention") -> None:
+        """Raises unless the point holds scores and some keys are chosen."""
+        super().check_point(point, intervention)
+        if Address.parse(point.name).leaf != "hook_attn_scores":
+            raise InvalidArgumentError(
+                "Mask hides keys from the softmax, whose input the scores are",
+                expected="the point 'attn_scores'",
+                got=point.name,
+                fix="Zero() for a pattern, which is not renormalised then",
+            )
+        if intervention.key_positions is None:
+            raise InvalidArgumentError(
+                "Mask without key positions hides every key", expected="key_positions=...", where=point.name
+            )
+
+    def new(self, value: Tensor, source: Tensor | None) -> Tensor:
+        """Returns the least number of the dtype."""
+        return torch.full_like(value, torch.finfo(value.dtype).min)
+
+    def check_written(self, value: Tensor, name: str) -> None:
+        """Raises where a query is left without a key."""
+        if bool((value.detach().amax(-1) <= torch.finfo(value.dtype).min).any()):
+            raise InvalidArgumentError(
+                "a query has no key left to attend to", where=name, reason="Mask hides all that it could see"
+            )
 
 
 @dataclass(frozen=True)
@@ -241,7 +448,8 @@ class Apply(Action):
 
 
 KINDS: Mapping[str, type[Action]] = {
-    kind.kind: kind for kind in (Patch, Zero, Mean, Resample, Add, Scale, ProjectOut, Apply)
+    kind.kind: kind
+    for kind in (Patch, PatchSubspace, Zero, Mean, Resample, Add, Inject, Scale, ProjectOut, Mask, Apply)
 }
 """Actions by their name in JSON."""
 
@@ -256,23 +464,19 @@ def parse_action(data: Mapping[str, Any]) -> Action:
         >>> parse_action({"kind": "scale", "factor": 2.0})
         Scale(factor=2.0)
     """
-    fields = dict(data)
-    kind = fields.pop("kind", None)
+    own = dict(data)
+    kind = own.pop("kind", None)
     if kind not in KINDS:
         raise InvalidArgumentError(
             f"unknown action {kind!r}", expected=", ".join(KINDS), nearest=nearest(str(kind), KINDS)
         )
-    known = KINDS[kind].__annotations__.keys() - {"kind"}
-    if not fields.keys() <= known:
+    known = {one.name for one in fields(cast("Any", KINDS[kind]))}
+    if not own.keys() <= known:
         raise InvalidArgumentError(
-            f"unknown fields of the action {kind!r}: {', '.join(sorted(fields.keys() - known))}",
+            f"unknown fields of the action {kind!r}: {', '.join(sorted(own.keys() - known))}",
             expected=", ".join(sorted(known)) or "none",
         )
-    values = {
-        name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-        for name, value in fields.items()
-    }
-    return KINDS[kind](**values)
+    return KINDS[kind](**own)
 
 
 def derangement(size: int, seed: int) -> Int[Tensor, "row"]:
@@ -295,19 +499,21 @@ def _given(source: Tensor | None) -> Tensor:
     return source
 
 
-def _refuse_padding(action: Action, mask: Tensor | None) -> None:
-    if mask is not None and not bool(mask.all()):
+def _check_one_length(action: Action, lengths: Int[Tensor, "row"]) -> None:
+    if len(set(lengths.tolist())) > 1:
         raise InvalidArgumentError(
             f"{action.kind} takes values at the same position",
             expected="rows of one length",
-            got="rows with padding",
+            got=f"rows of {lengths.tolist()} real tokens",
             where=f"source {action.run!r}",
         )
 
 
-def _as_tensor(vector: Sequence[float], value: Tensor) -> Tensor:
-    if len(vector) != value.shape[-1]:
-        raise InvalidArgumentError(
-            "the vector does not fit the value's last axis", expected=f"[{value.shape[-1]}]", got=f"[{len(vector)}]"
-        )
-    return torch.tensor(vector, dtype=value.dtype, device=value.device)
+def _exact(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Constant):
+        return value.tensor.tolist()
+    return list(value) if isinstance(value, tuple) else value

@@ -1,8 +1,11 @@
 """One intervention: a place in the model, and what is done there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, cast
+
+import numpy as np
+from torch import Tensor
 
 from clearspan.errors import InvalidArgumentError
 from clearspan.interventions.actions import Action, parse_action
@@ -11,22 +14,73 @@ from clearspan.points import get_act_name
 Places = tuple[int, ...] | None
 """Places on an axis, negative ones from its end; None for all."""
 
-PLACES = ("positions", "heads", "neurons", "key_positions")
+
+@dataclass(frozen=True)
+class ByRow:
+    """Positions that differ by row.
+
+    Attributes:
+        rows: The positions of each row.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of positions, as `slice` has it: `Span(1)` is all but the first.
+
+    Attributes:
+        start: The first; negative from the last token (in generation, the prompt's).
+        stop: The one before which it ends; None for the end, which in generation is open.
+        step: The distance of one to the next.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    step: int = 1
+
+    def of(self, length: int, known: int) -> list[int]:
+        """Returns its positions in a row.
+
+        Args:
+            length: Tokens of the row.
+            known: Tokens from whose last one negative bounds count.
+        """
+        first = max(self.start + known, 0) if self.start < 0 else self.start
+        end = length if self.stop is None else self.stop + known if self.stop < 0 else min(self.stop, length)
+        return list(range(first, end, self.step))
+
+
+Spots = tuple[int, ...] | ByRow | Span | None
+"""Positions among a row's real tokens: some, some by row, a stretch, or all."""
+Given = int | Sequence[int] | Sequence[Sequence[int]] | slice | Spots
+"""The ways in which positions are given."""
+
+PLACES = ("positions", "heads", "neurons", "key_positions", "columns")
 """The fields that choose places on an axis."""
+_SPOTS = ("positions", "key_positions")
 
 
 @dataclass(frozen=True)
 class Intervention:
     """What is done to the value at one hook point, or to a part of it. It is data: frozen, hashable, with a JSON form.
 
+    Positions count among a row's real tokens, negative ones from its last. In generation they are positions of the
+    whole sequence: each is written in the step that makes it, negative ones count from the prompt's last token, and
+    all positions (None) include the new tokens.
+
     Attributes:
-        point: A short name (`"z"`, `"resid_pre"`), with the layer beside it, or a hook point's full name.
+        point: A short name (`"z"`, `"resid_pre"`), with the layer next to it, or a hook point's full name.
         action: What becomes of the value.
         layer: The layer, for a short name; negative from the end.
-        positions: Which positions (of the query, for scores and patterns).
+        positions: Which positions (of the query, for scores and patterns): one, several, a list for each row, or a
+            slice.
         heads: Which heads; for keys and values, which key/value heads.
         neurons: Which neurons of an MLP, or coordinates of a last axis of the residual stream.
         key_positions: Which positions attended to, for scores and patterns.
+        columns: Columns of the tensors in place of positions, padding included.
+        every_step: In generation, whether each new token is written too.
 
     A single number stands for a tuple of one.
 
@@ -42,20 +96,39 @@ class Intervention:
     point: str
     action: Action
     layer: int | None = None
-    positions: Places | int = None
-    heads: Places | int = None
-    neurons: Places | int = None
-    key_positions: Places | int = None
+    positions: Given = None
+    heads: Places | int | Sequence[int] = None
+    neurons: Places | int | Sequence[int] = None
+    key_positions: Given = None
+    columns: Places = None
+    every_step: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.point, str):
+            raise InvalidArgumentError("a hook point is given by its name", got=repr(self.point))
+        if not (self.layer is None or _is_number(self.layer)):
+            raise InvalidArgumentError(f"layer={self.layer!r} is no layer", expected="a whole number, or None")
         for name in PLACES:
-            object.__setattr__(self, name, _as_places(name, getattr(self, name)))
+            given = getattr(self, name)
+            object.__setattr__(self, name, _as_spots(name, given) if name in _SPOTS else _as_places(name, given))
+        if self.columns is not None and self.positions is not None:
+            raise InvalidArgumentError("columns take the place of positions", got="both")
         if not isinstance(self.action, Action):
             raise InvalidArgumentError(
                 "an intervention has an action",
                 expected="such as clearspan.interventions.Zero()",
                 got=repr(self.action),
             )
+
+    @property
+    def spots(self) -> Spots:
+        """The positions as they are kept."""
+        return cast("Spots", self.positions)
+
+    @property
+    def key_spots(self) -> Spots:
+        """The key positions as they are kept."""
+        return cast("Spots", self.key_positions)
 
     def name(self, n_layers: int) -> str:
         """Returns the full name of its hook point in a model of so many layers."""
@@ -66,15 +139,16 @@ class Intervention:
             )
         return get_act_name(self.point, None if layer is None else layer % n_layers)
 
-    def at(self, **places: int | tuple[int, ...] | None) -> Self:
+    def at(self, **places: Any) -> Self:
         """Returns the same elsewhere: with another layer, other positions, heads, neurons or key positions."""
         return replace(self, **places)
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as plain data; fields that say nothing are left out."""
-        plain = {name: list(value) for name in PLACES if (value := getattr(self, name)) is not None}
+        plain = {name: _plain(value) for name in PLACES if (value := getattr(self, name)) is not None}
         layer = {} if self.layer is None else {"layer": self.layer}
-        return {"point": self.point, **layer, **plain, "action": self.action.to_json()}
+        every_step = {"every_step": True} if self.every_step else {}
+        return {"point": self.point, **layer, **plain, **every_step, "action": self.action.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -90,18 +164,53 @@ class Intervention:
                 expected=f"point, action, and any of {', '.join(sorted(known - {'point', 'action'}))}",
                 got=", ".join(sorted(data)),
             )
-        places = {name: tuple(data[name]) for name in PLACES if data.get(name) is not None}
-        return cls(data["point"], parse_action(data["action"]), data.get("layer"), **places)
+        places = {name: _from_plain(data[name]) for name in PLACES if data.get(name) is not None}
+        action, every_step = parse_action(data["action"]), data.get("every_step", False)
+        return cls(data["point"], action, data.get("layer"), **places, every_step=every_step)
 
 
 def _as_places(name: str, value: object) -> Places:
     match value:
         case None:
             return None
-        case bool():
-            pass
-        case int():
-            return (value,)
-        case tuple() | list() | range() if value and all(type(place) is int for place in value):
-            return tuple(value)
+        case int() | np.integer() if _is_number(value):
+            return (int(value),)
+        case Tensor() | np.ndarray():
+            return _as_places(name, value.tolist())
+        case tuple() | list() | range() if value and all(map(_is_number, value)):
+            return tuple(map(int, value))
     raise InvalidArgumentError(f"{name}={value!r} chooses no places", expected="a whole number, several, or None")
+
+
+def _as_spots(name: str, value: object) -> Spots:
+    match value:
+        case ByRow() | Span():
+            return value
+        case slice(start=start, stop=stop, step=step):
+            if step is not None and step < 1:
+                raise InvalidArgumentError(f"{name}={value!r} goes backwards", expected="a step of 1 or more")
+            return Span(start or 0, stop, 1 if step is None else step)
+        case Tensor() | np.ndarray():
+            return _as_spots(name, value.tolist())
+        case tuple() | list() if value and all(isinstance(row, tuple | list | range) for row in value):
+            return ByRow(tuple(_as_places(name, row) or () for row in value))
+    return _as_places(name, value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _plain(value: object) -> object:
+    match value:
+        case ByRow(rows):
+            return [list(row) for row in rows]
+        case Span(start, stop, step):
+            return {"start": start, "stop": stop, "step": step}
+        case tuple():
+            return list(value)
+    raise AssertionError("places are one of these")
+
+
+def _from_plain(value: Any) -> Any:
+    return Span(**value) if isinstance(value, Mapping) else value

@@ -1,114 +1,374 @@
-"""Sites: interventions laid on the hook points of one model and the positions of one run."""
+"""Sites: interventions laid on the hook points of a model, and written in the rows and columns of a run."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from clearspan.errors import InvalidArgumentError, PointNotReachedError
+from clearspan.inputs import Batch
 from clearspan.interventions.actions import Action
-from clearspan.interventions.intervention import Intervention, Places
+from clearspan.interventions.intervention import ByRow, Intervention, Span, Spots
 from clearspan.points import HookPoint
 from clearspan.shapes import Axes
 
-_AXES_OF = {
-    "positions": ("pos", "q_pos"),
-    "heads": ("head", "kv_head"),
-    "neurons": ("d_mlp", "expert", "d_model"),
-    "key_positions": ("k_pos",),
-}
-"""The axes that each choice of places is about."""
-_ALONG_TEXT = ("pos", "q_pos", "k_pos")
+_FIXED = {"heads": ("head", "kv_head"), "neurons": ("d_mlp", "expert", "d_model")}
+"""The fields that choose places of axes that the model fixes, and these axes."""
+_QUERIES, _KEYS = ("pos", "q_pos"), ("k_pos",)
+Chosen = tuple[int, ...] | None
+"""Places of an axis, from 0; None for all."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Site:
-    """What is done to which part of the value at one hook point of a run.
+    """An intervention at a hook point of one model, whatever is run.
 
     Attributes:
-        name: The hook point.
-        axes: Its axes.
-        places: The places chosen on each axis but the batch's, from 0; None for all.
-        action: What is done.
-        length: Positions of the whole run.
-        was_before: Whether it was written too in the run from which others go on, so that what lies before these is
-            left as it is.
+        intervention: What is done, and where.
+        point: The hook point.
+        fixed: Heads and neurons chosen, by axis.
     """
 
-    name: str
-    axes: Axes
-    places: tuple[Places, ...]
-    action: Action
-    length: int
+    intervention: Intervention
+    point: HookPoint
+    fixed: dict[str, Chosen]
+
+    @property
+    def name(self) -> str:
+        """The hook point's name."""
+        return self.point.name
+
+    @property
+    def axes(self) -> Axes:
+        """The hook point's axes."""
+        return self.point.axes
+
+    @property
+    def action(self) -> Action:
+        """What is done."""
+        return self.intervention.action
+
+    @property
+    def sequence_axis(self) -> int:
+        """Which axis has the positions that are written."""
+        return self.axes.index("pos" if "pos" in self.axes else "q_pos")
+
+    def on(self, batch: Batch, *, where_possible: bool = False) -> "Written":
+        """Returns the site in a run of a batch.
+
+        Args:
+            batch: The whole sequence of a forward, or the prompt of a generation.
+            where_possible: Whether rows that lack a position are left as they are. Otherwise they are an error.
+
+        Raises:
+            InvalidArgumentError: A row lacks a position, or there is not one list of positions for each row.
+        """
+        return Written(self, batch, where_possible)
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A site in the rows and columns of one run.
+
+    Attributes:
+        site: The site.
+        batch: The run's whole sequence, or a generation's prompt.
+        where_possible: Whether rows that lack a position are left as they are.
+        was_before: Whether it was written too in the run from which this one goes on, so that positions before this
+            one's are left as they are.
+        is_generating: Whether the sequence grows beyond the batch.
+    """
+
+    site: Site
+    batch: Batch
+    where_possible: bool = False
     was_before: bool = False
+    is_generating: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.is_generating:
+            _ = self.rows  # checks the positions
+
+    @cached_property
+    def rows(self) -> "tuple[RowSpots, ...] | None":
+        """What is written in each row, or None for all columns of all rows."""
+        return self.up_to(self.batch.width)
+
+    def up_to(self, width: int, every_step: int | None = None) -> "tuple[RowSpots, ...] | None":
+        """Returns what is written in each row of a sequence that has so many columns by now.
+
+        Args:
+            width: Columns, those of the batch first.
+            every_step: The first column of a step of generation, all of which is written; or None.
+        """
+        spots, keys = self._spots, self.site.intervention.key_spots
+        if spots is None and keys is None:
+            return None
+        new = range(self.batch.width, width)
+        found = []
+        for row in range(self.batch.rows):
+            real = (*self.batch.real_columns[row], *new)
+            queries = self._of_row(spots, row, len(real), "position")
+            if every_step is not None:
+                queries = sorted({*queries, *range(len(real) - (width - every_step), len(real))})
+            own = None if keys is None else self._of_row(keys, row, len(real), "key position")
+            found.append(
+                RowSpots(
+                    tuple(queries),
+                    tuple(real[one] for one in queries),
+                    None if own is None else tuple(own),
+                    None if own is None else tuple(real[one] for one in own),
+                )
+            )
+        return tuple(found)
+
+    def _everywhere(self, width: int) -> "tuple[RowSpots, ...]":
+        """Returns all real tokens of each row."""
+        new = range(self.batch.width, width)
+        rows = [(*real, *new) for real in self.batch.real_columns]
+        return tuple(RowSpots(tuple(range(len(row))), row) for row in rows)
+
+    @cached_property
+    def _spots(self) -> Spots:
+        """The positions that are written, also where columns were chosen."""
+        columns = self.site.intervention.columns
+        if columns is None:
+            return self.site.intervention.spots
+        width, by_row = self.batch.width, []
+        for row, real in enumerate(self.batch.real_columns):
+            place = {column: position for position, column in enumerate(real)}
+            own = []
+            for column in columns:
+                at = column + width if column < 0 else column
+                if at >= width and self.is_generating:
+                    own.append(len(real) + at - width)
+                elif at not in place:
+                    raise InvalidArgumentError(
+                        f"column {column} of row {row} has no real token", expected=f"one of {list(real)}"
+                    )
+                else:
+                    own.append(place[at])
+            by_row.append(tuple(own))
+        return ByRow(tuple(by_row))
+
+    def _of_row(self, spots: Spots, row: int, length: int, what: str) -> list[int]:
+        """Returns the positions of a row, from 0. Negative ones count from the batch's last real token."""
+        known = len(self.batch.real_columns[row])
+        match spots:
+            case None:
+                return list(range(length))
+            case Span():
+                return spots.of(length, known)
+            case ByRow(lists):
+                if len(lists) != self.batch.rows:
+                    raise InvalidArgumentError(
+                        f"{what}s are not one list for each row",
+                        expected=f"{self.batch.rows} lists",
+                        got=str(len(lists)),
+                        where=self.site.name,
+                    )
+                wanted = lists[row]
+            case _:
+                wanted = spots
+        found = []
+        for position in wanted:
+            at = position + known if position < 0 else position
+            if 0 <= at < length:
+                found.append(at)
+            elif (at < 0 or not self.is_generating) and not self.where_possible:
+                self.batch.position_of(row, position, what)  # raises
+        return found
+
+    @property
+    def lacking(self) -> tuple[bool, ...]:
+        """Whether each row lacks a position that was asked for, and is left as it is."""
+        wanted = self.site.intervention.positions, self.site.intervention.key_positions
+        rows = self.rows
+        if rows is None or not self.where_possible:
+            return (False,) * self.batch.rows
+        counts = [len(one) if isinstance(one, tuple) else None for one in wanted]
+        return tuple(
+            (counts[0] is not None and len(row.positions) < counts[0])
+            or (counts[1] is not None and row.keys is not None and len(row.keys) < counts[1])
+            for row in rows
+        )
 
     @property
     def first(self) -> int:
-        """The first position at which the value changes."""
-        for axis, places in zip(self.axes[1:], self.places, strict=True):
-            if axis in ("pos", "q_pos") and places is not None:
-                return min(places)
-        return 0
+        """The first column at which the value changes."""
+        rows = self.rows
+        return (
+            0 if rows is None else min((column for row in rows for column in row.columns), default=self.batch.width - 1)
+        )
 
-    def write(self, value: Tensor, source: Tensor | None, rows: slice = slice(None)) -> None:
-        """Writes into a value.
+    def write(
+        self,
+        value: Tensor,
+        source: "Taken | None",
+        rows: slice = slice(None),
+        *,
+        width: int | None = None,
+        step_from: int | None = None,
+    ) -> bool:
+        """Writes into a value; returns whether anything was written.
 
         Args:
-            value: The value, of all positions or of the last ones.
-            source: What the action's source run gives, with all positions and as many rows as are written, or one.
-            rows: The rows of the value that are written.
+            value: The value, of all columns or of the last ones.
+            source: What the action takes from its source run.
+            rows: The rows of the value that are written: the batch's, or each of them several times.
+            width: Columns of the whole sequence by now; by default the batch's.
+            step_from: The first column of a step of generation in which all is written, or None.
 
         Raises:
-            PointNotReachedError: A position chosen lies before those that the value has.
+            PointNotReachedError: A position lies before those that the value has.
+            InvalidArgumentError: The action needs numbers, and the value holds none.
         """
-        before = [self.length - size if axis in _ALONG_TEXT else 0 for axis, size in self._sizes(value)]
-        chosen = [self._from(places, first) for places, first in zip(self.places, before, strict=True)]
-        if () in chosen:
-            return
-        at = (rows, *_index([_less(places, first) for places, first in zip(chosen, before, strict=True)], value))
+        self.site.action.check_value(value, self.site.name)
+        width = self.batch.width if width is None else width
+        before = width - value.shape[self.site.sequence_axis]
+        spots = self.rows if width == self.batch.width and step_from is None else self.up_to(width, step_from)
+        if spots is None and source is not None and not (source.is_by_column or source.is_constant):
+            spots = self._everywhere(width)
+        if spots is not None and source is not None and not source.is_by_column and "k_pos" in self.site.axes:
+            every = self._everywhere(width)
+            spots = tuple(
+                one if one.keys is not None else replace(one, keys=whole.positions, key_columns=whole.columns)
+                for one, whole in zip(spots, every, strict=True)
+            )
+        if spots is None or self._are_alike(spots):
+            one = None if spots is None else spots[0]
+            return self._write(value, rows, one, before, source, None)
+        count = len(range(*rows.indices(len(value))))
+        copies, start, wrote = count // len(spots), rows.indices(len(value))[0], False
+        for number in range(count):
+            row = number // copies
+            wrote |= self._write(value, slice(start + number, start + number + 1), spots[row], before, source, row)
+        return wrote
+
+    @staticmethod
+    def _are_alike(spots: "Sequence[RowSpots]") -> bool:
+        return all(one == spots[0] for one in spots)
+
+    def _write(
+        self, value: Tensor, rows: slice, spots: "RowSpots | None", before: int, source: "Taken | None", row: int | None
+    ) -> bool:
+        """Writes in rows that have the same positions in the same columns."""
+        spots = None if spots is None else self._within(spots, before)
+        if spots is not None and (not spots.columns or spots.key_columns == ()):
+            return False
+        chosen = dict(self.site.fixed)
+        read = dict(self.site.fixed)
+        for axis, size in zip(self.site.axes[1:], value.shape[1:], strict=True):
+            if axis in _QUERIES:
+                chosen[axis] = None if spots is None else tuple(column - before for column in spots.columns)
+                everything = tuple(range(before, before + size)) if before else None
+                read[axis] = everything if spots is None else spots.read_from(source)
+            elif axis in _KEYS:
+                chosen[axis] = None if spots is None else spots.key_columns
+                read[axis] = None if spots is None else spots.keys_read_from(source)
+        at = (rows, *_index([chosen.get(axis) for axis in self.site.axes[1:]], value))
         part = value[at]
+        given = None
         if source is not None:
-            every = [
-                tuple(range(first, first + size)) if places is None and first else places
-                for places, first, (_, size) in zip(chosen, before, self._sizes(value), strict=True)
-            ]
-            source = source[(slice(None), *_index(every, source))]
-        value[at] = self.action.new(part, source)
+            read = {axis: None if source.is_constant and axis in _QUERIES else one for axis, one in read.items()}
+            index = _index([read.get(axis) for axis in self.site.axes[1:]], source.values)
+            own = slice(None) if row is None or len(source.values) == 1 else slice(row, row + 1)
+            given = source.values[(own, *index)]
+            if row is None and len(given) not in (1, len(part)):
+                given = given.repeat_interleave(len(part) // len(given), 0)
+        value[at] = self.site.action.new(part, given)
+        queries = [chosen.get(axis) if axis in _QUERIES else None for axis in self.site.axes[1:]]
+        self.site.action.check_written(value[(rows, *_index(queries, value))], self.site.name)
+        return True
 
-    def _sizes(self, value: Tensor) -> list[tuple[str, int]]:
-        return list(zip(self.axes[1:], value.shape[1:], strict=True))
-
-    def _from(self, places: Places, first: int) -> Places:
-        """Returns places of an axis that a value has from `first` on."""
-        if places is None or min(places) >= first:
-            return places
-        if self.was_before:
-            return tuple(place for place in places if place >= first)
+    def _within(self, spots: "RowSpots", before: int) -> "RowSpots":
+        """Returns the places that a value has which starts at a column."""
+        if not before or min(spots.columns, default=before) >= before:
+            return spots
+        if self.was_before or self.is_generating:
+            kept = [pair for pair in zip(spots.positions, spots.columns, strict=True) if pair[1] >= before]
+            return RowSpots(tuple(one for one, _ in kept), tuple(one for _, one in kept), spots.keys, spots.key_columns)
         raise PointNotReachedError(
-            f"position {min(places)} is not among those of this run",
-            where=self.name,
-            expected=f"{first} to {self.length - 1}",
+            f"position {min(spots.columns)} is not among those of this run",
+            where=self.site.name,
+            expected=f"{before} to {self.batch.width - 1}",
         )
 
 
-def located(intervention: Intervention, find: Callable[[str], HookPoint], n_layers: int, length: int) -> Site:
-    """Returns an intervention as a site of a model and a run.
+@dataclass(frozen=True)
+class RowSpots:
+    """Where one row is written.
+
+    Attributes:
+        positions: Among its real tokens.
+        columns: The same as columns.
+        keys: Positions of keys, where some are chosen.
+        key_columns: The same as columns.
+    """
+
+    positions: tuple[int, ...]
+    columns: tuple[int, ...]
+    keys: Chosen = None
+    key_columns: Chosen = None
+
+    def read_from(self, source: "Taken | None") -> Chosen:
+        """Returns which places of the source's axis of positions are read."""
+        if source is None:
+            return self.positions
+        return source.places_for(self.columns if source.is_by_column else self.positions)
+
+    def keys_read_from(self, source: "Taken | None") -> Chosen:
+        """Returns which places of the source's axis of keys are read."""
+        return self.key_columns if source is not None and source.is_by_column else self.keys
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """What an action takes from its source run.
+
+    Attributes:
+        values: The values: one row for all, or as many as the run has.
+        is_by_column: Whether the source's columns are those of the run; otherwise its places are positions.
+        is_constant: Whether it has one place, which all positions take.
+        in_order: Whether its places are taken in the order of those that are written.
+    """
+
+    values: Tensor
+    is_by_column: bool = False
+    is_constant: bool = False
+    in_order: bool = False
+
+    def places_for(self, places: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the places to read for those that are written."""
+        if not self.in_order:
+            return places
+        count = self.values.shape[1]
+        if count != len(places):
+            raise InvalidArgumentError(
+                "a patch reads as many positions as it writes", expected=f"{len(places)} positions", got=str(count)
+            )
+        return tuple(range(count))
+
+
+def located(intervention: Intervention, find: Callable[[str], HookPoint], n_layers: int) -> Site:
+    """Returns an intervention as a site of a model.
 
     Args:
         intervention: The intervention.
         find: Gives the hook point of a name.
         n_layers: Layers of the model.
-        length: Positions of the run.
 
     Raises:
         UnknownPointError: The model has no such point.
-        InvalidArgumentError: Places on an axis that the point does not have, or outside of it.
+        InvalidArgumentError: Places on an axis that the point does not have, or outside of it; or an action that the
+            point cannot take.
     """
     point = find(intervention.name(n_layers))
-    sizes = {**point.sizes, "pos": length, "q_pos": length, "k_pos": length}
-    chosen: dict[str, Places] = {}
-    for field, axes in _AXES_OF.items():
+    fixed: dict[str, Chosen] = {}
+    along = {"positions": _QUERIES, "columns": _QUERIES, "key_positions": _KEYS}
+    for field, axes in {**_FIXED, **along}.items():
         places = getattr(intervention, field)
         axis = next((axis for axis in axes if axis in point.axes), None)
         if places is None:
@@ -119,9 +379,10 @@ def located(intervention: Intervention, find: Callable[[str], HookPoint], n_laye
                 expected=f"places on its axes: {', '.join(point.axes[1:])}",
                 got=f"{field}={places}",
             )
-        chosen[axis] = _from_zero(places, sizes[axis], f"{field.replace('_', ' ')} of {point.name}")
-    laid = tuple(chosen.get(axis) for axis in point.axes[1:])
-    return Site(point.name, point.axes, laid, intervention.action, length)
+        if field in _FIXED:
+            fixed[axis] = _from_zero(places, point.sizes[axis], f"{field} of {point.name}")
+    intervention.action.check_point(point, intervention)
+    return Site(intervention, point, fixed)
 
 
 def _from_zero(places: Sequence[int], size: int, what: str) -> tuple[int, ...]:
@@ -131,11 +392,7 @@ def _from_zero(places: Sequence[int], size: int, what: str) -> tuple[int, ...]:
     return tuple(place % size for place in places)
 
 
-def _less(places: Places, first: int) -> Places:
-    return places if places is None or not first else tuple(place - first for place in places)
-
-
-def _index(places: Sequence[Places], value: Tensor) -> tuple[slice | Tensor, ...]:
+def _index(places: Sequence[Chosen], value: Tensor) -> tuple[slice | Tensor, ...]:
     """Returns the index of places on the axes after the batch's."""
     index = [slice(None) if chosen is None else _index_of(chosen) for chosen in places]
     if sum(isinstance(part, Tensor) for part in index) < 2:

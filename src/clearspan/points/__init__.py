@@ -1,5 +1,6 @@
 """Hook points: names, axes, places and listeners. They know no model and no module."""
 
+from clearspan.points.address import Address as Address
 from clearspan.points.catalogue import RAW_ENDS as RAW_ENDS
 from clearspan.points.catalogue import VOCABULARY as VOCABULARY
 from clearspan.points.catalogue import Entry as Entry

@@ -3,10 +3,10 @@
 Points, their shapes, the tables that `bridge.points()` prints, the documentation and the tests all come from here.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from clearspan.points.address import Address
 from clearspan.shapes import Axes, axes
 
 
@@ -238,7 +238,7 @@ def template_of(name: str) -> str:
         >>> template_of("blocks.3.attn.hook_q")
         'blocks.{l}.attn.hook_q'
     """
-    return re.sub(r"^blocks\.\d+\.", "blocks.{l}.", name)
+    return Address.parse(name).template
 
 
 def entry_of(name: str) -> Entry:

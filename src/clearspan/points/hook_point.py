@@ -1,7 +1,6 @@
 """Hook points: a name, axes, and the listeners in their order."""
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clearspan.errors import HookTypeError, HookValueError, InvalidArgumentError
+from clearspan.points.address import Address
 from clearspan.points.place import Access, Place, Whole
 from clearspan.shapes import Axes
 
@@ -51,10 +51,12 @@ class Stretch:
     Attributes:
         position: As `HookPoint.position`; a tensor where the KV cache counts in one.
         step: As `HookPoint.step`.
+        length: Tokens that went into this forward, or None where no forward of the model is under way.
     """
 
     position: int | Tensor = 0
     step: int | None = None
+    length: int | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -93,10 +95,10 @@ class HookPoint:
         Raises:
             InvalidArgumentError: The point is in no block.
         """
-        match = re.search(r"blocks\.(\d+)\.", self.name)
-        if match is None:
+        layer = Address.parse(self.name).layer
+        if layer is None:
             raise InvalidArgumentError(f"hook point {self.name!r} is in no layer", expected="a point of blocks.{l}")
-        return int(match[1])
+        return layer
 
     @property
     def position(self) -> int:
@@ -123,6 +125,11 @@ class HookPoint:
     def step(self) -> int | None:
         """Number of this forward in `bridge.generate`: 0 for the prompt's, then 1, 2, ...; None outside generation."""
         return self._stretch.step
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the whole sequence by now: those in the KV cache and those of this forward; None if unknown."""
+        return None if self._stretch.length is None else self.position + self._stretch.length
 
     @property
     def is_listening(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from clearspan.errors import InvalidArgumentError, UnknownPointError
 from clearspan.points.catalogue import VOCABULARY
 
-NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+NamesFilter = str | Sequence[str] | re.Pattern[str] | Callable[[str], bool] | None
 
 _SHORT_OF = {entry.name: entry.leaf.removeprefix("hook_") for entry in VOCABULARY}
 

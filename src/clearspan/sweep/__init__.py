@@ -9,6 +9,8 @@ from clearspan.sweep.metrics import LogitMetric as LogitMetric
 from clearspan.sweep.metrics import Metric as Metric
 from clearspan.sweep.metrics import NextTokenLoss as NextTokenLoss
 from clearspan.sweep.metrics import Probability as Probability
+from clearspan.sweep.pair import Direction as Direction
+from clearspan.sweep.pair import Pair as Pair
 from clearspan.sweep.plan import SweepPlan as SweepPlan
 from clearspan.sweep.result import SweepResult as SweepResult
 from clearspan.sweep.sweep import Sweep as Sweep

@@ -1,6 +1,5 @@
 """Execution: one batch of a plan. Cells join it layer by layer, and leave it as what the metrics read."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearspan.bridge.continuation import BaseRun
-from clearspan.bridge.hooks import Hooks
-from clearspan.bridge.intervening import Placed, hooks_of
-from clearspan.bridge.read_out import read_out
-from clearspan.bridge.sources import Sources
-from clearspan.interventions import Site
+from clearspan._forward.readout import read_out
+from clearspan._run.continuation import BaseRun
+from clearspan._run.hooks import Hooks, Placed, hooks_of
+from clearspan._run.sources import Sources
+from clearspan.interventions import Written
+from clearspan.points import Address
 from clearspan.sweep.plan import Tile
 from clearspan.sweep.readings import Readings
 
@@ -35,12 +34,12 @@ class Execution:
     base: BaseRun
     sources: Sources
     readings: Readings
-    background: tuple[Site, ...] = ()
+    background: tuple[Written, ...] = ()
 
     @torch.no_grad()
     def run(self, tile: Tile) -> dict[str, Float[Tensor, "cell row"]]:
         """Returns each metric of a batch's cells, in the batch's order, on the CPU."""
-        return self.readings.measured(self._logits(tile), self.base.length)
+        return self.readings.measured(self._logits(tile))
 
     def _last_residual(self, tile: Tile) -> Rows:
         """Returns the residual stream after the last block, for all cells."""
@@ -59,7 +58,7 @@ class Execution:
 
     @property
     def _n_layers(self) -> int:
-        return self.base.bridge.cfg.n_layers
+        return self.base.model.cfg.n_layers
 
     def _joining(self, tile: Tile, start: int) -> Rows:
         """Returns what enters a layer for the cells that start there, with their changes of the stream made."""
@@ -73,7 +72,7 @@ class Execution:
             entering = self.base.entering(start, tile.first, len(own))
             for number, cell in enumerate(own):
                 for site in cell.sites:
-                    if stream_depth(site.name) == start:
+                    if stream_depth(site.site.name) == start:
                         site.write(entering, self.sources.of(site), self._rows_of(number))
             parts.append(entering)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -83,7 +82,7 @@ class Execution:
         running = Tile(tile.first, tile.cells[: rows // self.base.rows])
         placed = []
         for site, at in self._placed(running, range(start, stop)):
-            if at == slice(None) and stream_depth(site.name) == start:
+            if at == slice(None) and stream_depth(site.site.name) == start:
                 at = slice(0, before)  # the rows that join have it from the base run
             placed += [(site, at)] if at != slice(0, 0) else []
         return hooks_of(placed, self.sources)
@@ -93,11 +92,11 @@ class Execution:
 
         What a cell changes of the stream that it joins with was changed then.
         """
-        layer_of = self.base.bridge.index.layer_of
-        yield from ((site, slice(None)) for site in self.background if layer_of(site.name) in layers)
+        layer_of = self.base.model.index.layer_of
+        yield from ((site, slice(None)) for site in self.background if layer_of(site.site.name) in layers)
         for number, cell in enumerate(tile.cells):
             for site in cell.sites:
-                if layer_of(site.name) in layers and stream_depth(site.name) != cell.start:
+                if layer_of(site.site.name) in layers and stream_depth(site.site.name) != cell.start:
                     yield site, self._rows_of(number)
 
     def _rows_of(self, number: int) -> slice:
@@ -105,8 +104,10 @@ class Execution:
 
     def _positions_read(self, tile: Tile) -> list[int] | None:
         """Returns the positions, in the batch, of which the last residual stream is read, or None for all."""
-        last, layer_of = f"blocks.{self._n_layers - 1}.mlp.", self.base.bridge.index.layer_of
-        names = {site.name for cell in tile.cells for site in cell.sites} | {site.name for site in self.background}
+        last, layer_of = f"blocks.{self._n_layers - 1}.mlp.", self.base.model.index.layer_of
+        names = {site.site.name for cell in tile.cells for site in cell.sites} | {
+            site.site.name for site in self.background
+        }
         if any(name.startswith(last) or layer_of(name) == self._n_layers for name in names):
             return None
         return [position - tile.first for position in self.readings.positions if position >= tile.first]
@@ -126,17 +127,11 @@ class Execution:
         if placed:
             new = base.read_out(residual, tile.first, hooks_of(placed, self.sources))[:, after][..., columns]
         else:
-            new = read_out(base.bridge, residual[:, after], tokens)
+            new = read_out(base.model, residual[:, after], tokens)
         new = new.unflatten(0, (cells, base.rows))
         return torch.cat([known.to(new.device), new], dim=-2) if before else new
 
 
 def stream_depth(name: str) -> int | None:
-    """Returns the layer whose input is the value of a hook point, `n_layers` for the last stream; None for others.
-
-    Example:
-        >>> stream_depth("blocks.2.hook_resid_pre"), stream_depth("blocks.2.hook_resid_post")
-        (2, 3)
-    """
-    found = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", name)
-    return None if found is None else int(found[1]) + (found[2] == "post")
+    """Returns the layer whose input is the value of a hook point; see `Address.depth`."""
+    return Address.parse(name).depth

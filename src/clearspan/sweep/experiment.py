@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.config import revision_of
+from clearspan.inputs import Batch
 from clearspan.interventions import Intervention
+from clearspan.model import Model
 from clearspan.sweep.grid import Grid
 from clearspan.sweep.metrics import LogitMetric, parse_metric
-
-if TYPE_CHECKING:
-    from clearspan.bridge import TransformerBridge
 
 FORMAT = "clearspan experiment 1"
 
@@ -45,7 +43,7 @@ class ModelIdentity:
     fingerprint: str
 
     @classmethod
-    def of(cls, bridge: "TransformerBridge") -> Self:
+    def of(cls, bridge: Model) -> Self:
         """Returns the identity of a bridge's model."""
         cfg = bridge.cfg
         return cls(
@@ -70,13 +68,13 @@ class Inputs:
     mask: Rows | None = None
 
     @classmethod
-    def of(cls, tokens: Int[Tensor, "row pos"], mask: Int[Tensor, "row pos"] | None) -> Self:
-        """Returns tensors as data."""
-        return cls(_rows(tokens), None if mask is None else _rows(mask))
+    def of(cls, batch: Batch) -> Self:
+        """Returns a batch as data."""
+        return cls(_rows(batch.ids), None if batch.mask is None else _rows(batch.mask))
 
-    def tensors(self) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"] | None]:
-        """Returns the ids and the mask as tensors."""
-        return torch.tensor(self.tokens), None if self.mask is None else torch.tensor(self.mask)
+    def batch(self) -> Batch:
+        """Returns the batch of the data."""
+        return Batch(torch.tensor(self.tokens), None if self.mask is None else torch.tensor(self.mask))
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ class Experiment:
         """Returns the experiment of a file that `save` wrote."""
         return cls.from_json(Path(path).read_text())
 
-    def check_model(self, bridge: "TransformerBridge") -> None:
+    def check_model(self, bridge: Model) -> None:
         """Raises unless a model is the one that the experiment was made for.
 
         Raises:

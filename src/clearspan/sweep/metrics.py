@@ -3,20 +3,32 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.errors import InvalidArgumentError
+from clearspan.inputs import Batch
+from clearspan.model import Model
 from clearspan.points import nearest
-
-if TYPE_CHECKING:
-    from clearspan.bridge import TransformerBridge
 
 PerRow = int | tuple[int, ...]
 """One number for all rows, or one for each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A run with whose logits a metric compares.
+
+    Attributes:
+        logits: What the model returned.
+        batch: The run's rows.
+    """
+
+    logits: Float[Tensor, "row pos d_vocab"]
+    batch: Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,20 +36,26 @@ class Context:
     """What a metric may need besides logits.
 
     Attributes:
-        tokens: The tokens that the logits are of.
-        mask: Their padding mask, or None where nothing is padded.
-        references: Logits of other runs, by name.
+        batch: The rows that the logits are of.
+        references: Other runs, by name.
     """
 
-    tokens: Int[Tensor, "row pos"] | None = None
-    mask: Int[Tensor, "row pos"] | None = None
-    references: Mapping[str, Float[Tensor, "row pos d_vocab"]] = field(default_factory=dict)
+    batch: Batch
+    references: Mapping[str, Reference] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "row pos d_vocab"], batch: Batch | None = None) -> Self:
+        """Returns the context of logits: of a batch, or of rows of which nothing is known but that none is padded."""
+        if batch is None:
+            batch = Batch(None, embeds=logits.new_empty(*logits.shape[:2], 0, dtype=torch.float32))
+        return cls(batch)
 
 
 class LogitMetric(ABC):
     """One number for each row, from logits at some positions, of some tokens.
 
-    A metric can be called with the logits of a whole run, as any function can.
+    Positions count among a row's real tokens. A metric can be called with the logits of a whole run, as any function
+    can; where rows are padded it is given the batch too: `metric(bridge(batch), batch)`.
     """
 
     kind: ClassVar[str]
@@ -54,22 +72,26 @@ class LogitMetric(ABC):
         return None
 
     @abstractmethod
-    def places(self, rows: int, length: int) -> Int[Tensor, "row place"] | None:
-        """Returns the positions that it reads in each row of a run, from 0, or None for all."""
+    def places(self, batch: Batch) -> Int[Tensor, "row place"] | None:
+        """Returns the columns that it reads in each row of a run, or None for all."""
 
     @abstractmethod
     def of(self, logits: Float[Tensor, "*cell row place token"], context: Context) -> Float[Tensor, "*cell row"]:
         """Returns the metric of the logits at its places, of its tokens."""
 
-    def __call__(self, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row"]:
-        """Returns the metric of all logits of a run."""
-        return self.measure(logits, Context())
+    def __call__(self, logits: Float[Tensor, "row pos d_vocab"], batch: Batch | None = None) -> Float[Tensor, "row"]:
+        """Returns the metric of all logits of a run.
+
+        Args:
+            logits: Of all positions.
+            batch: The rows that they are of, where some are padded.
+        """
+        return self.measure(logits, Context.of(logits, batch))
 
     def measure(self, logits: Float[Tensor, "row pos d_vocab"], context: Context) -> Float[Tensor, "row"]:
         """Returns the metric of all logits of a run, with what it needs besides."""
-        rows, length = logits.shape[:2]
         read = logits if self.tokens is None else logits[..., list(self.tokens)]
-        return self.of(at_places(read, self.places(rows, length)), context)
+        return self.of(at_places(read, self.places(context.batch)), context)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the metric as plain data."""
@@ -112,7 +134,7 @@ class LogitDifference(LogitMetric):
     @classmethod
     def between(
         cls,
-        bridge: "TransformerBridge",
+        bridge: Model,
         correct: str | Sequence[str],
         incorrect: str | Sequence[str] | None = None,
         position: PerRow = -1,
@@ -127,9 +149,9 @@ class LogitDifference(LogitMetric):
         both = (*_each(self.correct), *(() if self.incorrect is None else _each(self.incorrect)))
         return tuple(sorted(set(both)))
 
-    def places(self, rows: int, length: int) -> Int[Tensor, "row 1"]:
-        """Returns the one position of each row."""
-        return one_place(self.position, rows, length)
+    def places(self, batch: Batch) -> Int[Tensor, "row 1"]:
+        """Returns the one column of each row."""
+        return one_place(self.position, batch)
 
     def of(self, logits: Float[Tensor, "*cell row 1 token"], context: Context) -> Float[Tensor, "*cell row"]:
         """Returns the difference."""
@@ -159,9 +181,9 @@ class Probability(LogitMetric):
 
     kind: ClassVar[str] = "probability"
 
-    def places(self, rows: int, length: int) -> Int[Tensor, "row 1"]:
-        """Returns the one position of each row."""
-        return one_place(self.position, rows, length)
+    def places(self, batch: Batch) -> Int[Tensor, "row 1"]:
+        """Returns the one column of each row."""
+        return one_place(self.position, batch)
 
     def of(self, logits: Float[Tensor, "*cell row 1 d_vocab"], context: Context) -> Float[Tensor, "*cell row"]:
         """Returns the probability, or its logarithm."""
@@ -191,9 +213,9 @@ class KLDivergence(LogitMetric):
         """The reference's name."""
         return self.against
 
-    def places(self, rows: int, length: int) -> Int[Tensor, "row 1"] | None:
-        """Returns the one position of each row, or None."""
-        return None if self.position is None else one_place(self.position, rows, length)
+    def places(self, batch: Batch) -> Int[Tensor, "row 1"] | None:
+        """Returns the one column of each row, or None."""
+        return None if self.position is None else one_place(self.position, batch)
 
     def of(self, logits: Float[Tensor, "*cell row place d_vocab"], context: Context) -> Float[Tensor, "*cell row"]:
         """Returns the divergence."""
@@ -203,12 +225,13 @@ class KLDivergence(LogitMetric):
                 got=", ".join(map(repr, context.references)) or "no runs",
                 fix="give it to the sweep as a source, as tokens or text",
             )
-        whole = context.references[self.against].to(logits.device)
-        reference = log_softmax(at_places(whole, self.places(*whole.shape[:2])))
+        other, batch = context.references[self.against], context.batch
+        places = _same_places(batch, other.batch) if self.position is None else self.places(other.batch)
+        reference = log_softmax(at_places(other.logits.to(logits.device), places))
         found = (reference.exp() * (reference - log_softmax(logits))).sum(-1)
-        if self.position is not None or context.mask is None:
+        if self.position is not None or batch.mask is None:
             return found.mean(-1)
-        real = context.mask.to(found)
+        real = batch.mask.to(found)
         return (found * real).sum(-1) / real.sum(-1)
 
 
@@ -218,23 +241,65 @@ class NextTokenLoss(LogitMetric):
 
     kind: ClassVar[str] = "next_token_loss"
 
-    def places(self, rows: int, length: int) -> Int[Tensor, "row place"]:
-        """Returns all positions but the last."""
-        return torch.arange(length - 1).expand(rows, -1)
+    def places(self, batch: Batch) -> Int[Tensor, "row place"]:
+        """Returns the columns of all real tokens of a row but the last; shorter rows repeat their last one."""
+        check_predicted(batch)
+        return _padded_out([real[:-1] for real in batch.real_columns])
 
     def of(self, logits: Float[Tensor, "*cell row place d_vocab"], context: Context) -> Float[Tensor, "*cell row"]:
         """Returns the loss."""
-        if context.tokens is None:
+        batch = context.batch
+        if batch.tokens is None:
             raise InvalidArgumentError(
-                "NextTokenLoss needs the tokens that the logits are of",
-                fix="clearspan.analysis.next_token_loss(tokens, mask) as a metric of logits alone",
+                "NextTokenLoss needs the tokens that the logits are of", fix="metric(logits, bridge.to_batch(input))"
             )
-        nexts = context.tokens[:, 1:].to(logits.device)
-        found = -log_softmax(logits).gather(-1, nexts.expand(logits.shape[:-1])[..., None])[..., 0]
-        if context.mask is None:
-            return found.mean(-1)
-        counts = (context.mask[:, :-1].bool() & context.mask[:, 1:].bool()).to(found)
-        return (found * counts).sum(-1) / counts.sum(-1)
+        nexts = _padded_out([real[1:] for real in batch.real_columns])
+        ids = batch.ids.to(logits.device).gather(1, nexts.to(logits.device))
+        found = -log_softmax(logits).gather(-1, ids.expand(logits.shape[:-1])[..., None])[..., 0]
+        counts = (batch.lengths - 1).to(logits.device)
+        is_real = torch.arange(ids.shape[1], device=logits.device) < counts[:, None]
+        return torch.where(is_real, found, 0).sum(-1) / counts
+
+
+def check_predicted(batch: Batch) -> None:
+    """Raises if a row has no next token that is predicted.
+
+    Raises:
+        InvalidArgumentError: A row has fewer than two real tokens.
+    """
+    if int(batch.lengths.min()) < 2:
+        row = int(batch.lengths.argmin())
+        raise InvalidArgumentError(
+            "there is no next token to predict",
+            expected="two real tokens or more in each row",
+            got=f"row {row} has fewer",
+        )
+
+
+def _padded_out(columns: Sequence[Sequence[int]]) -> Int[Tensor, "row place"]:
+    """Returns lists as rows of one length, each filled by its last number."""
+    longest = max(map(len, columns))
+    return torch.tensor([[*own, *[own[-1]] * (longest - len(own))] for own in columns])
+
+
+def _same_places(batch: Batch, other: Batch) -> Int[Tensor, "row pos"] | None:
+    """Returns the columns of another batch that hold the positions of this one's columns, or None for the same ones.
+
+    Raises:
+        InvalidArgumentError: The rows differ in real length.
+    """
+    if batch.real_columns == other.real_columns:
+        return None
+    if not torch.equal(batch.lengths, other.lengths):
+        raise InvalidArgumentError(
+            "a divergence over all positions compares rows of the same lengths",
+            expected=str(batch.lengths.tolist()),
+            got=str(other.lengths.tolist()),
+        )
+    places = torch.zeros(batch.rows, batch.width, dtype=torch.long)
+    for row, (own, there) in enumerate(zip(batch.real_columns, other.real_columns, strict=True)):
+        places[row, list(own)] = torch.tensor(there)
+    return places
 
 
 Metric = LogitMetric | Callable[[Float[Tensor, "row pos d_vocab"]], Float[Tensor, "*row"]]
@@ -261,15 +326,16 @@ def parse_metric(data: Mapping[str, Any]) -> LogitMetric:
     return KINDS[kind](**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
-def one_place(position: PerRow, rows: int, length: int) -> Int[Tensor, "row 1"]:
-    """Returns one position for each row, from 0."""
-    for place in _each(position):
-        if not -length <= place < length:
-            raise InvalidArgumentError(
-                f"the metric's position {place} is not in the run", expected=f"-{length} to {length - 1}"
-            )
-    places = torch.tensor(_each(position)) % length
-    return places.expand(_checked(position, rows, "positions"))[:, None]
+def one_place(position: PerRow, batch: Batch) -> Int[Tensor, "row 1"]:
+    """Returns the column of one position of each row.
+
+    Raises:
+        InvalidArgumentError: A row does not have it, or there is not one position for each row.
+    """
+    each = _each(position)
+    _checked(position, batch.rows, "positions")
+    by_row = each if len(each) == batch.rows else each * batch.rows
+    return torch.tensor([[batch.column_of(row, one, "position of the metric")] for row, one in enumerate(by_row)])
 
 
 def log_softmax(logits: Tensor) -> Tensor:
@@ -289,7 +355,7 @@ def _checked(value: PerRow, rows: int, what: str) -> int:
     return rows
 
 
-def _ids(bridge: "TransformerBridge", text: str | Sequence[str]) -> PerRow:
+def _ids(bridge: Model, text: str | Sequence[str]) -> PerRow:
     if isinstance(text, str):
         return bridge.to_single_token(text)
     return tuple(bridge.to_single_token(token) for token in text)

@@ -18,29 +18,27 @@ class Readings:
     Attributes:
         metrics: The metrics.
         context: What they need besides logits.
-        rows: Rows of the run.
-        positions: The positions whose logits are computed, in order.
+        positions: The columns whose logits are computed, in order.
         tokens: The tokens whose logits are computed, in order, or None for all.
     """
 
     metrics: Mapping[str, Metric]
     context: Context
-    rows: int
     positions: tuple[int, ...]
     tokens: tuple[int, ...] | None
 
     @classmethod
-    def of(cls, metrics: Mapping[str, Metric], context: Context, rows: int, length: int) -> "Readings":
+    def of(cls, metrics: Mapping[str, Metric], context: Context) -> "Readings":
         """Returns the readings of metrics: of functions of all logits, every position and token."""
         positions: set[int] = set()
         tokens: set[int] | None = set()
         for metric in metrics.values():
-            places = metric.places(rows, length) if isinstance(metric, LogitMetric) else None
-            positions |= set(range(length)) if places is None else set(places.flatten().tolist())
+            places = metric.places(context.batch) if isinstance(metric, LogitMetric) else None
+            positions |= set(range(context.batch.width)) if places is None else set(places.flatten().tolist())
             own = metric.tokens if isinstance(metric, LogitMetric) else None
             tokens = None if tokens is None or own is None else tokens | set(own)
         read = None if tokens is None else tuple(sorted(tokens))
-        return cls(metrics, context, rows, tuple(sorted(positions)), read)
+        return cls(metrics, context, tuple(sorted(positions)), read)
 
     def describe(self, d_vocab: int) -> str:
         """Returns what is read, in words."""
@@ -48,27 +46,23 @@ class Readings:
         at = ", ".join(map(str, self.positions)) if len(self.positions) < 5 else f"{len(self.positions)} positions"
         return f"{tokens} at {'position ' if len(self.positions) == 1 else ''}{at}"
 
-    def measured(
-        self, logits: Float[Tensor, "cell row position token"], length: int
-    ) -> dict[str, Float[Tensor, "cell row"]]:
+    def measured(self, logits: Float[Tensor, "cell row position token"]) -> dict[str, Float[Tensor, "cell row"]]:
         """Returns each metric of the logits at the readings' positions and tokens, on the CPU.
 
         A metric that gives one number for all rows has one row.
         """
         return {
-            name: exact(
-                self._declared(metric, logits, length) if isinstance(metric, LogitMetric) else _called(metric, logits)
-            )
+            name: exact(self._declared(metric, logits) if isinstance(metric, LogitMetric) else _called(metric, logits))
             for name, metric in self.metrics.items()
         }
 
     def _declared(
-        self, metric: LogitMetric, logits: Float[Tensor, "cell row position token"], length: int
+        self, metric: LogitMetric, logits: Float[Tensor, "cell row position token"]
     ) -> Float[Tensor, "cell row"]:
         if metric.tokens is not None and metric.tokens != self.tokens:
             columns = metric.tokens if self.tokens is None else [self.tokens.index(token) for token in metric.tokens]
             logits = logits[..., list(columns)]
-        places = metric.places(self.rows, length)
+        places = metric.places(self.context.batch)
         if places is not None:
             places = torch.searchsorted(torch.tensor(self.positions), places.contiguous())
         return metric.of(at_places(logits, places), self.context)

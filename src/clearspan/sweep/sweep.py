@@ -3,32 +3,44 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clearspan.bridge.continuation import BaseRun, base_run
-from clearspan.bridge.inputs import Input, as_tensor, prepare
-from clearspan.bridge.intervening import hooks_of, sites_of
-from clearspan.bridge.sources import MaskedInput, Source, gathered, input_of
+from clearspan._forward.given import prepare
+from clearspan._run.continuation import BaseRun, base_run, check_undisturbed
+from clearspan._run.hooks import hooks_of, sites_of
+from clearspan._run.runs import forward, run_with_hooks
+from clearspan._run.sources import Source, batch_of_source, gathered
 from clearspan.errors import InvalidArgumentError
+from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention
-from clearspan.sweep import files
+from clearspan.model import Model
 from clearspan.sweep.execution import Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, versions
 from clearspan.sweep.findings import Findings
 from clearspan.sweep.grid import Grid
-from clearspan.sweep.memory import bytes_of_base, bytes_per_row, bytes_per_token, half_of_free
-from clearspan.sweep.metrics import Context, LogitMetric, Metric
-from clearspan.sweep.plan import Cell, Costs, Sizes, SweepPlan, Tile, tiles_of
+from clearspan.sweep.metrics import Context, LogitMetric, Metric, Reference
+from clearspan.sweep.plan import (
+    Cell,
+    Costs,
+    Sizes,
+    SweepPlan,
+    Tile,
+    bytes_of_base,
+    bytes_per_row,
+    bytes_per_token,
+    half_of_free,
+    tiles_of,
+)
 from clearspan.sweep.progress import progress_bar
 from clearspan.sweep.readings import Readings
 from clearspan.sweep.result import SweepResult
+from clearspan.tensor_files import read_tensors, write_tensors
 
-if TYPE_CHECKING:
-    from clearspan.bridge import TransformerBridge
+FORMAT = "clearspan sweep 1"
 
 
 class Sweep:
@@ -40,17 +52,18 @@ class Sweep:
 
     Args:
         bridge: The model, in evaluation mode, with no other hooks on it.
-        input: The run that is changed: text, texts, or token ids `[row, pos]`. Each cell has all its rows.
+        input: The run that is changed. Each cell has all its rows. A row that lacks a position that its cell changes is
+            NaN there.
         grid: The cells; or interventions by label.
         metric: What is measured of the logits, or several by name. A `LogitMetric` (`LogitDifference`, `Probability`,
             `KLDivergence`, `NextTokenLoss`) says which logits it reads, and no others are computed; any other function
             is given those of each cell `[row, pos, d_vocab]`.
-        sources: The runs from which values are taken, by name: text or token ids (a `MaskedInput` where they have
-            padding), a cache, or tensors by point's name.
+        sources: The runs from which values are taken, by name: any input, a cache, or tensors by point's full name.
         background: Interventions that are made in every cell, and in the run that is changed.
         attention_mask: Of an input of token ids with padding.
 
     Attributes:
+        batch: The input.
         findings: What was found so far.
 
     Example:
@@ -67,7 +80,7 @@ class Sweep:
 
     def __init__(
         self,
-        bridge: "TransformerBridge",
+        bridge: Model,
         input: Input,
         grid: Grid | Mapping[str, Intervention | Sequence[Intervention]],
         metric: Metric | Mapping[str, Metric],
@@ -81,10 +94,9 @@ class Sweep:
         self.metrics = _named(metric)
         self.sources = dict(sources or {})
         self.background = tuple(background)
-        tokens, mask = as_tensor(bridge, input, None, None)
-        self.tokens = tokens
-        self.mask = mask if attention_mask is None else attention_mask.to(tokens.device)
-        self._background = tuple(sites_of(bridge, background, tokens.shape[1]))
+        self.batch = bridge.to_batch(input, attention_mask)
+        _ = self.batch.ids  # a sweep runs on tokens
+        self._background = tuple(site.on(self.batch) for site in sites_of(bridge, background))
         self._cells = self._laid()
         self.findings = Findings.none(len(self._cells))
 
@@ -92,18 +104,25 @@ class Sweep:
         layer_of = self.bridge.index.layer_of
         cells = []
         for number, interventions in enumerate(self.grid.cells):
-            sites = tuple(sites_of(self.bridge, interventions, self.tokens.shape[1]))
-            if not sites:
+            own = sites_of(self.bridge, interventions)
+            if not own:
                 raise InvalidArgumentError(f"cell {number} changes nothing", expected="an intervention or more")
-            start = min(layer_of(site.name) if (at := stream_depth(site.name)) is None else at for site in sites)
+            # In the order of the forward: what leaves a block comes before what enters the next one.
+            own.sort(key=lambda site: layer_of(site.name))
+            sites = tuple(site.on(self.batch, where_possible=True) for site in own)
+            lacking = tuple(map(any, zip(*(site.lacking for site in sites), strict=True)))
+            if all(lacking):
+                for site in own:
+                    site.on(self.batch)  # raises, naming the row
+            start = min(layer_of(site.name) if (at := stream_depth(site.name)) is None else at for site in own)
             first = 0 if self.whole else min(site.first for site in sites)
-            cells.append(Cell(number, sites, start, first))
+            cells.append(Cell(number, sites, start, first, lacking))
         return tuple(cells)
 
     @property
     def whole(self) -> str | None:
         """Why sequences are run whole, or None where they start at the first position that changes."""
-        if self.mask is not None and self.mask.ndim != 2:
+        if self.batch.attention is not None:
             return "the attention mask is not one of padding"
         return self.bridge.adapter.whole_sequences
 
@@ -116,9 +135,9 @@ class Sweep:
             memory: Bytes that a batch may take; by default half of what is free.
         """
         cells = [cell for cell in self._cells if not self.findings.done[cell.number]]
-        rows, length = self.tokens.shape
-        cfg, readings, has_prefix = self.bridge.cfg, self._readings(Context()), not self.whole
-        names = {site.name for cell in cells for site in (*cell.sites, *self._background)}
+        rows, length = self.batch.rows, self.batch.width
+        cfg, readings, has_prefix = self.bridge.cfg, self._readings(Context(self.batch)), not self.whole
+        names = {written.site.name for cell in cells for written in (*cell.sites, *self._background)}
         sizes = Sizes(
             rows,
             length,
@@ -133,7 +152,7 @@ class Sweep:
         return SweepPlan(tiles, sizes, base, self.whole, readings.describe(cfg.d_vocab))
 
     def _readings(self, context: Context) -> Readings:
-        return Readings.of(self.metrics, context, *self.tokens.shape)
+        return Readings.of(self.metrics, context)
 
     # --- run ---------------------------------------------------------------------------------------------------------
 
@@ -152,7 +171,7 @@ class Sweep:
             InvalidArgumentError: The model is in training mode, other hooks are on it, a source does not fit, or a
                 metric gives no number for each row.
         """
-        self._check_alone()
+        check_undisturbed(self.bridge)
         plan = self.plan(memory)
         if plan.tiles:
             execution = self._execution(plan)
@@ -164,7 +183,7 @@ class Sweep:
                     if values is None:
                         left += reversed(tile.halves())
                         continue
-                    self.findings.keep([cell.number for cell in tile.cells], values)
+                    self.findings.keep([cell.number for cell in tile.cells], _where_there_is(tile, values))
                     advance(len(tile.cells))
         return self.result()
 
@@ -190,54 +209,31 @@ class Sweep:
         worst = 0.0
         for number in chosen.tolist():
             interventions = [*self.background, *self.grid.cells[number]]
-            logits = self.bridge.run_with_interventions(
-                self.tokens, interventions, self.sources, attention_mask=self.mask
-            )
+            if any(self._cells[number].lacking):
+                continue
+            logits = run_with_hooks(self.bridge, self.batch, interventions=interventions, sources=self.sources)
             columns = slice(None) if readings.tokens is None else list(readings.tokens)
             read = logits[:, list(readings.positions)][..., columns]
-            for name, value in readings.measured(read[None], self.tokens.shape[1]).items():
+            for name, value in readings.measured(read[None]).items():
                 own = found.of(name).flatten(0, -2)
                 worst = max(worst, float((own[number] - value[0]).abs().max() / own[~own.isnan()].abs().max()))
         return worst
-
-    def _check_alone(self) -> None:
-        if self.bridge.hf_model.training:
-            raise InvalidArgumentError(
-                "a sweep runs a model in evaluation mode", got="training mode", fix="bridge.hf_model.eval()"
-            )
-        listening = next((point for point in self.bridge.index if point.is_listening), None)
-        if listening is not None:
-            raise InvalidArgumentError(
-                "hooks are on the model, which would be called with the rows and positions of batches",
-                where=listening.name,
-                fix="bridge.reset_hooks(), or background=[...] for what is to be done in every cell",
-            )
 
     def _execution(self, plan: SweepPlan) -> Execution:
         starts = {max(cell.start, 0) for tile in plan.tiles for cell in tile.cells}
         with_prefix = any(tile.first for tile in plan.tiles)
         base = self._base_run(sorted(starts), with_prefix=with_prefix)
-        rows, length = self.tokens.shape
-        sites = [site for cell in self._cells for site in cell.sites]
-        sources = gathered(self.bridge, [*sites, *self._background], self.sources, rows=rows, length=length)
-        readings = self._readings(self._context(base, sources.logits))
-        background = tuple(replace(site, was_before=True) for site in self._background)
-        return Execution(base, sources, readings, background)
+        sites = [written.site for cell in self._cells for written in cell.sites]
+        background = [written.site for written in self._background]
+        sources = gathered(self.bridge, [*sites, *background], self.sources, self.batch)
+        known = {name: run.logits for name, run in sources.runs.items() if run.logits is not None}
+        readings = self._readings(self._context(base, known))
+        return Execution(base, sources, readings, tuple(replace(one, was_before=True) for one in self._background))
 
     def _base_run(self, layers: Sequence[int], *, with_prefix: bool) -> BaseRun:
-        given = prepare(
-            self.bridge,
-            self.tokens,
-            prepend_bos=None,
-            padding_side=None,
-            attention_mask=self.mask,
-            position_ids=None,
-            past_key_values=None,
-            model_kwargs={},
-        )
-        rows, length = self.tokens.shape
-        sources = gathered(self.bridge, self._background, self.sources, rows=rows, length=length)
-        hooks = hooks_of([(site, slice(None)) for site in self._background], sources)
+        given = prepare(self.bridge, self.batch)
+        sources = gathered(self.bridge, [written.site for written in self._background], self.sources, self.batch)
+        hooks = hooks_of([(written, slice(None)) for written in self._background], sources)
         return base_run(self.bridge, given, layers, hooks, with_prefix=with_prefix)
 
     def _context(self, base: BaseRun, known: Mapping[str, Tensor]) -> Context:
@@ -248,29 +244,30 @@ class Sweep:
             known: Logits of sources that were run already.
         """
         wanted = {metric.reference for metric in self.metrics.values() if isinstance(metric, LogitMetric)}
-        references = {"base": base.logits}
-        context = Context(self.tokens, self.mask, references)
-        sources: dict[str, tuple[Tensor, Context]] = {}
-        for name, (tokens, mask) in self._source_inputs().items():
-            if tokens.shape == self.tokens.shape and (name in wanted or name not in self.findings.sources):
-                logits = known[name] if name in known else self.bridge(tokens, attention_mask=mask)
-                sources[name] = logits, Context(tokens, mask, references)
+        references = {"base": Reference(base.logits, self.batch)}
+        context = Context(self.batch, references)
+        sources: dict[str, Reference] = {}
+        for name, batch in self._source_inputs().items():
+            is_alike = torch.equal(batch.lengths, self.batch.lengths)
+            if is_alike and (name in wanted or name not in self.findings.sources):
+                logits = known[name] if name in known else forward(self.bridge, batch)
+                sources[name] = Reference(logits, batch)
                 if name in wanted:
-                    references[name] = logits
+                    references[name] = sources[name]
         self.findings.base = self._all_measured(base.logits, context)
-        for name, (logits, own) in sources.items():
-            self.findings.sources[name] = self._all_measured(logits, own)
+        for name, run in sources.items():
+            self.findings.sources[name] = self._all_measured(run.logits, Context(run.batch, references))
         return context
 
     def _all_measured(self, logits: Tensor, context: Context) -> dict[str, Tensor]:
         readings = self._readings(context)
         columns = slice(None) if readings.tokens is None else list(readings.tokens)
         read = logits[:, list(readings.positions)][..., columns]
-        return {name: values[0] for name, values in readings.measured(read[None], logits.shape[1]).items()}
+        return {name: values[0] for name, values in readings.measured(read[None]).items()}
 
-    def _source_inputs(self) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Returns the sources that were given as inputs, as ids and masks."""
-        found = {name: input_of(self.bridge, source) for name, source in self.sources.items()}
+    def _source_inputs(self) -> dict[str, Batch]:
+        """Returns the sources that were given as inputs."""
+        found = {name: batch_of_source(self.bridge, source, self.batch) for name, source in self.sources.items()}
         return {name: given for name, given in found.items() if given is not None}
 
     # --- files -------------------------------------------------------------------------------------------------------
@@ -292,8 +289,8 @@ class Sweep:
             )
         return Experiment(
             ModelIdentity.of(self.bridge),
-            Inputs.of(self.tokens, self.mask),
-            {name: Inputs.of(*source) for name, source in inputs.items()},
+            Inputs.of(self.batch),
+            {name: Inputs.of(source) for name, source in inputs.items()},
             self.grid,
             self.background,
             metrics,
@@ -302,42 +299,41 @@ class Sweep:
 
     def save(self, path: str | Path) -> None:
         """Writes the experiment and what was found so far to one safetensors file."""
-        files.save(self, path)
+        write_tensors(path, FORMAT, self.findings.tensors(), {"experiment": self.experiment().to_json()})
 
     @classmethod
-    def of(cls, experiment: Experiment, bridge: "TransformerBridge") -> Self:
+    def of(cls, experiment: Experiment, bridge: Model) -> Self:
         """Returns the sweep of a stored experiment.
 
         Raises:
             InvalidArgumentError: It was made for another model.
         """
         experiment.check_model(bridge)
-        tokens, mask = experiment.input.tensors()
-        sources = {name: MaskedInput(*source.tensors()) for name, source in experiment.sources.items()}
+        sources = {name: source.batch() for name, source in experiment.sources.items()}
         return cls(
             bridge,
-            tokens,
+            experiment.input.batch(),
             experiment.grid,
             experiment.metrics,
             sources=sources,
             background=experiment.background,
-            attention_mask=mask,
         )
 
     @classmethod
-    def load(cls, path: str | Path, bridge: "TransformerBridge") -> Self:
+    def load(cls, path: str | Path, bridge: Model) -> Self:
         """Returns the sweep of a file that `save` wrote, with what was found; `run` goes on with the rest.
 
         Raises:
             InvalidArgumentError: The file is no sweep, or was made for another model.
         """
-        experiment, findings = files.load(path)
-        sweep = cls.of(experiment, bridge)
-        sweep.findings = findings
+        tensors, metadata = read_tensors(path, FORMAT, what="sweep", written_by="Sweep.save")
+        sweep = cls.of(Experiment.from_json(metadata["experiment"]), bridge)
+        sweep.findings = Findings.of_tensors(tensors)
         return sweep
 
 
 def _named(metric: Metric | Mapping[str, Metric]) -> dict[str, Metric]:
+    found: dict[str, Metric]
     match metric:
         case Mapping():
             found = dict(metric)
@@ -352,6 +348,16 @@ def _named(metric: Metric | Mapping[str, Metric]) -> dict[str, Metric]:
     return found
 
 
+def _where_there_is(tile: Tile, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a batch's metrics, NaN in the rows that lack a position that their cell changes."""
+    lacking = torch.tensor([cell.lacking for cell in tile.cells])
+    found = {}
+    for name, one in values.items():
+        hidden = lacking if one.shape == lacking.shape else lacking.any(-1, keepdim=True)
+        found[name] = one.masked_fill(hidden, torch.nan)
+    return found
+
+
 def _unless_memory_is_short(execution: Execution, tile: Tile) -> dict[str, Tensor] | None:
     """Returns a batch's metrics, or None where memory did not suffice and the batch can be halved."""
     try:
@@ -360,6 +366,6 @@ def _unless_memory_is_short(execution: Execution, tile: Tile) -> dict[str, Tenso
         is_short = type(error) is not RuntimeError or "can't allocate memory" in str(error)
         if not is_short or len(tile.cells) == 1:
             raise
-    if execution.base.bridge.device.type == "cuda":
+    if execution.base.model.device.type == "cuda":
         torch.cuda.empty_cache()
     return None

@@ -5,8 +5,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from clearspan.bridge.verification import Verification
-from clearspan.bridge.verification.report import GROUPS
+from clearspan.verification import Verification
+from clearspan.verification.report import GROUPS
 
 
 def show_verification(found: Verification, console: Console) -> None:

@@ -5,5 +5,4 @@ from .composition import composition_scores as composition_scores
 from .factored_matrix import SVD as SVD
 from .factored_matrix import FactoredMatrix as FactoredMatrix
 from .heads import expand_kv_heads as expand_kv_heads
-from .methods import WeightMethods as WeightMethods
-from .stacked import StackedWeights as StackedWeights
+from .stacked import ModelWeights as ModelWeights

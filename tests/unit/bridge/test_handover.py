@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from clearspan.bridge.handover import Handover
+from clearspan._run.handover import Handover
 
 
 def alive() -> bool:

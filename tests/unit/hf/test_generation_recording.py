@@ -3,7 +3,7 @@
 import torch
 from transformers import DynamicCache
 
-from clearspan.bridge.caching import choose
+from clearspan._run.caching import choose
 from clearspan.hf.generation import GenerationRecording
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearspan._run.sources import MaskedInput
 from clearspan.analysis.corpus import Batch
 from clearspan.analysis.metric import check_predicted
 from clearspan.analysis.places import Input, encoded, padding_of
 from clearspan.bridge import TransformerBridge
-from clearspan.bridge.sources import MaskedInput
 from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Action, Intervention
 from clearspan.sweep import Grid, Metric, NextTokenLoss, Sweep

@@ -1,8 +1,7 @@
 """Interchange interventions: does the model answer as if a variable had the value that it has in another run?"""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -15,6 +14,7 @@ from clearspan.analysis.progress import Progress, silent
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Intervention, Patch
+from clearspan.points import Address
 from clearspan.sweep import LogitMetric, Sweep, SweepResult
 from clearspan.sweep.metrics import Context
 
@@ -214,7 +214,7 @@ def _axes(sites: Sequence[InterchangeSite]) -> Mapping[str, tuple[int | str, ...
 
 def _said(sites: Sequence[InterchangeSite]) -> str:
     """Returns the sites in words, without the layer where there are several."""
-    return str(sites[0]) if len(sites) == 1 else re.sub(r"^blocks\.\d+\.", "", str(sites[0]))
+    return str(sites[0]) if len(sites) == 1 else str(replace(sites[0], name=Address.parse(sites[0].name).within))
 
 
 def _check_aligned(examples: InterchangeExamples) -> None:

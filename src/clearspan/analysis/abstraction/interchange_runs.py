@@ -1,6 +1,5 @@
 """Runs with an interchange: they go on from the base's residual stream, at the layer in which they are changed."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -15,6 +14,7 @@ from clearspan.analysis.places import padding_of, target_ids_of
 from clearspan.analysis.reporting.predictions import NotFiniteError
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
+from clearspan.points import Address
 
 from .interchange_examples import InterchangeExamples
 from .interchange_site import Exchange, InterchangeSite
@@ -147,9 +147,8 @@ def _entry(bridge: TransformerBridge, site: InterchangeSite) -> tuple[Interchang
 
     What leaves a block is written as what enters the next one, so that the block need not be run.
     """
-    leaving = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", site.name)
-    if leaving and int(leaving[1]) + 1 < bridge.cfg.n_layers:
-        start = int(leaving[1]) + 1
+    start = Address.parse(site.name).depth
+    if start is not None and start < bridge.cfg.n_layers and site.name.endswith("_post"):
         return replace(site, name=f"blocks.{start}.hook_resid_pre"), start
     layers = layers_of([site.name])
     return site, layers[0] if layers else None

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from clearspan.analysis.lenses.streams import words_of
 from clearspan.analysis.places import Input, encoded, padding_of, places_of, target_ids_of
-from clearspan.bridge import ActivationCache, TransformerBridge
+from clearspan.bridge import TransformerBridge
+from clearspan.cache import ActivationCache
 from clearspan.errors import InvalidArgumentError
 from clearspan.weights.processing import final_norm
 

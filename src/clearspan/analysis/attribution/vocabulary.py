@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clearspan._cache.readings import norm_at
 from clearspan.analysis.lenses.streams import words_of
 from clearspan.bridge import TransformerBridge
-from clearspan.bridge.norm_readings import norm_at
 from clearspan.components import NormalizationBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.weights import SVD, FactoredMatrix

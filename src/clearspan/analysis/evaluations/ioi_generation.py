@@ -11,8 +11,8 @@ from torch import Tensor
 
 from clearspan.analysis.corpus import check_positive
 from clearspan.bridge import TransformerBridge
-from clearspan.bridge.text import PaddingSide
 from clearspan.errors import InvalidArgumentError
+from clearspan.inputs import PaddingSide
 
 from .ioi_prompts import IOIPrompts, Order
 from .ioi_templates import NAMES, TEMPLATES, WORDS, gaps

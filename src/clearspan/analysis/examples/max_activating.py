@@ -129,7 +129,8 @@ def _seen(
     point = bridge.hook_dict[name]
     if feature is None:
         _check_axes(point, name)
-    stop = point.layer() + 1 if point.name.startswith("blocks.") else None
+    layer = Address.parse(point.name).layer
+    stop = None if layer is None else layer + 1
     for parts in stream:
         tokens, mask = padded([part.tokens for part in parts])
         _, cache = bridge.run_with_cache(

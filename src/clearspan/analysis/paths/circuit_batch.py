@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from clearspan._cache.readings import FrozenNorm
+from clearspan._cache.stacks import WayOut
 from clearspan.analysis.attribution.readout import exact
-from clearspan.bridge import ActivationCache
-from clearspan.bridge.norm_readings import FrozenNorm
-from clearspan.bridge.sublayer_parts import WayOut
+from clearspan.cache import ActivationCache
 from clearspan.components import NormalizationBridge
 from clearspan.points import HookFunction, HookPoint
 

@@ -12,7 +12,7 @@ from clearspan.analysis.places import Input
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep import Metric
-from clearspan.sweep.memory import half_of_free
+from clearspan.sweep.plan import half_of_free
 from clearspan.sweep.readings import measured
 
 from .circuit import Circuit

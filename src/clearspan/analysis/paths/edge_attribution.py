@@ -6,12 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearspan._cache.readings import norm_at
+from clearspan._run.hooks import Hooks
 from clearspan.analysis.attribution.readout import exact, weighted
 from clearspan.analysis.metric import Metric
 from clearspan.analysis.places import Input
-from clearspan.bridge import ActivationCache, TransformerBridge
-from clearspan.bridge.hooks import Hooks
-from clearspan.bridge.norm_readings import norm_at
+from clearspan.bridge import TransformerBridge
+from clearspan.cache import ActivationCache
 from clearspan.components import NormalizationBridge
 from clearspan.errors import InvalidArgumentError
 

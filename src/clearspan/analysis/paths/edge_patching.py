@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearspan._run.sources import Source
 from clearspan.analysis.metric import Metric
 from clearspan.analysis.places import Input
 from clearspan.bridge import TransformerBridge
-from clearspan.bridge.sources import Source
 from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Intervention, Patch
 from clearspan.sweep import Grid, SweepResult

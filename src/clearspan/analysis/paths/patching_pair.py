@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearspan._run.hooks import Hooks
+from clearspan._run.sources import MaskedInput, Source
 from clearspan.analysis.metric import Metric, measured
 from clearspan.analysis.places import Input, encoded, padding_of
-from clearspan.bridge import ActivationCache, TransformerBridge
-from clearspan.bridge.hooks import Hooks
-from clearspan.bridge.sources import MaskedInput, Source
+from clearspan.bridge import TransformerBridge
+from clearspan.cache import ActivationCache
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep import Grid, LogitMetric, Sweep, SweepResult
 from clearspan.sweep.metrics import Context, at_places

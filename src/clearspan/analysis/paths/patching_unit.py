@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.analysis.attribution.readout import exact
-from clearspan.bridge import ActivationCache, TransformerBridge
+from clearspan.bridge import TransformerBridge
+from clearspan.cache import ActivationCache
 from clearspan.errors import InvalidArgumentError
-from clearspan.points import get_act_name
+from clearspan.points import Address, get_act_name
 from clearspan.shapes import Axes
 
 _UNIT_AXES = {
@@ -57,7 +58,7 @@ class PatchingUnit:
             InvalidArgumentError: The point is in no layer, or a layer does not exist.
         """
         n_layers = bridge.cfg.n_layers
-        if not get_act_name(name, 0).startswith("blocks."):
+        if Address.parse(get_act_name(name, 0)).layer is None:
             raise InvalidArgumentError(f"the point {name!r} is in no layer", fix="unit='resid_pre' for what enters one")
         if layers is None:
             layers = [layer for layer in range(n_layers) if get_act_name(name, layer) in bridge.hook_dict] or [0]

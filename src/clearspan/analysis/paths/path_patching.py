@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clearspan._forward.given import Input, as_tensor
 from clearspan.bridge import TransformerBridge
-from clearspan.bridge.inputs import Input, as_tensor
 from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Intervention, Patch, Scale
 from clearspan.sweep import Grid, Metric, Sweep, SweepResult

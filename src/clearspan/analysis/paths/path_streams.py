@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
-from clearspan.points import HookFunction, HookPoint
+from clearspan.points import Address, HookFunction, HookPoint
 
 from .edge_patching import stream_of
 from .graph import ComputationalGraph, Node
@@ -250,6 +250,6 @@ def _heads(bridge: TransformerBridge, leaf: str) -> int:
 
 
 def _depth(name: str) -> int:
-    found = re.match(r"blocks\.(\d+)\.", name)
-    assert found is not None, "streams are in blocks"
-    return int(found[1])
+    layer = Address.parse(name).layer
+    assert layer is not None, "streams are in blocks"
+    return layer

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from clearspan.analysis.attribution.readout import exact
-from clearspan.bridge import ActivationCache
+from clearspan.cache import ActivationCache
 from clearspan.components import NormalizationBridge
 from clearspan.errors import InvalidArgumentError
 

@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clearspan._cache.stacks import WayOut
 from clearspan.analysis.attribution.readout import exact
-from clearspan.bridge import ActivationCache, TransformerBridge
-from clearspan.bridge.sublayer_parts import WayOut
+from clearspan.bridge import TransformerBridge
+from clearspan.cache import ActivationCache
 
 
 def written(bridge: TransformerBridge) -> list[str]:

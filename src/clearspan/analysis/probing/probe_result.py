@@ -10,6 +10,7 @@ from clearspan.analysis.activations import layers_of
 from clearspan.analysis.places import Place
 from clearspan.errors import InvalidArgumentError
 from clearspan.plots.charts import lines
+from clearspan.points import Address
 from clearspan.results import Columns, Result
 from clearspan.statistics import Interval, share_interval
 
@@ -79,7 +80,7 @@ class Probes(Result):
         Raises:
             InvalidArgumentError: There is none there, or several.
         """
-        found = [probe for probe in self.probes if probe.name == where or probe.name.startswith(f"blocks.{where}.")]
+        found = [probe for probe in self.probes if probe.name == where or Address.parse(probe.name).layer == where]
         if len(found) != 1:
             raise InvalidArgumentError(
                 f"there is not one probe at {where!r}", expected=f"one of {', '.join(self.points)}", got=str(len(found))

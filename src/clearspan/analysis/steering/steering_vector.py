@@ -16,7 +16,7 @@ from clearspan.analysis.activations import Positions
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.plots.charts import bars
-from clearspan.points import HookFunction
+from clearspan.points import Address, HookFunction
 from clearspan.results import Columns, Result
 from clearspan.tensor_files import read_tensors, write_tensors
 
@@ -141,7 +141,7 @@ class SteeringVector(Result):
         Raises:
             InvalidArgumentError: There is none there, or several.
         """
-        found = [name for name in self.names if name == where or name.startswith(f"blocks.{where}.")]
+        found = [name for name in self.names if name == where or Address.parse(name).layer == where]
         if len(found) != 1:
             raise InvalidArgumentError(
                 f"there is not one vector at {where!r}", expected=f"one of {', '.join(self.names)}", got=str(len(found))

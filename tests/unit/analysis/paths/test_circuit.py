@@ -10,7 +10,7 @@ from clearspan.analysis.paths.circuit_runs import CircuitRuns
 from clearspan.analysis.paths.edge_attribution import edge_attribution
 from clearspan.analysis.paths.edge_patching import stream_of
 from clearspan.analysis.paths.graph import ComputationalGraph
-from clearspan.bridge.sublayer_parts import head_results
+from clearspan._cache.stacks import head_results
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep import KLDivergence, LogitDifference
 

@@ -1,0 +1,1 @@
+"""What a cache does with the values of a run."""

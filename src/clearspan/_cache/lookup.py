@@ -1,0 +1,321 @@
+"""Looking up what a cache keeps: under every name, in canonical axes, at the rows and positions chosen."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from clearspan._cache.run_weights import RunWeights, weight_slots
+from clearspan._cache.slices import BatchSlice, PosSlice, check_columns, picked, position_index
+from clearspan.components import GeneralizedComponent
+from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
+from clearspan.hf.recording import Recording
+from clearspan.inputs import Batch
+from clearspan.model import Model
+from clearspan.points import Derived, HookPoint, get_act_name, nearest, read
+
+Key = str | tuple[str, int] | tuple[str, int, str]
+_POSITIONS = ("pos", "q_pos")
+
+
+class CacheLookup(Mapping[str, Tensor]):
+    """A mapping from names to the values of one run, at all of its rows and positions or at some.
+
+    Args:
+        model: The model that was run.
+        points: What is kept, by name.
+        recording: What keeps it.
+        batch: The run's rows, with the mask of what is padded.
+        one_position: Whether a single position was kept, whose axis goes.
+        gradients: Gradients in canonical axes, by their point's name.
+        run_weights: What the weights were in the run; by default what they are now.
+
+    Attributes:
+        model: The model that was run.
+        has_batch_dim: Whether entries have a batch axis.
+        has_positions: Whether they have an axis of positions.
+        batch: The run's rows, with the mask of what is padded.
+        is_on_graph: Whether what is computed with weights is on their graph.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        points: Mapping[str, HookPoint],
+        recording: Recording,
+        *,
+        batch: Batch,
+        one_position: bool = False,
+        gradients: Mapping[str, Tensor] | None = None,
+        run_weights: RunWeights | None = None,
+    ) -> None:
+        self.model = model
+        self.has_batch_dim = True
+        self.has_positions = not one_position
+        self.is_on_graph = False
+        self._points = points
+        self._recording = recording
+        self.batch = batch
+        self._rows = batch.rows
+        self._column_of_row: Tensor | None = None
+        self._gradients = dict(gradients or {})
+        self._run_weights = run_weights or RunWeights(weight_slots(model))
+        self._row_choices: tuple[BatchSlice, ...] = ()
+        self._pos_choices: tuple[PosSlice, ...] = (0,) if one_position else ()
+
+    # --- names -------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """Returns an activation by full name, alias, short name, or `(short name, layer[, component])`.
+
+        Layers may be negative. Gradients have their point's name with `_grad`.
+
+        Raises:
+            UnknownPointError: No such point.
+            NotCachedError: The point exists, but is not in this cache.
+            EditedEntryError: The entry's storage was written since it was kept, or a weight that it is computed with.
+        """
+        name = self._full_name(key)
+        point = self.model.index.find(name.removesuffix("_grad"))
+        if name.endswith("_grad"):
+            if point.name not in self._gradients:
+                raise self._not_cached(f"{point.name}_grad")
+            return self._shown(point, self._gradients[point.name])
+        if not self._has(point):
+            raise self._not_cached(point.name)
+        return self._shown(point, self._value(point))
+
+    def _full_name(self, key: Key) -> str:
+        if isinstance(key, str):
+            is_full = "." in key or key.startswith("hook_")
+            return key if is_full else get_act_name(key.removesuffix("_grad")) + "_grad" * key.endswith("_grad")
+        if not (isinstance(key, tuple) and 2 <= len(key) <= 3 and isinstance(key[1], int)):
+            raise InvalidArgumentError(
+                f"cannot look up {key!r}", expected="a name, or (short name, layer[, component]), such as ('q', 3)"
+            )
+        short, layer, *component = key
+        n_layers = self.model.cfg.n_layers
+        if not -n_layers <= layer < n_layers:
+            raise InvalidArgumentError(
+                f"no layer {layer}", expected=f"-{n_layers} to {n_layers - 1}", where=f"cache[{key!r}]"
+            )
+        base = get_act_name(short.removesuffix("_grad"), layer % n_layers, *component)
+        return base + "_grad" * short.endswith("_grad")
+
+    def _has(self, point: HookPoint) -> bool:
+        return point.name in self._points and self._recording.has(point)
+
+    def _not_cached(self, name: str) -> NotCachedError:
+        return NotCachedError(
+            f"{name} exists, but is not in this cache",
+            got=f"{len(self)} entries",
+            nearest=nearest(name, self),
+            fix="name it in names_filter" if not name.endswith("_grad") else "run_with_cache(..., incl_bwd=True)",
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (name for name, point in self._points.items() if self._recording.has(point))
+        yield from (f"{name}_grad" for name in self._gradients)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            name = self._full_name(key)  # pyright: ignore[reportArgumentType]
+            point = self.model.index.find(name.removesuffix("_grad"))
+        except (KeyError, ValueError, TypeError):
+            return False
+        return point.name in self._gradients if name.endswith("_grad") else self._has(point)
+
+    def axes_of(self, name: str) -> dict[str, int | None]:
+        """Returns an entry's axes with their sizes; None where only a look-up tells."""
+        point = self.model.index.find(name.removesuffix("_grad"))
+        sizes: dict[str, int | None] = {**dict.fromkeys(point.axes), **point.sizes, **self.sizes}
+        sizes["q_pos"] = sizes.get("pos")
+        if "k_pos" in point.axes:
+            sizes["k_pos"] = self._recording.n_keys(point)
+        left_out = () if self.has_batch_dim else ("batch",)
+        left_out = left_out if self.has_positions else (*left_out, *_POSITIONS)
+        return {axis: sizes[axis] for axis in point.axes if axis not in left_out}
+
+    def check_unedited(self) -> None:
+        """Raises if an entry's storage was written since it was kept."""
+        for point in self._points.values():
+            if self._recording.has(point):
+                self._check_unedited(point)
+
+    # --- values ------------------------------------------------------------------------------------------------------
+
+    def _value(self, point: HookPoint) -> Tensor:
+        self._check_unedited(point)
+        recording = self._recording
+        if point.name in recording.values:
+            return recording.values[point.name]
+        self._run_weights.check(self._weights_of(point), f"{point.name} is computed with weights that are")
+        with torch.set_grad_enabled(self.is_on_graph and torch.is_grad_enabled()):
+            return read(point.access, recording.raw(point.place), self._rows, {})
+
+    def _weights_of(self, point: HookPoint) -> Iterable[Tensor | None]:
+        """Returns the live parameters with which a point is computed on look-up."""
+        if isinstance(point.access, Derived):
+            return point.access.derivation.weights()
+        if not self._recording.is_deferred(point.place):
+            return ()
+        return self.model.hf_model.get_submodule(point.place.module)._parameters.values()
+
+    def _check_unedited(self, point: HookPoint) -> None:
+        recording = self._recording
+        if recording.was_edited(point.name if point.name in recording.values else point.place.key):
+            raise EditedEntryError(
+                f"the cache's entry for {point.name} was written after it was kept",
+                reason="entries share storage with each other and with what the forward made",
+                fix=f"value = cache[{point.name!r}].clone() before editing in place",
+            )
+
+    def _shown(self, point: HookPoint, value: Tensor) -> Tensor:
+        axis = _positions_axis(point)
+        if self._column_of_row is not None:
+            shape = [len(value) if place == 0 else 1 for place in range(value.ndim)]
+            columns = self._column_of_row.to(value.device).view(shape)
+            value = value.gather(axis, columns.expand(*value.shape[:axis], 1, *value.shape[axis + 1 :]))
+        for positions in self._pos_choices:
+            value = picked(value, positions, axis)
+        for rows in self._row_choices:
+            value = picked(value, rows, 0, what="row")
+        return value
+
+    def weight(self, part: GeneralizedComponent, weight: Tensor) -> Tensor:
+        """Returns a weight of a part to compute with: on its graph only after `toggle_autodiff(True)`.
+
+        Raises:
+            EditedEntryError: The part's weights are not those of the run.
+        """
+        self._run_weights.check(part.module._parameters.values(), f"the weights of {part.path} are")
+        return weight if self.is_on_graph else weight.detach()
+
+    def bias(self, part: GeneralizedComponent) -> Tensor | None:
+        """Returns a part's bias as `weight` does, or None where it has none."""
+        bias = part.bias_or_none()
+        return None if bias is None else self.weight(part, bias)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the first of its tensors is; None where it has none."""
+        first = next(self._recording.tensors(), None)
+        return None if first is None else first.device
+
+    # --- rows and positions ------------------------------------------------------------------------------------------
+
+    def apply_slice_to_batch_dim(self, batch_slice: BatchSlice) -> Self:
+        """Returns a cache of some rows: one (its axis goes), `(start, stop[, step])`, a list, a slice, or indices.
+
+        Nothing is copied until it is looked up.
+
+        Raises:
+            InvalidArgumentError: There is no batch axis, or no such row.
+        """
+        if batch_slice is None:
+            return self
+        if not self.has_batch_dim:
+            raise InvalidArgumentError("cannot pick rows", reason="this cache has no batch axis")
+        position_index(batch_slice, self.n_rows, what="row")
+        new = copy.copy(self)
+        new._row_choices = (*self._row_choices, batch_slice)
+        new.has_batch_dim = not isinstance(batch_slice, int)
+        return new
+
+    def apply_slice_to_pos_dim(self, pos_slice: PosSlice) -> Self:
+        """Returns a cache of some positions, said as in `run_with_cache`.
+
+        Nothing is copied until it is looked up.
+
+        Raises:
+            InvalidArgumentError: There is no axis of positions, or no such position.
+        """
+        if pos_slice is None:
+            return self
+        if not self.has_positions:
+            raise InvalidArgumentError(
+                "cannot pick positions", reason="this cache holds one position, without its axis"
+            )
+        position_index(pos_slice, self.n_positions)
+        if self.n_positions == self.batch.width:
+            check_columns(pos_slice, self.batch)
+        new = copy.copy(self)
+        new._pos_choices = (*self._pos_choices, pos_slice)
+        new.has_positions = not isinstance(pos_slice, int)
+        return new
+
+    def at(self, position: int) -> Self:
+        """Returns a cache of one position of each row, without its axis, counted among the row's real tokens.
+
+        Args:
+            position: Negative from each row's last real token.
+
+        Raises:
+            InvalidArgumentError: A row does not have the position; or the cache shows a part of its rows or positions.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> _, cache = bridge.run_with_cache(["import os", "x = 1, 2"])
+            >>> last = cache.at(-1)["resid_post", 3]
+            >>> bool(last[0].allclose(bridge.run_with_cache("import os")[1]["resid_post", 3][0, -1], atol=1e-4))
+            True
+        """
+        if self._row_choices or self._pos_choices or self._n_kept() != self.batch.width:
+            raise InvalidArgumentError(
+                "positions of rows are read from a cache of all rows and positions",
+                got=f"{self.n_rows} rows and {self.n_positions} positions of {self.batch!r}",
+            )
+        new = copy.copy(self)
+        columns = [self.batch.column_of(row, position) for row in range(self.batch.rows)]
+        new._column_of_row = torch.tensor(columns)
+        new._pos_choices = (0,)
+        new.has_positions = False
+        return new
+
+    @property
+    def n_rows(self) -> int:
+        """Rows, also where a single one has no axis."""
+        return places_left(self._rows, self._row_choices, "row").numel()
+
+    @property
+    def n_positions(self) -> int:
+        """Positions, also where a single one has no axis.
+
+        Raises:
+            NotCachedError: The cache is empty.
+        """
+        kept = self._n_kept() if self._column_of_row is None else 1
+        return places_left(kept, self._pos_choices, "position").numel()
+
+    def _n_kept(self) -> int:
+        """Returns how many positions of the run were kept."""
+        kept = [point for point in self._points.values() if self._recording.has(point)]
+        if not kept:
+            raise NotCachedError("an empty cache has no positions", fix="name points in names_filter")
+        # Inside attention there may be keys of a KV cache, which are no positions of this run.
+        point = next((point for point in kept if not point.place.side.is_inside), kept[0])
+        return self._recording.length(point)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The axes of rows and positions that entries have, in order, with their sizes."""
+        rows = {"batch": self.n_rows} if self.has_batch_dim else {}
+        return {**rows, "pos": self.n_positions} if self.has_positions else rows
+
+
+def _positions_axis(point: HookPoint) -> int:
+    return next(axis for axis, name in enumerate(point.axes) if name in _POSITIONS)
+
+
+def places_left(length: int, choices: Iterable[PosSlice], what: str) -> Tensor:
+    """Returns the places of an axis that are left after choices; for a single one without its axis, `[]`."""
+    places = torch.arange(length)
+    for choice in choices:
+        places = picked(places, choice, 0, what=what)
+    return places

@@ -1,0 +1,209 @@
+"""What a forward is given: a batch, checked, as the model's own keywords."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError
+from clearspan.inputs import Batch, Input, PaddingSide
+from clearspan.model import Model
+from clearspan.points import nearest
+
+_INSTEAD = {
+    "input_ids": "bridge(tokens)",
+    "use_cache": "past_key_values=transformers.DynamicCache(), which the run extends",
+    "labels": "return_type='loss'",
+    "return_dict": "bridge.hf_model(...) for the model's own output object",
+    "output_attentions": "bridge.run_with_cache(...) and cache['pattern', layer]",
+    "output_hidden_states": "bridge.run_with_cache(...) and cache['resid_pre', layer]",
+}
+"""Keywords of a model's forward that mean something else here, and what to do instead."""
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What goes into the model.
+
+    Attributes:
+        batch: The rows.
+        kwargs: Keywords of the model's forward.
+    """
+
+    batch: Batch
+    kwargs: dict[str, Any]
+
+    @property
+    def sequence(self) -> Batch:
+        """The whole sequence: the batch, after the tokens in a KV cache."""
+        past = self.kwargs.get("past_key_values")
+        seen = 0 if past is None else past.get_seq_length()
+        if not seen:
+            return self.batch
+        mask, value = self.kwargs.get("attention_mask"), self.batch.value
+        nothing = torch.empty(self.batch.rows, seen + self.batch.width, 0, device=value.device)
+        return Batch(None, None if mask is None or mask.ndim != 2 else mask, embeds=nothing)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows, and positions with those in a KV cache that it goes on from."""
+        past = self.kwargs.get("past_key_values")
+        return self.batch.rows, self.batch.width + (0 if past is None else past.get_seq_length())
+
+
+def prepare(
+    model: Model,
+    input: Input | None = None,
+    *,
+    prepend_bos: bool | None = None,
+    padding_side: PaddingSide | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    past_key_values: Any = None,
+    inputs_embeds: Tensor | None = None,
+    is_residual: bool = False,
+    **model_kwargs: Any,
+) -> ModelInput:
+    """Returns what the model is given for an input. Most arguments are those of `TransformerBridge.forward`.
+
+    Args:
+        model: The model.
+        input: The input.
+        prepend_bos: Whether text gets one BOS first.
+        padding_side: Where shorter texts are filled.
+        attention_mask: 1 for real tokens.
+        position_ids: `[row, pos]`.
+        past_key_values: A KV cache.
+        inputs_embeds: Embeddings, in place of an input.
+        is_residual: Whether a tensor of numbers is a residual stream.
+        **model_kwargs: Further keywords of the model's own forward.
+
+    Raises:
+        InputError: Too long, empty, of the wrong rank, or ids outside the vocabulary.
+        UnknownArgumentError: A keyword that the model's forward does not have.
+        InvalidArgumentError: The model is set to return tuples.
+    """
+    check_keywords(model, model_kwargs)
+    if not model.hf_model.config.return_dict:
+        raise InvalidArgumentError(
+            "the model is set to return tuples",
+            where="bridge.hf_model.config.return_dict",
+            fix="bridge.hf_model.config.return_dict = True",
+        )
+    given = either(input, inputs_embeds)
+    seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+    past, mask = _split(attention_mask, seen)
+    batch = model.to_batch(given, mask, prepend_bos, padding_side)
+    if batch.embeds is not None:
+        check_width(model, batch.embeds, is_residual)
+    check_length(model, seen + batch.width, seen)
+    kwargs: dict[str, Any] = dict(model_kwargs)
+    kwargs["use_cache"] = past_key_values is not None
+    if past_key_values is not None:
+        kwargs["past_key_values"] = past_key_values
+    whole = batch.attention if batch.attention is not None else _joined(past, batch)
+    if whole is not None:
+        kwargs["attention_mask"] = whole
+    if position_ids is not None:
+        kwargs["position_ids"] = position_ids.to(batch.device)
+    elif whole is not None and whole.ndim == 2 and not model.adapter.makes_positions_from_mask:
+        kwargs["position_ids"] = (whole.cumsum(-1) - 1).clamp(min=0)[:, seen:]
+    kwargs["input_ids" if batch.embeds is None else "inputs_embeds"] = batch.value
+    return ModelInput(batch, kwargs)
+
+
+def either(input: Input | None, inputs_embeds: Tensor | None) -> Input:
+    """Returns an input, or the embeddings given in its place.
+
+    Raises:
+        InputError: Both are given, or neither.
+    """
+    if (input is None) == (inputs_embeds is None):
+        raise InputError(
+            "a run has one input", expected="an input, or inputs_embeds=", got="none" if input is None else "both"
+        )
+    if inputs_embeds is None:
+        assert input is not None, "checked above"
+        return input
+    if not inputs_embeds.is_floating_point():
+        raise InputError("inputs_embeds are numbers", expected="[row, pos, d_model]", got=str(inputs_embeds.dtype))
+    return inputs_embeds
+
+
+def _split(mask: Tensor | None, seen: int) -> tuple[Tensor | None, Tensor | None]:
+    """Returns a mask's part for the tokens in a KV cache, and that for the input."""
+    if mask is None or not seen:
+        return None, mask
+    whole = torch.as_tensor(mask)
+    return (None, whole) if whole.ndim != 2 else (whole[:, :seen], whole[:, seen:])
+
+
+def _joined(past: Tensor | None, batch: Batch) -> Tensor | None:
+    """Returns the padding mask of the tokens in a KV cache and of a batch, or None where nothing is padded."""
+    if past is None or (batch.mask is None and bool(past.all())):
+        return batch.mask
+    return torch.cat([past.to(batch.device).long(), batch.real], 1)
+
+
+def check_width(model: Model, value: Tensor, is_residual: bool) -> None:
+    """Raises unless a tensor of numbers is of the embedding's or, where a run starts at a layer, the stream's width."""
+    width = model.cfg.d_model if is_residual else model.embed.width
+    if value.ndim != 3 or value.shape[-1] != width:
+        raise InputError(
+            "a tensor of numbers is taken as embeddings or a residual stream",
+            expected=f"[batch, pos, {'d_model' if width == model.cfg.d_model else 'width'}={width}]",
+            got=str(list(value.shape)),
+        )
+
+
+def check_length(model: Model, length: int, seen: int = 0) -> None:
+    """Raises if a model with learned positions is given more than it has."""
+    if model.cfg.positional_embedding_type == "standard" and length > model.cfg.n_ctx:
+        raise InputError(
+            "the input is longer than the model's context",
+            expected=f"at most {model.cfg.n_ctx} tokens",
+            got=f"{length}" + (f" ({seen} of them in the KV cache)" if seen else ""),
+            fix="bridge.to_tokens(text, truncate=True)",
+        )
+
+
+def check_keywords(model: Model, keywords: Mapping[str, object]) -> None:
+    """Raises if a keyword is neither ours nor one of the model's forward."""
+    if not keywords:
+        return
+    known = set(inspect.signature(type(model.hf_model).forward).parameters) - {*_INSTEAD, "self", "kwargs"}
+    ours = set(inspect.signature(prepare).parameters) - {"model", "model_kwargs", "is_residual"}
+    for keyword in keywords:
+        if keyword not in known:
+            if keyword in _INSTEAD:
+                raise UnknownArgumentError(f"the bridge does not take {keyword!r}", fix=_INSTEAD[keyword])
+            raise UnknownArgumentError(
+                f"unknown keyword {keyword!r}",
+                nearest=nearest(keyword, known | ours),
+                where=f"neither TransformerBridge.forward nor {type(model.hf_model).__name__}.forward takes it",
+            )
+
+
+def resolve_segment(model: Model, start: int | None, stop: int | None) -> tuple[int | None, int | None]:
+    """Returns the segment with negative layers counted from the end.
+
+    Raises:
+        InvalidArgumentError: A layer that does not exist, or a stop before the start.
+    """
+    n_layers = model.cfg.n_layers
+
+    def resolve(layer: int | None, name: str) -> int | None:
+        if layer is None:
+            return None
+        resolved = layer + n_layers if layer < 0 else layer
+        if not 0 <= resolved <= n_layers:
+            raise InvalidArgumentError(f"{name}={layer} is no layer", expected=f"0 to {n_layers}, or -{n_layers} to -1")
+        return resolved
+
+    start, stop = resolve(start, "start_at_layer"), resolve(stop, "stop_at_layer")
+    if start is not None and stop is not None and stop < start:
+        raise InvalidArgumentError(f"stop_at_layer={stop} comes before start_at_layer={start}")
+    return start, stop

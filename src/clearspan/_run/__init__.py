@@ -1,0 +1,1 @@
+"""Runs with hooks, interventions, a cache, or a generation."""

@@ -1,0 +1,160 @@
+"""Running with a cache."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from clearspan._cache import room as cache_room
+from clearspan._cache.plan import CachePlan, Terms
+from clearspan._cache.room import Choice, choose
+from clearspan._cache.slices import PosSlice, check_columns
+from clearspan._forward.forward import Output, ReturnType, check_return_type, gradients_lost, run
+from clearspan._forward.given import ModelInput
+from clearspan.cache import ActivationCache
+from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError
+from clearspan.hf.derived_gradients import Arrival
+from clearspan.hf.recording import Recording
+from clearspan.hf.relocation import Copies
+from clearspan.index import Segment
+from clearspan.model import Model
+from clearspan.points import HookPoint, NamesFilter
+
+Scalar = Callable[[Tensor], Tensor]
+"""From what a run returns, logits or a residual stream, to the number whose gradients are wanted."""
+
+
+def run_with_cache(
+    model: Model,
+    given: ModelInput,
+    segment: Segment = (None, None),
+    return_type: ReturnType | None = "logits",
+    loss_per_token: bool = False,
+    *,
+    names_filter: NamesFilter = None,
+    device: torch.device | str | None = None,
+    pos_slice: PosSlice = None,
+    incl_bwd: bool | Scalar = False,
+) -> tuple[Output, ActivationCache]:
+    """Runs the model and keeps what was asked for. The arguments are those of `TransformerBridge.run_with_cache`."""
+    choice = choose(model, names_filter, segment)
+    points = choice.points
+    may_defer = "past_key_values" not in given.kwargs
+    batch = given.batch
+    check_columns(pos_slice, batch)
+    terms = Terms.of((batch.rows, batch.width), pos_slice, device, may_defer=may_defer)
+    cache_room.check_room(model, choice, choose(model, None), terms, given)
+    recording = terms.recording(Copies(is_alone=not model.taps.is_listening))
+    gradients: Mapping[str, Tensor] = {}
+    if incl_bwd:
+        scalar = incl_bwd if callable(incl_bwd) else None
+        output, gradients = _run_backward(model, given, segment, return_type, loss_per_token, choice, recording, scalar)
+    else:
+        with model.taps.record(choice.points.values(), choice.plan, recording):
+            output = run(model, given, segment, return_type, loss_per_token)
+    check_kept(choice, names_filter, recording)
+    cache = ActivationCache(
+        model,
+        points,
+        recording,
+        batch=batch,
+        one_position=terms.is_one,
+        gradients=gradients,
+    )
+    return output, cache
+
+
+def plan_cache(
+    model: Model,
+    input_shape: Sequence[int],
+    names_filter: NamesFilter,
+    pos_slice: PosSlice,
+    device: torch.device | str | None,
+) -> CachePlan:
+    """Returns what a cache will keep. The arguments are those of `TransformerBridge.plan_cache`."""
+    return cache_room.planned(model, choose(model, names_filter), input_shape, pos_slice, device)
+
+
+def _run_backward(
+    model: Model,
+    given: ModelInput,
+    segment: Segment,
+    return_type: ReturnType | None,
+    loss_per_token: bool,
+    choice: Choice,
+    recording: Recording,
+    scalar: Scalar | None,
+) -> tuple[Output, dict[str, Tensor]]:
+    check_return_type(return_type)
+    if (segment[1] is not None and scalar is None) or loss_per_token:
+        raise InvalidArgumentError("incl_bwd=True needs a scalar loss", got="stop_at_layer or loss_per_token")
+    if recording.has_transform:
+        raise InvalidArgumentError("incl_bwd=True keeps whole tensors where they are", got="pos_slice or device")
+    lost = gradients_lost(model)
+    if lost is not None:
+        raise InvalidArgumentError(
+            "incl_bwd=True does not work under gradient checkpointing",
+            reason=lost,
+            fix="bridge.hf_model.activation_checkpointing_disable()",
+        )
+    found: dict[str, list[Tensor | Arrival]] = {}
+
+    def note(point: HookPoint, what: Tensor | Arrival) -> None:
+        found.setdefault(point.name, []).append(what)
+
+    with contextlib.ExitStack() as stack:
+        for point in choice.points.values():
+            stack.enter_context(point.giving_gradient_to(note))
+        stack.enter_context(model.taps.record(choice.points.values(), choice.plan, recording))
+        needs_loss = scalar is None or return_type in ("loss", "both")
+        output = run(model, given, segment, "both" if needs_loss else "logits")
+    logits, loss = output if isinstance(output, tuple) else (output, None)
+    assert logits is not None, "both return types have logits"
+    total = loss if scalar is None else _number(scalar(logits))
+    assert total is not None, "without a function it is the loss"
+    ends = [(name, what) for name, there in found.items() for what in there]
+    tensors = [what.output if isinstance(what, Arrival) else what for _, what in ends]
+    at_ends = torch.autograd.grad(total, tensors, allow_unused=True)
+    gradients: dict[str, Tensor] = {}
+    for (name, what), gradient in zip(ends, at_ends, strict=True):
+        if gradient is not None:
+            with contextlib.suppress(ConflictingWritesError):  # a gradient that would miss a write is left out
+                own = what.gradient(gradient) if isinstance(what, Arrival) else gradient
+                gradients[name] = gradients[name] + own if name in gradients else own
+    logits, loss = logits.detach(), None if loss is None else loss.detach()
+    match return_type:
+        case "both":
+            assert loss is not None, "it was asked for"
+            return (logits, loss), gradients
+        case "loss":
+            return loss, gradients
+    return None if return_type is None else logits, gradients
+
+
+def _number(found: object) -> Tensor:
+    """Returns what a function of a run's output gave, if it is one number that depends on it."""
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        raise InvalidArgumentError(
+            "gradients are those of one number",
+            expected="incl_bwd=function, from what the run returns to a tensor of one number",
+            got=f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__,
+        )
+    if not found.requires_grad:
+        raise InvalidArgumentError(
+            "the function of what the run returns has no gradient",
+            reason="its number does not depend on that by differentiable operations",
+            fix="a smooth function, such as a logit, a log-probability or a loss, under torch.enable_grad()",
+        )
+    return found
+
+
+def check_kept(choice: Choice, names: NamesFilter, recording: Recording) -> None:
+    """Raises if a point that was asked for by name was not passed."""
+    for point in choice.points.values() if isinstance(names, str | list | tuple) else ():
+        if not recording.has(point):
+            raise PointNotReachedError(
+                f"{point.name} was not reached",
+                where=str(point.place),
+                reason="the forward did not pass there in this run",
+            )

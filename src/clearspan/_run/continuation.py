@@ -1,0 +1,175 @@
+"""Runs that go on from another: from its residual stream at a layer, on its keys and values of earlier positions."""
+
+import contextlib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clearspan._forward.forward import run_segment
+from clearspan._forward.given import ModelInput
+from clearspan._run import caching
+from clearspan._run.hooks import Hooks, attached, check_fired
+from clearspan.components import MLPBridge
+from clearspan.errors import InvalidArgumentError
+from clearspan.hf.prefix import Prefix, empty
+from clearspan.hf.segments import Stopped, narrowed
+from clearspan.model import Model
+
+
+@dataclass(frozen=True)
+class BaseRun:
+    """A run from which others go on.
+
+    Attributes:
+        model: The model.
+        given: What it was given.
+        residuals: The residual stream entering a layer, `[row, pos, d_model]`, by layer; the last one by `n_layers`.
+        prefix: Its keys and values, where runs may go on after some of its positions.
+        logits: What the model returned `[row, pos, d_vocab]`.
+    """
+
+    model: Model
+    given: ModelInput
+    residuals: Mapping[int, Tensor]
+    prefix: Prefix | None
+    logits: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Rows of its input."""
+        return self.given.size[0]
+
+    @property
+    def length(self) -> int:
+        """Positions of its input."""
+        return self.given.size[1]
+
+    def entering(self, layer: int, first: int, copies: int) -> Tensor:
+        """Returns the residual stream entering a layer from a position on, `copies` times over: a copy."""
+        return self.residuals[layer][:, first:].repeat(copies, 1, 1)
+
+    def embedded(self, first: int, copies: int, hooks: Hooks) -> Tensor:
+        """Returns what the embeddings make of the input from a position on, `copies` times over, with hooks on them."""
+        ids = {name: self.given.kwargs.get(name) for name in ("input_ids", "inputs_embeds")}
+        value = {name: _repeated(tensor[:, first:], copies) for name, tensor in ids.items() if tensor is not None}
+        return self._run(value, None, 0, first, copies, hooks)
+
+    def continued(
+        self, residual: Tensor, start: int, stop: int, first: int, hooks: Hooks, keep: Sequence[int] | None = None
+    ) -> Tensor:
+        """Returns the residual stream before layer `stop` of a run that starts at layer `start`.
+
+        Args:
+            residual: What enters layer `start`, `[copies * row, pos - first, d_model]`.
+            start: The first layer run.
+            stop: The layer before which it ends; `n_layers` for the last residual stream.
+            first: The position of the whole sequence at which `residual` starts.
+            hooks: Forward hooks of the run.
+            keep: Positions of `residual` whose last residual stream is wanted, with `stop=n_layers`: the last MLP is
+                run on these alone. None for all.
+        """
+        copies = len(residual) // self.rows
+        mlp = None if keep is None or stop < self.model.cfg.n_layers else positionwise_mlp(self.model)
+        with contextlib.ExitStack() as stack:
+            if mlp is not None and keep is not None and len(keep) < residual.shape[1]:
+                stack.enter_context(narrowed(mlp.module, keep))
+            return self._run({"inputs_embeds": residual}, start, stop, first, copies, hooks)
+
+    def read_out(self, residual: Tensor, first: int, hooks: Hooks) -> Tensor:
+        """Returns the logits that the model makes of last residual streams, with hooks on what reads them out."""
+        copies = len(residual) // self.rows
+        return self._run({"inputs_embeds": residual}, self.model.cfg.n_layers, None, first, copies, hooks)
+
+    def _run(
+        self, value: dict[str, Tensor], start: int | None, stop: int | None, first: int, copies: int, hooks: Hooks
+    ) -> Tensor:
+        kwargs = {**self.given.kwargs, "use_cache": False}
+        for name in ("input_ids", "inputs_embeds", "past_key_values"):
+            kwargs.pop(name, None)
+        for name in ("attention_mask", "position_ids"):
+            if name in kwargs:
+                kept = kwargs[name] if name == "attention_mask" else kwargs[name][..., first:]
+                kwargs[name] = _repeated(kept, copies)
+        kwargs |= value
+        if first:
+            assert self.prefix is not None, "a run of the last positions has keys and values of those before"
+            kwargs |= {"past_key_values": self.prefix.cache(first), "use_cache": True}
+        with attached(self.model, hooks, segment=(start, stop)) as listeners:
+            output = run_segment(self.model, ModelInput(self.given.batch, kwargs), start, stop)
+            check_fired(listeners)
+        return output.residual if isinstance(output, Stopped) else output
+
+
+@torch.no_grad()
+def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hooks, *, with_prefix: bool) -> BaseRun:
+    """Runs the model and returns what other runs go on from.
+
+    Args:
+        model: The model.
+        given: Its input; no KV cache.
+        layers: Layers whose residual stream is kept, one or more; `n_layers` for the last one.
+        hooks: Forward hooks of this run, whose effect is part of it.
+        with_prefix: Whether keys and values are kept.
+    """
+    if "past_key_values" in given.kwargs:
+        raise InvalidArgumentError("runs go on from a run without a KV cache of its own", got="past_key_values")
+    n_layers = model.cfg.n_layers
+    names = {
+        layer: f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
+        for layer in layers
+    }
+    kv_cache = empty() if with_prefix else None
+    own = {} if kv_cache is None else {"past_key_values": kv_cache, "use_cache": True}
+    wanted = ModelInput(given.batch, {**given.kwargs, **own})
+    with attached(model, hooks) as listeners:
+        logits, cache = caching.run_with_cache(
+            model,
+            wanted,
+            (None, None),
+            "logits",
+            False,
+            names_filter=list(names.values()),
+            device=None,
+            pos_slice=None,
+            incl_bwd=False,
+        )
+        assert isinstance(logits, Tensor), "a run for logits returns them"
+        check_fired(listeners)
+    residuals = {layer: cache[name] for layer, name in names.items()}
+    return BaseRun(model, given, residuals, None if kv_cache is None else Prefix.of(kv_cache), logits)
+
+
+def positionwise_mlp(model: Model) -> MLPBridge | None:
+    """Returns the last block's MLP if its module maps one tensor position by position to another, or None."""
+    mlp = model.blocks[-1].mlp
+    if not isinstance(mlp, MLPBridge) or mlp.name is None:
+        return None
+    takes = list(inspect.signature(type(mlp.module).forward).parameters.values())
+    return mlp if len(takes) == 2 and takes[1].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else None
+
+
+def _repeated(tensor: Tensor, copies: int) -> Tensor:
+    """Returns rows `copies` times over; one row for all stays one where it is broadcast."""
+    return tensor if copies == 1 else tensor.repeat(copies, *[1] * (tensor.ndim - 1))
+
+
+def check_undisturbed(model: Model) -> None:
+    """Raises unless runs of a model are its own: in evaluation mode, and with no hooks on it.
+
+    Raises:
+        InvalidArgumentError: It is in training mode, or somebody's hooks are on it.
+    """
+    if model.hf_model.training:
+        raise InvalidArgumentError(
+            "runs are compared on a model in evaluation mode", got="training mode", fix="bridge.hf_model.eval()"
+        )
+    listening = next((point for point in model.index if point.is_listening), None)
+    if listening is not None:
+        raise InvalidArgumentError(
+            "hooks are on the model, which would be called with the rows and positions of batches",
+            where=listening.name,
+            fix="bridge.reset_hooks(), or background=[...] for what is to be done in every cell",
+        )

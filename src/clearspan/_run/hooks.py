@@ -1,0 +1,235 @@
+"""Hooks and interventions of one run, or of a stretch of code: attached together, taken off together."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, cast
+
+from torch import Tensor
+
+from clearspan._run.sources import Source, Sources, gathered
+from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
+from clearspan.index import Names, Segment
+from clearspan.inputs import Batch
+from clearspan.interventions import Intervention, Site, Written, located
+from clearspan.model import Model
+from clearspan.points import Direction, HookFunction, HookPoint, Listener, Side
+
+Hooks = Sequence[tuple[Names, HookFunction]]
+"""Pairs of a point's name, several names, a compiled pattern or a predicate of names; and a function."""
+Attached = Sequence[tuple[HookPoint, Listener, Direction]]
+"""Hooks that were attached: each with its point, and for which direction."""
+
+
+@contextlib.contextmanager
+def attached(
+    model: Model,
+    fwd_hooks: Hooks = (),
+    bwd_hooks: Hooks = (),
+    *,
+    segment: Segment = (None, None),
+    reset_hooks_end: bool = True,
+    clear_contexts: bool = False,
+) -> Iterator[list[tuple[HookPoint, Listener, Direction]]]:
+    """Attaches hooks while the context is open; if one cannot be attached, none is.
+
+    All names are looked up before anything is attached. A predicate is asked about the points in the segment alone, and
+    for backward hooks about those that have a gradient.
+
+    Args:
+        model: The model.
+        fwd_hooks: Functions of values.
+        bwd_hooks: Functions of gradients.
+        segment: The part of the model that is run.
+        reset_hooks_end: Whether the hooks come off at the end.
+        clear_contexts: Whether the `ctx` of their points is emptied at the end.
+
+    Raises:
+        UnknownPointError: A name is unknown, or a predicate holds for none.
+        HookTypeError: A hook is not callable.
+    """
+    model.taps.check_not_in_hook()
+    wanted: list[tuple[HookPoint, str, HookFunction, Direction]] = []
+    directions: list[tuple[Direction, Hooks]] = [("fwd", fwd_hooks), ("bwd", bwd_hooks)]
+    for direction, hooks in directions:
+        for names, function in _pairs(hooks, f"{direction}_hooks"):
+            for point, name in model.index.matching(names, segment, with_gradient=direction == "bwd"):
+                wanted.append((point, name, function, direction))
+    with contextlib.ExitStack() as stack:
+        listeners: list[tuple[HookPoint, Listener, Direction]] = []
+        for point, name, function, direction in wanted:
+            listener = point.add_hook(function, direction, name=name)
+            stack.callback(point.remove, listener)
+            listeners.append((point, listener, direction))
+        try:
+            yield listeners
+        finally:
+            if clear_contexts:
+                for point, _, _ in listeners:
+                    point.ctx.clear()
+            if not reset_hooks_end:
+                stack.pop_all()
+
+
+def _pairs(hooks: object, what: str) -> Iterator[tuple[Names, HookFunction]]:
+    """Yields hooks as pairs, checked."""
+    if isinstance(hooks, Mapping) or not isinstance(hooks, Iterable):
+        raise InvalidArgumentError(f"{what} are pairs", expected="[(name, function), ...]", got=type(hooks).__name__)
+    for pair in hooks:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            raise InvalidArgumentError(f"{what} holds {pair!r}", expected="pairs (name, function)")
+        if isinstance(pair[1], str) and callable(pair[0]):
+            raise InvalidArgumentError(f"{what} holds a pair the wrong way round", expected="(name, function)")
+        yield cast("tuple[Names, HookFunction]", tuple(pair))
+
+
+def edits(
+    model: Model,
+    fwd_hooks: Hooks = (),
+    interventions: Sequence[Intervention] = (),
+    sources: Mapping[str, Source] | None = None,
+    like: Batch | None = None,
+) -> Hooks:
+    """Returns interventions, in their order, and then hook functions, as the hooks of a run. Sources are run here.
+
+    Args:
+        model: The model.
+        fwd_hooks: Functions of values.
+        interventions: What is done.
+        sources: The runs from which interventions take values.
+        like: The whole sequence of the run, where it is known; what does not fit it raises.
+
+    Raises:
+        UnknownPointError: The model has no such point.
+        InvalidArgumentError: Interventions or sources that do not fit.
+    """
+    if not interventions:
+        return fwd_hooks
+    model.taps.check_not_in_hook()
+    sites = sites_of(model, interventions)
+    found = gathered(model, sites, sources, like)
+    if like is not None:
+        for site in sites:
+            found.of(site.on(like))
+    return [*((site.name, SiteWriter(model, site, found)) for site in sites), *fwd_hooks]
+
+
+def sites_of(model: Model, interventions: Iterable[Intervention]) -> list[Site]:
+    """Returns interventions laid on a model, in their order."""
+    if isinstance(interventions, Intervention):
+        interventions = [interventions]
+    found = []
+    for intervention in interventions:
+        if not isinstance(intervention, Intervention):
+            raise InvalidArgumentError(
+                "this is no intervention", expected="clearspan.Intervention(point, action, ...)", got=repr(intervention)
+            )
+        found.append(located(intervention, model.index.find, model.cfg.n_layers))
+    return found
+
+
+class SiteWriter:
+    """A site as a hook function: it writes in whatever batch is running.
+
+    Args:
+        model: The model, which says what is running.
+        site: The site.
+        sources: What its action takes values from.
+
+    Attributes:
+        wrote: Whether it has written.
+    """
+
+    def __init__(self, model: Model, site: Site, sources: Sources) -> None:
+        self._model = model
+        self._site = site
+        self._sources = sources
+        self._written: Written | None = None
+        self.wrote = False
+
+    def __call__(self, value: Tensor, *, hook: HookPoint) -> None:
+        """Writes into the value what belongs into the columns that it shows."""
+        width = hook.width if hook.width is not None else value.shape[self._site.sequence_axis]
+        batch = self._model.running if self._model.running is not None else _unpadded(value, width)
+        written = self._written
+        is_generating = hook.step is not None
+        if written is None or written.batch is not batch or written.is_generating != is_generating:
+            written = self._written = Written(self._site, batch, is_generating=is_generating)
+        is_new = is_generating and hook.position > 0
+        step_from = hook.position if is_new and self._site.intervention.every_step else None
+        self.wrote |= written.write(value, self._sources.of(written), width=width, step_from=step_from)
+
+
+def _unpadded(value: Tensor, width: int) -> Batch:
+    """Returns the batch of a forward of which only a value is known."""
+    return Batch(None, embeds=value.new_empty(len(value), width, 0))
+
+
+def check_fired(listeners: Attached) -> None:
+    """Raises if a forward hook was not called in the run that it was given to."""
+    for point, listener, direction in listeners:
+        if direction == "fwd" and listener.calls == 0:
+            raise PointNotReachedError(
+                f"the hook on {listener.name} did not fire",
+                where=str(point.place),
+                reason="the forward did not pass there in this run",
+            )
+        if isinstance(listener.function, SiteWriter) and not listener.function.wrote:
+            raise PointNotReachedError(
+                f"the intervention at {listener.name} wrote nothing",
+                where=str(point.place),
+                reason="its positions were not reached",
+                fix="more new tokens, or positions that there are",
+            )
+
+
+def check_recomputation(listeners: Attached, lost: str | None) -> None:
+    """Raises if hooks of one run are of a kind that changes the graph, and gradient checkpointing makes it again.
+
+    Args:
+        listeners: The run's hooks.
+        lost: Why such hooks would be gone by then, or None where there is no checkpointing.
+    """
+    for point, listener, direction in listeners if lost is not None else ():
+        if direction == "bwd" or point.place.side in (Side.SCORES, Side.PATTERN):
+            raise UnwritableError(
+                f"the hook on {listener.name} would be missing when the forward is made again",
+                reason=lost,
+                fix="with bridge.hooks(...): around forward and backward, or without gradient checkpointing",
+            )
+
+
+Placed = tuple[Written, slice]
+"""A site in a run, and the rows of the batch in which it is written."""
+
+
+def hooks_of(placed: Iterable[Placed], sources: Sources) -> Hooks:
+    """Returns one hook for each point at which something is written, sites in their order."""
+    by_point: dict[str, list[Placed]] = {}
+    for written, rows in placed:
+        by_point.setdefault(written.site.name, []).append((written, rows))
+    return [(name, _writer(there, sources)) for name, there in by_point.items()]
+
+
+def _writer(placed: Sequence[Placed], sources: Sources) -> HookFunction:
+    def write(value: Tensor, hook: object) -> None:  # noqa: ARG001
+        for written, rows in placed:
+            written.write(value, sources.of(written), rows)
+
+    return write
+
+
+def add_hook(model: Model, name: Names, hook: HookFunction, dir: Direction, is_permanent: bool) -> None:
+    """Puts a function on points. The arguments are those of `TransformerBridge.add_hook`."""
+    for point, found in model.index.matching(name):
+        point.add_hook(hook, dir, is_permanent, name=found)
+
+
+def reset_hooks(
+    model: Model, clear_contexts: bool, direction: Literal["fwd", "bwd", "both"], including_permanent: bool
+) -> None:
+    """Takes hooks off all points. The arguments are those of `TransformerBridge.reset_hooks`."""
+    for point in model.index:
+        if point.is_listening:
+            point.remove_hooks(direction, including_permanent)
+        if clear_contexts:
+            point.ctx.clear()

@@ -1,0 +1,41 @@
+"""A processed model: a copy on the same tensors, but for those that processing changes."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+
+from clearspan.errors import UnreadableWeightError
+from clearspan.hf.config import bridge_config
+from clearspan.hf.sharing import sharing_copy, untie
+from clearspan.model import Model
+from clearspan.weights.processing import process
+
+Own = TypeVar("Own", bound=Model)
+
+
+@torch.no_grad()
+def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
+    """Returns a new model with processed weights. The steps are the arguments of `TransformerBridge.processed`."""
+    _refuse_quantised(model)
+    hf_model = sharing_copy(model.hf_model)
+    adapter = type(model.adapter)
+    cfg = bridge_config(hf_model, adapter)
+    cfg.default_prepend_bos = model.cfg.default_prepend_bos
+    new = type(model)(hf_model, adapter(cfg), model.text.tokenizer_or_none)
+    new.processing = (*model.processing, *process(new, steps))
+    if model.tied and not new.tied:
+        untie(hf_model)
+    return new
+
+
+def _refuse_quantised(model: Model) -> None:
+    for component in model.components:
+        for part in component.walk():
+            if part.name is not None and "weight" in part.module._parameters and part.is_quantised:
+                raise UnreadableWeightError(
+                    "a quantised model cannot be processed",
+                    where=part.path,
+                    reason="processed weights are other numbers, which would have to be quantised anew",
+                    fix="load it without quantisation",
+                )

@@ -1,0 +1,256 @@
+"""Source runs: where interventions take values from. Each is a cache, tensors by name, or an input that is run once."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from clearspan._forward.given import prepare
+from clearspan._run.caching import run_with_cache
+from clearspan.cache import ActivationCache
+from clearspan.errors import InvalidArgumentError
+from clearspan.inputs import Batch, Input
+from clearspan.interventions import Action, Site, Taken, Written
+from clearspan.model import Model
+from clearspan.shapes import Axes
+
+Source = ActivationCache | Mapping[str, Tensor] | Input
+"""A cache, tensors by hook point's full name, or an input that is run when it is needed."""
+_ALONG_TEXT = ("pos", "q_pos", "k_pos")
+
+
+def batch_of_source(model: Model, source: Source, like: Batch | None = None) -> Batch | None:
+    """Returns the batch of a source that is run, or None for one that was.
+
+    Args:
+        model: The model.
+        source: The source.
+        like: The run that is changed. Bare ids may be padded as it is: where their ids at its padding are its own.
+
+    Raises:
+        InvalidArgumentError: Bare ids of a padded input's shape, which do not tell where they are padded.
+    """
+    if isinstance(source, ActivationCache) or (isinstance(source, Mapping) and _holds_values(source)):
+        return None
+    batch = model.to_batch(cast("Input", source))
+    is_bare = not isinstance(source, Batch | Mapping) and batch.texts is None and batch.mask is None
+    if not is_bare or like is None or like.mask is None or like.tokens is None or batch.tokens is None:
+        return batch
+    if batch.tokens.shape != like.tokens.shape:
+        return batch
+    hidden = like.mask == 0
+    if not torch.equal(batch.tokens[hidden], like.tokens[hidden]):
+        raise InvalidArgumentError(
+            "the token ids of a source do not tell which of them are padding",
+            expected="the ids of the input where that is padded, or a mask",
+            fix="sources={name: {'input_ids': ids, 'attention_mask': mask}}",
+        )
+    return model.to_batch(batch.tokens, like.mask)
+
+
+def _holds_values(source: Mapping[str, Any]) -> bool:
+    """Returns whether a mapping is one of tensors by hook point's name, and no tokenizer's output or dataset row."""
+    return not {"input_ids", "text", "messages", "inputs_embeds"} & source.keys()
+
+
+@dataclass(frozen=True, eq=False)
+class SourceRun:
+    """What one source run left.
+
+    Attributes:
+        values: By hook point's name.
+        batch: Its rows, or None where only the values tell them.
+        logits: What the model returned, where the source was run here.
+    """
+
+    values: Mapping[str, Tensor]
+    batch: Batch | None = None
+    logits: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Sources:
+    """Source runs by name, and what actions take from them, which is computed once.
+
+    Args:
+        model: The model.
+        runs: The runs.
+    """
+
+    model: Model
+    runs: Mapping[str, SourceRun]
+    _prepared: dict[tuple[str, object], tuple[Taken, Batch]] = field(default_factory=dict)
+    _checked: dict[Written, Taken] = field(default_factory=dict)
+
+    def of(self, written: Written) -> Taken | None:
+        """Returns what a site's action takes from its source run, or None for an action without one.
+
+        Raises:
+            InvalidArgumentError: The source has not the rows, or a position, that the run needs.
+        """
+        action = written.site.action
+        if action.run is None:
+            return None
+        if written not in self._checked:
+            self._checked[written] = self._taken(written)
+        return self._checked[written]
+
+    def _taken(self, written: Written) -> Taken:
+        site, action = written.site, written.site.action
+        assert action.run is not None, "the action has a source"
+        run, name = self.runs[action.run], action.source_point(site.name, self.model.cfg.n_layers)
+        values = run.values[name]
+        own = run.batch if run.batch is not None else _unpadded(values, site.axes)
+        if not _is_of(values, own, site.axes):
+            raise InvalidArgumentError(
+                f"the source run {action.run!r} holds a value of another shape than its own input",
+                expected=repr(own),
+                got=str(list(values.shape)),
+                where=name,
+            )
+        is_alike = own.real_columns == written.batch.real_columns and own.width == written.batch.width
+        if (
+            action.source_position is None
+            and not action.is_constant
+            and is_alike
+            and type(action).prepared is Action.prepared
+        ):
+            return Taken(values, is_by_column=True)
+        key = (name, action)
+        if key not in self._prepared:
+            self._prepared[key] = _prepared(site, values, own)
+        taken, batch = self._prepared[key]
+        if is_alike and not own.is_padded and not taken.is_constant and not taken.in_order:
+            taken = Taken(taken.values, is_by_column=True)
+        _check(written, taken, batch)
+        return taken
+
+
+def _prepared(site: Site, values: Tensor, own: Batch) -> tuple[Taken, Batch]:
+    """Returns what an action takes of a source's values, each row's real positions first, and the source's batch."""
+    action = site.action
+    justified = _justified(values, site.axes, own)
+    read = action.source_position
+    if read is not None:
+        wanted = [read] if isinstance(read, int) else list(read)
+        rows = range(own.rows) if len(values) == own.rows else range(1)
+        places = [[own.position_of(row, one, "source position") for one in wanted] for row in rows]
+        index = torch.tensor(places, device=values.device)
+        justified = justified[torch.arange(len(justified))[:, None], index]
+        prepared = action.prepared(justified, site.axes, own.lengths)
+        return Taken(prepared, is_constant=len(wanted) == 1, in_order=True), own
+    prepared = action.prepared(justified, site.axes, own.lengths)
+    is_constant = site.axes[1] == "pos" and action.is_constant
+    return Taken(prepared, is_constant=is_constant), own
+
+
+def _check(written: Written, taken: Taken, own: Batch) -> None:
+    """Raises unless the source has the rows and positions that a run takes."""
+    site, target = written.site, written.batch
+    rows = len(taken.values)
+    lengths = own.lengths.tolist() if rows == own.rows and rows > 1 else [int(own.lengths.min())] * target.rows
+    fits = rows in (1, target.rows)
+    if fits and not (taken.is_constant or taken.in_order):
+        if written.rows is None or (
+            "k_pos" in site.axes and site.intervention.key_positions is None and not written.is_generating
+        ):
+            fits = lengths == target.lengths.tolist()
+        if written.rows is not None and not written.is_generating:
+            fits = fits and all(
+                max((*row.positions, *(row.keys or ())), default=-1) < length
+                for row, length in zip(written.rows, lengths, strict=True)
+            )
+    if not fits:
+        real = target.lengths.tolist()
+        size = f"{real[0]} positions" if len(set(real)) == 1 else f"{real} positions"
+        raise InvalidArgumentError(
+            f"the source run {site.action.run!r} does not fit the run that is changed",
+            expected=f"{target.rows} rows (or one) of {size}",
+            got=f"{rows} rows of {sorted(set(own.lengths.tolist()))} positions",
+            where=site.name,
+        )
+
+
+def _justified(values: Tensor, axes: Axes, batch: Batch) -> Tensor:
+    """Returns values with each row's real positions first; what comes after them has no meaning."""
+    if batch.mask is None:
+        return values
+    hidden = (1 - batch.mask).argsort(dim=1, stable=True).to(values.device)
+    for at, axis in enumerate(axes):
+        if axis in _ALONG_TEXT:
+            shape = [len(values) if place == 0 else batch.width if place == at else 1 for place in range(values.ndim)]
+            values = values.gather(at, hidden.view(shape).expand_as(values))
+    return values
+
+
+def _unpadded(values: Tensor, axes: Axes) -> Batch:
+    """Returns the batch of values that nothing is known of: no padding."""
+    width = next(size for axis, size in zip(axes, values.shape, strict=True) if axis in _ALONG_TEXT)
+    return Batch(None, embeds=values.new_empty(len(values), width, 0, dtype=torch.float32))
+
+
+def _is_of(values: Tensor, batch: Batch, axes: Axes) -> bool:
+    sizes = dict(zip(axes, values.shape, strict=True)) if len(axes) == values.ndim else {}
+    return sizes.get("batch") in (1, batch.rows) and all(
+        sizes[axis] == batch.width for axis in _ALONG_TEXT if axis in sizes
+    )
+
+
+@torch.no_grad()
+def gathered(
+    model: Model, sites: Iterable[Site], sources: Mapping[str, Source] | None, like: Batch | None = None
+) -> Sources:
+    """Returns the source runs that sites name, with the values that these need.
+
+    Args:
+        model: The model.
+        sites: What is written.
+        sources: Runs by name.
+        like: The run that is changed; see `batch_of_source`.
+
+    Raises:
+        InvalidArgumentError: A run is not given.
+    """
+    given = sources or {}
+    if not isinstance(given, Mapping):
+        raise InvalidArgumentError("sources are runs by name", expected="{name: input or cache}", got=repr(given)[:80])
+    needed: dict[str, dict[str, None]] = {}
+    for site in sites:
+        run = site.action.run
+        if run is not None:
+            name = site.action.source_point(site.name, model.cfg.n_layers)
+            needed.setdefault(run, {})[model.index.find(name).name] = None
+    return Sources(model, {run: _run(model, run, list(names), given, like) for run, names in needed.items()})
+
+
+def _run(model: Model, run: str, names: list[str], sources: Mapping[str, Source], like: Batch | None) -> SourceRun:
+    if run not in sources:
+        raise InvalidArgumentError(
+            f"an intervention takes values from the run {run!r}, which is not given",
+            got=", ".join(map(repr, sources)) or "no sources",
+            fix=f"sources={{{run!r}: its tokens, text, or cache}}",
+        )
+    source = sources[run]
+    if isinstance(source, ActivationCache):
+        cache = source
+        return SourceRun({name: _with_rows(cache, name) for name in names}, cache.batch)
+    batch = batch_of_source(model, source, like)
+    if batch is None:
+        tensors = cast("Mapping[str, Tensor]", source)
+        lacking = [name for name in names if name not in tensors]
+        if lacking:
+            raise InvalidArgumentError(
+                f"the source {run!r} holds no value of {lacking[0]}",
+                got=", ".join(map(str, tensors)) or "nothing",
+                expected="tensors by hook point's full name",
+            )
+        return SourceRun(tensors)
+    logits, cache = run_with_cache(model, prepare(model, batch), names_filter=names)
+    assert isinstance(logits, Tensor), "a run for logits returns them"
+    return SourceRun({name: cache[name] for name in names}, batch, logits)
+
+
+def _with_rows(cache: ActivationCache, name: str) -> Tensor:
+    return cache[name] if cache.has_batch_dim else cache[name][None]

@@ -1,0 +1,625 @@
+"""Inputs: text and token ids as a batch, with the mask of what is padded, made once at the public entry.
+
+Below the entry nobody passes ids and a mask side by side. A position is counted among a row's real tokens here, and
+nowhere else.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clearspan.config import TransformerBridgeConfig
+from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError, TokenRangeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PaddingSide = Literal["left", "right"]
+Positions = int | Sequence[int] | Sequence[Sequence[int]] | slice | None
+"""Positions among a row's real tokens: one, several, a list for each row, a slice, or all (None)."""
+Place = tuple[int, int]
+"""A row of a batch, and a position among its real tokens."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Batch:
+    """Rows of tokens, with the mask of what is padded, and the texts that they were. `bridge.to_batch` makes one.
+
+    A position of a row is counted among its real tokens, negative from the last one; a column is a place in the
+    tensors, padding included.
+
+    Attributes:
+        tokens: Token ids, or None for embeddings.
+        mask: 1 for real tokens, or None where nothing is padded.
+        embeds: Embeddings, or the residual stream that a run starts from, in place of tokens.
+        attention: A mask of four axes in place of a padding mask, as the model's own code takes it.
+        texts: The text of each row, where it was text.
+        is_one: Whether one text was given, and not a list.
+    """
+
+    tokens: Int[Tensor, "row pos"] | None
+    mask: Int[Tensor, "row pos"] | None = None
+    embeds: Float[Tensor, "row pos d_model"] | None = None
+    attention: Tensor | None = None
+    texts: tuple[str, ...] | None = None
+    is_one: bool = False
+
+    @property
+    def value(self) -> Tensor:
+        """The token ids, or the embeddings."""
+        value = self.tokens if self.embeds is None else self.embeds
+        assert value is not None, "a batch has tokens or embeddings"
+        return value
+
+    @property
+    def ids(self) -> Int[Tensor, "row pos"]:
+        """The token ids.
+
+        Raises:
+            InputError: The batch holds embeddings.
+        """
+        if self.tokens is None:
+            raise InputError("this needs token ids", got="embeddings", expected="text, or token ids [row, pos]")
+        return self.tokens
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return len(self.value)
+
+    @property
+    def width(self) -> int:
+        """How many columns, padding included."""
+        return self.value.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its tensors."""
+        return self.value.device
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether some tokens are padding."""
+        return self.mask is not None
+
+    # --- positions ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def lengths(self) -> Int[Tensor, "row"]:
+        """Real tokens of each row, on the CPU."""
+        return torch.full((self.rows,), self.width) if self.mask is None else self.mask.sum(-1).cpu()
+
+    @property
+    def longest(self) -> int:
+        """Real tokens of the longest row."""
+        return int(self.lengths.max())
+
+    @property
+    def real(self) -> Int[Tensor, "row pos"]:
+        """1 for real tokens, also where nothing is padded."""
+        return (
+            torch.ones(self.value.shape[:2], dtype=torch.long, device=self.device) if self.mask is None else self.mask
+        )
+
+    @cached_property
+    def real_columns(self) -> tuple[tuple[int, ...], ...]:
+        """The columns of each row's real tokens, in order."""
+        if self.mask is None:
+            return (tuple(range(self.width)),) * self.rows
+        return tuple(tuple(row.nonzero()[:, 0].tolist()) for row in self.mask.cpu())
+
+    def position_of(self, row: int, position: int, what: str = "position") -> int:
+        """Returns a position of a row counted from 0.
+
+        Raises:
+            InvalidArgumentError: The row does not have it.
+        """
+        length = len(self.real_columns[row])
+        if not -length <= position < length:
+            raise InvalidArgumentError(
+                f"row {row} has no {what} {position}",
+                expected=f"-{length} to {length - 1}" if length else "a token",
+                got=f"{length} real tokens",
+            )
+        return position % length
+
+    def column_of(self, row: int, position: int, what: str = "position") -> int:
+        """Returns the column of a position of a row.
+
+        Raises:
+            InvalidArgumentError: The row does not have it.
+        """
+        return self.real_columns[row][self.position_of(row, position, what)]
+
+    def positions(self, chosen: Positions, what: str = "position") -> list[list[int]]:
+        """Returns chosen positions of each row, counted from 0.
+
+        Raises:
+            InvalidArgumentError: A row does not have one of them, or there is not one list for each row.
+        """
+        by_row: Sequence[Sequence[int] | slice | None]
+        match chosen:
+            case None | slice():
+                by_row = [chosen] * self.rows
+            case int() | np.integer():
+                by_row = [[int(chosen)]] * self.rows
+            case Tensor() | np.ndarray():
+                return self.positions(cast("Sequence[int]", chosen.tolist()), what)
+            case _ if any(isinstance(one, Sequence | Tensor) for one in chosen):
+                by_row = [list(one) for one in cast("Sequence[Sequence[int]]", chosen)]
+                if len(by_row) != self.rows:
+                    raise InvalidArgumentError(
+                        f"{what}s are not one list for each row", expected=f"{self.rows} lists", got=str(len(by_row))
+                    )
+            case _:
+                by_row = [list(cast("Sequence[int]", chosen))] * self.rows
+        found = []
+        for row, wanted in enumerate(by_row):
+            length = len(self.real_columns[row])
+            if wanted is None or isinstance(wanted, slice):
+                own = list(range(length)[slice(None) if wanted is None else wanted])
+            else:
+                own = [self.position_of(row, one, what) for one in wanted]
+            if not own:
+                raise InvalidArgumentError(
+                    f"row {row} has no {what} in {chosen!r}",
+                    expected=f"{what}s=None for all",
+                    got=f"{length} real tokens",
+                )
+            found.append(own)
+        return found
+
+    def places(self, chosen: Positions) -> tuple[Int[Tensor, "place"], Int[Tensor, "place"], tuple[Place, ...]]:
+        """Returns the rows and columns of chosen positions, row by row, and their places."""
+        places = tuple((row, one) for row, own in enumerate(self.positions(chosen)) for one in own)
+        rows = torch.tensor([row for row, _ in places], device=self.device)
+        columns = torch.tensor([self.real_columns[row][one] for row, one in places], device=self.device)
+        return rows, columns, places
+
+    # --- other batches -----------------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device | str) -> Self:
+        """Returns the batch on a device."""
+        if self.device == torch.device(device):
+            return self
+        names = ("tokens", "mask", "embeds", "attention")
+        moved = {name: getattr(self, name).to(device) for name in names if getattr(self, name) is not None}
+        return replace(self, **moved)
+
+    def select(self, rows: slice | Sequence[int] | Tensor) -> Self:
+        """Returns some of the rows, without columns at the ends that are padding in all of them."""
+        index = rows if isinstance(rows, slice) else torch.as_tensor(rows, device=self.device)
+        names = ("tokens", "mask", "embeds", "attention")
+        chosen: dict[str, Any] = {name: getattr(self, name)[index] for name in names if getattr(self, name) is not None}
+        numbers = torch.arange(self.rows)[index if isinstance(index, slice) else index.cpu()].tolist()
+        texts = None if self.texts is None else tuple(self.texts[number] for number in numbers)
+        found = replace(self, **chosen, texts=texts)
+        return found if found.mask is None else found._trimmed()
+
+    def split(self, size: int) -> Iterator[Self]:
+        """Yields the rows in their order, at most `size` at a time."""
+        for start in range(0, self.rows, size):
+            yield self.select(slice(start, start + size))
+
+    def _trimmed(self) -> Self:
+        """Returns the batch without columns at the ends that are padding in all rows."""
+        assert self.mask is not None, "something is padded"
+        there = self.mask.any(0).nonzero()[:, 0]
+        kept = slice(int(there[0]), int(there[-1]) + 1)
+        names = [name for name in ("tokens", "embeds") if getattr(self, name) is not None]
+        return replace(
+            self, **{name: getattr(self, name)[:, kept] for name in names}, mask=_or_none(self.mask[:, kept])
+        )
+
+    def repeated(self, copies: int) -> Self:
+        """Returns all rows `copies` times over, copy after copy."""
+        if copies == 1:
+            return self
+        names = ("tokens", "mask", "embeds", "attention")
+        tensors = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        copied = {name: one.repeat(copies, *[1] * (one.ndim - 1)) for name, one in tensors.items()}
+        return replace(self, **copied, texts=None if self.texts is None else self.texts * copies)
+
+    def entering(self, residual: Float[Tensor, "copies*row pos d_model"]) -> Self:
+        """Returns the batch of a run that starts at a layer, from the residual stream entering it.
+
+        Args:
+            residual: Of this batch's rows, or of all of them several times over.
+        """
+        copied = self.repeated(len(residual) // self.rows)
+        return replace(copied, tokens=None, embeds=residual)
+
+    def laid_out_as(self, other: "Batch") -> Self:
+        """Returns the batch with its real tokens in the columns of another one's.
+
+        Raises:
+            InvalidArgumentError: The rows differ in number or in real length.
+        """
+        if self.rows != other.rows or not torch.equal(self.lengths, other.lengths):
+            raise InvalidArgumentError(
+                "the two inputs do not lie position on position",
+                expected="as many rows, and as many real tokens in each",
+                got=f"{self.lengths.tolist()} and {other.lengths.tolist()} real tokens",
+            )
+        if self.real_columns == other.real_columns and self.width == other.width:
+            return self
+        value = self.value.new_zeros(self.rows, other.width, *self.value.shape[2:])
+        for row, (own, there) in enumerate(zip(self.real_columns, other.real_columns, strict=True)):
+            value[row, list(there)] = self.value[row, list(own)]
+        mask = None if other.mask is None else other.mask.to(self.device)
+        return replace(self, **{"tokens" if self.embeds is None else "embeds": value, "mask": mask})
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __repr__(self) -> str:
+        lengths = self.lengths.tolist()
+        tokens = f"{lengths[0]} tokens" if len(set(lengths)) == 1 else f"{min(lengths)} to {max(lengths)} tokens"
+        what = "" if self.embeds is None else " as embeddings"
+        return f"Batch({self.rows} row{'s' * (self.rows > 1)} of {tokens}{what})"
+
+
+Input = (
+    str
+    | Sequence[str]
+    | Tensor
+    | np.ndarray
+    | Batch
+    | Mapping[str, Any]
+    | Sequence[Mapping[str, Any]]
+    | Sequence[int]
+    | Sequence[Sequence[int]]
+)
+"""All that `bridge.to_batch` takes."""
+
+_ACCEPTED = "text, texts, token ids [row, pos], a tokenizer's output, rows of a dataset, chat messages, or a Batch"
+
+
+def batch_of(
+    input: Input,
+    text: "Text",
+    device: torch.device,
+    *,
+    d_vocab: int,
+    attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
+    prepend_bos: bool | None = None,
+    padding_side: PaddingSide | None = None,
+) -> Batch:
+    """Returns an input as a batch on a device. The arguments are those of `Model.to_batch`.
+
+    Args:
+        input: The input.
+        text: Turns text into tokens.
+        device: Where the batch goes.
+        d_vocab: Ids of the vocabulary.
+        attention_mask: Of token ids that are padded.
+        prepend_bos: Whether text gets one BOS first.
+        padding_side: Where shorter rows are filled.
+    """
+    if isinstance(input, Batch):
+        if attention_mask is not None:
+            raise InvalidArgumentError("a Batch has a mask of its own", got="attention_mask=")
+        return input.to(device)
+    found = _as_rows(input, text, prepend_bos, padding_side)
+    if attention_mask is not None:
+        if found.mask is not None and found.texts is None:
+            raise InvalidArgumentError("the input has a mask of its own", got="attention_mask= as well")
+        found = _masked(found, attention_mask)
+    if found.tokens is not None:
+        _check_ids(found.tokens, d_vocab)
+    return found.to(device)
+
+
+def _as_rows(input: Any, text: "Text", prepend_bos: bool | None, side: PaddingSide | None) -> Batch:
+    """Returns an input as a batch, by what it is."""
+    match input:
+        case str():
+            return replace(_encoded([input], text, prepend_bos, side), is_one=True)
+        case Tensor():
+            return _of_tensor(input)
+        case np.ndarray():
+            return _of_tensor(torch.from_numpy(input))
+        case Mapping():
+            return _of_mapping(input, text, prepend_bos, side)
+        case bytes() | int() | float() | None:
+            raise _unusable(input)
+        case Iterable():
+            return _of_list(list(input), text, prepend_bos, side)
+    raise _unusable(input)
+
+
+def _of_list(rows: list[Any], text: "Text", prepend_bos: bool | None, side: PaddingSide | None) -> Batch:
+    match rows:
+        case []:
+            raise InputError("an empty list has no rows", got="[]", expected=_ACCEPTED)
+        case [str(), *_] if all(isinstance(row, str) for row in rows):
+            return _encoded(rows, text, prepend_bos, side)
+        case [Mapping(), *_] if all(isinstance(row, Mapping) for row in rows):
+            if {"role", "content"} <= rows[0].keys():
+                return replace(_encoded([text.templated(rows)], text, False, side), is_one=True)
+            return _of_mapping({key: [row.get(key) for row in rows] for key in rows[0]}, text, prepend_bos, side)
+        case [[Mapping(), *_], *_]:
+            return _encoded([text.templated(conversation) for conversation in rows], text, False, side)
+        case [int() | np.integer(), *_] if all(_is_id(one) for one in rows):
+            return _of_tensor(torch.tensor([int(one) for one in rows]))
+        case [Tensor() | list() | tuple() | np.ndarray(), *_]:
+            return _padded([_row_of_ids(row) for row in rows], text, side)
+    raise _unusable(rows)
+
+
+def _of_mapping(given: Mapping[str, Any], text: "Text", prepend_bos: bool | None, side: PaddingSide | None) -> Batch:
+    """Returns a tokenizer's output, or rows of a dataset, as a batch."""
+    if given.get("input_ids") is not None:
+        found = _as_rows(given["input_ids"], text, prepend_bos, side)
+        mask = given.get("attention_mask")
+        if mask is None:
+            return found
+        own = mask if isinstance(mask, Tensor | np.ndarray) else list(mask)
+        if found.mask is None:
+            return _masked(found, own)
+        # Rows of different lengths were padded here, by the same rule for ids and masks.
+        ragged = _padded([_row_of_ids(row) for row in cast("list[Any]", own)], text, side)
+        return replace(found, mask=_or_none(ragged.ids * found.mask))
+    for name in ("text", "messages"):
+        if given.get(name) is not None:
+            return _as_rows(given[name], text, prepend_bos, side)
+    if given.get("inputs_embeds") is not None:
+        found = _as_rows(given["inputs_embeds"], text, prepend_bos, side)
+        mask = given.get("attention_mask")
+        return found if mask is None else _masked(found, mask)
+    raise InputError(
+        "a mapping is no input without ids or text",
+        expected="input_ids (and attention_mask), text, messages, or inputs_embeds",
+        got=", ".join(map(str, given)) or "nothing",
+    )
+
+
+def _encoded(rows: Sequence[str], text: "Text", prepend_bos: bool | None, side: PaddingSide | None) -> Batch:
+    tokens, mask = text.encode(rows, prepend_bos, side)
+    return Batch(tokens, mask, texts=tuple(rows))
+
+
+def _of_tensor(value: Tensor) -> Batch:
+    if value.is_floating_point():
+        if value.ndim != 3 or not value.numel():
+            raise InputError(
+                "a tensor of numbers is taken as embeddings or a residual stream",
+                expected="[row, pos, d_model], not empty",
+                got=str(list(value.shape)),
+            )
+        return Batch(None, embeds=value)
+    if value.dtype == torch.bool or value.is_complex():
+        raise InputError("token ids are whole numbers", got=str(value.dtype))
+    value = value if value.dtype in (torch.int32, torch.int64) else value.long()
+    rows = value[None] if value.ndim == 1 else value
+    if rows.ndim != 2 or not rows.numel():
+        raise InputError("token ids have two axes", expected="[row, pos], not empty", got=str(list(value.shape)))
+    return Batch(rows)
+
+
+def _padded(rows: Sequence[Tensor], text: "Text", side: PaddingSide | None) -> Batch:
+    """Returns rows of ids as one batch, filled where they are shorter."""
+    return Batch(*text.padded([row.tolist() for row in rows], side))
+
+
+def _masked(batch: Batch, mask: Any) -> Batch:
+    """Returns a batch with a mask."""
+    try:
+        given = torch.as_tensor(mask)
+    except (TypeError, ValueError) as error:
+        raise InputError("the attention mask is no tensor", expected="[row, pos] of 0 and 1", got=str(error)) from None
+    given = given[None] if given.ndim == 1 and batch.rows == 1 else given
+    if given.ndim == 4:
+        return replace(batch, attention=given, mask=None)
+    if given.shape != batch.value.shape[:2]:
+        raise InputError(
+            "the attention mask does not fit the input",
+            expected=f"{list(batch.value.shape[:2])}, or four axes",
+            got=str(list(given.shape)),
+        )
+    return replace(batch, mask=_or_none(given.to(batch.device)))
+
+
+def _or_none(mask: Tensor) -> Tensor | None:
+    """Returns a padding mask as whole numbers, or None where nothing is padded.
+
+    Raises:
+        InputError: A number besides 0 and 1, or a row without a token.
+    """
+    whole = mask.long()
+    if bool(((mask != 0) & (mask != 1)).any()):
+        raise InputError("the attention mask is not one of padding", expected="1 for real tokens, 0 for padding")
+    counts = whole.sum(-1)
+    if not bool(counts.all()):
+        raise InputError(f"row {int((counts == 0).nonzero()[0])} has no real token", expected="a token in each row")
+    return None if bool((counts == mask.shape[1]).all()) else whole
+
+
+def _row_of_ids(row: Any) -> Int[Tensor, "pos"]:
+    try:
+        found = torch.as_tensor(row)
+    except (TypeError, ValueError, RuntimeError):
+        raise _unusable(row) from None
+    if found.is_floating_point() or found.ndim != 1 or not found.numel():
+        raise InputError("a row of token ids is a list of whole numbers, not empty", got=repr(row)[:80])
+    return found.long()
+
+
+def _is_id(one: object) -> bool:
+    return isinstance(one, int | np.integer) and not isinstance(one, bool)
+
+
+def _check_ids(tokens: Tensor, d_vocab: int) -> None:
+    least, most = (int(bound) for bound in torch.aminmax(tokens))
+    if least < 0 or most >= d_vocab:
+        raise TokenRangeError(
+            "token ids outside the vocabulary", expected=f"0 to {d_vocab - 1}", got=f"{least} to {most}"
+        )
+
+
+def _unusable(input: object) -> InputError:
+    return InputError("cannot run this input", expected=_ACCEPTED, got=f"{type(input).__name__} {input!r}"[:120])
+
+
+class Text:
+    """Turns text into tokens and back.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer, or None.
+        cfg: Says whether a BOS is put first by default, and how long an input may be.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase | None", cfg: TransformerBridgeConfig) -> None:
+        self._tokenizer = tokenizer
+        self._cfg = cfg
+
+    @property
+    def tokenizer_or_none(self) -> "PreTrainedTokenizerBase | None":
+        """The tokenizer, or None."""
+        return self._tokenizer
+
+    @tokenizer_or_none.setter
+    def tokenizer_or_none(self, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer.
+
+        Raises:
+            NoTokenizerError: There is none.
+        """
+        if self._tokenizer is None:
+            raise NoTokenizerError(
+                "this bridge has no tokenizer, so it takes no text",
+                where=self._cfg.model_name or self._cfg.architecture,
+                fix="clearspan.boot(model, tokenizer=...), or pass token ids as a tensor [batch, pos]",
+            )
+        return self._tokenizer
+
+    def encode(
+        self,
+        text: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        truncate: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns token ids `[batch, pos]` and the mask of real tokens, None where there is no padding.
+
+        Args:
+            text: One string, or one for each row.
+            prepend_bos: Whether each row starts with a BOS: one, also where the text itself begins with it. By default
+                as `cfg.default_prepend_bos` says, where the tokenizer has one. No other special token is added.
+            padding_side: Where shorter rows are filled; by default the tokenizer's own side.
+            truncate: Whether a text longer than the context is cut at its end.
+
+        Raises:
+            InputError: An empty string, or no string.
+            NoTokenizerError: There is no tokenizer.
+        """
+        tokenizer = self.tokenizer
+        side = padding_side or tokenizer.padding_side
+        if side not in ("left", "right"):
+            raise InvalidArgumentError(f"unknown padding_side {side!r}", expected="'left' or 'right'")
+        rows = [text] if isinstance(text, str) else list(text)
+        if not rows or not all(rows):
+            raise InputError(
+                "an empty string has no tokens" if rows else "an empty list has no rows",
+                got=repr(text),
+                fix="for the BOS token alone, pass torch.tensor([[bridge.tokenizer.bos_token_id]])",
+            )
+        bos = tokenizer.bos_token_id
+        prepend = prepend_bos if prepend_bos is not None else self._cfg.default_prepend_bos and bos is not None
+        if prepend and bos is None:
+            raise InputError("prepend_bos=True, but the tokenizer has no BOS token", fix="prepend_bos=False")
+        # A text longer than the tokenizer's limit is reported, or cut, against the model's own context instead.
+        encoded = [list(tokenizer(row, add_special_tokens=False, verbose=False)["input_ids"]) for row in rows]
+        encoded = [[bos, *row] if prepend and row[:1] != [bos] else row for row in encoded]
+        if not all(encoded):
+            raise InputError("a text has no tokens", got=repr(text), where=type(tokenizer).__name__)
+        if truncate:
+            encoded = [row[: self._cfg.n_ctx] for row in encoded]
+        return self.padded(encoded, side)
+
+    def templated(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Returns chat messages as the text that the tokenizer's template makes of them, up to the model's answer.
+
+        Raises:
+            InputError: The tokenizer has no template.
+            NoTokenizerError: There is no tokenizer.
+        """
+        if self.tokenizer.chat_template is None:
+            raise InputError(
+                "the tokenizer has no chat template",
+                where=type(self.tokenizer).__name__,
+                fix="bridge.tokenizer.chat_template = ..., or pass text",
+            )
+        return str(
+            self.tokenizer.apply_chat_template(
+                [dict(one) for one in messages], tokenize=False, add_generation_prompt=True
+            )
+        )
+
+    def padded(self, rows: Sequence[Sequence[int]], side: PaddingSide | None = None) -> tuple[Tensor, Tensor | None]:
+        """Returns rows of ids `[row, pos]` and the mask of real tokens, None where nothing is padded.
+
+        Args:
+            rows: The ids.
+            side: Where shorter rows are filled; by default on the tokenizer's side, or on the right.
+        """
+        width = max(map(len, rows))
+        if all(len(row) == width for row in rows):
+            return torch.tensor(rows), None
+        known = self._tokenizer
+        side = side or cast("PaddingSide", "right" if known is None else known.padding_side)
+        if side not in ("left", "right"):
+            raise InvalidArgumentError(f"unknown padding_side {side!r}", expected="'left' or 'right'")
+        pad = None if known is None else known.pad_token_id
+        tokens = torch.full((len(rows), width), pad if isinstance(pad, int) else 0)  # masked: the value is not seen
+        mask = torch.zeros_like(tokens)
+        for index, row in enumerate(rows):
+            span = slice(width - len(row), width) if side == "left" else slice(len(row))
+            tokens[index, span] = torch.tensor(row)
+            mask[index, span] = 1
+        return tokens, mask
+
+    def decode(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
+        """Returns the text of a row of ids (or one id), or a list of texts for rows."""
+        ids = torch.as_tensor(tokens)
+        if ids.ndim == 2:
+            return [str(self.tokenizer.decode(row.tolist())) for row in ids]
+        return str(self.tokenizer.decode(ids.reshape(-1).tolist()))
+
+    def str_tokens(
+        self, input: str | Sequence[str] | Tensor, prepend_bos: bool | None = None
+    ) -> list[str] | list[list[str]]:
+        """Returns each token's own text, as one list for a string or a row of ids and a list of lists for several."""
+        if isinstance(input, Tensor):
+            if input.ndim == 2 and len(input) > 1:
+                return [self._pieces(row.tolist()) for row in input]
+            return self._pieces(input.reshape(-1).tolist())
+        if isinstance(input, str):
+            return self._pieces(self.encode(input, prepend_bos)[0][0].tolist())
+        return [self._pieces(self.encode(row, prepend_bos)[0][0].tolist()) for row in input]
+
+    def _pieces(self, ids: list[int]) -> list[str]:
+        return [str(self.tokenizer.decode([token])) for token in ids]
+
+    def single_token(self, text: str) -> int:
+        """Returns the id of a text that is one token.
+
+        Raises:
+            InputError: It is none, or more than one.
+        """
+        ids = self.encode(text, prepend_bos=False)[0][0].tolist()
+        if len(ids) != 1:
+            raise InputError(
+                f"{text!r} is not a single token", expected="one token", got=f"{len(ids)}: {self._pieces(ids)}"
+            )
+        return ids[0]

@@ -1,0 +1,298 @@
+"""The model: a Hugging Face model with its components, hook points, taps and weights. State; it runs nothing."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from clearspan.architectures import ArchitectureAdapter
+from clearspan.components import (
+    Binding,
+    BlockBridge,
+    EmbeddingBridge,
+    NormalizationBridge,
+    PosEmbedBridge,
+    UnembeddingBridge,
+    hook_points,
+    logits_point,
+)
+from clearspan.hf.offload import execution_device
+from clearspan.hf.quantised import dequantised
+from clearspan.hf.standalone import arguments_of
+from clearspan.hf.taps import Taps
+from clearspan.index import PointIndex, PointTable
+from clearspan.inputs import Batch, Input, PaddingSide, Text, batch_of
+from clearspan.points import HookPoint, NamesFilter
+from clearspan.weights import ModelWeights
+from clearspan.weights.processing import Step
+from clearspan.weights.ties import sharing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Model(ModelWeights):
+    """A Hugging Face model under canonical names: what all runs take, and what they leave as it was.
+
+    Attributes:
+        hf_model: The model itself, untouched.
+        adapter: What is known of its architecture.
+        cfg: Its sizes.
+        text: What turns text into tokens and back.
+        blocks: Its blocks as live components.
+        components: Its live components in the order of the forward, blocks one by one.
+        index: Its hook points.
+        taps: What carries values to hook points and back.
+        processing: What processing did to its weights; nothing, unless `processed` made it.
+        remembered: What runs have worked out of this model and may use again, by what it depends on.
+        running: The whole sequence of the run under way, or a generation's prompt; None between runs.
+    """
+
+    embed: EmbeddingBridge
+    pos_embed: PosEmbedBridge
+    ln_final: NormalizationBridge
+    unembed: UnembeddingBridge
+    hook_embed: HookPoint
+    hook_pos_embed: HookPoint
+    hook_logits: HookPoint
+
+    def __init__(
+        self,
+        hf_model: "PreTrainedModel",
+        adapter: ArchitectureAdapter,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+    ) -> None:
+        self.hf_model = hf_model
+        self.adapter = adapter
+        self.cfg = adapter.cfg
+        self.text = Text(tokenizer, self.cfg)
+        binding = Binding(
+            hf_model,
+            self.cfg,
+            adapter.weight_processing_conversions,
+            self._arguments_of,
+            dequantised,
+            lambda parameter: sharing(self.components, parameter),
+        )
+        self.blocks: tuple[BlockBridge, ...] = ()
+        components = []
+        for key, template in adapter.component_mapping.items():
+            if isinstance(template, BlockBridge):
+                layers = range(self.cfg.n_layers)
+                self.blocks = tuple(template.at_layer(i).bind(binding, f"blocks.{i}") for i in layers)
+                components += self.blocks
+            else:
+                setattr(self, key, template.bind(binding, key))
+                components.append(getattr(self, key))
+        points = hook_points(components)
+        points["hook_logits"] = logits_point(self.cfg)
+        for point in points.values():
+            if "." not in point.name:
+                setattr(self, point.name, point)
+        self.components = tuple(components)
+        self.index = PointIndex(points, components, adapter)
+        self.taps = Taps(hf_model, self.index)
+        self.processing: tuple[Step, ...] = ()
+        self.remembered: dict[object, Any] = {}
+        self.running: Batch | None = None
+
+    def _arguments_of(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
+        """Returns what the model gives a module of a block besides its input, from a run that no listener sees."""
+        with self.taps.suspended():
+            return arguments_of(
+                self.hf_model,
+                [block.module for block in self.blocks],
+                module,
+                value,
+                embedding_width=self.embed.width,
+                returns_tuple=self.blocks[0].returns_tuple,
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the token embedding, to which inputs go."""
+        return execution_device(self.embed.module)
+
+    @contextlib.contextmanager
+    def running_on(self, batch: Batch) -> Iterator[None]:
+        """Lets interventions know which rows and positions a run has, while the context is open."""
+        before, self.running = self.running, batch
+        try:
+            yield
+        finally:
+            self.running = before
+
+    # --- hook points -------------------------------------------------------------------------------------------------
+
+    @property
+    def hook_dict(self) -> Mapping[str, HookPoint]:
+        """Every name, aliases included, to its hook point."""
+        return MappingProxyType(self.index.by_name)
+
+    def points(self, names: NamesFilter = None) -> PointTable:
+        """Returns a table of hook points with their axes and sizes; nothing is run.
+
+        Args:
+            names: Which: all (None), a name, a list of names, a compiled pattern, or a predicate of names.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> print(bridge.points(["blocks.3.attn.hook_k", "blocks.3.attn.hook_pattern"]))
+            blocks.3.attn.hook_k        [batch, pos, kv_head=1, d_head=32]   output of transformer.h.3.attn.c_attn
+            blocks.3.attn.hook_pattern  [batch, head=8, q_pos, k_pos]        pattern of transformer.h.3.attn
+        """
+        return PointTable.of(self.index.select(names))
+
+    def why_absent(self, name: str) -> str | None:
+        """Returns why this architecture lacks a hook point of the vocabulary; None where it has it.
+
+        Raises:
+            UnknownPointError: The name is not in the vocabulary.
+        """
+        reason = self.index.why_absent(name)
+        if reason is None:
+            self.index.find(name)
+        return reason
+
+    # --- text and tokens ---------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """The tokenizer, or None; it can be set."""
+        return self.text.tokenizer_or_none
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+        self.text.tokenizer_or_none = tokenizer
+
+    def to_batch(
+        self,
+        input: Input,
+        attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+    ) -> Batch:
+        """Returns an input as a batch: token ids with the mask of what is padded, on the model's device.
+
+        Every function that takes an input makes a batch of it first, and takes a batch as well.
+
+        Args:
+            input: Text, a list of texts; token ids `[row, pos]` as a tensor, an array or lists, which may differ in
+                length; a tokenizer's output or rows of a dataset (mappings with `input_ids`, or with `text`); chat
+                messages; embeddings `[row, pos, d_model]`; or a batch.
+            attention_mask: `[row, pos]`, 1 for real tokens: of token ids that are padded already.
+            prepend_bos: Whether text gets one BOS first; by default as `cfg.default_prepend_bos` says.
+            padding_side: Where shorter rows are filled; by default on the tokenizer's side.
+
+        Raises:
+            InputError: Nothing that can be run: an empty text, ids outside the vocabulary, a mask of another shape.
+            NoTokenizerError: Text without a tokenizer.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> batch = bridge.to_batch(["import os", "x = 1, 2"])
+            >>> batch.lengths.tolist(), batch.tokens.shape
+            ([3, 7], torch.Size([2, 7]))
+        """
+        return batch_of(
+            input,
+            self.text,
+            self.device,
+            d_vocab=self.embed.n_tokens,
+            attention_mask=attention_mask,
+            prepend_bos=prepend_bos,
+            padding_side=padding_side,
+        )
+
+    def to_tokens(
+        self,
+        input: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        *,
+        truncate: bool = False,
+    ) -> Tensor:
+        """Returns token ids `[batch, pos]` on the model's device.
+
+        Texts of different lengths are padded, which the tensor alone does not tell: `to_batch` keeps the mask.
+
+        Args:
+            input: Text, or a list of texts.
+            prepend_bos: Whether each row starts with one BOS; by default as `cfg.default_prepend_bos` says.
+            padding_side: Where shorter rows are filled; by default the tokenizer's side.
+            truncate: Whether to cut a text at the end of the context.
+
+        Raises:
+            InputError: An empty string, or no string.
+            NoTokenizerError: There is no tokenizer.
+        """
+        return self.text.encode(input, prepend_bos, padding_side, truncate)[0].to(self.device)
+
+    def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
+        """Returns the text of a row of ids or of one id, or a list of texts for `[batch, pos]`."""
+        return self.text.decode(tokens)
+
+    def to_str_tokens(
+        self, input: str | Sequence[str] | Tensor, prepend_bos: bool | None = None
+    ) -> list[str] | list[list[str]]:
+        """Returns each token's own text: a list for one row, a list of lists for several."""
+        return self.text.str_tokens(input, prepend_bos)
+
+    def to_single_token(self, string: str) -> int:
+        """Returns the id of a text that is one token.
+
+        Raises:
+            InputError: It is none, or more than one.
+        """
+        return self.text.single_token(string)
+
+    def to_single_str_token(self, token: int) -> str:
+        """Returns the text of one token id."""
+        return str(self.text.decode(token))
+
+    # --- the module's own methods ------------------------------------------------------------------------------------
+
+    def to(self, where: torch.device | str | torch.dtype) -> Self:
+        """Moves the model to a device, or changes its dtype, in place."""
+        nn.Module.to(self.hf_model, where)
+        self.cfg.dtype = self.hf_model.dtype
+        return self
+
+    def eval(self) -> Self:
+        """Sets the model to evaluation: no dropout."""
+        self.hf_model.eval()
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the model to training, or to evaluation with `mode=False`."""
+        self.hf_model.train(mode)
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Sets whether gradients are computed for the model's parameters."""
+        self.hf_model.requires_grad_(requires_grad)
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the parameters' gradients."""
+        self.hf_model.zero_grad(set_to_none)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yields the model's parameters."""
+        return self.hf_model.parameters()
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields the model's parameters with their Hugging Face names."""
+        return self.hf_model.named_parameters()
+
+    def __repr__(self) -> str:
+        cfg = self.cfg
+        return (
+            f"{type(self).__name__}({cfg.model_name or cfg.architecture}: {cfg.n_layers} layers, d_model "
+            f"{cfg.d_model}, {cfg.n_heads} heads, {len(self.index.by_name)} names of hook points)"
+        )

@@ -1,0 +1,185 @@
+"""What must hold between a model's hook points, as data: what is computed of some points equals another.
+
+The same statements are checked on a run as it is and on one in which points were written: a write to a point must be in
+everything that is computed of it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from clearspan.components import (
+    BlockBridge,
+    GeneralizedComponent,
+    HeadAttentionBridge,
+    LinearBridge,
+    MLPBridge,
+    NormalizationBridge,
+)
+from clearspan.model import Model
+
+Values = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One identity.
+
+    Attributes:
+        text: What it says.
+        causes: Names of the points that it is computed of.
+        result: Name of the point that it must equal.
+        compute: Computes the left-hand side from the points' values.
+        expected: Computes the right-hand side, where it is not the result as it is.
+        through: The linear map whose weight it computes with, if any.
+    """
+
+    text: str
+    causes: tuple[str, ...]
+    result: str
+    compute: Callable[[Values], Tensor]
+    expected: Callable[[Values], Tensor] | None = None
+    through: LinearBridge | None = None
+
+    @property
+    def points(self) -> set[str]:
+        """Names of the points that it is about."""
+        return {*self.causes, self.result}
+
+    def error(self, values: Values, row: int | None = None) -> float:
+        """Returns the largest difference of the two sides over the largest value, in one row or in all."""
+        left = self.compute(values)
+        right = values[self.result] if self.expected is None else self.expected(values)
+        if row is not None:
+            left, right = left[row], right[row]
+        return relative(left, right)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Returns the largest absolute difference over the largest absolute value; inf where one is not a number."""
+    difference = (found.double() - expected.double()).abs().max()
+    error = (difference / expected.double().abs().max().clamp(min=torch.finfo(torch.float32).tiny)).item()
+    return error if error == error else float("inf")
+
+
+def statements(model: Model) -> Iterator[Statement]:
+    """Yields the identities of a bridge's architecture, in the order of the forward."""
+    embedded = tuple(name for name in ("hook_embed", "hook_pos_embed") if name in model.hook_dict)
+    yield _sum(embedded, "blocks.0.hook_resid_pre")
+    for layer, block in enumerate(model.blocks):
+        if layer:
+            yield _sum((f"blocks.{layer - 1}.hook_resid_post",), f"blocks.{layer}.hook_resid_pre")
+        for identity in block.identities():
+            yield _sum(identity.terms, identity.total)
+        for part in block.walk():
+            yield from _of_component(part, block)
+    for part in model.components:
+        if isinstance(part, NormalizationBridge):
+            yield from _of_norm(part)
+    yield _logits(model)
+
+
+def _sum(terms: tuple[str, ...], total: str) -> Statement:
+    def added(values: Values) -> Tensor:
+        first, *others = (values[name] for name in terms)
+        return sum(others, first)
+
+    return Statement(f"{' + '.join(terms)} == {total}", terms, total, added)
+
+
+def _of_component(part: GeneralizedComponent, block: BlockBridge) -> Iterator[Statement]:
+    match part:
+        case NormalizationBridge():
+            yield from _of_norm(part)
+        case MLPBridge():
+            yield from _of_output_map(f"{part.path}.hook_post", part.submodules["out"])
+        case _ if part is block.attn:
+            yield from _of_attention(block.attn)
+
+
+def _of_norm(norm: NormalizationBridge) -> Iterator[Statement]:
+    source, scale, normalized = (f"{norm.path}.{name}" for name in ("hook_in", "hook_scale", "hook_normalized"))
+
+    def centred(values: Values) -> Tensor:
+        value = values[source]
+        return value if norm.uses_rms_norm else value - value.mean(-1, keepdim=True)
+
+    yield Statement(
+        f"{scale} * {normalized} restores the norm's input",
+        (source,),
+        normalized,
+        lambda values: values[scale] * values[normalized],
+        centred,
+    )
+    yield Statement(
+        f"{normalized} with weight and bias == {norm.path}.hook_out",
+        (normalized,),
+        f"{norm.path}.hook_out",
+        lambda values: norm.affine(values[normalized]),
+    )
+
+
+def _of_output_map(source: str, out: GeneralizedComponent) -> Iterator[Statement]:
+    if isinstance(out, LinearBridge):
+        yield Statement(
+            f"{source} through the output weight and bias == {out.path}.hook_out",
+            (source,),
+            f"{out.path}.hook_out",
+            lambda values: linear(values[source], out.matrix, out.bias_or_none()),
+            through=out,
+        )
+
+
+def _of_attention(attention: HeadAttentionBridge) -> Iterator[Statement]:
+    path = attention.path
+    scores, pattern, v, z, result = (f"{path}.hook_{name}" for name in ("attn_scores", "pattern", "v", "z", "result"))
+
+    def attends(values: Values) -> Tensor:
+        found = values[pattern]
+        # A sink takes its share of each row.
+        return found / found.sum(-1, keepdim=True) if attention.has_sinks else found
+
+    yield Statement(
+        f"softmax({scores}) == {pattern}" + (", but for the sink's share" if attention.has_sinks else ""),
+        (scores,),
+        pattern,
+        lambda values: values[scores].softmax(-1),
+        attends,
+    )
+
+    def weighted(values: Values) -> Tensor:
+        found = values[v]
+        heads = values[pattern].shape[1]
+        return torch.einsum("bhqk,bkhd->bqhd", values[pattern], found.repeat_interleave(heads // found.shape[2], dim=2))
+
+    yield Statement(f"{pattern} @ {v} == {z}", (pattern, v), z, weighted)
+    out = f"{attention.o.path}.hook_out"
+
+    def summed(values: Values) -> Tensor:
+        bias = attention.o.bias_or_none()
+        total = values[result].sum(2)
+        return total if bias is None else total + bias
+
+    yield Statement(f"sum over heads of {result} + b_O == {out}", (result,), out, summed, through=attention.o)
+    yield Statement(
+        f"{z} through W_O + b_O == {out}",
+        (z,),
+        out,
+        lambda values: linear(values[z].flatten(2), attention.o.matrix, attention.o.bias_or_none()),
+        through=attention.o,
+    )
+
+
+def _logits(model: Model) -> Statement:
+    unembed, cfg = model.unembed, model.cfg
+
+    def logits(values: Values) -> Tensor:
+        found = linear(values["unembed.hook_in"], unembed.matrix, unembed.bias_or_none()) * cfg.logit_scale
+        cap = cfg.output_logits_soft_cap
+        return found if cap is None else cap * torch.tanh(found / cap)
+
+    text = "unembed.hook_in through the unembedding, scaled and capped == hook_logits"
+    return Statement(text, ("unembed.hook_in",), "hook_logits", logits, through=unembed)
