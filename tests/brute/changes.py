@@ -232,10 +232,12 @@ class Change:
             chosen.append(torch.arange(size) if places is None else torch.tensor([place % size for place in places]))
         return torch.meshgrid(*chosen, indexing="ij")
 
-    @staticmethod
-    def _columns(positions: Positions, rows: Rows, row: int) -> list[int] | None:
+    def _columns(self, positions: Positions, rows: Rows, row: int) -> list[int] | None:
+        """Returns columns, None for all. A source has values for real tokens alone."""
         places = positions_of(positions, row)
-        return None if places is None else [rows.column(row, place) for place in places]
+        if places is None:
+            return rows.columns[row] if hasattr(self.action, "source") else None
+        return [rows.column(row, place) for place in places]
 
     def _prepared(self, rows: Rows, n_layers: int, sources: Mapping[str, Source]) -> Tensor | None:
         """Returns what the source run gives, in the columns of the run that is changed."""

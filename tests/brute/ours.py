@@ -109,7 +109,9 @@ def given(bridge: TransformerBridge, rows: Rows, form: str) -> tuple[Any, dict[s
     raise ValueError(f"unknown form {form!r}")
 
 
-def source_of(draw: Draw, bridge: TransformerBridge, rows: Rows, names: Sequence[str], may_be_cache: bool = True) -> Any:
+def source_of(
+    draw: Draw, bridge: TransformerBridge, rows: Rows, names: Sequence[str], like: Rows, may_be_cache: bool = True
+) -> Any:
     """Returns rows as a source run: an input, the cache of its run, or the values as tensors.
 
     Args:
@@ -117,9 +119,11 @@ def source_of(draw: Draw, bridge: TransformerBridge, rows: Rows, names: Sequence
         bridge: The model.
         rows: The input.
         names: Points whose values will be taken.
+        like: The run that is changed, whose mask bare ids share.
         may_be_cache: Whether the logits of the run are not needed, so that a cache or tensors suffice.
     """
-    forms = ["batch", "mapping", "ids", "ids"]
+    is_alike = torch.equal(rows.mask, like.mask)
+    forms = ["batch", "mapping"] + ["ids", "ids"] * is_alike
     if may_be_cache:
         forms += ["cache"] + ["tensors"] * (not rows.is_padded)
     form = draw.one("source's form", forms)
@@ -135,6 +139,7 @@ def sources_of(
     bridge: TransformerBridge,
     drawn: Sequence[Change],
     inputs: Mapping[str, Rows],
+    like: Rows,
     *,
     may_be_cache: bool = True,
 ) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def sources_of(
     n_layers, found = bridge.cfg.n_layers, {}
     for name, rows in inputs.items():
         taken = [change for change in drawn if getattr(change.action, "source", None) == name]
-        found[name] = source_of(draw, bridge, rows, list({change.source_name(n_layers): 0 for change in taken}), may_be_cache)
+        found[name] = source_of(draw, bridge, rows, list({change.source_name(n_layers): 0 for change in taken}), like, may_be_cache)
     return found
 
 

@@ -73,7 +73,8 @@ def test_cells_are_what_a_forward_of_their_own_gives(number):
     draw.note("background", background)
     drawn = [change for cell in made for change in cell]
     may_compare = ["base"] if relaid else ["base", "clean"]
-    metrics = {f"metric {i}": draw.metric(rows, may_compare) for i in range(draw.random.randint(1, 2))}
+    kinds = ("difference", "probability", "divergence", "loss", *["plain"] * (not relaid))
+    metrics = {f"metric {i}": draw.metric(rows, may_compare, kinds=kinds) for i in range(draw.random.randint(1, 2))}
     draw.note("metrics", metrics)
     sources = sources_of(reference, [*drawn, *background], inputs)
     runs = {} if relaid else {"clean": reference.run(inputs["clean"]).logits}
@@ -87,7 +88,7 @@ def test_cells_are_what_a_forward_of_their_own_gives(number):
             value,
             given,
             {name: ours.metric_of(metric, rows.mask) for name, metric in metrics.items()},
-            sources=ours.sources_of(draw, bridge, [*drawn, *background], inputs, may_be_cache=may_be_cache),
+            sources=ours.sources_of(draw, bridge, [*drawn, *background], inputs, rows, may_be_cache=may_be_cache),
             background=ours.interventions_of(background, reference.n_layers),
             **keywords,
         ).run(memory, progress=False)
