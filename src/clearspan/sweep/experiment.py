@@ -11,11 +11,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.config import revision_of
 from clearspan.inputs import Batch
 from clearspan.interventions import Intervention
-from clearspan.model import Model
 from clearspan.sweep.grid import Grid
 from clearspan.sweep.metrics import LogitMetric, parse_metric
 
@@ -43,7 +43,7 @@ class ModelIdentity:
     fingerprint: str
 
     @classmethod
-    def of(cls, bridge: Model) -> Self:
+    def of(cls, bridge: TransformerBridge) -> Self:
         """Returns the identity of a bridge's model."""
         cfg = bridge.cfg
         return cls(
@@ -143,7 +143,7 @@ class Experiment:
         """Returns the experiment of a file that `save` wrote."""
         return cls.from_json(Path(path).read_text())
 
-    def check_model(self, bridge: Model) -> None:
+    def check_model(self, bridge: TransformerBridge) -> None:
         """Raises unless a model is the one that the experiment was made for.
 
         Raises:

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch
-from clearspan.model import Model
 from clearspan.points import nearest
 
 PerRow = int | tuple[int, ...]
@@ -134,7 +134,7 @@ class LogitDifference(LogitMetric):
     @classmethod
     def between(
         cls,
-        bridge: Model,
+        bridge: TransformerBridge,
         correct: str | Sequence[str],
         incorrect: str | Sequence[str] | None = None,
         position: PerRow = -1,
@@ -355,7 +355,7 @@ def _checked(value: PerRow, rows: int, what: str) -> int:
     return rows
 
 
-def _ids(bridge: Model, text: str | Sequence[str]) -> PerRow:
+def _ids(bridge: TransformerBridge, text: str | Sequence[str]) -> PerRow:
     if isinstance(text, str):
         return bridge.to_single_token(text)
     return tuple(bridge.to_single_token(token) for token in text)

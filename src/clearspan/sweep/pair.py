@@ -7,9 +7,9 @@ from typing import Generic, Literal, Self, TypeVar, get_args
 from torch import Tensor
 
 from clearspan._run.continuation import check_undisturbed
+from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
-from clearspan.model import Model
 from clearspan.sweep.metrics import LogitMetric, Metric
 
 Direction = Literal["denoising", "noising"]
@@ -35,7 +35,7 @@ class Pair(Generic[Own]):
     """Two inputs whose rows lie position on position, what is measured, and which of the two is changed.
 
     Attributes:
-        model: The model.
+        bridge: The model.
         clean: The prompts as they are.
         corrupted: The other prompt of each pair, in the clean one's columns.
         metric: What is measured.
@@ -51,7 +51,7 @@ class Pair(Generic[Own]):
         ('corrupted', 'clean')
     """
 
-    model: Model
+    bridge: TransformerBridge
     clean: Batch
     corrupted: Batch
     metric: Own
@@ -60,7 +60,7 @@ class Pair(Generic[Own]):
     @classmethod
     def of(
         cls,
-        model: Model,
+        bridge: TransformerBridge,
         clean: Input,
         corrupted: Input,
         metric: Own,
@@ -70,7 +70,7 @@ class Pair(Generic[Own]):
         """Returns the pair of two inputs, checked.
 
         Args:
-            model: The model, in evaluation mode, with no hooks on it.
+            bridge: The model, in evaluation mode, with no hooks on it.
             clean: Any input.
             corrupted: Another, with as many rows, and as many real tokens in each.
             metric: What is measured.
@@ -82,16 +82,16 @@ class Pair(Generic[Own]):
                 training mode, or hooks are on it.
         """
         checked_direction(direction)
-        check_undisturbed(model)
+        check_undisturbed(bridge)
         batches = []
         for one in (clean, corrupted):
-            given = model.to_batch(one)
+            given = bridge.to_batch(one)
             is_bare = given.texts is None and given.mask is None and not isinstance(one, Batch | Mapping)
-            batches.append(model.to_batch(one, attention_mask) if is_bare and attention_mask is not None else given)
+            batches.append(bridge.to_batch(one, attention_mask) if is_bare and attention_mask is not None else given)
         first, second = batches
         if first.attention is not None or second.attention is not None:
             raise InvalidArgumentError("a pair is padded by a mask of two axes", got="a mask of four axes")
-        return cls(model, first, second.laid_out_as(first), metric, direction)
+        return cls(bridge, first, second.laid_out_as(first), metric, direction)
 
     @property
     def base_name(self) -> str:

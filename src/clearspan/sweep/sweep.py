@@ -12,12 +12,11 @@ from torch import Tensor
 from clearspan._forward.given import prepare
 from clearspan._run.continuation import BaseRun, base_run, check_undisturbed
 from clearspan._run.hooks import hooks_of, sites_of
-from clearspan._run.runs import forward, run_with_hooks
 from clearspan._run.sources import Source, batch_of_source, gathered
+from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention
-from clearspan.model import Model
 from clearspan.sweep.execution import Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, versions
 from clearspan.sweep.findings import Findings
@@ -80,7 +79,7 @@ class Sweep:
 
     def __init__(
         self,
-        bridge: Model,
+        bridge: TransformerBridge,
         input: Input,
         grid: Grid | Mapping[str, Intervention | Sequence[Intervention]],
         metric: Metric | Mapping[str, Metric],
@@ -211,7 +210,7 @@ class Sweep:
             interventions = [*self.background, *self.grid.cells[number]]
             if any(self._cells[number].lacking):
                 continue
-            logits = run_with_hooks(self.bridge, self.batch, interventions=interventions, sources=self.sources)
+            logits = self.bridge(self.batch, interventions=interventions, sources=self.sources)
             columns = slice(None) if readings.tokens is None else list(readings.tokens)
             read = logits[:, list(readings.positions)][..., columns]
             for name, value in readings.measured(read[None]).items():
@@ -250,7 +249,7 @@ class Sweep:
         for name, batch in self._source_inputs().items():
             is_alike = torch.equal(batch.lengths, self.batch.lengths)
             if is_alike and (name in wanted or name not in self.findings.sources):
-                logits = known[name] if name in known else forward(self.bridge, batch)
+                logits = known[name] if name in known else self.bridge(batch)
                 sources[name] = Reference(logits, batch)
                 if name in wanted:
                     references[name] = sources[name]
@@ -302,7 +301,7 @@ class Sweep:
         write_tensors(path, FORMAT, self.findings.tensors(), {"experiment": self.experiment().to_json()})
 
     @classmethod
-    def of(cls, experiment: Experiment, bridge: Model) -> Self:
+    def of(cls, experiment: Experiment, bridge: TransformerBridge) -> Self:
         """Returns the sweep of a stored experiment.
 
         Raises:
@@ -320,7 +319,7 @@ class Sweep:
         )
 
     @classmethod
-    def load(cls, path: str | Path, bridge: Model) -> Self:
+    def load(cls, path: str | Path, bridge: TransformerBridge) -> Self:
         """Returns the sweep of a file that `save` wrote, with what was found; `run` goes on with the rest.
 
         Raises:

@@ -69,11 +69,9 @@ def test_every_metric_reads_what_it_says(bridge, tokens, others):
     assert sweep.check(21) < 2e-5
     with torch.no_grad():
         clean = bridge(others)
-        logits = bridge.run_with_interventions(tokens, STREAM.cells[9], {"clean": others})
+        logits = bridge(tokens, interventions=STREAM.cells[9], sources={"clean": others})
         probs, log_probs = logits.softmax(-1), logits.log_softmax(-1)
-        loss = bridge.run_with_interventions(
-            tokens, STREAM.cells[9], {"clean": others}, return_type="loss", loss_per_token=True
-        )
+        loss = bridge(tokens, "loss", loss_per_token=True, interventions=STREAM.cells[9], sources={"clean": others})
         base = bridge(tokens).log_softmax(-1)[:, -1]
         reference = clean.log_softmax(-1)
     expected = {
@@ -306,7 +304,7 @@ def test_hooks_and_training_are_refused(bridge, tokens):
         "  fix: bridge.reset_hooks(), or background=[...] for what is to be done in every cell"
     )
     bridge.hf_model.train()
-    with pytest.raises(InvalidArgumentError, match="a sweep runs a model in evaluation mode"):
+    with pytest.raises(InvalidArgumentError, match="runs are compared on a model in evaluation mode"):
         sweep.run(progress=False)
 
 
@@ -343,7 +341,7 @@ def test_grids_are_data():
 
 
 def test_metrics_name_what_does_not_fit(bridge, tokens):
-    with pytest.raises(InvalidArgumentError, match="the metric's position 9 is not in the run"):
+    with pytest.raises(InvalidArgumentError, match="row 0 has no position of the metric 9"):
         Sweep(bridge, tokens, STREAM, LogitDifference(1, position=9), sources={"clean": tokens}).plan()
     with pytest.raises(InvalidArgumentError, match="the metric's tokens are not one for each row"):
         Sweep(bridge, tokens, STREAM, LogitDifference((1, 2, 3)), sources={"clean": tokens}).run(progress=False)
