@@ -46,8 +46,8 @@ GENERATE = runpy.run_path(str(ROOT / "docs/generate.py"))
 
 
 @pytest.mark.parametrize("page", GENERATE["PAGES"])
-def test_generated_parts_are_current(page):
-    assert GENERATE["current"](page) == (ROOT / page).read_text(), "run: python docs/generate.py"
+def test_generated_parts_are_current(page, verified):
+    assert GENERATE["current"](page, verified) == (ROOT / page).read_text(), "run: python docs/generate.py"
 
 
 def test_the_table_of_points_has_no_empty_cell():
