@@ -86,7 +86,7 @@ def _written(value: object) -> str:
         case bool():
             return str(value)
         case float():
-            return f"{value:.4f}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.3e}"
+            return f"{value:z.4f}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.3e}"
         case _:
             return str(value)
 

@@ -42,6 +42,19 @@ def test_the_index_lists_every_page():
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= {"README.md", *listed}
 
 
+def test_no_format_shows_a_minus_zero():
+    """A number that rounds to zero has a sign on one processor and none on another: `z` leaves it out."""
+    signed = re.compile(r"(?<![%{])\{[^{}%\n]*?:\+?\.\d+f\}")
+    for path in (ROOT / "src").rglob("*.py"):
+        assert not signed.findall(path.read_text()), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_example_shows_a_minus_zero(page):
+    for example in doctest.DocTestParser().get_examples(page.read_text()):
+        assert not re.search(r"-0(\.0*)?(?![\d.])", example.want), example.want
+
+
 GENERATE = runpy.run_path(str(ROOT / "docs/generate.py"))
 
 

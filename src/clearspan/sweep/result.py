@@ -83,7 +83,7 @@ class SweepResult(Result):
         rows = self.values[first].shape[-1]
         return (
             f"{' and '.join(self.values)} with one cell of {', '.join(self.axes)} changed; "
-            f"{self.base[first].mean():.4f} without; mean over {rows} row{'s' * (rows > 1)}"
+            f"{self.base[first].mean():z.4f} without; mean over {rows} row{'s' * (rows > 1)}"
         )
 
     def columns(self) -> Columns:
