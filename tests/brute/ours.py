@@ -23,6 +23,8 @@ for name, function in changes.FUNCTIONS.items():
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 5e-6}
 """Largest difference over the largest value. Edits amplify rounding, and models of float64 have norms in float32."""
 
+GRADIENTS = 3e-4
+"""The same of what gradients give."""
 FLOOR = 0.02
 """Values all smaller than this are compared with it: a divergence near 0 is made of rounding."""
 
