@@ -266,10 +266,10 @@ def test_results_have_errors_effects_and_a_table(bridge, tokens, others):
     base, clean = found.base["logit_difference"].mean(), found.sources["clean"]["logit_difference"].mean()
     torch.testing.assert_close(found.normalised(), (found.mean() - base) / (clean - base))
     frame = found.to_dataframe()
-    assert list(frame.columns) == ["layer", "position", "logit_difference", "change"]
+    assert list(frame.columns) == ["layer", "position", "logit_difference", "change", "standard error"]
     assert frame["change"][8] == pytest.approx(change[1, 1].mean().item())
     assert str(found).splitlines()[0] == (
-        f"logit_difference with one cell of layer, position changed; {base:.4f} without; mean over 2 rows"
+        f"logit_difference in logits with one cell of layer, position changed; {base:.4f} without; mean over 2 rows"
     )
     assert found.plot().data[0].z[1][1] == pytest.approx(change[1, 1].mean().item(), abs=1e-4)
 
