@@ -2,10 +2,11 @@
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Label = int | float | str | tuple[int | float | str, ...]
 """A place on an axis. Several at once are a tuple."""
 ByMetric = Mapping[str, Float[Tensor, "row"]]
+Draws = Literal["change", "value", "share"]
 
 _FORMAT = "clearspan effects 1"
 _SHORT = {"layer": "L", "head": "H", "neuron": "N"}
@@ -70,8 +72,8 @@ class Effects(Result):
     span: tuple[float, float] | None = None
     row: str = "row"
 
-    draws_change: ClassVar[bool] = True
-    """Whether tables are ranked by the change from the base and pictures show it, or the values themselves."""
+    draws: ClassVar[Draws] = "change"
+    """What pictures show and tables are ranked by: the change from the base, the value itself, or `normalised()`."""
 
     def __post_init__(self) -> None:
         sizes = {axis: len(places) for axis, places in self.axes.items()}
@@ -99,19 +101,24 @@ class Effects(Result):
         name = self._named(metric)
         return self.values[name] - self.base[name] if name in self.base else self.values[name]
 
-    def normalised(self, source: str = "clean", metric: str | None = None) -> Float[Tensor, "*place"]:
+    def normalised(self, source: str | None = None, metric: str | None = None) -> Float[Tensor, "*place"]:
         """Returns the share of the way from the base run (0) to a source run (1).
 
         `(value - base) / (source - base)`, each a mean over the same rows: those that have the place.
 
+        Args:
+            source: The run's name; by default `clean`, or the only source.
+            metric: Which; by default the first.
+
         Raises:
             InvalidArgumentError: There is no base, or the source's metric is not known, since it was given as a cache.
         """
-        name = self._named(metric)
+        name, known = self._named(metric), list(self.sources)
+        source = source or (known[0] if len(known) == 1 else "clean")
         if name not in self.base or name not in self.sources.get(source, {}):
             raise InvalidArgumentError(
                 f"the metric of the source run {source!r} is not known",
-                got=", ".join(map(repr, self.sources)) or "no source that was run",
+                got=", ".join(map(repr, known)) or "no source that was run",
                 fix=f"sources={{{source!r}: its tokens or text}}, and not a cache",
             )
         is_missing = self.values[name].isnan()
@@ -175,9 +182,10 @@ class Effects(Result):
         return replace(self, values=values, axes=axes, texts=texts, what=what)
 
     def top(self, k: int = 10, metric: str | None = None) -> Self:
-        """Returns the places with the largest mean changes of either sign, largest first, on one axis.
+        """Returns the places with the largest effects on one axis, largest first.
 
-        The axis has the names of all axes, such as `layer, head`, and its places are tuples of theirs.
+        Effects are the mean changes, by their size; for scores between the ends of a span, the scores themselves. The
+        axis has the names of all axes, such as `layer, head`, and its places are tuples of theirs.
 
         Args:
             k: How many, at most.
@@ -189,18 +197,18 @@ class Effects(Result):
             >>> found.axes, found.labels["layer, head"]
             ({'layer, head': ((0, 1), (1, 0))}, ('L0H1', 'L1H0'))
         """
-        name = self._named(metric)
-        sizes = [size(value) for value in self._drawn(name).flatten().tolist()]
-        chosen = sorted((i for i, own in enumerate(sizes) if own >= 0), key=lambda i: -sizes[i])[:k]
-        values = {one: found.flatten(0, -2)[chosen] for one, found in self.values.items()}
-        every, named = (list(itertools.product(*one.values())) for one in (self.axes, self.labels))
+        effects = self._drawn(self._named(metric)).flatten().tolist()
+        known = (number for number, effect in enumerate(effects) if effect == effect)
+        chosen = sorted(known, key=lambda number: -self._order(effects[number]))[:k]
+        values = {name: found.flatten(0, -2)[chosen] for name, found in self.values.items()}
+        places, labels = (list(itertools.product(*one.values())) for one in (self.axes, self.labels))
         axis = ", ".join(self.axes)
         if len(self.axes) == 1:
-            at, texts = tuple(every[i][0] for i in chosen), tuple(named[i][0] for i in chosen)
+            at, texts = tuple(places[i][0] for i in chosen), tuple(labels[i][0] for i in chosen)
         else:
-            at, texts = tuple(every[i] for i in chosen), tuple(_joined(self.axes, named[i]) for i in chosen)
-        texts = {axis: texts} if axis in self.texts or len(self.axes) > 1 else {}
-        return replace(self, values=values, axes={axis: at}, texts=texts, what=self._what)
+            at, texts = tuple(places[i] for i in chosen), tuple(_joined(self.axes, labels[i]) for i in chosen)
+        has_texts = axis in self.texts or len(self.axes) > 1
+        return replace(self, values=values, axes={axis: at}, texts={axis: texts} if has_texts else {}, what=self._what)
 
     # --- as a result -------------------------------------------------------------------------------------------------
 
@@ -225,50 +233,61 @@ class Effects(Result):
         return self.what or (f"one cell of {axes} changed" if self.base else f"each {axes}")
 
     def columns(self) -> Columns:
-        """Returns one row for each place: the place, each metric, and the first's change and its standard error."""
-        columns: dict[str, Sequence[object]] = {}
-        grid = list(itertools.product(*(range(len(places)) for places in self.axes.values())))
-        for at, (axis, places) in enumerate(self.axes.items()):
-            own = [places[numbers[at]] for numbers in grid]
-            names = axis.split(", ")
-            if len(names) > 1:
-                columns |= {name: [place[i] for place in own] for i, name in enumerate(names)}  # pyright: ignore[reportIndexIssue]
-            else:
-                columns[axis] = own
-            if axis in self.texts:
-                columns[f"{axis} text"] = [self.texts[axis][numbers[at]] for numbers in grid]
-        columns |= {name: self.mean(name).flatten().tolist() for name in self.values}
+        """Returns one row for each place that any row has.
+
+        The place, each metric, and the first one's change from the base and standard error.
+        """
         first = self._named(None)
+        means = {name: self.mean(name) for name in self.values}
+        is_known = ~torch.stack(list(means.values())).isnan().all(0)
+        columns: dict[str, Sequence[Any]] = {}
+        for axis, numbers in zip(self.axes, is_known.nonzero().T.tolist(), strict=True):
+            own, names = [self.axes[axis][number] for number in numbers], axis.split(", ")
+            several = zip(*own, strict=True) if len(names) > 1 else [own]  # pyright: ignore[reportArgumentType]
+            columns |= dict(zip(names, several, strict=False))
+            if axis in self.texts:
+                columns[f"{axis} text"] = [self.texts[axis][number] for number in numbers]
+        found = dict(means)
         if first in self.base:
-            columns["change"] = self.change().nanmean(-1).flatten().tolist()
+            found["change"] = self.change().nanmean(-1)
+        if self.draws == "share":
+            found["share"] = self.normalised()
         if self.values[first].shape[-1] > 1:
-            columns["standard error"] = self.standard_error().flatten().tolist()
-        return columns
+            found["standard error"] = self.standard_error()
+        return columns | {name: one[is_known].tolist() for name, one in found.items()}
 
     def printed(self) -> Columns:
         """Returns the table with the texts of places instead of the places."""
-        columns = dict(self.columns())
+        columns = self.columns()
         hidden = {name for axis in self.texts for name in axis.split(", ")}
         return {name.removesuffix(" text"): column for name, column in columns.items() if name not in hidden}
 
     @property
     def rank(self) -> str:
-        """The column by whose size the printed rows are sorted."""
+        """The column by which the printed rows are sorted."""
         first = self._named(None)
-        return "change" if self.draws_change and first in self.base else first
+        drawn = self._draws(first)
+        return first if drawn == "value" else drawn
 
-    def plot(self, metric: str | None = None, **at: Label | Sequence[Label]) -> "go.Figure":
+    def _order(self, value: float) -> float:
+        is_score = self.span is not None and self._draws(self._named(None)) == "value"
+        return math.copysign(size(value), value) if is_score else size(value)
+
+    def plot(
+        self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]
+    ) -> "go.Figure":
         """Returns bars or lines for one axis of places, a heat map or several lines for two.
 
         Args:
             metric: Which; by default the first.
+            draws: The `"change"` from the base, the `"value"`, or the `"share"` of the way to a source.
             **at: Places on further axes, such as `head=3`; see `select`.
 
         Raises:
             InvalidArgumentError: More than two axes are left, or there is no such place.
         """
         if at:
-            return self.select(**at).plot(metric)
+            return self.select(**at).plot(metric, draws=draws)
         if not 1 <= len(self.axes) <= 2:
             more = list(self.axes.items())[2:]
             raise InvalidArgumentError(
@@ -276,38 +295,47 @@ class Effects(Result):
                 fix=f"plot({', '.join(f'{axis}={places[0]!r}' for axis, places in more)})",
             )
         name = self._named(metric)
-        has_errors = self.values[name].shape[-1] > 1
+        shown = self._draws(name, draws)
         return picture(
-            self._drawn(name),
+            self._drawn(name, draws),
             self.axes,
             self.labels,
-            unit=self._unit(name),
+            unit=self._unit(name, draws),
             title=self.title,
-            errors=self.standard_error(name) if has_errors else None,
-            base=None if self.draws_change or name not in self.base else self.base[name].nanmean().item(),
-            span=None if self._is_change(name) else self.span,
+            errors=self.standard_error(name) if shown != "share" and self.values[name].shape[-1] > 1 else None,
+            base=self.base[name].nanmean().item() if shown == "value" and name in self.base else None,
+            span=self.span if shown == "value" else None,
         )
 
-    def to_html(self, metric: str | None = None) -> str:
+    def to_html(self, metric: str | None = None, *, draws: Draws | None = None) -> str:
         """Returns a table in HTML that stands alone, each cell in the colour of its value.
 
         Args:
             metric: Which; by default the first.
+            draws: As in `plot`.
         """
         name = self._named(metric)
-        span = None if self._is_change(name) else self.span
-        return shaded_tables(self._drawn(name), self.labels, caption=f"{self.title}: {self._unit(name)}", span=span)
+        span = self.span if self._draws(name, draws) == "value" else None
+        caption = f"{self.title}: {self._unit(name, draws)}"
+        return shaded_tables(self._drawn(name, draws), self.labels, caption=caption, span=span)
 
-    def _is_change(self, name: str) -> bool:
-        return self.draws_change and name in self.base
+    def _draws(self, name: str, draws: Draws | None = None) -> Draws:
+        asked = draws or self.draws
+        return "value" if asked == "change" and name not in self.base else asked
 
-    def _drawn(self, name: str) -> Float[Tensor, "*place"]:
-        """Returns what tables are ranked by and pictures show."""
-        return (self.change(name) if self._is_change(name) else self.of(name)).nanmean(-1)
+    def _drawn(self, name: str, draws: Draws | None = None) -> Float[Tensor, "*place"]:
+        match self._draws(name, draws):
+            case "change":
+                return self.change(name).nanmean(-1)
+            case "value":
+                return self.mean(name)
+            case "share":
+                return self.normalised(metric=name)
 
-    def _unit(self, name: str) -> str:
-        unit = f", {self.units[name]}" if name in self.units else ""
-        return f"change of {name}{unit}" if self._is_change(name) else f"{name}{unit}"
+    def _unit(self, name: str, draws: Draws | None = None) -> str:
+        unit = f"{name}, {self.units[name]}" if name in self.units else name
+        of = {"change": f"change of {unit}", "value": unit, "share": f"{name}: share of the way from the base run"}
+        return of[self._draws(name, draws)]
 
     # --- files -------------------------------------------------------------------------------------------------------
 

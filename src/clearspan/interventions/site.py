@@ -279,9 +279,17 @@ class Written:
             if row is None and len(given) not in (1, len(part)):
                 given = self._repeated(given, len(part) // len(given))
         value[at] = self.site.action.new(part, given)
-        queries = [chosen.get(axis) if axis in _QUERIES else None for axis in self.site.axes[1:]]
-        self.site.action.check_written(value[(rows, *_index(queries, value))], self.site.name)
+        if self.site.action.hides_keys:
+            queries = [chosen.get(axis) if axis in _QUERIES else None for axis in self.site.axes[1:]]
+            self._check_keys(value[(rows, *_index(queries, value))])
         return True
+
+    def _check_keys(self, scores: Tensor) -> None:
+        """Raises if a query is left without a key that it can attend to."""
+        if bool((scores.detach().amax(-1) <= torch.finfo(scores.dtype).min).any()):
+            raise InvalidArgumentError(
+                "a query has no key left to attend to", where=self.site.name, reason="Mask hides all that it could see"
+            )
 
     def _repeated(self, given: Tensor, copies: int) -> Tensor:
         """Returns a source's rows as often as the batch's are there: side by side in generation, in turn in a sweep."""
