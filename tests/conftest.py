@@ -14,7 +14,7 @@ from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
 
 import clearspan
 from clearspan import TransformerBridge
-from clearspan.bridge.verification import Verification
+from clearspan.verification import Verification
 
 # Tiny models are fastest with one thread, many times so where several processes share the cores.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
