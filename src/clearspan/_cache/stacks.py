@@ -251,7 +251,7 @@ def _biases(cache: CacheLookup, layers: Iterable[int], divided: Collection[int],
 
 
 def projected(stack: Stack, directions: Float[Tensor, "d_model direction"] | None) -> Stack:
-    """Returns a stack projected onto directions, or as it is where there are none."""
+    """Returns a stack projected onto directions, or the stack itself for None."""
     return stack if directions is None else Stack(stack.values @ directions.to(stack.values), stack.labels)
 
 

@@ -51,7 +51,7 @@ class ModelInput:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows, and positions with those in a KV cache that it goes on from."""
+        """Rows, and positions, those in a KV cache included."""
         past = self.kwargs.get("past_key_values")
         return self.batch.rows, self.batch.width + (0 if past is None else past.get_seq_length())
 
