@@ -38,8 +38,7 @@ class FrozenNorm:
         has_weight = norm.module._parameters.get("weight") is not None
         weight = cache.weight(norm, norm.w) if has_weight else None
         scale = cache[f"{norm.path}.hook_scale"] if scale is None else scale
-        exact = torch.promote_types(scale.dtype, torch.float32)
-        return cls(scale.to(exact), weight, not norm.uses_rms_norm)
+        return cls(wide(scale), weight, not norm.uses_rms_norm)
 
     def __call__(self, part: Float[Tensor, "*component_batch_pos d_model"]) -> Tensor:
         """Returns what a part of the norm's input is in its output."""
@@ -56,6 +55,33 @@ class FrozenNorm:
         """
         scaled = direction if self.weight is None else direction * self.weight.to(direction)
         return scaled - scaled.mean(-1, keepdim=True) if self.centres else scaled
+
+
+def wide(value: Tensor) -> Tensor:
+    """Returns a tensor in float32 at least."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def apply_slope_(
+    norm: NormalizationBridge, value: Float[Tensor, "row pos d_model"], vectors: Float[Tensor, "*part row pos d_model"]
+) -> None:
+    """Multiplies vectors by the derivative of a norm's normalised value at an input, in place.
+
+    `vector -> (vector - n * mean(vector * n)) / scale`, for the normalised value `n`, and with the vector centred where
+    the norm centres. The second term is the scale's. The matrix is symmetric: it takes changes of the input to changes
+    of the normalised value, and gradients at that back to the input.
+
+    Args:
+        norm: The norm.
+        value: Its input, in float32 at least.
+        vectors: The vectors.
+    """
+    scale = norm.scale(value)
+    normalized = norm.normalize(value, scale)
+    if not norm.uses_rms_norm:
+        vectors -= vectors.mean(-1, keepdim=True)
+    along = (vectors * normalized).mean(-1, keepdim=True)
+    vectors.addcmul_(normalized, along, value=-1).div_(scale)
 
 
 def norm_at(model: Model, depth: int, *, mlp_input: bool) -> NormalizationBridge | None:
@@ -100,9 +126,8 @@ class TokenReading:
         model = cache.model
         *before, unembed = readout(model)
         rows = cache.weight(unembed, model.W_U).T[ids]
-        exact = torch.promote_types(rows.dtype, torch.float32)
-        direction = rows.to(exact) * model.cfg.logit_scale
-        constant = cache.weight(unembed, model.b_U)[ids].to(exact) * model.cfg.logit_scale
+        direction = wide(rows) * model.cfg.logit_scale
+        constant = wide(cache.weight(unembed, model.b_U)[ids]) * model.cfg.logit_scale
         for part in reversed(before):
             constant = _plus_bias(cache, constant, direction, part)
             direction = direction @ cache.weight(part, part.matrix).to(direction)
