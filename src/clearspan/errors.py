@@ -141,5 +141,37 @@ class MissingWeightError(ClearspanError, AttributeError):
     """A weight that this architecture or checkpoint does not have."""
 
 
+class NotFiniteError(ClearspanError, ArithmeticError):
+    """Values that are infinite or not numbers, from which nothing can be read."""
+
+
 class TiedWeightWarning(UserWarning):
     """A write into a parameter that is another weight too."""
+
+
+def check_positive(**sizes: float) -> None:
+    """Raises InvalidArgumentError unless all sizes are numbers above 0.
+
+    Example:
+        >>> check_positive(learning_rate=0)
+        Traceback (most recent call last):
+        clearspan.errors.InvalidArgumentError: learning_rate=0
+          expected: learning_rate > 0
+    """
+    for name, size in sizes.items():
+        if not isinstance(size, int | float) or not size > 0:
+            raise InvalidArgumentError(f"{name}={size!r}", expected=f"{name} > 0")
+
+
+def check_counts(least: int = 1, /, **counts: int) -> None:
+    """Raises InvalidArgumentError unless all counts are whole numbers, `least` or more.
+
+    Example:
+        >>> check_counts(batch_size=2.5)
+        Traceback (most recent call last):
+        clearspan.errors.InvalidArgumentError: batch_size=2.5
+          expected: a whole number, batch_size >= 1
+    """
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < least:
+            raise InvalidArgumentError(f"{name}={count!r}", expected=f"a whole number, {name} >= {least}")

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan._cache.lookup import CacheLookup
-from clearspan._cache.readings import FrozenNorm, apply_slope_, wide
+from clearspan._cache.readings import frozen
+from clearspan._forward.readout import FrozenNorm, exact
 from clearspan.components import BlockBridge, NormalizationBridge
 
 Sublayer = Literal["attn", "mlp"]
@@ -61,7 +62,7 @@ class WayOut:
     def of(cls, cache: CacheLookup, block: BlockBridge, sublayer: Sublayer) -> Self:
         """Returns the way out of a block's attention or MLP in a cache's run."""
         norm = norm_after(block, sublayer)
-        return cls(None if norm is None else FrozenNorm.of(cache, norm), block.residual_multiplier)
+        return cls(None if norm is None else frozen(cache, norm), block.residual_multiplier)
 
     def __call__(self, part: Float[Tensor, "*component_batch_pos d_model"]) -> Tensor:
         """Returns what a part of the sublayer's output adds to the stream."""
@@ -108,8 +109,8 @@ class Mix:
         norm = norm_after(block, sublayer)
         if norm is None:
             return cls(None, block.residual_multiplier, torch.empty(0), None)
-        entering = wide(cache[f"{norm.path}.hook_in"])
-        return cls(norm, block.residual_multiplier, entering, FrozenNorm.of(cache, norm, norm.scale(entering)))
+        entering = exact(cache[f"{norm.path}.hook_in"])
+        return cls(norm, block.residual_multiplier, entering, frozen(cache, norm, norm.scale(entering)))
 
     @staticmethod
     def entering_point(block: BlockBridge, sublayer: Sublayer) -> str | None:
@@ -132,7 +133,7 @@ class Mix:
     def first_order_(self, change: Float[Tensor, "*part row pos d_model"]) -> Float[Tensor, "*part row pos d_model"]:
         """Makes changes of the output into those of what the sublayer adds, to the first order, in place."""
         if self.norm is not None and self.frozen is not None:
-            apply_slope_(self.norm, self.entering, change)
+            self.frozen.apply_slope_(self.entering, change)
             if self.frozen.weight is not None:
                 change *= self.frozen.weight.to(change)
         return change if self.multiplier == 1 else change.mul_(self.multiplier)

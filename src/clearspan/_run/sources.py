@@ -12,7 +12,7 @@ from clearspan._run.caching import run_with_cache
 from clearspan.cache import ActivationCache
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
-from clearspan.interventions import Action, Site, Taken, Written
+from clearspan.interventions import Action, Site, SourcePosition, Taken, Written
 from clearspan.model import Model
 from clearspan.shapes import Axes
 
@@ -51,19 +51,26 @@ def batch_of_source(model: Model, source: Source, like: Batch | None = None) -> 
     if isinstance(source, ActivationCache | SourceRun) or (isinstance(source, Mapping) and _holds_values(source)):
         return None
     batch = model.to_batch(cast("Input", source))
-    is_bare = not isinstance(source, Batch | Mapping) and batch.texts is None and batch.mask is None
-    if not is_bare or like is None or like.mask is None or like.tokens is None or batch.tokens is None:
+    if like is None or like.tokens is None or not _hides_padding(batch, like):
         return batch
-    if batch.tokens.shape != like.tokens.shape:
-        return batch
-    hidden = like.mask == 0
-    if not torch.equal(batch.tokens[hidden], like.tokens[hidden]):
-        raise InvalidArgumentError(
-            "the token ids of a source do not tell which of them are padding",
-            expected="the ids of the input where that is padded, or a mask",
-            fix="sources={name: {'input_ids': ids, 'attention_mask': mask}}",
-        )
-    return model.to_batch(batch.tokens, like.mask)
+    hidden = like.real == 0
+    if not torch.equal(batch.ids[hidden], like.tokens[hidden]):
+        raise _untold()
+    return model.to_batch(batch.ids, like.mask)
+
+
+def _hides_padding(batch: Batch, like: Batch) -> bool:
+    """Returns whether a batch may be padded as another is, without telling it."""
+    is_alike = batch.tokens is not None and batch.ids.shape == like.value.shape[:2]
+    return batch.is_bare and like.is_padded and is_alike
+
+
+def _untold() -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "the token ids of a source do not tell which of them are padding",
+        expected="the ids of the input where that is padded, or a mask",
+        fix="sources={name: {'input_ids': ids, 'attention_mask': mask}}",
+    )
 
 
 def _holds_values(source: Mapping[str, Any]) -> bool:
@@ -111,6 +118,8 @@ class Sources:
                 got=str(list(values.shape)),
                 where=name,
             )
+        if _hides_padding(own, written.batch):  # a context of hooks was opened before the input was known
+            raise _untold()
         is_alike = own.real_columns == written.batch.real_columns and own.width == written.batch.width
         if (
             action.source_position is None
@@ -135,16 +144,33 @@ def _prepared(site: Site, values: Tensor, own: Batch) -> tuple[Taken, Batch]:
     justified = _justified(values, site.axes, own)
     read = action.source_position
     if read is not None:
-        wanted = [read] if isinstance(read, int) else list(read)
-        rows = range(own.rows) if len(values) == own.rows else range(1)
-        places = [[own.position_of(row, one, "source position") for one in wanted] for row in rows]
-        index = torch.tensor(places, device=values.device)
-        justified = justified[torch.arange(len(justified))[:, None], index]
-        prepared = action.prepared(justified, site.axes, own.lengths)
-        return Taken(prepared, is_constant=len(wanted) == 1, in_order=True), own
+        places = torch.tensor(_read_of(read, own, len(values) if len(values) == own.rows else 1), device=values.device)
+        rows = torch.arange(len(places)) if len(justified) > 1 else torch.zeros(len(places), dtype=torch.long)
+        prepared = action.prepared(justified[rows[:, None], places], site.axes, own.lengths)
+        return Taken(prepared, is_constant=places.shape[1] == 1, in_order=True), own
     prepared = action.prepared(justified, site.axes, own.lengths)
     is_constant = site.axes[1] == "pos" and action.is_constant
     return Taken(prepared, is_constant=is_constant), own
+
+
+def _read_of(read: SourcePosition, own: Batch, rows: int) -> list[list[int]]:
+    """Returns the positions of a source that are read, from 0: a list for each of its rows.
+
+    One row may be read at other positions for each row that is written.
+    """
+    if isinstance(read, tuple) and isinstance(read[0], tuple):
+        by_row = cast("tuple[tuple[int, ...], ...]", read)
+        if own.rows not in (1, len(by_row)):
+            raise InvalidArgumentError(
+                "the positions of a source are not one list for each row",
+                expected=f"{own.rows} lists",
+                got=str(len(by_row)),
+            )
+    else:
+        by_row = [cast("tuple[int, ...]", read) if isinstance(read, tuple) else (cast("int", read),)] * rows
+    return [
+        [own.position_of(row % own.rows, one, "source position") for one in each] for row, each in enumerate(by_row)
+    ]
 
 
 def _check(written: Written, taken: Taken, own: Batch) -> None:

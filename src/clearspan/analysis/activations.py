@@ -1,22 +1,22 @@
-"""Values at hook points, gathered over many texts at chosen positions, a batch at a time."""
+"""What an analysis reads: points in layers, depths, target tokens, and values gathered over many texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan._run.runs import run_with_cache
-from clearspan.analysis.corpus import check_positive
-from clearspan.analysis.reporting.predictions import NotFiniteError
-from clearspan.errors import InvalidArgumentError
-from clearspan.inputs import Input, Place, Positions
-from clearspan.model import Model
+from clearspan.bridge import TransformerBridge
+from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts
+from clearspan.inputs import Batch, Input, Place, Positions
 from clearspan.points import Address, get_act_name
 
 Layers = int | Sequence[int] | None
 """One layer, several, or all (None); negative from the end."""
+Targets = str | Sequence[str] | int | Sequence[int] | Int[Tensor, "row"]
+"""One token for all rows, or one for each, as text or as ids."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Activations:
     Attributes:
         values: By point: its value at each place.
         places: Rows of the input, and positions among their real tokens.
-        texts: The real tokens of each row.
+        texts: The real tokens of each row; empty for embeddings.
     """
 
     values: Mapping[str, Float[Tensor, "place *axes"]]
@@ -41,7 +41,7 @@ class Activations:
         return sums / rows.bincount().view(-1, *[1] * (values.ndim - 1))
 
 
-def points_of(bridge: Model, name: str, layers: Layers) -> tuple[str, ...]:
+def points_of(bridge: TransformerBridge, name: str, layers: Layers) -> tuple[str, ...]:
     """Returns the full names of a point in each layer, or the one name where it is full already.
 
     Raises:
@@ -53,20 +53,24 @@ def points_of(bridge: Model, name: str, layers: Layers) -> tuple[str, ...]:
         >>> points_of(clearspan.boot("tiny-bigcode"), "resid_post", [0, -1])
         ('blocks.0.hook_resid_post', 'blocks.4.hook_resid_post')
     """
+    if not isinstance(name, str):
+        raise InvalidArgumentError("a hook point is given by its name", got=repr(name))
+    n_layers = bridge.cfg.n_layers
     is_full = "." in name or name.startswith("hook_")
     if is_full or Address.parse(get_act_name(name, 0)).layer is None:
         if layers is not None:
             raise InvalidArgumentError(f"{name!r} is one point, in one place", expected="layers=None", got=str(layers))
-        names = [name if is_full else get_act_name(name)]
+        names = [get_act_name(name)]
     else:
-        every = range(bridge.cfg.n_layers)
-        wanted = every if layers is None else [layers] if isinstance(layers, int) else layers
-        places = dict.fromkeys(layer + len(every) if -len(every) <= layer < 0 else layer for layer in wanted)
-        names = [get_act_name(name, layer) for layer in places]
+        wanted = whole_numbers("layers", range(n_layers) if layers is None else layers)
+        names = [
+            get_act_name(name, layer)
+            for layer in dict.fromkeys(one + n_layers if -n_layers <= one < 0 else one for one in wanted)
+        ]
     if not names:
         raise InvalidArgumentError("there is no layer to read", expected="layers=None for all", got="none")
     for each in names:
-        axes = bridge.hook_dict[each].axes
+        axes = bridge.index.find(each).axes
         if axes[:2] != ("batch", "pos"):
             raise InvalidArgumentError(
                 f"{each} is not a value at each position", expected="[batch, pos, ...]", got=f"[{', '.join(axes)}]"
@@ -75,7 +79,7 @@ def points_of(bridge: Model, name: str, layers: Layers) -> tuple[str, ...]:
 
 
 def layers_of(names: Sequence[str]) -> list[int]:
-    """Returns the layer of each point; none at all if one of them is in no block.
+    """Returns the layer of each point; an empty list if one of them is in no block.
 
     Example:
         >>> layers_of(["blocks.2.hook_resid_post"]), layers_of(["blocks.2.hook_resid_post", "hook_embed"])
@@ -85,48 +89,123 @@ def layers_of(names: Sequence[str]) -> list[int]:
     return [] if None in found else [layer for layer in found if layer is not None]
 
 
+def stop_after(names: Sequence[str]) -> int | None:
+    """Returns the block before which a run that reads these points can stop; None for the model's end."""
+    layers = layers_of(names)
+    return max(layers) + 1 if layers else None
+
+
+def depths_of(n_layers: int, depths: int | Sequence[int] | None) -> list[int]:
+    """Returns depths counted from 0: the embedding is 0, what leaves the last block `n_layers`.
+
+    Raises:
+        InvalidArgumentError: There is no such depth, or none is given.
+    """
+    wanted = whole_numbers("depths", range(n_layers + 1) if depths is None else depths)
+    if not wanted:
+        raise InvalidArgumentError("there is no depth to read", expected="depths=None for all", got="none")
+    for depth in wanted:
+        if not -n_layers - 1 <= depth <= n_layers:
+            raise InvalidArgumentError(
+                f"there is no depth {depth}",
+                expected=f"0 (the embedding) to {n_layers}, or -{n_layers + 1} to -1",
+                got=str(depth),
+            )
+    return [depth % (n_layers + 1) for depth in wanted]
+
+
+def target_ids_of(bridge: TransformerBridge, targets: Targets, rows: int, name: str = "targets") -> Int[Tensor, "row"]:
+    """Returns one token id for each row; one token alone is that of every row.
+
+    Args:
+        bridge: The model.
+        targets: The tokens.
+        rows: How many rows.
+        name: The argument's name, for the error.
+
+    Raises:
+        InvalidArgumentError: Not one token for each row, or ids outside the vocabulary.
+        InputError: A text that is not one token.
+    """
+    match targets:
+        case str():
+            ids = [bridge.to_single_token(targets)]
+        case list() | tuple() if any(isinstance(target, str) for target in targets):
+            ids = [
+                bridge.to_single_token(one) if isinstance(one, str) else whole_numbers(name, one)[0] for one in targets
+            ]
+        case Tensor() | np.ndarray():
+            ids = whole_numbers(name, targets.reshape(-1))
+        case _:
+            ids = whole_numbers(name, targets)
+    if len(ids) not in (1, rows) or not all(0 <= token < bridge.cfg.d_vocab for token in ids):
+        raise InvalidArgumentError(
+            f"{name} are one token for each row",
+            expected=f"{rows} tokens, ids from 0 to {bridge.cfg.d_vocab - 1}",
+            got=f"{len(ids)}: {ids}",
+        )
+    return torch.tensor(ids, device=bridge.device).expand(rows)
+
+
+def whole_numbers(name: str, given: object) -> list[int]:
+    """Returns one whole number or several as a list.
+
+    Raises:
+        InvalidArgumentError: They are no whole numbers.
+    """
+    several = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    match several:
+        case int() | np.integer() if not isinstance(several, bool):
+            return [int(several)]
+        case list() | tuple() | range() if all(isinstance(one, int | np.integer) for one in several):
+            return [int(one) for one in several]
+    raise InvalidArgumentError(f"{name}={given!r}", expected="a whole number, or several")
+
+
 @torch.no_grad()
 def gathered(
-    bridge: Model,
+    bridge: TransformerBridge,
     input: Input,
     names: Sequence[str],
     *,
     positions: Positions,
-    mask: Int[Tensor, "batch pos"] | None,
+    mask: Int[Tensor, "row pos"] | None = None,
     batch_size: int,
 ) -> Activations:
     """Returns values at `names`, at chosen positions of each row. Blocks after the last point are not run.
 
     Args:
         bridge: The model.
-        input: Text, a list of texts, or token ids `[batch, pos]`.
+        input: Any input.
         names: Full names of points with the axes `[batch, pos, ...]`.
-        positions: Counted among each row's real tokens, negative from the end.
-        mask: 1 for real tokens, where token ids have padding.
+        positions: Which: None for all; see `Batch.positions`.
+        mask: 1 for real tokens, where bare token ids have padding.
         batch_size: Rows run at a time.
 
     Raises:
-        InvalidArgumentError: No row, a position that a row does not have, or integers, which are no activations.
+        InvalidArgumentError: A position that a row does not have, or integers, which are no activations.
         NotFiniteError: A value is infinite or not a number.
     """
-    check_positive(batch_size=batch_size)
+    check_counts(batch_size=batch_size)
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     places: list[Place] = []
-    texts: list[tuple[int, ...]] = []
-    for batch in bridge.to_batch(input, mask).split(batch_size):
-        rows, columns, found = batch.places(positions)
-        _, cache = run_with_cache(bridge, batch, list(names), return_type=None, stop_at_layer=_stop(names))
+    batch = bridge.to_batch(input, mask)
+    by_row = batch.positions(positions)
+    for numbers in torch.arange(batch.rows).split(batch_size):
+        part = batch.select(numbers)
+        rows, columns, found = part.places([by_row[row] for row in numbers.tolist()])
+        _, cache = bridge.run_with_cache(part, list(names), return_type=None, stop_at_layer=stop_after(names))
         for name in names:
             kept[name].append(_checked(name, cache[name][rows, columns]).cpu())
-        places += [(row + len(texts), position) for row, position in found]
-        texts += [tuple(own[list(real)].tolist()) for own, real in zip(batch.ids, batch.real_columns, strict=True)]
-    return Activations({name: torch.cat(parts) for name, parts in kept.items()}, tuple(places), tuple(texts))
+        places += [(row + int(numbers[0]), position) for row, position in found]
+    return Activations({name: torch.cat(parts) for name, parts in kept.items()}, tuple(places), _real_ids(batch))
 
 
-def _stop(names: Sequence[str]) -> int | None:
-    """Returns the block before which a run can stop; None for its end."""
-    layers = layers_of(names)
-    return max(layers) + 1 if layers else None
+def _real_ids(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    """Returns the real tokens of each row; empty rows for embeddings."""
+    if batch.tokens is None:
+        return ((),) * batch.rows
+    return tuple(tuple(row[list(real)].tolist()) for row, real in zip(batch.ids.cpu(), batch.real_columns, strict=True))
 
 
 def _checked(name: str, value: Tensor) -> Float[Tensor, "place *axes"]:

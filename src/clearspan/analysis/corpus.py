@@ -1,26 +1,48 @@
-"""A corpus as pieces of a bounded length, drawn into padded batches."""
+"""A corpus: texts read one after the other, cut into pieces of a bounded length, drawn in a random order."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, cast
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.inputs import Batch, Input
 
-Corpus = Sequence[str] | Int[Tensor, "text pos"]
-"""Texts, or token ids without padding."""
-Piece = Int[Tensor, "pos"]
-Batch = tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]
-"""Token ids, filled on the right, and their mask: 1 for real tokens."""
+Corpus = Input | Iterable[Input]
+"""Any input, or any number of them: texts, rows of token ids, rows of a dataset, chats."""
 
 
-def pieces(bridge: TransformerBridge, corpus: Corpus, length: int) -> list[Piece]:
-    """Returns each text cut into pieces of at most `length` tokens, one after the other, on the CPU.
+def texts_of(bridge: TransformerBridge, corpus: Corpus) -> Iterator[Int[Tensor, "pos"]]:
+    """Yields the token ids of each text, on the CPU; of an empty text, none.
 
-    A text has a BOS first where the model's texts do by default; its later pieces have none.
+    No text is asked for before the one before it was taken.
+
+    Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> [len(text) for text in texts_of(bridge, ["import os", "", {"text": "import sys, os"}])]
+        [3, 0, 5]
+    """
+    if not _is_many(corpus):
+        yield from _rows(bridge.to_batch(cast("Input", corpus)))
+        return
+    for text in cast("Iterable[Input]", corpus):
+        if _is_empty(text):
+            yield torch.empty(0, dtype=torch.long)
+        else:
+            yield from _rows(bridge.to_batch(text))
+
+
+def pieces(bridge: TransformerBridge, corpus: Corpus, length: int) -> Batch:
+    """Returns each text cut into pieces of at most `length` tokens, one after the other, filled on the right.
+
+    A text has a BOS first where the model's texts do by default; its later pieces have none. Empty texts are passed
+    over.
 
     Raises:
         InvalidArgumentError: There is no text, or a length of less than one.
@@ -29,58 +51,49 @@ def pieces(bridge: TransformerBridge, corpus: Corpus, length: int) -> list[Piece
     Example:
         >>> import clearspan
         >>> bridge = clearspan.boot("tiny-bigcode")
-        >>> [len(piece) for piece in pieces(bridge, ["import os", "import sys, os"], length=4)]
+        >>> pieces(bridge, ["import os", "import sys, os"], length=4).lengths.tolist()
         [3, 4, 1]
     """
-    check_positive(length=length)
-    if not len(corpus):
+    check_counts(length=length)
+    most = min(length, bridge.cfg.n_ctx)
+    cut = [piece for text in texts_of(bridge, corpus) for piece in text.split(most) if len(piece)]
+    if not cut:
         raise InvalidArgumentError("there is nothing to read", expected="at least one text", got="none")
-    match corpus:
-        case str():
-            rows = [bridge.to_tokens(corpus)[0]]
-        case Tensor():
-            rows = list(corpus)
-        case _:
-            rows = [bridge.to_tokens(text)[0] for text in corpus]
-    length = min(length, bridge.cfg.n_ctx)
-    return [piece.cpu() for row in rows for piece in row.split(length)]
+    return bridge.to_batch(cut, padding_side="right")
 
 
-def drawn(pieces: Sequence[Piece], *, size: int, count: int, seed: int) -> Iterator[list[Piece]]:
-    """Yields `count` batches of `size` pieces, each piece once before any comes again, in an order given by `seed`."""
+def drawn(rows: int, *, size: int, count: int, seed: int) -> Iterator[Int[Tensor, "size"]]:
+    """Yields `count` times the numbers of `size` rows, each row once before any comes again, in a random order.
+
+    Example:
+        >>> [numbers.tolist() for numbers in drawn(3, size=2, count=3, seed=0)]
+        [[2, 0], [1, 2], [1, 0]]
+    """
     generator = torch.Generator().manual_seed(seed)
-    rounds = math.ceil(size * count / len(pieces))
-    order = torch.cat([torch.randperm(len(pieces), generator=generator) for _ in range(rounds)])
-    for batch in order[: size * count].view(count, size).tolist():
-        yield [pieces[i] for i in batch]
+    rounds = math.ceil(size * count / rows)
+    order = torch.cat([torch.randperm(rows, generator=generator) for _ in range(rounds)])
+    yield from order[: size * count].view(count, size)
 
 
-def padded(pieces: Sequence[Piece]) -> Batch:
-    """Returns pieces as one batch.
-
-    Example:
-        >>> padded([torch.tensor([5, 6]), torch.tensor([7])])
-        (tensor([[5, 6],
-                [7, 0]]), tensor([[1, 1],
-                [1, 0]]))
-    """
-    tokens = torch.zeros(len(pieces), max(map(len, pieces)), dtype=torch.long)
-    mask = torch.zeros_like(tokens)
-    for row, piece in enumerate(pieces):
-        tokens[row, : len(piece)] = piece
-        mask[row, : len(piece)] = 1
-    return tokens, mask
+def _is_many(corpus: object) -> bool:
+    """Returns whether a corpus is a collection of inputs, and not one input."""
+    match corpus:
+        case str() | bytes() | Tensor() | np.ndarray() | Batch() | Mapping():
+            return False
+        case [int() | np.integer(), *_]:
+            return False
+        case [Mapping() as first, *_]:
+            return not {"role", "content"} <= first.keys()
+    return isinstance(corpus, Iterable)
 
 
-def check_positive(**sizes: float) -> None:
-    """Raises InvalidArgumentError unless all sizes are more than 0.
+def _is_empty(text: object) -> bool:
+    given: Any = text
+    if isinstance(text, Mapping):
+        given = next((text[name] for name in ("input_ids", "text", "messages") if text.get(name) is not None), None)
+    return isinstance(given, Sized) and not isinstance(given, Mapping) and len(given) == 0
 
-    Example:
-        >>> check_positive(steps=0)
-        Traceback (most recent call last):
-        clearspan.errors.InvalidArgumentError: steps=0
-          expected: steps > 0
-    """
-    for name, size in sizes.items():
-        if not size > 0:
-            raise InvalidArgumentError(f"{name}={size}", expected=f"{name} > 0")
+
+def _rows(batch: Batch) -> Sequence[Int[Tensor, "pos"]]:
+    ids = batch.ids.cpu()
+    return [row[list(real)] for row, real in zip(ids, batch.real_columns, strict=True)]

@@ -1,10 +1,4 @@
-"""How long work tells its caller how far it is; what is drawn of that is the caller's."""
+"""Until all of analysis imports `clearspan.progress`."""
 
-from collections.abc import Callable
-
-Progress = Callable[[str, int, int], None]
-"""Called as `progress(stage, done, total)` after each step of a stage."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Reports nothing."""
+from clearspan.progress import Progress as Progress
+from clearspan.progress import silent as silent

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clearspan._cache.readings import wide
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.circuits.runs import PairRun, PairRuns, checked_count, swept
@@ -144,7 +143,7 @@ def attribution_patch(
 
 def _stacked(effects: UnitEffects, gradients: Gradients) -> Float[Tensor, "row layer *unit"]:
     """Returns the effects of all units, on the CPU."""
-    return torch.stack([effect(wide(gradients[point])).cpu() for point, effect in effects.items()], dim=1)
+    return torch.stack([effect(exact(gradients[point])).cpu() for point, effect in effects.items()], dim=1)
 
 
 def _by_position(
@@ -241,7 +240,7 @@ def _first_order(unit: Unit, base: ActivationCache, source: ActivationCache) -> 
     """Returns effects to the first order: `(source - base) . gradient` over what is within a unit."""
 
     def effect(point: str) -> Callable[[Tensor], Tensor]:
-        ours, theirs = wide(base[point]), wide(source[point])
+        ours, theirs = exact(base[point]), exact(source[point])
         change = torch.where(theirs == ours, 0, theirs - ours)  # masked scores are -inf in both
         return lambda gradient: (change * gradient).sum(unit.summed) if unit.summed else change * gradient
 
@@ -439,7 +438,7 @@ class _Layer:
             stop_at_layer=self.layer + 1,
             fwd_hooks=[(self.unit.point(self.layer), lambda value, hook: torch.where(chosen, values, value))],
         )
-        found = wide(cache[self.point(name)]).unflatten(0, (count, rows))
+        found = exact(cache[self.point(name)]).unflatten(0, (count, rows))
         return found[0], found[1:]
 
     def _by_unit(self, found: Float[Tensor, "variant row head pos"]) -> Float[Tensor, "row *unit"]:

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan._cache.readings import apply_slope_, norm_at, wide
 from clearspan._cache.writes import Mix, by_head
 from clearspan._run.hooks import Hooks
 from clearspan.bridge import TransformerBridge
@@ -176,7 +175,7 @@ def sender_changes(base: ActivationCache, source: ActivationCache) -> Float[Tens
 
 
 def _change(base: ActivationCache, source: ActivationCache, name: str) -> Tensor:
-    return wide(source[name]) - wide(base[name])
+    return exact(source[name]) - exact(base[name])
 
 
 def _weight(cache: ActivationCache, layer: int) -> Float[Tensor, "head d_head d_model"]:
@@ -201,7 +200,7 @@ def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "recei
     """
     n_layers = graded.model.cfg.n_layers
     for layer in range(n_layers):
-        attention, stream = graded.model.blocks[layer].attn, wide(graded["resid_pre", layer])
+        attention, stream = graded.model.blocks[layer].attn, exact(graded["resid_pre", layer])
         weights = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}
         sizes = [len(weight) for weight in weights.values()]
         found = stream.new_empty(sum(sizes) + 1, *stream.shape)
@@ -214,7 +213,7 @@ def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "recei
             apply_slope_(norm, stream, found[:-1])
         found[-1] = graded["mlp_in_grad", layer]
         yield found
-    yield wide(graded["resid_post_grad", n_layers - 1])[None]
+    yield exact(graded["resid_post_grad", n_layers - 1])[None]
 
 
 # --- the result ------------------------------------------------------------------------------------------------------

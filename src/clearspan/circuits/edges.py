@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan._cache.readings import wide
 from clearspan._cache.writes import Mix, Sublayer
 from clearspan._run.sources import SourceRun
 from clearspan.bridge import TransformerBridge
@@ -322,7 +321,7 @@ class Writes:
         return self._changes[sender]
 
     def _computed(self, sender: Sender) -> Stream:
-        theirs, ours = (wide(cache[sender.point][:, :, sender.at]) for cache in (self.source, self.base))
+        theirs, ours = (exact(cache[sender.point][:, :, sender.at]) for cache in (self.source, self.base))
         change, block = theirs - ours, self.base.model.blocks[max(sender.layer, 0)]
         match sender.sublayer:
             case "attn":

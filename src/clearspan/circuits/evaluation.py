@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clearspan._cache.readings import wide
 from clearspan._cache.writes import Mix, by_head
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
@@ -292,15 +291,15 @@ class CorruptedRun:
         mixes = {layer: Mix.of(cache, layer, "attn") for layer in range(graph.n_layers)}
         normed = {layer: mix for layer, mix in mixes.items() if mix.norm is not None}
         run = cls(pair, graph, cache, normed, torch.empty(0))
-        parts = [wide(cache["resid_pre", 0])[None]]
+        parts = [exact(cache["resid_pre", 0])[None]]
         for layer in range(graph.n_layers):
-            parts += [run.heads(layer, cache["z", layer]), wide(cache["mlp_out", layer])[None]]
+            parts += [run.heads(layer, cache["z", layer]), exact(cache["mlp_out", layer])[None]]
         return replace(run, writes=torch.cat(parts).flatten(1))
 
     def heads(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "head row pos d_model"]:
         """Returns what heads with some `z` write, as `writes` has it."""
         block = self.cache.model.blocks[layer]
-        results = by_head(wide(z), block.attn.W_O.detach())
+        results = by_head(exact(z), block.attn.W_O.detach())
         return results if layer in self.mixes or block.residual_multiplier == 1 else results * block.residual_multiplier
 
     def heads_of(self, layer: int) -> slice:
@@ -334,7 +333,7 @@ class CircuitBatch:
     def entering(cls, corrupted: CorruptedRun, masks: Masks, embedded: Stream) -> Self:
         """Returns a batch that knows what the clean run's embeddings add, and nothing else."""
         changes = torch.zeros_like(corrupted.writes)
-        changes[0] = wide(embedded).flatten() - corrupted.writes[0]
+        changes[0] = exact(embedded).flatten() - corrupted.writes[0]
         return cls(corrupted, masks, changes.expand(len(masks), -1, -1))
 
     def last_streams(self) -> Float[Tensor, "circuit row pos d_model"]:
@@ -380,7 +379,7 @@ class CircuitBatch:
             self._note(own.start, corrupted.heads(layer, value))
 
         def keep_mlp(value: Tensor, hook: HookPoint) -> None:  # noqa: ARG001
-            self._note(own.stop, wide(value)[None])
+            self._note(own.stop, exact(value)[None])
 
         yield f"blocks.{layer}.attn.hook_z", keep_heads
         yield f"blocks.{layer}.hook_mlp_out", keep_mlp
@@ -405,7 +404,7 @@ class CircuitBatch:
         """Returns what neighbouring receivers read that come after the same senders."""
         corrupted, graph = self.corrupted, self.corrupted.graph
         before = graph.n_senders_before(graph.receivers[first])
-        stream = wide(corrupted.stream(name))
+        stream = exact(corrupted.stream(name))
         chosen = self.masks[:, :before, first : first + count].transpose(1, 2).to(self.changes)
         if not corrupted.mixes:
             return stream + (chosen @ self.changes[:, :before]).unflatten(-1, stream.shape)

@@ -14,13 +14,16 @@ from clearspan._run.continuation import BaseRun, base_run, check_undisturbed
 from clearspan._run.hooks import hooks_of, sites_of
 from clearspan._run.sources import Source, batch_of_source, gathered
 from clearspan.bridge import TransformerBridge
+from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention
+from clearspan.progress import Progress, shown
 from clearspan.sweep.execution import Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, versions
 from clearspan.sweep.findings import Findings
 from clearspan.sweep.grid import Grid
+from clearspan.sweep.labels import position_texts
 from clearspan.sweep.metrics import Context, LogitMetric, Metric, Reference
 from clearspan.sweep.plan import (
     Cell,
@@ -34,9 +37,7 @@ from clearspan.sweep.plan import (
     half_of_free,
     tiles_of,
 )
-from clearspan.sweep.progress import progress_bar
 from clearspan.sweep.readings import Readings
-from clearspan.sweep.result import SweepResult
 from clearspan.tensor_files import read_tensors, write_tensors
 
 FORMAT = "clearspan sweep 1"
@@ -156,7 +157,7 @@ class Sweep:
     # --- run ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def run(self, memory: int | None = None, *, progress: bool = True) -> SweepResult:
+    def run(self, memory: int | None = None, *, progress: bool | Progress = True) -> Effects:
         """Runs the cells that were not run yet, and returns the metrics of all.
 
         What is done is kept when it is interrupted (Ctrl-C): `run` again goes on, also after `save` and `load`.
@@ -164,7 +165,7 @@ class Sweep:
         Args:
             memory: Bytes that a batch may take; by default half of what is free. A batch for which memory does not
                 suffice all the same is run in halves.
-            progress: Whether a bar is shown, where standard error is a terminal.
+            progress: Whether a bar is shown, where standard error is a terminal; or a function that is told instead.
 
         Raises:
             InvalidArgumentError: The model is in training mode, other hooks are on it, a source does not fit, or a
@@ -174,8 +175,8 @@ class Sweep:
         plan = self.plan(memory)
         if plan.tiles:
             execution = self._execution(plan)
-            with progress_bar("sweep", plan.cells, is_shown=progress) as advance:
-                left = list(reversed(plan.tiles))
+            done, left = 0, list(reversed(plan.tiles))
+            with shown(progress) as tell:
                 while left:
                     tile = left.pop()
                     values = _unless_memory_is_short(execution, tile)
@@ -183,16 +184,20 @@ class Sweep:
                         left += reversed(tile.halves())
                         continue
                     self.findings.keep([cell.number for cell in tile.cells], _where_there_is(tile, values))
-                    advance(len(tile.cells))
+                    done += len(tile.cells)
+                    tell("sweep", done, plan.cells)
         return self.result()
 
-    def result(self) -> SweepResult:
+    def result(self) -> Effects:
         """Returns the metrics of the cells that were run; NaN for the others."""
         found = self.findings
         if not found.values:
             raise InvalidArgumentError("no cell was run", fix="sweep.run()")
         shaped = {name: values.unflatten(0, self.grid.shape) for name, values in found.values.items()}
-        return SweepResult(shaped, found.base, found.sources, dict(self.grid.axes))
+        axes = dict(self.grid.axes)
+        texts = position_texts(self.bridge, self.batch, axes)
+        units = {name: one.unit for name, one in self.metrics.items() if isinstance(one, LogitMetric) and one.unit}
+        return Effects(shaped, axes, found.base, found.sources, texts, units=units)
 
     @torch.no_grad()
     def check(self, cells: int = 8, seed: int = 0) -> float:

@@ -7,11 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import ClearspanError
-
-
-class NotFiniteError(ClearspanError, ArithmeticError):
-    """Logits that are not numbers, from which nothing can be read."""
+from clearspan.errors import NotFiniteError as NotFiniteError
 
 
 @dataclass(frozen=True, eq=False)
