@@ -62,26 +62,6 @@ if TYPE_CHECKING:
     from clearspan.analysis.lenses.tuned_lens_training import train_tuned_lens as train_tuned_lens
     from clearspan.analysis.metric import Metric as Metric
     from clearspan.analysis.metric import next_token_loss as next_token_loss
-    from clearspan.analysis.paths.agreement import Agreement as Agreement
-    from clearspan.analysis.paths.attribution_patching import attribution_patch as attribution_patch
-    from clearspan.analysis.paths.attribution_patching_result import AttributionPatching as AttributionPatching
-    from clearspan.analysis.paths.circuit import Circuit as Circuit
-    from clearspan.analysis.paths.circuit_discovery import discover_circuit as discover_circuit
-    from clearspan.analysis.paths.circuit_evaluation import evaluate_circuits as evaluate_circuits
-    from clearspan.analysis.paths.circuit_evaluation import faithfulness_curve as faithfulness_curve
-    from clearspan.analysis.paths.circuit_result import CircuitEvaluation as CircuitEvaluation
-    from clearspan.analysis.paths.circuit_result import FaithfulnessCurve as FaithfulnessCurve
-    from clearspan.analysis.paths.discovered_circuit import DiscoveredCircuit as DiscoveredCircuit
-    from clearspan.analysis.paths.discovered_circuit import PruningStep as PruningStep
-    from clearspan.analysis.paths.edge_attribution import edge_attribution as edge_attribution
-    from clearspan.analysis.paths.edge_patching import patch_edges as patch_edges
-    from clearspan.analysis.paths.edge_scores import EdgeScores as EdgeScores
-    from clearspan.analysis.paths.edge_scores import ScoredEdge as ScoredEdge
-    from clearspan.analysis.paths.graph import ComputationalGraph as ComputationalGraph
-    from clearspan.analysis.paths.graph import Edge as Edge
-    from clearspan.analysis.paths.graph import Node as Node
-    from clearspan.analysis.paths.patching_pair import PatchingDirection as PatchingDirection
-    from clearspan.analysis.paths.path_patching import path_patching as path_patching
     from clearspan.analysis.probing.probe import Probe as Probe
     from clearspan.analysis.probing.probe_result import Probes as Probes
     from clearspan.analysis.probing.probes import train_probe as train_probe
@@ -98,6 +78,25 @@ if TYPE_CHECKING:
     from clearspan.analysis.steering.steering_result import SteeringSweep as SteeringSweep
     from clearspan.analysis.steering.steering_sweep import steering_sweep as steering_sweep
     from clearspan.analysis.steering.steering_vector import SteeringVector as SteeringVector
+    from clearspan.circuits.attribution import Agreement as Agreement
+    from clearspan.circuits.attribution import AttributionPatching as AttributionPatching
+    from clearspan.circuits.attribution import attribution_patch as attribution_patch
+    from clearspan.circuits.circuit import Circuit as Circuit
+    from clearspan.circuits.edge_scores import EdgeScores as EdgeScores
+    from clearspan.circuits.edge_scores import ScoredEdge as ScoredEdge
+    from clearspan.circuits.edge_scores import edge_attribution as edge_attribution
+    from clearspan.circuits.edges import patch_edges as patch_edges
+    from clearspan.circuits.edges import path_patching as path_patching
+    from clearspan.circuits.evaluation import CircuitEvaluation as CircuitEvaluation
+    from clearspan.circuits.evaluation import FaithfulnessCurve as FaithfulnessCurve
+    from clearspan.circuits.evaluation import evaluate_circuits as evaluate_circuits
+    from clearspan.circuits.evaluation import faithfulness_curve as faithfulness_curve
+    from clearspan.circuits.graph import ComputationalGraph as ComputationalGraph
+    from clearspan.circuits.graph import Edge as Edge
+    from clearspan.circuits.graph import Node as Node
+    from clearspan.circuits.search import DiscoveredCircuit as DiscoveredCircuit
+    from clearspan.circuits.search import PruningStep as PruningStep
+    from clearspan.circuits.search import discover_circuit as discover_circuit
     from clearspan.statistics import Interval as Interval
     from clearspan.statistics import bootstrap_interval as bootstrap_interval
     from clearspan.statistics import permutation_p_value as permutation_p_value
@@ -166,26 +165,25 @@ _HOMES = {
     "train_tuned_lens": "clearspan.analysis.lenses.tuned_lens_training",
     "Metric": "clearspan.analysis.metric",
     "next_token_loss": "clearspan.analysis.metric",
-    "Agreement": "clearspan.analysis.paths.agreement",
-    "attribution_patch": "clearspan.analysis.paths.attribution_patching",
-    "AttributionPatching": "clearspan.analysis.paths.attribution_patching_result",
-    "Circuit": "clearspan.analysis.paths.circuit",
-    "discover_circuit": "clearspan.analysis.paths.circuit_discovery",
-    "evaluate_circuits": "clearspan.analysis.paths.circuit_evaluation",
-    "faithfulness_curve": "clearspan.analysis.paths.circuit_evaluation",
-    "CircuitEvaluation": "clearspan.analysis.paths.circuit_result",
-    "FaithfulnessCurve": "clearspan.analysis.paths.circuit_result",
-    "DiscoveredCircuit": "clearspan.analysis.paths.discovered_circuit",
-    "PruningStep": "clearspan.analysis.paths.discovered_circuit",
-    "edge_attribution": "clearspan.analysis.paths.edge_attribution",
-    "patch_edges": "clearspan.analysis.paths.edge_patching",
-    "EdgeScores": "clearspan.analysis.paths.edge_scores",
-    "ScoredEdge": "clearspan.analysis.paths.edge_scores",
-    "ComputationalGraph": "clearspan.analysis.paths.graph",
-    "Edge": "clearspan.analysis.paths.graph",
-    "Node": "clearspan.analysis.paths.graph",
-    "PatchingDirection": "clearspan.analysis.paths.patching_pair",
-    "path_patching": "clearspan.analysis.paths.path_patching",
+    "Agreement": "clearspan.circuits.attribution",
+    "attribution_patch": "clearspan.circuits.attribution",
+    "AttributionPatching": "clearspan.circuits.attribution",
+    "Circuit": "clearspan.circuits.circuit",
+    "discover_circuit": "clearspan.circuits.search",
+    "evaluate_circuits": "clearspan.circuits.evaluation",
+    "faithfulness_curve": "clearspan.circuits.evaluation",
+    "CircuitEvaluation": "clearspan.circuits.evaluation",
+    "FaithfulnessCurve": "clearspan.circuits.evaluation",
+    "DiscoveredCircuit": "clearspan.circuits.search",
+    "PruningStep": "clearspan.circuits.search",
+    "edge_attribution": "clearspan.circuits.edge_scores",
+    "patch_edges": "clearspan.circuits.edges",
+    "EdgeScores": "clearspan.circuits.edge_scores",
+    "ScoredEdge": "clearspan.circuits.edge_scores",
+    "ComputationalGraph": "clearspan.circuits.graph",
+    "Edge": "clearspan.circuits.graph",
+    "Node": "clearspan.circuits.graph",
+    "path_patching": "clearspan.circuits.edges",
     "Probe": "clearspan.analysis.probing.probe",
     "Probes": "clearspan.analysis.probing.probe_result",
     "train_probe": "clearspan.analysis.probing.probes",
