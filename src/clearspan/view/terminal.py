@@ -68,7 +68,7 @@ def _tokens(report: Report, positions: range, width: int) -> Table:
     ids, top = report.predictions.top_ids.tolist(), report.predictions.top_probs.tolist()
     for p in positions:
         guesses = Text("  ").join(
-            Text.assemble(visible(report.words[i], 12), (f" {prob:.2f}", "dim"))
+            Text.assemble(visible(report.words[i], 12), (f" {prob:z.2f}", "dim"))
             for i, prob in zip(ids[p][:count], top[p], strict=False)
         )
         prob = probs[p]
@@ -81,7 +81,7 @@ def _token(report: Report, position: int) -> Text:
 
 
 def _shaded(prob: float) -> Text:
-    return Text(f" {prob:.2f} ", style=_ground(prob, BLUE))
+    return Text(f" {prob:z.2f} ", style=_ground(prob, BLUE))
 
 
 def _ground(share: float, color: ColorTriplet) -> Style:
@@ -132,13 +132,13 @@ def _bars(name: str, heads: Sequence[Head]) -> Table:
     for head in heads:
         filled = round(BAR * head.score)
         bar = Text.assemble(("━" * filled, "cyan"), ("━" * (BAR - filled), "bright_black"))
-        table.add_row(str(head), bar, f"{head.score:.3f}")
+        table.add_row(str(head), bar, f"{head.score:z.3f}")
     return table
 
 
 def _effect_note(report: Report) -> str:
     target = visible(report.words[report.effect.target])
-    return f"nats lost from log P({target}) = {report.effect.log_prob:.3f} by mean ablation"
+    return f"nats lost from log P({target}) = {report.effect.log_prob:z.3f} by mean ablation"
 
 
 def _effect(report: Report, positions: range, width: int) -> Table:
@@ -155,4 +155,4 @@ def _effect(report: Report, positions: range, width: int) -> Table:
 def _nats(value: float, bound: float) -> Text:
     if abs(value) < 0.005:
         return Text("   ·", style="dim")
-    return Text(f" {value:+.2f} ", style=_ground(abs(value) / bound, RED if value > 0 else GREEN))
+    return Text(f" {value:+z.2f} ", style=_ground(abs(value) / bound, RED if value > 0 else GREEN))

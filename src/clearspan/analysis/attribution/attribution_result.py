@@ -119,7 +119,7 @@ class DirectLogitAttribution(Result):
         less = "" if self.incorrect is None else f" less that of {self._name(self.incorrect, 'incorrect token')}"
         cap = "" if self.cap is None else f", before the cap at {self.cap:g}"
         mean = "" if rows == 1 else f"; mean over {rows} rows"
-        sums = f"sum {self.total.mean():.4f}, the model's own {self.model.mean():.4f}"
+        sums = f"sum {self.total.mean():z.4f}, the model's own {self.model.mean():z.4f}"
         return f"{of}{less} to each {self.unit}{cap}: {sums}, largest gap {self.gap.abs().max():.1e}{mean}"
 
     def _name(self, tokens: Int[Tensor, "row"], role: str) -> str:

@@ -23,7 +23,7 @@ class Estimate:
     rows: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.rows == 1 else f"{self.mean:.3f} ± {self.error:.3f}"
+        return f"{self.mean:z.3f}" if self.rows == 1 else f"{self.mean:z.3f} ± {self.error:z.3f}"
 
 
 def estimate(values: Float[Tensor, "row"]) -> Estimate:

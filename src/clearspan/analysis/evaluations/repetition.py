@@ -57,7 +57,7 @@ class Repetition(Result):
     def title(self) -> str:
         """What was measured, and the means."""
         return (
-            f"loss on repeated random tokens: {self.first_loss:.2f} nats on the first copy, {self.second_loss:.2f} on "
+            f"loss on repeated random tokens: {self.first_loss:z.2f} nats on the first copy, {self.second_loss:z.2f} on "
             f"the second; accuracy {self.accuracy:.0%} on the second; mean over {len(self.losses)} rows"
         )
 

@@ -70,7 +70,7 @@ class Agreement(Result):
         """The correlations and the largest error."""
         cells = "all cells" if len(self.labels) == self.total else f"{len(self.labels)} of {self.total} cells"
         return (
-            f"with exact patching of {cells}: Pearson {self.pearson:.3f}, Spearman {self.spearman:.3f}, "
+            f"with exact patching of {cells}: Pearson {self.pearson:z.3f}, Spearman {self.spearman:z.3f}, "
             f"largest error {self.largest_error:.3g} of effects up to {self.exact.abs().max():.3g}"
         )
 

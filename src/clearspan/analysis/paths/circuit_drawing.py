@@ -31,7 +31,7 @@ def circuit_network(edges: Sequence[Edge], effects: Mapping[Edge, float] | None 
             _box_of(edge.receiver).name,
             abs(weights[edge]) / most,
             COLORS[edge.receiver.kind],
-            edge.name if effects is None else f"{edge.name}: {weights[edge]:.3f}",
+            edge.name if effects is None else f"{edge.name}: {weights[edge]:z.3f}",
             weights[edge] < 0,
         )
         for edge in sorted(edges, key=lambda edge: -abs(weights[edge]))

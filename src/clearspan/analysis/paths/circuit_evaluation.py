@@ -65,7 +65,7 @@ def evaluate_circuits(
         >>> nothing = Circuit.of(bridge, [])
         >>> circuits = {"all": nothing.complement(), "nothing": nothing}
         >>> found = evaluate_circuits(bridge, "import os\nimport", "import re\nimport", metric, circuits)
-        >>> [round(share, 3) for share in found.faithfulness.tolist()]
+        >>> [abs(round(share, 3)) for share in found.faithfulness.tolist()]
         [1.0, 0.0]
 
     References:
@@ -114,7 +114,7 @@ def faithfulness_curve(
         >>> metric = LogitDifference.between(bridge, " os", " re")
         >>> scores = edge_attribution(bridge, "import os\nimport", "import re\nimport", metric, steps=5)
         >>> found = faithfulness_curve(scores, [0, 1131], draws=1)
-        >>> found.faithfulness.round(decimals=3).tolist(), found.completeness.round(decimals=3).tolist()
+        >>> found.faithfulness.round(decimals=3).abs().tolist(), found.completeness.round(decimals=3).abs().tolist()
         ([0.0, 1.0], [1.0, 0.0])
     """
     graph, pair = scores.graph, scores.pair

@@ -86,12 +86,12 @@ class DiscoveredCircuit(Result):
     def title(self) -> str:
         """What was found, and how the scores agree with exact effects."""
         circuit, first = self.circuit, self.history[0].n_edges
-        ends = f"{self.clean.mean():.4f} in the clean run, {self.corrupted.mean():.4f} in the corrupted run"
+        ends = f"{self.clean.mean():z.4f} in the clean run, {self.corrupted.mean():z.4f} in the corrupted run"
         return (
             f"circuit of {circuit.n_edges} of {circuit.graph.n_edges} edges for {self.metric} ({ends}): faithfulness "
-            f"{self.faithfulness:.3f}, completeness {self.completeness:.3f}; {self.n_circuits} circuits run in "
+            f"{self.faithfulness:z.3f}, completeness {self.completeness:z.3f}; {self.n_circuits} circuits run in "
             f"{self.n_forwards} batches; {self.scores.method} with exact removal of the first {first} edges: Pearson "
-            f"{self.agreement.pearson:.3f}, Spearman {self.agreement.spearman:.3f}"
+            f"{self.agreement.pearson:z.3f}, Spearman {self.agreement.spearman:z.3f}"
         )
 
     def columns(self) -> Columns:
@@ -106,7 +106,7 @@ class DiscoveredCircuit(Result):
 
     def plot(self) -> "go.Figure":
         """Returns the circuit drawn, edges as wide as their effects; see `Circuit.plot`."""
-        shares = f"faithfulness {self.faithfulness:.3f}, completeness {self.completeness:.3f}"
+        shares = f"faithfulness {self.faithfulness:z.3f}, completeness {self.completeness:z.3f}"
         return self.circuit.plot(self.effects, f"{self.circuit.n_edges} edges: {shares}")
 
     def to_svg(self) -> str:

@@ -125,7 +125,7 @@ class PatchingPair:
 
     def described(self, base: Float[Tensor, "row"], source: Float[Tensor, "row"]) -> str:
         """Returns the metric of both runs, in words."""
-        return f"{self.base_name} run {base.mean():.4f}, {self.source_name} run {source.mean():.4f}"
+        return f"{self.base_name} run {base.mean():z.4f}, {self.source_name} run {source.mean():z.4f}"
 
     # --- runs --------------------------------------------------------------------------------------------------------
 

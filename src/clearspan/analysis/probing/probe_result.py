@@ -71,7 +71,7 @@ class Probes(Result):
         groups = int(self.groups.max()) + 1
         return (
             f"held-out accuracy of linear probes for {len(self.classes)} classes; {len(self.labels)} examples in "
-            f"{groups} groups, {int(self.folds.max()) + 1} folds; majority {self.majority:.4f}"
+            f"{groups} groups, {int(self.folds.max()) + 1} folds; majority {self.majority:z.4f}"
         )
 
     def at(self, where: int | str) -> Probe:

@@ -21,9 +21,11 @@ def runs():
     return torch.randint(1, 97, (2, 2, 6), generator=torch.Generator().manual_seed(8))
 
 
-@pytest.fixture(scope="module", params=["gpt_bigcode", "llama"])
+@pytest.fixture(scope="module", params=[("gpt_bigcode", "n_layer"), ("llama", "num_hidden_layers")], ids=lambda it: it[0])
 def bridge(request):
-    return clearspan.boot(build(request.param))
+    """Models of two layers: a search among all edges of three takes three times as long."""
+    variant, layers = request.param
+    return clearspan.boot(build(variant, **{layers: 2}))
 
 
 @pytest.fixture(scope="module")

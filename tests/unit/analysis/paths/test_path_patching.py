@@ -37,13 +37,12 @@ def _set(value, hook):
     return lambda given, hook: value
 
 
-def _frozen_stream(bridge, base, sender, written, reader, frozen):
-    """Returns what a reader reads when a sender writes something else and later parts are frozen, by one whole run."""
-    _, cache = bridge.run_with_cache(base)
+def _frozen_streams(bridge, base, cache, sender, written, names, frozen):
+    """Returns the streams when a sender writes something else and later parts are frozen, by one whole run."""
     seen = {}
 
     def keep(value, hook):
-        seen["value"] = value.clone()
+        seen[hook.name] = value.clone()
 
     layer, point, head = sender
     hooks = []
@@ -62,8 +61,8 @@ def _frozen_stream(bridge, base, sender, written, reader, frozen):
             hooks.append((f"blocks.{later}.hook_attn_out", _set(cache["attn_out", later], None)))
         if frozen == "all" and (later > layer or (later == layer and point == "z")):
             hooks.append((f"blocks.{later}.hook_mlp_out", _set(cache["mlp_out", later], None)))
-    bridge.run_with_hooks(base, fwd_hooks=[*hooks, (reader, keep)])
-    return seen["value"]
+    bridge.run_with_hooks(base, fwd_hooks=[*hooks, *((name, keep) for name in names)])
+    return seen
 
 
 SENDERS = {"embed": (-1, "embed", None), "L0H2": (0, "z", 2), "L0.mlp": (0, "mlp", None), "L1H1": (1, "z", 1)}
@@ -85,10 +84,13 @@ def test_each_path_is_what_frozen_runs_give(bridge, runs, freeze):
         "logits": ("blocks.2.hook_resid_post", "blocks.2.hook_resid_post", None),
     }
     before = METRIC(bridge(corrupted))
+    _, base = bridge.run_with_cache(corrupted)
+    names = list(dict.fromkeys(stream for stream, _, _ in streams.values()))
     for row, (name, sender) in enumerate(SENDERS.items()):
         written = values.get(sender[1], source["z", max(sender[0], 0)])
+        seen = _frozen_streams(bridge, corrupted, base, sender, written, names, freeze)
         for column, (reader, (stream, point, head)) in enumerate(streams.items()):
-            carried = _frozen_stream(bridge, corrupted, sender, written, stream, freeze)
+            carried = seen[stream]
             reaches = sender[0] < int(reader[1]) if reader != "logits" else True
             if reader == "L1.mlp" and name == "L1H1":
                 reaches = not bridge.blocks[0].is_parallel
