@@ -145,6 +145,6 @@ class FaithfulnessCurve(Result):
 def _measured(metric: str, clean: Float[Tensor, "row"], corrupted: Float[Tensor, "row"]) -> str:
     rows = f"{len(clean)} row{'s' * (len(clean) > 1)}"
     return (
-        f"{metric} ({clean.mean():z.4f} in the clean run, {corrupted.mean():z.4f} in the corrupted run; mean over {rows}"
-        "), as a share of the way from the corrupted run to the clean run"
+        f"{metric} ({clean.mean():z.4f} in the clean run, {corrupted.mean():z.4f} in the corrupted run; mean over "
+        f"{rows}), as a share of the way from the corrupted run to the clean run"
     )
