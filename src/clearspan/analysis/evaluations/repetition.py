@@ -57,8 +57,8 @@ class Repetition(Result):
     def title(self) -> str:
         """What was measured, and the means."""
         return (
-            f"loss on repeated random tokens: {self.first_loss:z.2f} nats on the first copy, {self.second_loss:z.2f} on "
-            f"the second; accuracy {self.accuracy:.0%} on the second; mean over {len(self.losses)} rows"
+            f"loss on repeated random tokens: {self.first_loss:z.2f} nats on the first copy, {self.second_loss:z.2f} "
+            f"on the second; accuracy {self.accuracy:.0%} on the second; mean over {len(self.losses)} rows"
         )
 
     def columns(self) -> Columns:
