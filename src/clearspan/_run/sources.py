@@ -12,7 +12,7 @@ from clearspan._run.caching import run_with_cache
 from clearspan.cache import ActivationCache
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
-from clearspan.interventions import Action, Site, Taken, Written
+from clearspan.interventions import Action, Site, SourcePosition, Taken, Written
 from clearspan.model import Model
 from clearspan.shapes import Axes
 
@@ -134,16 +134,33 @@ def _prepared(site: Site, values: Tensor, own: Batch) -> tuple[Taken, Batch]:
     justified = _justified(values, site.axes, own)
     read = action.source_position
     if read is not None:
-        wanted = [read] if isinstance(read, int) else list(read)
-        rows = range(own.rows) if len(values) == own.rows else range(1)
-        places = [[own.position_of(row, one, "source position") for one in wanted] for row in rows]
-        index = torch.tensor(places, device=values.device)
-        justified = justified[torch.arange(len(justified))[:, None], index]
-        prepared = action.prepared(justified, site.axes, own.lengths)
-        return Taken(prepared, is_constant=len(wanted) == 1, in_order=True), own
+        places = torch.tensor(_read_of(read, own, len(values) if len(values) == own.rows else 1), device=values.device)
+        rows = torch.arange(len(places)) if len(justified) > 1 else torch.zeros(len(places), dtype=torch.long)
+        prepared = action.prepared(justified[rows[:, None], places], site.axes, own.lengths)
+        return Taken(prepared, is_constant=places.shape[1] == 1, in_order=True), own
     prepared = action.prepared(justified, site.axes, own.lengths)
     is_constant = site.axes[1] == "pos" and action.is_constant
     return Taken(prepared, is_constant=is_constant), own
+
+
+def _read_of(read: SourcePosition, own: Batch, rows: int) -> list[list[int]]:
+    """Returns the positions of a source that are read, from 0: a list for each of its rows.
+
+    One row may be read at other positions for each row that is written.
+    """
+    if isinstance(read, tuple) and isinstance(read[0], tuple):
+        by_row = cast("tuple[tuple[int, ...], ...]", read)
+        if own.rows not in (1, len(by_row)):
+            raise InvalidArgumentError(
+                "the positions of a source are not one list for each row",
+                expected=f"{own.rows} lists",
+                got=str(len(by_row)),
+            )
+    else:
+        by_row = [cast("tuple[int, ...]", read) if isinstance(read, tuple) else (cast("int", read),)] * rows
+    return [
+        [own.position_of(row % own.rows, one, "source position") for one in each] for row, each in enumerate(by_row)
+    ]
 
 
 def _check(written: Written, taken: Taken, own: Batch) -> None:

@@ -11,6 +11,7 @@ from clearspan.interventions.actions import PatchSubspace as PatchSubspace
 from clearspan.interventions.actions import ProjectOut as ProjectOut
 from clearspan.interventions.actions import Resample as Resample
 from clearspan.interventions.actions import Scale as Scale
+from clearspan.interventions.actions import SourcePosition as SourcePosition
 from clearspan.interventions.actions import Zero as Zero
 from clearspan.interventions.actions import derangement as derangement
 from clearspan.interventions.actions import exchanged as exchanged

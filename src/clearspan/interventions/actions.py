@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Vector = Constant | Sequence[float] | Tensor
 """A vector, in any of the ways in which it can be given."""
+SourcePosition = int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None
+"""Positions of a source: one, several, several for each row, or the ones that are written."""
 
 
 class Action(ABC):
@@ -36,7 +39,7 @@ class Action(ABC):
         return None
 
     @property
-    def source_position(self) -> int | tuple[int, ...] | None:
+    def source_position(self) -> SourcePosition:
         """The position of the source that it reads, whichever is written; None for the one that is written."""
         return None
 
@@ -56,7 +59,10 @@ class Action(ABC):
     @property
     def is_constant(self) -> bool:
         """Whether it takes the same value of its source at every position."""
-        return isinstance(self.source_position, int)
+        read = self.source_position
+        return isinstance(read, int) or (
+            isinstance(read, tuple) and all(isinstance(row, tuple) and len(row) == 1 for row in read)
+        )
 
     def check_value(self, value: Tensor, name: str) -> None:
         """Raises InvalidArgumentError where the action calculates and the value holds no floating-point numbers."""
@@ -103,8 +109,8 @@ class Patch(Action):
     Attributes:
         source: The run's name among the sources.
         layer: The layer of the source that is read; by default the one that is written. Negative from the end.
-        position: The position of the source that is read, negative from its last token, or as many as are written; by
-            default the one that is written.
+        position: The position of the source that is read, negative from its last token; or as many as are written, the
+            same for all rows or a list for each. By default the one that is written.
 
     References:
         Ghandeharioun et al. (2024), "Patchscopes", arXiv:2401.06102, for other layers and positions.
@@ -112,13 +118,12 @@ class Patch(Action):
 
     source: str = "clean"
     layer: int | None = None
-    position: int | tuple[int, ...] | None = None
+    position: SourcePosition | Sequence[int] | Sequence[Sequence[int]] = None
 
     kind: ClassVar[str] = "patch"
 
     def __post_init__(self) -> None:
-        if isinstance(self.position, list | range):
-            object.__setattr__(self, "position", tuple(self.position))
+        object.__setattr__(self, "position", _source_position(self.position))
 
     @property
     def run(self) -> str:
@@ -126,9 +131,9 @@ class Patch(Action):
         return self.source
 
     @property
-    def source_position(self) -> int | tuple[int, ...] | None:
+    def source_position(self) -> SourcePosition:
         """The position that is read."""
-        return self.position
+        return cast("SourcePosition", self.position)
 
     def source_point(self, name: str, n_layers: int) -> str:
         """Returns the point in the layer that is read."""
@@ -492,6 +497,35 @@ def derangement(size: int, seed: int) -> Int[Tensor, "row"]:
         order = torch.randperm(size, generator=generator)
         if not (order == torch.arange(size)).any():
             return order
+
+
+def _source_position(given: object) -> SourcePosition:
+    """Returns positions of a source in the one form in which they are kept.
+
+    Raises:
+        InvalidArgumentError: They are not whole numbers, there is none, or rows have different numbers of them.
+    """
+    value = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    if value is None:
+        return None
+    numbers = _numbers(value if isinstance(value, tuple | list | range) else [value])
+    if numbers:
+        return numbers[0] if len(numbers) == 1 else numbers
+    rows = [_numbers(row) for row in value] if isinstance(value, tuple | list) else []
+    if rows and all(rows) and len(set(map(len, rows))) == 1:
+        return tuple(rows)
+    raise InvalidArgumentError(
+        f"position={given!r} tells no positions of a source",
+        expected="a whole number, several, or as many for each row",
+    )
+
+
+def _numbers(given: object) -> tuple[int, ...]:
+    """Returns whole numbers as a tuple; an empty one for anything else."""
+    if not isinstance(given, tuple | list | range):
+        return ()
+    is_whole = all(isinstance(one, int | np.integer) and not isinstance(one, bool) for one in given)
+    return tuple(map(int, given)) if is_whole else ()
 
 
 def _given(source: Tensor | None) -> Tensor:
