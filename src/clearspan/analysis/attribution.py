@@ -1,7 +1,8 @@
 """Direct logit attribution: what each part of the model adds to a token's logit through the residual stream alone."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Self, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -9,14 +10,14 @@ from torch import Tensor
 
 from clearspan._forward.readout import directions_of, exact
 from clearspan.analysis.activations import Targets, target_ids_of
-from clearspan.analysis.heads import head_heatmap
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
+from clearspan.effects import Effects, Label
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Batch, Input, Positions
-from clearspan.plots.charts import bars
-from clearspan.results import Columns, Result
+from clearspan.plots import picture
+from clearspan.results import number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -36,33 +37,17 @@ _KEPT = {
 """What is kept of a run, by the ends of names: for every unit, and for each."""
 
 
-@dataclass(frozen=True)
-class AttributedPart:
-    """A part of the model, and what it adds to the logit.
-
-    Attributes:
-        label: `3_mlp_out`, `L3`, `L3H5`, `L3N80`, `embed`, `pos_embed`.
-        logits: Mean over rows.
-    """
-
-    label: str
-    logits: float
-
-    def __str__(self) -> str:
-        return self.label
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class DirectLogitAttribution(Result):
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class DirectLogitAttribution(Effects):
     """What each part of the model adds to a token's logit, or to the difference of two, at one place of each row.
 
     In logits before any cap, on the CPU. Parts and constant sum to the model's own logit, but for rounding: `gap` says
-    how closely.
+    how closely. Parts are called `3_mlp_out`, `L3`, `L3H5`, `L3N80`, `embed`, `pos_embed`; `rest`, where there is one,
+    is the last: all that is not of the unit.
 
     Attributes:
-        per_row: What each part adds, for each row.
-        labels: A name for each part. `rest`, where there is one, is the last: all that is not of the unit.
         constant: What biases of the last norm and of the unembedding add, for each row, whatever the input.
+        total: The sum of all parts and the constant, for each row.
         model: The model's own logit (or difference), for each row.
         unit: What the model was divided into.
         positions: The position of each row, counted among its real tokens.
@@ -72,9 +57,8 @@ class DirectLogitAttribution(Result):
         cap: What the model caps its logits at after all this, or None.
     """
 
-    per_row: Float[Tensor, "row part"]
-    labels: tuple[str, ...]
     constant: Float[Tensor, "row"]
+    total: Float[Tensor, "row"]
     model: Float[Tensor, "row"]
     unit: AttributionUnit
     positions: tuple[int, ...]
@@ -83,17 +67,20 @@ class DirectLogitAttribution(Result):
     words: Words
     cap: float | None
 
-    ranked_by: ClassVar[str | None] = "logits"
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """A name for each part."""
+        return cast("tuple[str, ...]", self.axes["part"])
+
+    @property
+    def per_row(self) -> Float[Tensor, "row part"]:
+        """What each part adds, for each row."""
+        return self.of().T
 
     @property
     def attribution(self) -> Float[Tensor, "part"]:
         """Mean over rows."""
-        return self.per_row.mean(0)
-
-    @property
-    def total(self) -> Float[Tensor, "row"]:
-        """The sum of all parts and the constant, for each row."""
-        return self.per_row.sum(-1) + self.constant
+        return self.mean()
 
     @property
     def gap(self) -> Float[Tensor, "row"]:
@@ -114,17 +101,15 @@ class DirectLogitAttribution(Result):
             raise InvalidArgumentError(
                 "this is not divided into heads", got=f"unit={self.unit!r}", fix="direct_logit_attribution(unit='head')"
             )
-        n_heads = sum(label.startswith("L0H") for label in self.labels)
+        n_heads = sum(part.startswith("L0H") for part in self.parts)
         return self.attribution[:-1].unflatten(0, (-1, n_heads))
 
-    def top(self, k: int = 5) -> list[AttributedPart]:
+    def top(self, k: int = 10, metric: str | None = None) -> Self:
         """Returns the `k` parts that add or take most, largest first; the rest is not among them."""
         check_counts(0, k=k)
-        return sorted((part for part in self._parts if part.label != REST), key=lambda part: -abs(part.logits))[:k]
-
-    @property
-    def _parts(self) -> list[AttributedPart]:
-        return [AttributedPart(*pair) for pair in zip(self.labels, self.attribution.tolist(), strict=True)]
+        if self.parts[-1:] == (REST,):
+            return replace(self, values={"logits": self.of()[:-1]}, axes={"part": self.parts[:-1]}).top(k, metric)
+        return super().top(k, metric)
 
     @property
     def title(self) -> str:
@@ -134,27 +119,22 @@ class DirectLogitAttribution(Result):
         less = "" if self.incorrect is None else f" less that of {self._name(self.incorrect, 'incorrect token')}"
         cap = "" if self.cap is None else f", before the cap at {self.cap:g}"
         mean = "" if rows == 1 else f"; mean over {rows} rows"
-        sums = f"sum {self.total.mean():.4f}, the model's own {self.model.mean():.4f}"
-        return f"{of}{less} to each {self.unit}{cap}: {sums}, largest gap {self.gap.abs().max():.1e}{mean}"
+        total, constant, model = (number(one.mean().item()) for one in (self.total, self.constant, self.model))
+        sums = f"sum {total} with a constant of {constant}, the model's own {model}"
+        return f"{of}{less} to each {self.unit}{cap}: {sums}{mean}"
 
     def _name(self, tokens: Int[Tensor, "row"], role: str) -> str:
         unique = tokens.unique().tolist()
         return self.words[unique[0]] if len(unique) == 1 else f"each row's {role}"
 
-    def columns(self) -> Columns:
-        """Returns one row for each part, and one for the constant, in their order."""
-        return {
-            "part": [*self.labels, "constant"],
-            "logits": [*self.attribution.tolist(), self.constant.mean().item()],
-        }
-
-    def plot(self) -> "go.Figure":
+    def plot(self, metric: str | None = None, **at: Label | Sequence[Label]) -> "go.Figure":
         """Returns a heat map of heads, layers down; for other units bars, for neurons those of the largest."""
-        if self.unit == "head":
-            return head_heatmap(self.by_head, name="logits", title=self.title, sequential=False)
-        parts = self.top(_BARS) if self.unit == "neuron" else self._parts
-        names, values = [part.label for part in parts], [part.logits for part in parts]
-        return bars(values, names=names, value_title="logits", title=self.title)
+        if self.unit == "head" and not at and REST in self.parts:
+            axes = dict(zip(("layer", "head"), map(range, self.by_head.shape), strict=True))
+            return picture(self.by_head, axes, unit="logits", title=self.title)
+        if self.unit == "neuron" and len(self.parts) > _BARS:
+            return self.top(_BARS).plot(metric, **at)
+        return super().plot(metric, **at)
 
 
 @torch.no_grad()
@@ -246,16 +226,17 @@ def direct_logit_attribution(
     order = torch.cat(groups).argsort()
     per_row, constant, model = (exact(torch.cat(each).cpu()[order]) for each in zip(*found, strict=True))
     return DirectLogitAttribution(
-        per_row,
-        tuple(labels),
-        constant,
-        model,
-        unit,
-        positions,
-        answers.cpu(),
-        None if incorrect is None else incorrect.cpu(),
-        words_of(bridge, answers, *([] if incorrect is None else [incorrect])),
-        bridge.cfg.output_logits_soft_cap,
+        {"logits": per_row.T},
+        {"part": tuple(labels)},
+        constant=constant,
+        total=per_row.sum(-1) + constant,
+        model=model,
+        unit=unit,
+        positions=positions,
+        answers=answers.cpu(),
+        incorrect=None if incorrect is None else incorrect.cpu(),
+        words=words_of(bridge, answers, *([] if incorrect is None else [incorrect])),
+        cap=bridge.cfg.output_logits_soft_cap,
     )
 
 

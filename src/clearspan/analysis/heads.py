@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -10,14 +10,11 @@ from torch import Tensor
 
 from clearspan.analysis.repeated_tokens import repeated_tokens
 from clearspan.bridge import TransformerBridge
+from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Batch, Input
-from clearspan.plots.charts import heatmap
 from clearspan.points import HookFunction, nearest
-from clearspan.results import Columns, Result, melted
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from clearspan.results import Columns, counted
 
 PatternName = Literal["previous_token", "duplicate_token", "induction"]
 PatternFunction = Callable[[Int[Tensor, "pos"]], Float[Tensor, "q_pos k_pos"]]
@@ -60,64 +57,33 @@ def strongest(scores: Float[Tensor, "layer head"], k: int = 5) -> list[Head]:
     return [Head(*divmod(place, scores.shape[1]), flat[place].item()) for place in best]
 
 
-def head_heatmap(
-    values: Float[Tensor, "layer head"], *, name: str, title: str, sequential: bool = True, bound: float | None = None
-) -> "go.Figure":
-    """Returns a heat map of one value a head: layers down, heads from left to right.
-
-    Args:
-        values: By layer and head.
-        name: What a value is, with its unit.
-        title: Above the chart.
-        sequential: Whether colours run from 0 up, and not from both sides of 0.
-        bound: The value at which the colours end; by default the largest.
-    """
-    y, x = (list(map(str, range(size))) for size in values.shape)
-    titles = {"x_title": "head", "y_title": "layer", "name": name, "title": title}
-    return heatmap(values, x=x, y=y, **titles, sequential=sequential, bound=bound)
-
-
 # --- scores on repeated random tokens --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadScores(Result):
-    """Two scores of every head, in units of attention from 0 to 1, on the CPU.
-
-    Attributes:
-        induction: Attention to the token after the first occurrence of the present one.
-        previous_token: Attention to the token before the present one.
-    """
-
-    induction: Float[Tensor, "layer head"]
-    previous_token: Float[Tensor, "layer head"]
-
-    ranked_by: ClassVar[str | None] = "induction"
+class HeadScores(Effects):
+    """Two scores of every head on each text, `induction` and `previous_token`, in attention from 0 to 1, on the CPU."""
 
     @property
-    def title(self) -> str:
-        """What the scores are."""
-        return "induction and previous-token score of each head, in attention from 0 to 1"
+    def induction(self) -> Float[Tensor, "layer head"]:
+        """Attention to the token after the first occurrence of the present one, mean over texts."""
+        return self.mean("induction")
 
-    def columns(self) -> Columns:
-        """Returns one row for each head."""
-        layers, heads = map(range, self.induction.shape)
-        columns = melted(self.induction, "induction", layer=layers, head=heads)
-        return {**columns, "previous token": self.previous_token.flatten().tolist()}
-
-    def plot(self, score: Literal["induction", "previous_token"] = "induction") -> "go.Figure":
-        """Returns a heat map of one of the scores: layers down, heads from left to right."""
-        names = {"induction": "induction score", "previous_token": "previous-token score"}
-        if score not in names:
-            raise InvalidArgumentError(f"unknown score {score!r}", expected="'induction' or 'previous_token'")
-        values = {"induction": self.induction, "previous_token": self.previous_token}[score]
-        return head_heatmap(
-            values, name=names[score], title=f"{names[score]} of each head, in attention from 0 to 1", bound=1.0
-        )
+    @property
+    def previous_token(self) -> Float[Tensor, "layer head"]:
+        """Attention to the token before the present one, mean over texts."""
+        return self.mean("previous_token")
 
 
 @torch.no_grad()
-def head_scores(bridge: TransformerBridge, *, rows: int = 4, period: int = 50, seed: int = 0) -> HeadScores:
+def head_scores(
+    bridge: TransformerBridge,
+    *,
+    rows: int = 4,
+    period: int = 50,
+    seed: int = 0,
+    vocabulary: Sequence[int] | Int[Tensor, "token"] | None = None,
+) -> HeadScores:
     """Returns each head's induction and previous-token score.
 
     The text is BOS (where the tokenizer has one), then a block of `period` random tokens, twice. There nothing but
@@ -127,17 +93,18 @@ def head_scores(bridge: TransformerBridge, *, rows: int = 4, period: int = 50, s
     - Previous token: mean attention from each token of the two blocks to the one before it.
 
     Args:
-        bridge: A model with a tokenizer.
-        rows: Random texts, over which the scores are averaged.
+        bridge: The model.
+        rows: Random texts.
         period: Length of a block; half of the context where that is less.
-        seed: Of the random tokens, which are uniform over the vocabulary without special tokens.
+        seed: Of the random tokens.
+        vocabulary: Token ids to draw from, uniformly; by default all but special ones, which takes a tokenizer.
 
     Returns:
-        Scores by layer and head, in attention from 0 to 1.
+        Scores by layer, head and text, in attention from 0 to 1.
 
     Raises:
-        NoTokenizerError: The bridge has no tokenizer.
-        InvalidArgumentError: No rows, or a period of less than two tokens.
+        NoTokenizerError: The bridge has no tokenizer, and no vocabulary is given.
+        InvalidArgumentError: No rows, a period of less than two tokens, or an unusable vocabulary.
 
     Example:
         >>> import clearspan
@@ -149,7 +116,7 @@ def head_scores(bridge: TransformerBridge, *, rows: int = 4, period: int = 50, s
         Olsson et al. (2022), "In-context Learning and Induction Heads", arXiv:2209.11895: prefix matching, section
         "Model analysis table". There the repeated block is 25 tokens long and stands four times.
     """
-    text = repeated_tokens(bridge, rows=rows, period=period, seed=seed)
+    text = repeated_tokens(bridge, rows=rows, period=period, seed=seed, vocabulary=vocabulary)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(bridge.cfg.n_layers)]
     _, cache = bridge.run_with_cache(text.tokens, names, return_type=None)
     induction, previous = [], []
@@ -158,9 +125,19 @@ def head_scores(bridge: TransformerBridge, *, rows: int = 4, period: int = 50, s
         # The diagonal at offset k - q: `period - 1` tokens back for induction, one for the previous token.
         after_first = pattern.diagonal(1 - text.period, dim1=-2, dim2=-1)[..., -text.period :]
         before = pattern.diagonal(-1, dim1=-2, dim2=-1)[..., max(text.start - 1, 0) :]
-        induction.append(after_first.mean((0, -1)))
-        previous.append(before.mean((0, -1)))
-    return HeadScores(torch.stack(induction).cpu(), torch.stack(previous).cpu())
+        induction.append(after_first.mean(-1).T)
+        previous.append(before.mean(-1).T)
+    return HeadScores(
+        {"induction": torch.stack(induction).cpu(), "previous_token": torch.stack(previous).cpu()},
+        _axes(bridge),
+        what="each head, in attention from 0 to 1",
+        span=(0, 1),
+        row="text",
+    )
+
+
+def _axes(bridge: TransformerBridge) -> dict[str, tuple[int, ...]]:
+    return {"layer": tuple(range(bridge.cfg.n_layers)), "head": tuple(range(bridge.cfg.n_heads))}
 
 
 # --- patterns made from a text's own tokens --------------------------------------------------------------------------
@@ -228,27 +205,29 @@ PATTERNS: Mapping[PatternName, PatternFunction] = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DetectedHeads(Result):
-    """How well each head's attention fits a pattern, mean over texts, on the CPU.
+class DetectedHeads(Effects):
+    """How well each head's attention fits a pattern on each text, on the CPU; NaN for heads that were not asked for.
 
     Attributes:
-        scores: By layer and head; NaN for heads that were not asked for.
         pattern: The pattern's name, or `custom`.
         error_measure: What the scores are: `mul`, the share of attention that is on the pattern, from 0 to 1; `abs`,
             1 minus the absolute difference, from -1 to 1.
-        rows: How many texts the mean is over.
     """
 
-    scores: Float[Tensor, "layer head"]
-    pattern: str
-    error_measure: ErrorMeasure
-    rows: int
+    pattern: str = "custom"
+    error_measure: ErrorMeasure = "mul"
+
+    @property
+    def scores(self) -> Float[Tensor, "layer head"]:
+        """Mean over texts."""
+        return self.mean()
 
     @property
     def title(self) -> str:
         """What the scores are."""
         meaning = {"mul": "share of attention on the pattern", "abs": "1 - |attention - pattern|"}[self.error_measure]
-        return f"{self.pattern.replace('_', ' ')} heads: {meaning}, mean over {self.rows} row{'s' * (self.rows > 1)}"
+        rows = counted(self.of().shape[-1], self.row)
+        return f"{self.pattern.replace('_', ' ')} heads: {meaning}, mean over {rows}"
 
     def strongest(self, k: int = 5) -> list[Head]:
         """Returns the `k` heads with the highest score, highest first."""
@@ -256,17 +235,14 @@ class DetectedHeads(Result):
 
     def columns(self) -> Columns:
         """Returns one row for each head that was asked for, the highest score first."""
-        heads = self.strongest(self.scores.numel())
-        return {
-            "layer": [head.layer for head in heads],
-            "head": [head.head for head in heads],
-            "score": [head.score for head in heads],
-        }
+        table = super().columns()
+        scores = dict(enumerate(cast("Sequence[float]", table["score"])))
+        order = sorted((i for i, score in scores.items() if score == score), key=lambda i: -scores[i])
+        return {name: [column[i] for i in order] for name, column in table.items()}
 
-    def plot(self) -> "go.Figure":
-        """Returns a heat map: layers down, heads from left to right."""
-        is_share = self.error_measure == "mul"
-        return head_heatmap(self.scores, name="score", title=self.title, sequential=is_share, bound=1.0)
+    @property
+    def rank(self) -> None:
+        """None: the table is in order."""
 
 
 @torch.no_grad()
@@ -288,8 +264,8 @@ def detect_heads(
     - `"mul"`: `(A * D).sum() / A.sum()`, the share of attention that is on the pattern. `D` is 0 or 1.
     - `"abs"`: `1 - |A - D|.sum() / pos`. A head that fits exactly has 1.
 
-    Both sums leave out what is excluded, and padding. Each row is scored on its own, then the rows are averaged. Layers
-    after the last one asked for are not run.
+    Both sums leave out what is excluded, and padding. Each row is scored on its own. Layers after the last one
+    asked for are not run.
 
     Args:
         bridge: The model.
@@ -304,7 +280,7 @@ def detect_heads(
         attention_mask: 1 for real tokens, where bare token ids have padding.
 
     Returns:
-        Scores by layer and head. Where all of a head's attention is excluded, `"mul"` gives 0.
+        Scores by layer, head and row. Where all of a head's attention is excluded, `"mul"` gives 0.
 
     Raises:
         InvalidArgumentError: An unknown pattern, measure or head; a row too short to be scored; a matrix of the wrong
@@ -330,7 +306,7 @@ def detect_heads(
     batch = bridge.to_batch(input, attention_mask)
     # A second token can attend to the first token and to itself. One of the two must be left.
     least = 2 + bool(exclude_bos and exclude_current_token)
-    wanted, counted = [], []
+    wanted, counting = [], []
     for row, length in enumerate(batch.lengths.tolist()):
         if length < least:
             raise InvalidArgumentError(
@@ -338,24 +314,26 @@ def detect_heads(
             )
         kept = torch.ones(length, length)
         kept[:, :1] = 0 if exclude_bos else 1
-        counted.append(kept.fill_diagonal_(0) if exclude_current_token else kept)
-        wanted.append(_checked(_pattern_of(batch, row, pattern), length, error_measure) * counted[-1])
-    scores = torch.full((bridge.cfg.n_layers, bridge.cfg.n_heads), torch.nan)
+        counting.append(kept.fill_diagonal_(0) if exclude_current_token else kept)
+        wanted.append(_checked(_pattern_of(batch, row, pattern), length, error_measure) * counting[-1])
+    scores = torch.full((bridge.cfg.n_layers, bridge.cfg.n_heads, batch.rows), torch.nan)
 
     def scorer(layer: int) -> HookFunction:
         def score(attention: Tensor, hook: object) -> None:  # noqa: ARG001
             each = []
-            for row, real, expected, kept in zip(attention, batch.real_columns, wanted, counted, strict=True):
+            for row, real, expected, kept in zip(attention, batch.real_columns, wanted, counting, strict=True):
                 columns = torch.tensor(real, device=row.device)
                 seen = row[chosen[layer]][:, columns[:, None], columns].double() * kept.to(row.device)
                 each.append(_score(seen, expected.to(seen), error_measure))
-            scores[layer, chosen[layer]] = torch.stack(each).mean(0).float().cpu()
+            scores[layer, chosen[layer]] = torch.stack(each, dim=1).float().cpu()
 
         return score
 
     hooks = [(f"blocks.{layer}.attn.hook_pattern", scorer(layer)) for layer in chosen]
     bridge.run_with_hooks(batch, fwd_hooks=hooks, stop_at_layer=max(chosen) + 1, return_type=None)
-    return DetectedHeads(scores, pattern if isinstance(pattern, str) else "custom", error_measure, batch.rows)
+    name = pattern if isinstance(pattern, str) else "custom"
+    span = (0, 1) if error_measure == "mul" else (-1, 1)
+    return DetectedHeads({"score": scores}, _axes(bridge), span=span, pattern=name, error_measure=error_measure)
 
 
 def _score(

@@ -225,8 +225,7 @@ class LogitLens(Result):
             y_title="position",
             name="probability",
             title=self.title,
-            sequential=True,
-            bound=1.0,
+            span=(0, 1),
         )
         text = [[plotly_text(self.words[token], 11) for token in row] for row in self.top_ids.T.tolist()]
         return figure.update_traces(text=text, texttemplate="%{text}")

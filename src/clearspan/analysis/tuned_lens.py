@@ -16,6 +16,7 @@ from torch.nn import functional
 from clearspan._forward.readout import log_probs
 from clearspan.analysis.corpus import Corpus, drawn, pieces
 from clearspan.bridge import TransformerBridge
+from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, check_counts, check_positive
 from clearspan.inputs import Batch
 from clearspan.plots.charts import lines
@@ -333,41 +334,24 @@ def _real_streams(bridge: TransformerBridge, batch: Batch) -> list[Float[Tensor,
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LensDivergence(Result):
-    """How far two lenses are from the model's own predictions: KL(final || lens) in nats, mean over positions.
+class LensDivergence(Effects):
+    """How far two lenses are from the model's own predictions: KL(final || lens) in nats, by lens and depth.
 
     Attributes:
-        logit_lens: Of the stream read as it is.
-        tuned_lens: Of the stream read through the lens.
         positions: How many positions the mean is over.
     """
 
-    logit_lens: Float[Tensor, "depth"]
-    tuned_lens: Float[Tensor, "depth"]
-    positions: int
+    positions: int = 0
 
     @property
-    def title(self) -> str:
-        """What was measured, and on how much."""
-        return f"KL(final || lens) in nats by depth, mean over {self.positions} positions"
+    def logit_lens(self) -> Float[Tensor, "depth"]:
+        """Of the stream read as it is."""
+        return self.select(lens="logit lens").mean()
 
     @property
-    def depths(self) -> tuple[str, ...]:
-        """A name for each depth: `embed`, then the layer whose block the stream leaves."""
-        return depth_names(len(self.logit_lens) - 1)
-
-    def columns(self) -> Columns:
-        """Returns one row for each depth."""
-        return {"depth": self.depths, **self._series}
-
-    def plot(self) -> "go.Figure":
-        """Returns both lenses by depth."""
-        title = "KL(final || lens), nats"
-        return lines(self._series, x=self.depths, x_title="depth", value_title=title, title=self.title)
-
-    @property
-    def _series(self) -> dict[str, list[float]]:
-        return {"logit lens": self.logit_lens.tolist(), "tuned lens": self.tuned_lens.tolist()}
+    def tuned_lens(self) -> Float[Tensor, "depth"]:
+        """Of the stream read through the lens."""
+        return self.select(lens="tuned lens").mean()
 
 
 @torch.no_grad()
@@ -409,5 +393,11 @@ def lens_divergence(
             for number, seen in enumerate((stream, translate(stream, depth))):
                 totals[number, depth] += float(kl_divergence(final, log_probs(bridge, seen)).sum())
     positions = int(rows.lengths.sum())
-    plain, tuned = (totals / positions).float()
-    return LensDivergence(plain, tuned, positions)
+    return LensDivergence(
+        {"KL(final || lens)": (totals / positions).float()[..., None]},
+        {"lens": ("logit lens", "tuned lens"), "depth": tuple(range(bridge.cfg.n_layers + 1))},
+        texts={"depth": depth_names(bridge.cfg.n_layers)},
+        what=f"the stream at each depth, mean over {positions} positions",
+        units={"KL(final || lens)": "nats"},
+        positions=positions,
+    )

@@ -120,7 +120,6 @@ class SingularReadings(Result):
             y_title="singular vector",
             name="score",
             title=f"{self.title}: what it {name}",
-            sequential=True,
         )
         text = [[plotly_text(self.words[token], 11) for token in row] for row in shown.ids.flatten(0, 1).tolist()]
         return figure.update_traces(text=text, texttemplate="%{text}")
