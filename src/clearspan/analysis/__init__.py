@@ -18,12 +18,8 @@ if TYPE_CHECKING:
     from clearspan.analysis.abstraction.interchange_examples import InterchangeExamples as InterchangeExamples
     from clearspan.analysis.abstraction.interchange_result import InterchangeAccuracy as InterchangeAccuracy
     from clearspan.analysis.abstraction.interchange_site import InterchangeSite as InterchangeSite
-    from clearspan.analysis.attribution.attribution import direct_logit_attribution as direct_logit_attribution
-    from clearspan.analysis.attribution.attribution_result import AttributedPart as AttributedPart
-    from clearspan.analysis.attribution.attribution_result import DirectLogitAttribution as DirectLogitAttribution
-    from clearspan.analysis.attribution.vocabulary import singular_readings as singular_readings
-    from clearspan.analysis.attribution.vocabulary_result import SingularReadings as SingularReadings
-    from clearspan.analysis.attribution.vocabulary_result import VocabularySide as VocabularySide
+    from clearspan.analysis.attribution import DirectLogitAttribution as DirectLogitAttribution
+    from clearspan.analysis.attribution import direct_logit_attribution as direct_logit_attribution
     from clearspan.analysis.evaluations.estimate import Estimate as Estimate
     from clearspan.analysis.evaluations.ioi import IOIEvaluation as IOIEvaluation
     from clearspan.analysis.evaluations.ioi import evaluate_ioi as evaluate_ioi
@@ -39,32 +35,27 @@ if TYPE_CHECKING:
     from clearspan.analysis.examples.max_activating import max_activating_examples as max_activating_examples
     from clearspan.analysis.examples.max_activating_result import MaxActivatingExample as MaxActivatingExample
     from clearspan.analysis.examples.max_activating_result import MaxActivatingExamples as MaxActivatingExamples
-    from clearspan.analysis.heads.detection_patterns import DetectionPattern as DetectionPattern
-    from clearspan.analysis.heads.detection_patterns import duplicate_token_pattern as duplicate_token_pattern
-    from clearspan.analysis.heads.detection_patterns import induction_pattern as induction_pattern
-    from clearspan.analysis.heads.detection_patterns import previous_token_pattern as previous_token_pattern
-    from clearspan.analysis.heads.detectors import DetectedHeads as DetectedHeads
-    from clearspan.analysis.heads.detectors import detect_heads as detect_heads
-    from clearspan.analysis.heads.heads import Head as Head
-    from clearspan.analysis.heads.heads import HeadScores as HeadScores
-    from clearspan.analysis.heads.heads import head_scores as head_scores
-    from clearspan.analysis.heads.heads import strongest as strongest
-    from clearspan.analysis.heads.repeated_tokens import RepeatedTokens as RepeatedTokens
-    from clearspan.analysis.heads.repeated_tokens import repeated_tokens as repeated_tokens
-    from clearspan.analysis.lenses.lens import LogitLens as LogitLens
-    from clearspan.analysis.lenses.lens import logit_lens as logit_lens
-    from clearspan.analysis.lenses.lens_divergence import LensDivergence as LensDivergence
-    from clearspan.analysis.lenses.lens_divergence import lens_divergence as lens_divergence
-    from clearspan.analysis.lenses.lens_readings import LensReadings as LensReadings
-    from clearspan.analysis.lenses.lens_readings import lens_readings as lens_readings
-    from clearspan.analysis.lenses.streams import Translator as Translator
-    from clearspan.analysis.lenses.tuned_lens import TunedLens as TunedLens
-    from clearspan.analysis.lenses.tuned_lens_training import train_tuned_lens as train_tuned_lens
+    from clearspan.analysis.heads import DetectedHeads as DetectedHeads
+    from clearspan.analysis.heads import DetectionPattern as DetectionPattern
+    from clearspan.analysis.heads import Head as Head
+    from clearspan.analysis.heads import HeadScores as HeadScores
+    from clearspan.analysis.heads import detect_heads as detect_heads
+    from clearspan.analysis.heads import duplicate_token_pattern as duplicate_token_pattern
+    from clearspan.analysis.heads import head_scores as head_scores
+    from clearspan.analysis.heads import induction_pattern as induction_pattern
+    from clearspan.analysis.heads import previous_token_pattern as previous_token_pattern
+    from clearspan.analysis.heads import strongest as strongest
+    from clearspan.analysis.lenses import LensReadings as LensReadings
+    from clearspan.analysis.lenses import LogitLens as LogitLens
+    from clearspan.analysis.lenses import lens_readings as lens_readings
+    from clearspan.analysis.lenses import logit_lens as logit_lens
     from clearspan.analysis.metric import Metric as Metric
     from clearspan.analysis.metric import next_token_loss as next_token_loss
-    from clearspan.analysis.probing.probe import Probe as Probe
-    from clearspan.analysis.probing.probe_result import Probes as Probes
-    from clearspan.analysis.probing.probes import train_probe as train_probe
+    from clearspan.analysis.probing import Probe as Probe
+    from clearspan.analysis.probing import Probes as Probes
+    from clearspan.analysis.probing import train_probe as train_probe
+    from clearspan.analysis.repeated_tokens import RepeatedTokens as RepeatedTokens
+    from clearspan.analysis.repeated_tokens import repeated_tokens as repeated_tokens
     from clearspan.analysis.reporting.effect import CausalEffect as CausalEffect
     from clearspan.analysis.reporting.effect import causal_effect as causal_effect
     from clearspan.analysis.reporting.predictions import NotFiniteError as NotFiniteError
@@ -78,6 +69,14 @@ if TYPE_CHECKING:
     from clearspan.analysis.steering.steering_result import SteeringSweep as SteeringSweep
     from clearspan.analysis.steering.steering_sweep import steering_sweep as steering_sweep
     from clearspan.analysis.steering.steering_vector import SteeringVector as SteeringVector
+    from clearspan.analysis.tuned_lens import LensDivergence as LensDivergence
+    from clearspan.analysis.tuned_lens import Translator as Translator
+    from clearspan.analysis.tuned_lens import TunedLens as TunedLens
+    from clearspan.analysis.tuned_lens import lens_divergence as lens_divergence
+    from clearspan.analysis.tuned_lens import train_tuned_lens as train_tuned_lens
+    from clearspan.analysis.vocabulary import SingularReadings as SingularReadings
+    from clearspan.analysis.vocabulary import VocabularySide as VocabularySide
+    from clearspan.analysis.vocabulary import singular_readings as singular_readings
     from clearspan.circuits.attribution import Agreement as Agreement
     from clearspan.circuits.attribution import AttributionPatching as AttributionPatching
     from clearspan.circuits.attribution import attribution_patch as attribution_patch
@@ -103,10 +102,6 @@ if TYPE_CHECKING:
     from clearspan.statistics import standard_error as standard_error
 
 _HOMES = {
-    "Interval": "clearspan.statistics",
-    "bootstrap_interval": "clearspan.statistics",
-    "permutation_p_value": "clearspan.statistics",
-    "standard_error": "clearspan.statistics",
     "ablate_heads": "clearspan.analysis.ablation.ablation",
     "ablate_layers": "clearspan.analysis.ablation.ablation",
     "ablate_neurons": "clearspan.analysis.ablation.ablation",
@@ -121,12 +116,8 @@ _HOMES = {
     "InterchangeExamples": "clearspan.analysis.abstraction.interchange_examples",
     "InterchangeAccuracy": "clearspan.analysis.abstraction.interchange_result",
     "InterchangeSite": "clearspan.analysis.abstraction.interchange_site",
-    "direct_logit_attribution": "clearspan.analysis.attribution.attribution",
-    "AttributedPart": "clearspan.analysis.attribution.attribution_result",
-    "DirectLogitAttribution": "clearspan.analysis.attribution.attribution_result",
-    "singular_readings": "clearspan.analysis.attribution.vocabulary",
-    "SingularReadings": "clearspan.analysis.attribution.vocabulary_result",
-    "VocabularySide": "clearspan.analysis.attribution.vocabulary_result",
+    "DirectLogitAttribution": "clearspan.analysis.attribution",
+    "direct_logit_attribution": "clearspan.analysis.attribution",
     "Estimate": "clearspan.analysis.evaluations.estimate",
     "IOIEvaluation": "clearspan.analysis.evaluations.ioi",
     "evaluate_ioi": "clearspan.analysis.evaluations.ioi",
@@ -142,51 +133,27 @@ _HOMES = {
     "max_activating_examples": "clearspan.analysis.examples.max_activating",
     "MaxActivatingExample": "clearspan.analysis.examples.max_activating_result",
     "MaxActivatingExamples": "clearspan.analysis.examples.max_activating_result",
-    "DetectionPattern": "clearspan.analysis.heads.detection_patterns",
-    "duplicate_token_pattern": "clearspan.analysis.heads.detection_patterns",
-    "induction_pattern": "clearspan.analysis.heads.detection_patterns",
-    "previous_token_pattern": "clearspan.analysis.heads.detection_patterns",
-    "DetectedHeads": "clearspan.analysis.heads.detectors",
-    "detect_heads": "clearspan.analysis.heads.detectors",
-    "Head": "clearspan.analysis.heads.heads",
-    "HeadScores": "clearspan.analysis.heads.heads",
-    "head_scores": "clearspan.analysis.heads.heads",
-    "strongest": "clearspan.analysis.heads.heads",
-    "RepeatedTokens": "clearspan.analysis.heads.repeated_tokens",
-    "repeated_tokens": "clearspan.analysis.heads.repeated_tokens",
-    "LogitLens": "clearspan.analysis.lenses.lens",
-    "logit_lens": "clearspan.analysis.lenses.lens",
-    "LensDivergence": "clearspan.analysis.lenses.lens_divergence",
-    "lens_divergence": "clearspan.analysis.lenses.lens_divergence",
-    "LensReadings": "clearspan.analysis.lenses.lens_readings",
-    "lens_readings": "clearspan.analysis.lenses.lens_readings",
-    "Translator": "clearspan.analysis.lenses.streams",
-    "TunedLens": "clearspan.analysis.lenses.tuned_lens",
-    "train_tuned_lens": "clearspan.analysis.lenses.tuned_lens_training",
+    "DetectedHeads": "clearspan.analysis.heads",
+    "DetectionPattern": "clearspan.analysis.heads",
+    "Head": "clearspan.analysis.heads",
+    "HeadScores": "clearspan.analysis.heads",
+    "detect_heads": "clearspan.analysis.heads",
+    "duplicate_token_pattern": "clearspan.analysis.heads",
+    "head_scores": "clearspan.analysis.heads",
+    "induction_pattern": "clearspan.analysis.heads",
+    "previous_token_pattern": "clearspan.analysis.heads",
+    "strongest": "clearspan.analysis.heads",
+    "LensReadings": "clearspan.analysis.lenses",
+    "LogitLens": "clearspan.analysis.lenses",
+    "lens_readings": "clearspan.analysis.lenses",
+    "logit_lens": "clearspan.analysis.lenses",
     "Metric": "clearspan.analysis.metric",
     "next_token_loss": "clearspan.analysis.metric",
-    "Agreement": "clearspan.circuits.attribution",
-    "attribution_patch": "clearspan.circuits.attribution",
-    "AttributionPatching": "clearspan.circuits.attribution",
-    "Circuit": "clearspan.circuits.circuit",
-    "discover_circuit": "clearspan.circuits.search",
-    "evaluate_circuits": "clearspan.circuits.evaluation",
-    "faithfulness_curve": "clearspan.circuits.evaluation",
-    "CircuitEvaluation": "clearspan.circuits.evaluation",
-    "FaithfulnessCurve": "clearspan.circuits.evaluation",
-    "DiscoveredCircuit": "clearspan.circuits.search",
-    "PruningStep": "clearspan.circuits.search",
-    "edge_attribution": "clearspan.circuits.edge_scores",
-    "patch_edges": "clearspan.circuits.edges",
-    "EdgeScores": "clearspan.circuits.edge_scores",
-    "ScoredEdge": "clearspan.circuits.edge_scores",
-    "ComputationalGraph": "clearspan.circuits.graph",
-    "Edge": "clearspan.circuits.graph",
-    "Node": "clearspan.circuits.graph",
-    "path_patching": "clearspan.circuits.edges",
-    "Probe": "clearspan.analysis.probing.probe",
-    "Probes": "clearspan.analysis.probing.probe_result",
-    "train_probe": "clearspan.analysis.probing.probes",
+    "Probe": "clearspan.analysis.probing",
+    "Probes": "clearspan.analysis.probing",
+    "train_probe": "clearspan.analysis.probing",
+    "RepeatedTokens": "clearspan.analysis.repeated_tokens",
+    "repeated_tokens": "clearspan.analysis.repeated_tokens",
     "CausalEffect": "clearspan.analysis.reporting.effect",
     "causal_effect": "clearspan.analysis.reporting.effect",
     "NotFiniteError": "clearspan.analysis.reporting.predictions",
@@ -200,6 +167,37 @@ _HOMES = {
     "SteeringSweep": "clearspan.analysis.steering.steering_result",
     "steering_sweep": "clearspan.analysis.steering.steering_sweep",
     "SteeringVector": "clearspan.analysis.steering.steering_vector",
+    "LensDivergence": "clearspan.analysis.tuned_lens",
+    "Translator": "clearspan.analysis.tuned_lens",
+    "TunedLens": "clearspan.analysis.tuned_lens",
+    "lens_divergence": "clearspan.analysis.tuned_lens",
+    "train_tuned_lens": "clearspan.analysis.tuned_lens",
+    "SingularReadings": "clearspan.analysis.vocabulary",
+    "VocabularySide": "clearspan.analysis.vocabulary",
+    "singular_readings": "clearspan.analysis.vocabulary",
+    "Agreement": "clearspan.circuits.attribution",
+    "AttributionPatching": "clearspan.circuits.attribution",
+    "attribution_patch": "clearspan.circuits.attribution",
+    "Circuit": "clearspan.circuits.circuit",
+    "EdgeScores": "clearspan.circuits.edge_scores",
+    "ScoredEdge": "clearspan.circuits.edge_scores",
+    "edge_attribution": "clearspan.circuits.edge_scores",
+    "patch_edges": "clearspan.circuits.edges",
+    "path_patching": "clearspan.circuits.edges",
+    "CircuitEvaluation": "clearspan.circuits.evaluation",
+    "FaithfulnessCurve": "clearspan.circuits.evaluation",
+    "evaluate_circuits": "clearspan.circuits.evaluation",
+    "faithfulness_curve": "clearspan.circuits.evaluation",
+    "ComputationalGraph": "clearspan.circuits.graph",
+    "Edge": "clearspan.circuits.graph",
+    "Node": "clearspan.circuits.graph",
+    "DiscoveredCircuit": "clearspan.circuits.search",
+    "PruningStep": "clearspan.circuits.search",
+    "discover_circuit": "clearspan.circuits.search",
+    "Interval": "clearspan.statistics",
+    "bootstrap_interval": "clearspan.statistics",
+    "permutation_p_value": "clearspan.statistics",
+    "standard_error": "clearspan.statistics",
 }
 
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -2,14 +2,14 @@ import random
 
 import pytest
 import torch
+from clearspan.analysis.evaluations.ioi_templates import NAMES, TEMPLATES, WORDS
+from clearspan.analysis.evaluations.ioi_tokens import check_aligned, positions_of, single_tokens
 from tests.zoo import build
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import clearspan
 from clearspan.analysis import evaluate_ioi, ioi_prompts
-from clearspan.analysis.evaluations.ioi_templates import NAMES, TEMPLATES, WORDS
-from clearspan.analysis.evaluations.ioi_tokens import check_aligned, positions_of, single_tokens
 from clearspan.errors import InvalidArgumentError, NoTokenizerError
 
 SHORT = ["After {first} and {second} left , {again} gave the {object} to", "So {first} met {second} and {again} told"]

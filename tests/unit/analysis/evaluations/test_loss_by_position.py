@@ -1,10 +1,10 @@
 import pytest
 import torch
+from clearspan.analysis.evaluations.loss_by_position import LossByPosition, loss_by_position
+from clearspan.analysis.heads.repeated_tokens import repeated_tokens
 from tests.zoo import build
 
 import clearspan
-from clearspan.analysis.evaluations.loss_by_position import LossByPosition, loss_by_position
-from clearspan.analysis.heads.repeated_tokens import repeated_tokens
 from clearspan.analysis.reporting.predictions import NotFiniteError
 from clearspan.errors import InvalidArgumentError
 

@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
+from clearspan.analysis.evaluations.repetition import evaluate_repetition, induction_loss
+from clearspan.analysis.heads.repeated_tokens import repeated_tokens
 from tests.zoo import build
 
 import clearspan
-from clearspan.analysis.evaluations.repetition import evaluate_repetition, induction_loss
-from clearspan.analysis.heads.repeated_tokens import repeated_tokens
 from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError
 
 

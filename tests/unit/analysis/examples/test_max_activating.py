@@ -3,11 +3,11 @@ import textwrap
 
 import pytest
 import torch
+from clearspan.analysis.examples.feature_statistics import RunningStatistics
+from clearspan.analysis.examples.max_activating import max_activating_examples
 from tests.zoo import build
 
 import clearspan
-from clearspan.analysis.examples.feature_statistics import RunningStatistics
-from clearspan.analysis.examples.max_activating import max_activating_examples
 from clearspan.analysis.reporting.predictions import NotFiniteError
 from clearspan.errors import InvalidArgumentError, NoTokenizerError, PointNotReachedError, UnknownPointError
 
