@@ -24,21 +24,16 @@ if TYPE_CHECKING:
     from clearspan.analysis.attribution.vocabulary import singular_readings as singular_readings
     from clearspan.analysis.attribution.vocabulary_result import SingularReadings as SingularReadings
     from clearspan.analysis.attribution.vocabulary_result import VocabularySide as VocabularySide
-    from clearspan.analysis.evaluations.estimate import Estimate as Estimate
-    from clearspan.analysis.evaluations.ioi import IOIEvaluation as IOIEvaluation
-    from clearspan.analysis.evaluations.ioi import evaluate_ioi as evaluate_ioi
-    from clearspan.analysis.evaluations.ioi_generation import IOICorruption as IOICorruption
-    from clearspan.analysis.evaluations.ioi_generation import ioi_prompts as ioi_prompts
-    from clearspan.analysis.evaluations.ioi_prompts import IOIPrompts as IOIPrompts
-    from clearspan.analysis.evaluations.loss_by_position import LossByPosition as LossByPosition
-    from clearspan.analysis.evaluations.loss_by_position import loss_by_position as loss_by_position
-    from clearspan.analysis.evaluations.repetition import Repetition as Repetition
-    from clearspan.analysis.evaluations.repetition import evaluate_repetition as evaluate_repetition
-    from clearspan.analysis.evaluations.repetition import induction_loss as induction_loss
-    from clearspan.analysis.examples.feature_statistics import FeatureStatistics as FeatureStatistics
-    from clearspan.analysis.examples.max_activating import max_activating_examples as max_activating_examples
-    from clearspan.analysis.examples.max_activating_result import MaxActivatingExample as MaxActivatingExample
-    from clearspan.analysis.examples.max_activating_result import MaxActivatingExamples as MaxActivatingExamples
+    from clearspan.analysis.evaluations import Estimate as Estimate
+    from clearspan.analysis.evaluations import LossByPosition as LossByPosition
+    from clearspan.analysis.evaluations import Repetition as Repetition
+    from clearspan.analysis.evaluations import evaluate_repetition as evaluate_repetition
+    from clearspan.analysis.evaluations import induction_loss as induction_loss
+    from clearspan.analysis.evaluations import loss_by_position as loss_by_position
+    from clearspan.analysis.evaluations import next_token_loss as next_token_loss
+    from clearspan.analysis.examples import MaxActivatingExample as MaxActivatingExample
+    from clearspan.analysis.examples import MaxActivatingExamples as MaxActivatingExamples
+    from clearspan.analysis.examples import max_activating_examples as max_activating_examples
     from clearspan.analysis.heads.detection_patterns import DetectionPattern as DetectionPattern
     from clearspan.analysis.heads.detection_patterns import duplicate_token_pattern as duplicate_token_pattern
     from clearspan.analysis.heads.detection_patterns import induction_pattern as induction_pattern
@@ -51,6 +46,11 @@ if TYPE_CHECKING:
     from clearspan.analysis.heads.heads import strongest as strongest
     from clearspan.analysis.heads.repeated_tokens import RepeatedTokens as RepeatedTokens
     from clearspan.analysis.heads.repeated_tokens import repeated_tokens as repeated_tokens
+    from clearspan.analysis.ioi import IOICorruption as IOICorruption
+    from clearspan.analysis.ioi import IOIEvaluation as IOIEvaluation
+    from clearspan.analysis.ioi import IOIPrompts as IOIPrompts
+    from clearspan.analysis.ioi import evaluate_ioi as evaluate_ioi
+    from clearspan.analysis.ioi import ioi_prompts as ioi_prompts
     from clearspan.analysis.lenses.lens import LogitLens as LogitLens
     from clearspan.analysis.lenses.lens import logit_lens as logit_lens
     from clearspan.analysis.lenses.lens_divergence import LensDivergence as LensDivergence
@@ -60,8 +60,6 @@ if TYPE_CHECKING:
     from clearspan.analysis.lenses.streams import Translator as Translator
     from clearspan.analysis.lenses.tuned_lens import TunedLens as TunedLens
     from clearspan.analysis.lenses.tuned_lens_training import train_tuned_lens as train_tuned_lens
-    from clearspan.analysis.metric import Metric as Metric
-    from clearspan.analysis.metric import next_token_loss as next_token_loss
     from clearspan.analysis.paths.agreement import Agreement as Agreement
     from clearspan.analysis.paths.attribution_patching import attribution_patch as attribution_patch
     from clearspan.analysis.paths.attribution_patching_result import AttributionPatching as AttributionPatching
@@ -93,6 +91,7 @@ if TYPE_CHECKING:
     from clearspan.analysis.reporting.report import ModelFacts as ModelFacts
     from clearspan.analysis.reporting.report import Report as Report
     from clearspan.analysis.reporting.report import report as report
+    from clearspan.analysis.running import FeatureStatistics as FeatureStatistics
     from clearspan.analysis.steering.steering import SteeringMethod as SteeringMethod
     from clearspan.analysis.steering.steering import fit_steering_vector as fit_steering_vector
     from clearspan.analysis.steering.steering_result import SteeringSweep as SteeringSweep
@@ -102,6 +101,7 @@ if TYPE_CHECKING:
     from clearspan.statistics import bootstrap_interval as bootstrap_interval
     from clearspan.statistics import permutation_p_value as permutation_p_value
     from clearspan.statistics import standard_error as standard_error
+    from clearspan.sweep.metrics import Metric as Metric
 
 _HOMES = {
     "Interval": "clearspan.statistics",
@@ -128,21 +128,21 @@ _HOMES = {
     "singular_readings": "clearspan.analysis.attribution.vocabulary",
     "SingularReadings": "clearspan.analysis.attribution.vocabulary_result",
     "VocabularySide": "clearspan.analysis.attribution.vocabulary_result",
-    "Estimate": "clearspan.analysis.evaluations.estimate",
-    "IOIEvaluation": "clearspan.analysis.evaluations.ioi",
-    "evaluate_ioi": "clearspan.analysis.evaluations.ioi",
-    "IOICorruption": "clearspan.analysis.evaluations.ioi_generation",
-    "ioi_prompts": "clearspan.analysis.evaluations.ioi_generation",
-    "IOIPrompts": "clearspan.analysis.evaluations.ioi_prompts",
-    "LossByPosition": "clearspan.analysis.evaluations.loss_by_position",
-    "loss_by_position": "clearspan.analysis.evaluations.loss_by_position",
-    "Repetition": "clearspan.analysis.evaluations.repetition",
-    "evaluate_repetition": "clearspan.analysis.evaluations.repetition",
-    "induction_loss": "clearspan.analysis.evaluations.repetition",
-    "FeatureStatistics": "clearspan.analysis.examples.feature_statistics",
-    "max_activating_examples": "clearspan.analysis.examples.max_activating",
-    "MaxActivatingExample": "clearspan.analysis.examples.max_activating_result",
-    "MaxActivatingExamples": "clearspan.analysis.examples.max_activating_result",
+    "Estimate": "clearspan.analysis.evaluations",
+    "IOIEvaluation": "clearspan.analysis.ioi",
+    "evaluate_ioi": "clearspan.analysis.ioi",
+    "IOICorruption": "clearspan.analysis.ioi",
+    "ioi_prompts": "clearspan.analysis.ioi",
+    "IOIPrompts": "clearspan.analysis.ioi",
+    "LossByPosition": "clearspan.analysis.evaluations",
+    "loss_by_position": "clearspan.analysis.evaluations",
+    "Repetition": "clearspan.analysis.evaluations",
+    "evaluate_repetition": "clearspan.analysis.evaluations",
+    "induction_loss": "clearspan.analysis.evaluations",
+    "FeatureStatistics": "clearspan.analysis.running",
+    "max_activating_examples": "clearspan.analysis.examples",
+    "MaxActivatingExample": "clearspan.analysis.examples",
+    "MaxActivatingExamples": "clearspan.analysis.examples",
     "DetectionPattern": "clearspan.analysis.heads.detection_patterns",
     "duplicate_token_pattern": "clearspan.analysis.heads.detection_patterns",
     "induction_pattern": "clearspan.analysis.heads.detection_patterns",
@@ -164,8 +164,8 @@ _HOMES = {
     "Translator": "clearspan.analysis.lenses.streams",
     "TunedLens": "clearspan.analysis.lenses.tuned_lens",
     "train_tuned_lens": "clearspan.analysis.lenses.tuned_lens_training",
-    "Metric": "clearspan.analysis.metric",
-    "next_token_loss": "clearspan.analysis.metric",
+    "Metric": "clearspan.sweep.metrics",
+    "next_token_loss": "clearspan.analysis.evaluations",
     "Agreement": "clearspan.analysis.paths.agreement",
     "attribution_patch": "clearspan.analysis.paths.attribution_patching",
     "AttributionPatching": "clearspan.analysis.paths.attribution_patching_result",

@@ -103,9 +103,7 @@ class MaxActivatingExamples(Result):
             words = tuple(self.words[token] for token in ids)
             activations = tuple(around[place] for place in real)
             at = real.index(self.before)
-            found.append(
-                MaxActivatingExample(self.features[row], value, text, position, ids, words, activations, at)
-            )
+            found.append(MaxActivatingExample(self.features[row], value, text, position, ids, words, activations, at))
         return found
 
     def columns(self) -> Columns:
