@@ -18,12 +18,8 @@ if TYPE_CHECKING:
     from clearspan.analysis.abstraction.interchange_examples import InterchangeExamples as InterchangeExamples
     from clearspan.analysis.abstraction.interchange_result import InterchangeAccuracy as InterchangeAccuracy
     from clearspan.analysis.abstraction.interchange_site import InterchangeSite as InterchangeSite
-    from clearspan.analysis.attribution.attribution import direct_logit_attribution as direct_logit_attribution
-    from clearspan.analysis.attribution.attribution_result import AttributedPart as AttributedPart
-    from clearspan.analysis.attribution.attribution_result import DirectLogitAttribution as DirectLogitAttribution
-    from clearspan.analysis.attribution.vocabulary import singular_readings as singular_readings
-    from clearspan.analysis.attribution.vocabulary_result import SingularReadings as SingularReadings
-    from clearspan.analysis.attribution.vocabulary_result import VocabularySide as VocabularySide
+    from clearspan.analysis.attribution import DirectLogitAttribution as DirectLogitAttribution
+    from clearspan.analysis.attribution import direct_logit_attribution as direct_logit_attribution
     from clearspan.analysis.evaluations import Estimate as Estimate
     from clearspan.analysis.evaluations import LossByPosition as LossByPosition
     from clearspan.analysis.evaluations import Repetition as Repetition
@@ -34,32 +30,25 @@ if TYPE_CHECKING:
     from clearspan.analysis.examples import MaxActivatingExample as MaxActivatingExample
     from clearspan.analysis.examples import MaxActivatingExamples as MaxActivatingExamples
     from clearspan.analysis.examples import max_activating_examples as max_activating_examples
-    from clearspan.analysis.heads.detection_patterns import DetectionPattern as DetectionPattern
-    from clearspan.analysis.heads.detection_patterns import duplicate_token_pattern as duplicate_token_pattern
-    from clearspan.analysis.heads.detection_patterns import induction_pattern as induction_pattern
-    from clearspan.analysis.heads.detection_patterns import previous_token_pattern as previous_token_pattern
-    from clearspan.analysis.heads.detectors import DetectedHeads as DetectedHeads
-    from clearspan.analysis.heads.detectors import detect_heads as detect_heads
-    from clearspan.analysis.heads.heads import Head as Head
-    from clearspan.analysis.heads.heads import HeadScores as HeadScores
-    from clearspan.analysis.heads.heads import head_scores as head_scores
-    from clearspan.analysis.heads.heads import strongest as strongest
-    from clearspan.analysis.heads.repeated_tokens import RepeatedTokens as RepeatedTokens
-    from clearspan.analysis.heads.repeated_tokens import repeated_tokens as repeated_tokens
+    from clearspan.analysis.heads import DetectedHeads as DetectedHeads
+    from clearspan.analysis.heads import DetectionPattern as DetectionPattern
+    from clearspan.analysis.heads import Head as Head
+    from clearspan.analysis.heads import HeadScores as HeadScores
+    from clearspan.analysis.heads import detect_heads as detect_heads
+    from clearspan.analysis.heads import duplicate_token_pattern as duplicate_token_pattern
+    from clearspan.analysis.heads import head_scores as head_scores
+    from clearspan.analysis.heads import induction_pattern as induction_pattern
+    from clearspan.analysis.heads import previous_token_pattern as previous_token_pattern
+    from clearspan.analysis.heads import strongest as strongest
     from clearspan.analysis.ioi import IOICorruption as IOICorruption
     from clearspan.analysis.ioi import IOIEvaluation as IOIEvaluation
     from clearspan.analysis.ioi import IOIPrompts as IOIPrompts
     from clearspan.analysis.ioi import evaluate_ioi as evaluate_ioi
     from clearspan.analysis.ioi import ioi_prompts as ioi_prompts
-    from clearspan.analysis.lenses.lens import LogitLens as LogitLens
-    from clearspan.analysis.lenses.lens import logit_lens as logit_lens
-    from clearspan.analysis.lenses.lens_divergence import LensDivergence as LensDivergence
-    from clearspan.analysis.lenses.lens_divergence import lens_divergence as lens_divergence
-    from clearspan.analysis.lenses.lens_readings import LensReadings as LensReadings
-    from clearspan.analysis.lenses.lens_readings import lens_readings as lens_readings
-    from clearspan.analysis.lenses.streams import Translator as Translator
-    from clearspan.analysis.lenses.tuned_lens import TunedLens as TunedLens
-    from clearspan.analysis.lenses.tuned_lens_training import train_tuned_lens as train_tuned_lens
+    from clearspan.analysis.lenses import LensReadings as LensReadings
+    from clearspan.analysis.lenses import LogitLens as LogitLens
+    from clearspan.analysis.lenses import lens_readings as lens_readings
+    from clearspan.analysis.lenses import logit_lens as logit_lens
     from clearspan.analysis.paths.agreement import Agreement as Agreement
     from clearspan.analysis.paths.attribution_patching import attribution_patch as attribution_patch
     from clearspan.analysis.paths.attribution_patching_result import AttributionPatching as AttributionPatching
@@ -80,9 +69,11 @@ if TYPE_CHECKING:
     from clearspan.analysis.paths.graph import Node as Node
     from clearspan.analysis.paths.patching_pair import PatchingDirection as PatchingDirection
     from clearspan.analysis.paths.path_patching import path_patching as path_patching
-    from clearspan.analysis.probing.probe import Probe as Probe
-    from clearspan.analysis.probing.probe_result import Probes as Probes
-    from clearspan.analysis.probing.probes import train_probe as train_probe
+    from clearspan.analysis.probing import Probe as Probe
+    from clearspan.analysis.probing import Probes as Probes
+    from clearspan.analysis.probing import train_probe as train_probe
+    from clearspan.analysis.repeated_tokens import RepeatedTokens as RepeatedTokens
+    from clearspan.analysis.repeated_tokens import repeated_tokens as repeated_tokens
     from clearspan.analysis.reporting.effect import CausalEffect as CausalEffect
     from clearspan.analysis.reporting.effect import causal_effect as causal_effect
     from clearspan.analysis.reporting.predictions import NotFiniteError as NotFiniteError
@@ -97,6 +88,14 @@ if TYPE_CHECKING:
     from clearspan.analysis.steering.steering_result import SteeringSweep as SteeringSweep
     from clearspan.analysis.steering.steering_sweep import steering_sweep as steering_sweep
     from clearspan.analysis.steering.steering_vector import SteeringVector as SteeringVector
+    from clearspan.analysis.tuned_lens import LensDivergence as LensDivergence
+    from clearspan.analysis.tuned_lens import Translator as Translator
+    from clearspan.analysis.tuned_lens import TunedLens as TunedLens
+    from clearspan.analysis.tuned_lens import lens_divergence as lens_divergence
+    from clearspan.analysis.tuned_lens import train_tuned_lens as train_tuned_lens
+    from clearspan.analysis.vocabulary import SingularReadings as SingularReadings
+    from clearspan.analysis.vocabulary import VocabularySide as VocabularySide
+    from clearspan.analysis.vocabulary import singular_readings as singular_readings
     from clearspan.statistics import Interval as Interval
     from clearspan.statistics import bootstrap_interval as bootstrap_interval
     from clearspan.statistics import permutation_p_value as permutation_p_value
@@ -104,10 +103,6 @@ if TYPE_CHECKING:
     from clearspan.sweep.metrics import Metric as Metric
 
 _HOMES = {
-    "Interval": "clearspan.statistics",
-    "bootstrap_interval": "clearspan.statistics",
-    "permutation_p_value": "clearspan.statistics",
-    "standard_error": "clearspan.statistics",
     "ablate_heads": "clearspan.analysis.ablation.ablation",
     "ablate_layers": "clearspan.analysis.ablation.ablation",
     "ablate_neurons": "clearspan.analysis.ablation.ablation",
@@ -122,50 +117,37 @@ _HOMES = {
     "InterchangeExamples": "clearspan.analysis.abstraction.interchange_examples",
     "InterchangeAccuracy": "clearspan.analysis.abstraction.interchange_result",
     "InterchangeSite": "clearspan.analysis.abstraction.interchange_site",
-    "direct_logit_attribution": "clearspan.analysis.attribution.attribution",
-    "AttributedPart": "clearspan.analysis.attribution.attribution_result",
-    "DirectLogitAttribution": "clearspan.analysis.attribution.attribution_result",
-    "singular_readings": "clearspan.analysis.attribution.vocabulary",
-    "SingularReadings": "clearspan.analysis.attribution.vocabulary_result",
-    "VocabularySide": "clearspan.analysis.attribution.vocabulary_result",
+    "DirectLogitAttribution": "clearspan.analysis.attribution",
+    "direct_logit_attribution": "clearspan.analysis.attribution",
     "Estimate": "clearspan.analysis.evaluations",
-    "IOIEvaluation": "clearspan.analysis.ioi",
-    "evaluate_ioi": "clearspan.analysis.ioi",
-    "IOICorruption": "clearspan.analysis.ioi",
-    "ioi_prompts": "clearspan.analysis.ioi",
-    "IOIPrompts": "clearspan.analysis.ioi",
     "LossByPosition": "clearspan.analysis.evaluations",
-    "loss_by_position": "clearspan.analysis.evaluations",
     "Repetition": "clearspan.analysis.evaluations",
     "evaluate_repetition": "clearspan.analysis.evaluations",
     "induction_loss": "clearspan.analysis.evaluations",
-    "FeatureStatistics": "clearspan.analysis.running",
-    "max_activating_examples": "clearspan.analysis.examples",
+    "loss_by_position": "clearspan.analysis.evaluations",
+    "next_token_loss": "clearspan.analysis.evaluations",
     "MaxActivatingExample": "clearspan.analysis.examples",
     "MaxActivatingExamples": "clearspan.analysis.examples",
-    "DetectionPattern": "clearspan.analysis.heads.detection_patterns",
-    "duplicate_token_pattern": "clearspan.analysis.heads.detection_patterns",
-    "induction_pattern": "clearspan.analysis.heads.detection_patterns",
-    "previous_token_pattern": "clearspan.analysis.heads.detection_patterns",
-    "DetectedHeads": "clearspan.analysis.heads.detectors",
-    "detect_heads": "clearspan.analysis.heads.detectors",
-    "Head": "clearspan.analysis.heads.heads",
-    "HeadScores": "clearspan.analysis.heads.heads",
-    "head_scores": "clearspan.analysis.heads.heads",
-    "strongest": "clearspan.analysis.heads.heads",
-    "RepeatedTokens": "clearspan.analysis.heads.repeated_tokens",
-    "repeated_tokens": "clearspan.analysis.heads.repeated_tokens",
-    "LogitLens": "clearspan.analysis.lenses.lens",
-    "logit_lens": "clearspan.analysis.lenses.lens",
-    "LensDivergence": "clearspan.analysis.lenses.lens_divergence",
-    "lens_divergence": "clearspan.analysis.lenses.lens_divergence",
-    "LensReadings": "clearspan.analysis.lenses.lens_readings",
-    "lens_readings": "clearspan.analysis.lenses.lens_readings",
-    "Translator": "clearspan.analysis.lenses.streams",
-    "TunedLens": "clearspan.analysis.lenses.tuned_lens",
-    "train_tuned_lens": "clearspan.analysis.lenses.tuned_lens_training",
-    "Metric": "clearspan.sweep.metrics",
-    "next_token_loss": "clearspan.analysis.evaluations",
+    "max_activating_examples": "clearspan.analysis.examples",
+    "DetectedHeads": "clearspan.analysis.heads",
+    "DetectionPattern": "clearspan.analysis.heads",
+    "Head": "clearspan.analysis.heads",
+    "HeadScores": "clearspan.analysis.heads",
+    "detect_heads": "clearspan.analysis.heads",
+    "duplicate_token_pattern": "clearspan.analysis.heads",
+    "head_scores": "clearspan.analysis.heads",
+    "induction_pattern": "clearspan.analysis.heads",
+    "previous_token_pattern": "clearspan.analysis.heads",
+    "strongest": "clearspan.analysis.heads",
+    "IOICorruption": "clearspan.analysis.ioi",
+    "IOIEvaluation": "clearspan.analysis.ioi",
+    "IOIPrompts": "clearspan.analysis.ioi",
+    "evaluate_ioi": "clearspan.analysis.ioi",
+    "ioi_prompts": "clearspan.analysis.ioi",
+    "LensReadings": "clearspan.analysis.lenses",
+    "LogitLens": "clearspan.analysis.lenses",
+    "lens_readings": "clearspan.analysis.lenses",
+    "logit_lens": "clearspan.analysis.lenses",
     "Agreement": "clearspan.analysis.paths.agreement",
     "attribution_patch": "clearspan.analysis.paths.attribution_patching",
     "AttributionPatching": "clearspan.analysis.paths.attribution_patching_result",
@@ -186,9 +168,11 @@ _HOMES = {
     "Node": "clearspan.analysis.paths.graph",
     "PatchingDirection": "clearspan.analysis.paths.patching_pair",
     "path_patching": "clearspan.analysis.paths.path_patching",
-    "Probe": "clearspan.analysis.probing.probe",
-    "Probes": "clearspan.analysis.probing.probe_result",
-    "train_probe": "clearspan.analysis.probing.probes",
+    "Probe": "clearspan.analysis.probing",
+    "Probes": "clearspan.analysis.probing",
+    "train_probe": "clearspan.analysis.probing",
+    "RepeatedTokens": "clearspan.analysis.repeated_tokens",
+    "repeated_tokens": "clearspan.analysis.repeated_tokens",
     "CausalEffect": "clearspan.analysis.reporting.effect",
     "causal_effect": "clearspan.analysis.reporting.effect",
     "NotFiniteError": "clearspan.analysis.reporting.predictions",
@@ -197,11 +181,25 @@ _HOMES = {
     "ModelFacts": "clearspan.analysis.reporting.report",
     "Report": "clearspan.analysis.reporting.report",
     "report": "clearspan.analysis.reporting.report",
+    "FeatureStatistics": "clearspan.analysis.running",
     "SteeringMethod": "clearspan.analysis.steering.steering",
     "fit_steering_vector": "clearspan.analysis.steering.steering",
     "SteeringSweep": "clearspan.analysis.steering.steering_result",
     "steering_sweep": "clearspan.analysis.steering.steering_sweep",
     "SteeringVector": "clearspan.analysis.steering.steering_vector",
+    "LensDivergence": "clearspan.analysis.tuned_lens",
+    "Translator": "clearspan.analysis.tuned_lens",
+    "TunedLens": "clearspan.analysis.tuned_lens",
+    "lens_divergence": "clearspan.analysis.tuned_lens",
+    "train_tuned_lens": "clearspan.analysis.tuned_lens",
+    "SingularReadings": "clearspan.analysis.vocabulary",
+    "VocabularySide": "clearspan.analysis.vocabulary",
+    "singular_readings": "clearspan.analysis.vocabulary",
+    "Interval": "clearspan.statistics",
+    "bootstrap_interval": "clearspan.statistics",
+    "permutation_p_value": "clearspan.statistics",
+    "standard_error": "clearspan.statistics",
+    "Metric": "clearspan.sweep.metrics",
 }
 
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

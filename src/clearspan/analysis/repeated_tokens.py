@@ -1,4 +1,4 @@
-"""Random tokens that stand twice: text of which nothing but its repetition can be predicted."""
+"""Random tokens that stand twice: text in which nothing but the repetition can be predicted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InputError, InvalidArgumentError
+from clearspan.errors import InputError, InvalidArgumentError, check_counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +33,8 @@ class RepeatedTokens:
     def losses(self, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row copy place"]:
         """Returns the loss on each token of both copies, in nats, without the first token of each.
 
-        The first token is left out of the second copy because nothing before it says that a repetition starts, and out
-        of the first so that both are about the same tokens.
+        Nothing before the second copy says that a repetition starts, so its first token cannot be foreseen. The first
+        copy leaves it out too, so that both are about the same tokens.
 
         Args:
             logits: What a model returns for `tokens`, on any device.
@@ -41,8 +42,8 @@ class RepeatedTokens:
         Returns:
             `[row, copy, place]`: `copy` is 0 or 1, `place` is `period - 1` long and starts at the block's second token.
         """
-        exact = self._predicting(logits).to(torch.promote_types(logits.dtype, torch.float32))
-        return -exact.log_softmax(-1).gather(-1, self._predicted(exact.device)[..., None])[..., 0]
+        predicting = exact(self._predicting(logits))
+        return -predicting.log_softmax(-1).gather(-1, self._predicted(predicting.device)[..., None])[..., 0]
 
     def correct(self, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row copy place"]:
         """Returns 1 where the likeliest next token is the right one and 0 elsewhere; axes as for `losses`."""
@@ -63,6 +64,12 @@ class RepeatedTokens:
 
     def _predicting(self, logits: Tensor) -> Tensor:
         """Returns the logits `[row, copy, place, d_vocab]` after all tokens of each block but its last."""
+        if logits.shape[:-1] != self.tokens.shape:
+            raise InvalidArgumentError(
+                "these are not the logits of the repeated tokens",
+                expected=f"[row={len(self.tokens)}, pos={self.tokens.shape[1]}, d_vocab]",
+                got=str(list(logits.shape)),
+            )
         blocks = logits[:, self.start : self.start + 2 * self.period].unflatten(1, (2, self.period))
         return blocks[:, :, :-1]
 
@@ -93,7 +100,8 @@ def repeated_tokens(
     Raises:
         NoTokenizerError: The bridge has no tokenizer, and no vocabulary is given.
         InputError: `prepend_bos=True`, and there is no BOS.
-        InvalidArgumentError: No rows, a period of less than two tokens, or an empty vocabulary.
+        InvalidArgumentError: No rows, a period of less than two tokens, or a vocabulary that is empty or has other ids
+            than the model's.
 
     Example:
         >>> import clearspan
@@ -103,17 +111,14 @@ def repeated_tokens(
         >>> bool((text.tokens[:, 1:4] == text.tokens[:, 4:]).all())
         True
     """
+    check_counts(0, rows=rows, period=period, seed=seed)
     bos = _bos(bridge, prepend_bos)
     period = min(period, (bridge.cfg.n_ctx - len(bos)) // 2)
     if rows < 1 or period < 2:
         raise InvalidArgumentError(
             "there is nothing to repeat", expected="rows >= 1, period >= 2", got=f"rows={rows}, period={period}"
         )
-    ids = _ordinary(bridge) if vocabulary is None else torch.as_tensor(vocabulary, dtype=torch.long).cpu()
-    if not len(ids):
-        raise InvalidArgumentError(
-            "there is no token to draw", expected="a vocabulary of token ids", got="an empty one"
-        )
+    ids = _ordinary(bridge) if vocabulary is None else _given(bridge, vocabulary)
     block = ids[torch.randint(len(ids), (rows, period), generator=torch.Generator().manual_seed(seed))]
     start = torch.tensor(bos, dtype=torch.long).expand(rows, len(bos))
     return RepeatedTokens(torch.cat([start, block, block], dim=1), period, len(bos))
@@ -125,6 +130,25 @@ def _bos(bridge: TransformerBridge, prepend_bos: bool | None) -> list[int]:
         raise InputError("prepend_bos=True, but there is no BOS token", fix="prepend_bos=False")
     wanted = bridge.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     return [bos] if wanted and isinstance(bos, int) else []
+
+
+def _given(bridge: TransformerBridge, vocabulary: Sequence[int] | Tensor) -> Int[Tensor, "token"]:
+    try:
+        ids = torch.as_tensor(vocabulary).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        ids = torch.empty(0, 0)
+    if not ids.numel() and ids.ndim == 1:
+        raise InvalidArgumentError(
+            "there is no token to draw", expected="a vocabulary of token ids", got="an empty one"
+        )
+    is_ids = ids.ndim == 1 and not (ids.is_floating_point() or ids.dtype == torch.bool)
+    if not is_ids or not 0 <= int(ids.min()) <= int(ids.max()) < bridge.cfg.d_vocab:
+        raise InvalidArgumentError(
+            "the vocabulary is no list of token ids",
+            expected=f"ids from 0 to {bridge.cfg.d_vocab - 1}",
+            got=repr(vocabulary)[:80],
+        )
+    return ids.long()
 
 
 def _ordinary(bridge: TransformerBridge) -> Int[Tensor, "token"]:
