@@ -147,7 +147,9 @@ def sources_of(
     n_layers, found = bridge.cfg.n_layers, {}
     for name, rows in inputs.items():
         taken = [change for change in drawn if getattr(change.action, "source", None) == name]
-        found[name] = source_of(draw, bridge, rows, list({change.source_name(n_layers): 0 for change in taken}), like, may_be_cache)
+        found[name] = source_of(
+            draw, bridge, rows, list({change.source_name(n_layers): 0 for change in taken}), like, may_be_cache
+        )
     return found
 
 

@@ -263,4 +263,3 @@ def edges_of(reference: Reference) -> list[tuple[Sender, Receiver]]:
         for sender in senders_of(reference)
         if is_before(reference, sender, receiver)
     ]
-

@@ -74,14 +74,13 @@ if TYPE_CHECKING:
     from clearspan.analysis.probing import train_probe as train_probe
     from clearspan.analysis.repeated_tokens import RepeatedTokens as RepeatedTokens
     from clearspan.analysis.repeated_tokens import repeated_tokens as repeated_tokens
-    from clearspan.analysis.reporting.effect import CausalEffect as CausalEffect
-    from clearspan.analysis.reporting.effect import causal_effect as causal_effect
-    from clearspan.analysis.reporting.predictions import NotFiniteError as NotFiniteError
-    from clearspan.analysis.reporting.predictions import Predictions as Predictions
-    from clearspan.analysis.reporting.predictions import predictions as predictions
-    from clearspan.analysis.reporting.report import ModelFacts as ModelFacts
-    from clearspan.analysis.reporting.report import Report as Report
-    from clearspan.analysis.reporting.report import report as report
+    from clearspan.analysis.reports import CausalEffect as CausalEffect
+    from clearspan.analysis.reports import ModelFacts as ModelFacts
+    from clearspan.analysis.reports import Predictions as Predictions
+    from clearspan.analysis.reports import Report as Report
+    from clearspan.analysis.reports import causal_effect as causal_effect
+    from clearspan.analysis.reports import predictions as predictions
+    from clearspan.analysis.reports import report as report
     from clearspan.analysis.running import FeatureStatistics as FeatureStatistics
     from clearspan.analysis.steering.steering import SteeringMethod as SteeringMethod
     from clearspan.analysis.steering.steering import fit_steering_vector as fit_steering_vector
@@ -96,6 +95,7 @@ if TYPE_CHECKING:
     from clearspan.analysis.vocabulary import SingularReadings as SingularReadings
     from clearspan.analysis.vocabulary import VocabularySide as VocabularySide
     from clearspan.analysis.vocabulary import singular_readings as singular_readings
+    from clearspan.errors import NotFiniteError as NotFiniteError
     from clearspan.statistics import Interval as Interval
     from clearspan.statistics import bootstrap_interval as bootstrap_interval
     from clearspan.statistics import permutation_p_value as permutation_p_value
@@ -173,14 +173,14 @@ _HOMES = {
     "train_probe": "clearspan.analysis.probing",
     "RepeatedTokens": "clearspan.analysis.repeated_tokens",
     "repeated_tokens": "clearspan.analysis.repeated_tokens",
-    "CausalEffect": "clearspan.analysis.reporting.effect",
-    "causal_effect": "clearspan.analysis.reporting.effect",
-    "NotFiniteError": "clearspan.analysis.reporting.predictions",
-    "Predictions": "clearspan.analysis.reporting.predictions",
-    "predictions": "clearspan.analysis.reporting.predictions",
-    "ModelFacts": "clearspan.analysis.reporting.report",
-    "Report": "clearspan.analysis.reporting.report",
-    "report": "clearspan.analysis.reporting.report",
+    "CausalEffect": "clearspan.analysis.reports",
+    "causal_effect": "clearspan.analysis.reports",
+    "NotFiniteError": "clearspan.errors",
+    "Predictions": "clearspan.analysis.reports",
+    "predictions": "clearspan.analysis.reports",
+    "ModelFacts": "clearspan.analysis.reports",
+    "Report": "clearspan.analysis.reports",
+    "report": "clearspan.analysis.reports",
     "FeatureStatistics": "clearspan.analysis.running",
     "SteeringMethod": "clearspan.analysis.steering.steering",
     "fit_steering_vector": "clearspan.analysis.steering.steering",

@@ -81,7 +81,9 @@ def next_token_loss(
                 expected="token ids [row, pos], or bridge.to_batch(input)",
                 got=str(list(tokens.shape)) if isinstance(tokens, Tensor) else type(tokens).__name__,
             )
-        tokens = Batch(tokens, mask)
+        if mask is not None and (not isinstance(mask, Tensor) or mask.shape != tokens.shape):
+            raise InputError("the mask is not that of the token ids", expected=f"a tensor {list(tokens.shape)}")
+        tokens = Batch(tokens, None if mask is None else mask.long())
     check_predicted(tokens)
     return partial(NextTokenLoss(), batch=tokens)
 

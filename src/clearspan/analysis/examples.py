@@ -14,7 +14,7 @@ from clearspan.analysis.corpus import Corpus, texts_of
 from clearspan.analysis.running import FeatureStatistics, RunningStatistics, RunningTop, Seen, Top
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts
+from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, check_flags
 from clearspan.plots import heatmap, plotly_text, shaded_tokens
 from clearspan.plots.charts import ends
 from clearspan.points import HookPoint
@@ -248,7 +248,9 @@ def max_activating_examples(
     sides = whole_numbers("context", context)
     before, after = sides * 2 if len(sides) == 1 else sides if len(sides) == 2 else (-1, -1)
     check_counts(k=k, length=length, batch_size=batch_size)
-    check_counts(0, context=min(before, after), sample=sample)
+    check_counts(0, context=min(before, after), sample=sample, seed=seed)
+    check_flags(one_per_text=one_per_text, exclude_bos=exclude_bos)
+    before, after = (min(side, length - 1) for side in (before, after))  # a piece has no more
     wanted = None if index is None else tuple(dict.fromkeys(whole_numbers("index", index)))
     point = _point(bridge, name, feature)
     stream = _seen(bridge, _batches(bridge, texts, length, batch_size), point, wanted, feature, exclude_bos)

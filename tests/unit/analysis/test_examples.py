@@ -9,7 +9,6 @@ from tests.zoo import build
 import clearspan
 from clearspan.analysis import max_activating_examples
 from clearspan.errors import (
-    ClearspanError,
     InvalidArgumentError,
     NotFiniteError,
     NoTokenizerError,
@@ -189,7 +188,7 @@ def test_the_window_is_what_the_model_saw_around_it(random_bridge, texts, contex
         random_bridge, texts, POST, index=3, k=20, context=context, length=LENGTH, one_per_text=False, batch_size=4
     )
     pieces = every_value(random_bridge, texts, POST)
-    before, after = sides
+    before, after = (min(side, LENGTH - 1) for side in sides)
     assert found.top.tokens.shape == found.top.activations.shape == (1, 20, before + 1 + after)
     assert len(found.examples()) == 20
     for example in found.examples():

@@ -1,10 +1,10 @@
 import pytest
 import torch
+from clearspan.analysis.attribution.attribution import direct_logit_attribution
 from tests.zoo import build
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import clearspan
-from clearspan.analysis.attribution.attribution import direct_logit_attribution
 from clearspan.errors import InputError, InvalidArgumentError
 
 VARIANTS = ["gpt_bigcode", "llama biases", "gemma2", "gpt_neox", "opt", "granite", "cohere2", "mixtral", "deepseek_v3"]

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from clearspan.analysis.attribution.readout import directions_of, logits_of
 from tests.zoo import build
 
 import clearspan
-from clearspan.analysis.attribution.readout import directions_of, logits_of
 
 VARIANTS = {
     "gpt_bigcode": {},

@@ -1,10 +1,10 @@
 import pytest
 import torch
+from clearspan.analysis.lenses.lens_readings import lens_readings
+from clearspan.analysis.lenses.streams import stream_names
 from tests.zoo import build
 
 import clearspan
-from clearspan.analysis.lenses.lens_readings import lens_readings
-from clearspan.analysis.lenses.streams import stream_names
 from clearspan.errors import InvalidArgumentError
 
 TEXTS = ["import os\nimport sys", "def f(self"]

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from clearspan.analysis.lenses.lens import LogitLens, logit_lens
 from tests.conftest import tiny_model
 
 import clearspan
-from clearspan.analysis.lenses.lens import LogitLens, logit_lens
 from clearspan.errors import InvalidArgumentError
 
 

@@ -3,17 +3,17 @@ import textwrap
 
 import pytest
 import torch
+from clearspan.analysis.lenses.lens import logit_lens
+from clearspan.analysis.lenses.lens_divergence import lens_divergence
+from clearspan.analysis.lenses.lens_readings import lens_readings
+from clearspan.analysis.lenses.tuned_lens import TunedLens
+from clearspan.analysis.lenses.tuned_lens_training import train_tuned_lens
 from safetensors.torch import save_file
 from tests.conftest import tiny_model
 from tests.zoo import build
 
 import clearspan
 from clearspan.analysis.corpus import drawn, padded, pieces
-from clearspan.analysis.lenses.lens import logit_lens
-from clearspan.analysis.lenses.lens_divergence import lens_divergence
-from clearspan.analysis.lenses.lens_readings import lens_readings
-from clearspan.analysis.lenses.tuned_lens import TunedLens
-from clearspan.analysis.lenses.tuned_lens_training import train_tuned_lens
 from clearspan.errors import InvalidArgumentError
 
 

@@ -5,12 +5,12 @@ import torch
 from tests.zoo import build
 
 import clearspan
+from clearspan._cache.stacks import head_results
 from clearspan.analysis import Circuit, evaluate_circuits, faithfulness_curve
 from clearspan.analysis.paths.circuit_runs import CircuitRuns
 from clearspan.analysis.paths.edge_attribution import edge_attribution
 from clearspan.analysis.paths.edge_patching import stream_of
 from clearspan.analysis.paths.graph import ComputationalGraph
-from clearspan._cache.stacks import head_results
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep import KLDivergence, LogitDifference
 

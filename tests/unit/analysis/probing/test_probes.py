@@ -1,16 +1,16 @@
+import clearspan.analysis.probing.logistic as logistic
 import pytest
 import torch
-from tests.conftest import tiny_model
-from tests.zoo import build
-
-import clearspan
-import clearspan.analysis.probing.logistic as logistic
-from clearspan.analysis import Probes, train_probe
-from clearspan.analysis.activations import Activations
 from clearspan.analysis.probing.folds import stratified_folds
 from clearspan.analysis.probing.logistic import logistic_weights
 from clearspan.analysis.probing.probe_design import Design, predicted_held_out
 from clearspan.analysis.probing.probes import control_labels
+from tests.conftest import tiny_model
+from tests.zoo import build
+
+import clearspan
+from clearspan.analysis import Probes, train_probe
+from clearspan.analysis.activations import Activations
 from clearspan.errors import InvalidArgumentError
 
 VARIANTS = ["gpt_bigcode", "gemma2", "mixtral", "falcon", "opt post-norm"]
