@@ -142,7 +142,7 @@ def _write(found: "Report", out: Path) -> None:
         out.write_bytes(page)
     except OSError as error:
         _fail(f"cannot write {out}: {(error.strerror or str(error)).lower()}", FAILURE)
-    typer.echo(f"wrote {out} ({len(page) / 1e6:.1f} MB)", err=True)
+    typer.echo(f"wrote {out} ({len(page) / 1e6:z.1f} MB)", err=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -49,26 +49,6 @@ if TYPE_CHECKING:
     from clearspan.analysis.lenses import LogitLens as LogitLens
     from clearspan.analysis.lenses import lens_readings as lens_readings
     from clearspan.analysis.lenses import logit_lens as logit_lens
-    from clearspan.analysis.paths.agreement import Agreement as Agreement
-    from clearspan.analysis.paths.attribution_patching import attribution_patch as attribution_patch
-    from clearspan.analysis.paths.attribution_patching_result import AttributionPatching as AttributionPatching
-    from clearspan.analysis.paths.circuit import Circuit as Circuit
-    from clearspan.analysis.paths.circuit_discovery import discover_circuit as discover_circuit
-    from clearspan.analysis.paths.circuit_evaluation import evaluate_circuits as evaluate_circuits
-    from clearspan.analysis.paths.circuit_evaluation import faithfulness_curve as faithfulness_curve
-    from clearspan.analysis.paths.circuit_result import CircuitEvaluation as CircuitEvaluation
-    from clearspan.analysis.paths.circuit_result import FaithfulnessCurve as FaithfulnessCurve
-    from clearspan.analysis.paths.discovered_circuit import DiscoveredCircuit as DiscoveredCircuit
-    from clearspan.analysis.paths.discovered_circuit import PruningStep as PruningStep
-    from clearspan.analysis.paths.edge_attribution import edge_attribution as edge_attribution
-    from clearspan.analysis.paths.edge_patching import patch_edges as patch_edges
-    from clearspan.analysis.paths.edge_scores import EdgeScores as EdgeScores
-    from clearspan.analysis.paths.edge_scores import ScoredEdge as ScoredEdge
-    from clearspan.analysis.paths.graph import ComputationalGraph as ComputationalGraph
-    from clearspan.analysis.paths.graph import Edge as Edge
-    from clearspan.analysis.paths.graph import Node as Node
-    from clearspan.analysis.paths.patching_pair import PatchingDirection as PatchingDirection
-    from clearspan.analysis.paths.path_patching import path_patching as path_patching
     from clearspan.analysis.probing import Probe as Probe
     from clearspan.analysis.probing import Probes as Probes
     from clearspan.analysis.probing import train_probe as train_probe
@@ -95,6 +75,25 @@ if TYPE_CHECKING:
     from clearspan.analysis.vocabulary import SingularReadings as SingularReadings
     from clearspan.analysis.vocabulary import VocabularySide as VocabularySide
     from clearspan.analysis.vocabulary import singular_readings as singular_readings
+    from clearspan.circuits.attribution import Agreement as Agreement
+    from clearspan.circuits.attribution import AttributionPatching as AttributionPatching
+    from clearspan.circuits.attribution import attribution_patch as attribution_patch
+    from clearspan.circuits.circuit import Circuit as Circuit
+    from clearspan.circuits.edge_scores import EdgeScores as EdgeScores
+    from clearspan.circuits.edge_scores import ScoredEdge as ScoredEdge
+    from clearspan.circuits.edge_scores import edge_attribution as edge_attribution
+    from clearspan.circuits.edges import patch_edges as patch_edges
+    from clearspan.circuits.edges import path_patching as path_patching
+    from clearspan.circuits.evaluation import CircuitEvaluation as CircuitEvaluation
+    from clearspan.circuits.evaluation import FaithfulnessCurve as FaithfulnessCurve
+    from clearspan.circuits.evaluation import evaluate_circuits as evaluate_circuits
+    from clearspan.circuits.evaluation import faithfulness_curve as faithfulness_curve
+    from clearspan.circuits.graph import ComputationalGraph as ComputationalGraph
+    from clearspan.circuits.graph import Edge as Edge
+    from clearspan.circuits.graph import Node as Node
+    from clearspan.circuits.search import DiscoveredCircuit as DiscoveredCircuit
+    from clearspan.circuits.search import PruningStep as PruningStep
+    from clearspan.circuits.search import discover_circuit as discover_circuit
     from clearspan.errors import NotFiniteError as NotFiniteError
     from clearspan.statistics import Interval as Interval
     from clearspan.statistics import bootstrap_interval as bootstrap_interval
@@ -148,38 +147,17 @@ _HOMES = {
     "LogitLens": "clearspan.analysis.lenses",
     "lens_readings": "clearspan.analysis.lenses",
     "logit_lens": "clearspan.analysis.lenses",
-    "Agreement": "clearspan.analysis.paths.agreement",
-    "attribution_patch": "clearspan.analysis.paths.attribution_patching",
-    "AttributionPatching": "clearspan.analysis.paths.attribution_patching_result",
-    "Circuit": "clearspan.analysis.paths.circuit",
-    "discover_circuit": "clearspan.analysis.paths.circuit_discovery",
-    "evaluate_circuits": "clearspan.analysis.paths.circuit_evaluation",
-    "faithfulness_curve": "clearspan.analysis.paths.circuit_evaluation",
-    "CircuitEvaluation": "clearspan.analysis.paths.circuit_result",
-    "FaithfulnessCurve": "clearspan.analysis.paths.circuit_result",
-    "DiscoveredCircuit": "clearspan.analysis.paths.discovered_circuit",
-    "PruningStep": "clearspan.analysis.paths.discovered_circuit",
-    "edge_attribution": "clearspan.analysis.paths.edge_attribution",
-    "patch_edges": "clearspan.analysis.paths.edge_patching",
-    "EdgeScores": "clearspan.analysis.paths.edge_scores",
-    "ScoredEdge": "clearspan.analysis.paths.edge_scores",
-    "ComputationalGraph": "clearspan.analysis.paths.graph",
-    "Edge": "clearspan.analysis.paths.graph",
-    "Node": "clearspan.analysis.paths.graph",
-    "PatchingDirection": "clearspan.analysis.paths.patching_pair",
-    "path_patching": "clearspan.analysis.paths.path_patching",
     "Probe": "clearspan.analysis.probing",
     "Probes": "clearspan.analysis.probing",
     "train_probe": "clearspan.analysis.probing",
     "RepeatedTokens": "clearspan.analysis.repeated_tokens",
     "repeated_tokens": "clearspan.analysis.repeated_tokens",
     "CausalEffect": "clearspan.analysis.reports",
-    "causal_effect": "clearspan.analysis.reports",
-    "NotFiniteError": "clearspan.errors",
-    "Predictions": "clearspan.analysis.reports",
-    "predictions": "clearspan.analysis.reports",
     "ModelFacts": "clearspan.analysis.reports",
+    "Predictions": "clearspan.analysis.reports",
     "Report": "clearspan.analysis.reports",
+    "causal_effect": "clearspan.analysis.reports",
+    "predictions": "clearspan.analysis.reports",
     "report": "clearspan.analysis.reports",
     "FeatureStatistics": "clearspan.analysis.running",
     "SteeringMethod": "clearspan.analysis.steering.steering",
@@ -195,6 +173,26 @@ _HOMES = {
     "SingularReadings": "clearspan.analysis.vocabulary",
     "VocabularySide": "clearspan.analysis.vocabulary",
     "singular_readings": "clearspan.analysis.vocabulary",
+    "Agreement": "clearspan.circuits.attribution",
+    "AttributionPatching": "clearspan.circuits.attribution",
+    "attribution_patch": "clearspan.circuits.attribution",
+    "Circuit": "clearspan.circuits.circuit",
+    "EdgeScores": "clearspan.circuits.edge_scores",
+    "ScoredEdge": "clearspan.circuits.edge_scores",
+    "edge_attribution": "clearspan.circuits.edge_scores",
+    "patch_edges": "clearspan.circuits.edges",
+    "path_patching": "clearspan.circuits.edges",
+    "CircuitEvaluation": "clearspan.circuits.evaluation",
+    "FaithfulnessCurve": "clearspan.circuits.evaluation",
+    "evaluate_circuits": "clearspan.circuits.evaluation",
+    "faithfulness_curve": "clearspan.circuits.evaluation",
+    "ComputationalGraph": "clearspan.circuits.graph",
+    "Edge": "clearspan.circuits.graph",
+    "Node": "clearspan.circuits.graph",
+    "DiscoveredCircuit": "clearspan.circuits.search",
+    "PruningStep": "clearspan.circuits.search",
+    "discover_circuit": "clearspan.circuits.search",
+    "NotFiniteError": "clearspan.errors",
     "Interval": "clearspan.statistics",
     "bootstrap_interval": "clearspan.statistics",
     "permutation_p_value": "clearspan.statistics",

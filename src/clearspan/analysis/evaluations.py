@@ -34,7 +34,7 @@ class Estimate:
     rows: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.rows == 1 else f"{self.mean:.3f} ± {self.error:.3f}"
+        return f"{self.mean:z.3f}" if self.rows == 1 else f"{self.mean:z.3f} ± {self.error:z.3f}"
 
 
 def estimate(values: Float[Tensor, "row"]) -> Estimate:
@@ -242,7 +242,7 @@ class Repetition(Effects):
     def title(self) -> str:
         """What was measured, and the means."""
         return (
-            f"loss on repeated random tokens: {self.first_loss:.2f} nats on the first copy, {self.second_loss:.2f} on "
+            f"loss on repeated random tokens: {self.first_loss:z.2f} nats on the first copy, {self.second_loss:z.2f} on "
             f"the second; accuracy {self.accuracy:.0%} on the second; mean over {self.of().shape[-1]} rows"
         )
 

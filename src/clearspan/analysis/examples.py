@@ -128,7 +128,7 @@ class MaxActivatingExamples(Result):
         figure = heatmap(
             activations,
             x=[f"{offset:+d}" if offset else "0" for offset in offsets],
-            y=[f"{rank}. {example.value:.4g}" for rank, example in enumerate(self.examples(feature), start=1)],
+            y=[f"{rank}. {example.value:z.4g}" for rank, example in enumerate(self.examples(feature), start=1)],
             x_title="position from the largest",
             y_title="example",
             name="value",
@@ -146,13 +146,13 @@ class MaxActivatingExamples(Result):
         (low, bound), _ = ends(self._activations(feature))
         lines = []
         for example in self.examples(feature):
-            place = f"<td>{example.value:.4g}</td><td>text {example.text}, position {example.position}</td>"
+            place = f"<td>{example.value:z.4g}</td><td>text {example.text}, position {example.position}</td>"
             tokens = shaded_tokens(
                 example.words, example.activations, bound=bound, sequential=low >= 0, marked=example.at
             )
             lines.append(f"<tr>{place}<td>{tokens}</td></tr>")
         caption = (
-            f"{self.name}[{self.features[row]}]: mean {statistics.mean[row]:.4g}, above 0 at "
+            f"{self.name}[{self.features[row]}]: mean {statistics.mean[row]:z.4g}, above 0 at "
             f"{statistics.active[row]:.2%} of {statistics.positions} positions"
         )
         return f'<table style="text-align:left"><caption>{caption}</caption>{"".join(lines)}</table>'

@@ -69,10 +69,10 @@ def _tokens(report: Report, positions: range, width: int) -> Table:
     probs, ids, top = found.token_probs.tolist(), found.top_ids.tolist(), found.top_probs.tolist()
     for p in positions:
         guesses = Text("  ").join(
-            Text.assemble(visible(report.words[i], 12), (f" {prob:.2f}", "dim"))
+            Text.assemble(visible(report.words[i], 12), (f" {prob:z.2f}", "dim"))
             for i, prob in zip(ids[p][:count], top[p], strict=False)
         )
-        own = "" if math.isnan(probs[p]) else Text(f" {probs[p]:.2f} ", style=_ground(probs[p], BLUE))
+        own = "" if math.isnan(probs[p]) else Text(f" {probs[p]:z.2f} ", style=_ground(probs[p], BLUE))
         table.add_row(str(p), _token(report, p), own, guesses)
     return table
 
@@ -125,12 +125,12 @@ def _bars(name: str, heads: Sequence[Head]) -> Table:
     for head in heads:
         filled = round(BAR * head.score)
         bar = Text.assemble(("━" * filled, "cyan"), ("━" * (BAR - filled), "bright_black"))
-        table.add_row(str(head), bar, f"{head.score:.3f}")
+        table.add_row(str(head), bar, f"{head.score:z.3f}")
     return table
 
 
 def _effect_note(report: Report) -> str:
-    return f"nats lost from log P({visible(report.target)}) = {report.effect.log_prob:.3f} by mean ablation"
+    return f"nats lost from log P({visible(report.target)}) = {report.effect.log_prob:z.3f} by mean ablation"
 
 
 def _effect(report: Report, positions: range, width: int) -> Table:
@@ -146,7 +146,7 @@ def _effect(report: Report, positions: range, width: int) -> Table:
 def _nats(value: float, bound: float) -> Text:
     if abs(value) < 0.005:
         return Text("   ·", style="dim")
-    return Text(f" {value:+.2f} ", style=_ground(abs(value) / bound, RED if value > 0 else GREEN))
+    return Text(f" {value:+z.2f} ", style=_ground(abs(value) / bound, RED if value > 0 else GREEN))
 
 
 def show_verification(found: Verification, console: Console) -> None:

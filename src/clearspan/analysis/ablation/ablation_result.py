@@ -53,7 +53,7 @@ class Ablation(Result):
         """What was measured."""
         rows = f"mean over {len(self.clean)} row{'s' * (len(self.clean) > 1)}"
         of = f"change of {self.metric} with one {list(self.axes)[-1]} {_MEANING[self.method]}"
-        return f"{of}; {self.clean.mean():.4f} in the clean run; {rows}"
+        return f"{of}; {self.clean.mean():z.4f} in the clean run; {rows}"
 
     def columns(self) -> Columns:
         """Returns one row for each unit."""

@@ -52,7 +52,7 @@ class InterchangeAccuracy(Result):
         """What was exchanged, and on how many pairs."""
         pairs = len(self.unchanged)
         return (
-            f"interchange accuracy: {self.exchanged} exchanged; {self.unchanged.mean():.4f} without an interchange; "
+            f"interchange accuracy: {self.exchanged} exchanged; {self.unchanged.mean():z.4f} without an interchange; "
             f"{pairs} pair{'s' * (pairs > 1)}"
         )
 

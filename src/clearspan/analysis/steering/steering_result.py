@@ -63,8 +63,8 @@ class SteeringSweep(Result):
     def title(self) -> str:
         """What was measured, and its value without steering."""
         rows = f"mean over {len(self.clean)} row{'s' * (len(self.clean) > 1)}"
-        cost = "" if self.clean_cost is None else f"; loss on other text {self.clean_cost:.4f} nats without"
-        return f"{self.metric} by strength of steering, {rows}; {self.clean.mean():.4f} without{cost}"
+        cost = "" if self.clean_cost is None else f"; loss on other text {self.clean_cost:z.4f} nats without"
+        return f"{self.metric} by strength of steering, {rows}; {self.clean.mean():z.4f} without{cost}"
 
     def columns(self) -> Columns:
         """Returns one row for each point and strength.

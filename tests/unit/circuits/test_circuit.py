@@ -2,29 +2,23 @@ import json
 
 import pytest
 import torch
+from tests.unit.circuits.frozen import PADDINGS, laid_alike, logits_of_circuit, pair_of
 from tests.zoo import build
 
 import clearspan
-from clearspan._cache.stacks import head_results
-from clearspan.analysis import Circuit, evaluate_circuits, faithfulness_curve
-from clearspan.analysis.paths.circuit_runs import CircuitRuns
-from clearspan.analysis.paths.edge_attribution import edge_attribution
-from clearspan.analysis.paths.edge_patching import stream_of
-from clearspan.analysis.paths.graph import ComputationalGraph
+from clearspan.circuits import Circuit, ComputationalGraph, edge_attribution, evaluate_circuits, faithfulness_curve
+from clearspan.circuits.evaluation import CircuitRuns
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep import KLDivergence, LogitDifference
 
-VARIANTS = [
-    "gpt_bigcode",
-    "gpt_bigcode multi-head",
-    "llama",
-    "gemma2",
-    "gpt_neox",
-    "granite",
-    "opt",
-    "mixtral",
-    "falcon grouped",
+VARIANTS = (
+    *("gpt_bigcode", "gpt_bigcode multi-head", "llama", "gpt_neox", "granite", "opt", "mixtral", "falcon grouped"),
     "cohere2",
+)
+CASES = [
+    *(("gemma2", padding) for padding in PADDINGS),
+    *(("gemma3", "left"), ("gemma3", "mixed"), ("olmo2", "none"), ("olmo2", "right")),
+    *((variant, PADDINGS[number % len(PADDINGS)]) for number, variant in enumerate(VARIANTS)),
 ]
 METRIC = LogitDifference(3, 5)
 GRAPH = ComputationalGraph(n_layers=2, n_heads=4, n_kv_heads=2)
@@ -32,7 +26,7 @@ GRAPH = ComputationalGraph(n_layers=2, n_heads=4, n_kv_heads=2)
 
 @pytest.fixture(scope="module")
 def runs():
-    return torch.randint(1, 97, (2, 2, 6), generator=torch.Generator().manual_seed(8))
+    return pair_of("none")
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +118,13 @@ def test_mistakes_are_named(bridge):
         InvalidArgumentError, match="this is no circuit\n  expected: JSON of the format 'clearspan circ"
     ):
         Circuit.from_json("{}")
+    for text in ("not JSON", '{"format": "clearspan circuit 1", "graph": {"layers": 2}}'):
+        with pytest.raises(InvalidArgumentError, match="this is no circuit"):
+            Circuit.from_json(text)
+    with pytest.raises(InvalidArgumentError, match="a circuit combines with a circuit"):
+        circuit_of() | {"L0H1->logits"}
+    with pytest.raises(InvalidArgumentError, match="no circuit has 83 edges\n  expected: 0 to 82"):
+        Circuit.random(GRAPH, 83)
     with pytest.raises(InvalidArgumentError, match="the circuits are of different graphs"):
         circuit_of() | Circuit.of(bridge, [])
     with pytest.raises(InvalidArgumentError, match="there is no edge"):
@@ -152,51 +153,24 @@ def test_random_circuits_are_drawn_by_their_seed():
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def _run_part_by_part(circuit, bridge, clean, corrupted):
-    """Returns the last residual stream of a circuit's run: for each part in turn, one run in which its input is set."""
-    graph = circuit.graph
-    _, base = bridge.run_with_cache(corrupted)
-    _, own = bridge.run_with_cache(clean)
-    added = {"embed": own["resid_pre", 0] - base["resid_pre", 0]}
-
-    def read(receiver):
-        value = base[stream_of(bridge, receiver)].clone()
-        for edge in circuit.edges:
-            if edge.receiver == receiver:
-                value += added[edge.sender.name]
-        return value
-
-    for layer in range(graph.n_layers):
-        inputs = {}
-        for node in graph.attention_inputs(layer):
-            inputs.setdefault(f"blocks.{layer}.hook_{node.kind}_input", []).append(read(node))
-        hooks = [(name, lambda value, hook, new=new: torch.stack(new, 2)) for name, new in inputs.items()]
-        with bridge.hooks(hooks):
-            _, changed = bridge.run_with_cache(corrupted)
-        for head, (new, old) in enumerate(zip(head_results(changed, layer), head_results(base, layer), strict=True)):
-            added[f"L{layer}H{head}"] = new - old
-        new = read(graph.node(f"L{layer}.mlp"))
-        with bridge.hooks([(f"blocks.{layer}.hook_mlp_in", lambda value, hook, new=new: new)]):
-            _, changed = bridge.run_with_cache(corrupted)
-        added[f"L{layer}.mlp"] = changed["mlp_out", layer] - base["mlp_out", layer]
-    return read(graph.node("logits"))
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_each_edge_carries_what_it_should(variant, runs):
+@pytest.mark.parametrize(("variant", "padding"), CASES)
+def test_each_edge_carries_what_it_should(variant, padding):
     bridge = clearspan.boot(build(variant))
+    pair = pair_of(padding)
+    clean, corrupted = laid_alike(bridge, pair)
     nothing = Circuit.of(bridge, [])
-    some = [Circuit.random(nothing.graph, nothing.graph.n_edges // 2, seed) for seed in range(2)]
+    every = nothing.graph.n_edges
+    some = [Circuit.random(nothing.graph, size, seed) for seed, size in enumerate((every // 2, every * 9 // 10))]
     circuits = {"all": nothing.complement(), "none": nothing, "first": some[0], "second": some[1]}
-    found = evaluate_circuits(bridge, *runs, METRIC, circuits)
-    streams = [_run_part_by_part(circuit, bridge, *runs) for circuit in some]
-    expected = [METRIC(logits) for logits in [bridge(runs[0]), bridge(runs[1]), *map(bridge.read_out, streams)]]
-    torch.testing.assert_close(found.per_row, torch.stack(expected), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.clean, expected[0], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.corrupted, expected[1], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.per_row[:2], torch.stack(expected[:2]), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.rest_per_row[:2], torch.stack(expected[:2]).flip(0), rtol=1e-5, atol=1e-5)
+    found = evaluate_circuits(bridge, *pair, METRIC, circuits)
+    runs = [bridge(clean), bridge(corrupted), *(logits_of_circuit(bridge, one, clean, corrupted) for one in some)]
+    expected = torch.stack([METRIC(logits, clean) for logits in runs])
+    torch.testing.assert_close(found.per_row, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.clean, expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.corrupted, expected[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.per_row[:2], expected[:2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.rest_per_row[:2], expected[:2].flip(0), rtol=1e-5, atol=1e-5)
     assert (found.per_row[2] - found.per_row[3]).abs().min() > 1e-3
 
 
@@ -229,18 +203,6 @@ def test_shares_are_of_means_over_rows(bridge, runs):
     assert len(found.plot().data) == 2
 
 
-def test_padding_changes_nothing(runs):
-    bridge = clearspan.boot(build("llama"))
-    clean, corrupted = runs.clone()
-    clean[0, :2] = corrupted[0, :2] = 0
-    mask = torch.ones_like(clean)
-    mask[0, :2] = 0
-    circuit = Circuit.random(ComputationalGraph.of(bridge), 100, seed=2)
-    found = evaluate_circuits(bridge, clean, corrupted, METRIC, circuit, attention_mask=mask)
-    alone = evaluate_circuits(bridge, clean[:1, 2:], corrupted[:1, 2:], METRIC, circuit)
-    torch.testing.assert_close(found.per_row[:, :1], alone.per_row, rtol=1e-4, atol=1e-4)
-
-
 FUNCTIONS = [lambda logits: logits[:, -1, 7], lambda logits: logits.mean()]
 
 
@@ -267,6 +229,14 @@ def test_what_cannot_be_run_is_said(bridge, runs):
         evaluate_circuits(bridge, *runs, METRIC, circuit_of())
     with pytest.raises(InvalidArgumentError, match="there is no circuit to evaluate"):
         evaluate_circuits(bridge, *runs, METRIC, {})
+    for circuits in ("all", ["embed->logits"], {"one": "embed->logits"}):
+        with pytest.raises(InvalidArgumentError, match="circuits= is a Circuit, or several by name"):
+            evaluate_circuits(bridge, *runs, METRIC, circuits)
+    for memory in (0, 2.5, "all"):
+        with pytest.raises(InvalidArgumentError, match=f"memory={memory!r}"):
+            evaluate_circuits(bridge, *runs, METRIC, Circuit.of(bridge, []), memory=memory)
+    with pytest.raises(InvalidArgumentError, match="the metric is a function of logits"):
+        evaluate_circuits(bridge, *runs, {"one": METRIC}, Circuit.of(bridge, []))
     post_norm = clearspan.boot(build("opt post-norm"))
     with pytest.raises(InvalidArgumentError, match="is not the sum of what its parts write"):
         evaluate_circuits(post_norm, *runs, METRIC, circuit_of())
@@ -295,8 +265,15 @@ def test_curves_without_a_control(bridge, runs):
     scores = edge_attribution(bridge, *runs, METRIC)
     found = faithfulness_curve(scores, [3], draws=0)
     assert list(found.to_dataframe()) == ["edges", "faithfulness", "completeness"]
-    with pytest.raises(InvalidArgumentError, match="no circuit has 9999 edges"):
-        faithfulness_curve(scores, [9999])
+    for sizes, message in (
+        ([9999], "no circuit has 9999 edges"),
+        ([], "sizes: there is no size"),
+        ([-1], "n_edges=-1"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=message):
+            faithfulness_curve(scores, sizes)
+    with pytest.raises(InvalidArgumentError, match="draws=-1"):
+        faithfulness_curve(scores, draws=-1)
 
 
 # --- drawings --------------------------------------------------------------------------------------------------------

@@ -5,11 +5,9 @@ import torch
 from tests.zoo import build
 
 import clearspan
-from clearspan.analysis import Circuit, discover_circuit, evaluate_circuits
-from clearspan.analysis.paths.circuit_discovery import _last, _Search
-from clearspan.analysis.paths.circuit_runs import CircuitRuns
-from clearspan.analysis.paths.edge_attribution import edge_attribution
-from clearspan.analysis.paths.graph import ComputationalGraph
+from clearspan.circuits import Circuit, ComputationalGraph, discover_circuit, edge_attribution, evaluate_circuits
+from clearspan.circuits.evaluation import CircuitRuns
+from clearspan.circuits.search import _last, _Search
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep import LogitDifference
 
@@ -21,9 +19,11 @@ def runs():
     return torch.randint(1, 97, (2, 2, 6), generator=torch.Generator().manual_seed(8))
 
 
-@pytest.fixture(scope="module", params=["gpt_bigcode", "llama"])
+@pytest.fixture(scope="module", params=[("gpt_bigcode", "n_layer"), ("llama", "num_hidden_layers")], ids=lambda it: it[0])
 def bridge(request):
-    return clearspan.boot(build(request.param))
+    """Models of two layers: a search among all edges of three takes three times as long."""
+    variant, layers = request.param
+    return clearspan.boot(build(variant, **{layers: 2}))
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,9 @@ def test_mistakes_are_named(runs):
     for target in (0.0, 1.0):
         with pytest.raises(InvalidArgumentError, match=f"no circuit is sought for target={target}"):
             discover_circuit(bridge, *runs, METRIC, target=target)
+    for given in ({"target": "0.9"}, {"tolerance": -1.0}, {"steps": 0}, {"scores": 3}):
+        with pytest.raises(InvalidArgumentError, match=next(iter(given))):
+            discover_circuit(bridge, *runs, METRIC, **given)
     scores = replace(edge_attribution(bridge, *runs, METRIC), graph=ComputationalGraph(1, 1, 1))
     with pytest.raises(InvalidArgumentError, match="the scores are of another graph"):
         discover_circuit(bridge, *runs, METRIC, scores=scores)

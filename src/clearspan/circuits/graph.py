@@ -1,5 +1,6 @@
 """The computational graph of a model's residual stream: what writes to it, what reads it, and the edges between."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,14 +21,14 @@ Kind = Literal["embed", "head", "q", "k", "v", "mlp", "logits"]
 class Node:
     """A part of the model that writes to the residual stream (a sender), or an input that reads it (a receiver).
 
-    Names: `embed`, `L3H5`, `L3.mlp`, `logits`; for what a head's projections read `L3H5.q`, `L3H5.k`, `L3H5.v`, and
-    where heads 0 to 3 share keys and values `L3H0-3.k`, `L3H0-3.v`.
+    Names: `embed`, `L3H5`, `L3.mlp`, `logits`; `L3H5.q`, `L3H5.k`, `L3H5.v` for what a head's projections read, and
+    `L3H0-3.k`, `L3H0-3.v` where heads 0 to 3 share keys and values.
 
     Attributes:
         kind: `embed` (all that enters the first block), a `head`, an `mlp`; the input of a query (`q`), key (`k`) or
             value (`v`) projection; `logits`, the last residual stream. An `mlp` is sender and receiver.
-        layer: The layer, of all but `embed` and `logits`.
-        heads: The head; those that share it, for a key or value.
+        layer: The layer; None for `embed` and `logits`.
+        heads: The head; all heads that share a key or value.
     """
 
     kind: Kind
@@ -36,7 +37,7 @@ class Node:
 
     @property
     def name(self) -> str:
-        """Its name, which no other node of a model has."""
+        """Its name, unique in a model."""
         match self.kind:
             case "embed" | "logits":
                 return self.kind
@@ -47,10 +48,7 @@ class Node:
 
     @property
     def place(self) -> int | None:
-        """Where it is on the axis of heads of its hook point; None where that has no such axis.
-
-        For keys and values that axis counts key/value heads.
-        """
+        """Its index on the head axis of its hook point, which counts key/value heads for keys and values; or None."""
         return self.heads[0] // len(self.heads) if self.heads else None
 
     def __str__(self) -> str:
@@ -59,7 +57,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """What one part writes, as read by one input.
+    """What one part writes, as one input reads it.
 
     Attributes:
         sender: `embed`, a head or an MLP.
@@ -80,7 +78,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class ComputationalGraph:
-    """Senders and receivers of a model, in the order of the forward. There is an edge wherever a sender comes first.
+    """Senders and receivers of a model, in the order of the forward. Each sender has an edge to all later receivers.
 
     Attributes:
         n_layers: Blocks.
@@ -107,8 +105,8 @@ class ComputationalGraph:
         """Returns the graph of a model.
 
         Raises:
-            InvalidArgumentError: Its residual stream is no sum of what the parts write, or its keys and values have no
-                inputs of their own.
+            InvalidArgumentError: The model's residual stream is no sum of what its parts write, or its keys and values
+                have no inputs of their own.
         """
         _check(bridge)
         cfg = bridge.cfg
@@ -117,22 +115,14 @@ class ComputationalGraph:
     @cached_property
     def senders(self) -> tuple[Node, ...]:
         """`embed`, then each layer's heads and MLP."""
-        return (Node("embed"), *(node for layer in range(self.n_layers) for node in self.writing(layer)))
+        heads = [[Node("head", layer, (head,)) for head in range(self.n_heads)] for layer in range(self.n_layers)]
+        return (Node("embed"), *(node for layer, own in enumerate(heads) for node in (*own, Node("mlp", layer))))
 
     @cached_property
     def receivers(self) -> tuple[Node, ...]:
-        """Each layer's query, key and value inputs and MLP input, then `logits`."""
-        return (*(node for layer in range(self.n_layers) for node in self.reading(layer)), Node("logits"))
-
-    def writing(self, layer: int) -> Iterator[Node]:
-        """Yields the senders of a layer."""
-        yield from (Node("head", layer, (head,)) for head in range(self.n_heads))
-        yield Node("mlp", layer)
-
-    def reading(self, layer: int) -> Iterator[Node]:
-        """Yields the receivers of a layer."""
-        yield from self.attention_inputs(layer)
-        yield Node("mlp", layer)
+        """Each layer's query, key and value inputs and its MLP, then `logits`."""
+        by_layer = [(*self.attention_inputs(layer), Node("mlp", layer)) for layer in range(self.n_layers)]
+        return (*(node for nodes in by_layer for node in nodes), Node("logits"))
 
     def attention_inputs(self, layer: int) -> Iterator[Node]:
         """Yields the inputs of a layer's queries, then keys, then values."""
@@ -153,7 +143,7 @@ class ComputationalGraph:
         return (node,)
 
     def n_senders_before(self, receiver: Node) -> int:
-        """Returns how many senders, in their order, come before a receiver: those that it has edges from."""
+        """Returns how many senders, in their order, come before a receiver: those with an edge to it."""
         per_layer = self.n_heads + 1
         if receiver.kind == "logits":
             return 1 + self.n_layers * per_layer
@@ -163,13 +153,13 @@ class ComputationalGraph:
 
     @property
     def mask(self) -> Bool[Tensor, "sender receiver"]:
-        """Where there is an edge."""
+        """Which pairs are edges."""
         counts = torch.tensor([self.n_senders_before(receiver) for receiver in self.receivers])
         return torch.arange(len(self.senders))[:, None] < counts
 
     @property
     def n_edges(self) -> int:
-        """How many edges there are."""
+        """How many edges the graph has."""
         return sum(map(self.n_senders_before, self.receivers))
 
     def edges(self) -> Iterator[Edge]:
@@ -177,45 +167,59 @@ class ComputationalGraph:
         for receiver in self.receivers:
             yield from (Edge(sender, receiver) for sender in self.senders[: self.n_senders_before(receiver)])
 
+    # --- by name -----------------------------------------------------------------------------------------------------
+
     def node(self, name: str) -> Node:
-        """Returns the node of a name.
+        """Returns the node of a name. `L1H2.k` also finds the key that head 2 shares with others.
 
         Raises:
-            InvalidArgumentError: There is none.
+            InvalidArgumentError: No node has the name.
         """
-        if name not in self._by_name:
-            raise InvalidArgumentError(f"there is no node {name!r}", nearest=nearest(name, self._by_name))
-        return self._by_name[name]
+        if name in self._by_name:
+            return self._by_name[name]
+        shared = re.fullmatch(r"L(\d+)H(\d+)\.([kv])", name) if isinstance(name, str) else None
+        if shared is not None and int(shared[1]) < self.n_layers:
+            for node in self.attention_inputs(int(shared[1])):
+                if node.kind == shared[3] and int(shared[2]) in node.heads:
+                    return node
+        raise InvalidArgumentError(f"there is no node {name!r}", nearest=nearest(str(name), self._by_name))
 
     def edge(self, name: str) -> Edge:
         """Returns the edge of a name, `sender->receiver`.
 
         Raises:
-            InvalidArgumentError: There is none, such as from a later part to an earlier one.
+            InvalidArgumentError: The graph has no such edge, such as one from a later part to an earlier one.
         """
         first, _, second = name.partition("->")
         edge = Edge(self.node(first), self.node(second))
         self.index_of(edge)
         return edge
 
-    def parsed(self, edges: Iterable[Edge | str]) -> list[Edge]:
-        """Returns edges, of which some are given by name.
+    def parsed(self, edges: Edge | str | Iterable[Edge | str]) -> list[Edge]:
+        """Returns edges that are given by themselves or by name, each once.
 
         Raises:
-            InvalidArgumentError: One of them is none of this graph's.
+            InvalidArgumentError: The graph lacks one of them, or something else is given.
         """
-        found = [self.edge(edge) if isinstance(edge, str) else edge for edge in edges]
-        for edge in found:
-            self.index_of(edge)
-        return found
+        if isinstance(edges, Edge | str):
+            edges = [edges]
+        if not isinstance(edges, Iterable):
+            raise InvalidArgumentError("edges are given as a list", expected="['L0H1->logits', ...]", got=repr(edges))
+        found = []
+        for edge in edges:
+            if not isinstance(edge, Edge | str):
+                raise InvalidArgumentError("an edge is given by its name", expected="'L0H1->logits'", got=repr(edge))
+            found.append(self.edge(edge) if isinstance(edge, str) else edge)
+            self.index_of(found[-1])
+        return list(dict.fromkeys(found))
 
     def index_of(self, edge: Edge) -> tuple[int, int]:
-        """Returns where an edge's sender and receiver are among all.
+        """Returns the indices of an edge's sender and receiver.
 
         Raises:
             InvalidArgumentError: It is no edge of this graph.
         """
-        sender, receiver = self._sender_places.get(edge.sender), self._receiver_places.get(edge.receiver)
+        sender, receiver = self._sender_indices.get(edge.sender), self._receiver_indices.get(edge.receiver)
         if sender is None or receiver is None or sender >= self.n_senders_before(edge.receiver):
             raise InvalidArgumentError(
                 f"there is no edge {edge.name!r}",
@@ -229,12 +233,42 @@ class ComputationalGraph:
         return {node.name: node for node in (*self.senders, *self.receivers)}
 
     @cached_property
-    def _sender_places(self) -> dict[Node, int]:
+    def _sender_indices(self) -> dict[Node, int]:
         return {node: place for place, node in enumerate(self.senders)}
 
     @cached_property
-    def _receiver_places(self) -> dict[Node, int]:
+    def _receiver_indices(self) -> dict[Node, int]:
         return {node: place for place, node in enumerate(self.receivers)}
+
+    # --- hook points -------------------------------------------------------------------------------------------------
+
+    def input_of(self, receiver: Node) -> str:
+        """Returns the hook point at which a receiver, and nothing else, reads the residual stream.
+
+        Raises:
+            InvalidArgumentError: It is no receiver.
+        """
+        match receiver.kind:
+            case "logits":
+                return f"blocks.{self.n_layers - 1}.hook_resid_post"
+            case "mlp":
+                return f"blocks.{receiver.layer}.hook_mlp_in"
+            case "q" | "k" | "v":
+                return f"blocks.{receiver.layer}.hook_{receiver.kind}_input"
+        raise InvalidArgumentError(f"{receiver} reads nothing by itself", expected="a receiver", got=receiver.kind)
+
+    def stream_of(self, receiver: Node) -> str:
+        """Returns the hook point of the stream that a receiver reads, without an axis of heads."""
+        return (
+            f"blocks.{receiver.layer}.hook_resid_pre" if receiver.kind in ("q", "k", "v") else self.input_of(receiver)
+        )
+
+    def heads_at(self, point: str) -> int | None:
+        """Returns the size of the head axis of a receiver's hook point, or None where it has none."""
+        leaf = point.rpartition(".")[2]
+        return {"hook_q_input": self.n_heads, "hook_k_input": self.n_kv_heads, "hook_v_input": self.n_kv_heads}.get(
+            leaf
+        )
 
 
 def _check(bridge: TransformerBridge) -> None:

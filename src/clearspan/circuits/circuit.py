@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
+from clearspan.circuits.edge_scores import EdgeScores
+from clearspan.circuits.graph import ComputationalGraph, Edge, Kind, Node
+from clearspan.circuits.runs import checked_count
 from clearspan.errors import InvalidArgumentError
-
-from .circuit_drawing import circuit_network
-from .edge_scores import EdgeScores
-from .graph import ComputationalGraph, Edge, Node
+from clearspan.plots.charts import SERIES
+from clearspan.plots.network import Box, Link, Network
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -73,7 +74,7 @@ class Circuit:
             threshold: Instead of a number of edges: the least size of a score.
 
         Raises:
-            InvalidArgumentError: Not one of the two was given.
+            InvalidArgumentError: Not one of the two was given, or more edges than there are.
         """
         if (n_edges is None) == (threshold is None):
             raise InvalidArgumentError(
@@ -81,7 +82,7 @@ class Circuit:
                 expected="one of n_edges= and threshold=",
                 got=f"n_edges={n_edges}, threshold={threshold}",
             )
-        best = scores.top(scores.graph.n_edges if n_edges is None else n_edges)
+        best = scores.top(scores.graph.n_edges if n_edges is None else _checked(scores.graph, n_edges))
         kept = frozenset(one.edge for one in best if threshold is None or abs(one.score) >= threshold)
         return cls(scores.graph, kept, scores.pair.bridge.cfg.model_name)
 
@@ -96,7 +97,7 @@ class Circuit:
         """
         every = list(graph.edges())
         order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
-        return cls(graph, frozenset(every[number] for number in order[:n_edges].tolist()))
+        return cls(graph, frozenset(every[number] for number in order[: _checked(graph, n_edges)].tolist()))
 
     # --- what is in it -----------------------------------------------------------------------------------------------
 
@@ -128,10 +129,10 @@ class Circuit:
         return len(self.edges)
 
     def __contains__(self, edge: Edge | str) -> bool:
-        return self._edge(edge) in self.edges
+        return self.graph.parsed(edge)[0] in self.edges
 
     def __le__(self, other: "Circuit") -> bool:
-        return self.edges <= self._alike(other).edges
+        return self.edges <= self._edges_of(other)
 
     def __str__(self) -> str:
         senders: dict[Node, list[str]] = {}
@@ -148,11 +149,11 @@ class Circuit:
 
     def with_edges(self, edges: Iterable[Edge | str]) -> Self:
         """Returns the circuit with further edges."""
-        return replace(self, edges=self.edges | {self._edge(edge) for edge in edges})
+        return replace(self, edges=self.edges.union(self.graph.parsed(edges)))
 
     def without(self, *edges: Edge | str) -> Self:
         """Returns the circuit without some edges."""
-        return replace(self, edges=self.edges - {self._edge(edge) for edge in edges})
+        return replace(self, edges=self.edges.difference(self.graph.parsed(edges)))
 
     def complement(self) -> Self:
         """Returns the circuit of all other edges of the graph."""
@@ -161,8 +162,8 @@ class Circuit:
     def pruned(self) -> Self:
         """Returns the circuit without the edges that are on no path from `embed` to `logits`.
 
-        An edge into one input of a head goes on to all that the head writes. Outside such paths nothing that differs
-        between the two runs is carried to the logits, so that a run of the circuit is the same without them.
+        An edge into one input of a head leads on to all that the head writes. Outside such paths nothing that differs
+        between the two runs reaches the logits, so that a run of the circuit is the same without them.
         """
         read, written = defaultdict(set), defaultdict(set)
         for edge in self.edges:
@@ -179,41 +180,42 @@ class Circuit:
         return replace(self, edges=kept)
 
     def __and__(self, other: "Circuit") -> Self:
-        return replace(self, edges=self.edges & self._alike(other).edges)
+        return replace(self, edges=self.edges & self._edges_of(other))
 
     def __or__(self, other: "Circuit") -> Self:
-        return replace(self, edges=self.edges | self._alike(other).edges)
+        return replace(self, edges=self.edges | self._edges_of(other))
 
     def __sub__(self, other: "Circuit") -> Self:
-        return replace(self, edges=self.edges - self._alike(other).edges)
+        return replace(self, edges=self.edges - self._edges_of(other))
 
-    def _alike(self, other: "Circuit") -> "Circuit":
+    def _edges_of(self, other: "Circuit") -> frozenset[Edge]:
+        """Returns the edges of a circuit of the same graph."""
+        if not isinstance(other, Circuit):
+            raise InvalidArgumentError("a circuit combines with a circuit", got=repr(other)[:80])
         if other.graph != self.graph:
             raise InvalidArgumentError(
                 "the circuits are of different graphs", expected=str(self.graph), got=str(other.graph)
             )
-        return other
-
-    def _edge(self, edge: Edge | str) -> Edge:
-        return self.graph.edge(edge) if isinstance(edge, str) else edge
+        return other.edges
 
     # --- drawn, and as data ------------------------------------------------------------------------------------------
 
     def plot(self, effects: Mapping[Edge, float] | None = None, title: str = "") -> "go.Figure":
         """Returns a drawing: layers from the bottom to the top, heads from left to right, MLPs at the right.
 
-        Colours say what reads an edge. Keys and values that several heads share have boxes of their own, from which
-        dotted lines go to heads of the circuit.
+        Colours say what reads an edge. Keys and values that several heads share have boxes of their own, with dotted
+        lines to the heads of the circuit.
 
         Args:
-            effects: Of its edges, which are the wider the larger theirs are, and dashed below 0. None for one width.
+            effects: An effect for each of its edges. The larger it is, the wider the edge; below 0 it is dashed. None
+                for one width.
             title: Above the drawing.
         """
-        return circuit_network(list(self), effects).figure(title or repr(self))
+        return _network(list(self), effects).figure(title or repr(self))
 
     def to_svg(self, effects: Mapping[Edge, float] | None = None) -> str:
         """Returns the same drawing as an SVG picture."""
-        return circuit_network(list(self), effects).svg()
+        return _network(list(self), effects).svg()
 
     def to_json(self) -> str:
         """Returns the circuit as JSON: the model's name, the graph's sizes and the names of edges."""
@@ -225,13 +227,17 @@ class Circuit:
         """Returns the circuit of its JSON.
 
         Raises:
-            InvalidArgumentError: It is none, or it names an edge that its graph has not.
+            InvalidArgumentError: It is none, or it names an edge that its graph does not have.
         """
-        data: Any = json.loads(text)
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise InvalidArgumentError("this is no circuit", expected=f"JSON of the format {FORMAT!r}")
-        empty = cls(ComputationalGraph(**data["graph"]), frozenset(), data["model"])
-        return empty.with_edges(data["edges"])
+        try:
+            data: Any = json.loads(text)
+            if not isinstance(data, dict) or data.get("format") != FORMAT:
+                raise ValueError("another format")
+            empty = cls(ComputationalGraph(**data["graph"]), frozenset(), data["model"])
+            edges = data["edges"]
+        except (ValueError, TypeError, KeyError):
+            raise InvalidArgumentError("this is no circuit", expected=f"JSON of the format {FORMAT!r}") from None
+        return empty.with_edges(edges)
 
     def save(self, path: str | Path) -> None:
         """Writes the circuit to a JSON file."""
@@ -243,8 +249,86 @@ class Circuit:
         return cls.from_json(Path(path).read_text())
 
 
+def _checked(graph: ComputationalGraph, n_edges: int) -> int:
+    """Returns a number of edges that a graph has."""
+    if checked_count("n_edges", n_edges, 0) > graph.n_edges:
+        raise InvalidArgumentError(f"no circuit has {n_edges} edges", expected=f"0 to {graph.n_edges}")
+    return n_edges
+
+
 def _depth(node: Node) -> tuple[int, int]:
     """Returns where a node comes in the forward: heads after their inputs."""
     if node.layer is None:
         return (-1, 0) if node.kind == "embed" else (10**9, 0)
     return node.layer, {"q": 0, "k": 0, "v": 0, "head": 1, "mlp": 2}[node.kind]
+
+
+# --- drawings --------------------------------------------------------------------------------------------------------
+
+COLUMN, ROW = 74, 58
+"""Pixels between the centres of neighbouring heads, and of rows."""
+COLORS: Mapping[Kind, str] = {"q": SERIES[3], "k": SERIES[1], "v": SERIES[0], "mlp": SERIES[4], "logits": SERIES[2]}
+MEANING: Mapping[Kind, str] = {"q": "queries", "k": "keys", "v": "values", "mlp": "MLPs", "logits": "logits"}
+
+
+def _network(edges: Sequence[Edge], effects: Mapping[Edge, float] | None = None) -> Network:
+    """Returns the drawing of edges and of the parts that they join. Arguments are those of `Circuit.plot`."""
+    weights = dict.fromkeys(edges, 1.0) if effects is None else {edge: effects[edge] for edge in edges}
+    most = 5.0 if effects is None else max(map(abs, weights.values()), default=0.0) or 1.0
+    links = [
+        Link(
+            edge.sender.name,
+            _box_of(edge.receiver).name,
+            abs(weights[edge]) / most,
+            COLORS[edge.receiver.kind],
+            edge.name if effects is None else f"{edge.name}: {weights[edge]:.3f}",
+            weights[edge] < 0,
+        )
+        for edge in sorted(edges, key=lambda edge: -abs(weights[edge]))
+    ]
+    shown = dict.fromkeys(edge.receiver.kind for edge in edges)
+    legend = {MEANING[kind]: color for kind, color in COLORS.items() if kind in shown}
+    parts = {part for edge in edges for part in (edge.sender, _box_of(edge.receiver))}
+    return Network(_placed(parts), [*_shared(parts), *links], legend)
+
+
+def _box_of(receiver: Node) -> Node:
+    """Returns the part that a receiver is drawn at: the head, where it is one head's own."""
+    is_own = receiver.kind in ("q", "k", "v") and len(receiver.heads) == 1
+    return Node("head", receiver.layer, receiver.heads) if is_own else receiver
+
+
+def _shared(parts: set[Node]) -> Iterator[Link]:
+    """Yields dotted links from shared keys and values to heads."""
+    for part in sorted(parts, key=lambda part: part.name):
+        heads = [Node("head", part.layer, (head,)) for head in part.heads if part.kind in ("k", "v")]
+        yield from (Link(part.name, head.name, None) for head in heads if head in parts)
+
+
+def _placed(parts: set[Node]) -> dict[str, Box]:
+    """Returns a box for each part: a column for each head that occurs, and rows for what occurs in a layer."""
+    numbers = sorted({head for part in parts if part.kind == "head" for head in part.heads})
+    columns = {head: (number + 0.5) * COLUMN for number, head in enumerate(numbers)}
+    right = max(len(numbers), 2) * COLUMN
+    boxes, height = {"embed": Box("embed", right / 2, ROW / 2, 60)}, ROW * 0.5
+    for layer in sorted({part.layer for part in parts if part.layer is not None}):
+        here = [part for part in parts if part.layer == layer]
+        for row in (("k", "v"), ("head",), ("mlp",)):
+            found = sorted((part for part in here if part.kind in row), key=lambda part: (part.heads, part.kind))
+            is_with_heads = row == ("mlp",) and any(part.kind == "head" for part in here)
+            height += ROW * (0.8 if is_with_heads else 1) if found else 0
+            for part in found:
+                boxes[part.name] = _box(part, columns, right, height)
+    boxes["logits"] = Box("logits", right / 2, height + ROW, 60)
+    return boxes
+
+
+def _box(part: Node, columns: Mapping[int, float], right: float, y: float) -> Box:
+    match part.kind:
+        case "mlp":
+            return Box(f"MLP {part.layer}", right + COLUMN / 2, y, 60)
+        case "head":
+            return Box(part.name, columns[part.heads[0]], y)
+    own = [columns[head] for head in part.heads if head in columns] or [right / 2]
+    middle = sum(own) / len(own)
+    return Box(f"L{part.layer} {MEANING[part.kind]}", middle + (-50 if part.kind == "k" else 50), y, 86)

@@ -3,11 +3,9 @@ import torch
 from tests.zoo import CONTINUOUS, build
 
 import clearspan
-from clearspan.analysis import attribution_patch
-from clearspan.analysis.paths.agreement import Agreement, pearson, ranks
-from clearspan.analysis.paths.grad_drop import dropped_gradients
-from clearspan.analysis.paths.patching_pair import PatchingPair
-from clearspan.analysis.paths.query_key_fix import KeyChange
+from clearspan.circuits import Agreement, attribution_patch
+from clearspan.circuits.attribution import KeyChange, dropped_gradients, pearson, ranks
+from clearspan.circuits.runs import PairRuns
 from clearspan.errors import AbsentPointError, InvalidArgumentError
 from clearspan.interventions import Patch
 from clearspan.sweep import KLDivergence, LogitDifference, NextTokenLoss, Sweep, grid
@@ -200,7 +198,7 @@ def test_a_changed_key_is_exact_also_where_one_key_has_all_attention():
 
 def test_a_dropped_layer_is_as_if_what_it_adds_were_held(bridge):
     names = ["blocks.0.hook_resid_pre", "blocks.0.attn.hook_z", "blocks.2.attn.hook_z"]
-    pair = PatchingPair.of(bridge, CLEAN, CORRUPTED, METRIC, "denoising", None)
+    pair = PairRuns.of(bridge, CLEAN, CORRUPTED, METRIC)
     held = [f"blocks.1.hook_{part}_out" for part in ("attn", "mlp")]
     _, cache = bridge.run_with_cache(CORRUPTED, [*names, *held])
     holding = [(name, lambda value, hook: cache[hook.name].clone()) for name in held]
@@ -219,7 +217,7 @@ def test_grad_drop_is_the_mean_of_sizes_over_other_layers(unit):
     names = [clearspan.get_act_name(unit, layer) for layer in layers]
     _, clean = bridge.run_with_cache(CLEAN, names)
     _, corrupted = bridge.run_with_cache(CORRUPTED, names)
-    pair = PatchingPair.of(bridge, CLEAN, CORRUPTED, METRIC, "denoising", None)
+    pair = PairRuns.of(bridge, CLEAN, CORRUPTED, METRIC)
     drops = list(dropped_gradients(pair, names, pair.source_run(names)))
     for layer, name in enumerate(names):
         counted = [drop for drop in layers if drop != layer or unit == "resid_mid"]

@@ -1,13 +1,12 @@
 import pytest
 import torch
+from tests.unit.circuits.frozen import PADDINGS, Parts, pair_of, reading, stream
 from tests.zoo import CONTINUOUS, MODELS, build
 
 import clearspan
-from clearspan.analysis import ComputationalGraph, Edge, Node, edge_attribution, patch_edges
-from clearspan.analysis.paths.edge_attribution import read, receiver_gradients
-from clearspan.analysis.paths.edge_patching import input_of, stream_of
-from clearspan.analysis.paths.patching_pair import PatchingPair
-from clearspan.analysis.paths.sender_changes import sender_changes, written
+from clearspan.circuits import ComputationalGraph, Edge, Node, edge_attribution, patch_edges
+from clearspan.circuits.edge_scores import points_of_gradients, receiver_gradients
+from clearspan.circuits.runs import PairRuns
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep import KLDivergence, LogitDifference
 
@@ -63,40 +62,16 @@ def sampled(graph, count, seed=0):
             yield edges[number]
 
 
-def base_and_source(bridge, names):
-    with torch.no_grad():
-        return [bridge.run_with_cache(tokens, list(names))[1] for tokens in (CORRUPTED, CLEAN)]
+def towards(ours, theirs, share):
+    """Returns parts a share of the way from one run to another."""
 
+    def between(one, other):
+        return one + share * (other - one)
 
-def change_of(bridge, sender, base, source):
-    """Returns what a sender adds in the source run more than in the base run, from plain values."""
-
-    def added(cache):
-        match sender.kind:
-            case "embed":
-                return cache["resid_pre", 0]
-            case "mlp":
-                return cache["mlp_out", sender.layer]
-        block = bridge.blocks[sender.layer]
-        result = cache["z", sender.layer][:, :, sender.heads[0]] @ block.attn.W_O[sender.heads[0]].detach()
-        if "ln1_post" in block.submodules:
-            result = result / cache[f"{block.ln1_post.path}.hook_scale"] * block.ln1_post.w.detach()
-        return result * block.residual_multiplier
-
-    return added(source) - added(base)
-
-
-def hook_on(bridge, edge, change):
-    """Returns a hook that adds to what an edge's receiver reads."""
-    place = edge.receiver.place
-
-    def add(value, hook):
-        if place is None:
-            return value + change
-        value[:, :, place] += change
-        return value
-
-    return input_of(bridge, edge.receiver), add
+    z, mlp = (
+        [between(*two) for two in zip(*pair, strict=True)] for pair in ((ours.z, theirs.z), (ours.mlp, theirs.mlp))
+    )
+    return Parts(between(ours.entering, theirs.entering), z, mlp)
 
 
 # --- the graph -------------------------------------------------------------------------------------------------------
@@ -107,7 +82,7 @@ def test_an_edge_is_where_the_receiver_sees_the_sender(bridge):
     graph, mask = ComputationalGraph.of(bridge), ComputationalGraph.of(bridge).mask
     assert mask.shape == (len(graph.senders), len(graph.receivers))
     assert graph.n_edges == int(mask.sum()) == len(list(graph.edges()))
-    streams = [stream_of(bridge, receiver) for receiver in graph.receivers]
+    streams = [graph.stream_of(receiver) for receiver in graph.receivers]
     with torch.no_grad():
         _, before = bridge.run_with_cache(CLEAN, list(dict.fromkeys(streams)))
         for place, sender in enumerate(graph.senders):
@@ -192,42 +167,34 @@ def test_gradients_at_inputs_are_those_that_the_bridge_computes(variant):
     layers = range(bridge.cfg.n_layers)
     names = [f"blocks.{layer}.hook_{part}" for layer in layers for part in ("q_input", "k_input", "v_input", "mlp_in")]
     names.append(f"blocks.{layers[-1]}.hook_resid_post")
-    _, cache = bridge.run_with_cache(CLEAN, [*read(bridge), *names], incl_bwd=lambda logits: METRIC(logits).sum())
+    _, cache = bridge.run_with_cache(
+        CLEAN, [*points_of_gradients(bridge), *names], incl_bwd=lambda logits: METRIC(logits).sum()
+    )
     with torch.no_grad():
         gradients = torch.cat(list(receiver_gradients(cache)))
     assert len(gradients) == len(graph.receivers)
     for receiver, gradient in zip(graph.receivers, gradients, strict=True):
-        expected = cache[f"{input_of(bridge, receiver)}_grad"]
+        expected = cache[f"{graph.input_of(receiver)}_grad"]
         expected = expected if receiver.place is None else expected[:, :, receiver.place]
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()) + 1e-7)
 
 
-def test_what_senders_add_sums_to_the_stream(bridge):
-    """But for output biases, which a norm after attention scales otherwise in each run."""
-    last = f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"
-    base, source = base_and_source(bridge, [*written(bridge), last])
-    with torch.no_grad():
-        changes = sender_changes(base, source)
-    # Norms in float32, whatever the model is in.
-    near = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(changes.sum(0), source[last] - base[last], **near)
-    for sender, change in zip(ComputationalGraph.of(bridge).senders, changes, strict=True):
-        torch.testing.assert_close(change, change_of(bridge, sender, base, source), **near)
-
-
-def test_scores_are_the_slopes_of_what_receivers_read(bridge):
+@torch.no_grad()
+def test_scores_are_the_slopes_of_exact_patching(bridge):
+    """What a sender writes goes some of the way to the source run, with all other parts frozen."""
     graph, scores = ComputationalGraph.of(bridge), edge_attribution(bridge, CLEAN, CORRUPTED, METRIC)
-    base, source = base_and_source(bridge, written(bridge))
+    base, source = (Parts.of(bridge, bridge.to_batch(ids)) for ids in (CORRUPTED, CLEAN))
 
-    def measure(edge, change, factor):
-        with torch.no_grad():
-            return METRIC(bridge.run_with_hooks(CORRUPTED, fwd_hooks=[hook_on(bridge, edge, factor * change)]))
+    def measure(edge, share):
+        mixed = base.mixed(towards(base, source, share), [edge.sender])
+        value = stream(bridge, graph, CORRUPTED, mixed, edge.receiver)
+        return METRIC(bridge.run_with_hooks(CORRUPTED, fwd_hooks=[reading(graph, edge.receiver, value)]))
 
     assert torch.equal(scores.scores.isfinite(), graph.mask)
     size = float(scores.scores.abs().nan_to_num().max())
     for edge in sampled(graph, 2):
-        change, step = change_of(bridge, edge.sender, base, source), 0.02
-        near, far = (measure(edge, change, at) - measure(edge, change, -at) for at in (step, 2 * step))
+        step = 0.02
+        near, far = (measure(edge, at) - measure(edge, -at) for at in (step, 2 * step))
         expected = (8 * near - far) / (12 * step)
         ours = scores.per_row[(slice(None), *graph.index_of(edge))]
         # Softmax is in float32 in most models, so that numeric slopes are coarse.
@@ -241,11 +208,17 @@ def test_rows_are_each_alone(exact, found):
         torch.testing.assert_close(found.per_row[row], alone.per_row[0], equal_nan=True, rtol=1e-4, atol=1e-6)
 
 
-def test_padded_rows_are_each_alone(exact):
-    mask, metric = torch.ones(2, 6, dtype=torch.long), LogitDifference(3, 5)
-    mask[1, :2] = 0
-    both = edge_attribution(exact, CLEAN * mask, CORRUPTED * mask, metric, attention_mask=mask)
-    alone = edge_attribution(exact, CLEAN[1:, 2:], CORRUPTED[1:, 2:], metric)
+@pytest.mark.parametrize("padding", PADDINGS[1:])
+@pytest.mark.parametrize("variant", ["llama", "gemma2"])
+def test_padded_rows_are_each_alone(variant, padding):
+    bridge, metric = in_float64(variant), LogitDifference(3, 5)
+    pair = pair_of(padding)
+    both = edge_attribution(bridge, *pair, metric)
+    alone = edge_attribution(
+        bridge,
+        *(batch.select([1]).ids[:, list(batch.select([1]).real_columns[0])] for batch in map(bridge.to_batch, pair)),
+        metric,
+    )
     torch.testing.assert_close(both.per_row[1], alone.per_row[0], equal_nan=True, rtol=1e-4, atol=1e-6)
 
 
@@ -293,22 +266,41 @@ def test_edges_from_the_embedding_sum_to_the_whole_effect(variant):
     assert gap.max() < 0.2 * (plain.per_row[:, 0].nansum(-1) - whole).abs().max()
 
 
-def test_integrated_gradients_are_means_over_runs_on_the_way(exact):
-    name = "blocks.0.hook_resid_pre"
-    base, source = base_and_source(exact, written(exact))
+@pytest.mark.parametrize(("scheme", "shares"), [("midpoint", (1 / 6, 3 / 6, 5 / 6)), ("paper", (1 / 3, 2 / 3, 1))])
+def test_integrated_gradients_are_means_over_runs_on_the_way(exact, scheme, shares):
+    name, point = "blocks.0.hook_resid_pre", "blocks.2.hook_v_input"
     graph = ComputationalGraph.of(exact)
     edge = graph.edge("L0H1->L2H2-3.v")
-    scores = edge_attribution(exact, CLEAN, CORRUPTED, METRIC, steps=3)
-    point, change = "blocks.2.hook_v_input", change_of(exact, edge.sender, base, source)
+    scores = edge_attribution(exact, CLEAN, CORRUPTED, METRIC, steps=3, scheme=scheme)
+    base, source = (Parts.of(exact, exact.to_batch(ids)) for ids in (CORRUPTED, CLEAN))
+    change = (source.z[0] - base.z[0])[:, :, 1] @ exact.blocks[0].attn.W_O[1].detach()
     expected = 0
-    for share in (1 / 6, 3 / 6, 5 / 6):
-        entering = torch.lerp(base[name], source[name], share)
+    for share in shares:
+        entering = torch.lerp(base.entering, source.entering, share)
         with exact.hooks([(name, lambda value, hook, entering=entering: entering)]):
             _, cache = exact.run_with_cache(CORRUPTED, point, incl_bwd=lambda logits: METRIC(logits).sum())
         expected = expected + (cache[f"{point}_grad"][:, :, 1] * change).sum((1, 2)) / 3
     torch.testing.assert_close(
         scores.per_row[(slice(None), *graph.index_of(edge))].double(), expected, rtol=1e-4, atol=1e-7
     )
+
+
+def test_schemes_are_two_and_meet_where_steps_are_many(exact):
+    found = {
+        (scheme, steps): edge_attribution(exact, CLEAN, CORRUPTED, METRIC, steps=steps, scheme=scheme)
+        for scheme in ("midpoint", "paper")
+        for steps in (1, 48)
+    }
+    one, many = (
+        found["midpoint", steps].scores.nan_to_num() - found["paper", steps].scores.nan_to_num() for steps in (1, 48)
+    )
+    assert many.abs().max() < one.abs().max() / 10
+    assert found["paper", 1].title.startswith("EAP-IG of 1 step, gradients at their ends: ")
+    # One step of the paper's scheme is the gradient at the source's embeddings.
+    noised = edge_attribution(exact, CLEAN, CORRUPTED, METRIC, direction="noising")
+    torch.testing.assert_close(found["paper", 1].per_row, -noised.per_row, equal_nan=True)
+    with pytest.raises(InvalidArgumentError, match="unknown scheme='end'"):
+        edge_attribution(exact, CLEAN, CORRUPTED, METRIC, steps=5, scheme="end")
 
 
 def test_a_distance_from_the_base_has_no_slope_there_but_on_the_way(exact):
@@ -322,49 +314,7 @@ def test_a_distance_from_the_base_has_no_slope_there_but_on_the_way(exact):
     torch.testing.assert_close(scores.per_row[:, 0].nansum(-1).double(), whole.double(), rtol=0.05, atol=1e-3)
 
 
-# --- exact edges -----------------------------------------------------------------------------------------------------
-
-
-def test_exact_edges_are_runs_with_a_hook(bridge):
-    graph = ComputationalGraph.of(bridge)
-    base, source = base_and_source(bridge, written(bridge))
-    edges = list(sampled(graph, 2, seed=1))
-    result = patch_edges(bridge, CLEAN, CORRUPTED, METRIC, edges)
-    assert result.axes == {"edge": tuple(edge.name for edge in edges)}
-    for number, edge in enumerate(edges):
-        hook = hook_on(bridge, edge, change_of(bridge, edge.sender, base, source))
-        with torch.no_grad():
-            expected = METRIC(bridge.run_with_hooks(CORRUPTED, fwd_hooks=[hook]))
-        torch.testing.assert_close(result.of()[number].double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_sets_of_edges_are_patched_together(exact):
-    graph, base_source = ComputationalGraph.of(exact), base_and_source(exact, written(exact))
-    sets = {
-        "two senders": ["embed->L1H2.q", "L0H1->L1H2.q"],
-        "two heads of a point": ["L0H1->L1H2.q", "L0.mlp->L1H3.q"],
-        "two receivers": ["embed->L0.mlp", "L1H0->logits"],
-    }
-    result = patch_edges(exact, CLEAN, CORRUPTED, METRIC, sets, direction="noising")
-    source, base = base_source  # the clean run is the base
-    _, clean = exact.run_with_cache(CLEAN, "blocks.2.hook_resid_post")
-    for number, names in enumerate(sets.values()):
-        edges = [graph.edge(name) for name in names]
-        hooks = [hook_on(exact, edge, change_of(exact, edge.sender, base, source)) for edge in edges]
-        if number == 2:  # the last stream is the base's, not what the changed MLP makes of it
-            change = change_of(exact, edges[1].sender, base, source)
-            hooks[1] = (hooks[1][0], lambda value, hook, change=change: clean[hook.name] + change)
-        with torch.no_grad():
-            expected = METRIC(exact.run_with_hooks(CLEAN, fwd_hooks=hooks))
-        torch.testing.assert_close(result.of()[number].double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_edges_into_the_logits_are_all_that_the_direct_path_carries(exact):
-    """Patched together, they make the last stream the source's."""
-    graph = ComputationalGraph.of(exact)
-    every = [edge for edge in graph.edges() if edge.receiver.kind == "logits"]
-    result = patch_edges(exact, CLEAN, CORRUPTED, METRIC, {"all": every})
-    torch.testing.assert_close(result.of()[0].double(), METRIC(exact(CLEAN)).detach(), rtol=1e-5, atol=1e-5)
+# --- compared with exact edges -----------------------------------------------------------------------------------------------------
 
 
 def test_comparison_is_with_exact_edges(exact, found):
@@ -380,9 +330,10 @@ def test_comparison_is_with_exact_edges(exact, found):
     assert f"with exact patching of 20 of {found.graph.n_edges} cells: Pearson " in str(some)
 
 
-def test_where_the_inputs_are_near_each_other_both_agree():
+@pytest.mark.parametrize("variant", ["gpt_bigcode", "gemma2", "gemma3", "olmo2"])
+def test_where_the_inputs_are_near_each_other_both_agree(variant):
     """Effects of a small change are linear, so that the approximation is exact."""
-    bridge = in_float64("gpt_bigcode")
+    bridge = in_float64(variant)
     noise = torch.randn(2, 6, 48, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     embedding = bridge.embed.module.weight
     with torch.no_grad():
@@ -428,13 +379,9 @@ def test_steps_are_counted(exact):
     assert edge_attribution(exact, CLEAN, CORRUPTED, METRIC, steps=2).title.startswith("EAP-IG of 2 steps: ")
 
 
-def test_a_cell_without_edges_is_refused(exact):
-    with pytest.raises(InvalidArgumentError, match="there is no edge to patch"):
-        patch_edges(exact, CLEAN, CORRUPTED, METRIC, [])
-    with pytest.raises(InvalidArgumentError, match=r"there is no edge 'L2H0->L1\.mlp'"):
-        patch_edges(exact, CLEAN, CORRUPTED, METRIC, ["L2H0->L1.mlp"])
+def test_what_reads_nothing_is_refused():
     with pytest.raises(InvalidArgumentError, match="embed reads nothing by itself"):
-        input_of(exact, Node("embed"))
+        ComputationalGraph(1, 1, 1).input_of(Node("embed"))
 
 
 def test_two_forwards_and_one_backward_are_all(exact):
@@ -451,7 +398,7 @@ def test_two_forwards_and_one_backward_are_all(exact):
 
 
 def test_the_pair_is_checked_first(exact):
-    pair = PatchingPair.of(exact, CLEAN, CORRUPTED, METRIC, "noising", None)
+    pair = PairRuns.of(exact, CLEAN, CORRUPTED, METRIC, "noising")
     assert (pair.base_name, pair.source_name) == ("clean", "corrupted")
     with pytest.raises(InvalidArgumentError, match="the two inputs do not lie position on position"):
         edge_attribution(exact, CLEAN, CORRUPTED[:1], METRIC)
