@@ -20,21 +20,16 @@ if TYPE_CHECKING:
     from clearspan.analysis.abstraction.interchange_site import InterchangeSite as InterchangeSite
     from clearspan.analysis.attribution import DirectLogitAttribution as DirectLogitAttribution
     from clearspan.analysis.attribution import direct_logit_attribution as direct_logit_attribution
-    from clearspan.analysis.evaluations.estimate import Estimate as Estimate
-    from clearspan.analysis.evaluations.ioi import IOIEvaluation as IOIEvaluation
-    from clearspan.analysis.evaluations.ioi import evaluate_ioi as evaluate_ioi
-    from clearspan.analysis.evaluations.ioi_generation import IOICorruption as IOICorruption
-    from clearspan.analysis.evaluations.ioi_generation import ioi_prompts as ioi_prompts
-    from clearspan.analysis.evaluations.ioi_prompts import IOIPrompts as IOIPrompts
-    from clearspan.analysis.evaluations.loss_by_position import LossByPosition as LossByPosition
-    from clearspan.analysis.evaluations.loss_by_position import loss_by_position as loss_by_position
-    from clearspan.analysis.evaluations.repetition import Repetition as Repetition
-    from clearspan.analysis.evaluations.repetition import evaluate_repetition as evaluate_repetition
-    from clearspan.analysis.evaluations.repetition import induction_loss as induction_loss
-    from clearspan.analysis.examples.feature_statistics import FeatureStatistics as FeatureStatistics
-    from clearspan.analysis.examples.max_activating import max_activating_examples as max_activating_examples
-    from clearspan.analysis.examples.max_activating_result import MaxActivatingExample as MaxActivatingExample
-    from clearspan.analysis.examples.max_activating_result import MaxActivatingExamples as MaxActivatingExamples
+    from clearspan.analysis.evaluations import Estimate as Estimate
+    from clearspan.analysis.evaluations import LossByPosition as LossByPosition
+    from clearspan.analysis.evaluations import Repetition as Repetition
+    from clearspan.analysis.evaluations import evaluate_repetition as evaluate_repetition
+    from clearspan.analysis.evaluations import induction_loss as induction_loss
+    from clearspan.analysis.evaluations import loss_by_position as loss_by_position
+    from clearspan.analysis.evaluations import next_token_loss as next_token_loss
+    from clearspan.analysis.examples import MaxActivatingExample as MaxActivatingExample
+    from clearspan.analysis.examples import MaxActivatingExamples as MaxActivatingExamples
+    from clearspan.analysis.examples import max_activating_examples as max_activating_examples
     from clearspan.analysis.heads import DetectedHeads as DetectedHeads
     from clearspan.analysis.heads import DetectionPattern as DetectionPattern
     from clearspan.analysis.heads import Head as Head
@@ -45,25 +40,28 @@ if TYPE_CHECKING:
     from clearspan.analysis.heads import induction_pattern as induction_pattern
     from clearspan.analysis.heads import previous_token_pattern as previous_token_pattern
     from clearspan.analysis.heads import strongest as strongest
+    from clearspan.analysis.ioi import IOICorruption as IOICorruption
+    from clearspan.analysis.ioi import IOIEvaluation as IOIEvaluation
+    from clearspan.analysis.ioi import IOIPrompts as IOIPrompts
+    from clearspan.analysis.ioi import evaluate_ioi as evaluate_ioi
+    from clearspan.analysis.ioi import ioi_prompts as ioi_prompts
     from clearspan.analysis.lenses import LensReadings as LensReadings
     from clearspan.analysis.lenses import LogitLens as LogitLens
     from clearspan.analysis.lenses import lens_readings as lens_readings
     from clearspan.analysis.lenses import logit_lens as logit_lens
-    from clearspan.analysis.metric import Metric as Metric
-    from clearspan.analysis.metric import next_token_loss as next_token_loss
     from clearspan.analysis.probing import Probe as Probe
     from clearspan.analysis.probing import Probes as Probes
     from clearspan.analysis.probing import train_probe as train_probe
     from clearspan.analysis.repeated_tokens import RepeatedTokens as RepeatedTokens
     from clearspan.analysis.repeated_tokens import repeated_tokens as repeated_tokens
-    from clearspan.analysis.reporting.effect import CausalEffect as CausalEffect
-    from clearspan.analysis.reporting.effect import causal_effect as causal_effect
-    from clearspan.analysis.reporting.predictions import NotFiniteError as NotFiniteError
-    from clearspan.analysis.reporting.predictions import Predictions as Predictions
-    from clearspan.analysis.reporting.predictions import predictions as predictions
-    from clearspan.analysis.reporting.report import ModelFacts as ModelFacts
-    from clearspan.analysis.reporting.report import Report as Report
-    from clearspan.analysis.reporting.report import report as report
+    from clearspan.analysis.reports import CausalEffect as CausalEffect
+    from clearspan.analysis.reports import ModelFacts as ModelFacts
+    from clearspan.analysis.reports import Predictions as Predictions
+    from clearspan.analysis.reports import Report as Report
+    from clearspan.analysis.reports import causal_effect as causal_effect
+    from clearspan.analysis.reports import predictions as predictions
+    from clearspan.analysis.reports import report as report
+    from clearspan.analysis.running import FeatureStatistics as FeatureStatistics
     from clearspan.analysis.steering.steering import SteeringMethod as SteeringMethod
     from clearspan.analysis.steering.steering import fit_steering_vector as fit_steering_vector
     from clearspan.analysis.steering.steering_result import SteeringSweep as SteeringSweep
@@ -96,10 +94,12 @@ if TYPE_CHECKING:
     from clearspan.circuits.search import DiscoveredCircuit as DiscoveredCircuit
     from clearspan.circuits.search import PruningStep as PruningStep
     from clearspan.circuits.search import discover_circuit as discover_circuit
+    from clearspan.errors import NotFiniteError as NotFiniteError
     from clearspan.statistics import Interval as Interval
     from clearspan.statistics import bootstrap_interval as bootstrap_interval
     from clearspan.statistics import permutation_p_value as permutation_p_value
     from clearspan.statistics import standard_error as standard_error
+    from clearspan.sweep.metrics import Metric as Metric
 
 _HOMES = {
     "ablate_heads": "clearspan.analysis.ablation.ablation",
@@ -118,21 +118,16 @@ _HOMES = {
     "InterchangeSite": "clearspan.analysis.abstraction.interchange_site",
     "DirectLogitAttribution": "clearspan.analysis.attribution",
     "direct_logit_attribution": "clearspan.analysis.attribution",
-    "Estimate": "clearspan.analysis.evaluations.estimate",
-    "IOIEvaluation": "clearspan.analysis.evaluations.ioi",
-    "evaluate_ioi": "clearspan.analysis.evaluations.ioi",
-    "IOICorruption": "clearspan.analysis.evaluations.ioi_generation",
-    "ioi_prompts": "clearspan.analysis.evaluations.ioi_generation",
-    "IOIPrompts": "clearspan.analysis.evaluations.ioi_prompts",
-    "LossByPosition": "clearspan.analysis.evaluations.loss_by_position",
-    "loss_by_position": "clearspan.analysis.evaluations.loss_by_position",
-    "Repetition": "clearspan.analysis.evaluations.repetition",
-    "evaluate_repetition": "clearspan.analysis.evaluations.repetition",
-    "induction_loss": "clearspan.analysis.evaluations.repetition",
-    "FeatureStatistics": "clearspan.analysis.examples.feature_statistics",
-    "max_activating_examples": "clearspan.analysis.examples.max_activating",
-    "MaxActivatingExample": "clearspan.analysis.examples.max_activating_result",
-    "MaxActivatingExamples": "clearspan.analysis.examples.max_activating_result",
+    "Estimate": "clearspan.analysis.evaluations",
+    "LossByPosition": "clearspan.analysis.evaluations",
+    "Repetition": "clearspan.analysis.evaluations",
+    "evaluate_repetition": "clearspan.analysis.evaluations",
+    "induction_loss": "clearspan.analysis.evaluations",
+    "loss_by_position": "clearspan.analysis.evaluations",
+    "next_token_loss": "clearspan.analysis.evaluations",
+    "MaxActivatingExample": "clearspan.analysis.examples",
+    "MaxActivatingExamples": "clearspan.analysis.examples",
+    "max_activating_examples": "clearspan.analysis.examples",
     "DetectedHeads": "clearspan.analysis.heads",
     "DetectionPattern": "clearspan.analysis.heads",
     "Head": "clearspan.analysis.heads",
@@ -143,25 +138,28 @@ _HOMES = {
     "induction_pattern": "clearspan.analysis.heads",
     "previous_token_pattern": "clearspan.analysis.heads",
     "strongest": "clearspan.analysis.heads",
+    "IOICorruption": "clearspan.analysis.ioi",
+    "IOIEvaluation": "clearspan.analysis.ioi",
+    "IOIPrompts": "clearspan.analysis.ioi",
+    "evaluate_ioi": "clearspan.analysis.ioi",
+    "ioi_prompts": "clearspan.analysis.ioi",
     "LensReadings": "clearspan.analysis.lenses",
     "LogitLens": "clearspan.analysis.lenses",
     "lens_readings": "clearspan.analysis.lenses",
     "logit_lens": "clearspan.analysis.lenses",
-    "Metric": "clearspan.analysis.metric",
-    "next_token_loss": "clearspan.analysis.metric",
     "Probe": "clearspan.analysis.probing",
     "Probes": "clearspan.analysis.probing",
     "train_probe": "clearspan.analysis.probing",
     "RepeatedTokens": "clearspan.analysis.repeated_tokens",
     "repeated_tokens": "clearspan.analysis.repeated_tokens",
-    "CausalEffect": "clearspan.analysis.reporting.effect",
-    "causal_effect": "clearspan.analysis.reporting.effect",
-    "NotFiniteError": "clearspan.analysis.reporting.predictions",
-    "Predictions": "clearspan.analysis.reporting.predictions",
-    "predictions": "clearspan.analysis.reporting.predictions",
-    "ModelFacts": "clearspan.analysis.reporting.report",
-    "Report": "clearspan.analysis.reporting.report",
-    "report": "clearspan.analysis.reporting.report",
+    "CausalEffect": "clearspan.analysis.reports",
+    "ModelFacts": "clearspan.analysis.reports",
+    "Predictions": "clearspan.analysis.reports",
+    "Report": "clearspan.analysis.reports",
+    "causal_effect": "clearspan.analysis.reports",
+    "predictions": "clearspan.analysis.reports",
+    "report": "clearspan.analysis.reports",
+    "FeatureStatistics": "clearspan.analysis.running",
     "SteeringMethod": "clearspan.analysis.steering.steering",
     "fit_steering_vector": "clearspan.analysis.steering.steering",
     "SteeringSweep": "clearspan.analysis.steering.steering_result",
@@ -194,10 +192,12 @@ _HOMES = {
     "DiscoveredCircuit": "clearspan.circuits.search",
     "PruningStep": "clearspan.circuits.search",
     "discover_circuit": "clearspan.circuits.search",
+    "NotFiniteError": "clearspan.errors",
     "Interval": "clearspan.statistics",
     "bootstrap_interval": "clearspan.statistics",
     "permutation_p_value": "clearspan.statistics",
     "standard_error": "clearspan.statistics",
+    "Metric": "clearspan.sweep.metrics",
 }
 
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

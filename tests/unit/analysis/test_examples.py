@@ -1,15 +1,20 @@
 import inspect
+import itertools
 import textwrap
 
 import pytest
 import torch
-from clearspan.analysis.examples.feature_statistics import RunningStatistics
-from clearspan.analysis.examples.max_activating import max_activating_examples
 from tests.zoo import build
 
 import clearspan
-from clearspan.analysis.reporting.predictions import NotFiniteError
-from clearspan.errors import InvalidArgumentError, NoTokenizerError, PointNotReachedError, UnknownPointError
+from clearspan.analysis import max_activating_examples
+from clearspan.errors import (
+    InvalidArgumentError,
+    NotFiniteError,
+    NoTokenizerError,
+    PointNotReachedError,
+    UnknownPointError,
+)
 
 POST = "blocks.1.mlp.hook_post"
 LENGTHS = (5, 9, 23, 1, 12, 7, 30, 2, 16)
@@ -183,7 +188,7 @@ def test_the_window_is_what_the_model_saw_around_it(random_bridge, texts, contex
         random_bridge, texts, POST, index=3, k=20, context=context, length=LENGTH, one_per_text=False, batch_size=4
     )
     pieces = every_value(random_bridge, texts, POST)
-    before, after = sides
+    before, after = (min(side, LENGTH - 1) for side in sides)
     assert found.top.tokens.shape == found.top.activations.shape == (1, 20, before + 1 + after)
     assert len(found.examples()) == 20
     for example in found.examples():
@@ -273,14 +278,19 @@ def test_statistics_are_over_all_real_positions(random_bridge, texts):
     torch.testing.assert_close(found.statistics.quantile(0.9), values.quantile(0.9, dim=0), rtol=1e-3, atol=1e-3)
 
 
-def test_the_sample_is_uniform_over_the_stream():
-    stream = torch.arange(1000.0)[:, None]
+def test_the_sample_is_uniform_over_the_stream(random_bridge):
+    tokens = torch.randint(1, 97, (1000,), generator=torch.Generator().manual_seed(2))
     drawn = []
     for seed in range(60):
-        statistics = RunningStatistics(1, sample=50, seed=seed)
-        for batch in stream.split(70):
-            statistics.update(batch)
-        sample = statistics.result().sample
+        places = itertools.count()
+
+        def number(embedding, places=places):
+            return torch.tensor([[next(places) for _ in row] for row in embedding]).float()
+
+        found = max_activating_examples(
+            random_bridge, tokens, "hook_embed", feature=number, length=20, exclude_bos=False, sample=50, seed=seed
+        )
+        sample = found.statistics.sample
         assert sample.unique().numel() == 50
         drawn.append(sample)
     counts = torch.histc(torch.cat(drawn), bins=10, min=0, max=1000)
@@ -352,10 +362,10 @@ def test_a_feature_without_examples_has_empty_pictures(random_bridge):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"k": 0}, "k=0\n  expected: k > 0"),
-        ({"context": -1}, "context=-1\n  expected: context >= 0"),
-        ({"context": (3, -2)}, "context=-2\n  expected: context >= 0"),
-        ({"sample": -1}, "sample=-1\n  expected: sample >= 0"),
+        ({"k": 0}, "k=0\n  expected: a whole number, k >= 1"),
+        ({"context": -1}, "context=-1\n  expected: a whole number, context >= 0"),
+        ({"context": (3, -2)}, "context=-2\n  expected: a whole number, context >= 0"),
+        ({"sample": -1}, "sample=-1\n  expected: a whole number, sample >= 0"),
         ({"texts": []}, "there is nothing to read\n  expected: at least one text\n  got: none"),
         (
             {"texts": torch.tensor([[3], [4]])},

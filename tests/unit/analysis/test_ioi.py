@@ -2,14 +2,13 @@ import random
 
 import pytest
 import torch
-from clearspan.analysis.evaluations.ioi_templates import NAMES, TEMPLATES, WORDS
-from clearspan.analysis.evaluations.ioi_tokens import check_aligned, positions_of, single_tokens
 from tests.zoo import build
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import clearspan
 from clearspan.analysis import evaluate_ioi, ioi_prompts
+from clearspan.analysis.ioi import NAMES, TEMPLATES, WORDS
 from clearspan.errors import InvalidArgumentError, NoTokenizerError
 
 SHORT = ["After {first} and {second} left , {again} gave the {object} to", "So {first} met {second} and {again} told"]
@@ -57,6 +56,10 @@ def either(request):
     return bridge_of("llama", word_tokenizer() if request.param == "words" else spaced_tokenizer())
 
 
+def real(batch, row):
+    return batch.ids[row, list(batch.real_columns[row])]
+
+
 def named(bridge, tokens):
     return [bridge.to_string(token).strip().removeprefix("▁") for token in tokens]
 
@@ -68,23 +71,22 @@ def test_names_stand_where_it_is_said_in_padded_prompts(either, side, corruption
         either, 40, templates=SHORT, names=PEOPLE, words=THINGS, corruption=corruption, padding_side=side
     )
     assert len(prompts) == 40
-    assert 0 < prompts.mask.sum() < prompts.mask.numel()
+    assert 0 < prompts.clean.lengths.sum() < prompts.clean.ids.numel()
     for row, text in enumerate(prompts.texts):
-        alone = either.to_tokens(text)[0]
-        assert torch.equal(prompts.tokens[row][prompts.mask[row].bool()], alone)
+        alone, own = either.to_tokens(text)[0], real(prompts.clean, row)
+        assert torch.equal(own, alone)
         people = [word for word in text.split() if word in PEOPLE]
         subject = people[2]
         io = people[1] if people[0] == subject else people[0]
         assert prompts.orders[row] == ("ABBA" if people[0] == io else "BABA")
         assert named(either, [prompts.io[row], prompts.subject[row]]) == [io, subject]
         at = {role: int(column[row]) for role, column in prompts.positions.items()}
-        assert named(either, prompts.tokens[row, [at["io"], at["s1"], at["s2"]]]) == [io, subject, subject]
+        assert named(either, own[[at["io"], at["s1"], at["s2"]]]) == [io, subject, subject]
         assert at["s1"] < at["s2"] < at["end"]
-        assert at["end"] == prompts.mask[row].nonzero().max()
-        assert prompts.tokens[row, at["end"]] == alone[-1]
-        other = prompts.corrupted[row]
-        assert torch.equal(other[prompts.mask[row].bool()], either.to_tokens(prompts.corrupted_texts[row])[0])
-        changed = (other != prompts.tokens[row]).nonzero()[:, 0].tolist()
+        assert at["end"] == len(alone) - 1
+        other = real(prompts.corrupted, row)
+        assert torch.equal(other, either.to_tokens(prompts.corrupted.texts[row])[0])
+        changed = (other != own).nonzero()[:, 0].tolist()
         if corruption == "abc":
             assert changed == sorted([at["io"], at["s1"], at["s2"]])
             assert len({io, subject, *named(either, other[changed])}) == 5
@@ -102,20 +104,20 @@ def test_groups_are_aligned_and_together_all_prompts(worded):
     assert sorted(text for group in groups for text in group.texts) == sorted(prompts.texts)
     assert len(groups) == 2 * (3 + 1)
     for group in groups:
-        assert group.mask.all()
+        assert not group.clean.is_padded
         for column in group.positions.values():
             assert (column == column[0]).all()
         for row, text in enumerate(group.texts):
-            assert torch.equal(group.tokens[row], worded.to_tokens(text)[0])
-            assert torch.equal(group.corrupted[row], worded.to_tokens(group.corrupted_texts[row])[0])
-            assert group.tokens[row, group.positions["io"][row]] == group.io[row]
+            assert torch.equal(group.clean.ids[row], worded.to_tokens(text)[0])
+            assert torch.equal(group.corrupted.ids[row], worded.to_tokens(group.corrupted.texts[row])[0])
+            assert group.clean.ids[row, group.positions["io"][row]] == group.io[row]
 
 
 def test_prompts_of_one_length_with_names_elsewhere_are_not_aligned(worded):
     words = {"who": ["old", "very old"], "object": ["book", "old book"]}
     template = ["So the {who} {first} met {second} at the {object} and {again} told"]
     groups = ioi_prompts(worded, 60, templates=template, words=words, orders=["ABBA"]).aligned()
-    lengths = [(group.tokens.shape[1], group.positions["io"].unique().tolist()) for group in groups]
+    lengths = [(group.clean.width, group.positions["io"].unique().tolist()) for group in groups]
     assert sorted(lengths) == [(13, [4]), (14, [4]), (14, [5]), (15, [5])]
 
 
@@ -125,7 +127,7 @@ def test_the_seed_alone_says_what_is_drawn(worded):
     states = random.getstate(), torch.get_rng_state()
     first, again, other = (ioi_prompts(worded, 20, seed=seed) for seed in (1, 1, 2))
     assert first.texts == again.texts
-    assert torch.equal(first.corrupted, again.corrupted)
+    assert torch.equal(first.corrupted.ids, again.corrupted.ids)
     assert first.texts != other.texts
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
@@ -160,19 +162,19 @@ def test_each_prompt_is_measured_as_it_is_alone(variant, side):
         torch.testing.assert_close(found.io_probs[row], logits.softmax(-1)[io], **close)
         torch.testing.assert_close(found.subject_probs[row], logits.softmax(-1)[subject], **close)
         assert found.io_ranks[row] == (logits.argsort(descending=True) == io).nonzero().item()
-    whole = bridge(prompts.tokens, attention_mask=prompts.mask)
-    torch.testing.assert_close(prompts.logit_difference(whole), found.logit_differences, rtol=1e-4, atol=1e-4)
+    whole = prompts.metric(bridge(prompts.clean), prompts.clean)
+    torch.testing.assert_close(whole, found.logit_differences, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("knows", [True, False])
 def test_a_model_that_always_says_one_of_the_names(worded, knows):
     prompts = ioi_prompts(worded, 8)
-    rows = torch.arange(8)
+    rows, columns, _ = prompts.clean.places(-1)
 
     def say(logits, hook):
         logits.zero_()
-        logits[rows, prompts.positions["end"], prompts.io] = 5.0 if knows else 2.0
-        logits[rows, prompts.positions["end"], prompts.subject] = 2.0 if knows else 5.0
+        logits[rows, columns, prompts.io] = 5.0 if knows else 2.0
+        logits[rows, columns, prompts.subject] = 2.0 if knows else 5.0
 
     with worded.hooks(fwd_hooks=[("hook_logits", say)]):
         found = evaluate_ioi(worded, prompts)
@@ -231,7 +233,7 @@ def test_the_embedded_model_takes_names_of_its_own(embedded):
     code = ["def f(self, {first}, {second}):\n    return {again} +"]
     prompts = ioi_prompts(embedded, 10, templates=code, names=["x", "y", "key", "Mary", "left", "right"])
     assert prompts.names == ("x", "y", "key", "left", "right")
-    assert prompts.mask.all()
+    assert not prompts.clean.is_padded
     found = evaluate_ioi(embedded, prompts)
     assert found.top_accuracy.mean > 0
     assert found.to_dataframe()["prompt"][0].startswith("def f(self, ")
@@ -253,7 +255,8 @@ def test_too_few_single_tokens(embedded, worded):
 
 
 def test_names_with_one_id_count_once(worded):
-    assert list(single_tokens(worded, ["Anna", "Anna", "Ben", "Anna Ben"], least=2)) == ["Anna", "Ben"]
+    names = ["Anna", "Anna", "Ben", "Anna Ben"]
+    assert ioi_prompts(worded, 2, names=names, corruption="swapped").names == ("Anna", "Ben")
 
 
 PEOPLE_ONCE = "{first}, {second} and {again}, once each and in this order"
@@ -281,7 +284,7 @@ def test_templates_that_do_not_fit(worded, template, expected):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"count": 0}, "count=0\n  expected: count > 0"),
+        ({"count": 0}, "count=0\n  expected: a whole number, count >= 1"),
         ({"corruption": "noise"}, "unknown corruption 'noise'\n  expected: 'abc' or 'swapped'"),
         ({"orders": ["AABB"]}, "unknown orders ['AABB']\n  expected: ['ABBA'], ['BABA'] or both"),
         ({"orders": "ABBA"}, "unknown orders 'ABBA'\n  expected: ['ABBA'], ['BABA'] or both"),
@@ -312,25 +315,29 @@ def test_a_name_that_is_another_token_in_the_prompt_is_said(worded):
         )
 
 
-def test_padding_is_no_name():
-    tokens, mask = torch.tensor([[8, 8, 7, 8, 9, 8, 3]]), torch.tensor([[0, 0, 1, 1, 1, 1, 1]])
-    positions = positions_of(tokens, mask, torch.tensor([7]), torch.tensor([8]), ["text"])
-    assert {role: column.item() for role, column in positions.items()} == {"io": 2, "s1": 3, "s2": 5, "end": 6}
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_no_name(side):
+    bridge = bridge_of("llama", word_tokenizer(pad_token="Anna"))
+    prompts = ioi_prompts(bridge, 20, templates=SHORT, names=PEOPLE, words=THINGS, padding_side=side)
+    assert "Anna" in prompts.names
+    assert prompts.clean.is_padded
+    for role in ("io", "s1"):
+        for row, position in enumerate(prompts.positions[role].tolist()):
+            assert position < prompts.clean.lengths[row]
+            assert real(prompts.clean, row)[position] == (prompts.io if role == "io" else prompts.subject)[row]
 
 
-def test_corrupted_prompts_of_other_tokens_are_said():
-    tokens, mask = torch.tensor([[1, 2, 3, 2, 4]]), torch.ones(1, 5, dtype=torch.long)
-    positions = {role: torch.tensor([at]) for role, at in {"io": 2, "s1": 1, "s2": 3, "end": 4}.items()}
-    check_aligned((tokens, mask), (torch.tensor([[1, 7, 8, 9, 4]]), mask), positions, ["other"])
-    message = "a corrupted prompt is not the prompt with other names, token by token\n  expected: names that change no "
-    for other, where in [
-        (torch.tensor([[1, 7, 8, 9, 5]]), "'other'"),
-        (torch.tensor([[1, 7, 8, 9]]), "their lengths"),
-    ]:
-        with pytest.raises(InvalidArgumentError) as error:
-            check_aligned((tokens, mask), (other, torch.ones_like(other)), positions, ["other"])
-        assert str(error.value).startswith(message)
-        assert str(error.value).endswith(f"where: {where}")
+@pytest.mark.parametrize("written", ["Ben told", "Ben"])
+def test_corrupted_prompts_of_other_tokens_are_said(written):
+    """A tokenizer to which "Ben met" is another word, or one less: the name changes more than its own token."""
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("Ben met", written)
+    with pytest.raises(InvalidArgumentError) as error:
+        ioi_prompts(bridge_of("llama", tokenizer), 20, templates=SHORT[1:], names=PEOPLE)
+    assert str(error.value).startswith(
+        "a corrupted prompt is not the prompt with other names, token by token\n"
+        "  expected: names that change no token but their own\n  where: 'So "
+    )
 
 
 def test_without_a_tokenizer_it_raises(make_bridge):
