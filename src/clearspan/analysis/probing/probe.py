@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan.analysis.steering.steering_vector import SteeringVector
+from clearspan.analysis.steering import SteeringVector
 from clearspan.errors import InvalidArgumentError
 
 Label = str | int
