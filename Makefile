@@ -3,15 +3,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PEERS ?= ../peers
+SEED ?= 0
 
-.PHONY: demo test check format train bench bench-check bench-peers clean
+# One thread a worker: tiny models are fastest so. A worker that is done takes tests from one that is not.
+PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
+
+.PHONY: demo test check ci processors brute format train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
 	@echo "The interactive page is in report.html"
 
 test: .venv/dev
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(PYTEST) --ignore=tests/brute --cov --cov-report=term:skip-covered --cov-fail-under=90
 	$(BIN)/coverage report --include='src/clearspan/architectures/*,src/clearspan/conversions/*' --fail-under=100
 
 check: .venv/dev
@@ -19,6 +23,18 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# All tiers there are, with the minutes that each takes.
+ci: .venv/dev
+	.ci/tiers check test processors brute bench-check
+
+# What documents show and analyses find, on processors that compute other last digits.
+processors: .venv/dev
+	.ci/processors
+
+# Against plain transformers and torch hooks, drawn at random: make brute SEED=7 draws others than ci does.
+brute: .venv/dev
+	SEED=$(SEED) $(PYTEST) tests/brute
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .
@@ -61,4 +77,4 @@ $(PEERS)/installed: constraints.txt benchmarks/peers/requirements.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis report.html
+	rm -rf .venv .coverage .pytest_cache .ruff_cache .hypothesis report.html

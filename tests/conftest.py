@@ -1,5 +1,6 @@
 """Models built in the process, and the embedded one."""
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,8 @@ from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
 import clearspan
 from clearspan import TransformerBridge
 
-torch.set_num_threads(1)  # tiny models are faster so, many times where several processes share the cores
+# Tiny models are fastest with one thread, many times so where several processes share the cores.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 SIZES = {"vocab_size": 97, "n_positions": 32, "n_embd": 48, "n_layer": 3, "n_head": 4}
 

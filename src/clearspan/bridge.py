@@ -33,7 +33,7 @@ from clearspan.points import Direction, HookFunction, NamesFilter
 from clearspan.verification import Level, Verification, verify
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class TransformerBridge(Model):

@@ -18,19 +18,19 @@ from clearspan._cache.file import StoredCache
 from clearspan._cache.lookup import CacheLookup, places_left
 from clearspan._cache.memory import bytes_as_text, layer_ranges
 from clearspan._cache.readings import (
-    FrozenNorm,
-    TokenReading,
     Tokens,
     attributions,
+    frozen,
     laid_out,
     lens,
-    norm_at,
+    reading_of,
     through_norm,
     token_ids,
 )
 from clearspan._cache.run_weights import RunWeights, weight_slots
 from clearspan._cache.slices import BatchSlice, Picks, PosSlice
 from clearspan._cache.stacks import Mode, NeuronSlice, Stack, depth_of, neuron_results, residual
+from clearspan._forward.readout import norm_at
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.recording import Recording, storages
 from clearspan.hf.relocation import Relocation
@@ -497,7 +497,7 @@ class ActivationCache(CacheLookup):
         norm = norm_at(self.model, depth, mlp_input=mlp_input)
         if norm is None:
             return stack
-        return FrozenNorm.of(cache, norm, norm.scale(stack) if recompute_ln else None)(stack)
+        return frozen(cache, norm, norm.scale(stack) if recompute_ln else None)(stack)
 
     def logit_attrs(
         self,
@@ -539,10 +539,10 @@ class ActivationCache(CacheLookup):
             True
         """
         cache, picks = self._at(pos_slice, batch_slice, has_batch_dim)
-        direction = TokenReading.of(cache, laid_out(token_ids(self.model, tokens), picks)).direction
+        direction = reading_of(cache, laid_out(token_ids(self.model, tokens), picks)).direction
         if incorrect_tokens is not None:
             others = laid_out(token_ids(self.model, incorrect_tokens), picks)
-            direction = direction - TokenReading.of(cache, others).direction
+            direction = direction - reading_of(cache, others).direction
         return attributions(cache, picks.made(residual_stack, *_STACK), direction)
 
     def logit_constant(self, tokens: Tokens, incorrect_tokens: Tokens | None = None) -> Float[Tensor, "*batch_pos"]:
@@ -554,11 +554,11 @@ class ActivationCache(CacheLookup):
         """
         ids = token_ids(self.model, tokens)
         if incorrect_tokens is None:
-            return TokenReading.of(self, ids).constant
+            return reading_of(self, ids).constant
         others = token_ids(self.model, incorrect_tokens)
         if {ids.ndim, others.ndim} == {1, 2}:  # [batch] and [batch, pos]
             ids, others = (one[:, None] if one.ndim == 1 else one for one in (ids, others))
-        return TokenReading.of(self, ids).constant - TokenReading.of(self, others).constant
+        return reading_of(self, ids).constant - reading_of(self, others).constant
 
     # fmt: off
     @overload
@@ -576,7 +576,7 @@ class ActivationCache(CacheLookup):
         """Returns the logits at every depth, as if the model ended there, `[depth, batch, pos, d_vocab]`.
 
         The model's own final norm, unembedding, and scale or cap; the last row is what it returned. For targets, ranks
-        and divergences there is `clearspan.analysis.lenses.lens_readings`.
+        and divergences there is `clearspan.analysis.lens_readings`.
 
         Args:
             incl_mid: Whether the stream between the sublayers is read too.

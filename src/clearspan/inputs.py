@@ -18,7 +18,7 @@ from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError, TokenRangeError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from clearspan.hf.types import PreTrainedTokenizerBase
 
 PaddingSide = Literal["left", "right"]
 Positions = int | Sequence[int] | Sequence[Sequence[int]] | slice | None

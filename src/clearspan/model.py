@@ -31,7 +31,7 @@ from clearspan.weights.processing import Step
 from clearspan.weights.ties import sharing
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Model(ModelWeights):

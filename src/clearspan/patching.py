@@ -14,11 +14,12 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
+from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch
 from clearspan.points import get_act_name
-from clearspan.sweep import Direction, Grid, Metric, Pair, Sweep, SweepResult, grid
+from clearspan.sweep import Direction, Grid, Metric, Pair, Sweep, grid
 
 Axis = Literal["layer", "position", "head", "neuron", "key_position"]
 Patched = Float[Tensor, "*cell"]
@@ -40,7 +41,7 @@ def activation_patching(
     memory: int | None = None,
     progress: bool = True,
     **places: Sequence[int],
-) -> SweepResult:
+) -> Effects:
     r"""Returns the effect of each value of one run on another, on pairs of prompts.
 
     Denoising puts values of the clean run into the corrupted one: what restores the metric suffices for it. Noising

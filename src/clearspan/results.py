@@ -1,4 +1,4 @@
-"""Results: what every finding can do. It prints its strongest rows, plots itself, and exports a data frame."""
+"""Results: what every finding can do. It prints its strongest rows, draws itself, and exports a data frame."""
 
 import itertools
 from abc import ABC, abstractmethod
@@ -16,13 +16,10 @@ Columns = Mapping[str, Sequence[object]]
 
 
 class Result(ABC):
-    """Something found, as a table with a picture. Subclasses are frozen dataclasses with `eq=False, repr=False`.
-
-    A subclass gives `columns` and `plot`, and says in `title` what it is.
-    """
+    """A finding: a table with a title and a picture. Subclasses are frozen dataclasses with `eq=False, repr=False`."""
 
     ranked_by: ClassVar[str | None] = None
-    """The column by whose size the printed rows are sorted, largest first; None for the table's own order."""
+    """The column by whose size the printed rows are sorted, largest first; None keeps the table's own order."""
     shown: ClassVar[int] = 10
     """How many rows are printed."""
 
@@ -39,6 +36,19 @@ class Result(ABC):
     def plot(self) -> "go.Figure":
         """Returns a plotly figure."""
 
+    def printed(self) -> Columns:
+        """Returns the table as it is printed."""
+        return self.columns()
+
+    @property
+    def rank(self) -> str | None:
+        """The column by which the printed rows are sorted."""
+        return self.ranked_by
+
+    def _order(self, value: float) -> float:
+        """Returns a number by which rows are sorted, largest first."""
+        return size(value)
+
     def to_dataframe(self) -> "pandas.DataFrame":
         """Returns the whole table as a pandas data frame."""
         import pandas
@@ -46,16 +56,48 @@ class Result(ABC):
         return pandas.DataFrame(dict(self.columns()))
 
     def __str__(self) -> str:
-        columns = self.columns()
+        columns = self.printed()
         rows = list(zip(*columns.values(), strict=True))
-        if self.ranked_by is not None:
-            at = list(columns).index(self.ranked_by)
-            rows.sort(key=lambda row: -abs(float(row[at])))
+        if self.rank is not None:
+            at = list(columns).index(self.rank)
+            rows.sort(key=lambda row: -self._order(float(row[at])))
         left = len(rows) - self.shown
         more = [f"… and {left} more rows: .to_dataframe()"] if left > 0 else []
         return "\n".join([self.title, *table(list(columns), rows[: self.shown]), *more])
 
     __repr__ = __str__
+
+
+def size(value: float) -> float:
+    """Returns a number's size to four digits, by which results are ranked; -1 for NaN.
+
+    Numbers that differ by rounding rank as equal, so that the order is the same on every processor.
+
+    Example:
+        >>> size(-0.12345001) == size(0.12345002), size(float("nan"))
+        (True, -1.0)
+    """
+    return -1.0 if value != value else float(f"{abs(value):.3e}")
+
+
+def number(value: float) -> str:
+    """Returns a number to four decimals, very large and very small ones by their exponent; 0 has no sign.
+
+    Example:
+        >>> number(-0.0), number(0.98), number(1.5e-7)
+        ('0.0000', '0.9800', '1.500e-07')
+    """
+    return f"{value:z.4f}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.3e}"
+
+
+def counted(count: int, what: str) -> str:
+    """Returns a count with its noun.
+
+    Example:
+        >>> counted(1, "row"), counted(2, "row")
+        ('1 row', '2 rows')
+    """
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
@@ -67,32 +109,22 @@ def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
         L0H1   0.9800
         L3H2  -0.5000
     """
-    cells = [[_written(value) for value in row] for row in rows]
+    cells = [[number(value) if isinstance(value, float) else str(value) for value in row] for row in rows]
     numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(names))]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
 
     def line(row: Sequence[str]) -> str:
         padded = (
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numeric, strict=True)
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(row, widths, numeric, strict=True)
         )
         return "  ".join(padded).rstrip()
 
     return [line(row) for row in [list(names), *cells]]
 
 
-def _written(value: object) -> str:
-    match value:
-        case bool():
-            return str(value)
-        case float():
-            return f"{value:.4f}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.3e}"
-        case _:
-            return str(value)
-
-
 def melted(values: Tensor, name: str, **axes: Sequence[object]) -> dict[str, list[object]]:
-    """Returns a tensor as columns: one row a value, with where it is on each axis.
+    """Returns a tensor as columns: one row a value, with its place on each axis.
 
     Args:
         values: Of as many axes as there are names.

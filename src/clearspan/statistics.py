@@ -1,10 +1,11 @@
 """How sure a mean is: its standard error, intervals, and a sign-flip test of paired differences.
 
 Rows are the sample: what was drawn independently, such as texts. Every further axis is a quantity of its own, such as
-layers and heads, so that one call does a whole grid. Computed in float64 on the CPU.
+layers and heads, so that one call does a whole grid. A quantity that a row lacks is NaN there, and is left out: with
+too few rows left, it is NaN. Computed in float64 on the CPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -45,8 +46,8 @@ def standard_error(values: Float[Tensor, "row *quantity"]) -> Float[Tensor, "*qu
         >>> standard_error(torch.tensor([1.0, 2.0, 3.0, 4.0])).item()
         0.645497...
     """
-    rows = _rows(values, least=2)
-    return rows.std(0) / len(rows) ** 0.5
+    (found,) = _by_quantity(values, 2, lambda rows: (rows.std(0) / len(rows) ** 0.5,))
+    return found
 
 
 def bootstrap_interval(
@@ -55,8 +56,8 @@ def bootstrap_interval(
     """Returns the percentile bootstrap interval for the mean over rows.
 
     Rows are drawn with replacement, as many as there are, and the mean is taken, `samples` times. The interval runs
-    between the `(1 - level) / 2` and `(1 + level) / 2` quantiles of these means. All quantities of a row are drawn
-    together. With few rows (below some 20) the interval is too narrow.
+    between the `(1 - level) / 2` and `(1 + level) / 2` quantiles of these means. Quantities that the same rows have are
+    drawn together. With few rows (below some 20) the interval is too narrow.
 
     Args:
         values: One row for each independent observation.
@@ -76,23 +77,21 @@ def bootstrap_interval(
         Efron (1979), "Bootstrap methods: another look at the jackknife", Annals of Statistics 7(1). Efron and
         Tibshirani (1993), "An Introduction to the Bootstrap", section 13.3: the percentile interval.
     """
-    if not 0 < level < 1:
-        raise InvalidArgumentError(f"level={level} is no share", expected="0 < level < 1")
-    rows = _rows(values, least=2)
-    flat, generator = rows.reshape(len(rows), -1), torch.Generator().manual_seed(seed)
-    count = len(rows)
-    means = []
-    for size in _sizes(samples, per_sample=count):
-        drawn = torch.randint(count, (size, count), generator=generator)
-        # How often each row was drawn, as weights: one product does every quantity.
-        times = torch.zeros(size, count, dtype=flat.dtype).scatter_add_(
-            1, drawn, torch.ones(1, 1).to(flat).expand_as(drawn)
-        )
-        means.append(times @ flat / count)
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=flat.dtype)
-    low, high = _quantiles(torch.cat(means), ends)
-    shape = rows.shape[1:]
-    return Interval(rows.mean(0), low.reshape(shape), high.reshape(shape), level)
+    _check_level(level)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
+
+    def interval(rows: Float[Tensor, "row quantity"]) -> tuple[Tensor, ...]:
+        generator, count, means = torch.Generator().manual_seed(seed), len(rows), []
+        for size in _sizes(samples, per_sample=count):
+            drawn = torch.randint(count, (size, count), generator=generator)
+            # How often each row was drawn, as weights: one product does every quantity.
+            times = torch.zeros(size, count, dtype=rows.dtype).scatter_add_(
+                1, drawn, torch.ones(1, 1).to(rows).expand_as(drawn)
+            )
+            means.append(times @ rows / count)
+        return rows.mean(0), *_quantiles(torch.cat(means), ends)
+
+    return Interval(*_by_quantity(values, 2, interval), level)
 
 
 def share_interval(
@@ -117,8 +116,7 @@ def share_interval(
     References:
         Wilson (1927), "Probable inference, the law of succession, and statistical inference", JASA 22(158).
     """
-    if not 0 < level < 1:
-        raise InvalidArgumentError(f"level={level} is no share", expected="0 < level < 1")
+    _check_level(level)
     values = hits.detach().double().cpu()
     share, z = values.mean(-1), NormalDist().inv_cdf((1 + level) / 2)
     count = values.shape[-1] if observations is None else observations
@@ -136,7 +134,7 @@ def permutation_p_value(
     share of sign flips whose mean is at least as far from 0 as the observed one. Up to 12 rows, or where `samples` are
     no fewer than all `2 ** rows` flips, every flip is counted and the value is exact. Otherwise `samples` random flips
     are counted along with the observed one, so that it is at least `1 / (samples + 1)`. All quantities of a row are
-    flipped together. No correction is made for testing many quantities.
+    flipped together. Nothing is corrected for testing many quantities.
 
     Args:
         differences: One row for each independent pair.
@@ -154,24 +152,51 @@ def permutation_p_value(
         Fisher (1935), "The Design of Experiments", section 21. Phipson and Smyth (2010), "Permutation P-values should
         never be zero", arXiv:1603.05766: counting the observed one.
     """
-    rows = _rows(differences, least=1)
-    flat, count = rows.reshape(len(rows), -1), len(rows)
-    # Flips that give the same mean in exact arithmetic are not to fall below it by rounding.
-    bound = flat.mean(0).abs() - 1e-12 * flat.abs().mean(0)
-    is_exact = count <= 12 or 2**count <= samples
-    far = torch.zeros_like(bound) if is_exact else torch.ones_like(bound)
-    for signs in _all_signs(count) if is_exact else _random_signs(count, samples, seed):
-        far += ((signs @ flat / count).abs() >= bound).sum(0)
-    total = 2**count if is_exact else samples + 1
-    return (far / total).reshape(rows.shape[1:])
+
+    def p_value(rows: Float[Tensor, "row quantity"]) -> tuple[Tensor]:
+        count = len(rows)
+        # Flips that give the same mean in exact arithmetic are not to fall below it by rounding.
+        bound = rows.mean(0).abs() - 1e-12 * rows.abs().mean(0)
+        is_exact = count <= 12 or 2**count <= samples
+        far = torch.zeros_like(bound) if is_exact else torch.ones_like(bound)
+        for signs in _all_signs(count) if is_exact else _random_signs(count, samples, seed):
+            far += ((signs @ rows / count).abs() >= bound).sum(0)
+        return (far / (2**count if is_exact else samples + 1),)
+
+    (found,) = _by_quantity(differences, 1, p_value)
+    return found
 
 
-def _rows(values: Float[Tensor, "row *quantity"], least: int) -> Float[Tensor, "row *quantity"]:
+def _by_quantity(
+    values: Float[Tensor, "row *quantity"],
+    least: int,
+    compute: Callable[[Float[Tensor, "row quantity"]], tuple[Tensor, ...]],
+) -> list[Float[Tensor, "*quantity"]]:
+    """Returns what is computed of the rows that have a quantity, for each; NaN where they are fewer than `least`."""
     if values.ndim == 0 or len(values) < least:
         raise InvalidArgumentError(
             "there are too few rows", expected=f"[row, ...] with at least {least}", got=str(list(values.shape))
         )
-    return values.detach().double().cpu()
+    rows = values.detach().double().cpu().reshape(len(values), -1)
+    is_known = ~rows.isnan()
+    if is_known.all():
+        return [one.reshape(values.shape[1:]) for one in compute(rows)]
+    patterns, pattern_of = is_known.unique(dim=1, return_inverse=True)
+    found: list[Tensor] = []
+    for number, pattern in enumerate(patterns.T):
+        if pattern.sum() < least:
+            continue
+        own = pattern_of == number
+        computed = compute(rows[pattern][:, own])
+        found = found or [rows.new_full(rows.shape[1:], torch.nan) for _ in computed]
+        for whole, part in zip(found, computed, strict=True):
+            whole[own] = part
+    return [one.reshape(values.shape[1:]) for one in found]
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise InvalidArgumentError(f"level={level} is no share", expected="0 < level < 1")
 
 
 def _sizes(samples: int, per_sample: int) -> Iterator[int]:

@@ -118,7 +118,8 @@ def test_mistakes_are_named(bridge, runs):
     with pytest.raises(InvalidArgumentError) as error:
         activation_patching(bridge, clean, corrupted[:, :4], _metric)
     assert str(error.value) == (
-        "patching needs pairs of prompts of one length\n  expected: corrupted [2, 6], as the clean ones\n  got: [2, 4]"
+        "the two inputs do not lie position on position\n"
+        "  expected: as many rows, and as many real tokens in each\n  got: [4, 4] and [6, 6] real tokens"
     )
     with pytest.raises(InvalidArgumentError, match="'resid_pre' cannot be patched by head"):
         activation_patching(bridge, clean, corrupted, _metric, by=("layer", "head"))

@@ -1,114 +1,38 @@
 """The residual stream of a run read by norms and by logits, exactly on raw weights."""
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan._cache.lookup import CacheLookup
 from clearspan._cache.slices import Picks
-from clearspan._forward.readout import read_out
-from clearspan.components import GeneralizedComponent, NormalizationBridge
+from clearspan._forward.readout import FrozenNorm, TokenReading, norm_at, read_out
+from clearspan.components import NormalizationBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.offload import execution_device
 from clearspan.model import Model
-from clearspan.weights.processing import final_norm, readout
+from clearspan.weights.processing import final_norm
 
 
-@dataclass(frozen=True)
-class FrozenNorm:
-    """A norm with a given scale, without its bias: `(value - mean(value)) / scale * weight`.
-
-    It computes in the scale's dtype, which is float32 at least.
-
-    Attributes:
-        scale: What it divides by.
-        weight: What it multiplies by, or None.
-        centres: Whether it subtracts the mean, as a layer norm does and an RMS norm does not.
-    """
-
-    scale: Float[Tensor, "*batch_pos 1"]
-    weight: Float[Tensor, "d_model"] | None
-    centres: bool
-
-    @classmethod
-    def of(cls, cache: CacheLookup, norm: NormalizationBridge, scale: Tensor | None = None) -> "FrozenNorm":
-        """Returns a norm with the scale that it had in a cache's run, or with another one."""
-        has_weight = norm.module._parameters.get("weight") is not None
-        weight = cache.weight(norm, norm.w) if has_weight else None
-        scale = cache[f"{norm.path}.hook_scale"] if scale is None else scale
-        exact = torch.promote_types(scale.dtype, torch.float32)
-        return cls(scale.to(exact), weight, not norm.uses_rms_norm)
-
-    def __call__(self, part: Float[Tensor, "*component_batch_pos d_model"]) -> Tensor:
-        """Returns what a part of the norm's input is in its output."""
-        wide = part.to(self.scale)
-        centred = wide - wide.mean(-1, keepdim=True) if self.centres else wide
-        normalized = centred / self.scale
-        return (normalized if self.weight is None else normalized * self.weight.to(wide)).to(part)
-
-    def pulled_back(self, direction: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place d_model"]:
-        """Returns the direction in the norm's input for one in its output.
-
-        `self(part) @ direction == part @ self.pulled_back(direction) / scale`, for which the norm's output need not be
-        formed.
-        """
-        scaled = direction if self.weight is None else direction * self.weight.to(direction)
-        return scaled - scaled.mean(-1, keepdim=True) if self.centres else scaled
-
-
-def norm_at(model: Model, depth: int, *, mlp_input: bool) -> NormalizationBridge | None:
-    """Returns the norm through which a layer (its MLP), or the unembedding, reads the residual stream, if any."""
-    if depth == model.cfg.n_layers:
-        return final_norm(model)
-    block = model.blocks[depth]
-    if block.norms_the_sum:
-        return None
-    shares_first = block.is_parallel and "ln2" not in block.submodules
-    found = block.submodules.get("ln2" if mlp_input and not shares_first else "ln1")
-    return found if isinstance(found, NormalizationBridge) else None
+def frozen(cache: CacheLookup, norm: NormalizationBridge, scale: Tensor | None = None) -> FrozenNorm:
+    """Returns a norm with the scale that it had in a cache's run, or with another one."""
+    return FrozenNorm.of(norm, cache[f"{norm.path}.hook_scale"] if scale is None else scale, cache.weight)
 
 
 def through_norm(cache: CacheLookup, stack: Tensor, depth: int, *, mlp_input: bool) -> Tensor:
     """Returns what each component of a stack is in the output of the norm at a depth; where none is, the stack."""
     norm = norm_at(cache.model, depth, mlp_input=mlp_input)
-    return stack if norm is None else FrozenNorm.of(cache, norm)(stack)
+    return stack if norm is None else frozen(cache, norm)(stack)
 
 
 Tokens = str | int | Int[Tensor, "*batch_pos"]
 """A token for every row (text of one token, or an id), one for each `[batch]`, or for each position `[batch, pos]`."""
 
 
-@dataclass(frozen=True)
-class TokenReading:
-    """How tokens' logits read the last norm's output, before a cap: `normed @ direction + constant`.
-
-    In float32 at least, on the cache's device.
-
-    Attributes:
-        direction: In the output of the norm without its bias, or in the stream where there is no norm.
-        constant: What biases of the norm, of a projection after it, and of the unembedding add.
-    """
-
-    direction: Float[Tensor, "*batch_pos d_model"]
-    constant: Float[Tensor, "*batch_pos"]
-
-    @classmethod
-    def of(cls, cache: CacheLookup, ids: Int[Tensor, "*batch_pos"]) -> "TokenReading":
-        """Returns the reading of tokens' logits, in their shape."""
-        model = cache.model
-        *before, unembed = readout(model)
-        rows = cache.weight(unembed, model.W_U).T[ids]
-        exact = torch.promote_types(rows.dtype, torch.float32)
-        direction = rows.to(exact) * model.cfg.logit_scale
-        constant = cache.weight(unembed, model.b_U)[ids].to(exact) * model.cfg.logit_scale
-        for part in reversed(before):
-            constant = _plus_bias(cache, constant, direction, part)
-            direction = direction @ cache.weight(part, part.matrix).to(direction)
-        norm = final_norm(model)
-        constant = constant if norm is None else _plus_bias(cache, constant, direction, norm)
-        return cls(direction.to(cache.device), constant.to(cache.device))
+def reading_of(cache: CacheLookup, ids: Int[Tensor, "*batch_pos"]) -> TokenReading:
+    """Returns how tokens' logits read the last norm's output, on the cache's device."""
+    found = TokenReading.of(cache.model, ids, cache.weight)
+    return TokenReading(found.direction.to(cache.device), found.constant.to(cache.device))
 
 
 def attributions(
@@ -123,13 +47,8 @@ def attributions(
     norm = final_norm(cache.model)
     if norm is None:
         return torch.einsum("c...d,...d->c...", stack.to(direction), direction)
-    frozen = FrozenNorm.of(cache, norm)
-    return torch.einsum("c...d,...d->c...", stack.to(direction), frozen.pulled_back(direction)) / frozen.scale[..., 0]
-
-
-def _plus_bias(cache: CacheLookup, constant: Tensor, direction: Tensor, part: GeneralizedComponent) -> Tensor:
-    bias = cache.bias(part)
-    return constant if bias is None else constant + direction @ bias.to(direction)
+    run = frozen(cache, norm)
+    return torch.einsum("c...d,...d->c...", stack.to(direction), run.pulled_back(direction)) / run.scale[..., 0]
 
 
 def token_ids(model: Model, tokens: Tokens) -> Tensor:

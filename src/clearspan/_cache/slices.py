@@ -113,7 +113,7 @@ def picked(value: Tensor, pos_slice: PosSlice, axis: int, *, what: str = "positi
     return value.index_select(axis, index.to(value.device))
 
 
-_ARGUMENTS = {"batch": "batch_slice", "pos": "pos_slice"}
+_SLICE_OF = {"batch": "batch_slice", "pos": "pos_slice"}
 _PLACES = {"batch": "row", "pos": "position"}
 
 
@@ -190,4 +190,4 @@ class Picks:
         return value
 
     def __str__(self) -> str:
-        return ", ".join(f"{_ARGUMENTS[axis]}={self.choices[axis]!r}" for axis in self._open)
+        return ", ".join(f"{_SLICE_OF[axis]}={self.choices[axis]!r}" for axis in self._open)

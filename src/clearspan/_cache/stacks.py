@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan._cache.lookup import CacheLookup
-from clearspan._cache.readings import FrozenNorm
+from clearspan._cache.readings import frozen
 from clearspan._cache.slices import PosSlice, picked
+from clearspan._forward.readout import FrozenNorm
 from clearspan.components import BlockBridge, MLPBridge, NormalizationBridge
 from clearspan.errors import InvalidArgumentError, MissingWeightError
 
@@ -35,8 +36,8 @@ class WayOut:
     def of(cls, cache: CacheLookup, block: BlockBridge, sublayer: Sublayer) -> "WayOut":
         """Returns the way out of a block's attention or MLP in a cache's run."""
         norm = block.submodules.get({"attn": "ln1_post", "mlp": "ln2_post"}[sublayer])
-        frozen = FrozenNorm.of(cache, norm) if isinstance(norm, NormalizationBridge) else None
-        return cls(frozen, block.residual_multiplier)
+        is_normed = isinstance(norm, NormalizationBridge)
+        return cls(frozen(cache, norm) if is_normed else None, block.residual_multiplier)
 
     def __call__(self, part: Float[Tensor, "*component_batch_pos d_model"]) -> Tensor:
         """Returns what a part of the sublayer's output adds to the stream."""

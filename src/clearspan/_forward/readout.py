@@ -1,23 +1,43 @@
-"""From the last residual stream to logits: all of them, or those of some tokens."""
+"""From the residual stream to logits: by the model's own code, and as the linear map that this is at a norm's scale.
 
-from collections.abc import Sequence
+`logit(t) = normed @ direction(t) + constant(t)`, before a cap, where `normed` is the last norm's output without its
+bias; and a norm is linear in its input once its scale is given. Nothing has to be folded into weights for that.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from clearspan._forward.forward import run_segment
 from clearspan._forward.given import ModelInput
+from clearspan.components import GeneralizedComponent, NormalizationBridge
 from clearspan.inputs import Batch
 from clearspan.model import Model
 from clearspan.weights.processing import final_norm, readout
+
+Weights = Callable[[GeneralizedComponent, Tensor], Tensor]
+"""Returns a part's weight to compute with: a cache checks here that it is still that of its run."""
+_ROWS = 8192
+"""Rows of a matrix that are copied at a time into another dtype."""
+
+
+def exact(value: Tensor) -> Tensor:
+    """Returns a tensor in float32 at least."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+# --- by the model's own code -----------------------------------------------------------------------------------------
 
 
 def read_out(
     model: Model, residual: Float[Tensor, "batch pos d_model"], tokens: Sequence[int] | None = None
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    """Returns the logits that the model makes of a last residual stream; no listener hears of it.
+    """Returns the logits that the model makes of a last residual stream; no hook is called.
 
     Args:
         model: The model.
@@ -44,3 +64,153 @@ def _of_tokens(model: Model, residual: Tensor, tokens: Sequence[int]) -> Tensor:
     logits = functional.linear(value, maps[-1].matrix[rows], None if bias is None else bias[rows]) * cfg.logit_scale
     cap = cfg.output_logits_soft_cap
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def log_probs(model: Model, residual: Float[Tensor, "place d_model"]) -> Float[Tensor, "place d_vocab"]:
+    """Returns the log-probabilities, in nats, that the model makes of last residual streams. Gradients reach these.
+
+    Computed in float32 at least.
+
+    Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> logits, cache = bridge.run_with_cache("import os")
+        >>> torch.allclose(log_probs(bridge, cache["resid_post", -1][0]), logits[0].log_softmax(-1), atol=1e-5)
+        True
+    """
+    return exact(read_out(model, residual[:, None])[:, 0]).log_softmax(-1)
+
+
+# --- as a linear map -------------------------------------------------------------------------------------------------
+
+
+def norm_at(model: Model, depth: int, *, mlp_input: bool) -> NormalizationBridge | None:
+    """Returns the norm through which a layer (its MLP), or the unembedding, reads the residual stream, if any."""
+    if depth == model.cfg.n_layers:
+        return final_norm(model)
+    block = model.blocks[depth]
+    if block.norms_the_sum:
+        return None
+    shares_first = block.is_parallel and "ln2" not in block.submodules
+    found = block.submodules.get("ln2" if mlp_input and not shares_first else "ln1")
+    return found if isinstance(found, NormalizationBridge) else None
+
+
+def as_it_is(part: GeneralizedComponent, weight: Tensor) -> Tensor:  # noqa: ARG001
+    """Returns a weight as the model has it now."""
+    return weight
+
+
+@dataclass(frozen=True)
+class FrozenNorm:
+    """A norm with a given scale, without its bias: `(value - mean(value)) / scale * weight`.
+
+    It computes in float32 at least.
+
+    Attributes:
+        scale: What it divides by.
+        weight: What it multiplies by, or None.
+        centres: Whether it subtracts the mean, as a layer norm does and an RMS norm does not.
+    """
+
+    scale: Float[Tensor, "*batch_pos 1"]
+    weight: Float[Tensor, "d_model"] | None
+    centres: bool
+
+    @classmethod
+    def of(cls, norm: NormalizationBridge, scale: Tensor | None = None, weights: Weights = as_it_is) -> Self:
+        """Returns a norm with a scale; by default with 1."""
+        has_weight = norm.module._parameters.get("weight") is not None
+        weight = weights(norm, norm.w) if has_weight else None
+        if scale is None:
+            scale = torch.ones(1, device=None if weight is None else weight.device)
+        return cls(exact(scale), weight, not norm.uses_rms_norm)
+
+    def __call__(self, part: Float[Tensor, "*component_batch_pos d_model"]) -> Tensor:
+        """Returns what a part of the norm's input is in its output."""
+        wide = part.to(torch.promote_types(part.dtype, self.scale.dtype))
+        return self.weighted(self._centred(wide) / self.scale).to(part)
+
+    def pulled_back(self, direction: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place d_model"]:
+        """Returns the direction in the norm's input for one in its output.
+
+        `self(part) @ direction == part @ self.pulled_back(direction) / scale`, for which the norm's output need not be
+        formed.
+        """
+        return self._centred(self.weighted(direction))
+
+    def weighted(self, value: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place d_model"]:
+        """Returns a value times the weight, where there is one."""
+        return value if self.weight is None else value * self.weight.to(value)
+
+    def _centred(self, value: Tensor) -> Tensor:
+        return value - value.mean(-1, keepdim=True) if self.centres else value
+
+
+@dataclass(frozen=True)
+class TokenReading:
+    """How tokens' logits read the last norm's output, before a cap: `normed @ direction + constant`.
+
+    In float32 at least.
+
+    Attributes:
+        direction: In the output of the norm without its bias, or in the stream where there is no norm.
+        constant: What biases of the norm, of a projection after it, and of the unembedding add.
+    """
+
+    direction: Float[Tensor, "*token d_model"]
+    constant: Float[Tensor, "*token"]
+
+    @classmethod
+    def of(cls, model: Model, ids: Int[Tensor, "*token"], weights: Weights = as_it_is) -> Self:
+        """Returns the reading of tokens' logits, in their shape."""
+        *before, unembed = readout(model)
+        direction = exact(weights(unembed, unembed.matrix)[ids]) * model.cfg.logit_scale
+        bias = unembed.bias_or_none()
+        constant = direction.new_zeros(ids.shape)
+        if bias is not None:
+            constant = exact(weights(unembed, bias)[ids]) * model.cfg.logit_scale
+        norm = final_norm(model)
+        for part in [*reversed(before), *([] if norm is None else [norm])]:
+            bias = part.bias_or_none()
+            if bias is not None:
+                constant = constant + direction @ weights(part, bias).to(direction)
+            if part is not norm:
+                direction = direction @ weights(part, part.matrix).to(direction)
+        return cls(direction, constant)
+
+
+def directions_of(model: Model, ids: Int[Tensor, "*token"]) -> Float[Tensor, "*token d_model"]:
+    """Returns the direction of the last residual stream that each token's logit reads.
+
+    A vector in the stream adds `vector @ direction / scale` to the logit before a cap, where `scale` is the last norm's
+    at that position (`ln_final.hook_scale`). In float32 at least.
+
+    Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> vector, token = torch.randn(bridge.cfg.d_model), torch.tensor(7)
+        >>> bool(torch.isclose(vector @ directions_of(bridge, token), added_logits(bridge, vector)[7], atol=1e-4))
+        True
+    """
+    direction, norm = TokenReading.of(model, ids).direction, final_norm(model)
+    return direction if norm is None else FrozenNorm.of(norm).pulled_back(direction)
+
+
+def added_logits(model: Model, vectors: Float[Tensor, "*vector d_model"]) -> Float[Tensor, "*vector d_vocab"]:
+    """Returns what vectors in the last residual stream add to all logits, before a cap, for a scale of 1 of the norm.
+
+    In float32 at least.
+
+    Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> added_logits(bridge, torch.ones(3, bridge.cfg.d_model)).shape
+        torch.Size([3, 4096])
+    """
+    norm, found = final_norm(model), exact(vectors)
+    if norm is not None:
+        found = FrozenNorm.of(norm)(found)
+    for part in readout(model):
+        found = torch.cat([found @ rows.to(found).T for rows in part.matrix.split(_ROWS)], dim=-1)
+    return found * model.cfg.logit_scale

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts
-from clearspan.inputs import Input, Place, Positions
+from clearspan.inputs import Batch, Input, Place, Positions
 from clearspan.points import Address, get_act_name
 
 Layers = int | Sequence[int] | None
@@ -26,7 +26,7 @@ class Activations:
     Attributes:
         values: By point: its value at each place.
         places: Rows of the input, and positions among their real tokens.
-        texts: The real tokens of each row.
+        texts: The real tokens of each row; empty for embeddings.
     """
 
     values: Mapping[str, Float[Tensor, "place *axes"]]
@@ -114,23 +114,33 @@ def depths_of(n_layers: int, depths: int | Sequence[int] | None) -> list[int]:
     return [depth % (n_layers + 1) for depth in wanted]
 
 
-def target_ids_of(bridge: TransformerBridge, targets: Targets, rows: int) -> Int[Tensor, "row"]:
+def target_ids_of(bridge: TransformerBridge, targets: Targets, rows: int, name: str = "targets") -> Int[Tensor, "row"]:
     """Returns one token id for each row; one token alone is that of every row.
+
+    Args:
+        bridge: The model.
+        targets: The tokens.
+        rows: How many rows.
+        name: The argument's name, for the error.
 
     Raises:
         InvalidArgumentError: Not one token for each row, or ids outside the vocabulary.
         InputError: A text that is not one token.
     """
-    if isinstance(targets, Tensor | np.ndarray):
-        targets = targets.reshape(-1).tolist()
-    given = [targets] if isinstance(targets, str | int) else list(targets)
-    ids = [
-        bridge.to_single_token(target) if isinstance(target, str) else whole_numbers("targets", target)[0]
-        for target in given
-    ]
+    match targets:
+        case str():
+            ids = [bridge.to_single_token(targets)]
+        case list() | tuple() if any(isinstance(target, str) for target in targets):
+            ids = [
+                bridge.to_single_token(one) if isinstance(one, str) else whole_numbers(name, one)[0] for one in targets
+            ]
+        case Tensor() | np.ndarray():
+            ids = whole_numbers(name, targets.reshape(-1))
+        case _:
+            ids = whole_numbers(name, targets)
     if len(ids) not in (1, rows) or not all(0 <= token < bridge.cfg.d_vocab for token in ids):
         raise InvalidArgumentError(
-            "targets are one token for each row",
+            f"{name} are one token for each row",
             expected=f"{rows} tokens, ids from 0 to {bridge.cfg.d_vocab - 1}",
             got=f"{len(ids)}: {ids}",
         )
@@ -188,8 +198,14 @@ def gathered(
         for name in names:
             kept[name].append(_checked(name, cache[name][rows, columns]).cpu())
         places += [(row + int(numbers[0]), position) for row, position in found]
-    texts = tuple(tuple(own[list(real)].tolist()) for own, real in zip(batch.ids, batch.real_columns, strict=True))
-    return Activations({name: torch.cat(parts) for name, parts in kept.items()}, tuple(places), texts)
+    return Activations({name: torch.cat(parts) for name, parts in kept.items()}, tuple(places), _real_ids(batch))
+
+
+def _real_ids(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    """Returns the real tokens of each row; empty rows for embeddings."""
+    if batch.tokens is None:
+        return ((),) * batch.rows
+    return tuple(tuple(row[list(real)].tolist()) for row, real in zip(batch.ids.cpu(), batch.real_columns, strict=True))
 
 
 def _checked(name: str, value: Tensor) -> Float[Tensor, "place *axes"]:

@@ -1,9 +1,13 @@
-"""The three charts: a heat map, bars, lines. Each is an ordinary plotly figure on a transparent ground."""
+"""Charts: bars, lines and heat maps of numbers on named axes, as ordinary plotly figures on a transparent ground."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
+
+from .labels import as_plotly
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -14,6 +18,11 @@ DIVERGING = ("#1f6f78", "#8dbdb9", "#f1f0ea", "#e3a184", "#b0432a")
 INK = "#215f86"
 SERIES = ("#215f86", "#b0432a", "#1f6f78", "#8a6d1d", "#6b4c86", "#4d5a5f")
 """Colours of lines, in their order."""
+MOST_BARS = 40
+MOST_LINES = len(SERIES)
+
+Span = tuple[float, float]
+Kind = Literal["bars", "lines", "heat map"]
 
 _AXIS: Mapping[str, object] = {
     "showgrid": False,
@@ -25,8 +34,92 @@ _AXIS: Mapping[str, object] = {
 }
 
 
+def picture(
+    values: Float[Tensor, "*place"],
+    axes: Mapping[str, Sequence[object]],
+    labels: Mapping[str, Sequence[str]] | None = None,
+    *,
+    unit: str = "value",
+    title: str = "",
+    errors: Float[Tensor, "*place"] | None = None,
+    base: float | None = None,
+    span: Span | None = None,
+    kind: Kind | None = None,
+) -> "go.Figure":
+    """Returns a picture of values on one axis or two.
+
+    One axis is drawn as bars; as a line where its places are fractions or more than 40. Two axes are a heat map, the
+    first from the top; lines where the first axis is a few names and the second one numbers.
+
+    Args:
+        values: Of one axis or two.
+        axes: The places on each, by name, in the values' order.
+        labels: A text for each place, by axis; by default the place. Texts of one axis differ.
+        unit: What a value is, with its unit.
+        title: Above the picture.
+        errors: Standard errors, drawn on bars and lines.
+        base: A value that bars and lines are compared with: a dotted line.
+        span: The least and the greatest possible value. By default from 0, or as far to both sides of it.
+        kind: What is drawn, where that is not to be chosen.
+
+    Example:
+        >>> import torch
+        >>> picture(torch.eye(2), {"layer": [0, 1], "head": [0, 1]}, unit="score").data[0].type
+        'heatmap'
+        >>> [line.name for line in picture(torch.eye(2), {"lens": ["logit", "tuned"], "depth": [0, 1]}).data]
+        ['logit', 'tuned']
+    """
+    texts = {axis: as_plotly((labels or {}).get(axis) or list(map(str, places))) for axis, places in axes.items()}
+    *series, last = axes
+    match kind or _kind(axes):
+        case "heat map":
+            (first,) = series
+            return heatmap(
+                values, x=texts[last], y=texts[first], x_title=last, y_title=first, name=unit, title=title, span=span
+            )
+        case "bars":
+            figure = bars(values.tolist(), names=texts[last], value_title=unit, x_title=last, title=title)
+        case "lines":
+            named = zip(texts[series[0]], values.tolist(), strict=True) if series else [(unit, values.tolist())]
+            x = list(axes[last]) if _are_numbers(axes[last]) else texts[last]
+            figure = lines(dict(named), x=x, x_title=last, value_title=unit, title=title)
+    if errors is not None:
+        for trace, own in zip(figure.data, torch.atleast_2d(errors).tolist(), strict=True):
+            trace.error_y = {"type": "data", "array": own, "thickness": 1, "width": 3}
+    if base is not None:
+        figure.add_hline(base, line={"color": INK, "dash": "dot", "width": 1}, annotation_text="base")
+    return figure if span is None else figure.update_layout(yaxis_range=[span[0], span[1] + 0.03 * (span[1] - span[0])])
+
+
+def _kind(axes: Mapping[str, Sequence[object]]) -> Kind:
+    *first, last = axes.values()
+    if first:
+        is_few_names = len(first[0]) <= MOST_LINES and all(isinstance(place, str) for place in first[0])
+        return "lines" if is_few_names and _are_numbers(last) else "heat map"
+    is_fraction = any(isinstance(place, float) for place in last)
+    return "lines" if is_fraction or len(last) > MOST_BARS else "bars"
+
+
+def _are_numbers(places: Sequence[object]) -> bool:
+    return all(isinstance(place, int | float) for place in places)
+
+
+def ends(values: Tensor, span: Span | None = None) -> tuple[Span, Sequence[str]]:
+    """Returns the values at which colours end, and the colours: from 0 up, or to both sides of 0.
+
+    Example:
+        >>> import torch
+        >>> ends(torch.tensor([0.5, -2.0]))[0], ends(torch.tensor([0.5, 2.0]))[0]
+        ((-2.0, 2.0), (0.0, 2.0))
+    """
+    known = values[~values.isnan()]
+    bound = max(known.abs().max().item(), 1e-12) if known.numel() else 1.0
+    found = span or (0.0 if bool((known >= 0).all()) else -bound, bound)
+    return found, SEQUENTIAL if found[0] >= 0 else DIVERGING
+
+
 def heatmap(
-    values: Tensor,
+    values: Float[Tensor, "row column"],
     *,
     x: Sequence[str],
     y: Sequence[str],
@@ -34,30 +127,28 @@ def heatmap(
     y_title: str = "",
     name: str = "value",
     title: str = "",
-    sequential: bool = False,
-    bound: float | None = None,
+    span: Span | None = None,
 ) -> "go.Figure":
-    """Returns a heat map, rows from the top.
+    """Returns a heat map, rows from the top. Names of columns, and of rows, are unique.
 
     Args:
-        values: `[row, column]`.
-        x: Names of the columns, each another.
-        y: Names of the rows, each another.
+        values: The numbers.
+        x: Names of the columns.
+        y: Names of the rows.
         x_title: What the columns are.
         y_title: What the rows are.
         name: What a value is, with its unit, for the hover text.
         title: Above the chart.
-        sequential: Whether colours run from 0 up, and not from both sides of 0.
-        bound: The value at which the colours end; by default the largest.
+        span: Where the colours end. By default they run from 0, or as far to both sides of it.
     """
-    bound = bound or max(values.abs().nan_to_num().max().item(), 1e-12)
+    (low, high), colors = ends(values, span)
     figure = heat(
         rounded(values),
-        SEQUENTIAL if sequential else DIVERGING,
+        colors,
         x=list(x),
         y=list(y),
-        zmin=0 if sequential else -bound,
-        zmax=bound,
+        zmin=low,
+        zmax=high,
         hovertemplate=f"{y_title} %{{y}}, {x_title} %{{x}}<br>{name} %{{z:.4g}}<extra></extra>",
     )
     figure.update_layout(height=max(180, 26 * len(values) + 110), xaxis_title=x_title, yaxis_title=y_title)
@@ -65,29 +156,29 @@ def heatmap(
 
 
 def bars(
-    values: Sequence[float], *, names: Sequence[str], value_title: str = "", title: str = "", colors: str = INK
+    values: Sequence[float], *, names: Sequence[str], value_title: str = "", x_title: str = "", title: str = ""
 ) -> "go.Figure":
-    """Returns one bar for each name, from left to right.
+    """Returns one bar for each name, from left to right. Names are unique.
 
     Args:
         values: Their lengths.
-        names: Each another.
+        names: Below the bars.
         value_title: What a value is, with its unit.
+        x_title: What the names are of.
         title: Above the chart.
-        colors: Of the bars.
     """
     import plotly.graph_objects as go
 
     hover = f"%{{x}}<br>{value_title} %{{y:.4g}}<extra></extra>"
-    figure = plain(go.Figure(go.Bar(x=list(names), y=list(values), marker_color=colors, hovertemplate=hover)))
-    figure.update_layout(height=320, yaxis_title=value_title, xaxis_type="category", bargap=0.25)
+    figure = plain(go.Figure(go.Bar(x=list(names), y=list(values), marker_color=INK, hovertemplate=hover)))
+    figure.update_layout(height=320, xaxis_title=x_title, yaxis_title=value_title, xaxis_type="category", bargap=0.25)
     return titled(figure, title)
 
 
 def lines(
     series: Mapping[str, Sequence[float]],
     *,
-    x: Sequence[float] | Sequence[str],
+    x: Sequence[object],
     x_title: str = "",
     value_title: str = "",
     title: str = "",

@@ -27,6 +27,11 @@ def plotly_text(token: str, width: int | None = None) -> str:
     return html.escape(visible(token, width), quote=False)
 
 
+def as_plotly(texts: Sequence[str]) -> list[str]:
+    """Returns texts that show as they are in Plotly."""
+    return [html.escape(text, quote=False) for text in texts]
+
+
 def positions(tokens: Sequence[str]) -> list[str]:
     """Returns one Plotly category for each position, unique where a token's text occurs twice.
 

@@ -1,12 +1,14 @@
 """Hook points: a name, axes, and the listeners in their order."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import FunctionType
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearspan.errors import HookTypeError, HookValueError, InvalidArgumentError
 from clearspan.points.address import Address
@@ -16,14 +18,16 @@ from clearspan.shapes import Axes
 Direction = Literal["fwd", "bwd"]
 
 
-class HookFunction(Protocol):
-    """What a listener is called as."""
-
-    def __call__(self, value: Tensor, /, *, hook: "HookPoint") -> Tensor | None:
-        """Returns a value of the same shape and dtype, or None: edited in place, or only read."""
-        ...
+class _NamesHook(Protocol):
+    def __call__(self, value: Tensor, /, *, hook: "HookPoint") -> Tensor | None: ...
 
 
+Called = Callable[[Tensor, "HookPoint"], Tensor | None]
+HookFunction = Called | _NamesHook
+"""Takes a value and its hook point; returns a value of the same shape and dtype, or None: edited in place, or only read.
+
+The second parameter may have any name. If it must be given by name, or is one of `**kwargs`, its name is `hook`.
+"""
 Sink = Callable[["HookPoint", Any], None]
 
 
@@ -36,12 +40,17 @@ class Listener:
         name: The name under which the point was asked for, which the function sees as `hook.name`.
         is_permanent: Whether `reset_hooks` leaves it.
         calls: How often it was called.
+        call: The function, called by position.
     """
 
     function: HookFunction
     name: str
     is_permanent: bool = False
     calls: int = 0
+    call: Called = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.call = _by_position(self.function, self.name)
 
 
 @dataclass
@@ -156,25 +165,18 @@ class HookPoint:
         """Puts a function on the point.
 
         Args:
-            hook: Called as `hook(value, hook=point)`, with the value (`"fwd"`) or its gradient (`"bwd"`).
+            hook: Called with the value (`"fwd"`) or its gradient (`"bwd"`), and with this point.
             dir: `"fwd"` or `"bwd"`.
             is_permanent: Whether `reset_hooks` leaves it unless told otherwise.
             prepend: Whether it is called before the functions there already.
             name: The name that the function sees as `hook.name`; by default the canonical one.
 
         Raises:
-            HookTypeError: `hook` is not callable.
+            HookTypeError: `hook` cannot be called with a value and a point.
             InvalidArgumentError: `dir` is neither of the two.
         """
         if dir not in self._listeners:
             raise InvalidArgumentError(f"unknown direction {dir!r}", expected="'fwd' or 'bwd'", where=self.name)
-        if not callable(hook):
-            raise HookTypeError(
-                "a hook function must be callable",
-                got=f"{type(hook).__name__} {hook!r}",
-                where=self.name,
-                fix="fn(value, hook) that returns a tensor or None",
-            )
         listener = Listener(hook, name or self.name, is_permanent)
         there = self._listeners[dir]
         there.insert(0 if prepend else len(there), listener)
@@ -210,7 +212,7 @@ class HookPoint:
         for listener in listeners:
             version = None if current.is_inference() else current._version
             listener.calls += 1
-            result = listener.function(current, hook=self._named(listener.name))
+            result = listener.call(current, self._named(listener.name))
             if result is None or result is current:
                 changed = changed or version is None or current._version != version
             else:
@@ -241,7 +243,7 @@ class HookPoint:
                 version = given._version
                 point = self._named(listener.name)
                 seen = point if stretch == self._stretch else replace(point, _stretch=stretch)
-                result = listener.function(given, hook=seen)
+                result = listener.call(given, seen)
                 if result is None or result is given:
                     return given if given._version != version else None
                 self._check(result, gradient)
@@ -302,3 +304,64 @@ def _private_copy(value: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return value.clone(memory_format=torch.contiguous_format)
     return value.clone(memory_format=torch.contiguous_format)
+
+
+def _by_position(hook: Any, where: str) -> Called:
+    """Returns a user's function as one that takes the value and the point by position.
+
+    Raises:
+        HookTypeError: It is not callable, or not with these two.
+    """
+    if _takes_two(hook):
+        return hook
+    if not callable(hook):
+        raise HookTypeError(
+            "a hook function must be callable",
+            got=f"{type(hook).__name__} {hook!r}",
+            where=where,
+            fix="fn(value, hook) that returns a tensor or None",
+        )
+    function: Callable[..., Any] = hook
+    name = getattr(hook, "__name__", type(hook).__name__)
+    try:
+        signature = inspect.signature(hook.forward if isinstance(hook, nn.Module) else hook)
+    except (TypeError, ValueError):  # some functions written in C tell none
+        raise _wrong_parameters(f"{name}, whose parameters are not known", where) from None
+    kinds = inspect.Parameter
+    parameters = list(signature.parameters.values())
+    second = next(iter([one for one in parameters if one.kind <= kinds.VAR_POSITIONAL][1:]), None)
+    # A default is the user's own, as in `lambda value, layer=layer: ...`: only the name says that the point goes there.
+    has_place = second is not None and (second.default is kinds.empty or second.name == "hook")
+    takes_any = [one.kind for one in parameters] == [kinds.VAR_POSITIONAL]
+    if (has_place or takes_any) and _binds(signature, None, None):
+        return function
+    if _binds(signature, None, hook=None):
+        return lambda value, point: function(value, hook=point)
+    raise _wrong_parameters(f"{name}{signature}", where)
+
+
+def _takes_two(hook: Any) -> bool:
+    """Whether a function, method or object with `__call__` plainly takes two: known without its signature, so cheap."""
+    function = hook if type(hook) is FunctionType else getattr(hook, "__func__", getattr(type(hook), "__call__", None))
+    if type(function) is not FunctionType or function.__defaults__ or function.__kwdefaults__:
+        return False
+    code = function.__code__
+    return code.co_argcount == (2 if function is hook else 3) and not code.co_kwonlyargcount
+
+
+def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _wrong_parameters(got: str, where: str) -> HookTypeError:
+    return HookTypeError(
+        "a hook function takes two things: a value and its hook point",
+        expected="fn(value, hook)",
+        got=got,
+        where=where,
+        fix="lambda value, hook: ...",
+    )

@@ -1,5 +1,6 @@
 """Sweeps: many interventions on one input, planned into few batched forwards that change no number."""
 
+from clearspan.effects import Effects as Effects
 from clearspan.sweep.experiment import Experiment as Experiment
 from clearspan.sweep.grid import Grid as Grid
 from clearspan.sweep.grid import grid as grid
@@ -12,5 +13,4 @@ from clearspan.sweep.metrics import Probability as Probability
 from clearspan.sweep.pair import Direction as Direction
 from clearspan.sweep.pair import Pair as Pair
 from clearspan.sweep.plan import SweepPlan as SweepPlan
-from clearspan.sweep.result import SweepResult as SweepResult
 from clearspan.sweep.sweep import Sweep as Sweep

@@ -62,6 +62,11 @@ class LogitMetric(ABC):
     """Its name in JSON."""
 
     @property
+    def unit(self) -> str:
+        """The unit of its numbers: `logits`, `nats`, or nothing for a probability."""
+        return "nats"
+
+    @property
     def tokens(self) -> tuple[int, ...] | None:
         """The tokens whose logits it reads, or None for all."""
         return None
@@ -131,6 +136,11 @@ class LogitDifference(LogitMetric):
 
     kind: ClassVar[str] = "logit_difference"
 
+    @property
+    def unit(self) -> str:
+        """Logits."""
+        return "logits"
+
     @classmethod
     def between(
         cls,
@@ -180,6 +190,11 @@ class Probability(LogitMetric):
     is_log: bool = False
 
     kind: ClassVar[str] = "probability"
+
+    @property
+    def unit(self) -> str:
+        """Nats for the logarithm."""
+        return "nats" if self.is_log else ""
 
     def places(self, batch: Batch) -> Int[Tensor, "row 1"]:
         """Returns the one column of each row."""

@@ -14,6 +14,7 @@ from clearspan._run.continuation import BaseRun, base_run, check_undisturbed
 from clearspan._run.hooks import hooks_of, sites_of
 from clearspan._run.sources import Source, batch_of_source, gathered
 from clearspan.bridge import TransformerBridge
+from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention
@@ -21,6 +22,7 @@ from clearspan.sweep.execution import Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, versions
 from clearspan.sweep.findings import Findings
 from clearspan.sweep.grid import Grid
+from clearspan.sweep.labels import position_texts
 from clearspan.sweep.metrics import Context, LogitMetric, Metric, Reference
 from clearspan.sweep.plan import (
     Cell,
@@ -36,7 +38,6 @@ from clearspan.sweep.plan import (
 )
 from clearspan.sweep.progress import progress_bar
 from clearspan.sweep.readings import Readings
-from clearspan.sweep.result import SweepResult
 from clearspan.tensor_files import read_tensors, write_tensors
 
 FORMAT = "clearspan sweep 1"
@@ -156,7 +157,7 @@ class Sweep:
     # --- run ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def run(self, memory: int | None = None, *, progress: bool = True) -> SweepResult:
+    def run(self, memory: int | None = None, *, progress: bool = True) -> Effects:
         """Runs the cells that were not run yet, and returns the metrics of all.
 
         What is done is kept when it is interrupted (Ctrl-C): `run` again goes on, also after `save` and `load`.
@@ -186,13 +187,16 @@ class Sweep:
                     advance(len(tile.cells))
         return self.result()
 
-    def result(self) -> SweepResult:
+    def result(self) -> Effects:
         """Returns the metrics of the cells that were run; NaN for the others."""
         found = self.findings
         if not found.values:
             raise InvalidArgumentError("no cell was run", fix="sweep.run()")
         shaped = {name: values.unflatten(0, self.grid.shape) for name, values in found.values.items()}
-        return SweepResult(shaped, found.base, found.sources, dict(self.grid.axes))
+        axes = dict(self.grid.axes)
+        texts = position_texts(self.bridge, self.batch, axes)
+        units = {name: one.unit for name, one in self.metrics.items() if isinstance(one, LogitMetric) and one.unit}
+        return Effects(shaped, axes, found.base, found.sources, texts, units=units)
 
     @torch.no_grad()
     def check(self, cells: int = 8, seed: int = 0) -> float:

@@ -6,7 +6,7 @@ until it belongs to this model alone.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,19 +34,19 @@ from clearspan.weights.algebra import (
     shifted_output,
 )
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 class Processable(Protocol):
-    """What the steps need of a bridge."""
+    """What the steps need of a model."""
 
-    hf_model: "PreTrainedModel"
     cfg: TransformerBridgeConfig
     blocks: tuple[BlockBridge, ...]
     components: tuple[GeneralizedComponent, ...]
     embed: EmbeddingBridge
     unembed: UnembeddingBridge
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yields the model's parameters."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Processing:
 
     def __init__(self, bridge: Processable) -> None:
         self.bridge = bridge
-        self._shared = {id(parameter) for parameter in bridge.hf_model.parameters()}
+        self._shared = {id(parameter) for parameter in bridge.parameters()}
 
     # --- parameters --------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,12 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import (
     Add,
     Apply,
+    Inject,
     Intervention,
+    Mask,
     Mean,
     Patch,
+    PatchSubspace,
     ProjectOut,
     Resample,
     Scale,
@@ -45,31 +48,48 @@ def test_what_each_action_makes_of_a_value():
 
 
 def test_means_are_over_rows_and_real_positions():
-    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
-    whole = Mean().prepared(VALUE, AXES, None)
-    assert torch.equal(whole, VALUE.mean((0, 1)).expand(2, 3, 4))
-    real = VALUE[mask.bool()].mean(0)
-    assert torch.equal(Mean().prepared(VALUE, AXES, mask), real.expand(2, 3, 4))
-    assert torch.equal(Mean(by_position=True).prepared(VALUE, AXES, None), VALUE.mean(0).expand(2, 3, 4))
+    lengths = torch.tensor([3, 2])
+    whole = Mean().prepared(VALUE, AXES, torch.tensor([3, 3]))
+    assert torch.equal(whole, VALUE.mean((0, 1), keepdim=True))
+    real = torch.cat([VALUE[0], VALUE[1, :2]]).mean(0)
+    assert torch.equal(Mean().prepared(VALUE, AXES, lengths), real[None, None])
+    by_position = Mean(by_position=True).prepared(VALUE, AXES, torch.tensor([3, 3]))
+    assert torch.equal(by_position, VALUE.mean(0, keepdim=True))
     squares = torch.rand(2, 3, 5, 5)
     axes = ("batch", "head", "q_pos", "k_pos")
-    assert torch.equal(Mean().prepared(squares, axes, None), squares.mean(0).expand(2, 3, 5, 5))
+    assert torch.equal(Mean().prepared(squares, axes, torch.tensor([5, 5])), squares.mean(0, keepdim=True))
 
 
-def test_a_mean_by_position_refuses_padding():
+def test_a_mean_by_position_wants_rows_of_one_length():
     with pytest.raises(InvalidArgumentError) as error:
-        Mean("other", by_position=True).prepared(VALUE, AXES, torch.tensor([[1, 1, 1], [0, 1, 1]]))
+        Mean("other", by_position=True).prepared(VALUE, AXES, torch.tensor([3, 2]))
     assert str(error.value) == (
-        "mean takes values at the same position\n  expected: rows of one length\n  got: rows with padding\n"
+        "mean takes values at the same position\n  expected: rows of one length\n  got: rows of [3, 2] real tokens\n"
         "  where: source 'other'"
     )
 
 
 def test_resampling_takes_another_row():
-    found = Resample(seed=3).prepared(VALUE, AXES, None)
+    found = Resample(seed=3).prepared(VALUE, AXES, torch.tensor([3, 3]))
     assert torch.equal(found, VALUE[[1, 0]])
     with pytest.raises(InvalidArgumentError, match="resampling takes the values of another row"):
-        Resample().prepared(VALUE[:1], AXES, None)
+        Resample().prepared(VALUE[:1], AXES, torch.tensor([3]))
+
+
+def test_an_injected_vector_has_its_own_norm_or_the_streams():
+    vector = torch.tensor([3.0, 0.0, 0.0, 4.0])
+    assert torch.equal(Inject(vector).new(VALUE, None), vector.expand(2, 3, 4))
+    norms = VALUE.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(Inject(vector, "stream", 2.0).new(VALUE, None), vector / 5 * norms * 2)
+    torch.testing.assert_close(Inject(vector, "stream", add=True).new(VALUE, None), VALUE + vector / 5 * norms)
+
+
+def test_a_subspace_is_exchanged():
+    basis, source = torch.linalg.qr(torch.randn(4, 2)).Q, torch.randn(2, 3, 4)
+    found = PatchSubspace(basis=basis).new(VALUE, source)
+    torch.testing.assert_close(found @ basis, source @ basis)
+    rest = torch.eye(4) - basis @ basis.T
+    torch.testing.assert_close(found @ rest, VALUE @ rest, rtol=1e-4, atol=1e-5)
 
 
 @given(st.integers(2, 30), st.integers(0, 1000))
@@ -88,6 +108,10 @@ ACTIONS = [
     Scale(0.5),
     ProjectOut((1.0, 0.3)),
     Apply("tests: halve"),
+    Patch("other", layer=-2, position=(0, -1)),
+    PatchSubspace("other", basis=[[1.0], [0.0]]),
+    Inject([[1.0, 2.0], [0.5, 0.1]], "stream", 2.0, add=True),
+    Mask(),
 ]
 
 
@@ -102,7 +126,7 @@ def test_actions_are_data(action):
 def test_vectors_survive_json_exactly(values):
     vector = torch.tensor(values)
     back = parse_action(json.loads(json.dumps(Add.of(vector).to_json())))
-    assert torch.equal(torch.tensor(back.vector), vector)
+    assert torch.equal(back.vector.tensor.float(), vector)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +134,7 @@ def test_vectors_survive_json_exactly(values):
     [
         (
             lambda: parse_action({"kind": "pach"}),
-            "unknown action 'pach'\n  expected: patch, zero, mean, resample, add,",
+            "unknown action 'pach'\n  expected: patch, patch_subspace, zero, mean, resample, add,",
         ),
         (
             lambda: parse_action({"kind": "zero", "by": 1}),
@@ -119,7 +143,7 @@ def test_vectors_survive_json_exactly(values):
         (lambda: ProjectOut((0.0, 0.0)), "a direction of length 0 cannot be projected out"),
         (
             lambda: Add((1.0,)).new(VALUE, None),
-            "the vector does not fit the value's last axis\n  expected: [4]\n  got: [1]",
+            "the vector does not fit the values\n  expected: [4], as the value's last axes\n  got: [1]",
         ),
         (
             lambda: Apply("tests: halv").new(VALUE, None),

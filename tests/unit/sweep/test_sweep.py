@@ -69,11 +69,9 @@ def test_every_metric_reads_what_it_says(bridge, tokens, others):
     assert sweep.check(21) < 2e-5
     with torch.no_grad():
         clean = bridge(others)
-        logits = bridge.run_with_interventions(tokens, STREAM.cells[9], {"clean": others})
+        logits = bridge(tokens, interventions=STREAM.cells[9], sources={"clean": others})
         probs, log_probs = logits.softmax(-1), logits.log_softmax(-1)
-        loss = bridge.run_with_interventions(
-            tokens, STREAM.cells[9], {"clean": others}, return_type="loss", loss_per_token=True
-        )
+        loss = bridge(tokens, "loss", loss_per_token=True, interventions=STREAM.cells[9], sources={"clean": others})
         base = bridge(tokens).log_softmax(-1)[:, -1]
         reference = clean.log_softmax(-1)
     expected = {
@@ -268,10 +266,10 @@ def test_results_have_errors_effects_and_a_table(bridge, tokens, others):
     base, clean = found.base["logit_difference"].mean(), found.sources["clean"]["logit_difference"].mean()
     torch.testing.assert_close(found.normalised(), (found.mean() - base) / (clean - base))
     frame = found.to_dataframe()
-    assert list(frame.columns) == ["layer", "position", "logit_difference", "change"]
+    assert list(frame.columns) == ["layer", "position", "logit_difference", "change", "standard error"]
     assert frame["change"][8] == pytest.approx(change[1, 1].mean().item())
     assert str(found).splitlines()[0] == (
-        f"logit_difference with one cell of layer, position changed; {base:.4f} without; mean over 2 rows"
+        f"logit_difference in logits with one cell of layer, position changed; {base:.4f} without; mean over 2 rows"
     )
     assert found.plot().data[0].z[1][1] == pytest.approx(change[1, 1].mean().item(), abs=1e-4)
 
@@ -306,7 +304,7 @@ def test_hooks_and_training_are_refused(bridge, tokens):
         "  fix: bridge.reset_hooks(), or background=[...] for what is to be done in every cell"
     )
     bridge.hf_model.train()
-    with pytest.raises(InvalidArgumentError, match="a sweep runs a model in evaluation mode"):
+    with pytest.raises(InvalidArgumentError, match="runs are compared on a model in evaluation mode"):
         sweep.run(progress=False)
 
 
@@ -343,7 +341,7 @@ def test_grids_are_data():
 
 
 def test_metrics_name_what_does_not_fit(bridge, tokens):
-    with pytest.raises(InvalidArgumentError, match="the metric's position 9 is not in the run"):
+    with pytest.raises(InvalidArgumentError, match="row 0 has no position of the metric 9"):
         Sweep(bridge, tokens, STREAM, LogitDifference(1, position=9), sources={"clean": tokens}).plan()
     with pytest.raises(InvalidArgumentError, match="the metric's tokens are not one for each row"):
         Sweep(bridge, tokens, STREAM, LogitDifference((1, 2, 3)), sources={"clean": tokens}).run(progress=False)

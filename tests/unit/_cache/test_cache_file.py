@@ -24,7 +24,7 @@ def path(tmp_path):
 
 def loaded(cache, path, bridge=None):
     cache.save(path)
-    return ActivationCache.load(path, bridge or cache.bridge)
+    return ActivationCache.load(path, bridge or cache.model)
 
 
 def assert_same(found, expected):
@@ -34,7 +34,7 @@ def assert_same(found, expected):
     assert repr(found).splitlines()[1:] == repr(expected).splitlines()[1:]
     for name in expected:
         assert found[name].dtype == expected[name].dtype
-        point = expected.bridge.hook_dict[name.removesuffix("_grad")]
+        point = expected.model.hook_dict[name.removesuffix("_grad")]
         if isinstance(point.access, Derived) or point.place.side.is_inside:  # computed of the same, but laid otherwise
             torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5, msg=name)
         else:
@@ -67,7 +67,7 @@ def test_what_shares_storage_is_written_once_and_shares_it_again(bridge, tokens,
     assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
     assert found["resid_post", 0].data_ptr() == found["resid_pre", 1].data_ptr()
     with safetensors.safe_open(path, framework="pt") as file:
-        assert file.metadata()["format"] == "clearspan activation cache 1"
+        assert file.metadata()["format"] == "clearspan activation cache 2"
         assert "transformer.h.1.ln_1:input" in json.loads(file.metadata()["cache"])["views"]
         sizes = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     assert sizes["transformer.wte:output"].shape == (2, 7, 48), "other programs find tensors in their shape"
@@ -282,11 +282,11 @@ def test_files_that_are_no_cache(bridge, tokens, path, tmp_path):
         ActivationCache.load(path, bridge)
     first, expected, got = str(error.value).splitlines()
     assert first == "run.safetensors is no activation cache"
-    assert expected == "  expected: a file written by cache.save, of format 'clearspan activation cache 1'"
+    assert expected == "  expected: a file written by cache.save, of format 'clearspan activation cache 2'"
     assert got.startswith("  got: no safetensors file (")
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(InvalidArgumentError, match="got: format None"):
         ActivationCache.load(path, bridge)
-    save_file({"weight": torch.zeros(2)}, path, {"format": "clearspan activation cache 2"})
-    with pytest.raises(InvalidArgumentError, match="got: format 'clearspan activation cache 2'"):
+    save_file({"weight": torch.zeros(2)}, path, {"format": "clearspan activation cache 9"})
+    with pytest.raises(InvalidArgumentError, match="got: format 'clearspan activation cache 9'"):
         ActivationCache.load(path, bridge)

@@ -1,0 +1,432 @@
+"""Effects: numbers on named axes, row by row, compared with a base. The result of every finding that is such a grid."""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clearspan.errors import InvalidArgumentError
+from clearspan.plots import picture, shaded_tables
+from clearspan.points import nearest
+from clearspan.results import Columns, Result, counted, number, size
+from clearspan.statistics import Interval, bootstrap_interval, standard_error
+from clearspan.tensor_files import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Label = int | float | str | tuple[int | float | str, ...]
+"""A place on an axis. Several at once are a tuple."""
+ByMetric = Mapping[str, Float[Tensor, "row"]]
+Draws = Literal["change", "value", "share"]
+
+_FORMAT = "clearspan effects 1"
+_SHORT = {"layer": "L", "head": "H", "neuron": "N"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Effects(Result):
+    """Metrics at every place of a grid and for every row, on the CPU, and the same metrics in a base run.
+
+    A row that lacks a place, such as a position past its end, is NaN there. Means, errors and shares leave it out.
+
+    Attributes:
+        values: By the metric's name. A metric that is one number for all rows has one row.
+        axes: The places on each axis, by the axis' name, in the order of the values' axes.
+        base: By the metric's name, its values in the run that is compared with. A metric without a base is a change, or
+            a score of its own.
+        sources: By a source run's name and the metric's, its values there.
+        texts: By the name of an axis, a text for each place, where the place itself does not say enough.
+        what: What was done at each place, in words; for the title.
+        units: By the metric's name, its unit.
+        span: The least and the greatest value that is possible, such as (0, 1). Colours and axes end there.
+        row: What a row is.
+
+    Example:
+        >>> scores = torch.tensor([[[0.25, 0.75]], [[0.0, 0.0]]])
+        >>> found = Effects({"score": scores}, {"layer": (3, 4), "head": (0,)}, what="each head")
+        >>> found.mean()
+        tensor([[0.5000],
+                [0.0000]])
+        >>> print(found)
+        score of each head; mean over 2 rows
+        layer  head   score  standard error
+            3     0  0.5000          0.2500
+            4     0  0.0000          0.0000
+    """
+
+    values: Mapping[str, Float[Tensor, "*place row"]]
+    axes: Mapping[str, tuple[Label, ...]]
+    base: ByMetric = field(default_factory=dict)
+    sources: Mapping[str, ByMetric] = field(default_factory=dict)
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    what: str = ""
+    units: Mapping[str, str] = field(default_factory=dict)
+    span: tuple[float, float] | None = None
+    row: str = "row"
+
+    draws: ClassVar[Draws] = "change"
+    """What pictures show and tables are ranked by: the change from the base, the value itself, or `normalised()`."""
+
+    def __post_init__(self) -> None:
+        sizes = {axis: len(places) for axis, places in self.axes.items()}
+        shape = tuple(sizes.values())
+        for name, values in self.values.items():
+            if values.shape[:-1] != shape or values.ndim != len(shape) + 1:
+                raise InvalidArgumentError(
+                    f"the values of {name!r} do not fill the axes",
+                    expected=f"[{', '.join(f'{axis}={count}' for axis, count in sizes.items())}, row]",
+                    got=str(list(values.shape)),
+                )
+
+    # --- numbers -----------------------------------------------------------------------------------------------------
+
+    def of(self, metric: str | None = None) -> Float[Tensor, "*place row"]:
+        """Returns a metric's values by place and row; by default the first metric's."""
+        return self.values[self._named(metric)]
+
+    def mean(self, metric: str | None = None) -> Float[Tensor, "*place"]:
+        """Returns the mean over the rows that have the place."""
+        return self.of(metric).nanmean(-1)
+
+    def change(self, metric: str | None = None) -> Float[Tensor, "*place row"]:
+        """Returns each value less the base's, row by row; the value itself where the metric has no base."""
+        name = self._named(metric)
+        return self.values[name] - self.base[name] if name in self.base else self.values[name]
+
+    def normalised(self, source: str | None = None, metric: str | None = None) -> Float[Tensor, "*place"]:
+        """Returns the share of the way from the base run (0) to a source run (1).
+
+        `(value - base) / (source - base)`, each a mean over the same rows: those that have the place.
+
+        Args:
+            source: The run's name; by default `clean`, or the only source.
+            metric: Which; by default the first.
+
+        Raises:
+            InvalidArgumentError: There is no base, or the source's metric is not known, since it was given as a cache.
+        """
+        name, known = self._named(metric), list(self.sources)
+        source = source or (known[0] if len(known) == 1 else "clean")
+        if name not in self.base or name not in self.sources.get(source, {}):
+            raise InvalidArgumentError(
+                f"the metric of the source run {source!r} is not known",
+                got=", ".join(map(repr, known)) or "no source that was run",
+                fix=f"sources={{{source!r}: its tokens or text}}, and not a cache",
+            )
+        is_missing = self.values[name].isnan()
+        low, high = (
+            one.expand(is_missing.shape).masked_fill(is_missing, torch.nan).nanmean(-1)
+            for one in (self.base[name], self.sources[source][name])
+        )
+        return (self.mean(name) - low) / (high - low)
+
+    def standard_error(self, metric: str | None = None) -> Float[Tensor, "*place"]:
+        """Returns the standard error of the mean change over rows; NaN where fewer than two rows have the place."""
+        return standard_error(self.change(metric).movedim(-1, 0)).float()
+
+    def interval(self, metric: str | None = None, *, level: float = 0.95, seed: int = 0) -> Interval:
+        """Returns a bootstrap interval of the mean change over rows, for each place."""
+        return bootstrap_interval(self.change(metric).movedim(-1, 0), level=level, seed=seed)
+
+    # --- places ------------------------------------------------------------------------------------------------------
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """A text for each place, by axis: `3 import` for a position whose token is known, otherwise the place."""
+        return {axis: self.texts.get(axis) or tuple(map(_written, places)) for axis, places in self.axes.items()}
+
+    def select(self, **at: Label | Sequence[Label]) -> Self:
+        """Returns the values at some places.
+
+        Args:
+            **at: By axis: one place, which leaves the axis out, or a list or range of places, which keeps it.
+
+        Raises:
+            InvalidArgumentError: There is no such axis or place.
+
+        Example:
+            >>> found = Effects({"score": torch.arange(6.0).reshape(2, 3, 1)}, {"layer": (0, 1), "head": (0, 1, 2)})
+            >>> found.select(layer=1, head=[0, 2]).mean()
+            tensor([3., 5.])
+        """
+        values, axes, texts, fixed = dict(self.values), dict(self.axes), dict(self.texts), []
+        for axis, wanted in at.items():
+            keeps = isinstance(wanted, list | range)
+            dim, numbers = list(axes).index(axis) if axis in axes else 0, []
+            for place in wanted if keeps else [wanted]:
+                if place not in axes.get(axis, ()):
+                    raise InvalidArgumentError(
+                        f"there is no {axis}={place!r}",
+                        expected=", ".join(f"{name}={_range(places)}" for name, places in self.axes.items()),
+                        nearest=nearest(axis, axes) if axis not in axes else (),
+                    )
+                numbers.append(axes[axis].index(place))
+            values = {name: one.index_select(dim, torch.tensor(numbers)) for name, one in values.items()}
+            axes[axis] = tuple(axes[axis][i] for i in numbers)
+            if axis in texts:
+                texts[axis] = tuple(texts[axis][i] for i in numbers)
+            if not keeps:
+                fixed.append(f"{axis} {self.labels[axis][numbers[0]]}")
+                values = {name: one.squeeze(dim) for name, one in values.items()}
+                del axes[axis]
+                texts.pop(axis, None)
+        what = ", ".join([self._what, *fixed])
+        return replace(self, values=values, axes=axes, texts=texts, what=what)
+
+    def top(self, k: int = 10, metric: str | None = None) -> Self:
+        """Returns the places with the largest effects on one axis, largest first.
+
+        Effects are the mean changes, by their size; for scores between the ends of a span, the scores themselves. The
+        axis has the names of all axes, such as `layer, head`, and its places are tuples of theirs.
+
+        Args:
+            k: How many, at most.
+            metric: By which; by default the first.
+
+        Example:
+            >>> scores = torch.tensor([[0.1, -0.9], [0.4, 0.2]])[..., None]
+            >>> found = Effects({"score": scores}, {"layer": (0, 1), "head": (0, 1)}).top(2)
+            >>> found.axes, found.labels["layer, head"]
+            ({'layer, head': ((0, 1), (1, 0))}, ('L0H1', 'L1H0'))
+        """
+        effects = self._drawn(self._named(metric)).flatten().tolist()
+        known = (number for number, effect in enumerate(effects) if effect == effect)
+        chosen = sorted(known, key=lambda number: -self._order(effects[number]))[:k]
+        values = {name: found.flatten(0, -2)[chosen] for name, found in self.values.items()}
+        places, labels = (list(itertools.product(*one.values())) for one in (self.axes, self.labels))
+        axis = ", ".join(self.axes)
+        if len(self.axes) == 1:
+            at, texts = tuple(places[i][0] for i in chosen), tuple(labels[i][0] for i in chosen)
+        else:
+            at, texts = tuple(places[i] for i in chosen), tuple(_joined(self.axes, labels[i]) for i in chosen)
+        has_texts = axis in self.texts or len(self.axes) > 1
+        return replace(self, values=values, axes={axis: at}, texts={axis: texts} if has_texts else {}, what=self._what)
+
+    # --- as a result -------------------------------------------------------------------------------------------------
+
+    @property
+    def title(self) -> str:
+        """What was measured with what done, without it, and over how many rows."""
+        first = self._named(None)
+        measured = " and ".join(f"{name} in {self.units[name]}" if name in self.units else name for name in self.values)
+        without = [number(self.base[name].nanmean().item()) for name in self.values if name in self.base]
+        rows = self.values[first].shape[-1]
+        return "; ".join(
+            [
+                f"{measured} {'with' if without else 'of'} {self._what}",
+                *([f"{' and '.join(without)} without"] if without else []),
+                *([f"mean over {counted(rows, self.row)}"] if rows > 1 else []),
+            ]
+        )
+
+    @property
+    def _what(self) -> str:
+        axes = ", ".join(self.axes)
+        return self.what or (f"one cell of {axes} changed" if self.base else f"each {axes}")
+
+    def columns(self) -> Columns:
+        """Returns one row for each place that any row has.
+
+        The place, each metric, and the first one's change from the base and standard error.
+        """
+        first = self._named(None)
+        means = {name: self.mean(name) for name in self.values}
+        is_known = ~torch.stack(list(means.values())).isnan().all(0)
+        columns: dict[str, Sequence[Any]] = {}
+        for axis, numbers in zip(self.axes, is_known.nonzero().T.tolist(), strict=True):
+            own, names = [self.axes[axis][number] for number in numbers], axis.split(", ")
+            several = zip(*own, strict=True) if len(names) > 1 else [own]  # pyright: ignore[reportArgumentType]
+            columns |= dict(zip(names, several, strict=False))
+            if axis in self.texts:
+                columns[f"{axis} text"] = [self.texts[axis][number] for number in numbers]
+        found = dict(means)
+        if first in self.base:
+            found["change"] = self.change().nanmean(-1)
+        if self.draws == "share":
+            found["share"] = self.normalised()
+        if self.values[first].shape[-1] > 1:
+            found["standard error"] = self.standard_error()
+        return columns | {name: one[is_known].tolist() for name, one in found.items()}
+
+    def printed(self) -> Columns:
+        """Returns the table with the texts of places instead of the places."""
+        columns = self.columns()
+        hidden = {name for axis in self.texts for name in axis.split(", ")}
+        return {name.removesuffix(" text"): column for name, column in columns.items() if name not in hidden}
+
+    @property
+    def rank(self) -> str:
+        """The column by which the printed rows are sorted."""
+        first = self._named(None)
+        drawn = self._draws(first)
+        return first if drawn == "value" else drawn
+
+    def _order(self, value: float) -> float:
+        is_score = self.span is not None and self._draws(self._named(None)) == "value"
+        return math.copysign(size(value), value) if is_score else size(value)
+
+    def plot(
+        self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]
+    ) -> "go.Figure":
+        """Returns bars or lines for one axis of places, a heat map or several lines for two.
+
+        Args:
+            metric: Which; by default the first.
+            draws: The `"change"` from the base, the `"value"`, or the `"share"` of the way to a source.
+            **at: Places on further axes, such as `head=3`; see `select`.
+
+        Raises:
+            InvalidArgumentError: More than two axes are left, or there is no such place.
+        """
+        if at:
+            return self.select(**at).plot(metric, draws=draws)
+        if not 1 <= len(self.axes) <= 2:
+            more = list(self.axes.items())[2:]
+            raise InvalidArgumentError(
+                f"a picture has one axis or two, and there are {len(self.axes)}: {', '.join(self.axes)}",
+                fix=f"plot({', '.join(f'{axis}={places[0]!r}' for axis, places in more)})",
+            )
+        name = self._named(metric)
+        shown = self._draws(name, draws)
+        return picture(
+            self._drawn(name, draws),
+            self.axes,
+            self.labels,
+            unit=self._unit(name, draws),
+            title=self.title,
+            errors=self.standard_error(name) if shown != "share" and self.values[name].shape[-1] > 1 else None,
+            base=self.base[name].nanmean().item() if shown == "value" and name in self.base else None,
+            span=self.span if shown == "value" else None,
+        )
+
+    def to_html(self, metric: str | None = None, *, draws: Draws | None = None) -> str:
+        """Returns a table in HTML that stands alone, each cell in the colour of its value.
+
+        Args:
+            metric: Which; by default the first.
+            draws: As in `plot`.
+        """
+        name = self._named(metric)
+        span = self.span if self._draws(name, draws) == "value" else None
+        caption = f"{self.title}: {self._unit(name, draws)}"
+        return shaded_tables(self._drawn(name, draws), self.labels, caption=caption, span=span)
+
+    def _draws(self, name: str, draws: Draws | None = None) -> Draws:
+        asked = draws or self.draws
+        return "value" if asked == "change" and name not in self.base else asked
+
+    def _drawn(self, name: str, draws: Draws | None = None) -> Float[Tensor, "*place"]:
+        match self._draws(name, draws):
+            case "change":
+                return self.change(name).nanmean(-1)
+            case "value":
+                return self.mean(name)
+            case "share":
+                return self.normalised(metric=name)
+
+    def _unit(self, name: str, draws: Draws | None = None) -> str:
+        unit = f"{name}, {self.units[name]}" if name in self.units else name
+        of = {"change": f"change of {unit}", "value": unit, "share": f"{name}: share of the way from the base run"}
+        return of[self._draws(name, draws)]
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything as plain data, for other programs; None for NaN."""
+        metrics = {
+            name: {
+                "unit": self.units.get(name),
+                "values": _plain(values),
+                "base": _plain(self.base[name]) if name in self.base else None,
+                "sources": {source: _plain(found[name]) for source, found in self.sources.items() if name in found},
+            }
+            for name, values in self.values.items()
+        }
+        axes = [
+            {"name": axis, "places": list(places), "labels": list(self.labels[axis])}
+            for axis, places in self.axes.items()
+        ]
+        return {"title": self.title, "axes": axes, "metrics": metrics}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the effects to one safetensors file, without what a subclass adds."""
+        tensors = {f"values/{name}": values for name, values in self.values.items()}
+        tensors |= {f"base/{name}": values for name, values in self.base.items()}
+        tensors |= {f"source/{one}/{name}": own for one, found in self.sources.items() for name, own in found.items()}
+        facts = {name: getattr(self, name) for name in ("texts", "what", "units", "span", "row")}
+        facts |= {"axes": list(self.axes.items()), "metrics": list(self.values)}
+        write_tensors(path, _FORMAT, tensors, {"facts": json.dumps(facts)})
+
+    @staticmethod
+    def load(path: str | Path) -> "Effects":
+        """Returns the effects of a file that `save` wrote.
+
+        Raises:
+            InvalidArgumentError: The file is another one.
+            FileNotFoundError: There is no such file.
+        """
+        tensors, metadata = read_tensors(path, _FORMAT, what="file of effects", written_by="Effects.save")
+        facts = json.loads(metadata["facts"])
+        values = {name: tensors[f"values/{name}"] for name in facts.pop("metrics")}
+        base = {name: tensors[f"base/{name}"] for name in values if f"base/{name}" in tensors}
+        sources: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            match name.split("/", 2):
+                case ["source", source, metric]:
+                    sources.setdefault(source, {})[metric] = tensor
+        axes = {axis: tuple(map(_hashable, places)) for axis, places in facts.pop("axes")}
+        facts["texts"] = {axis: tuple(own) for axis, own in facts["texts"].items()}
+        facts["span"] = facts["span"] and tuple(facts["span"])
+        return Effects(values, axes, base, sources, **facts)
+
+    def _named(self, metric: str | None) -> str:
+        name = next(iter(self.values)) if metric is None else metric
+        if name not in self.values:
+            raise InvalidArgumentError(
+                f"no metric is named {metric!r}",
+                expected=", ".join(self.values),
+                nearest=nearest(str(metric), self.values),
+            )
+        return name
+
+
+def _written(place: Label) -> str:
+    """Returns a place as text: `3`, `0.5`, `1, 2`."""
+    match place:
+        case tuple():
+            return ", ".join(map(_written, place))
+        case float():
+            return f"{place:g}"
+        case _:
+            return str(place)
+
+
+def _range(places: tuple[Label, ...]) -> str:
+    return str(list(places)) if len(places) < 8 else f"{places[0]!r}…{places[-1]!r}"
+
+
+def _joined(axes: Mapping[str, object], labels: Sequence[str]) -> str:
+    """Returns one text for a place on several axes: `L3H2`, `L3 5 ·name`."""
+    parts = [_SHORT.get(axis, " ") + label for axis, label in zip(axes, labels, strict=True)]
+    return "".join(parts).strip()
+
+
+def _plain(values: Tensor) -> Any:
+    """Returns a tensor as nested lists, with None for NaN."""
+
+    def known(one: Any) -> Any:
+        return [known(each) for each in one] if isinstance(one, list) else None if one != one else one
+
+    return known(values.tolist())
+
+
+def _hashable(place: Any) -> Label:
+    return tuple(place) if isinstance(place, list) else place
