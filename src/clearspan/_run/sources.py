@@ -35,19 +35,26 @@ def batch_of_source(model: Model, source: Source, like: Batch | None = None) -> 
     if isinstance(source, ActivationCache) or (isinstance(source, Mapping) and _holds_values(source)):
         return None
     batch = model.to_batch(cast("Input", source))
-    is_bare = not isinstance(source, Batch | Mapping) and batch.texts is None and batch.mask is None
-    if not is_bare or like is None or like.mask is None or like.tokens is None or batch.tokens is None:
+    if like is None or like.tokens is None or not _hides_padding(batch, like):
         return batch
-    if batch.tokens.shape != like.tokens.shape:
-        return batch
-    hidden = like.mask == 0
-    if not torch.equal(batch.tokens[hidden], like.tokens[hidden]):
-        raise InvalidArgumentError(
-            "the token ids of a source do not tell which of them are padding",
-            expected="the ids of the input where that is padded, or a mask",
-            fix="sources={name: {'input_ids': ids, 'attention_mask': mask}}",
-        )
-    return model.to_batch(batch.tokens, like.mask)
+    hidden = like.real == 0
+    if not torch.equal(batch.ids[hidden], like.tokens[hidden]):
+        raise _untold()
+    return model.to_batch(batch.ids, like.mask)
+
+
+def _hides_padding(batch: Batch, like: Batch) -> bool:
+    """Returns whether a batch may be padded as another is, without telling it."""
+    is_alike = batch.tokens is not None and batch.ids.shape == like.value.shape[:2]
+    return batch.is_bare and like.is_padded and is_alike
+
+
+def _untold() -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "the token ids of a source do not tell which of them are padding",
+        expected="the ids of the input where that is padded, or a mask",
+        fix="sources={name: {'input_ids': ids, 'attention_mask': mask}}",
+    )
 
 
 def _holds_values(source: Mapping[str, Any]) -> bool:
@@ -110,6 +117,8 @@ class Sources:
                 got=str(list(values.shape)),
                 where=name,
             )
+        if _hides_padding(own, written.batch):  # a context of hooks was opened before the input was known
+            raise _untold()
         is_alike = own.real_columns == written.batch.real_columns and own.width == written.batch.width
         if (
             action.source_position is None

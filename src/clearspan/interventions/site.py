@@ -243,7 +243,7 @@ class Written:
         count = len(range(*rows.indices(len(value))))
         copies, start, wrote = count // len(spots), rows.indices(len(value))[0], False
         for number in range(count):
-            row = number // copies
+            row = number // copies if self.is_generating else number % len(spots)
             wrote |= self._write(value, slice(start + number, start + number + 1), spots[row], before, source, row)
         return wrote
 
@@ -277,11 +277,17 @@ class Written:
             own = slice(None) if row is None or len(source.values) == 1 else slice(row, row + 1)
             given = source.values[(own, *index)]
             if row is None and len(given) not in (1, len(part)):
-                given = given.repeat_interleave(len(part) // len(given), 0)
+                given = self._repeated(given, len(part) // len(given))
         value[at] = self.site.action.new(part, given)
         queries = [chosen.get(axis) if axis in _QUERIES else None for axis in self.site.axes[1:]]
         self.site.action.check_written(value[(rows, *_index(queries, value))], self.site.name)
         return True
+
+    def _repeated(self, given: Tensor, copies: int) -> Tensor:
+        """Returns a source's rows as often as the batch's are there: side by side in generation, in turn in a sweep."""
+        return (
+            given.repeat_interleave(copies, 0) if self.is_generating else given.repeat(copies, *[1] * (given.ndim - 1))
+        )
 
     def _within(self, spots: "RowSpots", before: int) -> "RowSpots":
         """Returns the places that a value has which starts at a column."""
