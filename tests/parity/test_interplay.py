@@ -269,7 +269,7 @@ def test_masks_of_other_shapes(shape, bridge, tokens):
 
 @pytest.mark.parametrize("wrong", [None, b"x", {"labels": [1]}, 3, 2.5, [1, "a"]])
 def test_inputs_of_other_kinds(wrong, bridge):
-    with pytest.raises(InputError, match="a run has one input|cannot run this input|a mapping is no input"):
+    with pytest.raises(InputError, match=r"a run has one input|cannot run this input|a mapping is no input"):
         bridge(wrong)
 
 
