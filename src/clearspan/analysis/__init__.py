@@ -83,7 +83,6 @@ if TYPE_CHECKING:
     from clearspan.circuits.attribution import attribution_patch as attribution_patch
     from clearspan.circuits.circuit import Circuit as Circuit
     from clearspan.circuits.edge_scores import EdgeScores as EdgeScores
-    from clearspan.circuits.edge_scores import ScoredEdge as ScoredEdge
     from clearspan.circuits.edge_scores import edge_attribution as edge_attribution
     from clearspan.circuits.edges import patch_edges as patch_edges
     from clearspan.circuits.edges import path_patching as path_patching
@@ -179,7 +178,6 @@ _HOMES = {
     "edge_attribution": "clearspan.circuits.edge_scores",
     "patch_edges": "clearspan.circuits.edges",
     "EdgeScores": "clearspan.circuits.edge_scores",
-    "ScoredEdge": "clearspan.circuits.edge_scores",
     "ComputationalGraph": "clearspan.circuits.graph",
     "Edge": "clearspan.circuits.graph",
     "Node": "clearspan.circuits.graph",
