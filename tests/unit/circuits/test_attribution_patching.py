@@ -404,8 +404,8 @@ def test_it_prints_plots_and_exports(exact):
         ),
         (
             {"corrupted": CORRUPTED[:, :5]},
-            "the two inputs do not lie position on position\n  expected: as many rows, and as many real tokens in each\n"
-            "  got: [5, 5] and [6, 6] real tokens",
+            "the two inputs do not lie position on position\n"
+            "  expected: as many rows, and as many real tokens in each\n  got: [5, 5] and [6, 6] real tokens",
         ),
         (
             {"metric": KLDivergence("base")},

@@ -305,7 +305,7 @@ def test_a_distance_from_the_base_has_no_slope_there_but_on_the_way(exact):
     torch.testing.assert_close(scores.of()[0].nansum(0).double(), whole.double(), rtol=0.05, atol=1e-3)
 
 
-# --- compared with exact edges -----------------------------------------------------------------------------------------------------
+# --- compared with exact edges ---------------------------------------------------------------------------------------
 
 
 def test_comparison_is_with_exact_edges(exact, found):
