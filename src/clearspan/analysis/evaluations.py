@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan.analysis import repeated_tokens
 from clearspan.analysis.corpus import Corpus, pieces
+from clearspan.analysis.repetition import repeated_tokens
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
 from clearspan.errors import InputError, InvalidArgumentError, NotFiniteError, check_counts
