@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from clearspan.analysis.probing import Probe as Probe
     from clearspan.analysis.probing import Probes as Probes
     from clearspan.analysis.probing import train_probe as train_probe
-    from clearspan.analysis.repetition import RepeatedTokens as RepeatedTokens
-    from clearspan.analysis.repetition import repeated_tokens as repeated_tokens
+    from clearspan.analysis.repeats import RepeatedTokens as RepeatedTokens
+    from clearspan.analysis.repeats import repeated_tokens as repeated_tokens
     from clearspan.analysis.reports import CausalEffect as CausalEffect
     from clearspan.analysis.reports import ModelFacts as ModelFacts
     from clearspan.analysis.reports import Predictions as Predictions
@@ -150,8 +150,8 @@ _HOMES = {
     "Probe": "clearspan.analysis.probing",
     "Probes": "clearspan.analysis.probing",
     "train_probe": "clearspan.analysis.probing",
-    "RepeatedTokens": "clearspan.analysis.repetition",
-    "repeated_tokens": "clearspan.analysis.repetition",
+    "RepeatedTokens": "clearspan.analysis.repeats",
+    "repeated_tokens": "clearspan.analysis.repeats",
     "CausalEffect": "clearspan.analysis.reports",
     "ModelFacts": "clearspan.analysis.reports",
     "Predictions": "clearspan.analysis.reports",
