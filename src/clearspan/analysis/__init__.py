@@ -74,8 +74,8 @@ if TYPE_CHECKING:
     from clearspan.analysis.probing import Probe as Probe
     from clearspan.analysis.probing import Probes as Probes
     from clearspan.analysis.probing import train_probe as train_probe
-    from clearspan.analysis.repeated_tokens import RepeatedTokens as RepeatedTokens
-    from clearspan.analysis.repeated_tokens import repeated_tokens as repeated_tokens
+    from clearspan.analysis.repeats import RepeatedTokens as RepeatedTokens
+    from clearspan.analysis.repeats import repeated_tokens as repeated_tokens
     from clearspan.analysis.reporting.effect import CausalEffect as CausalEffect
     from clearspan.analysis.reporting.effect import causal_effect as causal_effect
     from clearspan.analysis.reporting.predictions import NotFiniteError as NotFiniteError
@@ -151,8 +151,8 @@ _HOMES = {
     "HeadScores": "clearspan.analysis.heads",
     "head_scores": "clearspan.analysis.heads",
     "strongest": "clearspan.analysis.heads",
-    "RepeatedTokens": "clearspan.analysis.repeated_tokens",
-    "repeated_tokens": "clearspan.analysis.repeated_tokens",
+    "RepeatedTokens": "clearspan.analysis.repeats",
+    "repeated_tokens": "clearspan.analysis.repeats",
     "LogitLens": "clearspan.analysis.lenses",
     "logit_lens": "clearspan.analysis.lenses",
     "LensDivergence": "clearspan.analysis.tuned_lens",
