@@ -1,6 +1,7 @@
 """See through any Hugging Face transformer and reach into it, under one set of names, without changing the model.
 
-The public names are loaded when first used, so that the command line answers without loading torch.
+The public names and modules are loaded when they are first used, so that the command line answers without loading
+torch.
 
 Example:
     >>> import clearspan
@@ -8,30 +9,50 @@ Example:
     >>> logits, cache = bridge.run_with_cache("def area(self):")
     >>> cache["pattern", 2].shape[1] == bridge.cfg.n_heads
     True
+    >>> round(clearspan.analysis.head_scores(bridge).top("induction", 1)[0].score, 2) > 0.9
+    True
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from clearspan import analysis as analysis
+    from clearspan import architectures as architectures
+    from clearspan import circuits as circuits
+    from clearspan import components as components
+    from clearspan import conversions as conversions
+    from clearspan import errors as errors
+    from clearspan import interventions as interventions
+    from clearspan import patching as patching
+    from clearspan import sweep as sweep
+    from clearspan import weights as weights
     from clearspan.bridge import TransformerBridge as TransformerBridge
     from clearspan.bridge import boot as boot
     from clearspan.cache import ActivationCache as ActivationCache
+    from clearspan.effects import Effects as Effects
     from clearspan.errors import ClearspanError as ClearspanError
+    from clearspan.inputs import Batch as Batch
     from clearspan.interventions import Intervention as Intervention
     from clearspan.interventions import register_function as register_function
     from clearspan.points import HookPoint as HookPoint
     from clearspan.points import get_act_name as get_act_name
+    from clearspan.sweep import Pair as Pair
     from clearspan.sweep import Sweep as Sweep
     from clearspan.sweep import grid as grid
+    from clearspan.weights import FactoredMatrix as FactoredMatrix
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ActivationCache": "clearspan.cache",
+    "Batch": "clearspan.inputs",
     "ClearspanError": "clearspan.errors",
+    "Effects": "clearspan.effects",
+    "FactoredMatrix": "clearspan.weights",
     "HookPoint": "clearspan.points",
     "Intervention": "clearspan.interventions",
+    "Pair": "clearspan.sweep",
     "Sweep": "clearspan.sweep",
     "TransformerBridge": "clearspan.bridge",
     "boot": "clearspan.bridge",
@@ -39,9 +60,25 @@ _HOMES = {
     "grid": "clearspan.sweep",
     "register_function": "clearspan.interventions",
 }
+_MODULES = (
+    "analysis",
+    "architectures",
+    "circuits",
+    "components",
+    "conversions",
+    "errors",
+    "interventions",
+    "patching",
+    "sweep",
+    "weights",
+)
+
+__all__ = [*_HOMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"clearspan.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'clearspan' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
@@ -50,4 +87,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*__all__, "__version__"])

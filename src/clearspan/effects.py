@@ -2,10 +2,11 @@
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,6 @@ from clearspan.plots import picture, shaded_tables
 from clearspan.points import nearest
 from clearspan.results import Columns, Result, counted, number, size
 from clearspan.statistics import Interval, bootstrap_interval, standard_error
-from clearspan.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Label = int | float | str | tuple[int | float | str, ...]
 """A place on an axis. Several at once are a tuple."""
 ByMetric = Mapping[str, Float[Tensor, "row"]]
+Draws = Literal["change", "value", "share"]
 
-_FORMAT = "clearspan effects 1"
 _SHORT = {"layer": "L", "head": "H", "neuron": "N"}
 
 
@@ -70,8 +70,8 @@ class Effects(Result):
     span: tuple[float, float] | None = None
     row: str = "row"
 
-    draws_change: ClassVar[bool] = True
-    """Whether tables are ranked by the change from the base and pictures show it, or the values themselves."""
+    draws: ClassVar[Draws] = "change"
+    """What pictures show and tables are ranked by: the change from the base, the value itself, or `normalised()`."""
 
     def __post_init__(self) -> None:
         sizes = {axis: len(places) for axis, places in self.axes.items()}
@@ -99,19 +99,24 @@ class Effects(Result):
         name = self._named(metric)
         return self.values[name] - self.base[name] if name in self.base else self.values[name]
 
-    def normalised(self, source: str = "clean", metric: str | None = None) -> Float[Tensor, "*place"]:
+    def normalised(self, source: str | None = None, metric: str | None = None) -> Float[Tensor, "*place"]:
         """Returns the share of the way from the base run (0) to a source run (1).
 
         `(value - base) / (source - base)`, each a mean over the same rows: those that have the place.
 
+        Args:
+            source: The run's name; by default `clean`, or the only source.
+            metric: Which; by default the first.
+
         Raises:
             InvalidArgumentError: There is no base, or the source's metric is not known, since it was given as a cache.
         """
-        name = self._named(metric)
+        name, known = self._named(metric), list(self.sources)
+        source = source or (known[0] if len(known) == 1 else "clean")
         if name not in self.base or name not in self.sources.get(source, {}):
             raise InvalidArgumentError(
                 f"the metric of the source run {source!r} is not known",
-                got=", ".join(map(repr, self.sources)) or "no source that was run",
+                got=", ".join(map(repr, known)) or "no source that was run",
                 fix=f"sources={{{source!r}: its tokens or text}}, and not a cache",
             )
         is_missing = self.values[name].isnan()
@@ -121,13 +126,21 @@ class Effects(Result):
         )
         return (self.mean(name) - low) / (high - low)
 
-    def standard_error(self, metric: str | None = None) -> Float[Tensor, "*place"]:
-        """Returns the standard error of the mean change over rows; NaN where fewer than two rows have the place."""
-        return standard_error(self.change(metric).movedim(-1, 0)).float()
+    def standard_error(self, metric: str | None = None, draws: Draws | None = None) -> Float[Tensor, "*place"]:
+        """Returns the standard error of the mean over rows; NaN where fewer than two rows have the place.
+
+        Args:
+            metric: Which; by default the first.
+            draws: Whether of the `"change"` or of the `"value"`; by default the change, unless the result is of values.
+        """
+        return standard_error(self._rows(metric, draws).movedim(-1, 0)).float()
 
     def interval(self, metric: str | None = None, *, level: float = 0.95, seed: int = 0) -> Interval:
-        """Returns a bootstrap interval of the mean change over rows, for each place."""
-        return bootstrap_interval(self.change(metric).movedim(-1, 0), level=level, seed=seed)
+        """Returns a bootstrap interval of the same mean, for each place."""
+        return bootstrap_interval(self._rows(metric, None).movedim(-1, 0), level=level, seed=seed)
+
+    def _rows(self, metric: str | None, draws: Draws | None) -> Float[Tensor, "*place row"]:
+        return self.of(metric) if self._draws(metric, draws) == "value" else self.change(metric)
 
     # --- places ------------------------------------------------------------------------------------------------------
 
@@ -150,34 +163,37 @@ class Effects(Result):
             >>> found.select(layer=1, head=[0, 2]).mean()
             tensor([3., 5.])
         """
-        values, axes, texts, fixed = dict(self.values), dict(self.axes), dict(self.texts), []
+        found = self
         for axis, wanted in at.items():
-            keeps = isinstance(wanted, list | range)
-            dim, numbers = list(axes).index(axis) if axis in axes else 0, []
-            for place in wanted if keeps else [wanted]:
-                if place not in axes.get(axis, ()):
-                    raise InvalidArgumentError(
-                        f"there is no {axis}={place!r}",
-                        expected=", ".join(f"{name}={_range(places)}" for name, places in self.axes.items()),
-                        nearest=nearest(axis, axes) if axis not in axes else (),
-                    )
-                numbers.append(axes[axis].index(place))
-            values = {name: one.index_select(dim, torch.tensor(numbers)) for name, one in values.items()}
-            axes[axis] = tuple(axes[axis][i] for i in numbers)
-            if axis in texts:
-                texts[axis] = tuple(texts[axis][i] for i in numbers)
-            if not keeps:
-                fixed.append(f"{axis} {self.labels[axis][numbers[0]]}")
-                values = {name: one.squeeze(dim) for name, one in values.items()}
-                del axes[axis]
-                texts.pop(axis, None)
-        what = ", ".join([self._what, *fixed])
-        return replace(self, values=values, axes=axes, texts=texts, what=what)
+            found = found._at(axis, wanted)
+        return found
+
+    def _at(self, axis: str, wanted: Label | Sequence[Label]) -> Self:
+        keeps_axis, places = isinstance(wanted, list | range), self.axes.get(axis, ())
+        chosen = list(wanted) if isinstance(wanted, list | range) else [cast("Label", wanted)]
+        for place in chosen:
+            if place not in places:
+                raise InvalidArgumentError(
+                    f"there is no {axis}={place!r}",
+                    expected=", ".join(f"{name}={_few(own)}" for name, own in self.axes.items()),
+                    nearest=nearest(axis, self.axes) if axis not in self.axes else (),
+                )
+        numbers = [places.index(place) for place in chosen]
+        index = (*[slice(None)] * list(self.axes).index(axis), numbers if keeps_axis else numbers[0])
+        values = {name: one[index] for name, one in self.values.items()}
+        kept = {name: own for name, own in self.texts.items() if name != axis}
+        if not keeps_axis:
+            axes = {name: own for name, own in self.axes.items() if name != axis}
+            what = f"{self._what}, {axis} {self.labels[axis][numbers[0]]}"
+            return replace(self, values=values, axes=axes, texts=kept, what=what)
+        texts = {axis: tuple(self.texts[axis][number] for number in numbers)} if axis in self.texts else {}
+        return replace(self, values=values, axes={**self.axes, axis: tuple(chosen)}, texts=kept | texts)
 
     def top(self, k: int = 10, metric: str | None = None) -> Self:
-        """Returns the places with the largest mean changes of either sign, largest first, on one axis.
+        """Returns the places with the largest effects on one axis, largest first.
 
-        The axis has the names of all axes, such as `layer, head`, and its places are tuples of theirs.
+        Effects are the mean changes, by their size; for scores between the ends of a span, the scores themselves. The
+        axis has the names of all axes, such as `layer, head`, and its places are tuples of theirs.
 
         Args:
             k: How many, at most.
@@ -189,17 +205,16 @@ class Effects(Result):
             >>> found.axes, found.labels["layer, head"]
             ({'layer, head': ((0, 1), (1, 0))}, ('L0H1', 'L1H0'))
         """
-        name = self._named(metric)
-        sizes = [size(value) for value in self._drawn(name).flatten().tolist()]
-        chosen = sorted((i for i, own in enumerate(sizes) if own >= 0), key=lambda i: -sizes[i])[:k]
-        values = {one: found.flatten(0, -2)[chosen] for one, found in self.values.items()}
-        every, named = (list(itertools.product(*one.values())) for one in (self.axes, self.labels))
-        axis = ", ".join(self.axes)
+        effects = self._drawn(self._named(metric), self._draws(metric)).flatten().tolist()
+        known = (number for number, effect in enumerate(effects) if effect == effect)
+        chosen = sorted(known, key=lambda number: -self._order(effects[number]))[:k]
+        values = {name: found.flatten(0, -2)[chosen] for name, found in self.values.items()}
+        places, labels = (list(itertools.product(*one.values())) for one in (self.axes, self.labels))
+        axis, at = ", ".join(self.axes), tuple(places[number] for number in chosen)
+        texts = {axis: tuple(_joined(self.axes, labels[number]) for number in chosen)}
         if len(self.axes) == 1:
-            at, texts = tuple(every[i][0] for i in chosen), tuple(named[i][0] for i in chosen)
-        else:
-            at, texts = tuple(every[i] for i in chosen), tuple(_joined(self.axes, named[i]) for i in chosen)
-        texts = {axis: texts} if axis in self.texts or len(self.axes) > 1 else {}
+            at = tuple(place for (place,) in at)
+            texts = {axis: tuple(labels[number][0] for number in chosen)} if axis in self.texts else {}
         return replace(self, values=values, axes={axis: at}, texts=texts, what=self._what)
 
     # --- as a result -------------------------------------------------------------------------------------------------
@@ -225,139 +240,136 @@ class Effects(Result):
         return self.what or (f"one cell of {axes} changed" if self.base else f"each {axes}")
 
     def columns(self) -> Columns:
-        """Returns one row for each place: the place, each metric, and the first's change and its standard error."""
-        columns: dict[str, Sequence[object]] = {}
-        grid = list(itertools.product(*(range(len(places)) for places in self.axes.values())))
-        for at, (axis, places) in enumerate(self.axes.items()):
-            own = [places[numbers[at]] for numbers in grid]
-            names = axis.split(", ")
-            if len(names) > 1:
-                columns |= {name: [place[i] for place in own] for i, name in enumerate(names)}  # pyright: ignore[reportIndexIssue]
-            else:
-                columns[axis] = own
-            if axis in self.texts:
-                columns[f"{axis} text"] = [self.texts[axis][numbers[at]] for numbers in grid]
-        columns |= {name: self.mean(name).flatten().tolist() for name in self.values}
+        """Returns one row for each place that any row has.
+
+        The place, each metric, and the first one's change from the base and standard error.
+        """
         first = self._named(None)
+        means = {name: self.mean(name) for name in self.values}
+        is_known = ~torch.stack(list(means.values())).isnan().all(0)
+        columns: dict[str, Sequence[Any]] = {}
+        for axis, numbers in zip(self.axes, is_known.nonzero().T.tolist(), strict=True):
+            own, names = [self.axes[axis][number] for number in numbers], axis.split(", ")
+            several = zip(*own, strict=True) if len(names) > 1 else [own]  # pyright: ignore[reportArgumentType]
+            columns |= dict(zip(names, several, strict=False))
+            if axis in self.texts:
+                columns[f"{axis} text"] = [self.texts[axis][number] for number in numbers]
+        found = dict(means)
         if first in self.base:
-            columns["change"] = self.change().nanmean(-1).flatten().tolist()
+            found["change"] = self.change().nanmean(-1)
+        if self.draws == "share":
+            found["share"] = self.normalised()
         if self.values[first].shape[-1] > 1:
-            columns["standard error"] = self.standard_error().flatten().tolist()
-        return columns
+            found["standard error"] = self.standard_error()
+        return columns | {name: one[is_known].tolist() for name, one in found.items()}
 
     def printed(self) -> Columns:
         """Returns the table with the texts of places instead of the places."""
-        columns = dict(self.columns())
+        columns = self.columns()
         hidden = {name for axis in self.texts for name in axis.split(", ")}
         return {name.removesuffix(" text"): column for name, column in columns.items() if name not in hidden}
 
     @property
     def rank(self) -> str:
-        """The column by whose size the printed rows are sorted."""
-        first = self._named(None)
-        return "change" if self.draws_change and first in self.base else first
+        """The column by which the printed rows are sorted."""
+        drawn = self._draws(None)
+        return self._named(None) if drawn == "value" else drawn
 
-    def plot(self, metric: str | None = None, **at: Label | Sequence[Label]) -> "go.Figure":
+    def _order(self, value: float) -> float:
+        is_score = self.span is not None and self._draws(None) == "value"
+        return math.copysign(size(value), value) if is_score else size(value)
+
+    def plot(
+        self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]
+    ) -> "go.Figure":
         """Returns bars or lines for one axis of places, a heat map or several lines for two.
 
         Args:
             metric: Which; by default the first.
+            draws: The `"change"` from the base, the `"value"`, or the `"share"` of the way to a source.
             **at: Places on further axes, such as `head=3`; see `select`.
 
         Raises:
             InvalidArgumentError: More than two axes are left, or there is no such place.
         """
         if at:
-            return self.select(**at).plot(metric)
+            return self.select(**at).plot(metric, draws=draws)
         if not 1 <= len(self.axes) <= 2:
             more = list(self.axes.items())[2:]
             raise InvalidArgumentError(
                 f"a picture has one axis or two, and there are {len(self.axes)}: {', '.join(self.axes)}",
                 fix=f"plot({', '.join(f'{axis}={places[0]!r}' for axis, places in more)})",
             )
-        name = self._named(metric)
-        has_errors = self.values[name].shape[-1] > 1
+        name, drawn = self._named(metric), self._draws(metric, draws)
+        has_errors = drawn != "share" and self.values[name].shape[-1] > 1
         return picture(
-            self._drawn(name),
+            self._drawn(name, drawn),
             self.axes,
             self.labels,
-            unit=self._unit(name),
+            unit=self._unit(name, drawn),
             title=self.title,
-            errors=self.standard_error(name) if has_errors else None,
-            base=None if self.draws_change or name not in self.base else self.base[name].nanmean().item(),
-            span=None if self._is_change(name) else self.span,
+            errors=self.standard_error(name, drawn) if has_errors else None,
+            base=self.base[name].nanmean().item() if drawn == "value" and name in self.base else None,
+            span=self.span if drawn == "value" else None,
         )
 
-    def to_html(self, metric: str | None = None) -> str:
+    def to_html(self, metric: str | None = None, *, draws: Draws | None = None) -> str:
         """Returns a table in HTML that stands alone, each cell in the colour of its value.
 
         Args:
             metric: Which; by default the first.
+            draws: As in `plot`.
         """
-        name = self._named(metric)
-        span = None if self._is_change(name) else self.span
-        return shaded_tables(self._drawn(name), self.labels, caption=f"{self.title}: {self._unit(name)}", span=span)
+        name, drawn = self._named(metric), self._draws(metric, draws)
+        caption, span = f"{self.title}: {self._unit(name, drawn)}", self.span if drawn == "value" else None
+        return shaded_tables(self._drawn(name, drawn), self.labels, caption=caption, span=span)
 
-    def _is_change(self, name: str) -> bool:
-        return self.draws_change and name in self.base
+    def _draws(self, metric: str | None, draws: Draws | None = None) -> Draws:
+        asked = draws or self.draws
+        return "value" if asked == "change" and self._named(metric) not in self.base else asked
 
-    def _drawn(self, name: str) -> Float[Tensor, "*place"]:
-        """Returns what tables are ranked by and pictures show."""
-        return (self.change(name) if self._is_change(name) else self.of(name)).nanmean(-1)
+    def _drawn(self, name: str, draws: Draws) -> Float[Tensor, "*place"]:
+        return self.normalised(metric=name) if draws == "share" else self._rows(name, draws).nanmean(-1)
 
-    def _unit(self, name: str) -> str:
-        unit = f", {self.units[name]}" if name in self.units else ""
-        return f"change of {name}{unit}" if self._is_change(name) else f"{name}{unit}"
+    def _unit(self, name: str, draws: Draws) -> str:
+        unit = f"{name}, {self.units[name]}" if name in self.units else name
+        share = f"{name}: share of the way from the base run"
+        return {"change": f"change of {unit}", "value": unit, "share": share}[draws]
 
     # --- files -------------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """Returns everything as plain data, for other programs; None for NaN."""
-        metrics = {
-            name: {
-                "unit": self.units.get(name),
-                "values": _plain(values),
-                "base": _plain(self.base[name]) if name in self.base else None,
-                "sources": {source: _plain(found[name]) for source, found in self.sources.items() if name in found},
-            }
-            for name, values in self.values.items()
-        }
-        axes = [
-            {"name": axis, "places": list(places), "labels": list(self.labels[axis])}
-            for axis, places in self.axes.items()
-        ]
-        return {"title": self.title, "axes": axes, "metrics": metrics}
+        """Returns the effects as plain data, without what a subclass adds; None for NaN."""
+        plain = {name: getattr(self, name) for name in ("what", "units", "span", "row")}
+        axes = {axis: {"places": list(places), "texts": self.labels[axis]} for axis, places in self.axes.items()}
+        sources = {source: _plain(found) for source, found in self.sources.items()}
+        return plain | {"axes": axes, "values": _plain(self.values), "base": _plain(self.base), "sources": sources}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Effects":
+        """Returns the effects of their JSON form.
+
+        Example:
+            >>> found = Effects({"score": torch.tensor([[1.0, torch.nan]])}, {"layer": (3,)})
+            >>> Effects.from_json(json.loads(json.dumps(found.to_json()))).of()
+            tensor([[1., nan]])
+        """
+        axes = {axis: tuple(map(_hashable, one["places"])) for axis, one in data["axes"].items()}
+        texts = {axis: tuple(one["texts"]) for axis, one in data["axes"].items()}
+        texts = {axis: own for axis, own in texts.items() if own != tuple(map(_written, axes[axis]))}
+        sources = {source: _tensors(found) for source, found in data["sources"].items()}
+        span = data["span"] and tuple(data["span"])
+        values, base = _tensors(data["values"]), _tensors(data["base"])
+        return Effects(values, axes, base, sources, texts, data["what"], data["units"], span, data["row"])
 
     def save(self, path: str | Path) -> None:
-        """Writes the effects to one safetensors file, without what a subclass adds."""
-        tensors = {f"values/{name}": values for name, values in self.values.items()}
-        tensors |= {f"base/{name}": values for name, values in self.base.items()}
-        tensors |= {f"source/{one}/{name}": own for one, found in self.sources.items() for name, own in found.items()}
-        facts = {name: getattr(self, name) for name in ("texts", "what", "units", "span", "row")}
-        facts |= {"axes": list(self.axes.items()), "metrics": list(self.values)}
-        write_tensors(path, _FORMAT, tensors, {"facts": json.dumps(facts)})
+        """Writes `to_json()` to a file."""
+        Path(path).write_text(json.dumps(self.to_json()))
 
-    @staticmethod
-    def load(path: str | Path) -> "Effects":
-        """Returns the effects of a file that `save` wrote.
-
-        Raises:
-            InvalidArgumentError: The file is another one.
-            FileNotFoundError: There is no such file.
-        """
-        tensors, metadata = read_tensors(path, _FORMAT, what="file of effects", written_by="Effects.save")
-        facts = json.loads(metadata["facts"])
-        values = {name: tensors[f"values/{name}"] for name in facts.pop("metrics")}
-        base = {name: tensors[f"base/{name}"] for name in values if f"base/{name}" in tensors}
-        sources: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            match name.split("/", 2):
-                case ["source", source, metric]:
-                    sources.setdefault(source, {})[metric] = tensor
-        axes = {axis: tuple(map(_hashable, places)) for axis, places in facts.pop("axes")}
-        facts["texts"] = {axis: tuple(own) for axis, own in facts["texts"].items()}
-        facts["span"] = facts["span"] and tuple(facts["span"])
-        return Effects(values, axes, base, sources, **facts)
+    @classmethod
+    def load(cls, path: str | Path) -> "Effects":
+        """Returns the effects of a file that `save` wrote."""
+        return cls.from_json(json.loads(Path(path).read_text()))
 
     def _named(self, metric: str | None) -> str:
         name = next(iter(self.values)) if metric is None else metric
@@ -381,7 +393,7 @@ def _written(place: Label) -> str:
             return str(place)
 
 
-def _range(places: tuple[Label, ...]) -> str:
+def _few(places: tuple[Label, ...]) -> str:
     return str(list(places)) if len(places) < 8 else f"{places[0]!r}…{places[-1]!r}"
 
 
@@ -391,13 +403,26 @@ def _joined(axes: Mapping[str, object], labels: Sequence[str]) -> str:
     return "".join(parts).strip()
 
 
-def _plain(values: Tensor) -> Any:
-    """Returns a tensor as nested lists, with None for NaN."""
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Returns tensors as nested lists, with None for NaN."""
 
     def known(one: Any) -> Any:
         return [known(each) for each in one] if isinstance(one, list) else None if one != one else one
 
-    return known(values.tolist())
+    return {
+        name: {"dtype": str(one.dtype).removeprefix("torch."), "numbers": known(one.tolist())}
+        for name, one in tensors.items()
+    }
+
+
+def _tensors(plain: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Inverse of `_plain`."""
+
+    def number(one: Any) -> Any:
+        return [number(each) for each in one] if isinstance(one, list) else math.nan if one is None else one
+
+    dtypes = {name: getattr(torch, one["dtype"]) for name, one in plain.items()}
+    return {name: torch.tensor(number(one["numbers"]), dtype=dtypes[name]) for name, one in plain.items()}
 
 
 def _hashable(place: Any) -> Label:

@@ -41,6 +41,7 @@ class Batch:
         attention: A mask of four axes in place of a padding mask, as the model's own code takes it.
         texts: The text of each row, where it was text.
         is_one: Whether one text was given, and not a list.
+        is_bare: Whether it was token ids or embeddings alone, which do not tell what is padding.
     """
 
     tokens: Int[Tensor, "row pos"] | None
@@ -49,6 +50,7 @@ class Batch:
     attention: Tensor | None = None
     texts: tuple[str, ...] | None = None
     is_one: bool = False
+    is_bare: bool = False
 
     @property
     def value(self) -> Tensor:
@@ -393,14 +395,14 @@ def _of_tensor(value: Tensor) -> Batch:
                 expected="[row, pos, d_model], not empty",
                 got=str(list(value.shape)),
             )
-        return Batch(None, embeds=value)
+        return Batch(None, embeds=value, is_bare=True)
     if value.dtype == torch.bool or value.is_complex():
         raise InputError("token ids are whole numbers", got=str(value.dtype))
     value = value if value.dtype in (torch.int32, torch.int64) else value.long()
     rows = value[None] if value.ndim == 1 else value
     if rows.ndim != 2 or not rows.numel():
         raise InputError("token ids have two axes", expected="[row, pos], not empty", got=str(list(value.shape)))
-    return Batch(rows)
+    return Batch(rows, is_bare=True)
 
 
 def _padded(rows: Sequence[Tensor], text: "Text", side: PaddingSide | None) -> Batch:
@@ -416,14 +418,14 @@ def _masked(batch: Batch, mask: Any) -> Batch:
         raise InputError("the attention mask is no tensor", expected="[row, pos] of 0 and 1", got=str(error)) from None
     given = given[None] if given.ndim == 1 and batch.rows == 1 else given
     if given.ndim == 4:
-        return replace(batch, attention=given, mask=None)
+        return replace(batch, attention=given, mask=None, is_bare=False)
     if given.shape != batch.value.shape[:2]:
         raise InputError(
             "the attention mask does not fit the input",
             expected=f"{list(batch.value.shape[:2])}, or four axes",
             got=str(list(given.shape)),
         )
-    return replace(batch, mask=_or_none(given.to(batch.device)))
+    return replace(batch, mask=_or_none(given.to(batch.device)), is_bare=False)
 
 
 def _or_none(mask: Tensor) -> Tensor | None:

@@ -19,6 +19,7 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch
 from clearspan.points import get_act_name
+from clearspan.progress import Progress
 from clearspan.sweep import Direction, Grid, Metric, Pair, Sweep, grid
 
 Axis = Literal["layer", "position", "head", "neuron", "key_position"]
@@ -39,7 +40,7 @@ def activation_patching(
     background: Sequence[Intervention] = (),
     attention_mask: Int[Tensor, "row pos"] | None = None,
     memory: int | None = None,
-    progress: bool = True,
+    progress: bool | Progress = True,
     **places: Sequence[int],
 ) -> Effects:
     r"""Returns the effect of each value of one run on another, on pairs of prompts.
@@ -59,7 +60,7 @@ def activation_patching(
         background: Interventions that are made in every cell.
         attention_mask: 1 for real tokens, where an input is bare token ids with padding: of both.
         memory: Bytes that a batch may take.
-        progress: Whether a bar is shown.
+        progress: As for `Sweep.run`.
         **places: The places on an axis, such as `layer=[3, 4]`; by default all.
 
     Returns:
@@ -100,7 +101,8 @@ def _grid(
 ) -> Grid:
     """Returns the grid over all places, or those given, of some axes."""
     layers = range(bridge.cfg.n_layers)
-    known = bridge.index.find(get_act_name(point, next(iter(places.get("layer", layers)))))
+    first = next(iter(places.get("layer", layers)), 0)
+    known = bridge.index.find(get_act_name(point, first % len(layers) if -len(layers) <= first < 0 else first))
     axes = {}
     for axis in by:
         match axis:

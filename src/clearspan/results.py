@@ -42,8 +42,12 @@ class Result(ABC):
 
     @property
     def rank(self) -> str | None:
-        """The column by whose size the printed rows are sorted."""
+        """The column by which the printed rows are sorted."""
         return self.ranked_by
+
+    def _order(self, value: float) -> float:
+        """Returns a number by which rows are sorted, largest first."""
+        return size(value)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Returns the whole table as a pandas data frame."""
@@ -56,7 +60,7 @@ class Result(ABC):
         rows = list(zip(*columns.values(), strict=True))
         if self.rank is not None:
             at = list(columns).index(self.rank)
-            rows.sort(key=lambda row: -size(float(row[at])))
+            rows.sort(key=lambda row: -self._order(float(row[at])))
         left = len(rows) - self.shown
         more = [f"… and {left} more rows: .to_dataframe()"] if left > 0 else []
         return "\n".join([self.title, *table(list(columns), rows[: self.shown]), *more])

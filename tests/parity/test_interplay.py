@@ -350,8 +350,9 @@ def test_flex_attention_shows_the_patterns_of_eager_attention():
     def keep(value, hook):
         found[hook.layer()] = value
 
-    # A listener on every layer: no layer runs flex attention itself, whose kernel would have to be compiled first.
-    with torch.no_grad():
+    # A listener on every layer: no layer runs flex attention itself, whose kernel would have to be compiled first. The
+    # mask, which transformers compiles, is made eagerly.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         clearspan.boot(model).run_with_hooks(
             ids, attention_mask=mask, fwd_hooks=[(lambda name: name.endswith("hook_pattern"), keep)]
         )

@@ -34,7 +34,7 @@ class Estimate:
     rows: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.rows == 1 else f"{self.mean:.3f} ± {self.error:.3f}"
+        return f"{self.mean:z.3f}" if self.rows == 1 else f"{self.mean:z.3f} ± {self.error:z.3f}"
 
 
 def estimate(values: Float[Tensor, "row"]) -> Estimate:
@@ -81,7 +81,9 @@ def next_token_loss(
                 expected="token ids [row, pos], or bridge.to_batch(input)",
                 got=str(list(tokens.shape)) if isinstance(tokens, Tensor) else type(tokens).__name__,
             )
-        tokens = Batch(tokens, mask)
+        if mask is not None and (not isinstance(mask, Tensor) or mask.shape != tokens.shape):
+            raise InputError("the mask is not that of the token ids", expected=f"a tensor {list(tokens.shape)}")
+        tokens = Batch(tokens, None if mask is None else mask.long())
     check_predicted(tokens)
     return partial(NextTokenLoss(), batch=tokens)
 
@@ -240,7 +242,7 @@ class Repetition(Effects):
     def title(self) -> str:
         """What was measured, and the means."""
         return (
-            f"loss on repeated random tokens: {self.first_loss:.2f} nats on the first copy, {self.second_loss:.2f} on "
+            f"loss on repeated random tokens: {self.first_loss:z.2f} nats on the first copy, {self.second_loss:z.2f} on "
             f"the second; accuracy {self.accuracy:.0%} on the second; mean over {self.of().shape[-1]} rows"
         )
 

@@ -14,7 +14,7 @@ from clearspan.analysis.corpus import Corpus, texts_of
 from clearspan.analysis.running import FeatureStatistics, RunningStatistics, RunningTop, Seen, Top
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts
+from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, check_flags
 from clearspan.plots import heatmap, plotly_text, shaded_tokens
 from clearspan.plots.charts import ends
 from clearspan.points import HookPoint
@@ -103,9 +103,7 @@ class MaxActivatingExamples(Result):
             words = tuple(self.words[token] for token in ids)
             activations = tuple(around[place] for place in real)
             at = real.index(self.before)
-            found.append(
-                MaxActivatingExample(self.features[row], value, text, position, ids, words, activations, at)
-            )
+            found.append(MaxActivatingExample(self.features[row], value, text, position, ids, words, activations, at))
         return found
 
     def columns(self) -> Columns:
@@ -130,7 +128,7 @@ class MaxActivatingExamples(Result):
         figure = heatmap(
             activations,
             x=[f"{offset:+d}" if offset else "0" for offset in offsets],
-            y=[f"{rank}. {example.value:.4g}" for rank, example in enumerate(self.examples(feature), start=1)],
+            y=[f"{rank}. {example.value:z.4g}" for rank, example in enumerate(self.examples(feature), start=1)],
             x_title="position from the largest",
             y_title="example",
             name="value",
@@ -148,13 +146,13 @@ class MaxActivatingExamples(Result):
         (low, bound), _ = ends(self._activations(feature))
         lines = []
         for example in self.examples(feature):
-            place = f"<td>{example.value:.4g}</td><td>text {example.text}, position {example.position}</td>"
+            place = f"<td>{example.value:z.4g}</td><td>text {example.text}, position {example.position}</td>"
             tokens = shaded_tokens(
                 example.words, example.activations, bound=bound, sequential=low >= 0, marked=example.at
             )
             lines.append(f"<tr>{place}<td>{tokens}</td></tr>")
         caption = (
-            f"{self.name}[{self.features[row]}]: mean {statistics.mean[row]:.4g}, above 0 at "
+            f"{self.name}[{self.features[row]}]: mean {statistics.mean[row]:z.4g}, above 0 at "
             f"{statistics.active[row]:.2%} of {statistics.positions} positions"
         )
         return f'<table style="text-align:left"><caption>{caption}</caption>{"".join(lines)}</table>'
@@ -250,7 +248,9 @@ def max_activating_examples(
     sides = whole_numbers("context", context)
     before, after = sides * 2 if len(sides) == 1 else sides if len(sides) == 2 else (-1, -1)
     check_counts(k=k, length=length, batch_size=batch_size)
-    check_counts(0, context=min(before, after), sample=sample)
+    check_counts(0, context=min(before, after), sample=sample, seed=seed)
+    check_flags(one_per_text=one_per_text, exclude_bos=exclude_bos)
+    before, after = (min(side, length - 1) for side in (before, after))  # a piece has no more
     wanted = None if index is None else tuple(dict.fromkeys(whole_numbers("index", index)))
     point = _point(bridge, name, feature)
     stream = _seen(bridge, _batches(bridge, texts, length, batch_size), point, wanted, feature, exclude_bos)

@@ -203,7 +203,8 @@ def ioi_prompts(
         two orders, and the ABC distribution. Sentences, names and words here are others.
     """
     check_counts(count=count)
-    if corruption not in get_args(IOICorruption):
+    check_counts(0, seed=seed)
+    if not isinstance(corruption, str) or corruption not in get_args(IOICorruption):
         raise InvalidArgumentError(f"unknown corruption {corruption!r}", expected="'abc' or 'swapped'")
     if not _are_texts(orders) or not set(orders) <= set(get_args(Order)):
         raise InvalidArgumentError(f"unknown orders {orders!r}", expected="['ABBA'], ['BABA'] or both")

@@ -1,7 +1,6 @@
 """What is kept of features while a stream of texts passes: the largest values with their tokens, means, a sample."""
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int

@@ -125,7 +125,7 @@ class AttentionCall:
         inside = {side: visit for side, visit in visits.items() if side in (Side.SCORES, Side.PATTERN)}
         if not inside:
             return call._run_natively()
-        with SoftmaxWatch(inside, is_paused, self.key.shape[2]) as watch:
+        with SoftmaxWatch(inside, is_paused) as watch:
             output = call._run_eagerly()
         watch.check(self.module)
         return output
@@ -144,7 +144,7 @@ class AttentionCall:
         narrow = replace(self, value=self.key[..., :1])  # what the pattern multiplies is not asked for
         here, home = self.query.device, execution_device(self.module)
         there = narrow if here == home else narrow.to(Relocation(home))
-        with torch.no_grad(), SoftmaxWatch({Side.SCORES: see, Side.PATTERN: see}, _never, self.key.shape[2]) as watch:
+        with torch.no_grad(), SoftmaxWatch({Side.SCORES: see, Side.PATTERN: see}, _never) as watch:
             there._run_eagerly()
         watch.check(self.module)
         scores, pattern = seen

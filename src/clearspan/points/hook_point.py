@@ -24,7 +24,7 @@ class _NamesHook(Protocol):
 
 Called = Callable[[Tensor, "HookPoint"], Tensor | None]
 HookFunction = Called | _NamesHook
-"""Takes a value and its hook point; returns a value of the same shape and dtype, or None: edited in place, or only read.
+"""Takes a value and its hook point. Returns what the model uses instead, or None: edited in place, or only read.
 
 The second parameter may have any name. If it must be given by name, or is one of `**kwargs`, its name is `hook`.
 """
@@ -312,8 +312,6 @@ def _by_position(hook: Any, where: str) -> Called:
     Raises:
         HookTypeError: It is not callable, or not with these two.
     """
-    if _takes_two(hook):
-        return hook
     if not callable(hook):
         raise HookTypeError(
             "a hook function must be callable",
@@ -322,6 +320,8 @@ def _by_position(hook: Any, where: str) -> Called:
             fix="fn(value, hook) that returns a tensor or None",
         )
     function: Callable[..., Any] = hook
+    if _takes_two(function):
+        return function
     name = getattr(hook, "__name__", type(hook).__name__)
     try:
         signature = inspect.signature(hook.forward if isinstance(hook, nn.Module) else hook)
@@ -340,9 +340,9 @@ def _by_position(hook: Any, where: str) -> Called:
     raise _wrong_parameters(f"{name}{signature}", where)
 
 
-def _takes_two(hook: Any) -> bool:
+def _takes_two(hook: Callable[..., Any]) -> bool:
     """Whether a function, method or object with `__call__` plainly takes two: known without its signature, so cheap."""
-    function = hook if type(hook) is FunctionType else getattr(hook, "__func__", getattr(type(hook), "__call__", None))
+    function = hook if type(hook) is FunctionType else getattr(hook, "__func__", type(hook).__call__)
     if type(function) is not FunctionType or function.__defaults__ or function.__kwdefaults__:
         return False
     code = function.__code__

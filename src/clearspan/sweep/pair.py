@@ -86,8 +86,8 @@ class Pair(Generic[Own]):
         batches = []
         for one in (clean, corrupted):
             given = bridge.to_batch(one)
-            is_bare = given.texts is None and given.mask is None and not isinstance(one, Batch | Mapping)
-            batches.append(bridge.to_batch(one, attention_mask) if is_bare and attention_mask is not None else given)
+            is_told = attention_mask is None or not given.is_bare
+            batches.append(given if is_told else bridge.to_batch(one, attention_mask))
         first, second = batches
         if first.attention is not None or second.attention is not None:
             raise InvalidArgumentError("a pair is padded by a mask of two axes", got="a mask of four axes")

@@ -18,6 +18,7 @@ from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention
+from clearspan.progress import Progress, shown
 from clearspan.sweep.execution import Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, versions
 from clearspan.sweep.findings import Findings
@@ -36,7 +37,6 @@ from clearspan.sweep.plan import (
     half_of_free,
     tiles_of,
 )
-from clearspan.sweep.progress import progress_bar
 from clearspan.sweep.readings import Readings
 from clearspan.tensor_files import read_tensors, write_tensors
 
@@ -157,15 +157,15 @@ class Sweep:
     # --- run ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def run(self, memory: int | None = None, *, progress: bool = True) -> Effects:
+    def run(self, memory: int | None = None, *, progress: bool | Progress = True) -> Effects:
         """Runs the cells that were not run yet, and returns the metrics of all.
 
-        What is done is kept when it is interrupted (Ctrl-C): `run` again goes on, also after `save` and `load`.
+        Interrupting (Ctrl-C) keeps the finished cells; `run` resumes, also after `save` and `load`.
 
         Args:
             memory: Bytes that a batch may take; by default half of what is free. A batch for which memory does not
                 suffice all the same is run in halves.
-            progress: Whether a bar is shown, where standard error is a terminal.
+            progress: Whether a bar is shown, where standard error is a terminal; or a function that is told instead.
 
         Raises:
             InvalidArgumentError: The model is in training mode, other hooks are on it, a source does not fit, or a
@@ -175,8 +175,8 @@ class Sweep:
         plan = self.plan(memory)
         if plan.tiles:
             execution = self._execution(plan)
-            with progress_bar("sweep", plan.cells, is_shown=progress) as advance:
-                left = list(reversed(plan.tiles))
+            done, left = 0, list(reversed(plan.tiles))
+            with shown(progress) as tell:
                 while left:
                     tile = left.pop()
                     values = _unless_memory_is_short(execution, tile)
@@ -184,7 +184,8 @@ class Sweep:
                         left += reversed(tile.halves())
                         continue
                     self.findings.keep([cell.number for cell in tile.cells], _where_there_is(tile, values))
-                    advance(len(tile.cells))
+                    done += len(tile.cells)
+                    tell("sweep", done, plan.cells)
         return self.result()
 
     def result(self) -> Effects:
@@ -324,7 +325,7 @@ class Sweep:
 
     @classmethod
     def load(cls, path: str | Path, bridge: TransformerBridge) -> Self:
-        """Returns the sweep of a file that `save` wrote, with what was found; `run` goes on with the rest.
+        """Returns the sweep of a file that `save` wrote, with what was found; `run` resumes.
 
         Raises:
             InvalidArgumentError: The file is no sweep, or was made for another model.

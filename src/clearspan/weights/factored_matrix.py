@@ -136,7 +136,7 @@ class FactoredMatrix:
 
     @property
     def BA(self) -> Float[Tensor, "... inner inner"]:
-        """The product of the factors the other way round, which is small, and has the same eigenvalues but for zeros.
+        """The factors multiplied in reverse order, `[inner, inner]`: the product's eigenvalues, up to zeros.
 
         Raises:
             InvalidArgumentError: The product is not square.
@@ -204,13 +204,14 @@ class FactoredMatrix:
         return self.svd().Vh.mT
 
     @property
-    def eigenvalues(self) -> Complex[Tensor, "... inner"]:
-        """The product's eigenvalues, without those that are zero because of its rank.
+    def eigenvalues(self) -> Complex[Tensor, "... rank"]:
+        """The product's eigenvalues, without those that must be zero because the inner size is the smaller.
 
         Raises:
             InvalidArgumentError: The product is not square.
         """
-        return torch.linalg.eigvals(self.to(torch.promote_types(self.A.dtype, torch.float32)).BA)
+        exact = self.to(torch.promote_types(self.A.dtype, torch.float32))
+        return torch.linalg.eigvals(exact.AB if self.ldim == self.rdim < self.mdim else exact.BA)
 
     def norm(self) -> Float[Tensor, "..."]:
         """Returns the Frobenius norm of the product."""

@@ -40,26 +40,24 @@ def before_cap(bridge, logits):
 
 
 @torch.no_grad()
-def effect(bridge, tokens, answers, parts):
-    """What logits lose at the last position when parts are taken from the last stream, at the same scale."""
-    clean, cache = bridge.run_with_cache(tokens, ["ln_final.hook_scale"])
+def effect(bridge, tokens, answers, parts, clean):
+    """What logits lose at the last position when parts are taken from the last stream, at the clean run's scale."""
 
     def take(resid, hook):
         resid[:, -1] -= parts
 
     hooks = [
         (f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post", take),
-        ("ln_final.hook_scale", lambda scale, hook: cache["ln_final.hook_scale"]),
+        ("ln_final.hook_scale", lambda scale, hook: clean[hook.name]),
     ]
     lost = bridge.run_with_hooks(tokens, fwd_hooks=hooks)
     each = torch.arange(len(tokens))
-    return (before_cap(bridge, clean) - before_cap(bridge, lost))[each, -1, answers]
+    return (before_cap(bridge, clean["hook_logits"]) - before_cap(bridge, lost))[each, -1, answers]
 
 
 @torch.no_grad()
-def written(bridge, tokens, layer, part, name, index):
-    """What a head or neuron adds: the sublayer's output with it, less that without it, at the same scale."""
-    _, clean = bridge.run_with_cache(tokens)
+def written(bridge, tokens, layer, part, name, index, clean):
+    """What a head or neuron adds: the sublayer's output with it, less that without it, at the clean run's scale."""
 
     def zero(value, hook):
         value[:, :, index] = 0
@@ -68,9 +66,9 @@ def written(bridge, tokens, layer, part, name, index):
     scale = f"blocks.{layer}.{'ln1_post' if part == 'attn' else 'ln2_post'}.hook_scale"
     if scale in bridge.hook_dict:
         hooks.append((scale, lambda value, hook: clean[scale]))
-    with bridge.hooks(fwd_hooks=hooks):
-        _, without = bridge.run_with_cache(tokens)
     out = f"blocks.{layer}.hook_{part}_out"
+    with bridge.hooks(fwd_hooks=hooks):
+        _, without = bridge.run_with_cache(tokens, out)
     return (clean[out] - without[out])[:, -1]
 
 
@@ -82,21 +80,21 @@ def test_every_part_is_what_the_logit_loses_without_it(random_bridge, rows):
     names = {"embed": "hook_embed", "pos_embed": "hook_pos_embed"}
     for label, values in zip(found.parts, found.per_row.T, strict=True):
         name = names.get(label) or "blocks.{}.hook_{}".format(*label.split("_", 1))
-        expected = effect(bridge, rows, answers, cache[name][:, -1])
+        expected = effect(bridge, rows, answers, cache[name][:, -1], cache)
         torch.testing.assert_close(values, expected, rtol=1e-3, atol=1e-5)
     heads = direct_logit_attribution(bridge, rows, answers, unit="head")
     for layer in range(bridge.cfg.n_layers):
         for head in range(bridge.cfg.n_heads):
-            part = written(bridge, rows, layer, "attn", f"blocks.{layer}.attn.hook_z", head)
+            part = written(bridge, rows, layer, "attn", f"blocks.{layer}.attn.hook_z", head, cache)
             values = heads.per_row[:, heads.parts.index(f"L{layer}H{head}")]
-            torch.testing.assert_close(values, effect(bridge, rows, answers, part), rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(values, effect(bridge, rows, answers, part, cache), rtol=1e-3, atol=1e-5)
             assert heads.by_head[layer, head] == heads.attribution[layer * bridge.cfg.n_heads + head]
     if "neuron" in units_of(bridge):
         neurons = direct_logit_attribution(bridge, rows, answers, unit="neuron")
         for layer, neuron in [(0, 0), (1, 7), (2, 79)]:
-            part = written(bridge, rows, layer, "mlp", f"blocks.{layer}.mlp.hook_post", neuron)
+            part = written(bridge, rows, layer, "mlp", f"blocks.{layer}.mlp.hook_post", neuron, cache)
             values = neurons.per_row[:, neurons.parts.index(f"L{layer}N{neuron}")]
-            torch.testing.assert_close(values, effect(bridge, rows, answers, part), rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(values, effect(bridge, rows, answers, part, cache), rtol=1e-3, atol=1e-5)
 
 
 @torch.no_grad()

@@ -146,7 +146,7 @@ def test_other_parameters_are_refused_before_the_run(point, shown):
 
 
 def test_in_runs(bridge, tokens):
-    base, cache = bridge.run_with_cache(tokens)
+    base = bridge(tokens)
     name = "blocks.1.attn.hook_z"
 
     def zero(value, at):

@@ -53,6 +53,7 @@ def test_eigenvalues_are_the_products_without_zeros(shape, size, inner, seed):
     matrix = FactoredMatrix(*factors(shape, size, inner, size, seed))
     expected = torch.linalg.eigvals(matrix.AB)
     found = matrix.eigenvalues
+    assert found.shape == (*shape, min(size, inner))
     for power in (1, 2, 3):  # eigenvalues come in no order; sums of powers do not need one
         a, b = (found**power).sum(-1), (expected**power).sum(-1)
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
