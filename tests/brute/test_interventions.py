@@ -66,9 +66,7 @@ def test_interventions_and_hooks_give_what_plain_hooks_give(number):
             if way in WITHIN:
                 stack.enter_context(bridge.hooks(fwd_hooks=functions))
             keywords["interventions"] = ours.interventions_of(changes, n_layers)
-            keywords["sources"] = ours.sources_of(
-                draw, bridge, changes, inputs, None if way == "hooks" else rows
-            )
+            keywords["sources"] = ours.sources_of(draw, bridge, changes, inputs, None if way == "hooks" else rows)
             logits, cache = run(way, bridge, value, keywords, functions)
     except InvalidArgumentError:
         if not relaid:

@@ -7,7 +7,7 @@ from clearspan.errors import ClearspanError, InvalidArgumentError
 
 from . import cells, ours
 from .changes import AXES, Change, Patch, sources_of
-from .draws import ENDS, INPUTS, NORMS, Draw
+from .draws import INPUTS, NORMS, Draw
 
 CASES = 40
 WRONG_DIRECTIONS = ("denoise", "noise", "Denoising", "")

@@ -220,7 +220,17 @@ def _embeddings(cache: CacheLookup) -> dict[str, str]:
 
 
 def _stacked(cache: CacheLookup, names: dict[str, str]) -> Stack:
-    return Stack(torch.stack([cache[name] for name in names.values()]), list(names)) if names else _nothing(cache)
+    return (
+        Stack(torch.stack([_entry(cache, name) for name in names.values()]), list(names)) if names else _nothing(cache)
+    )
+
+
+def _entry(cache: CacheLookup, name: str) -> Tensor:
+    """Returns an entry. In a run of embeddings the embedding is what the stream starts with, less the positions."""
+    if name != "hook_embed" or name in cache or cache.batch.embeds is None:
+        return cache[name]
+    start = cache["resid_pre", 0]
+    return start - cache["hook_pos_embed"] if "hook_pos_embed" in cache.model.hook_dict else start
 
 
 def _nothing(cache: CacheLookup) -> Stack:

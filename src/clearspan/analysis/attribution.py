@@ -208,6 +208,8 @@ def direct_logit_attribution(
         incorrect = target_ids_of(bridge, incorrect_tokens, batch.rows, "incorrect_tokens")
         directions = directions - directions_of(bridge, incorrect)
     names = [name for name in bridge.hook_dict if name.endswith((*_ALWAYS, *_KEPT[unit]))]
+    if batch.embeds is not None:  # the model's own embedding does not run
+        names.remove("hook_embed")
     labels: list[str] = []
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     # Rows that are read in the same column run together, and the run keeps that column alone.

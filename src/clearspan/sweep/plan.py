@@ -152,8 +152,8 @@ class SweepPlan:
         shown = rows if len(rows) <= 24 else [*rows[:20], ["…"] * 6, *rows[-3:]]
         return "\n".join(
             [
-                f"{self.cells} cells in {len(self.tiles)} batches: the work of {self.forwards:z.1f} forwards and a base "
-                f"run instead of {self.cells}; at most {bytes_as_text(self.nbytes)}",
+                f"{self.cells} cells in {len(self.tiles)} batches: the work of {self.forwards:z.1f} forwards and a "
+                f"base run instead of {self.cells}; at most {bytes_as_text(self.nbytes)}",
                 f"input: {sizes.rows} row{'s' * (sizes.rows > 1)} of {sizes.length} positions; logits: {self.reads}",
                 "positions: "
                 + (

@@ -19,11 +19,13 @@ def runs():
     return torch.randint(1, 97, (2, 2, 6), generator=torch.Generator().manual_seed(8))
 
 
-@pytest.fixture(scope="module", params=[("gpt_bigcode", "n_layer"), ("llama", "num_hidden_layers")], ids=lambda it: it[0])
+LAYERS = {"gpt_bigcode": {"n_layer": 2}, "llama": {"num_hidden_layers": 2}}
+"""A search among the edges of three layers takes three times as long."""
+
+
+@pytest.fixture(scope="module", params=LAYERS)
 def bridge(request):
-    """Models of two layers: a search among all edges of three takes three times as long."""
-    variant, layers = request.param
-    return clearspan.boot(build(variant, **{layers: 2}))
+    return clearspan.boot(build(request.param, **LAYERS[request.param]))
 
 
 @pytest.fixture(scope="module")

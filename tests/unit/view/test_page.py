@@ -5,7 +5,6 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-
 from plotly.offline import get_plotlyjs
 
 from clearspan.view import html_page

@@ -3,7 +3,16 @@ import torch
 from tests.zoo import build
 
 import clearspan
-from clearspan.analysis import detect_heads, duplicate_token_pattern, induction_pattern, previous_token_pattern
+from clearspan.analysis import (
+    Head,
+    HeadScores,
+    detect_heads,
+    duplicate_token_pattern,
+    head_scores,
+    induction_pattern,
+    previous_token_pattern,
+    strongest,
+)
 from clearspan.errors import InvalidArgumentError
 
 TEXTS = ["def f(self):\n    return self.x", "import os, sys, os"]
@@ -66,7 +75,7 @@ def test_scores_are_their_definitions_on_padded_rows(variant, measure):
                 expected[row, layer] = 1 - (seen - wanted).abs().sum((1, 2)) / len(alone)
     # Rows run padded and alone: attention agrees up to float32 rounding.
     torch.testing.assert_close(found.scores, expected.mean(0), rtol=1e-4, atol=1e-5)
-    assert found.rows == 3
+    assert found.of().shape == (bridge.cfg.n_layers, bridge.cfg.n_heads, 3)
 
 
 def test_planted_heads_score_one(embedded):
@@ -120,14 +129,6 @@ def test_layers_after_the_last_asked_for_are_not_run(embedded):
     assert seen == ["blocks.1.hook_resid_pre"]
 
 
-def test_a_mask_that_is_given_goes_before_that_of_the_texts(embedded):
-    tokens, mask = embedded.text.encode(TEXTS)
-    mask[0, -3:] = 0
-    given = detect_heads(embedded, TEXTS, "previous_token", attention_mask=mask)
-    assert torch.equal(given.scores, detect_heads(embedded, tokens, "previous_token", attention_mask=mask).scores)
-    assert not torch.allclose(given.scores, detect_heads(embedded, TEXTS, "previous_token").scores, atol=1e-3)
-
-
 def test_it_prints_and_plots(embedded):
     found = detect_heads(embedded, TEXTS[0], "duplicate_token")
     assert str(found).startswith("duplicate token heads: share of attention on the pattern, mean over 1 row\nlayer")
@@ -177,3 +178,96 @@ def test_a_text_too_short_raises(embedded):
     with pytest.raises(InvalidArgumentError) as error:
         detect_heads(embedded, torch.tensor([[1, 2]]), never, exclude_bos=True, exclude_current_token=True)
     assert str(error.value) == "row 0 is too short to be scored\n  expected: 3 tokens or more\n  got: 2"
+
+
+# --- scores on repeated random tokens -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def period():
+    return 20
+
+
+def test_a_perfect_head_of_each_kind_scores_one_and_others_stay(embedded, period):
+    """Patterns written into two heads: what they are scored by is the definition, position by position."""
+
+    def plant(pattern, hook):
+        pattern[:, [3, 5]] = 0
+        for q in range(1, pattern.shape[2]):
+            pattern[:, 5, q, q - 1] = 1
+            if q > period:
+                pattern[:, 3, q, q - period + 1] = 1
+
+    before = head_scores(embedded, period=period)
+    with embedded.hooks(fwd_hooks=[("blocks.2.attn.hook_pattern", plant)]):
+        planted = head_scores(embedded, period=period)
+    assert planted.induction[2, 3] == 1
+    assert planted.previous_token[2, 3] == 0
+    assert planted.previous_token[2, 5] == 1
+    assert planted.induction[2, 5] == 0
+    assert torch.equal(planted.induction[2, [0, 1, 2, 4, 6, 7]], before.induction[2, [0, 1, 2, 4, 6, 7]])
+    assert strongest(planted.induction, 1)[0] == Head(2, 3, 1.0)
+
+
+def test_the_head_of_the_models_card_is_found(embedded):
+    """The card measures on blocks of 100 tokens: 0.980, layer 4, head 3. Random texts differ by some hundredths."""
+    scores = head_scores(embedded, period=100)
+    assert strongest(scores.induction, 1)[0] == Head(4, 3, pytest.approx(0.98, abs=0.01))
+    assert strongest(scores.previous_token, 1)[0] == Head(3, 1, pytest.approx(0.90, abs=0.03))
+
+
+def test_the_text_is_bos_and_one_random_block_twice(embedded, period):
+    seen = []
+
+    def keep(embedding, hook):
+        seen.append(embedding)
+
+    with embedded.hooks(fwd_hooks=[("hook_embed", keep)]):
+        first = head_scores(embedded, rows=2, period=period, seed=7)
+        again = head_scores(embedded, rows=2, period=period, seed=7)
+        other = head_scores(embedded, rows=2, period=period, seed=8)
+    assert seen[0].shape[:2] == (2, 1 + 2 * period)
+    assert torch.equal(seen[0][:, 1 : 1 + period], seen[0][:, 1 + period :])
+    assert torch.equal(first.induction, again.induction)
+    assert not torch.equal(first.induction, other.induction)
+
+
+def test_the_period_is_at_most_half_the_context(embedded):
+    assert head_scores(embedded, rows=1, period=1000).induction.shape == (5, 8)
+
+
+def test_strongest_are_in_order_with_their_places():
+    scores = torch.tensor([[0.1, 0.9], [0.4, 0.2]])
+    assert strongest(scores, 3) == [
+        Head(0, 1, pytest.approx(0.9)),
+        Head(1, 0, pytest.approx(0.4)),
+        Head(1, 1, pytest.approx(0.2)),
+    ]
+    assert len(strongest(scores, 99)) == 4
+    assert str(Head(3, 7, 0.5)) == "L3H7"
+
+
+def test_scores_print_the_strongest_and_plot_each_kind():
+    values = {
+        "induction": torch.tensor([[0.1, 0.9], [0.4, 0.2]])[..., None],
+        "previous_token": torch.tensor([[0.5, 0.0], [0.0, 0.25]])[..., None],
+    }
+    scores = HeadScores(values, {"layer": (0, 1), "head": (0, 1)}, what="each head", span=(0, 1))
+    assert str(scores) == (
+        "induction and previous_token of each head\n"
+        "layer  head  induction  previous_token\n"
+        "    0     1     0.9000          0.0000\n"
+        "    1     0     0.4000          0.0000\n"
+        "    1     1     0.2000          0.2500\n"
+        "    0     0     0.1000          0.5000"
+    )
+    assert scores.plot().data[0].z[0] == [0.1, 0.9]
+    assert scores.plot("previous_token").data[0].z[1] == [0.0, 0.25]
+
+
+def test_scores_are_of_each_text(embedded):
+    three, (first,) = head_scores(embedded, rows=3, period=10), [head_scores(embedded, rows=1, period=10)]
+    assert three.of("induction").shape == (5, 8, 3)
+    assert three.standard_error().shape == (5, 8)
+    assert first.title == "induction and previous_token of each head, in attention from 0 to 1"
+    assert three.title == f"{first.title}; mean over 3 texts"

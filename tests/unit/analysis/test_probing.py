@@ -1,19 +1,14 @@
-import clearspan.analysis.probing.logistic as logistic
 import pytest
 import torch
-from clearspan.analysis.probing.folds import stratified_folds
-from clearspan.analysis.probing.logistic import logistic_weights
-from clearspan.analysis.probing.probe_design import Design, predicted_held_out
-from clearspan.analysis.probing.probes import control_labels
 from tests.conftest import tiny_model
 from tests.zoo import build
 
 import clearspan
 from clearspan.analysis import Probes, train_probe
-from clearspan.analysis.activations import Activations
 from clearspan.errors import InvalidArgumentError
 
 VARIANTS = ["gpt_bigcode", "gemma2", "mixtral", "falcon", "opt post-norm"]
+POINT = "blocks.0.hook_resid_pre"
 
 
 def ids(*shape, seed=0, low=1, high=97):
@@ -24,64 +19,83 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture(scope="module")
+def random_model():
+    return clearspan.boot(tiny_model())
+
+
+@pytest.fixture(scope="module")
+def wide_model():
+    return clearspan.boot(tiny_model(n_embd=200))
+
+
+def trained(bridge, features, labels, **settings):
+    """Probes of given features, which a hook writes into the residual stream; features that are missing are 0."""
+
+    def write(value, hook):
+        value[:, -1] = torch.nn.functional.pad(features, (0, value.shape[-1] - features.shape[1]))
+
+    rows = len(features)
+    settings = {"groups": range(rows), "controls": 0, "batch_size": rows, **settings}
+    with bridge.hooks(fwd_hooks=[(POINT, write)]):
+        return train_probe(bridge, ids(rows, 2), labels, name=POINT, **settings)
+
+
 # --- logistic regression ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "width", "classes"), [(30, 80, 2), (90, 20, 3), (40, 40, 2), (25, 60, 5)])
 @pytest.mark.parametrize("l2", [1e-3, 1.0, 100.0])
-def test_the_gradient_is_zero_where_a_fit_ends(count, width, classes, l2):
+def test_the_gradient_is_zero_where_a_fit_ends(wide_model, count, width, classes, l2):
     """The loss is convex, so that this is its minimum. Written for features as they are, and by hand."""
-    labels = torch.cat([torch.arange(classes), ids(count - classes, low=0, high=classes)])
+    labels = torch.cat([torch.arange(classes), torch.arange(classes), ids(count - 2 * classes, low=0, high=classes)])
     features = normal(count, width) * torch.linspace(0.1, 50, width) + 7 + labels[:, None] * normal(width, seed=1)
-    both = torch.stack([labels, labels.flip(0)])
-    weight, bias = Design.of(features).fit(both, classes, l2)
     exact, spread = features.double(), features.double().std(0, correction=0)
     standard = (exact - exact.mean(0)) / spread
-    for each, w, b in zip(both, weight, bias, strict=True):
-        excess = (exact @ w.T + b).softmax(-1) - torch.nn.functional.one_hot(each, classes)
-        gradient = excess.T @ standard + l2 * w * spread
-        assert gradient.abs().max() < 2e-6 * count
-        assert excess.sum(0).abs().max() < 1e-6 * count
+    probe = trained(wide_model, features, labels, l2=l2, folds=2).at(0)
+    weight = probe.weight[:, :width]
+    assert not probe.weight[:, width:].any()
+    excess = (exact @ weight.T + probe.bias).softmax(-1) - torch.nn.functional.one_hot(labels, classes)
+    gradient = excess.T @ standard + l2 * weight * spread
+    assert gradient.abs().max() < 2e-6 * count
+    assert excess.sum(0).abs().max() < 1e-6 * count
 
 
-def test_a_fit_of_one_feature_is_that_of_a_fine_grid():
-    features, labels = normal(20, 1).double(), torch.arange(20) % 2
-    targets = torch.nn.functional.one_hot(labels).double().T[None]
-    found = logistic_weights(features, targets, l2=0.5)[0]
+def test_a_fit_of_one_feature_is_that_of_a_fine_grid(random_model):
+    features, labels = normal(20, 1), torch.arange(20) % 2
+    features = (features - features.mean()) / features.std(correction=0)
+    found = trained(random_model, features, labels, l2=0.5, folds=2).at(0)
     slopes, biases = torch.meshgrid(torch.linspace(-2, 2, 801), torch.linspace(-2, 2, 801), indexing="ij")
-    logits = (features * slopes.reshape(1, -1).double() + biases.reshape(1, -1).double()) * (2 * labels[:, None] - 1)
-    loss = -torch.nn.functional.logsigmoid(logits).sum(0) + 0.5 / 2 * slopes.reshape(-1) ** 2 / 2
-    best = loss.argmin()
+    slopes, biases = slopes.reshape(-1).double(), biases.reshape(-1).double()
+    logits = (features.double() * slopes + biases) * (2 * labels[:, None] - 1)
     # Weights of the two classes are opposite, so their penalty is l2 / 2 * 2 * (slope / 2)².
-    assert (found[1] - found[0])[0].item() == pytest.approx(slopes.reshape(-1)[best].item(), abs=0.005)
-    assert (found[1] - found[0])[1].item() == pytest.approx(biases.reshape(-1)[best].item(), abs=0.005)
-    torch.testing.assert_close(found[0], -found[1])
+    loss = -torch.nn.functional.logsigmoid(logits).sum(0) + 0.5 / 2 * slopes**2 / 2
+    best = loss.argmin()
+    assert (found.weight[1] - found.weight[0])[0].item() == pytest.approx(slopes[best].item(), abs=0.005)
+    assert (found.bias[1] - found.bias[0]).item() == pytest.approx(biases[best].item(), abs=0.005)
+    torch.testing.assert_close(found.weight[0], -found.weight[1])
 
 
-def test_features_that_do_not_vary_have_no_weight():
+def test_features_that_do_not_vary_have_no_weight(random_model):
     features = torch.cat([normal(30, 4), torch.full((30, 2), 1234.567)], dim=1)
     features[:, 5] *= 1 + 1e-7 * normal(30, seed=3)
     labels = (features[:, 0] > 0).long()
-    weight, bias = Design.of(features).fit(labels[None], 2, 1.0)
-    assert weight[0, :, 4:].abs().max() == 0
-    without, bias_without = Design.of(features[:, :4]).fit(labels[None], 2, 1.0)
-    torch.testing.assert_close(weight[..., :4], without, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(bias, bias_without, rtol=1e-4, atol=1e-5)
-    nothing, shares = Design.of(torch.ones(4, 3)).fit(torch.tensor([[0, 0, 0, 1]]), 2, 1.0)
-    assert nothing.abs().max() == 0
-    torch.testing.assert_close(shares.softmax(-1)[0], torch.tensor([0.75, 0.25]).double(), rtol=1e-5, atol=1e-6)
+    found, without = (trained(random_model, some, labels, folds=2).at(0) for some in (features, features[:, :4]))
+    assert found.weight[:, 4:].abs().max() == 0
+    torch.testing.assert_close(found.weight, without.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.bias, without.bias, rtol=1e-4, atol=1e-5)
+    nothing = trained(random_model, torch.ones(8, 3), [0, 0, 0, 0, 0, 0, 1, 1], folds=2).at(0)
+    assert nothing.weight.abs().max() == 0
+    torch.testing.assert_close(nothing.bias.softmax(-1), torch.tensor([0.75, 0.25]).double(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_fit_that_does_not_end_raises(monkeypatch):
-    monkeypatch.setattr(logistic, "_MOST_STEPS", 2)
-    features, targets = torch.tensor([[-1.0], [1.0]]).double(), torch.eye(2).double()[None]
+def test_a_fit_that_does_not_end_raises(monkeypatch, random_model):
+    monkeypatch.setattr("clearspan.analysis.logistic._MOST_STEPS", 2)
     with pytest.raises(InvalidArgumentError) as raised:
-        logistic_weights(features, targets, l2=1e-3)
+        trained(random_model, torch.tensor([[-1.0], [1.0]] * 4), [0, 1] * 4, folds=2, l2=1e-3)
     what, expected, got, fix = str(raised.value).splitlines()
-    assert (what, expected) == (
-        "a logistic regression was not fitted to the end",
-        "  expected: a gradient below 1e-07",
-    )
+    assert what == "a logistic regression was not fitted to the end"
+    assert expected == "  expected: a gradient below 1e-07"
     assert (got[:7], fix) == ("  got: ", "  fix: a larger l2")
 
 
@@ -89,52 +103,40 @@ def test_a_fit_that_does_not_end_raises(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_folds_keep_groups_together_and_classes_in_their_shares(seed):
+def test_folds_keep_groups_together_and_classes_in_their_shares(random_model, seed):
     labels = torch.cat([torch.zeros(60), torch.ones(30), torch.full((10,), 2)]).long()
-    single = stratified_folds(labels, torch.arange(100), 5, seed)
+
+    def folds(groups, seed):
+        return trained(random_model, normal(100, 3), labels, groups=groups, seed=seed).folds
+
+    single = folds(range(100), seed)
     counts = torch.stack([labels[single == fold].bincount(minlength=3) for fold in range(5)])
     assert counts.tolist() == [[12, 6, 2]] * 5
     groups = ids(100, seed=seed, low=0, high=30)
-    groups = groups.unique(return_inverse=True)[1]
-    grouped = stratified_folds(labels, groups, 5, seed)
-    for group in range(int(groups.max()) + 1):
+    grouped = folds(groups, seed)
+    for group in groups.unique():
         assert len(grouped[groups == group].unique()) == 1
     assert grouped.bincount(minlength=5).min() >= 12
-    assert torch.equal(grouped, stratified_folds(labels, groups, 5, seed))
-    assert not torch.equal(single, stratified_folds(labels, torch.arange(100), 5, seed + 1))
+    assert torch.equal(grouped, folds(groups, seed))
+    assert not torch.equal(single, folds(range(100), seed + 1))
 
 
-def test_what_is_held_out_is_not_seen():
-    """Neither values nor labels of an example change what others of its fold are taken for, or how they are scaled."""
+def test_what_is_held_out_is_not_seen(wide_model):
+    """A probe that was trained without a fold, means and spreads of features included, gives its predictions."""
     features, labels = normal(40, 60) + 0.2, torch.arange(40) % 2
-    folds = stratified_folds(labels, torch.arange(40), 4, seed=0)
-    before = predicted_held_out(features, labels[None], folds, 2, 1.0)[0]
-    held_out = folds == folds[7]
-    changed, other = features.clone(), labels.clone()
-    changed[7], other[held_out] = 1e6 * normal(60, seed=2), 1 - labels[held_out]
-    after = predicted_held_out(changed, other[None], folds, 2, 1.0)[0]
-    held_out[7] = False
-    assert torch.equal(before[held_out], after[held_out])
-    weights = Design.of(features[folds != folds[7]]).fit(labels[folds != folds[7]][None], 2, 1.0)
-    expected = (features.double() @ weights[0][0].T + weights[1][0]).argmax(-1)
-    assert torch.equal(before[held_out], expected[held_out])
+    found = trained(wide_model, features, labels, folds=4)
+    for fold in range(4):
+        held_out = found.folds == fold
+        probe = trained(wide_model, features[~held_out], labels[~held_out], folds=2).at(0)
+        padded = torch.nn.functional.pad(features[held_out], (0, 140))
+        assert torch.equal(probe.predict(padded), found.predicted[0, held_out])
 
 
-def test_random_labels_are_read_as_well_as_by_chance():
+def test_random_labels_are_read_as_well_as_by_chance(wide_model):
     """Mean over 40 draws of 60 examples in 200 dimensions: 0.5, with a standard error of 0.01."""
-    labels = torch.stack([torch.arange(60) % 2 for _ in range(40)])
-    labels = torch.stack(
-        [row[torch.randperm(60, generator=torch.Generator().manual_seed(i))] for i, row in enumerate(labels)]
-    )
-    folds = torch.arange(60) % 5
-    predicted = predicted_held_out(normal(60, 200), labels, folds, 2, 1.0)
+    found = trained(wide_model, normal(60, 200), torch.arange(60) % 2, controls=40)
     # Where fewer of a class are held out, more of it are trained on: a little below one half.
-    assert 0.42 < (predicted == labels).double().mean() < 0.53
-
-
-@pytest.fixture(scope="module")
-def random_model():
-    return clearspan.boot(tiny_model())
+    assert 0.42 < found.control_accuracy.mean() < 0.53
 
 
 def test_rows_of_the_same_tokens_are_one_group(random_model):
@@ -193,8 +195,9 @@ def test_padded_rows_are_read_as_alone(random_model):
     )
     assert found.places == tuple((row, position) for row in range(24) for position in range(len(rows[row])))
     assert found.labels.tolist() == [row % 2 for row, _ in found.places]
-    expected = predicted_held_out(alone, found.labels[None], found.folds, 2, 1.0)[0]
-    assert (found.predicted[0] == expected).double().mean() > 0.98
+    expected = trained(random_model, alone, found.labels, groups=found.groups, batch_size=len(alone))
+    assert torch.equal(expected.folds, found.folds)
+    assert (found.predicted[0] == expected.predicted[0]).double().mean() > 0.98
     assert len({(int(group), int(fold)) for group, fold in zip(found.groups, found.folds, strict=True)}) == 24
 
 
@@ -239,17 +242,19 @@ def test_groups_given_stay_together(random_model):
         assert len(found.folds[found.groups == group].unique()) == 1
 
 
-def test_shuffled_labels_go_between_groups_where_each_has_one_label():
-    read = Activations({}, tuple((row, 0) for row in range(12)), ((7,),) * 12)
-    groups, targets = torch.arange(12) // 3, torch.tensor([0, 0, 0, 1, 1, 1] * 2)
-    drawn = torch.stack([control_labels(read, targets, groups, "shuffled", seed) for seed in range(20)])
-    assert (drawn.sum(-1) == 6).all()
-    assert (drawn.view(20, 4, 3) == drawn.view(20, 4, 3)[:, :, :1]).all()
-    assert len(drawn.unique(dim=0)) > 3
-    of_examples = torch.tensor([0, 1, 0, 1, 1, 1] * 2)
-    drawn = torch.stack([control_labels(read, of_examples, groups, "shuffled", seed) for seed in range(20)])
-    assert (drawn.sum(-1) == 8).all()
-    assert (drawn.view(20, 4, 3) != drawn.view(20, 4, 3)[:, :, :1]).any()
+def test_shuffled_labels_go_between_groups_where_each_has_one_label(random_model):
+    """Nothing can be read here, so each held-out example is taken for the commoner class of the others.
+
+    Where the three examples of each group keep one label, right ones come in threes.
+    """
+    settings = {"groups": torch.arange(12) // 3, "folds": 2, "controls": 20}
+    right = {
+        is_of_group: 12 * trained(random_model, torch.ones(12, 1), labels, **settings).control_accuracy[:, 0]
+        for is_of_group, labels in {True: [0, 0, 0, 1, 1, 1] * 2, False: [0, 1, 0, 1, 1, 1] * 2}.items()
+    }
+    assert all(round(count) % 3 == 0 for count in right[True].tolist())
+    assert any(round(count) % 3 != 0 for count in right[False].tolist())
+    assert len(right[True].round().unique()) > 1
 
 
 def test_several_classes_texts_and_a_point_of_several_axes(embedded):
@@ -385,7 +390,7 @@ TOKENS = torch.arange(1, 13).view(6, 2)
         (
             {"labels": torch.zeros(6, 3)},
             "labels of positions lie as the token ids do\n"
-            "  expected: labels of their shape, with [2, 2, 2, 2, 2, 2] real tokens\n  got: [6, 3]",
+            "  expected: rows of [2, 2, 2, 2, 2, 2] labels, padding included\n  got: rows of [3, 3, 3, 3, 3, 3]",
         ),
         ({"labels": ["a"] * 6}, "a probe tells classes apart\n  expected: two classes or more\n  got: 'a'"),
         ({"groups": [1, 2]}, "groups are one for each row\n  expected: 6 groups\n  got: 2"),
@@ -399,7 +404,7 @@ TOKENS = torch.arange(1, 13).view(6, 2)
         ),
         ({"control": "none"}, "unknown control 'none'\n  expected: 'shuffled' or 'by_token'"),
         ({"l2": 0}, "l2=0\n  expected: l2 > 0"),
-        ({"positions": 2}, "row 0 has no position 2\n  expected: -2 to 1\n  got: 2"),
+        ({"positions": 2}, "row 0 has no position 2\n  expected: -2 to 1\n  got: 2 real tokens"),
     ],
 )
 def test_what_cannot_be_trained_raises(random_model, given, message):

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from clearspan.analysis.attribution.attribution import direct_logit_attribution
 from tests.zoo import build
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import clearspan
+from clearspan.analysis import direct_logit_attribution
 from clearspan.errors import InputError, InvalidArgumentError
 
 VARIANTS = ["gpt_bigcode", "llama biases", "gemma2", "gpt_neox", "opt", "granite", "cohere2", "mixtral", "deepseek_v3"]
@@ -78,7 +78,7 @@ def test_every_part_is_what_the_logit_loses_without_it(random_bridge, rows):
     _, cache = bridge.run_with_cache(rows)
     found = direct_logit_attribution(bridge, rows, answers)
     names = {"embed": "hook_embed", "pos_embed": "hook_pos_embed"}
-    for label, values in zip(found.labels, found.per_row.T, strict=True):
+    for label, values in zip(found.parts, found.per_row.T, strict=True):
         name = names.get(label) or "blocks.{}.hook_{}".format(*label.split("_", 1))
         expected = effect(bridge, rows, answers, cache[name][:, -1], cache)
         torch.testing.assert_close(values, expected, rtol=1e-3, atol=1e-5)
@@ -86,14 +86,14 @@ def test_every_part_is_what_the_logit_loses_without_it(random_bridge, rows):
     for layer in range(bridge.cfg.n_layers):
         for head in range(bridge.cfg.n_heads):
             part = written(bridge, rows, layer, "attn", f"blocks.{layer}.attn.hook_z", head, cache)
-            values = heads.per_row[:, heads.labels.index(f"L{layer}H{head}")]
+            values = heads.per_row[:, heads.parts.index(f"L{layer}H{head}")]
             torch.testing.assert_close(values, effect(bridge, rows, answers, part, cache), rtol=1e-3, atol=1e-5)
             assert heads.by_head[layer, head] == heads.attribution[layer * bridge.cfg.n_heads + head]
     if "neuron" in units_of(bridge):
         neurons = direct_logit_attribution(bridge, rows, answers, unit="neuron")
         for layer, neuron in [(0, 0), (1, 7), (2, 79)]:
             part = written(bridge, rows, layer, "mlp", f"blocks.{layer}.mlp.hook_post", neuron, cache)
-            values = neurons.per_row[:, neurons.labels.index(f"L{layer}N{neuron}")]
+            values = neurons.per_row[:, neurons.parts.index(f"L{layer}N{neuron}")]
             torch.testing.assert_close(values, effect(bridge, rows, answers, part, cache), rtol=1e-3, atol=1e-5)
 
 
@@ -127,8 +127,8 @@ def test_a_difference_is_that_of_two_logits_and_layers_are_their_components(rand
     layers = direct_logit_attribution(bridge, rows, 3, unit="layer")
     parts = direct_logit_attribution(bridge, rows, 3)
     for layer in range(bridge.cfg.n_layers):
-        expected = sum(parts.per_row[:, parts.labels.index(f"{layer}_{which}_out")] for which in ("attn", "mlp"))
-        torch.testing.assert_close(layers.per_row[:, layers.labels.index(f"L{layer}")], expected)
+        expected = sum(parts.per_row[:, parts.parts.index(f"{layer}_{which}_out")] for which in ("attn", "mlp"))
+        torch.testing.assert_close(layers.per_row[:, layers.parts.index(f"L{layer}")], expected)
 
 
 @torch.no_grad()
@@ -136,7 +136,7 @@ def test_it_agrees_with_the_caches_own_tool(embedded):
     logits, cache = embedded.run_with_cache(TEXTS[1])
     stack, labels = cache.decompose_resid(return_labels=True, pos_slice=-1)
     found = direct_logit_attribution(embedded, TEXTS[1], "\n")
-    assert list(found.labels) == labels
+    assert list(found.parts) == labels
     torch.testing.assert_close(
         found.per_row[0], cache.logit_attrs(stack, "\n", pos_slice=-1)[:, 0], rtol=1e-4, atol=1e-4
     )
@@ -225,23 +225,20 @@ def test_it_prints_and_ranks(embedded):
     found = direct_logit_attribution(embedded, TEXTS[0], ",", "\n", unit="head")
     assert found.title == (
         "direct attribution of the logit of , less that of ⏎ to each head: "
-        f"sum {found.total.item():.4f}, the model's own {found.model.item():.4f}, "
-        f"largest gap {found.gap.abs().item():.1e}"
+        f"sum {found.total.item():.4f} with a constant of {found.constant.item():.4f}, "
+        f"the model's own {found.model.item():.4f}"
     )
     frame = found.to_dataframe()
-    assert list(frame.part) == [*found.labels, "constant"]
-    assert frame.logits.sum() == pytest.approx(found.model.item(), abs=1e-4)
-    assert found.labels[-1] == "rest"
+    assert list(frame.part) == list(found.parts)
+    assert frame.logits.sum() + found.constant.item() == pytest.approx(found.model.item(), abs=1e-4)
+    assert found.parts[-1] == "rest"
     top = found.top(3)
     largest = found.by_head.flatten().abs().argmax().item()
-    assert (top[0].label, len(top)) == (f"L{largest // 8}H{largest % 8}", 3)
-    assert top[0].logits == pytest.approx(found.by_head.flatten()[largest].item())
-    assert str(top[0]) == top[0].label
-    assert len(found.top(1000)) == 40
-    assert "rest" not in [part.label for part in found.top(1000)]
-    assert float(str(found).splitlines()[2].split()[1]) == pytest.approx(
-        frame.logits[frame.logits.abs().argmax()], abs=1e-3
-    )
+    assert (top.parts[0], len(top.parts)) == (f"L{largest // 8}H{largest % 8}", 3)
+    assert top.attribution[0] == found.by_head.flatten()[largest]
+    assert len(found.top(1000).parts) == 40
+    assert "rest" not in found.top(1000).parts
+    assert torch.equal(top.gap, found.gap)
     several = direct_logit_attribution(embedded, TEXTS, [",", "\n"], ["\n", ","])
     start = (
         "direct attribution of the logit of each row's answer less that of each row's incorrect token to each component"
@@ -249,6 +246,7 @@ def test_it_prints_and_ranks(embedded):
     assert several.title.startswith(f"{start}: sum ")
     assert several.title.endswith("; mean over 2 rows")
     assert torch.equal(several.attribution, several.per_row.mean(0))
+    assert list(several.to_dataframe()) == ["part", "logits", "standard error"]
 
 
 def test_the_title_says_what_comes_after():
@@ -260,26 +258,27 @@ def test_the_title_says_what_comes_after():
 def test_it_plots(embedded):
     heads = direct_logit_attribution(embedded, TEXTS[0], ",", unit="head")
     assert torch.tensor(heads.plot().data[0].z).allclose(heads.by_head, atol=1e-4)
+    assert list(heads.top(4).plot().data[0].x) == list(heads.top(4).parts)
     parts = direct_logit_attribution(embedded, TEXTS[0], ",")
-    assert list(parts.plot().data[0].x) == list(parts.labels)
+    assert list(parts.plot().data[0].x) == list(parts.parts)
     assert list(parts.plot().data[0].y) == pytest.approx(parts.attribution.tolist())
     neurons = direct_logit_attribution(embedded, TEXTS[0], ",", unit="neuron")
-    assert list(neurons.plot().data[0].x) == [part.label for part in neurons.top(40)]
+    assert list(neurons.plot().data[0].x) == list(neurons.top(40).parts)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"unit": "token"}, "unknown unit 'token'\n  expected: 'component', 'layer', 'head' or 'neuron'"),
-        ({"pos": 9}, "row 0 has no position 9\n  expected: -3 to 2\n  got: 9"),
+        ({"pos": 9}, "row 0 has no position 9\n  expected: -3 to 2\n  got: 3 real tokens"),
         ({"pos": [0, 1]}, "one position of each row is read\n  expected: pos=-1, or another\n  got: [0, 1]"),
         (
             {"answer_tokens": torch.tensor([4, 5, 6])},
-            "targets are one token for each row\n  expected: 2 tokens, ids from 0 to 4095\n  got: 3: [4, 5, 6]",
+            "answer_tokens are one token for each row\n  expected: 2 tokens, ids from 0 to 4095\n  got: 3: [4, 5, 6]",
         ),
         (
             {"incorrect_tokens": 4096},
-            "targets are one token for each row\n  expected: 2 tokens, ids from 0 to 4095\n  got: 2: [4096, 4096]",
+            "incorrect_tokens are one token for each row\n  expected: 2 tokens, ids from 0 to 4095\n  got: 1: [4096]",
         ),
     ],
 )

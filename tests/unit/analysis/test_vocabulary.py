@@ -1,10 +1,10 @@
 import pytest
 import torch
-from clearspan.analysis.attribution.vocabulary import singular_readings
 from tests.zoo import build
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import clearspan
+from clearspan.analysis import singular_readings
 from clearspan.errors import InvalidArgumentError, MissingWeightError
 
 VARIANTS = {
@@ -16,6 +16,7 @@ VARIANTS = {
     "granite": {},
     "cohere2": {},
     "bloom": {},
+    "gptj": {},
     "olmo2": {},
     "phi3": {},
 }

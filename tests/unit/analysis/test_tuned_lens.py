@@ -3,17 +3,12 @@ import textwrap
 
 import pytest
 import torch
-from clearspan.analysis.lenses.lens import logit_lens
-from clearspan.analysis.lenses.lens_divergence import lens_divergence
-from clearspan.analysis.lenses.lens_readings import lens_readings
-from clearspan.analysis.lenses.tuned_lens import TunedLens
-from clearspan.analysis.lenses.tuned_lens_training import train_tuned_lens
 from safetensors.torch import save_file
 from tests.conftest import tiny_model
 from tests.zoo import build
 
 import clearspan
-from clearspan.analysis.corpus import drawn, padded, pieces
+from clearspan.analysis import TunedLens, lens_divergence, lens_readings, logit_lens, train_tuned_lens
 from clearspan.errors import InvalidArgumentError
 
 
@@ -140,9 +135,12 @@ def test_divergence_is_the_mean_over_real_positions_of_what_is_read(bridge):
     assert found.positions == plain.shape[1]
     torch.testing.assert_close(found.logit_lens, plain.mean(1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.tuned_lens, tuned.mean(1), rtol=1e-4, atol=1e-5)
-    assert found.to_dataframe()["tuned lens"].tolist() == found.tuned_lens.tolist()
+    frame = found.to_dataframe()
+    assert frame["KL(final || lens)"][frame.lens == "tuned lens"].tolist() == found.tuned_lens.tolist()
+    assert frame["depth text"].tolist() == ["embed", *map(str, range(bridge.cfg.n_layers))] * 2
     assert [line.name for line in found.plot().data] == ["logit lens", "tuned lens"]
-    assert str(found).splitlines()[0] == "KL(final || lens) in nats by depth, mean over 13 positions"
+    title = "KL(final || lens) in nats of the stream at each depth, mean over 13 positions"
+    assert str(found).splitlines()[0] == title
 
 
 def test_it_comes_back_from_a_file(tmp_path, bridge, trained):
@@ -194,7 +192,7 @@ def test_a_stream_or_depth_that_it_does_not_have_raises(trained):
 
 def test_sizes_that_train_nothing_raise(bridge, trained):
     for wrong in ("steps", "batch_size", "learning_rate", "length"):
-        with pytest.raises(InvalidArgumentError, match=f"{wrong}=0\n  expected: {wrong} > 0"):
+        with pytest.raises(InvalidArgumentError, match=f"^{wrong}=0\n"):
             train_tuned_lens(bridge, ["x"], **{wrong: 0})
     with pytest.raises(InvalidArgumentError, match="batch_size=0"):
         lens_divergence(bridge, ["x"], trained, batch_size=0)
@@ -212,21 +210,3 @@ def test_progress_and_losses_by_step():
     assert frame.loss[frame.step == 2].tolist() == lens.losses[2].tolist()
     assert [line.name for line in lens.plot().data] == ["depth 0", "depth 1", "depth 2"]
     assert str(lens).splitlines()[2].split()[:2] == ["2", "0"]
-
-
-def test_pieces_are_cut_drawn_once_a_round_and_filled_on_the_right(bridge):
-    long = bridge.to_tokens("import os\nimport sys\nimport re")[0]
-    cut = pieces(bridge, ["import os\nimport sys\nimport re", "x"], length=4)
-    assert torch.equal(torch.cat(cut), torch.cat([long, bridge.to_tokens("x")[0]]))
-    assert max(map(len, cut)) == 4
-    assert [row.tolist() for row in pieces(bridge, torch.tensor([[1, 2, 3], [4, 5, 6]]), 2)] == [
-        [1, 2],
-        [3],
-        [4, 5],
-        [6],
-    ]
-    batches = list(drawn([torch.tensor([i]) for i in range(6)], size=3, count=4, seed=0))
-    for half in (batches[:2], batches[2:]):
-        assert sorted(int(piece) for batch in half for piece in batch) == [0, 1, 2, 3, 4, 5]
-    tokens, mask = padded([torch.tensor([5]), torch.tensor([0, 7])])
-    assert (tokens.tolist(), mask.tolist()) == ([[5, 0], [0, 7]], [[1, 0], [1, 1]])
