@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from clearspan.analysis.probing import Probe as Probe
     from clearspan.analysis.probing import Probes as Probes
     from clearspan.analysis.probing import train_probe as train_probe
-    from clearspan.analysis.repeated_tokens import RepeatedTokens as RepeatedTokens
-    from clearspan.analysis.repeated_tokens import repeated_tokens as repeated_tokens
+    from clearspan.analysis.repeats import RepeatedTokens as RepeatedTokens
+    from clearspan.analysis.repeats import repeated_tokens as repeated_tokens
     from clearspan.analysis.reports import CausalEffect as CausalEffect
     from clearspan.analysis.reports import ModelFacts as ModelFacts
     from clearspan.analysis.reports import Predictions as Predictions
@@ -147,8 +147,8 @@ _HOMES = {
     "Probe": "clearspan.analysis.probing",
     "Probes": "clearspan.analysis.probing",
     "train_probe": "clearspan.analysis.probing",
-    "RepeatedTokens": "clearspan.analysis.repeated_tokens",
-    "repeated_tokens": "clearspan.analysis.repeated_tokens",
+    "RepeatedTokens": "clearspan.analysis.repeats",
+    "repeated_tokens": "clearspan.analysis.repeats",
     "CausalEffect": "clearspan.analysis.reports",
     "ModelFacts": "clearspan.analysis.reports",
     "Predictions": "clearspan.analysis.reports",
