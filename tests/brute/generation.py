@@ -61,7 +61,7 @@ def greedy(
         run = reference.run(rows, edits, keep)
         best = run.logits[:, -1].topk(2)
         gaps = (best.values[:, 0] - best.values[:, 1])[~is_done]
-        margin = min(margin, float(gaps.min() / run.logits.abs().max()))
+        margin = min(margin, float(gaps.min() / run.logits.abs().max().clamp(min=1e-9)))
         nexts = best.indices[:, 0].masked_fill(is_done, END)
         is_done |= nexts == END
         last, before = run, rows
