@@ -17,8 +17,8 @@ from tests.zoo import MODELS, build  # noqa: E402 (the tests' models are not ins
 import clearspan  # noqa: E402
 from clearspan import TransformerBridge  # noqa: E402
 from clearspan.architectures import ADAPTERS  # noqa: E402
-from clearspan.verification import Verification  # noqa: E402
 from clearspan.points import RAW_ENDS, VOCABULARY, Entry  # noqa: E402
+from clearspan.verification import Verification  # noqa: E402
 
 
 def architectures() -> str:

@@ -21,7 +21,12 @@ _SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Example|Referenc
 def pages() -> dict[str, str]:
     """Returns the text of each page, by its file's name."""
     found = {f"{name.removeprefix('clearspan.')}.md": page(name) for name in MODULES}
-    index = ["# Reference", "", "Every public name, from the docstrings. `python docs/reference.py` writes these pages.", ""]
+    index = [
+        "# Reference",
+        "",
+        "Every public name, from the docstrings. `python docs/reference.py` writes these pages.",
+        "",
+    ]
     for name in MODULES:
         summary = (import_module(name).__doc__ or "").splitlines()[0]
         index.append(f"- [`{name}`]({name.removeprefix('clearspan.')}.md): {summary}")
@@ -31,7 +36,9 @@ def pages() -> dict[str, str]:
 def public_names(module: str) -> list[str]:
     """Returns the names that a module offers, without its modules."""
     home = import_module(module)
-    return [name for name in sorted(home.__all__, key=str.lower) if not isinstance(getattr(home, name), types.ModuleType)]
+    return [
+        name for name in sorted(home.__all__, key=str.lower) if not isinstance(getattr(home, name), types.ModuleType)
+    ]
 
 
 def page(module: str) -> str:
@@ -103,8 +110,13 @@ def _signature(name: str, value: object) -> Iterator[str]:
     else:
         yield f"{name}("
         kind = None
-        for text, parameter in zip(parameters, [p for p in signature.parameters.values() if p.name not in ("self", "cls")], strict=True):
-            if parameter.kind is parameter.KEYWORD_ONLY and kind not in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL):
+        for text, parameter in zip(
+            parameters, [p for p in signature.parameters.values() if p.name not in ("self", "cls")], strict=True
+        ):
+            if parameter.kind is parameter.KEYWORD_ONLY and kind not in (
+                parameter.KEYWORD_ONLY,
+                parameter.VAR_POSITIONAL,
+            ):
                 yield "    *,"
             kind = parameter.kind
             yield f"    {text},"

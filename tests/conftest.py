@@ -9,12 +9,12 @@ import hypothesis
 import pytest
 import torch
 from filelock import FileLock
-from tests import zoo
 from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
 
 import clearspan
 from clearspan import TransformerBridge
-from clearspan.bridge.verification import Verification
+from clearspan.verification import Verification
+from tests import zoo
 
 # Tiny models are fastest with one thread, many times so where several processes share the cores.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

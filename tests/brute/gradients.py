@@ -165,9 +165,7 @@ def edge_scores(
     return table
 
 
-def input_slopes(
-    reference: Reference, rows: Rows, total: Total, edits: Sequence[Edit]
-) -> dict[Receiver, Tensor]:
+def input_slopes(reference: Reference, rows: Rows, total: Total, edits: Sequence[Edit]) -> dict[Receiver, Tensor]:
     """Returns the gradient of a metric with respect to what each receiver reads."""
     receivers, layers = receivers_of(reference), range(reference.n_layers)
     names = [full_name(f"{letter}_input", layer) for layer in layers for letter in "qkv"]

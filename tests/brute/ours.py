@@ -14,7 +14,7 @@ from clearspan import Intervention, TransformerBridge
 from . import changes, metrics
 from .changes import Change
 from .draws import Draw
-from .models import Subject, subject
+from .models import Subject
 from .rows import Rows
 
 for name, function in changes.FUNCTIONS.items():
@@ -37,7 +37,7 @@ def form_of(rows: Rows) -> tuple[str, ...]:
     return FORMS[rows.is_padded :]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def bridge_to(subject: Subject) -> TransformerBridge:
     """Returns the bridge to a model."""
     return clearspan.boot(subject.model)
@@ -112,7 +112,12 @@ def given(bridge: TransformerBridge, rows: Rows, form: str) -> tuple[Any, dict[s
 
 
 def source_of(
-    draw: Draw, bridge: TransformerBridge, rows: Rows, names: Sequence[str], like: Rows | None, may_be_cache: bool = True
+    draw: Draw,
+    bridge: TransformerBridge,
+    rows: Rows,
+    names: Sequence[str],
+    like: Rows | None,
+    may_be_cache: bool = True,
 ) -> Any:
     """Returns rows as a source run: an input, the cache of its run, or the values as tensors.
 
@@ -149,7 +154,9 @@ def sources_of(
     n_layers, found = bridge.cfg.n_layers, {}
     for name, rows in inputs.items():
         taken = [change for change in drawn if getattr(change.action, "source", None) == name]
-        found[name] = source_of(draw, bridge, rows, list({change.source_name(n_layers): 0 for change in taken}), like, may_be_cache)
+        found[name] = source_of(
+            draw, bridge, rows, list({change.source_name(n_layers): 0 for change in taken}), like, may_be_cache
+        )
     return found
 
 

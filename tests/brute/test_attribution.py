@@ -86,5 +86,3 @@ def test_scores_of_edges_are_changes_times_gradients(number):
     expected = gradients.edge_scores(reference, pair.base, pair.source, pair.measured, alphas, gradients.added)
     found = analysis.edge_attribution(*pair.arguments(), direction=pair.direction, **options)
     ours.agree(draw, found.per_row, expected, "scores of edges", ours.GRADIENTS)
-
-

@@ -81,5 +81,3 @@ def test_generation_chooses_what_whole_forwards_choose(number):
 def assert_same(draw, ours, theirs):
     """Fails unless the same tokens were chosen."""
     assert torch.equal(ours, theirs), f"{ours.tolist()}, and not {theirs.tolist()}\n{draw}"
-
-

@@ -1,7 +1,7 @@
 """Caches as files: one safetensors file each, with all that is not a tensor as JSON in its metadata.
 
-A file holds raw tensors and views of them, so that what shares storage is written once. It is read beside a model of
-the same architecture and sizes, whose hook points say how the raw tensors show.
+A file holds raw tensors and views of them, so that shared storage is written once. Reading it takes a model of the same
+architecture and sizes, whose hook points say how the raw tensors show.
 """
 
 import json

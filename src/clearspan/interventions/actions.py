@@ -522,7 +522,7 @@ def _numbers(given: object) -> tuple[int, ...]:
 
 
 def _given(source: Tensor | None) -> Tensor:
-    assert source is not None, "an action with a source run is handed its value"
+    assert source is not None, "an action with a source run gets its value"
     return source
 
 

@@ -76,8 +76,7 @@ class Written:
         site: The site.
         batch: The run's whole sequence, or a generation's prompt.
         where_possible: Whether rows that lack a position are left as they are.
-        was_before: Whether it was written too in the run from which this one goes on, so that positions before this
-            one's are left as they are.
+        was_before: Whether the run that this one continues was written too; then earlier positions are left alone.
         is_generating: Whether the sequence grows beyond the batch.
     """
 
@@ -101,7 +100,7 @@ class Written:
 
         Args:
             width: Columns, those of the batch first.
-            every_step: The first column of a step of generation, all of which is written; or None.
+            every_step: The first column of a step of generation that is written whole; or None.
         """
         spots, keys = self._spots, self.site.intervention.key_spots
         if spots is None and keys is None:

@@ -1,17 +1,29 @@
-"""Causal models as data: variables that are functions of one another, and what comes out when one is exchanged."""
+"""Causal models as data: variables that are functions of one another, and examples of what an exchange should do."""
 
 import graphlib
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
-from clearspan.errors import InvalidArgumentError
+import torch
+
+from clearspan.analysis.abstraction.interchange import Answers, InterchangeExamples
+from clearspan.bridge import TransformerBridge
+from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.points import nearest
 
 Setting = Mapping[str, Hashable]
 """Values by the variable's name."""
 Mechanism = Callable[..., Hashable]
 """Gives a variable; its parameters are named after what it depends on."""
+Prompt = Callable[[Setting], str] | Callable[[Setting], Sequence[int]]
+"""From an input of the causal model to text, or to token ids."""
+PromptPosition = int | Sequence[int] | Callable[[Setting], int] | Callable[[Setting], Sequence[int]]
+"""One position or several for all prompts, or a function that gives them for each."""
+
+_PATIENCE = 100
+"""How many pairs may be looked at for each one wanted."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class CausalModel:
             InvalidArgumentError: An input has no value, or what is fixed is neither an input nor a variable.
         """
         fixed = fixed or {}
-        self._check(fixed)
+        self.check(fixed)
         lacking = [name for name in self.inputs if name not in setting and name not in fixed]
         if lacking:
             raise InvalidArgumentError(
@@ -105,11 +117,12 @@ class CausalModel:
             source: The inputs of the run that values are taken from.
             variables: Which; an input can be one of them.
         """
-        self._check(dict.fromkeys(variables))
+        self.check(variables)
         taken = self.run(source)
         return self.run(base, {name: taken[name] for name in variables})[self.output]
 
-    def _check(self, names: Setting) -> None:
+    def check(self, names: Iterable[str]) -> None:
+        """Raises InvalidArgumentError unless all names are those of inputs or variables."""
         known = (*self.inputs, *self.variables)
         for name in names:
             if name not in known:
@@ -131,3 +144,106 @@ def _parameters(name: str, function: Mechanism) -> tuple[str, ...]:
                 got=str(parameter),
             )
     return tuple(parameter.name for parameter in found)
+
+
+def draw_interchanges(
+    bridge: TransformerBridge,
+    model: CausalModel,
+    inputs: Sequence[Setting],
+    variables: str | Sequence[str],
+    *,
+    prompt: Prompt,
+    token: Callable[[Hashable], str | int] | None = None,
+    position: PromptPosition = -1,
+    answers: Answers | None = None,
+    count: int = 256,
+    changing: bool = False,
+    seed: int = 0,
+) -> InterchangeExamples:
+    """Returns random pairs of inputs, with what the causal model puts out when variables are exchanged between them.
+
+    No pair comes twice, and none has one input on both sides. A pair for which the model puts out None is passed over.
+
+    Args:
+        bridge: The model that is to be explained.
+        model: What explains it.
+        inputs: Inputs of the causal model, of which pairs are made.
+        variables: The variable that is exchanged, or several; an input can be one.
+        prompt: Gives the text, or the token ids, that the model reads for an input; the same kind for all.
+        token: Gives the token, as text or id, of an output; None where outputs are tokens.
+        position: Where values are exchanged: counted in each prompt's tokens (a BOS is one), negative from the last.
+        answers: The tokens among which the likeliest is the answer, as text or ids; None for the whole vocabulary.
+        count: Pairs.
+        changing: Whether a pair must have another output after the interchange than before. Otherwise some pairs may be
+            right without an interchange; the results say how many are.
+        seed: Of the pairs. Torch's own seed is neither read nor changed.
+
+    Raises:
+        InvalidArgumentError: Fewer than two inputs, too few pairs, or a position that a prompt does not have.
+        NoTokenizerError: Text, and the bridge has no tokenizer.
+
+    Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> model = CausalModel({"answer": lambda module: f" {module}"}, output="answer")
+        >>> pairs = draw_interchanges(
+        ...     bridge,
+        ...     model,
+        ...     [{"module": name} for name in ("os", "sys", "re")],
+        ...     "module",
+        ...     prompt=lambda given: f"import {given['module']}",
+        ...     count=6,
+        ... )
+        >>> pairs
+        InterchangeExamples(6 pairs of 3 and 3 tokens, values exchanged at 1 place)
+    """
+    check_counts(count=count)
+    check_counts(0, seed=seed)
+    names = [variables] if isinstance(variables, str) else list(variables)
+    model.check(names)
+    kept: list[tuple[Setting, Setting, Hashable]] = []
+    for base, source in islice(_pairs(inputs, seed), _PATIENCE * count):
+        output = model.interchange(base, source, names)
+        if output is not None and not (changing and output == model.run(base)[model.output]):
+            kept.append((base, source, output))
+        if len(kept) == count:
+            break
+    else:
+        raise InvalidArgumentError(
+            f"there are too few pairs of {len(inputs)} inputs", expected=f"count={count}", got=str(len(kept))
+        )
+    bases, sources, outputs = zip(*kept, strict=True)
+    return InterchangeExamples.of(
+        bridge,
+        [prompt(each) for each in bases],
+        [prompt(each) for each in sources],
+        [_as_token(each if token is None else token(each)) for each in outputs],
+        position=[_places(position, each) for each in bases],
+        source_position=[_places(position, each) for each in sources],
+        answers=answers,
+    )
+
+
+def _pairs(inputs: Sequence[Setting], seed: int) -> Iterator[tuple[Setting, Setting]]:
+    """Yields ordered pairs of two different inputs, each pair once, in a random order."""
+    generator = torch.Generator().manual_seed(seed)
+    total, seen = len(inputs) * (len(inputs) - 1), set()
+    while len(seen) < total:
+        for code in torch.randint(total, (1024,), generator=generator).tolist():
+            if code not in seen:
+                seen.add(code)
+                first, other = divmod(code, len(inputs) - 1)
+                yield inputs[first], inputs[other + (other >= first)]
+
+
+def _as_token(output: Hashable) -> str | int:
+    if isinstance(output, bool) or not isinstance(output, str | int):
+        raise InvalidArgumentError(
+            f"the output {output!r} is no token", expected="text of one token, or an id", fix="token=, which gives one"
+        )
+    return output
+
+
+def _places(position: PromptPosition, setting: Setting) -> Sequence[int]:
+    own = position(setting) if callable(position) else position
+    return [own] if isinstance(own, int) else own

@@ -1,27 +1,402 @@
 """Interchange interventions: does the model answer as if a variable had the value that it has in another run?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from math import prod
+from typing import ClassVar, Self, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan.analysis.activations import Layers, layers_of
-from clearspan.analysis.corpus import check_positive
-from clearspan.analysis.progress import Progress, silent
+from clearspan._run.hooks import sites_of
+from clearspan.analysis.activations import Layers, Targets, layers_of, points_of, target_ids_of, whole_numbers
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError
-from clearspan.interventions import Intervention, Patch
+from clearspan.effects import Effects, Label
+from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts
+from clearspan.inputs import Batch, Input, Positions
+from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace
 from clearspan.points import Address
-from clearspan.sweep import LogitMetric, Sweep, SweepResult
-from clearspan.sweep.metrics import Context
+from clearspan.progress import Progress, shown, silent
+from clearspan.results import Columns
+from clearspan.statistics import Interval, share_interval
+from clearspan.sweep import Grid, LogitMetric, Pair, Sweep, grid
+from clearspan.sweep.metrics import Context, one_place
 
-from .interchange_examples import InterchangeExamples
-from .interchange_result import InterchangeAccuracy
-from .interchange_runs import check_runnable, runs_of
-from .interchange_site import InterchangeSite, Places, checked_basis, whole, within
+Places = int | Sequence[int] | None
+"""One head or neuron, several, or all (None)."""
+Answers = Sequence[str] | Sequence[int]
+"""Tokens, as text or ids."""
+Basis = Float[Tensor, "d k"]
+"""Orthonormal columns."""
+
+SOURCE = "source"
+"""Name of the run that values are taken from."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InterchangeExamples:
+    """Pairs of a base and a source, with the answer that a hypothesis expects of the base after the interchange.
+
+    The answer is the likeliest token after a base's last token. `of` makes examples from any inputs, and
+    `draw_interchanges` from a causal model.
+
+    Attributes:
+        base: The runs that are changed.
+        source: The runs that values are taken from; they need not be as long as the bases.
+        labels: The token that should come out, for each pair; on the CPU.
+        base_positions: Where values are written: one position or several for all pairs, or a list for each pair. They
+            are kept as a tuple for each pair, counted from 0.
+        source_positions: Where the values for these places are read, in the same order.
+        answers: The tokens among which the likeliest is the answer, in order; None for the whole vocabulary.
+
+    Raises:
+        InvalidArgumentError: Numbers of rows or places that do not fit each other, a position that a row does not have
+            or that is written twice, or a label that is no answer.
+
+    Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> InterchangeExamples.of(bridge, ["import re, sys"], ["import os"], [" os"], position=1)
+        InterchangeExamples(1 pair of 5 and 3 tokens, values exchanged at 1 place)
+    """
+
+    base: Batch
+    source: Batch
+    labels: Int[Tensor, "example"]
+    base_positions: Positions = -1
+    source_positions: Positions = -1
+    answers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("base", SOURCE):
+            batch = getattr(self, name)
+            if not isinstance(batch, Batch):
+                raise InvalidArgumentError(
+                    f"the {name} of examples is a Batch", got=type(batch).__name__, fix="InterchangeExamples.of"
+                )
+            own = batch.positions(getattr(self, f"{name}_positions"), f"{name} position")
+            object.__setattr__(self, f"{name}_positions", tuple(map(tuple, own)))
+        labels = torch.as_tensor(self.labels).detach().cpu()
+        object.__setattr__(self, "labels", labels)
+        rows = (self.base.rows, self.source.rows)
+        if labels.is_floating_point() or list(labels.shape) != [rows[0]] or rows[0] != rows[1]:
+            raise InvalidArgumentError(
+                "examples are pairs with a label each",
+                expected="as many bases, sources and whole numbers as labels",
+                got=f"{rows[0]} bases, {rows[1]} sources, labels {labels.dtype} {list(labels.shape)}",
+            )
+        places = {len(own) for own in (*self.written, *self.read)}
+        if len(places) > 1:
+            raise InvalidArgumentError(
+                "an interchange reads as many positions as it writes", expected="as many in each pair", got=str(places)
+            )
+        for row, own in enumerate(self.written):
+            if len(set(own)) < len(own):
+                raise InvalidArgumentError(f"a position of base {row} is written twice", got=str(list(own)))
+        if self.answers is not None:
+            object.__setattr__(self, "answers", tuple(sorted(set(self.answers))))
+            self.targets()
+
+    @classmethod
+    def of(
+        cls,
+        bridge: TransformerBridge,
+        base: Input,
+        source: Input,
+        labels: Targets,
+        *,
+        position: Positions = -1,
+        source_position: Positions = None,
+        answers: Answers | None = None,
+        base_mask: Int[Tensor, "example pos"] | None = None,
+        source_mask: Int[Tensor, "example source_pos"] | None = None,
+    ) -> Self:
+        """Returns examples of any two inputs.
+
+        Args:
+            bridge: The model that they are for.
+            base: Any input.
+            source: Another, of as many rows.
+            labels: One token for each pair, or for all, as text or ids.
+            position: Where values are written: one position or several for all pairs, or a list for each pair; counted
+                among real tokens, negative from the last one.
+            source_position: Where they are read; by default at `position`.
+            answers: The tokens among which the likeliest is the answer, as text or ids; None for the whole vocabulary.
+            base_mask: 1 for real tokens, where bare token ids have padding.
+            source_mask: The same of the source.
+
+        Raises:
+            NoTokenizerError: Text, and the bridge has no tokenizer.
+            InvalidArgumentError: A label that is not one token of the vocabulary, or as above.
+        """
+        first, other = bridge.to_batch(base, base_mask), bridge.to_batch(source, source_mask)
+        among = None if answers is None else tuple(target_ids_of(bridge, answers, len(answers)).tolist())
+        if among == ():
+            raise InvalidArgumentError("answers=[]", expected="tokens, or None for the whole vocabulary")
+        return cls(
+            first,
+            other,
+            target_ids_of(bridge, labels, first.rows),
+            position,
+            position if source_position is None else source_position,
+            among,
+        )
+
+    @property
+    def written(self) -> tuple[tuple[int, ...], ...]:
+        """Where values are written in each base, from 0."""
+        return cast("tuple[tuple[int, ...], ...]", self.base_positions)
+
+    @property
+    def read(self) -> tuple[tuple[int, ...], ...]:
+        """Where they are read in each source, from 0."""
+        return cast("tuple[tuple[int, ...], ...]", self.source_positions)
+
+    def __len__(self) -> int:
+        return self.base.rows
+
+    def __repr__(self) -> str:
+        pairs, places = len(self), len(self.written[0])
+        among = "" if self.answers is None else f", {len(self.answers)} answers"
+        return (
+            f"InterchangeExamples({pairs} pair{'s' * (pairs > 1)} of {self.base.longest} and {self.source.longest} "
+            f"tokens, values exchanged at {places} place{'s' * (places > 1)}{among})"
+        )
+
+    def intervention(
+        self, point: str, basis: Basis | Constant | None = None, *, heads: Places = None, neurons: Places = None
+    ) -> Intervention:
+        """Returns the interchange at a point, which goes with `sources={"source": examples.source}` into any run.
+
+        Args:
+            point: Full name of a point that has a value at each position.
+            basis: Orthonormal columns of the subspace whose part is exchanged, in the space of the value's chosen heads
+                or neurons, flattened; None for the whole value.
+            heads: Which heads are exchanged; by default all.
+            neurons: Which neurons, or coordinates of the residual stream; by default all.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> table = " file name list size"
+            >>> pairs = InterchangeExamples.of(bridge, table + " file", table + " list", " size")
+            >>> swap = pairs.intervention("blocks.4.hook_resid_pre")
+            >>> logits = bridge(pairs.base, interventions=[swap], sources={"source": pairs.source})
+            >>> bridge.to_single_str_token(logits[0, -1].argmax().item())
+            ' size'
+        """
+        patch = Patch(SOURCE, position=self.read)
+        if basis is not None:
+            patch = PatchSubspace(SOURCE, position=self.read, basis=Constant.of(basis))
+        return Intervention(point, patch, positions=self.written, heads=heads, neurons=neurons)
+
+    def targets(self) -> Int[Tensor, "example"]:
+        """Returns each label as its place among the answers; its id where every token is one."""
+        if self.answers is None:
+            return self.labels
+        for row, label in enumerate(self.labels.tolist()):
+            if label not in self.answers:
+                raise InvalidArgumentError(
+                    f"the label {label} of pair {row} is no answer", expected=", ".join(map(str, self.answers))
+                )
+        return torch.searchsorted(torch.tensor(self.answers), self.labels)
+
+    def hits(self, answered: Float[Tensor, "*cell example"]) -> Float[Tensor, "*cell example"]:
+        """Returns 1 where an answer is the label, 0 where it is not, and NaN where there is no answer."""
+        return (answered == self.labels).float().masked_fill(answered.isnan(), torch.nan)
+
+    def select(self, rows: Tensor | slice | Sequence[int]) -> Self:
+        """Returns some of the pairs.
+
+        Args:
+            rows: Their numbers, a mask, or a slice.
+        """
+        numbers = torch.arange(len(self))[rows if isinstance(rows, slice) else torch.as_tensor(rows)].tolist()
+        if not numbers:
+            raise InvalidArgumentError("examples are one pair or more", got=f"rows={rows}")
+        return replace(
+            self,
+            base=self.base.select(numbers),
+            source=self.source.select(numbers),
+            labels=self.labels[numbers],
+            base_positions=[self.written[row] for row in numbers],
+            source_positions=[self.read[row] for row in numbers],
+        )
+
+    def split(self, size: int) -> Iterator[Self]:
+        """Yields the pairs in their order, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.select(slice(start, start + size))
+
+    def relabelled(self, labels: Int[Tensor, "example"]) -> Self:
+        """Returns the same pairs with other labels."""
+        return replace(self, labels=labels)
+
+
+@dataclass(frozen=True)
+class InterchangeSite:
+    """A hook point, or some of its heads or neurons, whose value at a position is taken as one vector.
+
+    Attributes:
+        name: The point, a value at each position.
+        shape: Of its value at a position.
+        heads: Which heads; for keys and values, which key/value heads. None for all.
+        neurons: Which neurons of an MLP, or coordinates of the residual stream. None for all.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    heads: tuple[int, ...] | None = None
+    neurons: tuple[int, ...] | None = None
+
+    @classmethod
+    def all_of(
+        cls, bridge: TransformerBridge, name: str, layers: Layers, heads: Places, neurons: Places
+    ) -> tuple[Self, ...]:
+        """Returns the site in each layer, or the one site of a full name.
+
+        Raises:
+            UnknownPointError: A point or layer that the model does not have.
+            InvalidArgumentError: Heads or neurons that it does not have, or a point that is not a value at each
+                position.
+        """
+        return tuple(cls.of(bridge, point, heads, neurons) for point in points_of(bridge, name, layers))
+
+    @classmethod
+    def of(cls, bridge: TransformerBridge, name: str, heads: Places = None, neurons: Places = None) -> Self:
+        """Returns the site of a point's full name."""
+        (site,) = sites_of(bridge, [Intervention(name, Patch(), heads=heads, neurons=neurons)])
+        own = site.fixed
+        return cls(
+            name,
+            tuple(site.point.sizes[axis] for axis in site.axes[2:]),
+            own.get("head", own.get("kv_head")),
+            next((own[axis] for axis in ("d_mlp", "expert", "d_model") if axis in own), None),
+        )
+
+    @property
+    def width(self) -> int:
+        """Length of the vector."""
+        sizes = list(self.shape)
+        if self.heads is not None:
+            sizes[0] = len(self.heads)
+        if self.neurons is not None:
+            sizes[-1] = len(self.neurons)
+        return prod(sizes)
+
+    def __str__(self) -> str:
+        chosen = {"heads": self.heads, "neurons": self.neurons}
+        said = [f"{name} {', '.join(map(str, places))}" for name, places in chosen.items() if places is not None]
+        return f"{self.name} ({'; '.join(said)})" if said else self.name
+
+    def vectors(self, value: Float[Tensor, "*place axes"]) -> Float[Tensor, "*place d"]:
+        """Returns the vectors of values `[*place, *shape]`, in float32 at least."""
+        lead = value.ndim - len(self.shape)
+        if list(value.shape[max(lead, 0) :]) != list(self.shape):
+            raise InvalidArgumentError(
+                "these are no values of the point",
+                expected=f"[..., {', '.join(map(str, self.shape))}]",
+                got=str(list(value.shape)),
+                where=self.name,
+            )
+        if self.heads is not None:
+            value = value.index_select(lead, torch.tensor(self.heads, device=value.device))
+        if self.neurons is not None:
+            value = value[..., list(self.neurons)]
+        return value.to(torch.promote_types(value.dtype, torch.float32)).flatten(lead)
+
+    def checked(self, basis: Basis) -> Basis:
+        """Returns the basis of a subspace of the vectors.
+
+        Raises:
+            InvalidArgumentError: It is of another width, or its columns are not orthonormal.
+        """
+        if not isinstance(basis, Tensor) or basis.ndim != 2 or basis.shape[0] != self.width:
+            raise InvalidArgumentError(
+                "the subspace is of another space than the vectors",
+                expected=f"[d={self.width}, k]",
+                got=str(list(basis.shape)) if isinstance(basis, Tensor) else type(basis).__name__,
+                where=str(self),
+            )
+        exact = basis.detach().double()
+        apart = (exact.T @ exact - torch.eye(basis.shape[1]).to(exact)).abs().max().item() if basis.shape[1] else 0.0
+        if not apart < 1e-3:
+            raise InvalidArgumentError(
+                "the columns of the subspace's basis are not orthonormal",
+                expected="basis.T @ basis = 1",
+                got=f"another by {apart:.2g}",
+                fix="torch.linalg.qr(basis).Q",
+            )
+        return basis
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InterchangeAccuracy(Effects):
+    """Interchange intervention accuracy (IIA): shares of pairs that are answered as expected, on the CPU.
+
+    Its one metric is `accuracy`: 1 for a pair that is answered as expected after the interchange, and 0 for another;
+    NaN for a pair that lacks the position. `base` has the same without an interchange.
+    """
+
+    draws_change: ClassVar[bool] = False
+
+    @property
+    def hits(self) -> Float[Tensor, "*cell example"]:
+        """1 where the answer after the interchange is the label, otherwise 0."""
+        return self.of()
+
+    @property
+    def unchanged(self) -> Float[Tensor, "example"]:
+        """The same without an interchange."""
+        return self.base["accuracy"]
+
+    @property
+    def accuracy(self) -> Float[Tensor, "*cell"]:
+        """The share of hits."""
+        return self.mean()
+
+    def interval(self, metric: str | None = None, *, level: float = 0.95, seed: int = 0) -> Interval:
+        """Returns the accuracies with Wilson's score interval around each, which has a width also at 0 and 1."""
+        return share_interval(self.of(metric), level=level)
+
+    def columns(self) -> Columns:
+        """Returns one row for each place; `low` and `high` are the ends of the 95 % interval."""
+        interval = self.interval()
+        ends = {"low": interval.low.flatten().tolist(), "high": interval.high.flatten().tolist()}
+        return {**super().columns(), **ends}
+
+
+@dataclass(frozen=True)
+class Answer(LogitMetric):
+    """The likeliest token after a row's last one, as its id; NaN where the logits are not finite.
+
+    Attributes:
+        answers: The tokens among which the likeliest counts, in order; None for the whole vocabulary.
+    """
+
+    answers: tuple[int, ...] | None = None
+
+    kind: ClassVar[str] = "answer"
+
+    @property
+    def tokens(self) -> tuple[int, ...] | None:
+        """The answers."""
+        return self.answers
+
+    def places(self, batch: Batch) -> Int[Tensor, "row 1"]:
+        """Returns the column of each row's last token."""
+        return one_place(-1, batch)
+
+    def of(self, logits: Float[Tensor, "*cell row 1 token"], context: Context) -> Float[Tensor, "*cell row"]:
+        """Returns the token."""
+        value, likeliest = logits[..., 0, :].max(-1)
+        if self.answers is not None:
+            likeliest = torch.tensor(self.answers, device=likeliest.device)[likeliest]
+        return likeliest.double().masked_fill(~value.isfinite(), torch.nan)
+
+
+# --- accuracy --------------------------------------------------------------------------------------------------------
 
 
 def interchange_accuracy(
@@ -32,36 +407,35 @@ def interchange_accuracy(
     layers: Layers = None,
     heads: Places = None,
     neurons: Places = None,
-    subspace: Float[Tensor, "d k"] | None = None,
+    subspace: Basis | None = None,
     batch_size: int = 64,
-    progress: Progress = silent,
+    progress: bool | Progress = True,
 ) -> InterchangeAccuracy:
     """Returns how often the answer is the expected one when values at the examples' positions are exchanged, by layer.
 
     The value at a base's position becomes that of its source: whole, in some heads or neurons, or in a subspace,
-    `base + (source - base) @ subspace @ subspace.T`. Bases and sources are run once, and what is changed is run from
-    its own layer.
+    `base + (source - base) @ subspace @ subspace.T`. Layers are cells of a sweep (`clearspan.sweep.Sweep`), each run
+    from the layer that it changes.
 
     Args:
-        bridge: The model, in evaluation mode.
+        bridge: The model, in evaluation mode, with no hooks on it.
         examples: Pairs, positions, and the answers that are expected.
         name: Short name of a point in each layer, or the full name of one point: a value at each position.
         layers: One or several, negative from the end; by default all.
         heads: Which heads are exchanged, together; by default all.
         neurons: Which neurons, or coordinates of the residual stream, are exchanged, together; by default all.
         subspace: Orthonormal columns, in the space of what is chosen of the value, flattened; by default all of it.
-        batch_size: Pairs run at a time.
-        progress: Called after each batch.
+        batch_size: Pairs in one sweep.
+        progress: Whether a bar is shown, or a function that is told how far it is.
 
     Returns:
-        Hits `[layer, example]`, with the accuracy that there is without an interchange.
+        Hits by layer and pair, with the accuracy without an interchange as the base.
 
     Raises:
-        UnknownPointError: There is no such point, or no such layer.
+        UnknownPointError: A point or layer that the model does not have.
         InvalidArgumentError: Heads or neurons that the point does not have, a subspace of another space or without an
-            orthonormal basis, a token outside the vocabulary, or a model in training mode.
+            orthonormal basis, a token outside the vocabulary, a model in training mode, or hooks on it.
         NotFiniteError: Logits are infinite or not numbers.
-        PointNotReachedError: The point is after the last block, or somebody else's hook is on a layer that is not run.
 
     Example:
         >>> import clearspan
@@ -76,24 +450,52 @@ def interchange_accuracy(
         Geiger, Lu, Icard and Potts (2021), "Causal Abstractions of Neural Networks", arXiv:2106.02997, for
         interchange interventions and their accuracy.
     """
-    check_positive(batch_size=batch_size)
     sites = InterchangeSite.all_of(bridge, name, layers, heads, neurons)
-    exchange = whole
-    if subspace is not None:
-        for site in sites:
-            checked_basis(subspace, site)
-        exchange = within(subspace)
-    hits, unchanged = [], []
-    for batch in examples.split(batch_size):
-        runs = runs_of(bridge, batch, sites)
-        hits.append(torch.stack([run.hits(exchange, batch_size) for run in runs]))
-        unchanged.append(runs[0].unchanged)
-        progress("interchanges", sum(map(len, unchanged)), len(examples))
+    exchanges = {str(site): (site, None if subspace is None else site.checked(subspace)) for site in sites}
+    with shown(progress) as tell:
+        answered, unchanged = answers_of(bridge, examples, exchanges, batch_size, tell)
     what = "whole vectors" if subspace is None else f"a subspace of {subspace.shape[1]} dimensions"
-    return InterchangeAccuracy(torch.cat(hits, dim=1), torch.cat(unchanged), _axes(sites), f"{what} of {_said(sites)}")
+    every = torch.stack(list(answered.values()))
+    return _accuracy(examples, every, unchanged, _axes(sites), f"{what} of {_said(sites)}")
 
 
-@torch.no_grad()
+def answers_of(
+    bridge: TransformerBridge,
+    examples: InterchangeExamples,
+    exchanges: Mapping[str, tuple[InterchangeSite, Basis | None]],
+    batch_size: int,
+    tell: Progress = silent,
+) -> tuple[dict[str, Float[Tensor, "example"]], Float[Tensor, "example"]]:
+    """Returns the model's answers after each exchange, by its name, and without one.
+
+    Args:
+        bridge: The model.
+        examples: The pairs.
+        exchanges: By name: where, and the basis of the subspace that is exchanged, or None for all.
+        batch_size: Pairs in one sweep.
+        tell: Told how many pairs are done.
+
+    Raises:
+        NotFiniteError: Logits are infinite or not numbers.
+    """
+    check_answers(bridge, examples)
+    check_counts(batch_size=batch_size)
+    constants = {name: (site, None if one is None else Constant.of(one)) for name, (site, one) in exchanges.items()}
+    answered, unchanged = [], []
+    for part in examples.split(batch_size):
+        cells = {
+            name: part.intervention(site.name, basis, heads=site.heads, neurons=site.neurons)
+            for name, (site, basis) in constants.items()
+        }
+        sweep = Sweep(bridge, part.base, Grid.of(cells), Answer(part.answers), sources={SOURCE: part.source})
+        found = sweep.run(progress=False)
+        check_finite(bridge, found.of())
+        answered.append(found.of())
+        unchanged.append(found.base[Answer.kind])
+        tell("interchanges", sum(map(len, unchanged)), len(examples))
+    return dict(zip(constants, torch.cat(answered, 1), strict=True)), torch.cat(unchanged)
+
+
 def interchange_sweep(
     bridge: TransformerBridge,
     examples: InterchangeExamples,
@@ -104,31 +506,31 @@ def interchange_sweep(
     heads: Places = None,
     neurons: Places = None,
     batch_size: int = 64,
-    progress: Progress = silent,
+    progress: bool | Progress = True,
 ) -> InterchangeAccuracy:
     """Returns how often the answer is the expected one, by layer and position, when values are exchanged there alone.
 
     Each cell writes at one position and reads at the same position of the source; the examples' own positions do not
-    count. Cells run together, from the first layer and position that they change: see `clearspan.sweep.Sweep`.
+    count.
 
     Args:
         bridge: The model, in evaluation mode, with no hooks on it.
-        examples: Pairs without padding, bases and sources of one length.
+        examples: Pairs, each of a base and a source of one length.
         name: Short name of a point in each layer, or the full name of one point: a value at each position.
         layers: One or several, negative from the end; by default all.
-        positions: Which, negative from the end; by default all.
+        positions: Which, negative from a row's last token; by default all.
         heads: Which heads are exchanged, together; by default all.
         neurons: Which neurons, or coordinates of the residual stream, are exchanged, together; by default all.
         batch_size: Pairs in one sweep.
-        progress: Called after each sweep.
+        progress: Whether a bar is shown, or a function that is told how far it is.
 
     Returns:
-        Hits `[layer, position, example]`, with the accuracy that there is without an interchange.
+        Hits by layer, position and pair, NaN where a pair lacks the position.
 
     Raises:
-        UnknownPointError: There is no such point, or no such layer.
-        InvalidArgumentError: Examples that differ in length, a position that they do not have, hooks on the model, or
-            as for `interchange_accuracy`.
+        UnknownPointError: A point or layer that the model does not have.
+        InvalidArgumentError: A base and a source that differ in length, a position that no pair has, or as for
+            `interchange_accuracy`.
 
     Example:
         >>> import clearspan
@@ -139,75 +541,50 @@ def interchange_sweep(
         tensor([[0., 1.],
                 [0., 1.]])
     """
-    check_positive(batch_size=batch_size)
-    _check_aligned(examples)
+    check_counts(batch_size=batch_size)
+    check_answers(bridge, examples)
     sites = InterchangeSite.all_of(bridge, name, layers, heads, neurons)
-    at = tuple(range(examples.base.shape[1]) if positions is None else positions)
-    hits, unchanged = [], []
-    for batch in examples.split(batch_size):
-        check_runnable(bridge, batch)
-        found = _swept(bridge, batch, sites, at)
-        hits.append(found.of())
-        unchanged.append(found.base[Answered.kind])
-        progress("interchanges", sum(map(len, unchanged)), len(examples))
-    every = torch.cat(hits, dim=1).unflatten(0, (len(sites), len(at)))
-    axes = {**_axes(sites), "position": at}
-    return InterchangeAccuracy(every, torch.cat(unchanged), axes, f"whole vectors of {_said(sites)}")
+    longest, unchanged = examples.base.longest, []
+    at = whole_numbers("positions", range(longest) if positions is None else positions)
+    for position in at:
+        if not -longest <= position < longest:
+            raise InvalidArgumentError(f"no base has the position {position}", expected=f"-{longest} to {longest - 1}")
+    answered = torch.full((len(sites), len(at), len(examples)), torch.nan, dtype=torch.float64)
+    with shown(progress) as tell:
+        for part in examples.split(batch_size):
+            lengths, done = part.base.lengths.tolist(), sum(map(len, unchanged))
+            has = torch.tensor([[-length <= position < length for length in lengths] for position in at])
+            own = has.any(1).nonzero()[:, 0]
+            pair = Pair.of(bridge, part.source, part.base, Answer(part.answers))
+            cells = {
+                site.name: grid(
+                    Intervention(site.name, Patch(SOURCE), heads=heads, neurons=neurons),
+                    position=[at[place] for place in own.tolist()],
+                )
+                for site in sites
+            }
+            sweep = Sweep(bridge, pair.base, Grid.stacked(cells), pair.metric, sources={SOURCE: pair.source})
+            found = sweep.run(progress=False)
+            check_finite(bridge, found.of()[:, has[own]])
+            answered[:, own, done : done + len(part)] = found.of()
+            unchanged.append(found.base[Answer.kind])
+            tell("interchanges", done + len(part), len(examples))
+    axes = {**_axes(sites), "position": tuple(at)}
+    return _accuracy(examples, answered, torch.cat(unchanged), axes, f"whole vectors of {_said(sites)}")
 
 
-def _swept(
-    bridge: TransformerBridge, examples: InterchangeExamples, sites: Sequence[InterchangeSite], positions: Sequence[int]
-) -> SweepResult:
-    """Returns the answers by cell, sites by positions, and example."""
-    names = [site.name for site in sites]
-    # Given as values, and not as tokens, so that the source's logits are not computed.
-    _, read = bridge.run_with_cache(
-        examples.source, names_filter=names, stop_at_layer=max(layers_of(names), default=-1) + 1, return_type=None
-    )
-    cells = {
-        f"{site.name} {position}": Intervention(
-            site.name, Patch("source"), positions=position, heads=site.heads, neurons=site.neurons
-        )
-        for site in sites
-        for position in positions
-    }
-    metric = Answered(tuple(examples.labels.tolist()), examples.answers)
-    sources = {"source": {name: read[name] for name in names}}
-    return Sweep(bridge, examples.base, cells, metric, sources=sources).run(progress=False)
+def _accuracy(
+    examples: InterchangeExamples,
+    answered: Float[Tensor, "*cell example"],
+    unchanged: Float[Tensor, "example"],
+    axes: Mapping[str, tuple[Label, ...]],
+    exchanged: str,
+) -> InterchangeAccuracy:
+    hits = [{"accuracy": examples.hits(each)} for each in (answered, unchanged)]
+    return InterchangeAccuracy(hits[0], axes, hits[1], what=f"{exchanged} exchanged", span=(0, 1), row="pair")
 
 
-@dataclass(frozen=True)
-class Answered(LogitMetric):
-    """1 where the likeliest token after a row's last one is the label, otherwise 0.
-
-    Attributes:
-        labels: One for each row.
-        answers: The tokens among which the likeliest counts, in order; None for the whole vocabulary.
-    """
-
-    labels: tuple[int, ...]
-    answers: tuple[int, ...] | None = None
-
-    kind: ClassVar[str] = "answered"
-
-    @property
-    def tokens(self) -> tuple[int, ...] | None:
-        """The answers."""
-        return self.answers
-
-    def places(self, rows: int, length: int) -> Int[Tensor, "row 1"]:
-        """Returns the last position of each row."""
-        return torch.full((rows, 1), length - 1)
-
-    def of(self, logits: Float[Tensor, "*cell row 1 token"], context: Context) -> Float[Tensor, "*cell row"]:
-        """Returns whether it is."""
-        likeliest = logits[..., 0, :].argmax(-1)
-        if self.tokens is not None:
-            likeliest = torch.tensor(self.tokens, device=likeliest.device)[likeliest]
-        return (likeliest == torch.tensor(self.labels, device=likeliest.device)).float()
-
-
-def _axes(sites: Sequence[InterchangeSite]) -> Mapping[str, tuple[int | str, ...]]:
+def _axes(sites: Sequence[InterchangeSite]) -> dict[str, tuple[Label, ...]]:
     numbers = layers_of([site.name for site in sites])
     return {"layer": tuple(numbers)} if numbers else {"point": (sites[0].name,)}
 
@@ -217,13 +594,23 @@ def _said(sites: Sequence[InterchangeSite]) -> str:
     return str(sites[0]) if len(sites) == 1 else str(replace(sites[0], name=Address.parse(sites[0].name).within))
 
 
-def _check_aligned(examples: InterchangeExamples) -> None:
-    masks = [mask for mask in (examples.base_mask, examples.source_mask) if mask is not None]
-    is_padded = not all(bool(mask.all()) for mask in masks)
-    if is_padded or examples.base.shape != examples.source.shape:
-        raise InvalidArgumentError(
-            "a sweep over positions exchanges values at the same position",
-            expected="bases and sources of one length, without padding",
-            got="padding" if is_padded else f"{examples.base.shape[1]} and {examples.source.shape[1]} tokens",
-            fix="interchange_accuracy, for positions that differ by pair",
+def check_finite(bridge: TransformerBridge, values: Float[Tensor, "*value"]) -> None:
+    """Raises NotFiniteError if an answer, or a logit, is not finite."""
+    if not values.isfinite().all():
+        raise NotFiniteError(
+            "the logits of the answers are not finite",
+            got=str(bridge.cfg.dtype),
+            fix="clearspan.boot(model, dtype=torch.float32), if they overflow",
         )
+
+
+def check_answers(bridge: TransformerBridge, examples: InterchangeExamples) -> None:
+    """Raises unless labels and answers are tokens of the model's vocabulary."""
+    if not isinstance(examples, InterchangeExamples):
+        raise InvalidArgumentError("these are no InterchangeExamples", got=f"examples={examples!r}"[:80])
+    for name, tokens in (("label", examples.labels.tolist()), ("answer", examples.answers or ())):
+        for token in tokens:
+            if not 0 <= token < bridge.cfg.d_vocab:
+                raise InvalidArgumentError(
+                    f"the {name} {token} is no token of the model", expected=f"0 to {bridge.cfg.d_vocab - 1}"
+                )

@@ -1,1 +1,0 @@
-"""What is lost without heads, layers or neurons."""

@@ -1,1 +1,0 @@
-"""Directions that are added to a run."""
