@@ -4,19 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from clearspan.analysis.ablation import AblationMethod as AblationMethod
     from clearspan.analysis.ablation import ablate_heads as ablate_heads
     from clearspan.analysis.ablation import ablate_layers as ablate_layers
     from clearspan.analysis.ablation import ablate_neurons as ablate_neurons
-    from clearspan.analysis.ablation import AblationMethod as AblationMethod
-    from clearspan.analysis.abstraction.alignment import fit_alignment as fit_alignment
     from clearspan.analysis.abstraction.alignment import Alignment as Alignment
+    from clearspan.analysis.abstraction.alignment import fit_alignment as fit_alignment
     from clearspan.analysis.abstraction.causal_model import CausalModel as CausalModel
+    from clearspan.analysis.abstraction.causal_model import draw_interchanges as draw_interchanges
+    from clearspan.analysis.abstraction.interchange import InterchangeAccuracy as InterchangeAccuracy
+    from clearspan.analysis.abstraction.interchange import InterchangeExamples as InterchangeExamples
+    from clearspan.analysis.abstraction.interchange import InterchangeSite as InterchangeSite
     from clearspan.analysis.abstraction.interchange import interchange_accuracy as interchange_accuracy
     from clearspan.analysis.abstraction.interchange import interchange_sweep as interchange_sweep
-    from clearspan.analysis.abstraction.causal_model import draw_interchanges as draw_interchanges
-    from clearspan.analysis.abstraction.interchange import InterchangeExamples as InterchangeExamples
-    from clearspan.analysis.abstraction.interchange import InterchangeAccuracy as InterchangeAccuracy
-    from clearspan.analysis.abstraction.interchange import InterchangeSite as InterchangeSite
     from clearspan.analysis.attribution.attribution import direct_logit_attribution as direct_logit_attribution
     from clearspan.analysis.attribution.attribution_result import AttributedPart as AttributedPart
     from clearspan.analysis.attribution.attribution_result import DirectLogitAttribution as DirectLogitAttribution
@@ -93,10 +93,9 @@ if TYPE_CHECKING:
     from clearspan.analysis.reporting.report import Report as Report
     from clearspan.analysis.reporting.report import report as report
     from clearspan.analysis.steering import SteeringMethod as SteeringMethod
-    from clearspan.analysis.steering import fit_steering_vector as fit_steering_vector
-    from clearspan.analysis.steering import SteeringSweep as SteeringSweep
-    from clearspan.analysis.steering import steering_sweep as steering_sweep
     from clearspan.analysis.steering import SteeringVector as SteeringVector
+    from clearspan.analysis.steering import fit_steering_vector as fit_steering_vector
+    from clearspan.analysis.steering import steering_sweep as steering_sweep
     from clearspan.statistics import Interval as Interval
     from clearspan.statistics import bootstrap_interval as bootstrap_interval
     from clearspan.statistics import permutation_p_value as permutation_p_value
@@ -197,7 +196,6 @@ _HOMES = {
     "report": "clearspan.analysis.reporting.report",
     "SteeringMethod": "clearspan.analysis.steering",
     "fit_steering_vector": "clearspan.analysis.steering",
-    "SteeringSweep": "clearspan.analysis.steering",
     "steering_sweep": "clearspan.analysis.steering",
     "SteeringVector": "clearspan.analysis.steering",
 }

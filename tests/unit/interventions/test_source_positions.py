@@ -69,7 +69,9 @@ def test_one_source_row_is_read_at_other_positions_for_each_row(llama):
         sources={"other": torch.tensor([SOURCE[1]])},
     )
     last = torch.stack([logits[row, batch.column_of(row, -1)] for row in range(3)])
-    torch.testing.assert_close(last, by_rows_alone(llama, [SOURCE[1]] * 3, read=read, basis=basis), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        last, by_rows_alone(llama, [SOURCE[1]] * 3, read=read, basis=basis), rtol=1e-4, atol=1e-3
+    )
 
 
 def test_they_are_data():
