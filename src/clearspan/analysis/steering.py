@@ -191,6 +191,7 @@ class SteeringVector(Result):
         Args:
             seed: Of the directions. Torch's own seed is neither read nor changed.
         """
+        check_counts(0, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         drawn = {}
         for name, vector in self.vectors.items():
@@ -202,6 +203,7 @@ class SteeringVector(Result):
 
     def cosine_similarity(self, other: "SteeringVector") -> dict[str, float]:
         """Returns the cosine of the angle between two vectors at each point that both have; 0 where one is zero."""
+        _check_vector(other)
         shared = [name for name in self.names if name in other.vectors]
         return {
             name: functional.cosine_similarity(self.vectors[name].flatten(), other.vectors[name].flatten(), 0).item()
@@ -275,7 +277,14 @@ class SteeringVector(Result):
         return picture(torch.tensor(list(self.norms.values())), {"point": self.names}, unit="norm", title=self.title)
 
 
+def _check_vector(given: object) -> None:
+    if not isinstance(given, SteeringVector):
+        raise InvalidArgumentError("this is no SteeringVector", got=repr(given)[:80])
+
+
 def _as_vector(given: object, name: str) -> Float[Tensor, "*axes"]:
+    if not isinstance(name, str):
+        raise InvalidArgumentError("a hook point is given by its name", got=repr(name))
     if not isinstance(given, Tensor | list | tuple):
         raise InvalidArgumentError(f"the vector at {name} is no tensor", got=type(given).__name__)
     vector = given.detach().cpu() if isinstance(given, Tensor) else Constant.of(given).tensor.float()
@@ -459,8 +468,7 @@ def steering_sweep(
         >>> found.select(point="blocks.2.hook_resid_post", direction="vector").mean().shape
         torch.Size([2])
     """
-    if not isinstance(vector, SteeringVector):
-        raise InvalidArgumentError("this is no SteeringVector", got=f"vector={vector!r}"[:80])
+    _check_vector(vector)
     vector.check_fits(bridge)
     check_counts(0, controls=controls, seed=seed)
     factors = tuple(strengths) if isinstance(strengths, Sequence) else ()
