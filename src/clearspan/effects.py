@@ -239,29 +239,30 @@ class Effects(Result):
         axes = ", ".join(self.axes)
         return self.what or (f"one cell of {axes} changed" if self.base else f"each {axes}")
 
-    def columns(self) -> Columns:
-        """Returns one row for each place that any row has.
-
-        The place, each metric, and the first one's change from the base and standard error.
-        """
+    def numbers(self) -> dict[str, Float[Tensor, "*place"]]:
+        """Returns the table's columns of numbers: each metric's mean, the first one's change and standard error."""
         first = self._named(None)
-        means = {name: self.mean(name) for name in self.values}
-        is_known = ~torch.stack(list(means.values())).isnan().all(0)
-        columns: dict[str, Sequence[Any]] = {}
-        for axis, numbers in zip(self.axes, is_known.nonzero().T.tolist(), strict=True):
-            own, names = [self.axes[axis][number] for number in numbers], axis.split(", ")
-            several = zip(*own, strict=True) if len(names) > 1 else [own]  # pyright: ignore[reportArgumentType]
-            columns |= dict(zip(names, several, strict=False))
-            if axis in self.texts:
-                columns[f"{axis} text"] = [self.texts[axis][number] for number in numbers]
-        found = dict(means)
+        found = {name: self.mean(name) for name in self.values}
         if first in self.base:
             found["change"] = self.change().nanmean(-1)
         if self.draws == "share":
             found["share"] = self.normalised()
         if self.values[first].shape[-1] > 1:
             found["standard error"] = self.standard_error()
-        return columns | {name: one[is_known].tolist() for name, one in found.items()}
+        return found
+
+    def columns(self) -> Columns:
+        """Returns one row for each place that any row has: the place, and `numbers()`."""
+        numbers = self.numbers()
+        is_known = ~torch.stack([numbers[name] for name in self.values]).isnan().all(0)
+        columns: dict[str, Sequence[Any]] = {}
+        for axis, at in zip(self.axes, is_known.nonzero().T.tolist(), strict=True):
+            own, names = [self.axes[axis][number] for number in at], axis.split(", ")
+            several = zip(*own, strict=True) if len(names) > 1 else [own]  # pyright: ignore[reportArgumentType]
+            columns |= dict(zip(names, several, strict=False))
+            if axis in self.texts:
+                columns[f"{axis} text"] = [self.texts[axis][number] for number in at]
+        return columns | {name: one[is_known].tolist() for name, one in numbers.items()}
 
     def printed(self) -> Columns:
         """Returns the table with the texts of places instead of the places."""
@@ -270,7 +271,7 @@ class Effects(Result):
         return {name.removesuffix(" text"): column for name, column in columns.items() if name not in hidden}
 
     @property
-    def rank(self) -> str:
+    def rank(self) -> str | None:
         """The column by which the printed rows are sorted."""
         drawn = self._draws(None)
         return self._named(None) if drawn == "value" else drawn
