@@ -205,11 +205,11 @@ class Effects(Result):
             >>> found.axes, found.labels["layer, head"]
             ({'layer, head': ((0, 1), (1, 0))}, ('L0H1', 'L1H0'))
         """
-        effects = self._drawn(self._named(metric), self._draws(metric)).flatten().tolist()
+        effects = self._drawn(metric, None).flatten().tolist()
         known = (number for number, effect in enumerate(effects) if effect == effect)
         chosen = sorted(known, key=lambda number: -self._order(effects[number]))[:k]
         values = {name: found.flatten(0, -2)[chosen] for name, found in self.values.items()}
-        places, labels = (list(itertools.product(*one.values())) for one in (self.axes, self.labels))
+        places, labels = list(itertools.product(*self.axes.values())), list(itertools.product(*self.labels.values()))
         axis, at = ", ".join(self.axes), tuple(places[number] for number in chosen)
         texts = {axis: tuple(_joined(self.axes, labels[number]) for number in chosen)}
         if len(self.axes) == 1:
@@ -329,13 +329,15 @@ class Effects(Result):
         asked = draws or self.draws
         return "value" if asked == "change" and self._named(metric) not in self.base else asked
 
-    def _drawn(self, name: str, draws: Draws) -> Float[Tensor, "*place"]:
-        return self.normalised(metric=name) if draws == "share" else self._rows(name, draws).nanmean(-1)
+    def _drawn(self, metric: str | None, draws: Draws | None) -> Float[Tensor, "*place"]:
+        is_share = self._draws(metric, draws) == "share"
+        return self.normalised(metric=metric) if is_share else self._rows(metric, draws).nanmean(-1)
 
-    def _unit(self, name: str, draws: Draws) -> str:
+    def _unit(self, metric: str | None, draws: Draws | None) -> str:
+        name = self._named(metric)
         unit = f"{name}, {self.units[name]}" if name in self.units else name
         share = f"{name}: share of the way from the base run"
-        return {"change": f"change of {unit}", "value": unit, "share": share}[draws]
+        return {"change": f"change of {unit}", "value": unit, "share": share}[self._draws(metric, draws)]
 
     # --- files -------------------------------------------------------------------------------------------------------
 
