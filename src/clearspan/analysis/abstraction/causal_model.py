@@ -5,12 +5,15 @@ import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import cast
 
 import torch
 
 from clearspan.analysis.abstraction.interchange import Answers, InterchangeExamples
+from clearspan.analysis.activations import Targets
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.inputs import Input
 from clearspan.points import nearest
 
 Setting = Mapping[str, Hashable]
@@ -215,9 +218,9 @@ def draw_interchanges(
     bases, sources, outputs = zip(*kept, strict=True)
     return InterchangeExamples.of(
         bridge,
-        [prompt(each) for each in bases],
-        [prompt(each) for each in sources],
-        [_as_token(each if token is None else token(each)) for each in outputs],
+        cast("Input", [prompt(each) for each in bases]),
+        cast("Input", [prompt(each) for each in sources]),
+        cast("Targets", [_as_token(each if token is None else token(each)) for each in outputs]),
         position=[_places(position, each) for each in bases],
         source_position=[_places(position, each) for each in sources],
         answers=answers,

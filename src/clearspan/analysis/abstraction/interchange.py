@@ -12,7 +12,7 @@ from torch import Tensor
 from clearspan._run.hooks import sites_of
 from clearspan.analysis.activations import Layers, Targets, layers_of, points_of, target_ids_of, whole_numbers
 from clearspan.bridge import TransformerBridge
-from clearspan.effects import Effects, Label
+from clearspan.effects import Draws, Effects, Label
 from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts
 from clearspan.inputs import Batch, Input, Positions
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace
@@ -339,7 +339,7 @@ class InterchangeAccuracy(Effects):
     NaN for a pair that lacks the position. `base` has the same without an interchange.
     """
 
-    draws_change: ClassVar[bool] = False
+    draws: ClassVar[Draws] = "value"
 
     @property
     def hits(self) -> Float[Tensor, "*cell example"]:
@@ -378,6 +378,11 @@ class Answer(LogitMetric):
     answers: tuple[int, ...] | None = None
 
     kind: ClassVar[str] = "answer"
+
+    @property
+    def unit(self) -> str:
+        """None: it is a token."""
+        return ""
 
     @property
     def tokens(self) -> tuple[int, ...] | None:

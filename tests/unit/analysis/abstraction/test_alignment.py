@@ -2,6 +2,8 @@ import itertools
 
 import pytest
 import torch
+from clearspan.analysis.abstraction.interchange_runs import InterchangeRuns
+from clearspan.analysis.abstraction.interchange_site import within
 from safetensors.torch import save_file
 from tests.conftest import tiny_model
 from tests.unit.analysis.abstraction.interchange_pairs import answer_logits, random_pairs
@@ -19,8 +21,6 @@ from clearspan.analysis import (
     fit_alignment,
     interchange_accuracy,
 )
-from clearspan.analysis.abstraction.interchange_runs import InterchangeRuns
-from clearspan.analysis.abstraction.interchange_site import within
 from clearspan.errors import InvalidArgumentError
 
 VARIANTS = ["gpt_bigcode", "llama", "gemma2", "gpt_neox", "mixtral"]

@@ -1,13 +1,13 @@
 import pytest
 import torch
+from clearspan.analysis.abstraction.interchange_runs import InterchangeRuns
+from clearspan.analysis.abstraction.interchange_site import InterchangeSite, whole, within
 from tests.conftest import tiny_model
 from tests.unit.analysis.abstraction.interchange_pairs import answer_logits, random_pairs
 from tests.zoo import build
 
 import clearspan
 from clearspan.analysis import InterchangeExamples, interchange_accuracy, interchange_sweep
-from clearspan.analysis.abstraction.interchange_runs import InterchangeRuns
-from clearspan.analysis.abstraction.interchange_site import InterchangeSite, whole, within
 from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnknownPointError
 from clearspan.interventions import Intervention, Patch
 
