@@ -17,8 +17,8 @@ from tests.zoo import MODELS, build  # noqa: E402 (the tests' models are not ins
 import clearspan  # noqa: E402
 from clearspan import TransformerBridge  # noqa: E402
 from clearspan.architectures import ADAPTERS  # noqa: E402
-from clearspan.verification import Verification  # noqa: E402
 from clearspan.points import RAW_ENDS, VOCABULARY, Entry  # noqa: E402
+from clearspan.verification import Verification  # noqa: E402
 
 
 def architectures() -> str:
@@ -43,16 +43,25 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text[0] != "`" else f"{text}."
 
 
+Verify = Callable[[str], Verification]
+
+
+def in_full(variant: str) -> Verification:
+    """Returns the full verification of a model of the zoo."""
+    return clearspan.boot(build(variant)).verify("full")
+
+
 class Presence:
     """Which points one architecture has, as a full verification of a tiny random model found them.
 
     Args:
         variant: The model's name in the zoo.
+        verify: Gives its full verification.
     """
 
-    def __init__(self, variant: str) -> None:
+    def __init__(self, variant: str, verify: Verify) -> None:
         self.bridge: TransformerBridge = clearspan.boot(build(variant))
-        self.found: Verification = self.bridge.verify("full")
+        self.found = verify(variant)
 
     @property
     def architecture(self) -> str:
@@ -78,9 +87,9 @@ class Presence:
         return "✓" if all(held.get(name, False) for name in canonical) else "✗"
 
 
-def points_by_architecture() -> str:
+def points_by_architecture(verify: Verify = in_full) -> str:
     """Returns the table of architectures by points, with the reasons for what is absent."""
-    models = {variant: Presence(variant) for variant in MODELS}
+    models = {variant: Presence(variant, verify) for variant in MODELS}
     first: dict[str, Presence] = {}
     for presence in models.values():
         first.setdefault(presence.architecture, presence)
@@ -112,12 +121,12 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
 """Each page's generated parts, which lie between two marks."""
 
 
-def current(page: str) -> str:
+def current(page: str, verify: Verify = in_full) -> str:
     """Returns a page's text with its generated parts made anew."""
     text = (ROOT / page).read_text()
     for part, make in PAGES[page].items():
         marked = re.compile(rf"(<!-- generated:{part} -->\n).*?(<!-- /generated:{part} -->)", re.DOTALL)
-        made = make()
+        made = points_by_architecture(verify) if make is points_by_architecture else make()
         text = marked.sub(lambda found, made=made: found[1] + made + found[2], text)
     return text
 

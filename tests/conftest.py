@@ -1,17 +1,27 @@
 """Models built in the process, and the embedded one."""
 
+import functools
 import os
+import pickle
 from collections.abc import Callable
 
+import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
 
 import clearspan
 from clearspan import TransformerBridge
+from clearspan.verification import Verification
+from tests import zoo
 
 # Tiny models are fastest with one thread, many times so where several processes share the cores.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+# The same examples at every run, however long each takes: a machine may be slow.
+hypothesis.settings.register_profile("everywhere", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("everywhere")
 
 SIZES = {"vocab_size": 97, "n_positions": 32, "n_embd": 48, "n_layer": 3, "n_head": 4}
 
@@ -63,6 +73,24 @@ def embedded() -> TransformerBridge:
     return clearspan.boot("tiny-bigcode")
 
 
+@pytest.fixture(scope="session")
+def verified(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Verification]:
+    """Returns the full verification of a model of the zoo: made once, by the process of the tests that first asks."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all processes
+
+    @functools.cache
+    def of(variant: str) -> Verification:
+        path = folder / f"{variant}.pickle"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                path.write_bytes(pickle.dumps(clearspan.boot(zoo.build(variant)).verify("full")))
+        return pickle.loads(path.read_bytes())
+
+    return of
+
+
 @pytest.fixture
 def make_bridge() -> Callable[..., TransformerBridge]:
     """Makes bridges to random models of other configs."""
@@ -71,5 +99,6 @@ def make_bridge() -> Callable[..., TransformerBridge]:
 
 @pytest.fixture(autouse=True)
 def _torch_is_left_as_it_was() -> object:
+    torch.manual_seed(0)  # what a test draws does not depend on the tests before it in its process
     yield
     assert torch.is_grad_enabled()

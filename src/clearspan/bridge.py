@@ -23,8 +23,7 @@ from clearspan._run.sources import Source
 from clearspan.architectures import adapter_class
 from clearspan.cache import ActivationCache
 from clearspan.errors import UnknownArgumentError
-from clearspan.hf.config import bridge_config
-from clearspan.hf.loading import check_model, load_model
+from clearspan.hf.loading import bridge_config, check_model, load_model
 from clearspan.index import Names
 from clearspan.inputs import Input, PaddingSide
 from clearspan.interventions import Intervention
@@ -546,7 +545,7 @@ class TransformerBridge(Model):
         sources: Mapping[str, Source] | None = None,
         **generate_kwargs: Any,
     ) -> Any:
-        """Yields what `generate` adds, while it goes on.
+        """Yields new tokens as `generate` makes them.
 
         Generation waits while the caller does something else, and its hooks are off then: the bridge may be used
         between two items, also for another stream. The torch modes (`inference_mode`, `autocast`) are those under which
@@ -590,7 +589,7 @@ class TransformerBridge(Model):
     # --- the model as a whole ----------------------------------------------------------------------------------------
 
     def verify(self, level: Level = "quick", tokens: Tensor | None = None) -> Verification:
-        """Checks on this very model that points show and do what they are said to, and returns what was found.
+        """Checks this very model: that its points show what they promise, and that writes do. Returns the findings.
 
         Logits are compared with the unbridged model's; every point is read; the identities between points are computed;
         points are written and their effect is followed; padded rows are compared with rows alone. A model in half
@@ -684,7 +683,7 @@ def boot(
         UnsupportedArchitectureError: The architecture has no adapter.
         CheckpointNotFoundError: The name is no checkpoint.
         CompiledModelError: The model is the result of `torch.compile`.
-        UnknownArgumentError: Keywords for loading, beside a model that is loaded already.
+        UnknownArgumentError: Keywords for loading, for a model that is loaded already.
 
     Example:
         >>> import clearspan

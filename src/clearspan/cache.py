@@ -32,8 +32,8 @@ from clearspan._cache.slices import BatchSlice, Picks, PosSlice
 from clearspan._cache.stacks import Mode, NeuronSlice, Stack, depth_of, neuron_results, residual
 from clearspan._forward.readout import norm_at
 from clearspan.errors import InvalidArgumentError
-from clearspan.hf.recording import Recording, storages
-from clearspan.hf.relocation import Relocation
+from clearspan.hf.recording import Recording
+from clearspan.hf.storages import Relocation, storages
 from clearspan.model import Model
 from clearspan.points import Address
 from clearspan.results import table
@@ -440,7 +440,7 @@ class ActivationCache(CacheLookup):
         return torch.stack([self[activation_name, index, sublayer_type] for index in layers])
 
     def compute_head_results(self) -> None:
-        """Has the cache show `hook_result` of every layer of which it has `hook_z`, as TransformerLens's does.
+        """Makes `hook_result` available in every layer where `hook_z` is cached, as TransformerLens does.
 
         A run that keeps everything shows it anyway. It is computed when it is looked up, and takes no memory.
         """
@@ -549,7 +549,7 @@ class ActivationCache(CacheLookup):
         """Returns what biases of the last norm and the unembedding add to tokens' logits, whatever the input.
 
         Args:
-            tokens: As in `logit_attrs`. The result has their shape; `[batch]` is to be `[:, None]` beside positions.
+            tokens: As in `logit_attrs`. The result has their shape; for a result by position, make `[batch]` `[:, None]`.
             incorrect_tokens: Tokens whose logits are subtracted.
         """
         ids = token_ids(self.model, tokens)

@@ -4,15 +4,18 @@ Whatever is heavy (torch, plotly, the library itself) is imported inside a comma
 """
 
 import json
+from collections.abc import Callable
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
+    from clearspan import TransformerBridge
     from clearspan.analysis import Report
 
+Found = TypeVar("Found")
 USAGE, FAILURE = 2, 1
 
 app = typer.Typer(
@@ -58,9 +61,11 @@ def report(
         _fail(f"--out {out}: there is no folder {out.parent}", USAGE)
     if out is not None and out.is_dir():
         _fail(f"--out {out} is a folder; name a file, for instance {out / 'report.html'}", USAGE)
-    found = _measure(model, text)
+    from clearspan import analysis
+
+    found = _measured(model, lambda bridge: analysis.report(bridge, text))
     if as_json:
-        typer.echo(json.dumps(found.to_dict()))
+        typer.echo(json.dumps(found.to_dict(), allow_nan=False))
     else:
         from rich.console import Console
 
@@ -82,15 +87,9 @@ def verify(
     On the model's own weights: parity with the unbridged model, identities between
     points, the effect of writes, padding. Exits 1 if a check fails.
     """
-    import clearspan
-    from clearspan.errors import ClearspanError
-
-    try:
-        found = clearspan.boot(model).verify("full" if full else "quick")
-    except ClearspanError as error:
-        _fail(str(error), FAILURE)
+    found = _measured(model, lambda bridge: bridge.verify("full" if full else "quick"))
     if as_json:
-        typer.echo(json.dumps(found.to_dict()))
+        typer.echo(json.dumps(found.to_dict(), allow_nan=False))
     else:
         from rich.console import Console
 
@@ -124,26 +123,13 @@ def _decoded(file: Path) -> str:
         _fail(f"cannot read {file}: not UTF-8 text (byte {error.start})", USAGE)
 
 
-def _measure(model: str, text: str) -> "Report":
-    """Returns the report, with a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+def _measured(model: str, measure: "Callable[[TransformerBridge], Found]") -> Found:
+    """Returns what is measured of a model; ends the command where that cannot be."""
     import clearspan
-    from clearspan import analysis
     from clearspan.errors import ClearspanError
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:20}"), BarColumn(), TimeRemainingColumn())
     try:
-        bridge = clearspan.boot(model)
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("reading the text")
-
-            def advance(stage: str, done: int, total: int) -> None:
-                bar.update(task, description=stage, completed=done, total=total)
-
-            return analysis.report(bridge, text, progress=advance)
+        return measure(clearspan.boot(model))
     except ClearspanError as error:
         _fail(str(error), FAILURE)
 
@@ -156,7 +142,7 @@ def _write(found: "Report", out: Path) -> None:
         out.write_bytes(page)
     except OSError as error:
         _fail(f"cannot write {out}: {(error.strerror or str(error)).lower()}", FAILURE)
-    typer.echo(f"wrote {out} ({len(page) / 1e6:.1f} MB)", err=True)
+    typer.echo(f"wrote {out} ({len(page) / 1e6:z.1f} MB)", err=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:

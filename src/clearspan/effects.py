@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,6 @@ from clearspan.plots import picture, shaded_tables
 from clearspan.points import nearest
 from clearspan.results import Columns, Result, counted, number, size
 from clearspan.statistics import Interval, bootstrap_interval, standard_error
-from clearspan.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,7 +26,6 @@ Label = int | float | str | tuple[int | float | str, ...]
 ByMetric = Mapping[str, Float[Tensor, "row"]]
 Draws = Literal["change", "value", "share"]
 
-_FORMAT = "clearspan effects 1"
 _SHORT = {"layer": "L", "head": "H", "neuron": "N"}
 
 
@@ -128,13 +126,21 @@ class Effects(Result):
         )
         return (self.mean(name) - low) / (high - low)
 
-    def standard_error(self, metric: str | None = None) -> Float[Tensor, "*place"]:
-        """Returns the standard error of the mean change over rows; NaN where fewer than two rows have the place."""
-        return standard_error(self.change(metric).movedim(-1, 0)).float()
+    def standard_error(self, metric: str | None = None, draws: Draws | None = None) -> Float[Tensor, "*place"]:
+        """Returns the standard error of the mean over rows; NaN where fewer than two rows have the place.
+
+        Args:
+            metric: Which; by default the first.
+            draws: Whether of the `"change"` or of the `"value"`; by default the change, unless the result is of values.
+        """
+        return standard_error(self._rows(metric, draws).movedim(-1, 0)).float()
 
     def interval(self, metric: str | None = None, *, level: float = 0.95, seed: int = 0) -> Interval:
-        """Returns a bootstrap interval of the mean change over rows, for each place."""
-        return bootstrap_interval(self.change(metric).movedim(-1, 0), level=level, seed=seed)
+        """Returns a bootstrap interval of the same mean, for each place."""
+        return bootstrap_interval(self._rows(metric, None).movedim(-1, 0), level=level, seed=seed)
+
+    def _rows(self, metric: str | None, draws: Draws | None) -> Float[Tensor, "*place row"]:
+        return self.of(metric) if self._draws(metric, draws) == "value" else self.change(metric)
 
     # --- places ------------------------------------------------------------------------------------------------------
 
@@ -157,29 +163,31 @@ class Effects(Result):
             >>> found.select(layer=1, head=[0, 2]).mean()
             tensor([3., 5.])
         """
-        values, axes, texts, fixed = dict(self.values), dict(self.axes), dict(self.texts), []
+        found = self
         for axis, wanted in at.items():
-            keeps = isinstance(wanted, list | range)
-            dim, numbers = list(axes).index(axis) if axis in axes else 0, []
-            for place in wanted if keeps else [wanted]:
-                if place not in axes.get(axis, ()):
-                    raise InvalidArgumentError(
-                        f"there is no {axis}={place!r}",
-                        expected=", ".join(f"{name}={_range(places)}" for name, places in self.axes.items()),
-                        nearest=nearest(axis, axes) if axis not in axes else (),
-                    )
-                numbers.append(axes[axis].index(place))
-            values = {name: one.index_select(dim, torch.tensor(numbers)) for name, one in values.items()}
-            axes[axis] = tuple(axes[axis][i] for i in numbers)
-            if axis in texts:
-                texts[axis] = tuple(texts[axis][i] for i in numbers)
-            if not keeps:
-                fixed.append(f"{axis} {self.labels[axis][numbers[0]]}")
-                values = {name: one.squeeze(dim) for name, one in values.items()}
-                del axes[axis]
-                texts.pop(axis, None)
-        what = ", ".join([self._what, *fixed])
-        return replace(self, values=values, axes=axes, texts=texts, what=what)
+            found = found._at(axis, wanted)
+        return found
+
+    def _at(self, axis: str, wanted: Label | Sequence[Label]) -> Self:
+        keeps_axis, places = isinstance(wanted, list | range), self.axes.get(axis, ())
+        chosen = list(wanted) if isinstance(wanted, list | range) else [cast("Label", wanted)]
+        for place in chosen:
+            if place not in places:
+                raise InvalidArgumentError(
+                    f"there is no {axis}={place!r}",
+                    expected=", ".join(f"{name}={_few(own)}" for name, own in self.axes.items()),
+                    nearest=nearest(axis, self.axes) if axis not in self.axes else (),
+                )
+        numbers = [places.index(place) for place in chosen]
+        index = (*[slice(None)] * list(self.axes).index(axis), numbers if keeps_axis else numbers[0])
+        values = {name: one[index] for name, one in self.values.items()}
+        kept = {name: own for name, own in self.texts.items() if name != axis}
+        if not keeps_axis:
+            axes = {name: own for name, own in self.axes.items() if name != axis}
+            what = f"{self._what}, {axis} {self.labels[axis][numbers[0]]}"
+            return replace(self, values=values, axes=axes, texts=kept, what=what)
+        texts = {axis: tuple(self.texts[axis][number] for number in numbers)} if axis in self.texts else {}
+        return replace(self, values=values, axes={**self.axes, axis: tuple(chosen)}, texts=kept | texts)
 
     def top(self, k: int = 10, metric: str | None = None) -> Self:
         """Returns the places with the largest effects on one axis, largest first.
@@ -197,18 +205,17 @@ class Effects(Result):
             >>> found.axes, found.labels["layer, head"]
             ({'layer, head': ((0, 1), (1, 0))}, ('L0H1', 'L1H0'))
         """
-        effects = self._drawn(self._named(metric)).flatten().tolist()
+        effects = self._drawn(self._named(metric), self._draws(metric)).flatten().tolist()
         known = (number for number, effect in enumerate(effects) if effect == effect)
         chosen = sorted(known, key=lambda number: -self._order(effects[number]))[:k]
         values = {name: found.flatten(0, -2)[chosen] for name, found in self.values.items()}
         places, labels = (list(itertools.product(*one.values())) for one in (self.axes, self.labels))
-        axis = ", ".join(self.axes)
+        axis, at = ", ".join(self.axes), tuple(places[number] for number in chosen)
+        texts = {axis: tuple(_joined(self.axes, labels[number]) for number in chosen)}
         if len(self.axes) == 1:
-            at, texts = tuple(places[i][0] for i in chosen), tuple(labels[i][0] for i in chosen)
-        else:
-            at, texts = tuple(places[i] for i in chosen), tuple(_joined(self.axes, labels[i]) for i in chosen)
-        has_texts = axis in self.texts or len(self.axes) > 1
-        return replace(self, values=values, axes={axis: at}, texts={axis: texts} if has_texts else {}, what=self._what)
+            at = tuple(place for (place,) in at)
+            texts = {axis: tuple(labels[number][0] for number in chosen)} if axis in self.texts else {}
+        return replace(self, values=values, axes={axis: at}, texts=texts, what=self._what)
 
     # --- as a result -------------------------------------------------------------------------------------------------
 
@@ -265,12 +272,11 @@ class Effects(Result):
     @property
     def rank(self) -> str:
         """The column by which the printed rows are sorted."""
-        first = self._named(None)
-        drawn = self._draws(first)
-        return first if drawn == "value" else drawn
+        drawn = self._draws(None)
+        return self._named(None) if drawn == "value" else drawn
 
     def _order(self, value: float) -> float:
-        is_score = self.span is not None and self._draws(self._named(None)) == "value"
+        is_score = self.span is not None and self._draws(None) == "value"
         return math.copysign(size(value), value) if is_score else size(value)
 
     def plot(
@@ -294,17 +300,17 @@ class Effects(Result):
                 f"a picture has one axis or two, and there are {len(self.axes)}: {', '.join(self.axes)}",
                 fix=f"plot({', '.join(f'{axis}={places[0]!r}' for axis, places in more)})",
             )
-        name = self._named(metric)
-        shown = self._draws(name, draws)
+        name, drawn = self._named(metric), self._draws(metric, draws)
+        has_errors = drawn != "share" and self.values[name].shape[-1] > 1
         return picture(
-            self._drawn(name, draws),
+            self._drawn(name, drawn),
             self.axes,
             self.labels,
-            unit=self._unit(name, draws),
+            unit=self._unit(name, drawn),
             title=self.title,
-            errors=self.standard_error(name) if shown != "share" and self.values[name].shape[-1] > 1 else None,
-            base=self.base[name].nanmean().item() if shown == "value" and name in self.base else None,
-            span=self.span if shown == "value" else None,
+            errors=self.standard_error(name, drawn) if has_errors else None,
+            base=self.base[name].nanmean().item() if drawn == "value" and name in self.base else None,
+            span=self.span if drawn == "value" else None,
         )
 
     def to_html(self, metric: str | None = None, *, draws: Draws | None = None) -> str:
@@ -314,78 +320,56 @@ class Effects(Result):
             metric: Which; by default the first.
             draws: As in `plot`.
         """
-        name = self._named(metric)
-        span = self.span if self._draws(name, draws) == "value" else None
-        caption = f"{self.title}: {self._unit(name, draws)}"
-        return shaded_tables(self._drawn(name, draws), self.labels, caption=caption, span=span)
+        name, drawn = self._named(metric), self._draws(metric, draws)
+        caption, span = f"{self.title}: {self._unit(name, drawn)}", self.span if drawn == "value" else None
+        return shaded_tables(self._drawn(name, drawn), self.labels, caption=caption, span=span)
 
-    def _draws(self, name: str, draws: Draws | None = None) -> Draws:
+    def _draws(self, metric: str | None, draws: Draws | None = None) -> Draws:
         asked = draws or self.draws
-        return "value" if asked == "change" and name not in self.base else asked
+        return "value" if asked == "change" and self._named(metric) not in self.base else asked
 
-    def _drawn(self, name: str, draws: Draws | None = None) -> Float[Tensor, "*place"]:
-        match self._draws(name, draws):
-            case "change":
-                return self.change(name).nanmean(-1)
-            case "value":
-                return self.mean(name)
-            case "share":
-                return self.normalised(metric=name)
+    def _drawn(self, name: str, draws: Draws) -> Float[Tensor, "*place"]:
+        return self.normalised(metric=name) if draws == "share" else self._rows(name, draws).nanmean(-1)
 
-    def _unit(self, name: str, draws: Draws | None = None) -> str:
+    def _unit(self, name: str, draws: Draws) -> str:
         unit = f"{name}, {self.units[name]}" if name in self.units else name
-        of = {"change": f"change of {unit}", "value": unit, "share": f"{name}: share of the way from the base run"}
-        return of[self._draws(name, draws)]
+        share = f"{name}: share of the way from the base run"
+        return {"change": f"change of {unit}", "value": unit, "share": share}[draws]
 
     # --- files -------------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """Returns everything as plain data, for other programs; None for NaN."""
-        metrics = {
-            name: {
-                "unit": self.units.get(name),
-                "values": _plain(values),
-                "base": _plain(self.base[name]) if name in self.base else None,
-                "sources": {source: _plain(found[name]) for source, found in self.sources.items() if name in found},
-            }
-            for name, values in self.values.items()
-        }
-        axes = [
-            {"name": axis, "places": list(places), "labels": list(self.labels[axis])}
-            for axis, places in self.axes.items()
-        ]
-        return {"title": self.title, "axes": axes, "metrics": metrics}
+        """Returns the effects as plain data, without what a subclass adds; None for NaN."""
+        plain = {name: getattr(self, name) for name in ("what", "units", "span", "row")}
+        axes = {axis: {"places": list(places), "texts": self.labels[axis]} for axis, places in self.axes.items()}
+        sources = {source: _plain(found) for source, found in self.sources.items()}
+        return plain | {"axes": axes, "values": _plain(self.values), "base": _plain(self.base), "sources": sources}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Effects":
+        """Returns the effects of their JSON form.
+
+        Example:
+            >>> found = Effects({"score": torch.tensor([[1.0, torch.nan]])}, {"layer": (3,)})
+            >>> Effects.from_json(json.loads(json.dumps(found.to_json()))).of()
+            tensor([[1., nan]])
+        """
+        axes = {axis: tuple(map(_hashable, one["places"])) for axis, one in data["axes"].items()}
+        texts = {axis: tuple(one["texts"]) for axis, one in data["axes"].items()}
+        texts = {axis: own for axis, own in texts.items() if own != tuple(map(_written, axes[axis]))}
+        sources = {source: _tensors(found) for source, found in data["sources"].items()}
+        span = data["span"] and tuple(data["span"])
+        values, base = _tensors(data["values"]), _tensors(data["base"])
+        return Effects(values, axes, base, sources, texts, data["what"], data["units"], span, data["row"])
 
     def save(self, path: str | Path) -> None:
-        """Writes the effects to one safetensors file, without what a subclass adds."""
-        tensors = {f"values/{name}": values for name, values in self.values.items()}
-        tensors |= {f"base/{name}": values for name, values in self.base.items()}
-        tensors |= {f"source/{one}/{name}": own for one, found in self.sources.items() for name, own in found.items()}
-        facts = {name: getattr(self, name) for name in ("texts", "what", "units", "span", "row")}
-        facts |= {"axes": list(self.axes.items()), "metrics": list(self.values)}
-        write_tensors(path, _FORMAT, tensors, {"facts": json.dumps(facts)})
+        """Writes `to_json()` to a file."""
+        Path(path).write_text(json.dumps(self.to_json()))
 
-    @staticmethod
-    def load(path: str | Path) -> "Effects":
-        """Returns the effects of a file that `save` wrote.
-
-        Raises:
-            InvalidArgumentError: The file is another one.
-            FileNotFoundError: There is no such file.
-        """
-        tensors, metadata = read_tensors(path, _FORMAT, what="file of effects", written_by="Effects.save")
-        facts = json.loads(metadata["facts"])
-        values = {name: tensors[f"values/{name}"] for name in facts.pop("metrics")}
-        base = {name: tensors[f"base/{name}"] for name in values if f"base/{name}" in tensors}
-        sources: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            match name.split("/", 2):
-                case ["source", source, metric]:
-                    sources.setdefault(source, {})[metric] = tensor
-        axes = {axis: tuple(map(_hashable, places)) for axis, places in facts.pop("axes")}
-        facts["texts"] = {axis: tuple(own) for axis, own in facts["texts"].items()}
-        facts["span"] = facts["span"] and tuple(facts["span"])
-        return Effects(values, axes, base, sources, **facts)
+    @classmethod
+    def load(cls, path: str | Path) -> "Effects":
+        """Returns the effects of a file that `save` wrote."""
+        return cls.from_json(json.loads(Path(path).read_text()))
 
     def _named(self, metric: str | None) -> str:
         name = next(iter(self.values)) if metric is None else metric
@@ -409,7 +393,7 @@ def _written(place: Label) -> str:
             return str(place)
 
 
-def _range(places: tuple[Label, ...]) -> str:
+def _few(places: tuple[Label, ...]) -> str:
     return str(list(places)) if len(places) < 8 else f"{places[0]!r}…{places[-1]!r}"
 
 
@@ -419,13 +403,26 @@ def _joined(axes: Mapping[str, object], labels: Sequence[str]) -> str:
     return "".join(parts).strip()
 
 
-def _plain(values: Tensor) -> Any:
-    """Returns a tensor as nested lists, with None for NaN."""
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Returns tensors as nested lists, with None for NaN."""
 
     def known(one: Any) -> Any:
         return [known(each) for each in one] if isinstance(one, list) else None if one != one else one
 
-    return known(values.tolist())
+    return {
+        name: {"dtype": str(one.dtype).removeprefix("torch."), "numbers": known(one.tolist())}
+        for name, one in tensors.items()
+    }
+
+
+def _tensors(plain: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Inverse of `_plain`."""
+
+    def number(one: Any) -> Any:
+        return [number(each) for each in one] if isinstance(one, list) else math.nan if one is None else one
+
+    dtypes = {name: getattr(torch, one["dtype"]) for name, one in plain.items()}
+    return {name: torch.tensor(number(one["numbers"]), dtype=dtypes[name]) for name, one in plain.items()}
 
 
 def _hashable(place: Any) -> Label:

@@ -175,3 +175,10 @@ def check_counts(least: int = 1, /, **counts: int) -> None:
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < least:
             raise InvalidArgumentError(f"{name}={count!r}", expected=f"a whole number, {name} >= {least}")
+
+
+def check_flags(**flags: bool) -> None:
+    """Raises InvalidArgumentError unless all flags are True or False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise InvalidArgumentError(f"{name}={flag!r}", expected="True or False")

@@ -46,8 +46,7 @@ def standard_error(values: Float[Tensor, "row *quantity"]) -> Float[Tensor, "*qu
         >>> standard_error(torch.tensor([1.0, 2.0, 3.0, 4.0])).item()
         0.645497...
     """
-    (found,) = _by_quantity(values, 2, lambda rows: (rows.std(0) / len(rows) ** 0.5,))
-    return found
+    return _by_quantity(values, 2, lambda rows: rows.std(0) / len(rows) ** 0.5)
 
 
 def bootstrap_interval(
@@ -80,7 +79,7 @@ def bootstrap_interval(
     _check_level(level)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
 
-    def interval(rows: Float[Tensor, "row quantity"]) -> tuple[Tensor, ...]:
+    def interval(rows: Float[Tensor, "row quantity"]) -> Float[Tensor, "3 quantity"]:
         generator, count, means = torch.Generator().manual_seed(seed), len(rows), []
         for size in _sizes(samples, per_sample=count):
             drawn = torch.randint(count, (size, count), generator=generator)
@@ -89,9 +88,9 @@ def bootstrap_interval(
                 1, drawn, torch.ones(1, 1).to(rows).expand_as(drawn)
             )
             means.append(times @ rows / count)
-        return rows.mean(0), *_quantiles(torch.cat(means), ends)
+        return torch.cat([rows.mean(0)[None], _quantiles(torch.cat(means), ends)])
 
-    return Interval(*_by_quantity(values, 2, interval), level)
+    return Interval(*_by_quantity(values, 2, interval, lead=(3,)), level)
 
 
 def share_interval(
@@ -153,7 +152,7 @@ def permutation_p_value(
         never be zero", arXiv:1603.05766: counting the observed one.
     """
 
-    def p_value(rows: Float[Tensor, "row quantity"]) -> tuple[Tensor]:
+    def p_value(rows: Float[Tensor, "row quantity"]) -> Float[Tensor, "quantity"]:
         count = len(rows)
         # Flips that give the same mean in exact arithmetic are not to fall below it by rounding.
         bound = rows.mean(0).abs() - 1e-12 * rows.abs().mean(0)
@@ -161,37 +160,30 @@ def permutation_p_value(
         far = torch.zeros_like(bound) if is_exact else torch.ones_like(bound)
         for signs in _all_signs(count) if is_exact else _random_signs(count, samples, seed):
             far += ((signs @ rows / count).abs() >= bound).sum(0)
-        return (far / (2**count if is_exact else samples + 1),)
+        return far / (2**count if is_exact else samples + 1)
 
-    (found,) = _by_quantity(differences, 1, p_value)
-    return found
+    return _by_quantity(differences, 1, p_value)
 
 
 def _by_quantity(
     values: Float[Tensor, "row *quantity"],
     least: int,
-    compute: Callable[[Float[Tensor, "row quantity"]], tuple[Tensor, ...]],
-) -> list[Float[Tensor, "*quantity"]]:
-    """Returns what is computed of the rows that have a quantity, for each; NaN where they are fewer than `least`."""
+    compute: Callable[[Float[Tensor, "row quantity"]], Float[Tensor, "... quantity"]],
+    lead: tuple[int, ...] = (),
+) -> Float[Tensor, "..."]:
+    """Returns what is computed, for each quantity, of the rows that have it; NaN where they are fewer than `least`."""
     if values.ndim == 0 or len(values) < least:
         raise InvalidArgumentError(
             "there are too few rows", expected=f"[row, ...] with at least {least}", got=str(list(values.shape))
         )
     rows = values.detach().double().cpu().reshape(len(values), -1)
-    is_known = ~rows.isnan()
-    if is_known.all():
-        return [one.reshape(values.shape[1:]) for one in compute(rows)]
-    patterns, pattern_of = is_known.unique(dim=1, return_inverse=True)
-    found: list[Tensor] = []
-    for number, pattern in enumerate(patterns.T):
-        if pattern.sum() < least:
-            continue
-        own = pattern_of == number
-        computed = compute(rows[pattern][:, own])
-        found = found or [rows.new_full(rows.shape[1:], torch.nan) for _ in computed]
-        for whole, part in zip(found, computed, strict=True):
-            whole[own] = part
-    return [one.reshape(values.shape[1:]) for one in found]
+    patterns, pattern_of = (~rows.isnan()).unique(dim=1, return_inverse=True)
+    found = rows.new_full((*lead, rows.shape[1]), torch.nan)
+    for number, is_known in enumerate(patterns.T):
+        if is_known.sum() >= least:
+            own = pattern_of == number
+            found[..., own] = compute(rows[is_known][:, own])
+    return found.reshape((*lead, *values.shape[1:]))
 
 
 def _check_level(level: float) -> None:

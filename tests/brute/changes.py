@@ -229,7 +229,11 @@ class Change:
                     places = self.neurons
                 case _:
                     places = None
-            chosen.append(torch.arange(size) if places is None else torch.tensor([place % size for place in places]))
+            chosen.append(
+                torch.arange(size)
+                if places is None
+                else torch.tensor([place % size for place in places], dtype=torch.long)
+            )
         return torch.meshgrid(*chosen, indexing="ij")
 
     def _columns(self, positions: Positions, rows: Rows, row: int) -> list[int] | None:

@@ -285,7 +285,11 @@ class Draw:
         source = self.random.choice(list(sources)) if sources else ""
         match kind:
             case "Scale":
-                return changes.Scale(self.random.choice(((0.5,) if rows.is_padded else (0.5, 1.5, 2.0)) if point in SQUARES else (-1.5, 0.5, 2.0)))
+                return changes.Scale(
+                    self.random.choice(
+                        ((0.5,) if rows.is_padded else (0.5, 1.5, 2.0)) if point in SQUARES else (-1.5, 0.5, 2.0)
+                    )
+                )
             case "Apply":
                 return changes.Apply(self.random.choice(list(FUNCTIONS)))
             case "Add":

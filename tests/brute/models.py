@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from tests.zoo import CONTINUOUS, MODELS, build
 
 from .families import FAMILIES, Family
@@ -35,7 +36,7 @@ class Subject:
         return self.reference.family
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def subject(variant: str, n_layers: int = 2, dtype: torch.dtype = torch.float32) -> Subject:
     """Returns a model of the zoo, of so many layers."""
     settings = dict(CONTINUOUS.get(variant, {}))

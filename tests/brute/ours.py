@@ -14,7 +14,7 @@ from clearspan import Intervention, TransformerBridge
 from . import changes, metrics
 from .changes import Change
 from .draws import Draw
-from .models import Subject, subject
+from .models import Subject
 from .rows import Rows
 
 for name, function in changes.FUNCTIONS.items():
@@ -23,6 +23,8 @@ for name, function in changes.FUNCTIONS.items():
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 5e-6}
 """Largest difference over the largest value. Edits amplify rounding, and models of float64 have norms in float32."""
 
+GRADIENTS = 3e-4
+"""The same of what gradients give."""
 FLOOR = 0.02
 """Values all smaller than this are compared with it: a divergence near 0 is made of rounding."""
 
@@ -35,7 +37,7 @@ def form_of(rows: Rows) -> tuple[str, ...]:
     return FORMS[rows.is_padded :]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def bridge_to(subject: Subject) -> TransformerBridge:
     """Returns the bridge to a model."""
     return clearspan.boot(subject.model)
@@ -110,7 +112,12 @@ def given(bridge: TransformerBridge, rows: Rows, form: str) -> tuple[Any, dict[s
 
 
 def source_of(
-    draw: Draw, bridge: TransformerBridge, rows: Rows, names: Sequence[str], like: Rows, may_be_cache: bool = True
+    draw: Draw,
+    bridge: TransformerBridge,
+    rows: Rows,
+    names: Sequence[str],
+    like: Rows | None,
+    may_be_cache: bool = True,
 ) -> Any:
     """Returns rows as a source run: an input, the cache of its run, or the values as tensors.
 
@@ -119,10 +126,10 @@ def source_of(
         bridge: The model.
         rows: The input.
         names: Points whose values will be taken.
-        like: The run that is changed, whose mask bare ids share.
+        like: The run that is changed, whose mask bare ids share; None where the source's input is known before the run.
         may_be_cache: Whether the logits of the run are not needed, so that a cache or tensors suffice.
     """
-    is_alike = torch.equal(rows.mask, like.mask)
+    is_alike = not rows.is_padded if like is None else torch.equal(rows.mask, like.mask)
     forms = ["batch", "mapping"] + ["ids", "ids"] * is_alike
     if may_be_cache:
         forms += ["cache"] + ["tensors"] * (not rows.is_padded)
@@ -139,7 +146,7 @@ def sources_of(
     bridge: TransformerBridge,
     drawn: Sequence[Change],
     inputs: Mapping[str, Rows],
-    like: Rows,
+    like: Rows | None,
     *,
     may_be_cache: bool = True,
 ) -> dict[str, Any]:
@@ -147,7 +154,9 @@ def sources_of(
     n_layers, found = bridge.cfg.n_layers, {}
     for name, rows in inputs.items():
         taken = [change for change in drawn if getattr(change.action, "source", None) == name]
-        found[name] = source_of(draw, bridge, rows, list({change.source_name(n_layers): 0 for change in taken}), like, may_be_cache)
+        found[name] = source_of(
+            draw, bridge, rows, list({change.source_name(n_layers): 0 for change in taken}), like, may_be_cache
+        )
     return found
 
 
@@ -177,3 +186,8 @@ def agree(draw: Draw, ours: Tensor, theirs: Tensor, what: str, tolerance: float 
         f"{what}: {difference / max(largest, 1e-300):.2e} of the largest value {largest:.4g}\n"
         f"ours {ours.flatten()[:8].tolist()}\ntheirs {theirs.flatten()[:8].tolist()}\n{draw}"
     )
+
+
+def replaced(one: Any, **fields: Any) -> Any:
+    """Returns a change or an intervention with other fields."""
+    return dataclasses.replace(one, **fields)

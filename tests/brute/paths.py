@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .reference import Edit, Reference, full_name
@@ -263,4 +262,3 @@ def edges_of(reference: Reference) -> list[tuple[Sender, Receiver]]:
         for sender in senders_of(reference)
         if is_before(reference, sender, receiver)
     ]
-

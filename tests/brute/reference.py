@@ -71,7 +71,7 @@ class Reference:
     """
 
     def __init__(self, model: nn.Module, family: Family) -> None:
-        self.model: Any = copy.deepcopy(model).eval()
+        self.model: Any = copy.deepcopy(model).eval().requires_grad_(False)
         self.model.config._attn_implementation = family.attention  # read at each call; Falcon has no method for it
         self.family = family
         config = self.model.config

@@ -63,24 +63,22 @@ def laid_out(source: Rows, like: Rows, value: Tensor, axes: tuple[int, ...] = (1
 
     Args:
         source: The batch that the value is of.
-        like: The batch whose columns are wanted; its rows have the lengths of the source's.
+        like: The batch whose columns are wanted; its rows are as long as the source's, or longer.
         value: `[row, ...]`.
-        axes: The axes of columns.
+        axes: The axes of columns, which lie next to each other.
+
+    Returns:
+        The value, 0 where there is nothing in the source.
     """
     if torch.equal(source.mask, like.mask):
         return value
-    assert source.lengths == like.lengths, "rows of the same lengths"
     shape = [like.size[1] if axis in axes else size for axis, size in enumerate(value.shape)]
     found = value.new_zeros(shape)
     for row, (old, new) in enumerate(zip(source.columns, like.columns, strict=True)):
-        part, target = value[row], found[row]
+        assert len(old) <= len(new), "rows as long as the source's"
+        part = value[row]
         for axis in axes:
             part = part.index_select(axis - 1, torch.tensor(old))
-        index = [slice(None)] * target.ndim
-        for place, axis in enumerate(axes):
-            index[axis - 1] = torch.tensor(new).view([-1 if i == place else 1 for i in range(len(axes))])
-        if axes == tuple(range(axes[0], axes[0] + len(axes))):
-            target[tuple(index)] = part
-        else:
-            raise AssertionError("the axes of columns lie next to each other")
+        places = torch.meshgrid(*[torch.tensor(new[: len(old)])] * len(axes), indexing="ij")
+        found[row][(*[slice(None)] * (axes[0] - 1), *places)] = part
     return found

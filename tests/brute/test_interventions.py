@@ -46,7 +46,9 @@ def test_interventions_and_hooks_give_what_plain_hooks_give(number):
         hooks = drawn_changes(draw, subject, rows, (), draw.random.choice((0, 0, 1, 2)), "hook functions")
         if not is_excluded([*permanent, *changes, *hooks], n_layers):
             break
-    way = draw.one("way", [*WAYS, *(WITHIN if hooks and not relaid else ()), *(WAYS_WITHOUT_FUNCTIONS if not hooks else ())])
+    way = draw.one(
+        "way", [*WAYS, *(WITHIN if hooks and not relaid else ()), *(WAYS_WITHOUT_FUNCTIONS if not hooks else ())]
+    )
     already_on = [*permanent, *(hooks if way in WITHIN else ())]
     on = [change.edit(rows, n_layers, {}) for change in already_on]
     sources = sources_of(reference, changes, inputs, on)
@@ -64,7 +66,7 @@ def test_interventions_and_hooks_give_what_plain_hooks_give(number):
             if way in WITHIN:
                 stack.enter_context(bridge.hooks(fwd_hooks=functions))
             keywords["interventions"] = ours.interventions_of(changes, n_layers)
-            keywords["sources"] = ours.sources_of(draw, bridge, changes, inputs, rows)
+            keywords["sources"] = ours.sources_of(draw, bridge, changes, inputs, None if way == "hooks" else rows)
             logits, cache = run(way, bridge, value, keywords, functions)
     except InvalidArgumentError:
         if not relaid:

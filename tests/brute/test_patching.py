@@ -7,7 +7,7 @@ from clearspan.errors import ClearspanError, InvalidArgumentError
 
 from . import cells, ours
 from .changes import AXES, Change, Patch, sources_of
-from .draws import ENDS, INPUTS, NORMS, Draw
+from .draws import INPUTS, NORMS, Draw
 
 CASES = 40
 WRONG_DIRECTIONS = ("denoise", "noise", "Denoising", "")
@@ -40,9 +40,7 @@ def test_patching_gives_what_a_forward_for_each_cell_gives(number):
     sources = sources_of(reference, [each for (each,) in made], {name: other})
     expected, base = cells.measured(reference, rows, made, {"metric": metric}, sources, {})
     try:
-        found = patching.activation_patching(
-            *arguments, direction=direction, memory=memory, progress=False, **places
-        )
+        found = patching.activation_patching(*arguments, direction=direction, memory=memory, progress=False, **places)
     except InvalidArgumentError:
         if not relaid:
             raise
@@ -67,7 +65,9 @@ def drawn_axes(draw, reference, point, shortest):
     for name in by:
         if draw.chance(0.3):
             size = sizes.get(name, shortest)
-            given[name] = tuple(place - size if draw.chance(0.3) and name != "head" else place for place in draw.some(range(size), 1, 2))
+            given[name] = tuple(
+                place - size if draw.chance(0.3) and name != "head" else place for place in draw.some(range(size), 1, 2)
+            )
     draw.note("places", given)
     fields = {"layer": "layer", "position": "positions", "head": "heads", "key_position": "key_positions"}
 

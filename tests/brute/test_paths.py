@@ -87,7 +87,9 @@ def test_paths_carry_what_the_sender_writes_with_all_else_frozen(number):
     if draw.chance(0.1):
         with pytest.raises(ClearspanError, match="direction"):
             analysis.path_patching(
-                *pair.arguments(), [str(one) for one in senders], [name for name, _ in receivers],
+                *pair.arguments(),
+                [str(one) for one in senders],
+                [name for name, _ in receivers],
                 direction=draw.one("direction", WRONG_DIRECTIONS),
             )
         return

@@ -48,9 +48,7 @@ def drawn_cells(draw, subject, rows):
     points = [point for point in draw.points(subject) if point != "logits"]
     for _ in range(draw.random.randint(2, 8)):
         while True:
-            cell = tuple(
-                draw.change(subject, rows, ["clean"], points=points) for _ in range(draw.random.randint(1, 3))
-            )
+            cell = tuple(draw.change(subject, rows, ["clean"], points=points) for _ in range(draw.random.randint(1, 3)))
             if not is_excluded(cell, n_layers):
                 break
         found.append(cell)
@@ -68,7 +66,9 @@ def test_cells_are_what_a_forward_of_their_own_gives(number):
     relaid = draw.note("source is laid out otherwise", rows.is_padded and draw.chance(0.2))
     inputs = {"clean": draw.other_rows(rows, relaid=relaid)}
     given, made = (drawn_grid if draw.chance(0.5) else drawn_cells)(draw, subject, rows)
-    points = [point for point in draw.points(subject) if point not in (*INPUTS, *SQUARES) and not point.startswith("ln1")]
+    points = [
+        point for point in draw.points(subject) if point not in (*INPUTS, *SQUARES) and not point.startswith("ln1")
+    ]
     background = [draw.change(subject, rows, ["clean"], points=points)] if draw.chance(0.25) else []
     draw.note("background", background)
     drawn = [change for cell in made for change in cell]

@@ -501,7 +501,7 @@ def test_filter_without_a_cache(bridge, tokens):
     with pytest.raises(InvalidArgumentError) as error:
         bridge.generate(tokens, names_filter="hook_embed")
     assert message(error) == [
-        "names_filter says what a cache keeps, and there is none",
+        "names_filter says what a cache keeps, and no cache was asked for",
         "  got: return_cache=False",
         "  fix: bridge.generate(..., return_cache=True, names_filter=...)",
     ]

@@ -5,8 +5,8 @@ import torch
 from tests.zoo import MODELS, build
 
 import clearspan
-from clearspan._run.caching import choose
 from clearspan._cache.plan import Terms
+from clearspan._run.caching import choose
 
 PARTS = {
     "everything": None,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import clearspan
-from clearspan import TransformerBridge
+from clearspan import HookPoint, TransformerBridge
 from clearspan.shapes import sizes
 
 NAMES = list(clearspan.boot(tiny_model()).index.by_name)
@@ -83,8 +83,8 @@ def test_identities(variant, tokens):
 # What must follow from a changed value is computed here by hand from the model's weights.
 
 
-def run(bridge: TransformerBridge, tokens: Tensor, name: str, change: Callable[[Tensor], Tensor], how: str):
-    """Runs with one write, and returns logits and the cache of the run."""
+def writing(change: Callable[[Tensor], Tensor], how: str) -> Callable[[Tensor, HookPoint], Tensor | None]:
+    """Returns a hook that writes the change of a value."""
 
     def in_place(value, hook):
         value.copy_(change(value))
@@ -92,7 +92,12 @@ def run(bridge: TransformerBridge, tokens: Tensor, name: str, change: Callable[[
     def returned(value, hook):
         return change(value)
 
-    with bridge.hooks(fwd_hooks=[(name, in_place if how == "in place" else returned)]):
+    return in_place if how == "in place" else returned
+
+
+def run(bridge: TransformerBridge, tokens: Tensor, name: str, change: Callable[[Tensor], Tensor], how: str):
+    """Runs with one write, and returns logits and the cache of the run."""
+    with bridge.hooks(fwd_hooks=[(name, writing(change, how))]):
         return bridge.run_with_cache(tokens)
 
 
@@ -227,7 +232,8 @@ def test_every_name_can_be_written_under_every_mode(name, how, bridge, tokens):
     for context in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
         with context:
             base = bridge(tokens)
-            logits, _ = run(bridge, tokens, name, uneven, how)
+            with bridge.hooks(fwd_hooks=[(name, writing(uneven, how))]):
+                logits = bridge(tokens)
             assert torch.equal(bridge(tokens), base)
         assert (logits - base).abs().max() > 1e-3
         outputs.append(logits.detach())

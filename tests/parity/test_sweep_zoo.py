@@ -40,11 +40,12 @@ def _cells(bridge):
 
 
 def test_every_point_patched_at_a_position_gives_what_a_forward_of_its_own_gives(bridge, tokens):
-    _, cache = bridge.run_with_cache(tokens[0])
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(tokens[1])
     names = [name for name in _cells(bridge) if cache[name].is_floating_point()]
     positions = [0, 3, 6]
     cells = {f"{name} {i}": Intervention(name, Patch(), positions=positions[i % 3]) for i, name in enumerate(names)}
-    sweep = Sweep(bridge, tokens[0], Grid.of(cells), METRICS, sources={"clean": tokens[1]})
+    sweep = Sweep(bridge, tokens[0], Grid.of(cells), METRICS, sources={"clean": cache})
     sweep.run(progress=False)
     assert sweep.check(len(cells)) < TOLERANCE
 

@@ -41,9 +41,18 @@ def test_json_is_alone_on_stdout(tmp_path):
     file = tmp_path / "text.py"
     file.write_bytes(TEXT.replace("\n", "\r\n").encode())
     result = run("report", "--file", str(file), "--json")
-    data = json.loads(result.stdout)
+    data = json.loads(result.stdout, parse_constant=refuse_constant)
     assert data["model"]["name"] == "tiny-bigcode"
     assert data["text"] == TEXT.replace("\n", "\r\n")
+
+
+def test_verification_as_json_is_alone_on_stdout():
+    data = json.loads(run("verify", "tiny-bigcode", "--json").stdout, parse_constant=refuse_constant)
+    assert data["passed"] is True
+
+
+def refuse_constant(name):
+    raise AssertionError(f"{name} is no JSON")
 
 
 def test_the_version_is_printed():
@@ -76,7 +85,7 @@ def test_pages_that_cannot_be_written(tmp_path):
 
 def test_a_text_longer_than_the_context():
     text = " x" * 600
-    refused(1, "tokens long, and tiny-bigcode reads at most 512\n  fix: shorten it by", "report", "--text", text)
+    refused(1, "the input is longer than the model's context\n  expected: at most 512 tokens", "report", "--text", text)
 
 
 def test_a_model_that_is_none(tmp_path):

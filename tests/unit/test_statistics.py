@@ -98,3 +98,25 @@ def test_what_cannot_be_said_raises(call, message):
     with pytest.raises(InvalidArgumentError) as raised:
         call()
     assert str(raised.value) == message
+
+
+def test_what_a_row_lacks_is_left_out_of_its_quantity():
+    rows = normal(9, 2, 3)
+    rows[:4, 0, 1] = math.nan
+    rows[5:, 1, 2] = math.nan
+    rows[1:, 1, 0] = math.nan
+    for found in (
+        standard_error,
+        lambda one: bootstrap_interval(one).low,
+        lambda one: permutation_p_value(one, seed=2),
+    ):
+        whole = found(rows)
+        for at in itertools.product(range(2), range(3)):
+            own = rows[:, *at][~rows[:, *at].isnan()]
+            if at == (1, 0):
+                assert own.shape == (1,)
+                continue
+            assert whole[at].item() == pytest.approx(found(own).item())
+    assert standard_error(rows)[1, 0].isnan()
+    assert permutation_p_value(rows)[1, 0] == 1
+    assert bootstrap_interval(torch.full((2, 3), math.nan)).high.isnan().all()

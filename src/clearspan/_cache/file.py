@@ -1,7 +1,7 @@
 """Caches as files: one safetensors file each, with all that is not a tensor as JSON in its metadata.
 
-A file holds raw tensors and views of them, so that what shares storage is written once. It is read beside a model of
-the same architecture and sizes, whose hook points say how the raw tensors show.
+A file holds raw tensors and views of them, so that shared storage is written once. Reading it takes a model of the same
+architecture and sizes, whose hook points say how the raw tensors show.
 """
 
 import json
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError
-from clearspan.hf.packing import View, packed
+from clearspan.hf.attention import StoredCall
 from clearspan.hf.recording import Contents
-from clearspan.hf.stored_calls import StoredCall
+from clearspan.hf.storages import View, packed
 from clearspan.inputs import Batch
 
 _FORMAT = "clearspan activation cache 2"

@@ -10,7 +10,7 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Returns the bytes that tensors on a device can still take, or None where nobody says.
+    """Returns the bytes that tensors on a device can still take, or None where that cannot be known.
 
     On CUDA it is what the device has free and what torch has set aside there and does not use. On Linux's CPU it is
     what the system has available, with swap, within the memory limits of the process's control groups.

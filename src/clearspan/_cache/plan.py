@@ -12,7 +12,7 @@ from clearspan._cache.memory import bytes_as_text, layer_ranges
 from clearspan._cache.slices import PosSlice, position_index
 from clearspan.hf.recording import Recording
 from clearspan.hf.rehearsal import ShapesAlone
-from clearspan.hf.relocation import Copies, Relocation
+from clearspan.hf.storages import Copies, Relocation
 from clearspan.index import PointIndex
 from clearspan.points import Address, HookPoint, Layout, Side
 from clearspan.results import table
@@ -192,7 +192,7 @@ def plan_of(recording: Recording, points: Iterable[HookPoint], terms: Terms) -> 
     """
     there = [point for point in points if recording.has(point)]
     seen: set[int] = set()
-    # What a raw end shares with a name of the vocabulary is said to be that name's.
+    # A tensor that a raw end shares with a name of the vocabulary counts for that name.
     named = sorted(there, key=lambda point: point.name.endswith(_RAW_ENDS))
     kept = {point.name: _new_bytes(seen, recording.storages_for(point)) for point in named}
     entries = []
@@ -246,7 +246,7 @@ class Bound:
         if not squares:
             return cls(per_position, 0)
         # A call of attention keeps queries and keys, and values where it is computed at once. Layers share their masks,
-        # of which there are two kinds at most.
+        # at most two kinds.
         widest = max(point.sizes.get(axis, 0) for point in index for axis in _WIDTHS)
         calls = {point.place.module: point.sizes["head"] for point in squares}
         per_pair = sum(point.sizes["head"] for point in squares) + 2
@@ -258,9 +258,9 @@ class Bound:
 
 
 _WIDTHS = ("d_head", "d_head_qk", "d_head_v")
-"""Axes of which the largest is at least as wide as a head's queries, keys and values."""
+"""The largest of these axes is at least as wide as a head's queries, keys and values."""
 
 
 def _width(points: Iterable[HookPoint]) -> int:
-    """Returns the width of the raw tensor that some points show, of which one is the tensor itself."""
+    """Returns the width of the raw tensor that some points show; one of them shows all of it."""
     return max(math.prod(point.sizes.get(axis, 1) for axis in point.axes) for point in points)

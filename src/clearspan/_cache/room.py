@@ -14,10 +14,10 @@ from clearspan._cache.slices import PosSlice
 from clearspan._forward.given import ModelInput, check_length
 from clearspan.components import ExpertsBridge
 from clearspan.errors import CacheTooLargeError, InvalidArgumentError, UnplannableError
-from clearspan.hf.offload import execution_device
+from clearspan.hf.modules import execution_device
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.rehearsal import ELSEWHERE, rehearse
-from clearspan.hf.relocation import Copies
+from clearspan.hf.storages import Copies
 from clearspan.index import PointIndex, Segment
 from clearspan.model import Model
 from clearspan.points import HookPoint, NamesFilter
@@ -84,7 +84,7 @@ def planned(
             raise InvalidArgumentError(
                 "cannot plan for this shape", expected="rows and positions, such as tokens.shape", got=repr(input_shape)
             )
-    # No id stands for padding, of which some models warn.
+    # Some models warn of ids that stand for padding.
     ids = torch.full((rows, positions), int(model.hf_model.config.pad_token_id == 0))
     terms = Terms.of((rows, positions), pos_slice, device)
     recording = _rehearsed(model, choice, terms, {"input_ids": ids, "use_cache": False})
@@ -96,7 +96,7 @@ def check_room(model: Model, choice: Choice, everything: Choice, terms: Terms, g
 
     While a cache is small this costs nothing that could be measured: a bound, known from the points alone, comes first,
     and the forward is rehearsed only where the bound does not fit. Under autocast, which changes dtypes, and where
-    nobody says how much is free, nothing is known.
+    free memory cannot be read, nothing is known.
 
     Args:
         model: The model.

@@ -55,7 +55,7 @@ class RunWeights:
     """Tells whether the weights that look-ups and stacks compute with are still those of the run.
 
     In the process of the run they are known by their parameters, and by torch's count of edits. In a cache from a file
-    they are known by checksums, each of which is compared when its weight is first used.
+    they are known by checksums, compared when a weight is first used.
 
     Args:
         slots: Where the weights are.

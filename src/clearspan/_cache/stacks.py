@@ -9,53 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan._cache.lookup import CacheLookup
-from clearspan._cache.readings import frozen
 from clearspan._cache.slices import PosSlice, picked
-from clearspan._forward.readout import FrozenNorm
-from clearspan.components import BlockBridge, MLPBridge, NormalizationBridge
+from clearspan._cache.writes import Sublayer, WayOut, by_head
+from clearspan.components import BlockBridge, MLPBridge
 from clearspan.errors import InvalidArgumentError, MissingWeightError
 
 NeuronSlice = PosSlice
-"""Neurons to keep, said as positions are."""
-Sublayer = Literal["attn", "mlp"]
-
-
-@dataclass(frozen=True)
-class WayOut:
-    """What a part of a sublayer's output goes through on its way to the residual stream: linear, given the scale.
-
-    Attributes:
-        norm: The norm on the sublayer's output, if any.
-        multiplier: The residual multiplier.
-    """
-
-    norm: FrozenNorm | None
-    multiplier: float
-
-    @classmethod
-    def of(cls, cache: CacheLookup, block: BlockBridge, sublayer: Sublayer) -> "WayOut":
-        """Returns the way out of a block's attention or MLP in a cache's run."""
-        norm = block.submodules.get({"attn": "ln1_post", "mlp": "ln2_post"}[sublayer])
-        is_normed = isinstance(norm, NormalizationBridge)
-        return cls(frozen(cache, norm) if is_normed else None, block.residual_multiplier)
-
-    def __call__(self, part: Float[Tensor, "*component_batch_pos d_model"]) -> Tensor:
-        """Returns what a part of the sublayer's output adds to the stream."""
-        normed = part if self.norm is None else self.norm(part)
-        return normed if self.multiplier == 1 else normed * self.multiplier
-
-    def onto(
-        self,
-        acts: Float[Tensor, "neuron *batch_pos"],
-        rows: Float[Tensor, "neuron d_model"],
-        directions: Float[Tensor, "d_model direction"],
-    ) -> Float[Tensor, "neuron *batch_pos direction"]:
-        """Returns what neurons add to directions of the stream, for which nothing `[..., d_model]` is formed."""
-        towards = directions.to(rows)
-        if self.norm is not None:
-            towards = self.norm.pulled_back(towards.T).T
-        found = torch.einsum("n...,nk->n...k", acts, rows @ towards * self.multiplier)
-        return found if self.norm is None else (found / self.norm.scale).to(found)
+"""Neurons to keep, chosen as positions are."""
 
 
 def block_at(cache: CacheLookup, layer: int) -> BlockBridge:
@@ -69,8 +29,7 @@ def block_at(cache: CacheLookup, layer: int) -> BlockBridge:
 def head_results(cache: CacheLookup, layer: int) -> Float[Tensor, "head *batch_pos d_model"]:
     """Returns what each head of a layer added to the residual stream."""
     block = block_at(cache, layer)
-    z = cache["z", layer]
-    result = torch.einsum("...hd,hdm->h...m", z, cache.weight(block.attn.o, block.attn.W_O).to(z))
+    result = by_head(cache["z", layer], cache.weight(block.attn.o, block.attn.W_O))
     return WayOut.of(cache, block, "attn")(result)
 
 
@@ -251,7 +210,7 @@ def _biases(cache: CacheLookup, layers: Iterable[int], divided: Collection[int],
 
 
 def projected(stack: Stack, directions: Float[Tensor, "d_model direction"] | None) -> Stack:
-    """Returns a stack projected onto directions, or as it is where there are none."""
+    """Returns a stack projected onto directions, or the stack itself for None."""
     return stack if directions is None else Stack(stack.values @ directions.to(stack.values), stack.labels)
 
 
@@ -261,7 +220,17 @@ def _embeddings(cache: CacheLookup) -> dict[str, str]:
 
 
 def _stacked(cache: CacheLookup, names: dict[str, str]) -> Stack:
-    return Stack(torch.stack([cache[name] for name in names.values()]), list(names)) if names else _nothing(cache)
+    return (
+        Stack(torch.stack([_entry(cache, name) for name in names.values()]), list(names)) if names else _nothing(cache)
+    )
+
+
+def _entry(cache: CacheLookup, name: str) -> Tensor:
+    """Returns an entry. In a run of embeddings the embedding is what the stream starts with, less the positions."""
+    if name != "hook_embed" or name in cache or cache.batch.embeds is None:
+        return cache[name]
+    start = cache["resid_pre", 0]
+    return start - cache["hook_pos_embed"] if "hook_pos_embed" in cache.model.hook_dict else start
 
 
 def _nothing(cache: CacheLookup) -> Stack:

@@ -22,6 +22,8 @@ _INSTEAD = {
     "output_hidden_states": "bridge.run_with_cache(...) and cache['resid_pre', layer]",
 }
 """Keywords of a model's forward that mean something else here, and what to do instead."""
+_OF_RUNS = ("return_type", "loss_per_token", "start_at_layer", "stop_at_layer", "interventions", "sources")
+"""Keywords that every run takes besides those of `prepare`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class ModelInput:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows, and positions with those in a KV cache that it goes on from."""
+        """Rows, and positions, those in a KV cache included."""
         past = self.kwargs.get("past_key_values")
         return self.batch.rows, self.batch.width + (0 if past is None else past.get_seq_length())
 
@@ -175,7 +177,7 @@ def check_keywords(model: Model, keywords: Mapping[str, object]) -> None:
     if not keywords:
         return
     known = set(inspect.signature(type(model.hf_model).forward).parameters) - {*_INSTEAD, "self", "kwargs"}
-    ours = set(inspect.signature(prepare).parameters) - {"model", "model_kwargs", "is_residual"}
+    ours = {*inspect.signature(prepare).parameters, *_OF_RUNS} - {"model", "model_kwargs", "is_residual"}
     for keyword in keywords:
         if keyword not in known:
             if keyword in _INSTEAD:

@@ -139,6 +139,25 @@ class FrozenNorm:
         """
         return self._centred(self.weighted(direction))
 
+    def apply_slope_(
+        self, value: Float[Tensor, "row pos d_model"], vectors: Float[Tensor, "*part row pos d_model"]
+    ) -> None:
+        """Multiplies vectors by the derivative of the normalised value, before the weight, in place.
+
+        `vector -> (vector - n * mean(vector * n)) / scale`, for the normalised value `n`, and with the vector centred
+        where the norm centres. The second term is the scale's. The matrix is symmetric: it takes changes of the input
+        to changes of the normalised value, and gradients there back to the input.
+
+        Args:
+            value: The input that has this scale.
+            vectors: The vectors.
+        """
+        normalized = self._centred(value) / self.scale
+        if self.centres:
+            vectors -= vectors.mean(-1, keepdim=True)
+        along = (vectors * normalized).mean(-1, keepdim=True)
+        vectors.addcmul_(normalized, along, value=-1).div_(self.scale)
+
     def weighted(self, value: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place d_model"]:
         """Returns a value times the weight, where there is one."""
         return value if self.weight is None else value * self.weight.to(value)

@@ -1,4 +1,4 @@
-"""Runs that go on from another: from its residual stream at a layer, on its keys and values of earlier positions."""
+"""Runs that continue another: from its residual stream at a layer, with its keys and values of earlier positions."""
 
 import contextlib
 import inspect
@@ -14,8 +14,8 @@ from clearspan._run import caching
 from clearspan._run.hooks import Hooks, attached, check_fired
 from clearspan.components import MLPBridge
 from clearspan.errors import InvalidArgumentError
-from clearspan.hf.prefix import Prefix, empty
 from clearspan.hf.segments import Stopped, narrowed
+from clearspan.hf.sequence import Prefix, empty
 from clearspan.model import Model
 
 
@@ -27,7 +27,7 @@ class BaseRun:
         model: The model.
         given: What it was given.
         residuals: The residual stream entering a layer, `[row, pos, d_model]`, by layer; the last one by `n_layers`.
-        prefix: Its keys and values, where runs may go on after some of its positions.
+        prefix: Its keys and values, where others continue after some of its positions.
         logits: What the model returned `[row, pos, d_vocab]`.
     """
 
@@ -105,7 +105,7 @@ class BaseRun:
 
 @torch.no_grad()
 def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hooks, *, with_prefix: bool) -> BaseRun:
-    """Runs the model and returns what other runs go on from.
+    """Runs the model and returns what other runs continue from.
 
     Args:
         model: The model.
@@ -115,7 +115,7 @@ def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hook
         with_prefix: Whether keys and values are kept.
     """
     if "past_key_values" in given.kwargs:
-        raise InvalidArgumentError("runs go on from a run without a KV cache of its own", got="past_key_values")
+        raise InvalidArgumentError("a run that others continue has no KV cache of its own", got="past_key_values")
     n_layers = model.cfg.n_layers
     names = {
         layer: f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
@@ -160,7 +160,7 @@ def check_undisturbed(model: Model) -> None:
     """Raises unless runs of a model are its own: in evaluation mode, and with no hooks on it.
 
     Raises:
-        InvalidArgumentError: It is in training mode, or somebody's hooks are on it.
+        InvalidArgumentError: It is in training mode, or hooks are on it.
     """
     if model.hf_model.training:
         raise InvalidArgumentError(

@@ -128,7 +128,7 @@ def check_no_filter(names_filter: NamesFilter) -> None:
     """Raises if a filter was given where nothing is kept."""
     if names_filter is not None:
         raise InvalidArgumentError(
-            "names_filter says what a cache keeps, and there is none",
+            "names_filter says what a cache keeps, and no cache was asked for",
             got="return_cache=False",
             fix="bridge.generate(..., return_cache=True, names_filter=...)",
         )
@@ -149,8 +149,8 @@ def hooked(
 def run(model: Model, prompt: Prompt, **keywords: Any) -> Any:
     """Returns what Hugging Face's `generate` does.
 
-    With a KV cache of fixed length it would compile the model on a GPU, and the compiled model would not call the torch
-    hooks; so it is kept from it where somebody listens.
+    With a KV cache of fixed length it would compile the model on a GPU, and the compiled model would not call torch
+    hooks; so compiling is turned off where something listens.
     """
     kwargs = {**prompt.kwargs, **keywords}
     may_compile = "past_key_values" in kwargs or _settings(model, prompt).get("cache_implementation") is not None
@@ -275,7 +275,7 @@ class _Streamer:
 def _tokens(
     model: Model, handover: Handover[Tensor], fwd_hooks: Hooks, prompt: Prompt
 ) -> Generator[Tensor, None, None]:
-    """Yields new tokens `[batch, new]`. The hooks are on only while generation goes on, not while its user does."""
+    """Yields new tokens `[batch, new]`. The hooks are on while a token is made, and off while the caller has it."""
     steps = itertools.count()
     calls: collections.Counter[int] = collections.Counter()
     with contextlib.closing(handover):

@@ -85,7 +85,7 @@ class Handover(Iterator[Item]):
         self._modes = _Modes()
         self._is_over = False
         context = contextvars.copy_context()
-        # A daemon, so that a handover that nobody closed does not keep the interpreter from ending.
+        # A daemon, so that a handover left open does not keep the interpreter from ending.
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="clearspan-handover", daemon=True)
 
     def __next__(self) -> Item:
@@ -102,7 +102,7 @@ class Handover(Iterator[Item]):
         self._turns.put(True)
         try:
             answer = self._items.get()
-        except BaseException:  # an interrupt of the thread that waits: the other one must not go on by itself
+        except BaseException:  # an interrupt of the thread that waits: the other one must not run by itself
             self.close()
             raise
         if isinstance(answer, _Handed):

@@ -160,7 +160,7 @@ class SiteWriter:
 
 
 def _unpadded(value: Tensor, width: int) -> Batch:
-    """Returns the batch of a forward of which only a value is known."""
+    """Returns a batch for a forward that is known by one value alone: rows and columns, no padding."""
     return Batch(None, embeds=value.new_empty(len(value), width, 0))
 
 

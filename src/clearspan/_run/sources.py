@@ -16,8 +16,24 @@ from clearspan.interventions import Action, Site, SourcePosition, Taken, Written
 from clearspan.model import Model
 from clearspan.shapes import Axes
 
-Source = ActivationCache | Mapping[str, Tensor] | Input
-"""A cache, tensors by hook point's full name, or an input that is run when it is needed."""
+
+@dataclass(frozen=True, eq=False)
+class SourceRun:
+    """Values of a source run, and the rows that they are of.
+
+    Attributes:
+        values: By hook point's name.
+        batch: Its rows, or None where only the values tell them.
+        logits: What the model returned, where the source was run here.
+    """
+
+    values: Mapping[str, Tensor]
+    batch: Batch | None = None
+    logits: Tensor | None = None
+
+
+Source = ActivationCache | SourceRun | Mapping[str, Tensor] | Input
+"""A cache, values of a batch, tensors by hook point's full name, or an input that is run when it is needed."""
 _ALONG_TEXT = ("pos", "q_pos", "k_pos")
 
 
@@ -32,7 +48,7 @@ def batch_of_source(model: Model, source: Source, like: Batch | None = None) -> 
     Raises:
         InvalidArgumentError: Bare ids of a padded input's shape, which do not tell where they are padded.
     """
-    if isinstance(source, ActivationCache) or (isinstance(source, Mapping) and _holds_values(source)):
+    if isinstance(source, ActivationCache | SourceRun) or (isinstance(source, Mapping) and _holds_values(source)):
         return None
     batch = model.to_batch(cast("Input", source))
     if like is None or like.tokens is None or not _hides_padding(batch, like):
@@ -60,21 +76,6 @@ def _untold() -> InvalidArgumentError:
 def _holds_values(source: Mapping[str, Any]) -> bool:
     """Returns whether a mapping is one of tensors by hook point's name, and no tokenizer's output or dataset row."""
     return not {"input_ids", "text", "messages", "inputs_embeds"} & source.keys()
-
-
-@dataclass(frozen=True, eq=False)
-class SourceRun:
-    """What one source run left.
-
-    Attributes:
-        values: By hook point's name.
-        batch: Its rows, or None where only the values tell them.
-        logits: What the model returned, where the source was run here.
-    """
-
-    values: Mapping[str, Tensor]
-    batch: Batch | None = None
-    logits: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -259,6 +260,8 @@ def _run(model: Model, run: str, names: list[str], sources: Mapping[str, Source]
             fix=f"sources={{{run!r}: its tokens, text, or cache}}",
         )
     source = sources[run]
+    if isinstance(source, SourceRun):
+        return source
     if isinstance(source, ActivationCache):
         cache = source
         return SourceRun({name: _with_rows(cache, name) for name in names}, cache.batch)

@@ -4,19 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clearspan.analysis.ablation import AblationMethod as AblationMethod
-    from clearspan.analysis.ablation import ablate_heads as ablate_heads
-    from clearspan.analysis.ablation import ablate_layers as ablate_layers
-    from clearspan.analysis.ablation import ablate_neurons as ablate_neurons
-    from clearspan.analysis.abstraction.alignment import Alignment as Alignment
+    from clearspan.analysis.ablation.ablation import ablate_heads as ablate_heads
+    from clearspan.analysis.ablation.ablation import ablate_layers as ablate_layers
+    from clearspan.analysis.ablation.ablation import ablate_neurons as ablate_neurons
+    from clearspan.analysis.ablation.ablation_result import Ablation as Ablation
+    from clearspan.analysis.ablation.replacements import AblationMethod as AblationMethod
     from clearspan.analysis.abstraction.alignment import fit_alignment as fit_alignment
+    from clearspan.analysis.abstraction.alignment_result import Alignment as Alignment
     from clearspan.analysis.abstraction.causal_model import CausalModel as CausalModel
-    from clearspan.analysis.abstraction.causal_model import draw_interchanges as draw_interchanges
-    from clearspan.analysis.abstraction.interchange import InterchangeAccuracy as InterchangeAccuracy
-    from clearspan.analysis.abstraction.interchange import InterchangeExamples as InterchangeExamples
-    from clearspan.analysis.abstraction.interchange import InterchangeSite as InterchangeSite
     from clearspan.analysis.abstraction.interchange import interchange_accuracy as interchange_accuracy
     from clearspan.analysis.abstraction.interchange import interchange_sweep as interchange_sweep
+    from clearspan.analysis.abstraction.interchange_drawing import draw_interchanges as draw_interchanges
+    from clearspan.analysis.abstraction.interchange_examples import InterchangeExamples as InterchangeExamples
+    from clearspan.analysis.abstraction.interchange_result import InterchangeAccuracy as InterchangeAccuracy
+    from clearspan.analysis.abstraction.interchange_site import InterchangeSite as InterchangeSite
     from clearspan.analysis.attribution.attribution import direct_logit_attribution as direct_logit_attribution
     from clearspan.analysis.attribution.attribution_result import AttributedPart as AttributedPart
     from clearspan.analysis.attribution.attribution_result import DirectLogitAttribution as DirectLogitAttribution
@@ -59,28 +60,7 @@ if TYPE_CHECKING:
     from clearspan.analysis.lenses.streams import Translator as Translator
     from clearspan.analysis.lenses.tuned_lens import TunedLens as TunedLens
     from clearspan.analysis.lenses.tuned_lens_training import train_tuned_lens as train_tuned_lens
-    from clearspan.analysis.metric import Metric as Metric
     from clearspan.analysis.metric import next_token_loss as next_token_loss
-    from clearspan.analysis.paths.agreement import Agreement as Agreement
-    from clearspan.analysis.paths.attribution_patching import attribution_patch as attribution_patch
-    from clearspan.analysis.paths.attribution_patching_result import AttributionPatching as AttributionPatching
-    from clearspan.analysis.paths.circuit import Circuit as Circuit
-    from clearspan.analysis.paths.circuit_discovery import discover_circuit as discover_circuit
-    from clearspan.analysis.paths.circuit_evaluation import evaluate_circuits as evaluate_circuits
-    from clearspan.analysis.paths.circuit_evaluation import faithfulness_curve as faithfulness_curve
-    from clearspan.analysis.paths.circuit_result import CircuitEvaluation as CircuitEvaluation
-    from clearspan.analysis.paths.circuit_result import FaithfulnessCurve as FaithfulnessCurve
-    from clearspan.analysis.paths.discovered_circuit import DiscoveredCircuit as DiscoveredCircuit
-    from clearspan.analysis.paths.discovered_circuit import PruningStep as PruningStep
-    from clearspan.analysis.paths.edge_attribution import edge_attribution as edge_attribution
-    from clearspan.analysis.paths.edge_patching import patch_edges as patch_edges
-    from clearspan.analysis.paths.edge_scores import EdgeScores as EdgeScores
-    from clearspan.analysis.paths.edge_scores import ScoredEdge as ScoredEdge
-    from clearspan.analysis.paths.graph import ComputationalGraph as ComputationalGraph
-    from clearspan.analysis.paths.graph import Edge as Edge
-    from clearspan.analysis.paths.graph import Node as Node
-    from clearspan.analysis.paths.patching_pair import PatchingDirection as PatchingDirection
-    from clearspan.analysis.paths.path_patching import path_patching as path_patching
     from clearspan.analysis.probing.probe import Probe as Probe
     from clearspan.analysis.probing.probe_result import Probes as Probes
     from clearspan.analysis.probing.probes import train_probe as train_probe
@@ -92,33 +72,50 @@ if TYPE_CHECKING:
     from clearspan.analysis.reporting.report import ModelFacts as ModelFacts
     from clearspan.analysis.reporting.report import Report as Report
     from clearspan.analysis.reporting.report import report as report
-    from clearspan.analysis.steering import SteeringMethod as SteeringMethod
-    from clearspan.analysis.steering import SteeringVector as SteeringVector
-    from clearspan.analysis.steering import fit_steering_vector as fit_steering_vector
-    from clearspan.analysis.steering import steering_sweep as steering_sweep
+    from clearspan.analysis.steering.steering import SteeringMethod as SteeringMethod
+    from clearspan.analysis.steering.steering import fit_steering_vector as fit_steering_vector
+    from clearspan.analysis.steering.steering_sweep import steering_sweep as steering_sweep
+    from clearspan.analysis.steering.steering_vector import SteeringVector as SteeringVector
+    from clearspan.circuits.attribution import Agreement as Agreement
+    from clearspan.circuits.attribution import AttributionPatching as AttributionPatching
+    from clearspan.circuits.attribution import attribution_patch as attribution_patch
+    from clearspan.circuits.circuit import Circuit as Circuit
+    from clearspan.circuits.edge_scores import EdgeScores as EdgeScores
+    from clearspan.circuits.edge_scores import ScoredEdge as ScoredEdge
+    from clearspan.circuits.edge_scores import edge_attribution as edge_attribution
+    from clearspan.circuits.edges import patch_edges as patch_edges
+    from clearspan.circuits.edges import path_patching as path_patching
+    from clearspan.circuits.evaluation import CircuitEvaluation as CircuitEvaluation
+    from clearspan.circuits.evaluation import FaithfulnessCurve as FaithfulnessCurve
+    from clearspan.circuits.evaluation import evaluate_circuits as evaluate_circuits
+    from clearspan.circuits.evaluation import faithfulness_curve as faithfulness_curve
+    from clearspan.circuits.graph import ComputationalGraph as ComputationalGraph
+    from clearspan.circuits.graph import Edge as Edge
+    from clearspan.circuits.graph import Node as Node
+    from clearspan.circuits.search import DiscoveredCircuit as DiscoveredCircuit
+    from clearspan.circuits.search import PruningStep as PruningStep
+    from clearspan.circuits.search import discover_circuit as discover_circuit
     from clearspan.statistics import Interval as Interval
     from clearspan.statistics import bootstrap_interval as bootstrap_interval
     from clearspan.statistics import permutation_p_value as permutation_p_value
     from clearspan.statistics import standard_error as standard_error
+    from clearspan.sweep.metrics import Metric as Metric
 
 _HOMES = {
-    "Interval": "clearspan.statistics",
-    "bootstrap_interval": "clearspan.statistics",
-    "permutation_p_value": "clearspan.statistics",
-    "standard_error": "clearspan.statistics",
-    "ablate_heads": "clearspan.analysis.ablation",
-    "ablate_layers": "clearspan.analysis.ablation",
-    "ablate_neurons": "clearspan.analysis.ablation",
-    "AblationMethod": "clearspan.analysis.ablation",
+    "ablate_heads": "clearspan.analysis.ablation.ablation",
+    "ablate_layers": "clearspan.analysis.ablation.ablation",
+    "ablate_neurons": "clearspan.analysis.ablation.ablation",
+    "Ablation": "clearspan.analysis.ablation.ablation_result",
+    "AblationMethod": "clearspan.analysis.ablation.replacements",
     "fit_alignment": "clearspan.analysis.abstraction.alignment",
-    "Alignment": "clearspan.analysis.abstraction.alignment",
+    "Alignment": "clearspan.analysis.abstraction.alignment_result",
     "CausalModel": "clearspan.analysis.abstraction.causal_model",
     "interchange_accuracy": "clearspan.analysis.abstraction.interchange",
     "interchange_sweep": "clearspan.analysis.abstraction.interchange",
-    "draw_interchanges": "clearspan.analysis.abstraction.causal_model",
-    "InterchangeExamples": "clearspan.analysis.abstraction.interchange",
-    "InterchangeAccuracy": "clearspan.analysis.abstraction.interchange",
-    "InterchangeSite": "clearspan.analysis.abstraction.interchange",
+    "draw_interchanges": "clearspan.analysis.abstraction.interchange_drawing",
+    "InterchangeExamples": "clearspan.analysis.abstraction.interchange_examples",
+    "InterchangeAccuracy": "clearspan.analysis.abstraction.interchange_result",
+    "InterchangeSite": "clearspan.analysis.abstraction.interchange_site",
     "direct_logit_attribution": "clearspan.analysis.attribution.attribution",
     "AttributedPart": "clearspan.analysis.attribution.attribution_result",
     "DirectLogitAttribution": "clearspan.analysis.attribution.attribution_result",
@@ -161,28 +158,7 @@ _HOMES = {
     "Translator": "clearspan.analysis.lenses.streams",
     "TunedLens": "clearspan.analysis.lenses.tuned_lens",
     "train_tuned_lens": "clearspan.analysis.lenses.tuned_lens_training",
-    "Metric": "clearspan.analysis.metric",
     "next_token_loss": "clearspan.analysis.metric",
-    "Agreement": "clearspan.analysis.paths.agreement",
-    "attribution_patch": "clearspan.analysis.paths.attribution_patching",
-    "AttributionPatching": "clearspan.analysis.paths.attribution_patching_result",
-    "Circuit": "clearspan.analysis.paths.circuit",
-    "discover_circuit": "clearspan.analysis.paths.circuit_discovery",
-    "evaluate_circuits": "clearspan.analysis.paths.circuit_evaluation",
-    "faithfulness_curve": "clearspan.analysis.paths.circuit_evaluation",
-    "CircuitEvaluation": "clearspan.analysis.paths.circuit_result",
-    "FaithfulnessCurve": "clearspan.analysis.paths.circuit_result",
-    "DiscoveredCircuit": "clearspan.analysis.paths.discovered_circuit",
-    "PruningStep": "clearspan.analysis.paths.discovered_circuit",
-    "edge_attribution": "clearspan.analysis.paths.edge_attribution",
-    "patch_edges": "clearspan.analysis.paths.edge_patching",
-    "EdgeScores": "clearspan.analysis.paths.edge_scores",
-    "ScoredEdge": "clearspan.analysis.paths.edge_scores",
-    "ComputationalGraph": "clearspan.analysis.paths.graph",
-    "Edge": "clearspan.analysis.paths.graph",
-    "Node": "clearspan.analysis.paths.graph",
-    "PatchingDirection": "clearspan.analysis.paths.patching_pair",
-    "path_patching": "clearspan.analysis.paths.path_patching",
     "Probe": "clearspan.analysis.probing.probe",
     "Probes": "clearspan.analysis.probing.probe_result",
     "train_probe": "clearspan.analysis.probing.probes",
@@ -194,10 +170,34 @@ _HOMES = {
     "ModelFacts": "clearspan.analysis.reporting.report",
     "Report": "clearspan.analysis.reporting.report",
     "report": "clearspan.analysis.reporting.report",
-    "SteeringMethod": "clearspan.analysis.steering",
-    "fit_steering_vector": "clearspan.analysis.steering",
-    "steering_sweep": "clearspan.analysis.steering",
-    "SteeringVector": "clearspan.analysis.steering",
+    "SteeringMethod": "clearspan.analysis.steering.steering",
+    "fit_steering_vector": "clearspan.analysis.steering.steering",
+    "steering_sweep": "clearspan.analysis.steering.steering_sweep",
+    "SteeringVector": "clearspan.analysis.steering.steering_vector",
+    "Agreement": "clearspan.circuits.attribution",
+    "AttributionPatching": "clearspan.circuits.attribution",
+    "attribution_patch": "clearspan.circuits.attribution",
+    "Circuit": "clearspan.circuits.circuit",
+    "EdgeScores": "clearspan.circuits.edge_scores",
+    "ScoredEdge": "clearspan.circuits.edge_scores",
+    "edge_attribution": "clearspan.circuits.edge_scores",
+    "patch_edges": "clearspan.circuits.edges",
+    "path_patching": "clearspan.circuits.edges",
+    "CircuitEvaluation": "clearspan.circuits.evaluation",
+    "FaithfulnessCurve": "clearspan.circuits.evaluation",
+    "evaluate_circuits": "clearspan.circuits.evaluation",
+    "faithfulness_curve": "clearspan.circuits.evaluation",
+    "ComputationalGraph": "clearspan.circuits.graph",
+    "Edge": "clearspan.circuits.graph",
+    "Node": "clearspan.circuits.graph",
+    "DiscoveredCircuit": "clearspan.circuits.search",
+    "PruningStep": "clearspan.circuits.search",
+    "discover_circuit": "clearspan.circuits.search",
+    "Interval": "clearspan.statistics",
+    "bootstrap_interval": "clearspan.statistics",
+    "permutation_p_value": "clearspan.statistics",
+    "standard_error": "clearspan.statistics",
+    "Metric": "clearspan.sweep.metrics",
 }
 
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

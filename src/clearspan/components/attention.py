@@ -144,6 +144,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
         yield self.point("hook_z", joined, Converted(HeadsConversion(self.n_heads)), dimensions=self._value_axes)
         yield self.point("hook_result", joined, Derived(HeadResults(self), "result"))
 
+    _shown = ("has_rotary", "has_sinks", "n_heads", "n_kv_heads")
     _query_axes = "batch pos head d_head"
     _key_axes = "batch pos kv_head d_head"
     _value_axes = "batch pos head d_head"
@@ -163,6 +164,8 @@ class GeneralAttentionBridge(GeneralizedComponent):
 
 class HeadAttentionBridge(GeneralAttentionBridge):
     """Attention whose queries, keys and values are each one linear map of what it reads."""
+
+    _shown = ("has_bias",)
 
     @abstractmethod
     def _rows(self, projection: Projection, name: Literal["weight", "bias"]) -> Tensor:

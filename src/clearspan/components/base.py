@@ -5,12 +5,12 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from clearspan.components.weights import WeightTensor
+from clearspan.components.weights import AbsentWeight, Weight, WeightTensor
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import ParamProcessingConversion
 from clearspan.errors import (
@@ -251,7 +251,8 @@ class GeneralizedComponent:
     @property
     def is_quantised(self) -> bool:
         """Whether the module's weight is quantised, in a way that is known."""
-        return self._bound.dequantised(self.module, "weight") is not None
+        has_weight = self.module._parameters.get("weight") is not None
+        return has_weight and self._bound.dequantised(self.module, "weight") is not None
 
     def _refuse_write(self) -> None:
         raise UnwritableError(
@@ -292,6 +293,23 @@ class GeneralizedComponent:
                 reason="the model's own module has none, and zeros are not made up",
             )
         return parameter
+
+    _shown: ClassVar[tuple[str, ...]] = ("cfg", "is_quantised", "module", "module_path", "path", "submodules", "weight")
+    """What `dir` lists of every component, besides its points, parts and weights."""
+
+    def __dir__(self) -> list[str]:
+        """Returns what users of a live component reach for; of a template, all."""
+        names = super().__dir__()
+        if self._binding is None:
+            return list(names)
+        weights = {
+            name
+            for name in names
+            if isinstance(found := getattr(type(self), name, None), Weight) and not isinstance(found, AbsentWeight)
+        }
+        points = {name for name, value in vars(self).items() if isinstance(value, HookPoint)}
+        shown = {name for kind in type(self).__mro__ for name in vars(kind).get("_shown", ())}
+        return sorted({*shown, *points, *self.submodules, *weights, *(name for name in names if name[:2] == "__")})
 
     def __repr__(self) -> str:
         where = f" at {self.path}" if self._binding else ""

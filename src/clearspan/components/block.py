@@ -52,6 +52,7 @@ class BlockBridge(GeneralizedComponent):
         returns_tuple: Whether the module returns a tuple, the residual stream first.
     """
 
+    _shown = ("identities", "is_parallel")
     ln1: NormalizationBridge
     attn: HeadAttentionBridge
     ln2: NormalizationBridge

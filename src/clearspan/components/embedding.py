@@ -25,6 +25,7 @@ class EmbeddingBridge(GeneralizedComponent):
         ends_at: Path of the norm or projection through which it reaches the residual stream, where there is one.
     """
 
+    _shown = ("n_tokens", "width")
     input_axes = "batch pos"
 
     def __init__(

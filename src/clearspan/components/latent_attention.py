@@ -10,8 +10,9 @@ from torch.nn.functional import linear
 from clearspan.components.attention import GeneralAttentionBridge, Projection
 from clearspan.components.base import GeneralizedComponent
 from clearspan.components.linear import LinearBridge, LinearMap
+from clearspan.components.weights import AbsentWeight, Weight, WeightTensor
 from clearspan.conversions import HeadPartConversion, HeadsConversion
-from clearspan.errors import MissingWeightError
+from clearspan.errors import MissingWeightError, UnwritableError
 from clearspan.points import Access, Converted, HookPoint, Place, Side
 
 _SHARED = "keys and values of all heads come from one latent projection"
@@ -106,7 +107,12 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         by_head = self._last_query.matrix.unflatten(0, (self.n_heads, -1))
         return torch.einsum("bphr,hdr->bphd", self.before_heads(value, projection), by_head)
 
-    @property
+    W_K = AbsentWeight("a key's rotary part is shared by all heads, and a norm lies in the rest's way")
+    b_Q = AbsentWeight("the last query projection has no bias")  # noqa: N815
+    b_K = AbsentWeight("the key projection has no bias")  # noqa: N815
+    b_V = AbsentWeight("the value projection has no bias")  # noqa: N815
+
+    @Weight
     def W_Q(self) -> Float[Tensor, "head d_model d_head_qk"]:
         """The query weight `[head, d_model, d_head_qk]`, a view, where queries have no low-rank part.
 
@@ -114,55 +120,24 @@ class LatentAttentionBridge(GeneralAttentionBridge):
             MissingWeightError: A norm lies between the two query projections.
         """
         if "q_b" in self.submodules:
-            raise self._missing("W_Q", "a norm lies between the two query projections, so no one matrix is their map")
+            reason = "a norm lies between the two query projections, so no one matrix is their map"
+            raise MissingWeightError(f"{self.path} has no W_Q", reason=reason)
         return self._last_query.matrix.unflatten(0, (self.n_heads, -1)).transpose(1, 2)
 
-    @property
-    def W_K(self) -> Tensor:
-        """Keys have no weight of their own.
-
-        Raises:
-            MissingWeightError: Always.
-        """
-        raise self._missing("W_K", "a key's rotary part is shared by all heads, and a norm lies in the rest's way")
-
-    @property
+    @Weight
     def W_V(self) -> Float[Tensor, "head d_model d_head_v"]:
-        """The composed value weight `[head, d_model, d_head_v]`, a copy.
+        """The composed value weight `[head, d_model, d_head_v]`, a copy that refuses writes.
 
         It is the value rows of `kv_b` times the norm's weight times the latent rows of `kv_a`: what maps the input to a
         value, up to the norm's scale at each position.
         """
         norm, rank = self.submodules["kv_a_norm"].weight("weight"), self.kv_b.widths[0]
         rows = self.kv_b.matrix.unflatten(0, (self.n_heads, -1))[:, self.d_head_nope :]
-        return torch.einsum("hvr,r,rm->hmv", rows, norm, self.kv_a.matrix[:rank])
+        composed = torch.einsum("hvr,r,rm->hmv", rows, norm, self.kv_a.matrix[:rank])
+        return WeightTensor.of(composed, before=self._refuse_composed)
 
-    def _missing(self, name: str, reason: str) -> MissingWeightError:
-        return MissingWeightError(f"{self.path} has no {name}", where=type(self.module).__name__, reason=reason)
-
-    @property
-    def b_Q(self) -> Tensor:
-        """The query bias by head.
-
-        Raises:
-            MissingWeightError: Always: the projection has none.
-        """
-        raise self._missing("b_Q", "the last query projection has no bias")
-
-    @property
-    def b_K(self) -> Tensor:
-        """The key bias.
-
-        Raises:
-            MissingWeightError: Always.
-        """
-        raise self._missing("b_K", "the key projection has no bias")
-
-    @property
-    def b_V(self) -> Tensor:
-        """The value bias.
-
-        Raises:
-            MissingWeightError: Always.
-        """
-        raise self._missing("b_V", "the value projection has no bias")
+    def _refuse_composed(self) -> None:
+        raise UnwritableError(
+            f"W_V of {self.path} is the product of three parameters, and what was read is a copy",
+            fix="write kv_a.weight('weight'), kv_a_norm.weight('weight') or kv_b.weight('weight')",
+        )

@@ -31,6 +31,8 @@ class LinearMap:
 class LinearBridge(GeneralizedComponent):
     """A linear map inside another component, which says what its ends mean. Its weight is `[out, in]`."""
 
+    _shown = ("widths",)
+
     @property
     def matrix(self) -> Tensor:
         """The weight `[out, in]`, the live parameter or a view of it."""

@@ -24,6 +24,7 @@ class NormalizationBridge(GeneralizedComponent):
         layout: How rows and positions lie in the module's input and output.
     """
 
+    _shown = ("affine", "eps", "normalize", "scale", "uses_rms_norm")
     hook_scale: HookPoint
     hook_normalized: HookPoint
 

@@ -1,7 +1,6 @@
-"""Inside a module: torch function modes that hand over what it computes between its input and its output."""
+"""Inside a module: torch function modes that show what it computes between its input and its output."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from clearspan.errors import NotSeenError
 from clearspan.points import Side
 
 Visit = Callable[[Tensor], Tensor]
-"""Given a tensor, returns the one that is used instead: the same, where nobody edits it."""
+"""Takes a tensor and returns the one to use in its place: the same one, where nobody edits it."""
 
 Visits = Mapping[Side, Visit]
 
@@ -22,21 +21,23 @@ _LINEARS = frozenset({torch.nn.functional.linear})
 
 
 class SoftmaxWatch(TorchFunctionMode):
-    """Hands over what attention computes: the first product's operands, the softmax's input, the last product's first.
+    """Shows visitors what attention computes: queries and keys as multiplied, the masked scores, the pattern.
+
+    Scores are the softmax's input. A model with sinks joins each row's sink to its scores, and may then subtract the
+    row's maximum. There they are shown before they are joined: afterwards they depend on the sink, and scores of two
+    runs could not be compared.
 
     Args:
-        visits: Who is handed what.
-        is_paused: Asked at each operation whether it is not the module's own.
-        keys: Keys that a query may look at, where they are known. What the softmax's input has beyond them (a sink's
-            column) is not handed over.
+        visits: The visitors.
+        is_paused: Asked at each operation: True where it is not the module's own.
     """
 
-    def __init__(self, visits: Visits, is_paused: Callable[[], bool], keys: int | None = None) -> None:
+    def __init__(self, visits: Visits, is_paused: Callable[[], bool]) -> None:
         super().__init__()
         self._visits = visits
         self._is_paused = is_paused
-        self._keys = keys
         self._softmaxes = 0
+        self._is_multiplied = False
         self._scores_shape: torch.Size | None = None
         self._awaits_product = False
 
@@ -48,19 +49,20 @@ class SoftmaxWatch(TorchFunctionMode):
             if func in _SOFTMAXES:
                 self._softmaxes += 1
                 self._awaits_product = True
-                args = (self._scores(args[0]), *args[1:])
+                if self._scores_shape is None:
+                    args = (self._scores(args[0]), *args[1:])
             elif func in _PRODUCTS:
                 if self._awaits_product:
                     self._awaits_product = False
                     args = (self._pattern(args[0]), *args[1:])
                 elif not self._softmaxes and args[1].ndim > 2:
                     args = (*self._operands(args[0], args[1]), *args[2:])
-            elif func is Tensor.baddbmm and not self._softmaxes:
-                self._keys = kwargs["batch2"].shape[-1] if "batch2" in kwargs else args[2].shape[-1]
+            elif func is torch.cat and args and self._is_multiplied and not self._softmaxes:
+                args = (self._beside_sink(args[0]), *args[1:])
         return func(*args, **kwargs)
 
     def _operands(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        self._keys = key.shape[-1]
+        self._is_multiplied = True
         if Side.QUERY in self._visits:
             query = self._visits[Side.QUERY](query)
         if Side.KEY in self._visits:
@@ -69,15 +71,15 @@ class SoftmaxWatch(TorchFunctionMode):
             key = key if new is given else new.transpose(-1, -2)
         return query, key
 
-    def _scores(self, logits: Tensor) -> Tensor:
-        scores = logits if self._keys is None else logits[..., : self._keys]
+    def _scores(self, scores: Tensor) -> Tensor:
         self._scores_shape = scores.shape
-        if Side.SCORES not in self._visits:
-            return logits
-        new = self._visits[Side.SCORES](scores)
-        if new is scores:
-            return logits
-        return torch.cat([new.to(logits), logits[..., scores.shape[-1] :]], dim=-1)
+        return self._visits[Side.SCORES](scores) if Side.SCORES in self._visits else scores
+
+    def _beside_sink(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Returns the parts of a `torch.cat`; where they are scores and each row's sink, with the scores as edited."""
+        if len(parts) == 2 and parts[1].shape == (*parts[0].shape[:-1], 1):
+            return [self._scores(parts[0]), parts[1]]
+        return parts
 
     def _pattern(self, weights: Tensor) -> Tensor:
         if Side.PATTERN not in self._visits:
@@ -99,11 +101,11 @@ class SoftmaxWatch(TorchFunctionMode):
 
 
 class RouterWatch(TorchFunctionMode):
-    """Hands over the output of a router's linear map.
+    """Shows a visitor the output of a router's linear map.
 
     Args:
-        visit: Who is handed it.
-        is_paused: Asked at each operation whether it is not the module's own.
+        visit: The visitor.
+        is_paused: Asked at each operation: True where it is not the module's own.
     """
 
     def __init__(self, visit: Visit, is_paused: Callable[[], bool]) -> None:
@@ -130,8 +132,3 @@ class RouterWatch(TorchFunctionMode):
                 got=f"{self._linears} of them",
                 where=type(module).__name__,
             )
-
-
-def takes(module: nn.Module, keyword: str) -> bool:
-    """Returns whether a module's forward has a parameter of this name."""
-    return keyword in inspect.signature(type(module).forward).parameters

@@ -32,6 +32,8 @@ class Action(ABC):
     """Its name in JSON."""
     needs_numbers: ClassVar[bool] = False
     """Whether it calculates with the value, which integers do not allow."""
+    hides_keys: ClassVar[bool] = False
+    """Whether it may leave a query without a key."""
 
     @property
     def run(self) -> str | None:
@@ -92,9 +94,6 @@ class Action(ABC):
             value: The part as it is, the batch's axis first.
             source: The same part of what `prepared` gave, or None for an action without a source.
         """
-
-    def check_written(self, value: Tensor, name: str) -> None:  # noqa: B027 - most actions have nothing to check
-        """Raises InvalidArgumentError where the value that was written cannot be used."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the action as plain data."""
@@ -400,6 +399,7 @@ class Mask(Action):
 
     kind: ClassVar[str] = "mask"
     needs_numbers: ClassVar[bool] = True
+    hides_keys: ClassVar[bool] = True
 
     def check_point(self, point: HookPoint, intervention: "Intervention") -> None:
         """Raises unless the point holds scores and some keys are chosen."""
@@ -419,13 +419,6 @@ class Mask(Action):
     def new(self, value: Tensor, source: Tensor | None) -> Tensor:
         """Returns the least number of the dtype."""
         return torch.full_like(value, torch.finfo(value.dtype).min)
-
-    def check_written(self, value: Tensor, name: str) -> None:
-        """Raises where a query is left without a key."""
-        if bool((value.detach().amax(-1) <= torch.finfo(value.dtype).min).any()):
-            raise InvalidArgumentError(
-                "a query has no key left to attend to", where=name, reason="Mask hides all that it could see"
-            )
 
 
 @dataclass(frozen=True)
@@ -529,7 +522,7 @@ def _numbers(given: object) -> tuple[int, ...]:
 
 
 def _given(source: Tensor | None) -> Tensor:
-    assert source is not None, "an action with a source run is handed its value"
+    assert source is not None, "an action with a source run gets its value"
     return source
 
 

@@ -76,8 +76,7 @@ class Written:
         site: The site.
         batch: The run's whole sequence, or a generation's prompt.
         where_possible: Whether rows that lack a position are left as they are.
-        was_before: Whether it was written too in the run from which this one goes on, so that positions before this
-            one's are left as they are.
+        was_before: Whether the run that this one continues was written too; then earlier positions are left alone.
         is_generating: Whether the sequence grows beyond the batch.
     """
 
@@ -101,7 +100,7 @@ class Written:
 
         Args:
             width: Columns, those of the batch first.
-            every_step: The first column of a step of generation, all of which is written; or None.
+            every_step: The first column of a step of generation that is written whole; or None.
         """
         spots, keys = self._spots, self.site.intervention.key_spots
         if spots is None and keys is None:
@@ -279,9 +278,17 @@ class Written:
             if row is None and len(given) not in (1, len(part)):
                 given = self._repeated(given, len(part) // len(given))
         value[at] = self.site.action.new(part, given)
-        queries = [chosen.get(axis) if axis in _QUERIES else None for axis in self.site.axes[1:]]
-        self.site.action.check_written(value[(rows, *_index(queries, value))], self.site.name)
+        if self.site.action.hides_keys:
+            queries = [chosen.get(axis) if axis in _QUERIES else None for axis in self.site.axes[1:]]
+            self._check_keys(value[(rows, *_index(queries, value))])
         return True
+
+    def _check_keys(self, scores: Tensor) -> None:
+        """Raises if a query is left without a key that it can attend to."""
+        if bool((scores.detach().amax(-1) <= torch.finfo(scores.dtype).min).any()):
+            raise InvalidArgumentError(
+                "a query has no key left to attend to", where=self.site.name, reason="Mask hides all that it could see"
+            )
 
     def _repeated(self, given: Tensor, copies: int) -> Tensor:
         """Returns a source's rows as often as the batch's are there: side by side in generation, in turn in a sweep."""

@@ -186,10 +186,10 @@ class Network:
         width, height = self.size
         return "\n".join(
             [
-                f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height + LEGEND:.0f}" '
-                f'viewBox="0 {-height:.0f} {width:.0f} {height + LEGEND:.0f}" '
+                f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:z.0f}" height="{height + LEGEND:z.0f}" '
+                f'viewBox="0 {-height:z.0f} {width:z.0f} {height + LEGEND:z.0f}" '
                 f'font-family="{html.escape(MONOSPACE)}" font-size="12">',
-                f'<rect y="{-height:.0f}" width="100%" height="100%" fill="#ffffff"/>',
+                f'<rect y="{-height:z.0f}" width="100%" height="100%" fill="#ffffff"/>',
                 *self._drawn_links(),
                 *self._drawn_boxes(),
                 *self._drawn_legend(),
@@ -203,16 +203,16 @@ class Network:
             dashes = {"solid": "", "dash": ' stroke-dasharray="8 5"', "dot": ' stroke-dasharray="2 4"'}[link.dash]
             path = _path([(x, -y) for x, y in curve])
             yield (
-                f'<path d="{path}" fill="none" stroke="{link.color}" stroke-width="{link.width:.1f}"{dashes}>'
+                f'<path d="{path}" fill="none" stroke="{link.color}" stroke-width="{link.width:z.1f}"{dashes}>'
                 f"<title>{html.escape(link.text)}</title></path>"
             )
 
     def _drawn_boxes(self) -> Iterator[str]:
         for box in self.boxes.values():
             yield (
-                f'<rect x="{box.x - box.width / 2:.1f}" y="{-box.y - HEIGHT / 2:.1f}" width="{box.width:.1f}" '
+                f'<rect x="{box.x - box.width / 2:z.1f}" y="{-box.y - HEIGHT / 2:z.1f}" width="{box.width:z.1f}" '
                 f'height="{HEIGHT}" rx="4" fill="{GROUND}" stroke="{FRAME}"/>'
-                f'<text x="{box.x:.1f}" y="{-box.y + 4:.1f}" text-anchor="middle" fill="{INK}">'
+                f'<text x="{box.x:z.1f}" y="{-box.y + 4:z.1f}" text-anchor="middle" fill="{INK}">'
                 f"{html.escape(box.text)}</text>"
             )
 
@@ -226,7 +226,7 @@ class Network:
 
 
 def _path(curve: Sequence[Point]) -> str:
-    start, *others = (f"{x:.1f} {y:.1f}" for x, y in curve)
+    start, *others = (f"{x:z.1f} {y:z.1f}" for x, y in curve)
     return f"M {start} C {', '.join(others)}"
 
 

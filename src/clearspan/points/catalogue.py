@@ -130,8 +130,8 @@ VOCABULARY: tuple[Entry, ...] = (
     Entry(
         f"{_ATTN}hook_attn_scores",
         axes(_SQUARE),
-        "input of the softmax: scaled, capped, biased and masked, without a sink's column; where the model first "
-        "subtracts each row's maximum, defined up to a constant a row",
+        "input of the softmax: scaled, capped, biased and masked; where there are sinks, before a row's sink is joined "
+        "to it",
         "the pattern",
     ),
     Entry(f"{_ATTN}hook_pattern", axes(_SQUARE), "what multiplies the values", "`hook_z`"),

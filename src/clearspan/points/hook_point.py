@@ -319,9 +319,9 @@ def _by_position(hook: Any, where: str) -> Called:
             where=where,
             fix="fn(value, hook) that returns a tensor or None",
         )
-    if _takes_two(hook):
-        return hook
     function: Callable[..., Any] = hook
+    if _takes_two(function):
+        return function
     name = getattr(hook, "__name__", type(hook).__name__)
     try:
         signature = inspect.signature(hook.forward if isinstance(hook, nn.Module) else hook)

@@ -78,7 +78,7 @@ class Execution:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _hooks(self, tile: Tile, start: int, stop: int, before: int, rows: int) -> Hooks:
-        """Returns the hooks of a run of some layers, on a batch of which the first rows were there before."""
+        """Returns hooks for layers `start` to `stop`; the first `before` rows were running already."""
         running = Tile(tile.first, tile.cells[: rows // self.base.rows])
         placed = []
         for site, at in self._placed(running, range(start, stop)):
@@ -103,7 +103,7 @@ class Execution:
         return slice(number * self.base.rows, (number + 1) * self.base.rows)
 
     def _positions_read(self, tile: Tile) -> list[int] | None:
-        """Returns the positions, in the batch, of which the last residual stream is read, or None for all."""
+        """Returns the positions whose last residual stream is read, counted in the batch; None for all."""
         last, layer_of = f"blocks.{self._n_layers - 1}.mlp.", self.base.model.index.layer_of
         names = {site.site.name for cell in tile.cells for site in cell.sites} | {
             site.site.name for site in self.background

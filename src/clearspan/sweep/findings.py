@@ -29,7 +29,7 @@ class Findings:
 
     @classmethod
     def none(cls, cells: int) -> Self:
-        """Returns findings of which there are none yet."""
+        """Returns empty findings."""
         return cls(torch.zeros(cells, dtype=torch.bool))
 
     def keep(self, numbers: Sequence[int], values: Mapping[str, Float[Tensor, "cell row"]]) -> None:

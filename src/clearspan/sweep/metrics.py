@@ -45,7 +45,7 @@ class Context:
 
     @classmethod
     def of(cls, logits: Float[Tensor, "row pos d_vocab"], batch: Batch | None = None) -> Self:
-        """Returns the context of logits: of a batch, or of rows of which nothing is known but that none is padded."""
+        """Returns the context of logits: of a batch, or of unpadded rows."""
         if batch is None:
             batch = Batch(None, embeds=logits.new_empty(*logits.shape[:2], 0, dtype=torch.float32))
         return cls(batch)

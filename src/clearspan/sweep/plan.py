@@ -56,7 +56,7 @@ class Costs:
     """What running blocks costs on a kind of device, in the time that one token takes in a large batch.
 
     Attributes:
-        floor: What a block costs beside its tokens: its weights are read, its kernels started.
+        floor: What a block costs besides its tokens: reading its weights, starting its kernels.
         join: What it costs that cells join at a layer: a forward more that starts and stops.
         most: Tokens in a batch beyond which larger ones are no faster.
     """
@@ -152,8 +152,8 @@ class SweepPlan:
         shown = rows if len(rows) <= 24 else [*rows[:20], ["…"] * 6, *rows[-3:]]
         return "\n".join(
             [
-                f"{self.cells} cells in {len(self.tiles)} batches: the work of {self.forwards:.1f} forwards and a base "
-                f"run instead of {self.cells}; at most {bytes_as_text(self.nbytes)}",
+                f"{self.cells} cells in {len(self.tiles)} batches: the work of {self.forwards:z.1f} forwards and a "
+                f"base run instead of {self.cells}; at most {bytes_as_text(self.nbytes)}",
                 f"input: {sizes.rows} row{'s' * (sizes.rows > 1)} of {sizes.length} positions; logits: {self.reads}",
                 "positions: "
                 + (
@@ -262,7 +262,7 @@ def bytes_per_row(cfg: TransformerBridgeConfig, length: int, readings: Readings,
 
 
 def bytes_of_base(cfg: TransformerBridgeConfig, rows: int, length: int, depths: int, *, has_prefix: bool) -> int:
-    """Returns what is kept of the run that others go on from: streams at some depths, keys and values, logits."""
+    """Returns the bytes of the base run: streams at some depths, keys and values, logits."""
     prefix = has_prefix * cfg.n_layers * _kv_width(cfg)
     return rows * length * _item(cfg) * (depths * cfg.d_model + prefix + cfg.d_vocab)
 

@@ -160,7 +160,7 @@ class Sweep:
     def run(self, memory: int | None = None, *, progress: bool | Progress = True) -> Effects:
         """Runs the cells that were not run yet, and returns the metrics of all.
 
-        What is done is kept when it is interrupted (Ctrl-C): `run` again goes on, also after `save` and `load`.
+        Interrupting (Ctrl-C) keeps the finished cells; `run` resumes, also after `save` and `load`.
 
         Args:
             memory: Bytes that a batch may take; by default half of what is free. A batch for which memory does not
@@ -325,7 +325,7 @@ class Sweep:
 
     @classmethod
     def load(cls, path: str | Path, bridge: TransformerBridge) -> Self:
-        """Returns the sweep of a file that `save` wrote, with what was found; `run` goes on with the rest.
+        """Returns the sweep of a file that `save` wrote, with what was found; `run` resumes.
 
         Raises:
             InvalidArgumentError: The file is no sweep, or was made for another model.

@@ -1,4 +1,4 @@
-"""Verification of a bridge on the user's own model: what is read and written is what it is said to be."""
+"""Verification on the user's own model: points show what they promise, and writes reach what reads them."""
 
 from clearspan.verification.report import Check as Check
 from clearspan.verification.report import Verification as Verification

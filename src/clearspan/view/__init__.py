@@ -6,4 +6,4 @@ from .figures import lens_figure as lens_figure
 from .figures import pattern_figure as pattern_figure
 from .page import html_page as html_page
 from .terminal import show as show
-from .verification import show_verification as show_verification
+from .terminal import show_verification as show_verification

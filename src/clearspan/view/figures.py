@@ -9,10 +9,9 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from clearspan.analysis import Report
+from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.plots import DIVERGING, MONOSPACE, SEQUENTIAL, plotly_text, positions
 from clearspan.plots.charts import heat, rounded
-
-from .scale import effect_bound
 
 MOST_TICKS = 72
 
@@ -35,37 +34,33 @@ def lens_figure(report: Report) -> go.Figure:
 
     A token is bold where it is already the model's own prediction.
     """
-    lens, words = report.lens, report.words
-    probs, ranks = rounded(lens.final_probs.T), lens.final_ranks.T.tolist()
-    ids, final = lens.top_ids.T.tolist(), [plotly_text(words[i], 24) for i in lens.final_ids.tolist()]
+    lens, count = report.lens, len(report.tokens)
+    ids, ranks, probs = lens.top_ids.T.tolist(), lens.final_ranks.T.tolist(), rounded(lens.final_probs.T)
+    wide, narrow = (
+        {token: plotly_text(report.words[token], width) for row in ids for token in row} for width in (24, 11)
+    )
     figure = heat(
         rounded(lens.top_probs.T),
         SEQUENTIAL,
-        x=[_depth(depth) for depth in lens.depths],
+        x=list(report.depths),
         y=positions(report.tokens),
         zmin=0,
         zmax=1,
         text=[
-            [f"<b>{plotly_text(words[i], 11)}</b>" if rank == 0 else plotly_text(words[i], 11) for i, rank in cells]
-            for cells in map(zip, ids, ranks)
+            [f"<b>{narrow[token]}</b>" if rank == 0 else narrow[token] for token, rank in zip(*cells, strict=True)]
+            for cells in zip(ids, ranks, strict=True)
         ],
         texttemplate="%{text}",
         textfont={"family": MONOSPACE, "size": 11},
         customdata=[
-            [[plotly_text(words[i], 24), final[p], ranks[p][depth], probs[p][depth]] for depth, i in enumerate(row)]
-            for p, row in enumerate(ids)
+            [[wide[token], wide[row[-1]], rank, prob] for token, rank, prob in zip(row, *own, strict=True)]
+            for row, *own in zip(ids, ranks, probs, strict=True)
         ],
         hovertemplate="after %{y}, %{x}<br>says <b>%{customdata[0]}</b>  p %{z:.3f}<br>"
         "the model says <b>%{customdata[1]}</b>: here rank %{customdata[2]}, p %{customdata[3]:.3f}<extra></extra>",
     )
-    count = len(report.tokens)
-    return figure.update_layout(
-        height=22 * count + 48, xaxis={"side": "top"}, yaxis=_ticks(report.tokens, width=14, most=count)
-    )
-
-
-def _depth(depth: str) -> str:
-    return depth if depth == "embed" else f"layer {depth}"
+    ticks = _ticks(report.tokens, width=14, most=count)
+    return figure.update_layout(height=22 * count + 48, xaxis={"side": "top"}, yaxis=ticks)
 
 
 def head_figure(scores: Tensor, *, name: str) -> go.Figure:
@@ -75,6 +70,8 @@ def head_figure(scores: Tensor, *, name: str) -> go.Figure:
         scores: `[layer, head]`, from 0 to 1.
         name: The score's name, for the hover text.
     """
+    if not isinstance(scores, Tensor) or scores.ndim != 2:
+        raise InvalidArgumentError("scores are one for each head", expected="a tensor [layer, head]")
     n_layers, n_heads = scores.shape
     figure = heat(
         rounded(scores),
@@ -90,13 +87,12 @@ def head_figure(scores: Tensor, *, name: str) -> go.Figure:
 
 def effect_figure(report: Report) -> go.Figure:
     """Returns the causal effect in nats: layers down, positions from left to right."""
-    drop = report.effect.drop
-    bound = effect_bound(drop)
+    drop, bound = report.effect.drop, report.effect.bound
     figure = heat(
         rounded(drop),
         DIVERGING,
         x=positions(report.tokens),
-        y=[f"layer {layer}" for layer in range(len(drop))],
+        y=list(report.depths[1:]),
         zmin=-bound,
         zmax=bound,
         hovertemplate="%{y}, %{x}<br>costs %{z:+.3f} nats<extra></extra>",
@@ -110,10 +106,18 @@ def pattern_figure(report: Report, layer: int, head: int, *, last: int | None = 
 
     Args:
         report: The report.
-        layer: From 0.
-        head: From 0.
+        layer: Its layer, negative from the end.
+        head: Its number, negative from the end.
         last: How many positions are shown, counted from the end; all of them without it.
+
+    Raises:
+        InvalidArgumentError: There is no such head.
     """
+    for name, place, count in zip(("layer", "head"), (layer, head), report.patterns.shape[:2], strict=True):
+        if not isinstance(place, int) or not -count <= place < count:
+            raise InvalidArgumentError(f"there is no {name} {place!r}", expected=f"-{count} to {count - 1}")
+    if last is not None:
+        check_counts(last=last)
     first = max(0, len(report.tokens) - last) if last else 0
     names = positions(report.tokens)[first:]
     figure = heat(
@@ -125,7 +129,6 @@ def pattern_figure(report: Report, layer: int, head: int, *, last: int | None = 
         zmax=1,
         hovertemplate="from %{y}<br>to %{x}<br>attention %{z:.3f}<extra></extra>",
     )
-    ticks = _ticks(report.tokens, width=12, first=first)
-    ticks |= {"fixedrange": False}
+    ticks = _ticks(report.tokens, width=12, first=first) | {"fixedrange": False}
     figure.update_traces(xgap=0, ygap=0)
     return figure.update_layout(dragmode="zoom", xaxis=ticks | {"tickangle": -90}, yaxis=ticks)

@@ -4,7 +4,7 @@ import base64
 import json
 import math
 import re
-from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 import torch
@@ -18,51 +18,27 @@ from clearspan.plots import positions, visible
 
 from .figures import effect_figure, head_figure, lens_figure, pattern_figure
 
-ATTENTION_BYTES = 32_000_000
-"""Most that the attention of all heads may take in the page; a longer text shows its last positions."""
-
 FULL_SURPRISE = 10.0
 """Bits of surprise at which a token has the full colour."""
 
 
-@dataclass(frozen=True)
-class Guess:
-    """A predicted token, as the page writes it."""
-
-    label: str
-    prob: float
-
-
-@dataclass(frozen=True)
-class TokenSpan:
-    """A token of the text, as the page writes it.
-
-    Attributes:
-        label: The token with its white space visible.
-        lines: The same, cut after each line break.
-        surprise: Share of the full colour, from 0 to 1.
-        prob: The probability it was given; None for the first.
-        guesses: Likeliest tokens after it.
-    """
-
-    label: str
-    lines: tuple[str, ...]
-    surprise: float
-    prob: float | None
-    guesses: tuple[Guess, ...]
-
-
-def html_page(report: Report) -> str:
+def html_page(report: Report, *, attention_bytes: int = 32_000_000) -> str:
     """Returns the page, which opens from a file without a network.
 
     Its scripts and styles are inline, text is escaped, and it has a light and a dark form, which the reader's system
     chooses.
+
+    Args:
+        report: What the page shows.
+        attention_bytes: Most that the attention of all heads may take in the page; a longer text shows its last
+            positions.
     """
     environment = Environment(
         loader=PackageLoader("clearspan.view"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     spans = _spans(report)
-    last = min(len(report.tokens), int(math.sqrt(ATTENTION_BYTES * 0.75 / 2 / report.patterns[..., 0, 0].numel())))
+    room = int(math.sqrt(attention_bytes * 0.75 / 2 / report.patterns[..., 0, 0].numel()))
+    last = max(1, min(len(report.tokens), room))
     heads = {"induction": strongest(report.heads.induction), "previous token": strongest(report.heads.previous_token)}
     shown = heads["induction"][0]
     figures = {
@@ -74,14 +50,14 @@ def html_page(report: Report) -> str:
     }
     return environment.get_template("report.html.j2").render(
         report=report,
-        target=visible(report.words[report.effect.target]),
+        target=visible(report.target),
         spans=spans,
         heads=heads,
         shown=shown,
         last=last,
         data={
             "figures": {name: _plain(figure) for name, figure in figures.items()},
-            "tokens": [[span.label, span.prob, [[g.label, g.prob] for g in span.guesses]] for span in spans],
+            "tokens": [[span["label"], span["prob"], span["guesses"]] for span in spans],
             "attention": {"size": last, "names": positions(report.tokens)[-last:]},
         },
         attention=_packed(report.patterns[..., -last:, -last:]),
@@ -89,21 +65,27 @@ def html_page(report: Report) -> str:
     )
 
 
-def _spans(report: Report) -> list[TokenSpan]:
-    found = report.predictions
-    probs = [None, *found.next_probs.tolist()]
-    return [
-        TokenSpan(
-            label=visible(token),
-            lines=tuple(visible(line) if line else "" for line in re.split(r"(?<=\n)", token)),
-            surprise=0.0 if prob is None else min(-math.log2(max(prob, 1e-9)) / FULL_SURPRISE, 1.0),
-            prob=prob if prob is None else round(prob, 4),
-            guesses=tuple(Guess(visible(report.words[i]), round(p, 4)) for i, p in zip(ids, top, strict=True)),
+def _spans(report: Report) -> list[dict[str, Any]]:
+    """Returns each token as the page writes it.
+
+    - `label`: the token with its white space visible; `lines`: the same, cut after each line break
+    - `prob`: the probability it was given, None for the first; `surprise`: its share of the full colour
+    - `guesses`: the likeliest tokens after it, each a label and a probability
+    """
+    found, spans = report.predictions, []
+    columns = (report.tokens, found.token_probs.tolist(), found.top_ids.tolist(), found.top_probs.tolist())
+    for token, prob, ids, top in zip(*columns, strict=True):
+        is_first = math.isnan(prob)
+        spans.append(
+            {
+                "label": visible(token),
+                "lines": [visible(line) if line else "" for line in re.split(r"(?<=\n)", token)],
+                "surprise": 0.0 if is_first else min(-math.log2(max(prob, 1e-9)) / FULL_SURPRISE, 1.0),
+                "prob": None if is_first else round(prob, 4),
+                "guesses": [[visible(report.words[i]), round(p, 4)] for i, p in zip(ids, top, strict=True)],
+            }
         )
-        for token, prob, ids, top in zip(
-            report.tokens, probs, found.top_ids.tolist(), found.top_probs.tolist(), strict=True
-        )
-    ]
+    return spans
 
 
 def _plain(figure: go.Figure) -> dict[str, object]:

@@ -1,5 +1,6 @@
-"""A `Report` in the terminal: tables that fit its width."""
+"""A `Report` or a `Verification` in the terminal: tables that fit its width."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from rich.cells import set_cell_size
@@ -14,8 +15,8 @@ from rich.text import Text
 
 from clearspan.analysis import Head, Report, strongest
 from clearspan.plots import visible
-
-from .scale import effect_bound
+from clearspan.verification import Verification
+from clearspan.verification.report import GROUPS
 
 MOST_POSITIONS = 64
 BAR = 14
@@ -64,24 +65,20 @@ def _table(*columns: str, right: Iterable[str] = ()) -> Table:
 def _tokens(report: Report, positions: range, width: int) -> Table:
     count = max(1, (width - 34) // 19)
     table = _table("pos", "token", "p", "next", right=("pos", "p"))
-    probs = [None, *report.predictions.next_probs.tolist()]
-    ids, top = report.predictions.top_ids.tolist(), report.predictions.top_probs.tolist()
+    found = report.predictions
+    probs, ids, top = found.token_probs.tolist(), found.top_ids.tolist(), found.top_probs.tolist()
     for p in positions:
         guesses = Text("  ").join(
-            Text.assemble(visible(report.words[i], 12), (f" {prob:.2f}", "dim"))
+            Text.assemble(visible(report.words[i], 12), (f" {prob:z.2f}", "dim"))
             for i, prob in zip(ids[p][:count], top[p], strict=False)
         )
-        prob = probs[p]
-        table.add_row(str(p), _token(report, p), "" if prob is None else _shaded(prob), guesses)
+        own = "" if math.isnan(probs[p]) else Text(f" {probs[p]:z.2f} ", style=_ground(probs[p], BLUE))
+        table.add_row(str(p), _token(report, p), own, guesses)
     return table
 
 
 def _token(report: Report, position: int) -> Text:
     return Text(visible(report.tokens[position], 14))  # as text: in a string Rich would read `[b]` as markup
-
-
-def _shaded(prob: float) -> Text:
-    return Text(f" {prob:.2f} ", style=_ground(prob, BLUE))
 
 
 def _ground(share: float, color: ColorTriplet) -> Style:
@@ -100,11 +97,11 @@ def _some(count: int, room: int) -> list[int]:
 
 
 def _lens(report: Report, positions: range, width: int) -> Table:
-    lens = report.lens
+    lens, names = report.lens, report.depths
     room = width - 24
-    cell = min(10, max(len(_depth(lens.depths[-1])), room // len(lens.depths) - 2))
-    depths = _some(len(lens.depths), max(2, room // (cell + 2)))
-    table = _table("pos", "token", *(_depth(lens.depths[d]) for d in depths), right=("pos",))
+    cell = min(10, max(len(names[-1]), room // len(names) - 2))
+    depths = _some(len(names), max(2, room // (cell + 2)))
+    table = _table("pos", "token", *(names[d] for d in depths), right=("pos",))
     ids, probs, ranks = lens.top_ids.tolist(), lens.top_probs.tolist(), lens.final_ranks.tolist()
     for p in positions:
         cells = [
@@ -118,10 +115,6 @@ def _lens(report: Report, positions: range, width: int) -> Table:
     return table
 
 
-def _depth(depth: str) -> str:
-    return depth if depth == "embed" else f"layer {depth}"
-
-
 def _heads(report: Report) -> Columns:
     scores = {"induction": report.heads.induction, "previous token": report.heads.previous_token}
     return Columns([_bars(name, strongest(score)) for name, score in scores.items()], padding=(0, 3))
@@ -132,20 +125,18 @@ def _bars(name: str, heads: Sequence[Head]) -> Table:
     for head in heads:
         filled = round(BAR * head.score)
         bar = Text.assemble(("━" * filled, "cyan"), ("━" * (BAR - filled), "bright_black"))
-        table.add_row(str(head), bar, f"{head.score:.3f}")
+        table.add_row(str(head), bar, f"{head.score:z.3f}")
     return table
 
 
 def _effect_note(report: Report) -> str:
-    target = visible(report.words[report.effect.target])
-    return f"nats lost from log P({target}) = {report.effect.log_prob:.3f} by mean ablation"
+    return f"nats lost from log P({visible(report.target)}) = {report.effect.log_prob:z.3f} by mean ablation"
 
 
 def _effect(report: Report, positions: range, width: int) -> Table:
-    drop = report.effect.drop
-    layers = _some(len(drop), max(2, (width - 24) // (len(f"layer {len(drop) - 1}") + 2)))
-    table = _table("pos", "token", *(f"layer {layer}" for layer in layers), right=("pos",))
-    bound = effect_bound(drop)
+    drop, bound, names = report.effect.drop, report.effect.bound, report.depths[1:]
+    layers = _some(len(drop), max(2, (width - 24) // (len(names[-1]) + 2)))
+    table = _table("pos", "token", *(names[layer] for layer in layers), right=("pos",))
     for p in positions:
         values = drop[:, p].tolist()
         table.add_row(str(p), _token(report, p), *(_nats(values[layer], bound) for layer in layers))
@@ -155,4 +146,34 @@ def _effect(report: Report, positions: range, width: int) -> Table:
 def _nats(value: float, bound: float) -> Text:
     if abs(value) < 0.005:
         return Text("   ·", style="dim")
-    return Text(f" {value:+.2f} ", style=_ground(abs(value) / bound, RED if value > 0 else GREEN))
+    return Text(f" {value:+z.2f} ", style=_ground(abs(value) / bound, RED if value > 0 else GREEN))
+
+
+def show_verification(found: Verification, console: Console) -> None:
+    """Prints the result of `bridge.verify`."""
+    console.print(
+        Text.assemble(
+            (found.model or found.architecture, "bold"),
+            f"  {found.architecture}, {found.dtype}, {found.level}: {found.forwards} forward passes",
+        )
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("", "checks", "hold", "largest error"):
+        table.add_column(title, justify="right" if title in ("hold", "largest error") else "left", no_wrap=True)
+    table.add_column("what it shows")
+    for group, held, count, error in found.groups():
+        mark = Text("✓", style="green") if held == count else Text("✗", style="bold red")
+        largest = "" if error is None else f"{error:.1e}"
+        table.add_row(mark, group, f"{held}/{count}", largest, Text(GROUPS[group], style="dim"))
+    console.print(Padding(table, (1, 0, 1, 2)))
+    for check in found.unavailable:
+        console.print(Text.assemble(("not tried ", "yellow"), (check.group, "bold"), f"  {check.what}"))
+    for check in found.failures:
+        error = "" if check.error is None else f"  error {check.error:.1e}, allowed {check.tolerance:.1e}"
+        console.print(Text.assemble(("failed ", "bold red"), (check.group, "bold"), f"  {check.what}{error}"))
+        console.print(Padding(Text(check.explanation), (0, 0, 1, 2)))
+    console.print(
+        Text("every point reads and writes as it should", style="green")
+        if found.passed
+        else Text(f"{len(found.failures)} of {len(found.checks)} checks failed", style="bold red")
+    )

@@ -40,7 +40,7 @@ class CompositionScores(Result):
     @property
     def title(self) -> str:
         """What it is, with the baseline."""
-        return f"{self.mode}-composition; random heads have {self.baseline:.4f} ± {self.deviation:.4f}"
+        return f"{self.mode}-composition; random heads have {self.baseline:z.4f} ± {self.deviation:z.4f}"
 
     @property
     def above_baseline(self) -> Float[Tensor, "layer head layer head"]:

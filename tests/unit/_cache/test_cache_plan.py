@@ -10,7 +10,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import clearspan
-from clearspan._cache import room as cache_room, memory as free_memory
+from clearspan._cache import memory as free_memory
+from clearspan._cache import room as cache_room
 from clearspan.errors import CacheTooLargeError, InputError, InvalidArgumentError, UnknownPointError, UnplannableError
 
 STREAM = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]

@@ -343,9 +343,7 @@ def test_generation_with_a_source_a_cache_a_stream_and_embeddings(bridge, tokens
     with pytest.raises(PointNotReachedError, match="wrote nothing"):
         bridge.generate(tokens, max_new_tokens=3, interventions=[far])
     everywhere = Intervention("resid_pre", Patch("other"), layer=2, positions=-1, every_step=True)
-    with pytest.raises(
-        InvalidArgumentError, match="patch at every step takes values"
-    ):
+    with pytest.raises(InvalidArgumentError, match="patch at every step takes values"):
         bridge.generate(tokens, max_new_tokens=3, interventions=[everywhere], sources=sources)
 
 

@@ -5,11 +5,14 @@ import torch
 from tests.conftest import tiny_model
 from tests.zoo import build
 from torch import nn
+from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.llama import modeling_llama
 
 import clearspan
 from clearspan.errors import NotSeenError
-from clearspan.hf.attention import AttentionCall, SoftmaxWatch, additive_mask, observed
+from clearspan.hf.attention import AttentionCall, additive_mask
+from clearspan.hf.observers import observed
+from clearspan.hf.watch import SoftmaxWatch
 from clearspan.points import Side
 
 
@@ -178,3 +181,43 @@ def test_a_module_that_is_no_attention_is_named():
         )
     assert "got: 0 of them" in str(error.value)
     assert router.forward is without_linear, "what another library put there is back"
+
+
+def test_scores_of_another_run_can_be_written_where_there_are_sinks(monkeypatch):
+    """The model subtracts the maximum over scores and sink: written after that, scores would move the sink."""
+    model = build("gpt_oss")
+    for block in model.model.layers:
+        nn.init.normal_(block.self_attn.sinks, std=3.0)
+    torch.manual_seed(0)
+    here, there = torch.randint(1, 97, (2, 2, 9)).unbind()
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    layer = model.model.layers[1].self_attn
+    kept = {}
+
+    def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+        groups = module.num_key_value_groups
+        keys, values = (one.repeat_interleave(groups, dim=1) for one in (key, value))
+        scores = query @ keys.mT * scaling + attention_mask
+        if module is layer:
+            scores = kept.setdefault("scores", scores)
+        sinks = module.sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        pattern = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
+        return (pattern @ values).transpose(1, 2).contiguous(), pattern
+
+    with monkeypatch.context() as patched, torch.no_grad():
+        patched.setattr(modeling_gpt_oss, "eager_attention_forward", attend)
+        model(there, attention_mask=mask)
+        expected = model(here, attention_mask=mask).logits
+    bridge = clearspan.boot(model)
+    name = "blocks.1.attn.hook_attn_scores"
+    _, cache = bridge.run_with_cache(there, names_filter=name, attention_mask=mask)
+    torch.testing.assert_close(cache[name], kept["scores"], rtol=1e-5, atol=1e-5)
+    written = [(name, lambda value, hook: cache[name])]
+    found = bridge.run_with_hooks(here, fwd_hooks=written, attention_mask=mask)
+    real = mask.bool()
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)
+    patch = clearspan.Intervention("attn_scores", clearspan.interventions.Patch("there"), layer=1)
+    found = bridge(here, attention_mask=mask, interventions=[patch], sources={"there": cache})
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found[real], bridge(here, attention_mask=mask)[real], atol=1e-3)

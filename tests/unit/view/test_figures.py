@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from clearspan.errors import InvalidArgumentError
 from clearspan.view import effect_figure, head_figure, lens_figure, pattern_figure
 
 
@@ -38,3 +39,16 @@ def test_the_last_positions_alone(report):
 def test_equal_tokens_have_places_of_their_own(report):
     names = pattern_figure(report, 0, 0).data[0].x
     assert len(set(names)) == len(report.tokens)
+
+
+@pytest.mark.parametrize(("layer", "head"), [(3, 0), (-4, 0), (0, 4), ("0", 0), (0, None)])
+def test_a_head_that_is_not_there(report, layer, head):
+    with pytest.raises(InvalidArgumentError, match="there is no (layer|head)"):
+        pattern_figure(report, layer, head)
+
+
+def test_figures_of_nothing(report):
+    with pytest.raises(InvalidArgumentError, match="scores are one for each head"):
+        head_figure([0.5], name="induction")
+    with pytest.raises(InvalidArgumentError, match="last=0"):
+        pattern_figure(report, 0, 0, last=0)

@@ -5,8 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from plotly.offline import get_plotlyjs
 
-from clearspan.view import html_page, page
+from clearspan.view import html_page
 
 
 class Elements(HTMLParser):
@@ -55,13 +56,13 @@ def test_nothing_is_fetched(text, elements):
     styles = "".join(content for _, content in elements.of("style"))
     assert "url(" not in styles
     assert "@import" not in styles
-    ours = text.replace(str(page.get_plotlyjs()), "")
+    ours = text.replace(get_plotlyjs(), "")
     assert "http://" not in ours
     assert "https://" not in ours
 
 
 def test_plotly_is_in_the_page(text):
-    assert page.get_plotlyjs() in text
+    assert get_plotlyjs() in text
 
 
 def test_the_texts_own_markup_stays_text(text, elements):
@@ -80,7 +81,7 @@ def test_data_holds_the_figures_and_the_predictions(data, report):
     assert set(data["figures"]) == {"lens", "induction", "previous", "pattern", "effect"}
     label, probability, guesses = data["tokens"][2]
     assert label == "<b>bold</b>"
-    assert probability == pytest.approx(float(report.predictions.next_probs[1]), abs=5e-5)
+    assert probability == pytest.approx(float(report.predictions.token_probs[2]), abs=5e-5)
     assert [p for _, p in guesses] == pytest.approx(report.predictions.top_probs[2].tolist(), abs=5e-5)
 
 
@@ -96,10 +97,9 @@ def test_all_attention_is_in_the_page(elements, data, report):
     torch.testing.assert_close(unpacked(elements, report, size), report.patterns, rtol=0, atol=1e-5)
 
 
-def test_a_long_text_keeps_its_last_positions(make_report, monkeypatch):
+def test_a_long_text_keeps_its_last_positions(make_report):
     report = make_report([0, 1, 2, 3, 4, 5, 6, 7] * 2)
     # Room for 12 heads of 5 x 5 positions, two bytes each, as base64.
-    monkeypatch.setattr(page, "ATTENTION_BYTES", 12 * 25 * 2 * 4 / 3)
-    text = html_page(report)
+    text = html_page(report, attention_bytes=12 * 25 * 2 * 4 // 3)
     assert "The last 5 of 16 positions are shown" in text
     torch.testing.assert_close(unpacked(Elements(text), report, 5), report.patterns[..., -5:, -5:], rtol=0, atol=1e-5)

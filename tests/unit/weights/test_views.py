@@ -207,3 +207,17 @@ def test_an_offloaded_weight_is_not_read():
     bridge.blocks[0].attn.o.module.to("meta")
     with pytest.raises(UnreadableWeightError, match="offloaded"):
         bridge.W_O  # noqa: B018
+
+
+def test_a_composed_weight_refuses_writes():
+    bridge = clearspan.boot(build("deepseek_v3 full queries"))
+    attn = bridge.blocks[0].attn
+    with torch.no_grad(), pytest.raises(UnwritableError, match=r"(?s)W_V of blocks.0.attn is the product.*kv_a_norm"):
+        attn.W_V[0] = 0
+    with pytest.raises(UnwritableError):
+        attn.W_V = torch.zeros_like(attn.W_V)
+    with torch.no_grad(), pytest.raises(UnwritableError):
+        bridge.W_V[0] = 0
+    with torch.no_grad():
+        attn.W_Q[1] = 0
+    assert not attn.q.module.weight.unflatten(0, (4, -1))[1].any()

@@ -27,7 +27,7 @@ from clearspan.analysis.abstraction.interchange import (
 )
 from clearspan.analysis.activations import gathered, layers_of
 from clearspan.analysis.corpus import drawn
-from clearspan.analysis.evaluations.estimate import Estimate, estimate
+from clearspan.analysis.evaluations import Estimate, estimate
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, check_counts, check_positive
 from clearspan.inputs import Batch, Positions

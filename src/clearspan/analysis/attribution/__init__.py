@@ -1,1 +1,0 @@
-"""What parts write, read as logits and in vocabulary."""

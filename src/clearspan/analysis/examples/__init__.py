@@ -1,1 +1,0 @@
-"""Where in a stream of texts a feature is largest."""

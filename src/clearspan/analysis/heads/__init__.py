@@ -1,1 +1,0 @@
-"""What kind of attention heads pay."""

@@ -1,1 +1,0 @@
-"""Reading the residual stream at every depth: the logit lens and the tuned lens."""

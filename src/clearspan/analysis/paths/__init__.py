@@ -1,1 +1,0 @@
-"""Nodes, edges and circuits: approximated by gradients, patched exactly."""

@@ -1,1 +1,0 @@
-"""Everything about one text and one model."""

@@ -1,0 +1,313 @@
+"""Edge attribution patching: what each part of a model tells each later part, by gradients, for all edges at once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, Self, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clearspan._cache.writes import Mix, by_head
+from clearspan._forward.readout import FrozenNorm, exact, norm_at
+from clearspan._run.hooks import Hooks
+from clearspan.bridge import TransformerBridge
+from clearspan.cache import ActivationCache
+from clearspan.circuits.attribution import Agreement, compared, sampled
+from clearspan.circuits.edges import Sender, Writes, patched_edges
+from clearspan.circuits.graph import ComputationalGraph, Edge
+from clearspan.circuits.runs import PairRun, PairRuns
+from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.inputs import Input
+from clearspan.results import counted, size
+from clearspan.sweep import Direction, Effects, Metric
+
+Scheme = Literal["midpoint", "paper"]
+"""Where on each step of EAP-IG the gradient is taken: at its middle, or at its end as in the paper."""
+
+
+@torch.no_grad()
+def edge_attribution(
+    bridge: TransformerBridge,
+    clean: Input,
+    corrupted: Input,
+    metric: Metric,
+    *,
+    steps: int | None = None,
+    scheme: Scheme = "midpoint",
+    direction: Direction = "denoising",
+    attention_mask: Int[Tensor, "row pos"] | None = None,
+) -> "EdgeScores":
+    r"""Returns the approximate effect of patching each edge of the computational graph (EAP, and EAP-IG).
+
+    An edge is patched when its receiver reads what its sender writes in the source run, and all else as it is in the
+    base run (`patch_edges`). To the first order that changes the metric by
+
+    `sum over positions of (sender(source) - sender(base)) . d metric(base) / d receiver's input`
+
+    Senders are all that enters the first block (`embed`), heads and MLPs, as they add to the residual stream, residual
+    multiplier included. Where the model norms attention's output, the change of a head goes through the derivative of
+    that norm at the base run. Receivers are the inputs of each head's query, of each key and value (one for the heads
+    that share them), of MLPs, and the last residual stream (`logits`), each before the norm through which it is read.
+
+    It takes two forwards, one backward and a product: no run and no tensor for each pair.
+
+    EAP-IG takes the mean of the gradient over runs whose input to the first block goes from the base's to the source's
+    in `steps` equal steps. `"midpoint"` takes it at the middle of each step, `"paper"` at the end of each, as Hanna et
+    al. do: at `k/steps` for `k = 1 ... steps`, the source itself among them. With few steps the two rank edges
+    differently, so that circuits of the best-scored edges differ too; the midpoints come closer to the integral.
+
+    Args:
+        bridge: The model, in evaluation mode.
+        clean: Any input.
+        corrupted: Another, with as many rows, and as many real tokens in each.
+        metric: As for `attribution_patch`.
+        steps: Steps of EAP-IG; None for EAP, the gradient at the base.
+        scheme: Where on each step the gradient is taken.
+        direction: `"denoising"`: the corrupted run is the base, and gets clean values. `"noising"`: the reverse.
+        attention_mask: 1 for real tokens, of an input that is bare token ids with padding.
+
+    Returns:
+        Effects by sender, receiver and row, NaN where there is no edge; on the CPU.
+
+    Raises:
+        InvalidArgumentError: A model whose residual stream is no sum of what its parts add, or whose keys and values
+            have no inputs of their own; inputs that do not lie position on position; a metric without a gradient, or
+            whose gradient at the base run is zero.
+
+    Example:
+        >>> import clearspan
+        >>> from clearspan.sweep import LogitDifference
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> metric = LogitDifference.between(bridge, " os", " re")
+        >>> found = edge_attribution(bridge, "import os\nimport", "import re\nimport", metric, steps=5)
+        >>> found.mean().shape, len(found.best(3))
+        (torch.Size([46, 56]), 3)
+        >>> found.compared_with_exact(edges=24).agreement.pearson > 0.9
+        True
+
+    References:
+        Syed et al. (2023), "Attribution Patching Outperforms Automated Circuit Discovery", arXiv:2310.10348. Hanna et
+        al. (2024), "Have Faith in Faithfulness", arXiv:2403.17806, for the integrated gradients.
+    """
+    if steps is not None:
+        check_counts(steps=steps)
+    if scheme not in get_args(Scheme):
+        raise InvalidArgumentError(f"unknown scheme={scheme!r}", expected="'midpoint' or 'paper'")
+    graph = ComputationalGraph.of(bridge)
+    pair = PairRuns.of(bridge, clean, corrupted, metric, direction, attention_mask)
+    if steps is None:
+        pair.check_slope()
+    written = Writes.points_of(bridge, [Sender(node) for node in graph.senders])
+    source = pair.source_run(written)
+    base = pair.graded_run([*written, *points_of_gradients(bridge)], source)
+    if steps is None:
+        per_row = _contracted(graph, base.cache, base.cache, source.cache)
+    else:
+        shares = [(step + (0.5 if scheme == "midpoint" else 1.0)) / steps for step in range(steps)]
+        per_row = _integrated(graph, pair, base, source, shares)
+    if len(base.value) < len(per_row):  # the metric is one number for all rows
+        per_row = per_row.sum(0, keepdim=True)
+    return EdgeScores(
+        values={"score": per_row.movedim(0, -1)},
+        axes={"sender": tuple(map(str, graph.senders)), "receiver": tuple(map(str, graph.receivers))},
+        units=pair.units,
+        graph=graph,
+        pair=pair,
+        before=base.value,
+        after=source.value,
+        steps=steps,
+        scheme=scheme,
+    )
+
+
+def _integrated(
+    graph: ComputationalGraph, pair: PairRuns, base: PairRun, source: PairRun, shares: Sequence[float]
+) -> Float[Tensor, "row sender receiver"]:
+    """Returns effects with the mean of gradients at shares of the way from the base's embeddings to the source's."""
+    name = "blocks.0.hook_resid_pre"
+    start, way = base.cache[name], source.cache[name] - base.cache[name]
+    total: Tensor | float = 0.0
+    for share in shares:
+        entering = start + way * share
+        hooks: Hooks = [(name, lambda value, hook, entering=entering: entering)]
+        graded = pair.graded_run(points_of_gradients(pair.bridge), source, base, hooks)
+        total = total + _contracted(graph, graded.cache, base.cache, source.cache) / len(shares)
+    assert isinstance(total, Tensor), "there is a step"
+    return total
+
+
+def _contracted(
+    graph: ComputationalGraph, graded: ActivationCache, base: ActivationCache, source: ActivationCache
+) -> Float[Tensor, "row sender receiver"]:
+    """Returns each edge's effect: rows one by one, and the receivers of a layer together.
+
+    Args:
+        graph: The edges.
+        graded: The run with gradients.
+        base: The run that is patched.
+        source: The run that gives values.
+    """
+    every = []
+    for row in range(base.n_rows):
+        ours, theirs, slopes = (cache.apply_slice_to_batch_dim(slice(row, row + 1)) for cache in (base, source, graded))
+        changes = sender_changes(ours, theirs).flatten(1)
+        found, at = changes.new_full((len(graph.senders), len(graph.receivers)), torch.nan), 0
+        for gradients in receiver_gradients(slopes):
+            end = at + len(gradients)
+            count = graph.n_senders_before(graph.receivers[end - 1])  # an MLP comes after its layer's inputs
+            found[:count, at:end] = (gradients.flatten(1).to(changes) @ changes[:count].T).T
+            at = end
+        every.append(found.cpu())
+    return torch.stack(every).masked_fill_(~graph.mask, torch.nan)
+
+
+def sender_changes(base: ActivationCache, source: ActivationCache) -> Float[Tensor, "sender row pos d_model"]:
+    """Returns by how much more each sender adds in the source run, to the first order at the base run.
+
+    Senders are in the graph's order: `embed`, then each layer's heads and MLP.
+
+    Args:
+        base: A run with the points of all senders.
+        source: Another one.
+    """
+    cfg, entering = base.model.cfg, _change(base, source, "blocks.0.hook_resid_pre")
+    found = entering.new_empty(1 + cfg.n_layers * (cfg.n_heads + 1), *entering.shape)
+    found[0] = entering
+    for layer, part in enumerate(found[1:].split(cfg.n_heads + 1)):
+        heads = by_head(_change(base, source, f"blocks.{layer}.attn.hook_z"), _weight(base, layer), out=part[:-1])
+        Mix.of(base, layer, "attn").first_order_(heads)
+        part[-1] = _change(base, source, f"blocks.{layer}.hook_mlp_out")
+    return found
+
+
+def _change(base: ActivationCache, source: ActivationCache, name: str) -> Tensor:
+    return exact(source[name]) - exact(base[name])
+
+
+def _weight(cache: ActivationCache, layer: int) -> Float[Tensor, "head d_head d_model"]:
+    return cache.model.blocks[layer].attn.W_O.detach()
+
+
+def points_of_gradients(bridge: TransformerBridge) -> list[str]:
+    """Returns the points from which gradients at receivers' inputs are known."""
+    layers = range(bridge.cfg.n_layers)
+    names = ("hook_resid_pre", "attn.hook_q", "attn.hook_k", "attn.hook_v", "hook_mlp_in")
+    return [*(f"blocks.{layer}.{name}" for layer in layers for name in names), f"blocks.{layers[-1]}.hook_resid_post"]
+
+
+def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "receiver row pos d_model"]]:
+    """Yields the gradients at the inputs of each layer's queries, keys, values and MLP, then at the last stream.
+
+    They are what `run_with_cache(..., incl_bwd=...)` keeps of `hook_q_input`, `hook_k_input`, `hook_v_input` and
+    `hook_mlp_in`, but those of heads are computed from the gradients at the projections, for all of a layer at once.
+
+    Args:
+        graded: A run with the points of `points_of_gradients`, and their gradients.
+    """
+    n_layers = graded.model.cfg.n_layers
+    for layer in range(n_layers):
+        attention, stream = graded.model.blocks[layer].attn, exact(graded["resid_pre", layer])
+        weights = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}
+        sizes = [len(weight) for weight in weights.values()]
+        found = stream.new_empty(sum(sizes) + 1, *stream.shape)
+        for (name, weight), part in zip(weights.items(), found[:-1].split(sizes), strict=True):
+            by_head(graded[f"{name}_grad", layer], weight.detach().transpose(1, 2), out=part)
+        norm = norm_at(graded.model, layer, mlp_input=False)
+        if norm is not None:
+            frozen = FrozenNorm.of(norm, norm.scale(stream))
+            if frozen.weight is not None:
+                found[:-1] *= frozen.weight.detach().to(found)
+            frozen.apply_slope_(stream, found[:-1])
+        found[-1] = graded["mlp_in_grad", layer]
+        yield found
+    yield exact(graded["resid_post_grad", n_layers - 1])[None]
+
+
+# --- the result ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class EdgeScores(Effects):
+    """Approximate changes of a metric when one edge is patched at a time; NaN where there is no edge.
+
+    Attributes:
+        graph: The senders and receivers, in order.
+        pair: The runs.
+        before: The metric of the run that is patched, for each row.
+        after: The metric of the run that gives values.
+        steps: Runs over which gradients were averaged (EAP-IG), or None for those at the base run (EAP).
+        scheme: Where on each step they were taken.
+        agreement: How some edges compare with exact patching, once `compared_with_exact` has run it.
+    """
+
+    graph: ComputationalGraph
+    pair: PairRuns
+    before: Float[Tensor, "row"]
+    after: Float[Tensor, "row"]
+    steps: int | None
+    scheme: Scheme = "midpoint"
+    agreement: Agreement | None = None
+
+    @cached_property
+    def _means(self) -> Float[Tensor, "sender receiver"]:
+        found = self.mean()
+        if found.shape != self.graph.mask.shape:
+            raise InvalidArgumentError(
+                "these are the scores of some edges", fix="what edge_attribution returned, before select or top"
+            )
+        return found
+
+    def score(self, edge: Edge | str) -> float:
+        """Returns the score of an edge, or of its name such as `L0H1->L2H3.q`; mean over rows.
+
+        Raises:
+            InvalidArgumentError: There is no such edge.
+        """
+        (found,) = self.graph.parsed([edge])
+        return float(self._means[self.graph.index_of(found)])
+
+    def best(self, k: int = 10) -> list[Edge]:
+        """Returns the `k` edges with the largest scores of either sign, largest first."""
+        check_counts(0, k=k)
+        return self._ranked[:k]
+
+    @cached_property
+    def _ranked(self) -> list[Edge]:
+        edges = list(self.graph.edges())
+        return sorted(edges, key=lambda edge: -size(float(self._means[self.graph.index_of(edge)])))
+
+    def compared_with_exact(self, edges: int | Sequence[Edge | str] | None = 64, seed: int = 0) -> Self:
+        """Returns the same result with its agreement with exact patching, which is run.
+
+        Args:
+            edges: How many edges are run, chosen at random; which, by themselves or by name; or None for all.
+            seed: Of the choice.
+        """
+        if isinstance(edges, int | None):
+            every = list(self.graph.edges())
+            chosen = [every[number] for number in sampled(len(every), edges, seed)]
+        else:
+            chosen = self.graph.parsed(edges)
+        patched = patched_edges(self.pair, self.graph, {edge.name: [edge] for edge in chosen})
+        scores, names = torch.tensor([self.score(edge) for edge in chosen]), [edge.name for edge in chosen]
+        return replace(self, agreement=Agreement(scores, patched.change().mean(-1), names, self.graph.n_edges))
+
+    @property
+    def method(self) -> str:
+        """What was computed, in words."""
+        if self.steps is None:
+            return "EAP"
+        where = "" if self.scheme == "midpoint" else ", gradients at their ends"
+        return f"EAP-IG of {counted(self.steps, 'step')}{where}"
+
+    @property
+    def title(self) -> str:
+        """What was approximated, and how it agrees with what it approximates."""
+        pair = self.pair
+        return (
+            f"{self.method}: approximate change of {pair.metric_name} with one of {self.graph.n_edges} edges from the "
+            f"{pair.source_name} run; {pair.described(self.before, self.after)}; "
+            f"mean over {counted(self.of().shape[-1], 'row')}; {compared(self.agreement)}"
+        )

@@ -1,0 +1,535 @@
+"""Circuits evaluated exactly: how faithful each is, and what is left without it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from clearspan._cache.writes import Mix, by_head
+from clearspan._forward.readout import exact
+from clearspan.bridge import TransformerBridge
+from clearspan.cache import ActivationCache
+from clearspan.circuits.circuit import Circuit
+from clearspan.circuits.edge_scores import EdgeScores
+from clearspan.circuits.edges import Sender, Writes
+from clearspan.circuits.graph import ComputationalGraph
+from clearspan.circuits.runs import PairRun, PairRuns, copies_at_a_time
+from clearspan.effects import Draws, Label
+from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.inputs import Input
+from clearspan.plots.charts import lines
+from clearspan.points import HookFunction, HookPoint
+from clearspan.results import Columns, counted, number
+from clearspan.sweep import Effects, Metric
+from clearspan.sweep.readings import measured
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Masks = Bool[Tensor, "circuit sender receiver"]
+Stream = Float[Tensor, "row pos d_model"]
+Changes = Float[Tensor, "*circuit sender row*pos*d_model"]
+
+
+def evaluate_circuits(
+    bridge: TransformerBridge,
+    clean: Input,
+    corrupted: Input,
+    metric: Metric,
+    circuits: Circuit | Mapping[str, Circuit],
+    *,
+    attention_mask: Int[Tensor, "row pos"] | None = None,
+    memory: int | None = None,
+) -> "CircuitEvaluation":
+    r"""Returns how faithful circuits are, and what all other edges do without them, exactly.
+
+    In a circuit's run, each input of a head or MLP, and the last residual stream, reads what would be on the stream if
+    the senders of its edges in the circuit wrote what they write in this run, and all others what they write in the
+    corrupted run. `embed` writes the clean input's embeddings. So the run of all edges is the clean run, and the run of
+    none is the corrupted run. Where the model norms attention's output, the norm is computed for each reader on the mix
+    of heads that it reads. With `m` the mean of the metric over rows,
+
+    `faithfulness = (m(circuit) - m(corrupted)) / (m(clean) - m(corrupted))`
+
+    and completeness is the same of all other edges.
+
+    Args:
+        bridge: The model, in evaluation mode.
+        clean: Any input.
+        corrupted: Another, with as many rows, and as many real tokens in each.
+        metric: What is measured, of logits or as `clearspan.sweep` has it. The tokens it may need are the clean ones.
+        circuits: A circuit, or several by name.
+        attention_mask: 1 for real tokens, of an input that is bare token ids with padding.
+        memory: Bytes that a batch of runs may take.
+
+    Returns:
+        Metrics by run (of the circuit, or of the rest), circuit and row.
+
+    Raises:
+        InvalidArgumentError: As for `edge_attribution`; a circuit of another graph; or a metric that is the same in
+            both runs.
+
+    Example:
+        >>> import clearspan
+        >>> from clearspan.sweep import LogitDifference
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> metric = LogitDifference.between(bridge, " os", " re")
+        >>> nothing = Circuit.of(bridge, [])
+        >>> circuits = {"all": nothing.complement(), "nothing": nothing}
+        >>> found = evaluate_circuits(bridge, "import os\nimport", "import re\nimport", metric, circuits)
+        >>> [abs(round(share, 3)) for share in found.faithfulness.tolist()]
+        [1.0, 0.0]
+
+    References:
+        Conmy et al. (2023), "Towards Automated Circuit Discovery", arXiv:2304.14997, for runs of subgraphs. Hanna et
+        al. (2024), "Have Faith in Faithfulness", arXiv:2403.17806, for this normalisation. Marks et al. (2024), "Sparse
+        Feature Circuits", arXiv:2403.19647, for completeness; Wang et al. (2022), arXiv:2211.00593, take parts of the
+        circuit out as well.
+    """
+    named = {"circuit": circuits} if isinstance(circuits, Circuit) else circuits
+    if not isinstance(named, Mapping) or not all(isinstance(one, Circuit) for one in named.values()):
+        raise InvalidArgumentError("circuits= is a Circuit, or several by name", got=repr(circuits)[:80])
+    if not named:
+        raise InvalidArgumentError("there is no circuit to evaluate", expected="one or more")
+    runs = CircuitRuns.of(bridge, clean, corrupted, metric, attention_mask, memory)
+    values = runs.metrics([*named.values(), *(circuit.complement() for circuit in named.values())])
+    axes = {"run": ("circuit", "the rest"), "circuit": tuple(named)}
+    return CircuitEvaluation(**runs.as_effects(values.unflatten(0, (2, -1)), axes), circuits=dict(named))
+
+
+def faithfulness_curve(
+    scores: EdgeScores,
+    sizes: Sequence[int] | None = None,
+    *,
+    draws: int = 3,
+    seed: int = 0,
+    memory: int | None = None,
+) -> "FaithfulnessCurve":
+    r"""Returns how faithful circuits of the best-scored edges are by size, what is left without each, and a control.
+
+    The inputs and the metric are those of the scores. The control is as many edges drawn from all, most of which lie on
+    no path from `embed` to `logits`: it says that size alone is not enough, and no more.
+
+    Args:
+        scores: What `edge_attribution` found.
+        sizes: Numbers of edges; by default twelve from 1 to all, in equal ratios.
+        draws: How many random circuits there are of each size.
+        seed: Of the first; the next ones have the next seeds.
+        memory: Bytes that a batch of runs may take.
+
+    Raises:
+        InvalidArgumentError: No sizes, or one that is not from 0 to the number of edges.
+
+    Example:
+        >>> import clearspan
+        >>> from clearspan.analysis import edge_attribution
+        >>> from clearspan.sweep import LogitDifference
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> metric = LogitDifference.between(bridge, " os", " re")
+        >>> scores = edge_attribution(bridge, "import os\nimport", "import re\nimport", metric, steps=5)
+        >>> found = faithfulness_curve(scores, [0, 1131], draws=1)
+        >>> [[abs(round(share, 3)) for share in shares.tolist()] for shares in (found.faithfulness, found.completeness)]
+        [[0.0, 1.0], [1.0, 0.0]]
+    """
+    graph, pair = scores.graph, scores.pair
+    chosen = _spread(graph.n_edges) if sizes is None else tuple(sizes)
+    if not chosen:
+        raise InvalidArgumentError("sizes: there is no size to evaluate", expected=f"numbers from 0 to {graph.n_edges}")
+    check_counts(0, draws=draws)
+    circuits = [Circuit.of_scores(scores, n_edges=size) for size in chosen]
+    runs = CircuitRuns.of(pair.bridge, pair.clean, pair.corrupted, pair.metric, memory=memory)
+    rest = [circuit.complement() for circuit in circuits]
+    random = [Circuit.random(graph, size, seed + draw) for draw in range(draws) for size in chosen]
+    values = runs.metrics([*circuits, *rest, *random]).unflatten(0, (-1, len(chosen)))
+    axes = {"run": ("circuit", "the rest", *(f"random {draw}" for draw in range(draws))), "edges": chosen}
+    return FaithfulnessCurve(**runs.as_effects(values, axes), method=scores.method)
+
+
+def _spread(n_edges: int, count: int = 12) -> tuple[int, ...]:
+    """Returns sizes from 1 to all in equal ratios.
+
+    Example:
+        >>> _spread(100, 3)
+        (1, 10, 100)
+    """
+    return tuple(sorted({round(n_edges ** (step / (count - 1))) for step in range(count)}))
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class CircuitRuns:
+    """Runs circuits on one pair of inputs, many as the rows of one batch, and counts the runs.
+
+    Attributes:
+        pair: The inputs. The clean run is its base.
+        clean: The clean run.
+        corrupted: The corrupted run.
+        outside: What the corrupted run gives to circuits.
+        memory: Bytes that a batch may take, or None.
+        n_circuits: How many circuits were run.
+        n_forwards: In how many batches.
+    """
+
+    pair: PairRuns
+    clean: PairRun
+    corrupted: PairRun
+    outside: "CorruptedRun"
+    memory: int | None
+    n_circuits: int = 0
+    n_forwards: int = 0
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        bridge: TransformerBridge,
+        clean: Input,
+        corrupted: Input,
+        metric: Metric,
+        attention_mask: Int[Tensor, "row pos"] | None = None,
+        memory: int | None = None,
+    ) -> Self:
+        """Returns it, after both runs.
+
+        Raises:
+            InvalidArgumentError: The model has no computational graph, the inputs do not lie position on position, or
+                the metric is the same in both runs.
+        """
+        graph = ComputationalGraph.of(bridge)
+        pair = PairRuns.of(bridge, clean, corrupted, metric, "noising", attention_mask)
+        written = Writes.points_of(bridge, [Sender(node) for node in graph.senders])
+        streams = dict.fromkeys(map(graph.stream_of, graph.receivers))
+        other = pair.source_run(list(dict.fromkeys([*written, *streams])))
+        own = replace(pair, direction="denoising").source_run(["blocks.0.hook_resid_pre"])
+        runs = cls(pair, own, other, CorruptedRun.of(pair, graph, other.cache), memory)
+        runs.clean, runs.corrupted = (replace(run, value=runs._measured(run.output)) for run in (own, other))
+        ends = [run.value.mean() for run in (runs.clean, runs.corrupted)]
+        if not (ends[0] - ends[1]).abs() > 0:
+            raise InvalidArgumentError(
+                "the metric is the same in the clean and the corrupted run",
+                expected="two inputs on which it differs",
+                got=f"{ends[0]:.4g} in both",
+            )
+        return runs
+
+    @property
+    def graph(self) -> ComputationalGraph:
+        """The edges."""
+        return self.outside.graph
+
+    def metrics(self, circuits: Sequence[Circuit]) -> Float[Tensor, "circuit row"]:
+        """Returns the metric of each circuit's run, on the CPU.
+
+        Raises:
+            InvalidArgumentError: A circuit of another graph.
+        """
+        for circuit in circuits:
+            if circuit.graph != self.graph:
+                raise InvalidArgumentError(
+                    "the circuit is of another graph", expected=str(self.graph), got=str(circuit.graph)
+                )
+        return self.metrics_of(torch.stack([circuit.mask for circuit in circuits]))
+
+    @torch.no_grad()
+    def metrics_of(self, masks: Masks) -> Float[Tensor, "circuit row"]:
+        """Returns the metric of each circuit's run, for circuits as masks.
+
+        Batches are made in the order given; layers in which all of a batch read the same are run once.
+        """
+        embedded, found, cfg = self.clean.cache["resid_pre", 0], [], self.pair.bridge.cfg
+        per_head = 12 if self.outside.mixes else 8
+        streams = 2 * len(self.outside.writes) + per_head * cfg.n_heads + 3 * cfg.d_mlp // cfg.d_model
+        for batch in masks.split(copies_at_a_time(self.pair, self.memory, streams)):
+            self.n_circuits, self.n_forwards = self.n_circuits + len(batch), self.n_forwards + 1
+            last = CircuitBatch.entering(self.outside, batch.to(embedded.device), embedded).last_streams()
+            for stream in last.to(embedded):
+                output = stream if self.pair.reads_some_logits else self.pair.bridge.read_out(stream)
+                found.append(self._measured(output))
+        return torch.stack(found)
+
+    def shares(self, values: Float[Tensor, "*circuit row"]) -> Float[Tensor, "*circuit"]:
+        """Returns where metrics are on the way from the corrupted run (0) to the clean run (1), of means over rows."""
+        return shares(values, self.clean.value, self.corrupted.value)
+
+    def as_effects(
+        self, values: Float[Tensor, "run circuit row"], axes: Mapping[str, tuple[Any, ...]]
+    ) -> dict[str, Any]:
+        """Returns metrics of circuits as the fields of effects, whose base is the corrupted run."""
+        name = self.pair.metric_name
+        ends = {"base": {name: self.corrupted.value}, "sources": {"clean": {name: self.clean.value}}}
+        return {"values": {name: values}, "axes": axes, **ends}
+
+    def _measured(self, output: Tensor) -> Float[Tensor, "row"]:
+        return measured(lambda _: self.pair.of_output(output, self.corrupted, self.clean), output)
+
+
+def shares(
+    values: Float[Tensor, "*circuit row"], clean: Float[Tensor, "row"], corrupted: Float[Tensor, "row"]
+) -> Float[Tensor, "*circuit"]:
+    """Returns `(mean(values) - mean(corrupted)) / (mean(clean) - mean(corrupted))`, means over rows."""
+    return (values.mean(-1) - corrupted.mean()) / (clean.mean() - corrupted.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class CorruptedRun:
+    """The run whose values are on all edges outside a circuit.
+
+    Attributes:
+        pair: The inputs.
+        graph: The edges.
+        cache: What its receivers read.
+        mixes: What attention adds for changed heads, by layer, where it is normed; elsewhere that is a sum.
+        writes: What its senders add to the residual stream, in float32 at least. Heads of layers with a mix: what they
+            add to what enters the norm.
+    """
+
+    pair: PairRuns
+    graph: ComputationalGraph
+    cache: ActivationCache
+    mixes: Mapping[int, Mix]
+    writes: Changes
+
+    @classmethod
+    def of(cls, pair: PairRuns, graph: ComputationalGraph, cache: ActivationCache) -> Self:
+        """Returns the run of a cache that has the points of all senders, and the streams of all receivers."""
+        mixes = {layer: Mix.of(cache, layer, "attn") for layer in range(graph.n_layers)}
+        normed = {layer: mix for layer, mix in mixes.items() if mix.norm is not None}
+        run = cls(pair, graph, cache, normed, torch.empty(0))
+        parts = [exact(cache["resid_pre", 0])[None]]
+        for layer in range(graph.n_layers):
+            parts += [run.heads(layer, cache["z", layer]), exact(cache["mlp_out", layer])[None]]
+        return replace(run, writes=torch.cat(parts).flatten(1))
+
+    def heads(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "head row pos d_model"]:
+        """Returns what heads with some `z` write, as `writes` has it."""
+        block = self.cache.model.blocks[layer]
+        results = by_head(exact(z), block.attn.W_O.detach())
+        return results if layer in self.mixes or block.residual_multiplier == 1 else results * block.residual_multiplier
+
+    def heads_of(self, layer: int) -> slice:
+        """Returns which senders are the heads of a layer."""
+        first = 1 + layer * (self.graph.n_heads + 1)
+        return slice(first, first + self.graph.n_heads)
+
+    def stream(self, name: str) -> Stream:
+        """Returns what is read at a hook point, without an axis of heads."""
+        by_head = self.graph.heads_at(name) is not None
+        return self.cache[f"{name.rpartition('.')[0]}.hook_resid_pre" if by_head else name]
+
+
+@dataclass(eq=False)
+class CircuitBatch:
+    """Circuits that run together, each in rows of its own.
+
+    The model's own residual stream does not matter: everything that reads it is given what it reads.
+
+    Attributes:
+        corrupted: The corrupted run.
+        masks: The circuits.
+        changes: By how much more each sender writes than in the corrupted run, as far as it is known.
+    """
+
+    corrupted: CorruptedRun
+    masks: Masks
+    changes: Changes
+
+    @classmethod
+    def entering(cls, corrupted: CorruptedRun, masks: Masks, embedded: Stream) -> Self:
+        """Returns a batch that knows what the clean run's embeddings add, and nothing else."""
+        changes = torch.zeros_like(corrupted.writes)
+        changes[0] = exact(embedded).flatten() - corrupted.writes[0]
+        return cls(corrupted, masks, changes.expand(len(masks), -1, -1))
+
+    def last_streams(self) -> Float[Tensor, "circuit row pos d_model"]:
+        """Returns the last residual stream of each circuit. Layers in which all agree are run once for all."""
+        graph = self.corrupted.graph
+        agreed = self._agreed()
+        shared = CircuitBatch(self.corrupted, self.masks[:1], self.changes[:1].clone())
+        shared._run(0, agreed)
+        own = CircuitBatch(self.corrupted, self.masks, shared.changes.repeat(len(self.masks), 1, 1))
+        own._run(agreed, graph.n_layers)
+        return own._read(graph.stream_of(graph.receivers[-1]), len(graph.receivers) - 1, 1)[:, 0]
+
+    def _agreed(self) -> int:
+        """Returns how many layers read the same in all circuits."""
+        graph = self.corrupted.graph
+        differs = (self.masks != self.masks[:1]).any(0).any(0).tolist()
+        layers = [node.layer for node, is_other in zip(graph.receivers, differs, strict=True) if is_other]
+        return min((graph.n_layers if layer is None else layer for layer in layers), default=graph.n_layers)
+
+    def _run(self, start: int, stop: int) -> None:
+        """Runs layers, after which the changes of their heads and MLPs are known."""
+        if start == stop:
+            return
+        pair, residual = self.corrupted.pair, self.corrupted.cache["resid_pre", start]
+        pair.bridge.run_with_hooks(
+            pair.base.entering(residual.repeat(len(self.masks), 1, 1)),
+            fwd_hooks=[hook for layer in range(start, stop) for hook in self._hooks(layer)],
+            start_at_layer=start,
+            stop_at_layer=stop,
+        )
+
+    def _hooks(self, layer: int) -> Iterator[tuple[str, HookFunction]]:
+        """Yields what is read and written in a layer."""
+        graph, corrupted = self.corrupted.graph, self.corrupted
+        heads, groups = graph.n_heads, graph.n_kv_heads
+        first, own = layer * (heads + 2 * groups + 1), corrupted.heads_of(layer)
+        yield f"blocks.{layer}.hook_q_input", self._given(first, heads)
+        yield f"blocks.{layer}.hook_k_input", self._given(first + heads, groups)
+        yield f"blocks.{layer}.hook_v_input", self._given(first + heads + groups, groups)
+        yield f"blocks.{layer}.hook_mlp_in", self._given(first + heads + 2 * groups)
+
+        def keep_heads(value: Tensor, hook: HookPoint) -> None:  # noqa: ARG001
+            self._note(own.start, corrupted.heads(layer, value))
+
+        def keep_mlp(value: Tensor, hook: HookPoint) -> None:  # noqa: ARG001
+            self._note(own.stop, exact(value)[None])
+
+        yield f"blocks.{layer}.attn.hook_z", keep_heads
+        yield f"blocks.{layer}.hook_mlp_out", keep_mlp
+
+    def _note(self, first: int, writes: Float[Tensor, "sender circuit*row pos d_model"]) -> None:
+        """Notes the changes of senders, from what they write."""
+        own = writes.unflatten(1, (len(self.masks), -1)).flatten(2).transpose(0, 1)
+        places = slice(first, first + len(writes))
+        torch.sub(own, self.corrupted.writes[places], out=self.changes[:, places])
+
+    def _given(self, first: int, count: int | None = None) -> HookFunction:
+        """Returns what writes the inputs of receivers: of one, or of as many as a point shows by head."""
+
+        def write(value: Tensor, hook: HookPoint) -> Tensor:
+            streams = self._read(hook.name, first, count or 1)
+            by_row = streams[:, 0] if count is None else streams.movedim(1, 3)
+            return by_row.flatten(0, 1).to(value)
+
+        return write
+
+    def _read(self, name: str, first: int, count: int) -> Float[Tensor, "circuit receiver row pos d_model"]:
+        """Returns what neighbouring receivers read that come after the same senders."""
+        corrupted, graph = self.corrupted, self.corrupted.graph
+        before = graph.n_senders_before(graph.receivers[first])
+        stream = exact(corrupted.stream(name))
+        chosen = self.masks[:, :before, first : first + count].transpose(1, 2).to(self.changes)
+        if not corrupted.mixes:
+            return stream + (chosen @ self.changes[:, :before]).unflatten(-1, stream.shape)
+        found, in_mixes = stream, torch.zeros(before, dtype=torch.bool)
+        for layer, mix in corrupted.mixes.items():
+            heads = corrupted.heads_of(layer)
+            if heads.stop <= before:
+                in_mixes[heads] = True
+                changed = (chosen[..., heads] @ self.changes[:, heads]).unflatten(-1, stream.shape)
+                found = found + mix.change(changed)
+        alone = (~in_mixes).nonzero()[:, 0].to(chosen.device)
+        return found + (chosen[..., alone] @ self.changes[:, alone]).unflatten(-1, stream.shape)
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class CircuitRunsResult(Effects):
+    """Metrics of the runs of circuits, and of all that they leave out. The base is the corrupted run."""
+
+    draws: ClassVar[Draws] = "share"
+
+    @property
+    def _what_ran(self) -> str:
+        return "runs of circuits"
+
+    @property
+    def faithfulness(self) -> Float[Tensor, "circuit"]:
+        """How far each circuit comes from the corrupted run (0) to the clean run (1); it may be beyond both."""
+        return self.normalised()[0]
+
+    @property
+    def completeness(self) -> Float[Tensor, "circuit"]:
+        """How far all other edges come without the circuit: near 0 where the circuit has all that matters."""
+        return self.normalised()[1]
+
+    @property
+    def rank(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """None: circuits are printed in their order."""
+        return None
+
+    @property
+    def title(self) -> str:
+        """What was measured."""
+        (name,), rows = self.values, counted(self.of().shape[-1], "row")
+        clean, corrupted = (number(float(one[name].mean())) for one in (self.sources["clean"], self.base))
+        return (
+            f"{self._what_ran}: {name} ({clean} in the clean run, {corrupted} in the corrupted run; mean over {rows}), "
+            "as a share of the way from the corrupted run to the clean run"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class CircuitEvaluation(CircuitRunsResult):
+    """What runs of circuits, and of all edges but theirs, showed.
+
+    Attributes:
+        circuits: The circuits by name.
+    """
+
+    circuits: Mapping[str, Circuit]
+
+    def columns(self) -> Columns:
+        """Returns one row for each circuit."""
+        names = [str(name) for name in self.axes.get("circuit", ())]
+        if not names or "run" not in self.axes:
+            return super().columns()
+        return {
+            "circuit": names,
+            "edges": [self.circuits[name].n_edges for name in names],
+            "metric": self.mean()[0].tolist(),
+            "faithfulness": self.faithfulness.tolist(),
+            "completeness": self.completeness.tolist(),
+        }
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class FaithfulnessCurve(CircuitRunsResult):
+    """What runs of the best-scored edges showed by their number, of all other edges, and of random ones.
+
+    Attributes:
+        method: How edges were scored.
+    """
+
+    method: str
+
+    @property
+    def _what_ran(self) -> str:
+        return f"circuits by {self.method}"
+
+    @property
+    def random(self) -> Float[Tensor, "draw size"]:
+        """How far random circuits come."""
+        return self.normalised()[2:]
+
+    def columns(self) -> Columns:
+        """Returns one row for each size; of random circuits, the mean and the one that came farthest."""
+        if list(self.axes) != ["run", "edges"]:
+            return super().columns()
+        found = {"edges": list(self.axes["edges"]), "faithfulness": self.faithfulness.tolist()}
+        found["completeness"] = self.completeness.tolist()
+        if len(self.random):
+            found |= {"random": self.random.mean(0).tolist(), "random_most": self.random.amax(0).tolist()}
+        return found
+
+    def plot(
+        self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]
+    ) -> "go.Figure":
+        """Returns the shares by size, which is on a logarithmic axis; the arguments are those of `Effects.plot`."""
+        if at or list(self.axes) != ["run", "edges"]:
+            return super().plot(metric, draws=draws, **at)
+        shown = self._drawn(self._named(metric), draws)
+        series = {"circuit": shown[0].tolist(), "the rest alone": shown[1].tolist()}
+        if len(shown) > 2:
+            series["random edges"] = shown[2:].mean(0).tolist()
+        unit = self._unit(self._named(metric), draws)
+        figure = lines(series, x=self.axes["edges"], x_title="edges", value_title=unit, title=self.title)
+        return figure.update_xaxes(type="log", tickvals=list(self.axes["edges"]))

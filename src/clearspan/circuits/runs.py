@@ -1,0 +1,191 @@
+"""The two runs of a pair: what is kept of them, what the metric says of them, and its gradients."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clearspan._run.hooks import Hooks
+from clearspan._run.sources import Source
+from clearspan.bridge import TransformerBridge
+from clearspan.cache import ActivationCache
+from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.inputs import Batch, Input
+from clearspan.progress import Progress
+from clearspan.results import number
+from clearspan.sweep import Direction, Effects, Grid, LogitMetric, Metric, Pair, Sweep
+from clearspan.sweep.metrics import Context, Reference, at_places
+from clearspan.sweep.plan import half_of_free
+from clearspan.sweep.readings import measured
+
+MOST = 2**28
+"""Bytes that a batch takes by default at the most; larger ones were no faster."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairRun:
+    """One run of a pair.
+
+    Attributes:
+        cache: What was kept.
+        output: What the model returned: logits, or the last residual stream where only some logits are read out.
+        value: The metric of each row, on the CPU; one row where it is one number for all.
+    """
+
+    cache: ActivationCache
+    output: Tensor
+    value: Float[Tensor, "row"]
+
+
+class PairRuns(Pair[Metric]):
+    """A pair that is run and measured by one metric."""
+
+    @classmethod
+    def of(
+        cls,
+        bridge: TransformerBridge,
+        clean: Input,
+        corrupted: Input,
+        metric: Metric,
+        direction: Direction = "denoising",
+        attention_mask: Tensor | None = None,
+    ) -> Self:
+        """Returns the pair, checked; see `Pair.of`.
+
+        Raises:
+            InvalidArgumentError: As `Pair.of`; or the metric is no function.
+        """
+        if not callable(metric):
+            raise InvalidArgumentError(
+                "the metric is a function of logits",
+                expected="such as clearspan.sweep.LogitDifference(...), one and not several",
+                got=repr(metric)[:80],
+            )
+        return super().of(bridge, clean, corrupted, metric, direction, attention_mask)
+
+    def described(self, base: Float[Tensor, "row"], source: Float[Tensor, "row"]) -> str:
+        """Returns the metric of both runs, in words."""
+        ends = ((self.base_name, base), (self.source_name, source))
+        return ", ".join(f"{name} run {number(float(values.mean()))}" for name, values in ends)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of the metric as that of an effect and a score, where it is known."""
+        unit = self.metric.unit if isinstance(self.metric, LogitMetric) else ""
+        return {"effect": unit, "score": unit} if unit else {}
+
+    @property
+    def reads_some_logits(self) -> bool:
+        """Whether the metric says which logits it reads, and compares with no other run: then no others are made."""
+        return isinstance(self.metric, LogitMetric) and self.metric.reference is None
+
+    @property
+    def stop(self) -> int | None:
+        """Where runs stop: after the last block where only some logits are read out, else at the logits (None)."""
+        return self.bridge.cfg.n_layers if self.reads_some_logits else None
+
+    @torch.no_grad()
+    def source_run(self, names: Sequence[str]) -> PairRun:
+        """Returns the run that gives values, with some points kept."""
+        output, cache = self.bridge.run_with_cache(self.source, list(names), stop_at_layer=self.stop)
+        found = self._measure(output, self.source, output, output)
+        return PairRun(cache, output, measured(lambda _: found, output))
+
+    @torch.enable_grad()
+    def graded_run(
+        self, names: Sequence[str], source: PairRun, base: PairRun | None = None, fwd_hooks: Hooks = ()
+    ) -> PairRun:
+        """Returns the run that is changed, with some points kept and the gradients of the metric there.
+
+        Args:
+            names: The points.
+            source: The other run.
+            base: The run that is changed, where hooks make this one another.
+            fwd_hooks: Hooks on the run.
+        """
+        values: list[Tensor] = []
+
+        def total(output: Tensor) -> Tensor:
+            found = self.of_output(output, source, base)
+            values.append(measured(lambda _: found, output))
+            return found.sum()
+
+        output, cache = self.bridge.run_with_cache(
+            self.base, list(names), incl_bwd=total, stop_at_layer=self.stop, fwd_hooks=fwd_hooks
+        )
+        return PairRun(cache, output, values[0])
+
+    def of_output(self, output: Tensor, source: PairRun, base: PairRun | None = None) -> Float[Tensor, "*row"]:
+        """Returns the metric of what a run of the base returned, on its graph. Arguments are those of `graded_run`."""
+        return self._measure(output, self.base, output.detach() if base is None else base.output, source.output)
+
+    def check_slope(self) -> None:
+        """Raises if the metric's gradient at the base is zero whatever the model: its distance from the base itself."""
+        if isinstance(self.metric, LogitMetric) and self.metric.reference in ("base", self.base_name):
+            raise InvalidArgumentError(
+                f"the gradient of {self.metric_name} from the base run is zero at the base run",
+                got=f"against={self.metric.reference!r}",
+                reason="there it is least, so that a first-order approximation of every effect is zero",
+                fix=f"against={self.source_name!r}, or edge_attribution(..., steps=5)",
+            )
+
+    def _measure(self, output: Tensor, batch: Batch, base: Tensor, source: Tensor) -> Float[Tensor, "*row"]:
+        """Returns the metric of what a run returned.
+
+        Args:
+            output: What it returned.
+            batch: Its input.
+            base: What the run that is changed returned.
+            source: What the other run returned.
+        """
+        if not isinstance(self.metric, LogitMetric):
+            return self.metric(output)
+        if self.reads_some_logits:
+            logits = self.bridge.read_out(at_places(output, self.metric.places(batch)), self.metric.tokens)
+            return self.metric.of(logits, Context(batch))
+        own, other = Reference(base, self.base), Reference(source, self.source)
+        return self.metric.measure(output, Context(batch, {"base": own, self.base_name: own, self.source_name: other}))
+
+
+def swept(
+    pair: Pair[Any],
+    grid: Grid,
+    sources: Mapping[str, Source] | None = None,
+    memory: int | None = None,
+    *,
+    progress: bool | Progress = False,
+) -> Effects:
+    """Returns the metric of a pair's base run with each cell's interventions, computed exactly.
+
+    Args:
+        pair: The pair. Its runs are the sources `clean` and `corrupted`.
+        grid: The cells.
+        sources: Further sources.
+        memory: Bytes that a batch may take.
+        progress: As for `Sweep.run`.
+    """
+    _check_memory(memory)
+    every: dict[str, Source] = {"clean": pair.clean, "corrupted": pair.corrupted, **(sources or {})}
+    return Sweep(pair.bridge, pair.base, grid, pair.metric, sources=every).run(memory, progress=progress)
+
+
+def copies_at_a_time(pair: Pair[Any], memory: int | None, streams: int) -> int:
+    """Returns how many copies of a pair's rows run in one batch.
+
+    Args:
+        pair: The pair.
+        memory: Bytes that a batch may take; None for a default.
+        streams: How many tensors `[row, pos, d_model]` in float32 a copy takes.
+    """
+    _check_memory(memory)
+    limit = min(MOST, half_of_free(pair.bridge.device)) if memory is None else memory
+    one = 4 * pair.base.rows * pair.base.width * pair.bridge.cfg.d_model
+    return max(1, limit // (streams * one))
+
+
+def _check_memory(memory: int | None) -> None:
+    if memory is not None:
+        check_counts(memory=memory)
