@@ -4,20 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clearspan.analysis.ablation.ablation import ablate_heads as ablate_heads
-    from clearspan.analysis.ablation.ablation import ablate_layers as ablate_layers
-    from clearspan.analysis.ablation.ablation import ablate_neurons as ablate_neurons
-    from clearspan.analysis.ablation.ablation_result import Ablation as Ablation
-    from clearspan.analysis.ablation.replacements import AblationMethod as AblationMethod
+    from clearspan.analysis.ablation import AblationMethod as AblationMethod
+    from clearspan.analysis.ablation import ablate_heads as ablate_heads
+    from clearspan.analysis.ablation import ablate_layers as ablate_layers
+    from clearspan.analysis.ablation import ablate_neurons as ablate_neurons
+    from clearspan.analysis.abstraction.alignment import Alignment as Alignment
     from clearspan.analysis.abstraction.alignment import fit_alignment as fit_alignment
-    from clearspan.analysis.abstraction.alignment_result import Alignment as Alignment
     from clearspan.analysis.abstraction.causal_model import CausalModel as CausalModel
+    from clearspan.analysis.abstraction.causal_model import draw_interchanges as draw_interchanges
+    from clearspan.analysis.abstraction.interchange import InterchangeAccuracy as InterchangeAccuracy
+    from clearspan.analysis.abstraction.interchange import InterchangeExamples as InterchangeExamples
+    from clearspan.analysis.abstraction.interchange import InterchangeSite as InterchangeSite
     from clearspan.analysis.abstraction.interchange import interchange_accuracy as interchange_accuracy
     from clearspan.analysis.abstraction.interchange import interchange_sweep as interchange_sweep
-    from clearspan.analysis.abstraction.interchange_drawing import draw_interchanges as draw_interchanges
-    from clearspan.analysis.abstraction.interchange_examples import InterchangeExamples as InterchangeExamples
-    from clearspan.analysis.abstraction.interchange_result import InterchangeAccuracy as InterchangeAccuracy
-    from clearspan.analysis.abstraction.interchange_site import InterchangeSite as InterchangeSite
     from clearspan.analysis.attribution.attribution import direct_logit_attribution as direct_logit_attribution
     from clearspan.analysis.attribution.attribution_result import AttributedPart as AttributedPart
     from clearspan.analysis.attribution.attribution_result import DirectLogitAttribution as DirectLogitAttribution
@@ -72,10 +71,10 @@ if TYPE_CHECKING:
     from clearspan.analysis.reporting.report import ModelFacts as ModelFacts
     from clearspan.analysis.reporting.report import Report as Report
     from clearspan.analysis.reporting.report import report as report
-    from clearspan.analysis.steering.steering import SteeringMethod as SteeringMethod
-    from clearspan.analysis.steering.steering import fit_steering_vector as fit_steering_vector
-    from clearspan.analysis.steering.steering_sweep import steering_sweep as steering_sweep
-    from clearspan.analysis.steering.steering_vector import SteeringVector as SteeringVector
+    from clearspan.analysis.steering import SteeringMethod as SteeringMethod
+    from clearspan.analysis.steering import SteeringVector as SteeringVector
+    from clearspan.analysis.steering import fit_steering_vector as fit_steering_vector
+    from clearspan.analysis.steering import steering_sweep as steering_sweep
     from clearspan.circuits.attribution import Agreement as Agreement
     from clearspan.circuits.attribution import AttributionPatching as AttributionPatching
     from clearspan.circuits.attribution import attribution_patch as attribution_patch
@@ -102,20 +101,19 @@ if TYPE_CHECKING:
     from clearspan.sweep.metrics import Metric as Metric
 
 _HOMES = {
-    "ablate_heads": "clearspan.analysis.ablation.ablation",
-    "ablate_layers": "clearspan.analysis.ablation.ablation",
-    "ablate_neurons": "clearspan.analysis.ablation.ablation",
-    "Ablation": "clearspan.analysis.ablation.ablation_result",
-    "AblationMethod": "clearspan.analysis.ablation.replacements",
+    "ablate_heads": "clearspan.analysis.ablation",
+    "ablate_layers": "clearspan.analysis.ablation",
+    "ablate_neurons": "clearspan.analysis.ablation",
+    "AblationMethod": "clearspan.analysis.ablation",
     "fit_alignment": "clearspan.analysis.abstraction.alignment",
-    "Alignment": "clearspan.analysis.abstraction.alignment_result",
+    "Alignment": "clearspan.analysis.abstraction.alignment",
     "CausalModel": "clearspan.analysis.abstraction.causal_model",
     "interchange_accuracy": "clearspan.analysis.abstraction.interchange",
     "interchange_sweep": "clearspan.analysis.abstraction.interchange",
-    "draw_interchanges": "clearspan.analysis.abstraction.interchange_drawing",
-    "InterchangeExamples": "clearspan.analysis.abstraction.interchange_examples",
-    "InterchangeAccuracy": "clearspan.analysis.abstraction.interchange_result",
-    "InterchangeSite": "clearspan.analysis.abstraction.interchange_site",
+    "draw_interchanges": "clearspan.analysis.abstraction.causal_model",
+    "InterchangeExamples": "clearspan.analysis.abstraction.interchange",
+    "InterchangeAccuracy": "clearspan.analysis.abstraction.interchange",
+    "InterchangeSite": "clearspan.analysis.abstraction.interchange",
     "direct_logit_attribution": "clearspan.analysis.attribution.attribution",
     "AttributedPart": "clearspan.analysis.attribution.attribution_result",
     "DirectLogitAttribution": "clearspan.analysis.attribution.attribution_result",
@@ -170,10 +168,10 @@ _HOMES = {
     "ModelFacts": "clearspan.analysis.reporting.report",
     "Report": "clearspan.analysis.reporting.report",
     "report": "clearspan.analysis.reporting.report",
-    "SteeringMethod": "clearspan.analysis.steering.steering",
-    "fit_steering_vector": "clearspan.analysis.steering.steering",
-    "steering_sweep": "clearspan.analysis.steering.steering_sweep",
-    "SteeringVector": "clearspan.analysis.steering.steering_vector",
+    "SteeringMethod": "clearspan.analysis.steering",
+    "fit_steering_vector": "clearspan.analysis.steering",
+    "steering_sweep": "clearspan.analysis.steering",
+    "SteeringVector": "clearspan.analysis.steering",
     "Agreement": "clearspan.circuits.attribution",
     "AttributionPatching": "clearspan.circuits.attribution",
     "attribution_patch": "clearspan.circuits.attribution",

@@ -135,11 +135,11 @@ class InterchangeExamples:
         if answers is not None:
             if not isinstance(answers, Sequence | Tensor) or not len(answers):
                 raise InvalidArgumentError(f"answers={answers!r}", expected="tokens, or None for the whole vocabulary")
-            among = tuple(target_ids_of(bridge, answers, len(answers)).tolist())
+            among = tuple(target_ids_of(bridge, answers, len(answers), "answers").tolist())
         return cls(
             first,
             other,
-            target_ids_of(bridge, labels, first.rows),
+            target_ids_of(bridge, labels, first.rows, "labels"),
             position,
             position if source_position is None else source_position,
             among,
@@ -214,7 +214,8 @@ class InterchangeExamples:
         Args:
             rows: Their numbers, a mask, or a slice.
         """
-        numbers = torch.arange(len(self))[rows if isinstance(rows, slice) else torch.as_tensor(rows)].tolist()
+        chosen = rows if isinstance(rows, slice | Tensor) else whole_numbers("rows", rows)
+        numbers = torch.arange(len(self))[chosen].tolist()
         if not numbers:
             raise InvalidArgumentError("examples are one pair or more", got=f"rows={rows}")
         return replace(

@@ -85,10 +85,10 @@ def test_heads_neurons_and_subspaces_of_them(variant):
 @torch.no_grad()
 def test_accuracy_by_layer_among_all_tokens_and_among_answers(random_bridge):
     for answers in (None, ANSWERS):
-        examples = random_pairs(rows=12, padded=True, answers=answers)
+        examples = random_pairs(rows=6, padded=True, answers=answers)
         among = torch.arange(97) if answers is None else torch.tensor(answers)
         for name in ("mlp_out", "hook_embed"):
-            found = interchange_accuracy(random_bridge, examples, name=name, batch_size=5)
+            found = interchange_accuracy(random_bridge, examples, name=name, batch_size=4)
             layers = found.axes.get("layer")
             assert found.axes == ({"layer": (0, 1, 2)} if name == "mlp_out" else {"point": ("hook_embed",)})
             for place, layer in enumerate(layers or [None]):
@@ -97,7 +97,6 @@ def test_accuracy_by_layer_among_all_tokens_and_among_answers(random_bridge):
                 assert torch.equal(found.hits[place], (among[logits.argmax(-1)] == examples.labels).float())
             logits = answer_logits(random_bridge, examples, "hook_embed", lambda base, source: base)
             assert torch.equal(found.unchanged, (among[logits.argmax(-1)] == examples.labels).float())
-    assert 0 < found.accuracy.mean() < 1
 
 
 @torch.no_grad()
@@ -366,9 +365,9 @@ def test_parts_keep_all_that_belongs_to_a_pair():
     ("changes", "message"),
     [
         ({"source": [[1, 2]]}, "examples are pairs with a label each\n  expected: as many bases, sources"),
-        ({"labels": [1, 2, 3]}, "targets are one token for each row"),
-        ({"labels": [0.5, 1.0]}, "targets=0.5"),
-        ({"labels": [-1, 2]}, "targets are one token for each row"),
+        ({"labels": [1, 2, 3]}, "labels are one token for each row"),
+        ({"labels": [0.5, 1.0]}, "labels=[0.5, 1.0]"),
+        ({"labels": [-1, 2]}, "labels are one token for each row"),
         ({"position": [[0, 1], [0, 1]], "source_position": 0}, "an interchange reads as many positions as it writes"),
         ({"position": [[0, 1], [0]]}, "an interchange reads as many positions as it writes"),
         ({"position": [[2], [2]]}, "row 1 has no base position 2\n  expected: -2 to 1\n  got: 2 real tokens"),
