@@ -353,7 +353,9 @@ def test_parts_keep_all_that_belongs_to_a_pair():
         chosen = examples.select(rows)
         assert chosen.answers == (3, 11)
         for row, of in enumerate((1, 3)):
-            own, whole = (one.base.ids[at][list(one.base.real_columns[at])] for one, at in ((chosen, row), (examples, of)))
+            own, whole = (
+                one.base.ids[at][list(one.base.real_columns[at])] for one, at in ((chosen, row), (examples, of))
+            )
             assert torch.equal(own, whole)
             assert chosen.written[row] == examples.written[of]
     assert examples.relabelled(torch.full((5,), 3)).labels.tolist() == [3] * 5
