@@ -243,8 +243,8 @@ class Repetition(Effects):
         """What was measured, and the means."""
         rows, first, second = counted(self.of().shape[-1], "row"), self.first_loss, self.second_loss
         return (
-            f"loss on repeated random tokens: {first:z.2f} nats on the first copy, {second:z.2f} on the second; accuracy "
-            f"{self.accuracy:.0%} on the second; mean over {rows}"
+            f"loss on repeated random tokens: {first:z.2f} nats on the first copy, {second:z.2f} on the second; "
+            f"accuracy {self.accuracy:.0%} on the second; mean over {rows}"
         )
 
 
