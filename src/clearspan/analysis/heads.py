@@ -53,8 +53,8 @@ def strongest(scores: Float[Tensor, "layer head"], k: int = 5) -> list[Head]:
         raise InvalidArgumentError("scores are one for each head", expected="a tensor [layer, head]", got=shape)
     flat = scores.detach().flatten()
     order = flat.nan_to_num(-torch.inf).sort(descending=True, stable=True).indices
-    best = order[~flat[order].isnan()][:k].tolist()
-    return [Head(*divmod(place, scores.shape[1]), flat[place].item()) for place in best]
+    best, n_heads = order[~flat[order].isnan()][:k].tolist(), scores.shape[1]
+    return [Head(place // n_heads, place % n_heads, flat[place].item()) for place in best]
 
 
 # --- scores on repeated random tokens --------------------------------------------------------------------------------
