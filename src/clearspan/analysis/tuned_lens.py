@@ -296,7 +296,8 @@ def train_tuned_lens(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses = torch.empty(steps, n_layers)
     with shown(progress) as tell:
-        for step, numbers in enumerate(drawn(rows.rows, size=batch_size, count=steps, seed=seed)):
+        batches = drawn(rows.rows, size=min(batch_size, rows.rows), count=steps, seed=seed)
+        for step, numbers in enumerate(batches):
             losses[step] = _gradients(bridge, rows.select(numbers), affines)
             optimizer.step()
             schedule.step()
