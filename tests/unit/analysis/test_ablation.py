@@ -247,7 +247,11 @@ def test_a_reference_of_bare_ids_that_hides_its_padding_raises(embedded):
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
     with pytest.raises(InvalidArgumentError, match="do not tell which of them are padding"):
         ablate_heads(
-            embedded, torch.tensor([[1, 2, 3], [4, 5, 6]]), attention_mask=mask, method="mean", reference=torch.tensor([[7, 8, 9]] * 2)
+            embedded,
+            torch.tensor([[1, 2, 3], [4, 5, 6]]),
+            attention_mask=mask,
+            method="mean",
+            reference=torch.tensor([[7, 8, 9]] * 2),
         )
 
 

@@ -171,7 +171,10 @@ def test_values_that_overflow_raise():
             "  expected: [batch, pos, ...]\n  got: [batch, head, q_pos, k_pos]",
         ),
         ({"positions": 9}, "row 0 has no position 9\n  expected: -2 to 1\n  got: 2 real tokens"),
-        ({"positions": "a"}, "positions='a' are no positions\n  expected: a whole number, several, a list for each row, "),
+        (
+            {"positions": "a"},
+            "positions='a' are no positions\n  expected: a whole number, several, a list for each row, ",
+        ),
         ({"positions": 1.5}, "positions=1.5 are no positions"),
         ({"positions": []}, "row 0 has no position in []"),
         ({"layers": "a"}, "layers='a'\n  expected: a whole number, or several"),
@@ -478,7 +481,10 @@ def test_what_are_no_positions_raises(kind, positions):
         (lambda vector: vector.with_norm("a"), f"the norm at {POINT} is no number\n  got: 'a'"),
         (lambda vector: vector.with_norm({}), f"the norm at {POINT} is no number\n  got: None"),
         (lambda vector: SteeringVector({POINT: "a"}), f"the vector at {POINT} is no tensor\n  got: str"),
-        (lambda vector: SteeringVector({POINT: torch.ones(3).long()}), f"the vector at {POINT} is no vector of numbers"),
+        (
+            lambda vector: SteeringVector({POINT: torch.ones(3).long()}),
+            f"the vector at {POINT} is no vector of numbers",
+        ),
         (lambda vector: SteeringVector({POINT: torch.tensor(1.0)}), f"the vector at {POINT} is no vector of numbers"),
         (lambda vector: SteeringVector([1.0]), "a steering vector needs a hook point\n  expected: {name: vector}"),
         (lambda vector: SteeringVector({1: torch.ones(2)}), "a hook point is given by its name\n  got: 1"),
