@@ -283,7 +283,7 @@ def train_tuned_lens(
     check_counts(steps=steps, batch_size=batch_size)
     check_counts(0, seed=seed)
     check_positive(learning_rate=learning_rate)
-    if weight_decay != 0:
+    if isinstance(weight_decay, Tensor) or weight_decay != 0:
         check_positive(weight_decay=weight_decay)
     rows = pieces(bridge, corpus, length)
     n_layers, d_model = bridge.cfg.n_layers, bridge.cfg.d_model
