@@ -54,7 +54,8 @@ def strongest(scores: Float[Tensor, "layer head"], k: int = 5) -> list[Head]:
     flat = scores.detach().flatten()
     order = flat.nan_to_num(-torch.inf).sort(descending=True, stable=True).indices
     best = order[~flat[order].isnan()][:k].tolist()
-    return [Head(*divmod(place, scores.shape[1]), flat[place].item()) for place in best]
+    n_heads = scores.shape[1]
+    return [Head(place // n_heads, place % n_heads, flat[place].item()) for place in best]
 
 
 # --- scores on repeated random tokens --------------------------------------------------------------------------------
