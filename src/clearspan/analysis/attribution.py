@@ -133,8 +133,7 @@ class DirectLogitAttribution(Effects):
         """Returns a heat map of heads, layers down; for other units bars, for neurons those of the largest."""
         if self.unit == "head" and not at and REST in self.parts:
             layers, heads = map(range, self.by_head.shape)
-            axes: dict[str, range] = {"layer": layers, "head": heads}
-            return picture(self.by_head, axes, unit="logits", title=self.title)
+            return picture(self.by_head, {"layer": layers, "head": heads}, unit="logits", title=self.title)
         if self.unit == "neuron" and len(self.parts) > _BARS:
             return self.top(_BARS).plot(metric, draws=draws, **at)
         return super().plot(metric, draws=draws, **at)
