@@ -122,6 +122,8 @@ class Batch:
         Raises:
             InvalidArgumentError: The row does not have it.
         """
+        if not isinstance(position, int | np.integer):
+            raise InvalidArgumentError(f"{what} {position!r} is no whole number")
         length = len(self.real_columns[row])
         if not -length <= position < length:
             raise InvalidArgumentError(
@@ -153,14 +155,19 @@ class Batch:
                 by_row = [[int(chosen)]] * self.rows
             case Tensor() | np.ndarray():
                 return self.positions(cast("Sequence[int]", chosen.tolist()), what)
-            case _ if any(isinstance(one, Sequence | Tensor) for one in chosen):
+            case list() | tuple() if any(isinstance(one, Sequence | Tensor) for one in chosen):
                 by_row = [list(one) for one in cast("Sequence[Sequence[int]]", chosen)]
                 if len(by_row) != self.rows:
                     raise InvalidArgumentError(
                         f"{what}s are not one list for each row", expected=f"{self.rows} lists", got=str(len(by_row))
                     )
-            case _:
+            case list() | tuple() | range():
                 by_row = [list(cast("Sequence[int]", chosen))] * self.rows
+            case _:
+                raise InvalidArgumentError(
+                    f"{what}s={chosen!r} are no positions",
+                    expected="a whole number, several, a list for each row, a slice, or None for all",
+                )
         found = []
         for row, wanted in enumerate(by_row):
             length = len(self.real_columns[row])

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan.analysis.repeated_tokens import repeated_tokens
+from clearspan.analysis.repeats import repeated_tokens
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, check_counts

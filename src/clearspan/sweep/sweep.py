@@ -344,7 +344,8 @@ def _named(metric: Metric | Mapping[str, Metric]) -> dict[str, Metric]:
         case LogitMetric():
             found = {metric.kind: metric}
         case _:
-            found = {vars(metric).get("__name__", getattr(type(metric), "__name__", "metric")): metric}
+            name = getattr(metric, "__name__", "metric")
+            found = {"metric" if name == "<lambda>" else str(name): metric}
     if not found or not all(callable(one) for one in found.values()):
         raise InvalidArgumentError(
             "a sweep measures a metric", expected="a function of logits, a LogitMetric, or several by name"

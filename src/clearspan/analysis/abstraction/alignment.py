@@ -27,12 +27,12 @@ from clearspan.analysis.abstraction.interchange import (
 )
 from clearspan.analysis.activations import gathered, layers_of
 from clearspan.analysis.corpus import drawn
-from clearspan.analysis.evaluations.estimate import Estimate, estimate
+from clearspan.analysis.evaluations import Estimate, estimate
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, check_counts, check_positive
 from clearspan.inputs import Batch, Positions
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace, SourcePosition, exchanged
-from clearspan.plots.charts import bars
+from clearspan.plots import picture
 from clearspan.points import Address
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result
@@ -237,9 +237,9 @@ class Alignment(Result):
 
     def plot(self) -> "go.Figure":
         """Returns the accuracies as bars."""
-        values = [self.estimate(exchanged).mean for exchanged in self.hits]
-        figure = bars(values, names=list(self.hits), value_title="interchange accuracy", title=self.title)
-        return figure.update_layout(yaxis_range=[0, 1.03])
+        values = torch.tensor([self.estimate(exchanged).mean for exchanged in self.hits])
+        unit = "interchange accuracy"
+        return picture(values, {"exchanged": list(self.hits)}, unit=unit, title=self.title, span=(0, 1))
 
     def _of(self, exchanged: str) -> Float[Tensor, "draw example"]:
         if exchanged not in self.hits:
