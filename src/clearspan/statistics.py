@@ -90,7 +90,8 @@ def bootstrap_interval(
             means.append(times @ rows / count)
         return torch.cat([rows.mean(0)[None], _quantiles(torch.cat(means), ends)])
 
-    return Interval(*_by_quantity(values, 2, interval, lead=(3,)), level)
+    mean, low, high = _by_quantity(values, 2, interval, lead=(3,))
+    return Interval(mean, low, high, level)
 
 
 def share_interval(

@@ -84,8 +84,8 @@ def picture(
             x = list(axes[last]) if _are_numbers(axes[last]) else texts[last]
             figure = lines(dict(named), x=x, x_title=last, value_title=unit, title=title)
     if errors is not None:
-        for trace, own in zip(figure.data, torch.atleast_2d(errors).tolist(), strict=True):
-            trace.error_y = {"type": "data", "array": own, "thickness": 1, "width": 3}
+        for number, own in enumerate(torch.atleast_2d(errors).tolist()):
+            figure.update_traces(error_y={"type": "data", "array": own, "thickness": 1, "width": 3}, selector=number)
     if base is not None:
         figure.add_hline(base, line={"color": INK, "dash": "dot", "width": 1}, annotation_text="base")
     return figure if span is None else figure.update_layout(yaxis_range=[span[0], span[1] + 0.03 * (span[1] - span[0])])
