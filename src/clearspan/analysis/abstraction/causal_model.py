@@ -261,7 +261,5 @@ def _as_token(output: Hashable) -> str | int:
 def _places(position: PromptPosition, setting: Setting) -> Sequence[int]:
     own = position(setting) if callable(position) else position
     if not isinstance(own, int | list | tuple | range):
-        raise InvalidArgumentError(
-            f"{own!r} is no position", expected="a whole number, or several"
-        )
+        raise InvalidArgumentError(f"{own!r} is no position", expected="a whole number, or several")
     return [own] if isinstance(own, int) else own
