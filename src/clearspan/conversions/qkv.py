@@ -1,10 +1,10 @@
-"""Fused projections: how queries, keys and values lie side by side in one axis."""
+"""Fused projections: how queries, keys and values share one axis."""
 
 from abc import abstractmethod
 
 from torch import Tensor
 
-from clearspan.conversions.base import BaseTensorConversion
+from clearspan.conversions.layouts import BaseTensorConversion
 
 QKV = ("q", "k", "v")
 
@@ -24,16 +24,16 @@ class QKVConversionRule(BaseTensorConversion):
     def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns views of the query, key and value parts of the fused axis.
 
-        A part keeps the axis flat (heads times d_head) where that is a view. Where it is not, the axis is divided into
-        `[head, d_head]`, or `[kv_head, group, d_head]`. The views are made one by one: autograd lets no view be written
-        to that was made together with others.
+        A part keeps the axis flat (heads times d_head) if that is a view; otherwise the axis is divided into
+        `[head, d_head]`, or `[kv_head, group, d_head]`. The views are made one by one, since autograd refuses writes to
+        a view that was made together with others.
         """
 
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
-        """Returns `[batch, pos, head, d_head]` for a part: a view, but for heads that lie in groups.
+        """Returns `[batch, pos, head, d_head]` for a part: a view, unless heads lie in groups.
 
         Raises:
-            ValueError: The tensor is not 3-D, nor has the axes of a part in heads (4-D) or in groups of heads (5-D).
+            ValueError: The tensor is neither 3-D, nor a part in heads (4-D) or in groups of heads (5-D).
         """
         match input_value.ndim:
             case 3:
@@ -46,7 +46,7 @@ class QKVConversionRule(BaseTensorConversion):
                 raise wrong_rank(input_value)
 
     def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
-        """Returns heads joined in the last axis; a 3-D tensor passes unchanged.
+        """Returns heads joined in the last axis, and a 3-D tensor as it is.
 
         Raises:
             ValueError: The tensor is neither 3-D nor 4-D.
@@ -81,7 +81,7 @@ class BlockedQKVConversionRule(QKVConversionRule):
 class GroupedQKVConversionRule(QKVConversionRule):
     """For each key/value head its group of queries, then its key, then its value: `(kv_head, group + 2, d_head)`.
 
-    With as many key/value heads as query heads, each head's query, key and value lie together.
+    In multi-head attention a group is one head: its query, key and value lie together.
 
     Args:
         n_heads: Query heads.
@@ -108,7 +108,7 @@ class GroupedQKVConversionRule(QKVConversionRule):
 
 
 class QKVPartConversion(BaseTensorConversion):
-    """One of query, key and value, by head, as a part of the fused activation.
+    """Queries, keys or values, by head, as a part of the fused activation.
 
     Args:
         rule: The family's rule.
