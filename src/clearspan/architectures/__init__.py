@@ -1,6 +1,6 @@
 """One adapter per family of architectures, and the registry of them."""
 
-from clearspan.architectures.base import ArchitectureAdapter as ArchitectureAdapter
+from clearspan.architectures.decoder import ArchitectureAdapter as ArchitectureAdapter
 from clearspan.architectures.gpt_bigcode import GPTBigCodeArchitectureAdapter as GPTBigCodeArchitectureAdapter
 from clearspan.architectures.gpt_bigcode import MQAQKVConversionRule as MQAQKVConversionRule
 from clearspan.architectures.registry import ADAPTERS as ADAPTERS

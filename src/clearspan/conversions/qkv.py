@@ -5,6 +5,7 @@ from abc import abstractmethod
 from torch import Tensor
 
 from clearspan.conversions.layouts import BaseTensorConversion
+from clearspan.errors import InvalidArgumentError
 
 QKV = ("q", "k", "v")
 
@@ -71,6 +72,7 @@ class BlockedQKVConversionRule(QKVConversionRule):
     def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns views of the three blocks, each flat."""
         queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
+        _check_size(fused, dim, queries + 2 * keys, f"({self.n_heads} + 2 * {self.n_kv_heads}) heads * {self.d_head}")
         return (
             fused.narrow(dim, 0, queries),
             fused.narrow(dim, queries, keys),
@@ -97,6 +99,8 @@ class GroupedQKVConversionRule(QKVConversionRule):
     def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns views in which the axis is `[head, d_head]`; for queries in groups `[kv_head, group, d_head]`."""
         axis = dim % fused.ndim
+        of_one = f"{self.n_kv_heads} groups * ({self.group} + 2) heads * {self.d_head}"
+        _check_size(fused, dim, self.n_kv_heads * (self.group + 2) * self.d_head, of_one)
         by_group = fused.unflatten(axis, (self.n_kv_heads, self.group + 2, self.d_head))
         if self.group == 1:
             queries = by_group.select(axis + 1, 0)
@@ -130,6 +134,16 @@ class QKVPartConversion(BaseTensorConversion):
         part = self.rule.split(fused, -1)[self._index]
         part.copy_(input_value.reshape(part.shape))
         return fused
+
+
+def _check_size(fused: Tensor, dim: int, size: int, product: str) -> None:
+    if fused.shape[dim] != size:
+        raise InvalidArgumentError(
+            "the fused axis does not hold these queries, keys and values",
+            expected=f"{size} = {product}",
+            got=str(fused.shape[dim]),
+            fix="the rule or its heads in the adapter",
+        )
 
 
 def join_heads(value: Tensor) -> Tensor:
