@@ -5,7 +5,6 @@ from clearspan.circuits.attribution import AttributionPatching as AttributionPat
 from clearspan.circuits.attribution import attribution_patch as attribution_patch
 from clearspan.circuits.circuit import Circuit as Circuit
 from clearspan.circuits.edge_scores import EdgeScores as EdgeScores
-from clearspan.circuits.edge_scores import ScoredEdge as ScoredEdge
 from clearspan.circuits.edge_scores import edge_attribution as edge_attribution
 from clearspan.circuits.edges import patch_edges as patch_edges
 from clearspan.circuits.edges import path_patching as path_patching
@@ -32,7 +31,6 @@ __all__ = [
     "FaithfulnessCurve",
     "Node",
     "PruningStep",
-    "ScoredEdge",
     "attribution_patch",
     "discover_circuit",
     "edge_attribution",

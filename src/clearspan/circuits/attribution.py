@@ -9,18 +9,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
-from clearspan.circuits.runs import PairRun, PairRuns, checked_count, swept
+from clearspan.circuits.runs import PairRun, PairRuns, swept
 from clearspan.components import NormalizationBridge
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Patch
-from clearspan.plots.charts import bars, heatmap, lines
+from clearspan.plots.charts import lines
 from clearspan.points import Address, HookFunction, HookPoint, get_act_name
-from clearspan.results import Columns, Result, melted
+from clearspan.results import Columns, Result, counted
 from clearspan.shapes import Axes
-from clearspan.sweep import Direction, Grid, Metric, SweepResult, grid
+from clearspan.sweep import Direction, Effects, Grid, Metric, grid
+from clearspan.sweep.labels import position_texts
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -95,7 +97,7 @@ def attribution_patch(
         attention_mask: 1 for real tokens, of an input that is bare token ids with padding.
 
     Returns:
-        Effects by row, layer, and the unit's axes, on the CPU. Positions count among a row's real tokens; a shorter row
+        Effects by layer, the unit's axes, and row, on the CPU. Positions count among a row's real tokens; a shorter row
         is NaN past its end.
 
     Raises:
@@ -110,7 +112,7 @@ def attribution_patch(
         >>> bridge = clearspan.boot("tiny-bigcode")
         >>> metric = LogitDifference.between(bridge, " os", " re")
         >>> found = attribution_patch(bridge, "import os\nimport", "import re\nimport", metric, by_position=False)
-        >>> list(found.axes), found.scores.shape
+        >>> list(found.axes), found.mean().shape
         (['layer', 'head'], torch.Size([5, 8]))
         >>> found.compared_with_exact(cells=None).agreement.pearson > 0.98
         True
@@ -137,8 +139,20 @@ def attribution_patch(
     per_row = _by_position(by_column, ["layer", *what.unit_axes], pair.base)
     if len(graded.value) < len(per_row):  # the metric is one number for all rows
         per_row = per_row.nansum(0, keepdim=True)
-    labels = what.labels(pair.base.longest)
-    return AttributionPatching(per_row, labels, graded.value, source.value, pair, unit, qk_fix, grad_drop)
+    axes = what.places(pair.base.longest)
+    return AttributionPatching(
+        values={"effect": per_row.movedim(0, -1)},
+        axes=axes,
+        texts=position_texts(bridge, pair.base, axes),
+        units=pair.units,
+        pair=pair,
+        unit=unit,
+        units_of=axes,
+        before=graded.value,
+        after=source.value,
+        qk_fix=qk_fix,
+        grad_drop=grad_drop,
+    )
 
 
 def _stacked(effects: UnitEffects, gradients: Gradients) -> Float[Tensor, "row layer *unit"]:
@@ -229,8 +243,8 @@ class Unit:
         kept = self.unit_axes
         return [place for place, axis in enumerate(self.axes) if place and _UNIT_AXES.get(axis) not in kept]
 
-    def labels(self, longest: int) -> dict[str, tuple[int, ...]]:
-        """Returns the places on each axis of the scores, for rows of at most so many positions."""
+    def places(self, longest: int) -> dict[str, tuple[int, ...]]:
+        """Returns the places on each axis of effects, for rows of at most so many positions."""
         sizes = dict.fromkeys(_POSITIONS, longest)
         sizes |= {_UNIT_AXES[axis]: size for axis, size in self.sizes.items() if axis in _UNIT_AXES}
         return {"layer": self.layers, **{axis: tuple(range(sizes[axis])) for axis in self.unit_axes}}
@@ -401,7 +415,7 @@ class _Layer:
     def effect(self) -> Callable[[Tensor], Float[Tensor, "row *unit"]]:
         is_single_key = self.unit.name in _KEYS and self.unit.by_position
         if is_single_key and self.pair.bridge.blocks[self.layer].attn.has_sinks:
-            # A sink is part of a row's maximum, which the model takes from its scores: they are not comparable.
+            # A sink takes a share of each query's attention, and its score is not among those of the keys.
             return self._by_single_keys
         which = self._heads_by_heads()
         before, after = self._inside("attn_scores" if is_single_key else "pattern", which)
@@ -514,7 +528,7 @@ class Agreement(Result):
         """The correlations and the largest error."""
         cells = "all cells" if len(self.labels) == self.total else f"{len(self.labels)} of {self.total} cells"
         return (
-            f"with exact patching of {cells}: Pearson {self.pearson:.3f}, Spearman {self.spearman:.3f}, "
+            f"with exact patching of {cells}: Pearson {self.pearson:z.3f}, Spearman {self.spearman:z.3f}, "
             f"largest error {self.largest_error:.3g} of effects up to {self.exact.abs().max():.3g}"
         )
 
@@ -530,9 +544,9 @@ class Agreement(Result):
 
     def plot(self) -> "go.Figure":
         """Returns each cell as a point, with a line where both are equal."""
-        exact, approximate = self.exact.tolist(), self.approximate.tolist()
-        ends = [min(exact), max(exact)]
-        figure = lines({"cells": approximate}, x=exact, x_title="exact", value_title="approximate", title=self.title)
+        patched, approximate = self.exact.tolist(), self.approximate.tolist()
+        ends = [min(patched), max(patched)]
+        figure = lines({"cells": approximate}, x=patched, x_title="exact", value_title="approximate", title=self.title)
         figure.update_traces(mode="markers", text=list(self.labels), hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}")
         return figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": "#b8b5aa", "dash": "dot"}, name="equal")
 
@@ -566,7 +580,9 @@ def sampled(total: int, count: int | None, seed: int) -> list[int]:
         >>> sampled(5, None, seed=0), len(sampled(5, 2, seed=0))
         ([0, 1, 2, 3, 4], 2)
     """
-    if count is not None and checked_count("cells", count, 0) < 2:
+    if count is not None:
+        check_counts(0, cells=count)
+    if count is not None and count < 2:
         raise InvalidArgumentError("no correlation can be known", expected="two cells or more", got=str(count))
     chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
     return chosen.sort().values.tolist()
@@ -580,44 +596,34 @@ def compared(agreement: Agreement | None) -> str:
 # --- the result ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class AttributionPatching(Result):
-    """Approximate effects of patching one part of a model at a time, on the CPU.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class AttributionPatching(Effects):
+    """Approximate changes of a metric when one part of a model is patched at a time.
 
     Attributes:
-        per_row: Approximate change of the metric, for each row; one row where the metric is one number for all. With
-            `grad_drop` a size, without sign. NaN at positions that a row does not have.
-        axes: The units: names of the axes after `row`, and the places on each.
-        base: The metric of the run that is patched, for each row.
-        source: The metric of the run that gives values.
         pair: The runs.
         unit: Short name of what is patched.
+        units_of: The axes of all units; `select` and `top` keep some of them.
+        before: The metric of the run that is patched, for each row.
+        after: The metric of the run that gives values.
         qk_fix: Whether changed patterns were computed.
-        grad_drop: Whether effects are mean sizes over dropped layers.
+        grad_drop: Whether effects are mean sizes over dropped layers, without sign.
         agreement: How some cells compare with exact patching, once `compared_with_exact` has run it.
     """
 
-    per_row: Float[Tensor, "row layer *unit"]
-    axes: Mapping[str, tuple[int, ...]]
-    base: Float[Tensor, "row"]
-    source: Float[Tensor, "row"]
     pair: PairRuns
     unit: str
+    units_of: Mapping[str, tuple[int, ...]]
+    before: Float[Tensor, "row"]
+    after: Float[Tensor, "row"]
     qk_fix: bool
     grad_drop: bool
     agreement: Agreement | None = None
 
-    ranked_by: ClassVar[str | None] = "effect"
-
-    @property
-    def scores(self) -> Float[Tensor, "layer *unit"]:
-        """Mean over the rows that have the unit."""
-        return self.per_row.nanmean(0)
-
     @property
     def grid(self) -> Grid:
         """The cells of exact patching that these effects approximate, on the same axes."""
-        return grid(self.unit, Patch(self.pair.source_name), **self.axes)
+        return grid(self.unit, Patch(self.pair.source_name), **self.units_of)
 
     def compared_with_exact(self, cells: int | None = 64, seed: int = 0) -> Self:
         """Returns the same result with its agreement with exact patching, which is run.
@@ -626,41 +632,48 @@ class AttributionPatching(Result):
             cells: How many cells are run, chosen at random; None for all.
             seed: Of the choice.
         """
-        chosen = sampled(self.scores.numel(), cells, seed)
-        patch, places = Patch(self.pair.source_name), [self._places(number) for number in chosen]
+        chosen = sampled(self.mean().numel(), cells, seed)
+        patch, places = Patch(self.pair.source_name), [self._place(number) for number in chosen]
         units = {_label(at): grid(self.unit, patch, **{axis: [at[axis]] for axis in at}).cells[0] for at in places}
-        exact = swept(self.pair, Grid.of(units))
-        return replace(self, agreement=self._agreement(self.scores.flatten()[chosen], exact, list(units)))
+        return self._compared(swept(self.pair, Grid.of(units)), chosen)
 
-    def compared_with(self, exact: SweepResult) -> Self:
+    def compared_with(self, patched: Effects) -> Self:
         """Returns the same result with its agreement with a sweep over `grid`.
 
         Args:
-            exact: What `Sweep(bridge, input, found.grid, metric, sources=...).run()` found.
+            patched: What `Sweep(bridge, input, found.grid, metric, sources=...).run()` found.
 
         Raises:
             InvalidArgumentError: The sweep has other axes.
         """
-        if dict(exact.axes) != dict(self.axes):
+        if dict(patched.axes) != dict(self.units_of):
             raise InvalidArgumentError(
                 "the sweep is of other cells",
-                expected=_described(self.axes),
-                got=_described(exact.axes),
+                expected=_described(self.units_of),
+                got=_described(patched.axes),
                 fix="found.grid",
             )
-        labels = [_label(self._places(number)) for number in range(self.scores.numel())]
-        return replace(self, agreement=self._agreement(self.scores.flatten(), exact, labels))
+        return self._compared(patched, list(range(self.mean().numel())))
 
-    def _agreement(self, approximate: Float[Tensor, "cell"], exact: SweepResult, labels: list[str]) -> Agreement:
-        change = (exact.change().abs() if self.grad_drop else exact.change()).nanmean(-1).flatten()
-        known = change.isfinite()  # where the metric is one number for all rows, all rows must have the position
-        names = [label for label, is_known in zip(labels, known.tolist(), strict=True) if is_known]
-        return Agreement(approximate[known], change[known], names, self.scores.numel())
+    def _compared(self, patched: Effects, chosen: Sequence[int]) -> Self:
+        if dict(self.axes) != dict(self.units_of):
+            raise InvalidArgumentError("these are some of the effects", fix="compare before select or top")
+        change = (patched.change().abs() if self.grad_drop else patched.change()).nanmean(-1).flatten()
+        # Where the metric is one number for all rows, only units that all rows have were patched.
+        is_known = change.isfinite()
+        numbers = torch.tensor(chosen)[is_known].tolist()
+        labels = [_label(self._place(number)) for number in numbers]
+        effects = self.mean().flatten()
+        return replace(self, agreement=Agreement(effects[numbers], change[is_known], labels, len(effects)))
 
-    def _places(self, number: int) -> dict[str, int]:
+    def _place(self, number: int) -> dict[str, int]:
         """Returns where the unit of a number is on each axis, the last axis running fastest."""
-        index = torch.unravel_index(torch.tensor(number), self.scores.shape)
-        return {axis: places[int(at)] for (axis, places), at in zip(self.axes.items(), index, strict=True)}
+        index = np.unravel_index(number, [len(places) for places in self.units_of.values()])
+        return {axis: places[int(at)] for (axis, places), at in zip(self.units_of.items(), index, strict=True)}
+
+    @property
+    def _what(self) -> str:
+        return self.what or f"one {', '.join(self.units_of)}"
 
     @property
     def method(self) -> str:
@@ -671,43 +684,11 @@ class AttributionPatching(Result):
     @property
     def title(self) -> str:
         """What was approximated, and how it agrees with what it approximates."""
-        what = "size of the change" if self.grad_drop else "change"
-        pair, rows = self.pair, len(self.per_row)
+        what, pair = "size of the change" if self.grad_drop else "change", self.pair
         return (
-            f"{self.method}: approximate {what} of {pair.metric_name} with one {', '.join(self.axes)} of {self.unit} "
-            f"taken from the {pair.source_name} run; {pair.described(self.base, self.source)}; "
-            f"mean over {rows} row{'s' * (rows > 1)}; {compared(self.agreement)}"
-        )
-
-    def columns(self) -> Columns:
-        """Returns one row for each unit."""
-        return melted(self.scores, "effect", **self.axes)
-
-    def plot(self, **at: int) -> "go.Figure":
-        """Returns bars for one axis of units, a heat map for two.
-
-        Args:
-            **at: Places on further axes, such as `head=3`.
-
-        Raises:
-            InvalidArgumentError: There is no such place, or more than two axes are left.
-        """
-        values, axes = self.scores, dict(self.axes)
-        for axis, place in at.items():
-            if place not in axes.get(axis, ()):
-                raise InvalidArgumentError(f"there is no {axis}={place}", expected=_described(axes))
-            values = values.select(list(axes).index(axis), axes.pop(axis).index(place))
-        if not 1 <= len(axes) <= 2:
-            raise InvalidArgumentError(
-                f"a picture has one axis or two, and there are {len(axes)}: {', '.join(axes)}",
-                fix=f"plot({', '.join(f'{axis}={places[0]}' for axis, places in list(axes.items())[2:])})",
-            )
-        names = [list(map(str, places)) for places in axes.values()]
-        titles, unit = list(axes), f"approximate change of {self.pair.metric_name}"
-        if len(axes) == 1:
-            return bars(values.tolist(), names=names[0], value_title=unit, title=self.title)
-        return heatmap(
-            values, x=names[1], y=names[0], x_title=titles[1], y_title=titles[0], name=unit, title=self.title
+            f"{self.method}: approximate {what} of {pair.metric_name} with {self._what} of {self.unit} "
+            f"taken from the {pair.source_name} run; {pair.described(self.before, self.after)}; "
+            f"mean over {counted(self.of().shape[-1], 'row')}; {compared(self.agreement)}"
         )
 
 

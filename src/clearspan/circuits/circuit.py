@@ -15,8 +15,7 @@ from torch import Tensor
 from clearspan.bridge import TransformerBridge
 from clearspan.circuits.edge_scores import EdgeScores
 from clearspan.circuits.graph import ComputationalGraph, Edge, Kind, Node
-from clearspan.circuits.runs import checked_count
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.plots.charts import SERIES
 from clearspan.plots.network import Box, Link, Network
 
@@ -82,8 +81,8 @@ class Circuit:
                 expected="one of n_edges= and threshold=",
                 got=f"n_edges={n_edges}, threshold={threshold}",
             )
-        best = scores.top(scores.graph.n_edges if n_edges is None else _checked(scores.graph, n_edges))
-        kept = frozenset(one.edge for one in best if threshold is None or abs(one.score) >= threshold)
+        best = scores.best(scores.graph.n_edges if n_edges is None else _checked(scores.graph, n_edges))
+        kept = frozenset(edge for edge in best if threshold is None or abs(scores.score(edge)) >= threshold)
         return cls(scores.graph, kept, scores.pair.bridge.cfg.model_name)
 
     @classmethod
@@ -251,7 +250,8 @@ class Circuit:
 
 def _checked(graph: ComputationalGraph, n_edges: int) -> int:
     """Returns a number of edges that a graph has."""
-    if checked_count("n_edges", n_edges, 0) > graph.n_edges:
+    check_counts(0, n_edges=n_edges)
+    if n_edges > graph.n_edges:
         raise InvalidArgumentError(f"no circuit has {n_edges} edges", expected=f"0 to {graph.n_edges}")
     return n_edges
 
@@ -281,7 +281,7 @@ def _network(edges: Sequence[Edge], effects: Mapping[Edge, float] | None = None)
             _box_of(edge.receiver).name,
             abs(weights[edge]) / most,
             COLORS[edge.receiver.kind],
-            edge.name if effects is None else f"{edge.name}: {weights[edge]:.3f}",
+            edge.name if effects is None else f"{edge.name}: {weights[edge]:z.3f}",
             weights[edge] < 0,
         )
         for edge in sorted(edges, key=lambda edge: -abs(weights[edge]))

@@ -2,28 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args
+from functools import cached_property
+from typing import Literal, Self, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan._cache.writes import Mix, by_head
+from clearspan._forward.readout import FrozenNorm, exact, norm_at
 from clearspan._run.hooks import Hooks
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.circuits.attribution import Agreement, compared, sampled
 from clearspan.circuits.edges import Sender, Writes, patched_edges
 from clearspan.circuits.graph import ComputationalGraph, Edge
-from clearspan.circuits.runs import PairRun, PairRuns, checked_count
-from clearspan.errors import InvalidArgumentError
+from clearspan.circuits.runs import PairRun, PairRuns
+from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Input
-from clearspan.plots.charts import heatmap
-from clearspan.results import Columns, Result
-from clearspan.sweep import Direction, Metric
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from clearspan.results import counted, size
+from clearspan.sweep import Direction, Effects, Metric
 
 Scheme = Literal["midpoint", "paper"]
 """Where on each step of EAP-IG the gradient is taken: at its middle, or at its end as in the paper."""
@@ -71,7 +69,7 @@ def edge_attribution(
         attention_mask: 1 for real tokens, of an input that is bare token ids with padding.
 
     Returns:
-        Effects by row, sender and receiver, NaN where there is no edge; on the CPU.
+        Effects by sender, receiver and row, NaN where there is no edge; on the CPU.
 
     Raises:
         InvalidArgumentError: A model whose residual stream is no sum of what its parts add, or whose keys and values
@@ -84,7 +82,7 @@ def edge_attribution(
         >>> bridge = clearspan.boot("tiny-bigcode")
         >>> metric = LogitDifference.between(bridge, " os", " re")
         >>> found = edge_attribution(bridge, "import os\nimport", "import re\nimport", metric, steps=5)
-        >>> found.scores.shape, len(found.top(3))
+        >>> found.mean().shape, len(found.best(3))
         (torch.Size([46, 56]), 3)
         >>> found.compared_with_exact(edges=24).agreement.pearson > 0.9
         True
@@ -94,7 +92,7 @@ def edge_attribution(
         al. (2024), "Have Faith in Faithfulness", arXiv:2403.17806, for the integrated gradients.
     """
     if steps is not None:
-        checked_count("steps", steps)
+        check_counts(steps=steps)
     if scheme not in get_args(Scheme):
         raise InvalidArgumentError(f"unknown scheme={scheme!r}", expected="'midpoint' or 'paper'")
     graph = ComputationalGraph.of(bridge)
@@ -111,7 +109,17 @@ def edge_attribution(
         per_row = _integrated(graph, pair, base, source, shares)
     if len(base.value) < len(per_row):  # the metric is one number for all rows
         per_row = per_row.sum(0, keepdim=True)
-    return EdgeScores(per_row, graph, base.value, source.value, pair, steps, scheme)
+    return EdgeScores(
+        values={"score": per_row.movedim(0, -1)},
+        axes={"sender": tuple(map(str, graph.senders)), "receiver": tuple(map(str, graph.receivers))},
+        units=pair.units,
+        graph=graph,
+        pair=pair,
+        before=base.value,
+        after=source.value,
+        steps=steps,
+        scheme=scheme,
+    )
 
 
 def _integrated(
@@ -208,9 +216,10 @@ def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "recei
             by_head(graded[f"{name}_grad", layer], weight.detach().transpose(1, 2), out=part)
         norm = norm_at(graded.model, layer, mlp_input=False)
         if norm is not None:
-            if norm.module._parameters.get("weight") is not None:
-                found[:-1] *= norm.w.detach().to(found)
-            apply_slope_(norm, stream, found[:-1])
+            frozen = FrozenNorm.of(norm, norm.scale(stream))
+            if frozen.weight is not None:
+                found[:-1] *= frozen.weight.detach().to(found)
+            frozen.apply_slope_(stream, found[:-1])
         found[-1] = graded["mlp_in_grad", layer]
         yield found
     yield exact(graded["resid_post_grad", n_layers - 1])[None]
@@ -219,72 +228,55 @@ def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "recei
 # --- the result ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ScoredEdge:
-    """An edge, and its approximate effect.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class EdgeScores(Effects):
+    """Approximate changes of a metric when one edge is patched at a time; NaN where there is no edge.
 
     Attributes:
-        edge: The edge.
-        score: Approximate change of the metric when it is patched; mean over rows.
-    """
-
-    edge: Edge
-    score: float
-
-    def __str__(self) -> str:
-        return self.edge.name
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class EdgeScores(Result):
-    """Approximate effects of patching one edge of the computational graph at a time, on the CPU.
-
-    Attributes:
-        per_row: Approximate change of the metric, for each row (one, where the metric is one number for all); NaN where
-            there is no edge.
         graph: The senders and receivers, in order.
-        base: The metric of the run that is patched, for each row.
-        source: The metric of the run that gives values.
         pair: The runs.
+        before: The metric of the run that is patched, for each row.
+        after: The metric of the run that gives values.
         steps: Runs over which gradients were averaged (EAP-IG), or None for those at the base run (EAP).
         scheme: Where on each step they were taken.
         agreement: How some edges compare with exact patching, once `compared_with_exact` has run it.
     """
 
-    per_row: Float[Tensor, "row sender receiver"]
     graph: ComputationalGraph
-    base: Float[Tensor, "row"]
-    source: Float[Tensor, "row"]
     pair: PairRuns
+    before: Float[Tensor, "row"]
+    after: Float[Tensor, "row"]
     steps: int | None
     scheme: Scheme = "midpoint"
     agreement: Agreement | None = None
 
-    ranked_by: ClassVar[str | None] = "score"
-
-    @property
-    def scores(self) -> Float[Tensor, "sender receiver"]:
-        """Mean over rows."""
-        return self.per_row.mean(0)
+    @cached_property
+    def _means(self) -> Float[Tensor, "sender receiver"]:
+        found = self.mean()
+        if found.shape != self.graph.mask.shape:
+            raise InvalidArgumentError(
+                "these are the scores of some edges", fix="what edge_attribution returned, before select or top"
+            )
+        return found
 
     def score(self, edge: Edge | str) -> float:
-        """Returns the score of an edge, or of its name such as `L0H1->L2H3.q`.
+        """Returns the score of an edge, or of its name such as `L0H1->L2H3.q`; mean over rows.
 
         Raises:
             InvalidArgumentError: There is no such edge.
         """
         (found,) = self.graph.parsed([edge])
-        return float(self.scores[self.graph.index_of(found)])
+        return float(self._means[self.graph.index_of(found)])
 
-    def top(self, k: int = 10) -> list[ScoredEdge]:
-        """Returns the `k` edges with the largest effects of either sign, largest first."""
-        sizes = self.scores.abs().nan_to_num(-1.0).flatten()
-        places = sizes.topk(min(checked_count("k", k, 0), self.graph.n_edges)).indices
-        return [ScoredEdge(self._edge(place), float(self.scores.flatten()[place])) for place in places.tolist()]
+    def best(self, k: int = 10) -> list[Edge]:
+        """Returns the `k` edges with the largest scores of either sign, largest first."""
+        check_counts(0, k=k)
+        return self._ranked[:k]
 
-    def _edge(self, place: int) -> Edge:
-        sender, receiver = divmod(place, len(self.graph.receivers))
-        return Edge(self.graph.senders[sender], self.graph.receivers[receiver])
+    @cached_property
+    def _ranked(self) -> list[Edge]:
+        edges = list(self.graph.edges())
+        return sorted(edges, key=lambda edge: -size(float(self._means[self.graph.index_of(edge)])))
 
     def compared_with_exact(self, edges: int | Sequence[Edge | str] | None = 64, seed: int = 0) -> Self:
         """Returns the same result with its agreement with exact patching, which is run.
@@ -294,14 +286,13 @@ class EdgeScores(Result):
             seed: Of the choice.
         """
         if isinstance(edges, int | None):
-            places = self.graph.mask.flatten().nonzero()[:, 0]
-            chosen = [self._edge(int(places[number])) for number in sampled(len(places), edges, seed)]
+            every = list(self.graph.edges())
+            chosen = [every[number] for number in sampled(len(every), edges, seed)]
         else:
             chosen = self.graph.parsed(edges)
-        exact = patched_edges(self.pair, self.graph, {edge.name: [edge] for edge in chosen})
-        approximate = torch.stack([self.scores[self.graph.index_of(edge)] for edge in chosen])
-        names = [edge.name for edge in chosen]
-        return replace(self, agreement=Agreement(approximate, exact.change().mean(-1), names, self.graph.n_edges))
+        patched = patched_edges(self.pair, self.graph, {edge.name: [edge] for edge in chosen})
+        scores, names = torch.tensor([self.score(edge) for edge in chosen]), [edge.name for edge in chosen]
+        return replace(self, agreement=Agreement(scores, patched.change().mean(-1), names, self.graph.n_edges))
 
     @property
     def method(self) -> str:
@@ -309,36 +300,14 @@ class EdgeScores(Result):
         if self.steps is None:
             return "EAP"
         where = "" if self.scheme == "midpoint" else ", gradients at their ends"
-        return f"EAP-IG of {self.steps} step{'s' * (self.steps > 1)}{where}"
+        return f"EAP-IG of {counted(self.steps, 'step')}{where}"
 
     @property
     def title(self) -> str:
         """What was approximated, and how it agrees with what it approximates."""
-        pair, rows = self.pair, len(self.per_row)
+        pair = self.pair
         return (
             f"{self.method}: approximate change of {pair.metric_name} with one of {self.graph.n_edges} edges from the "
-            f"{pair.source_name} run; {pair.described(self.base, self.source)}; mean over {rows} "
-            f"row{'s' * (rows > 1)}; {compared(self.agreement)}"
-        )
-
-    def columns(self) -> Columns:
-        """Returns one row for each edge."""
-        places = self.graph.mask.nonzero()
-        senders, receivers = places.T.tolist()
-        return {
-            "sender": [self.graph.senders[place].name for place in senders],
-            "receiver": [self.graph.receivers[place].name for place in receivers],
-            "score": self.scores[places[:, 0], places[:, 1]].tolist(),
-        }
-
-    def plot(self) -> "go.Figure":
-        """Returns a heat map: senders down, receivers from left to right."""
-        return heatmap(
-            self.scores,
-            x=[node.name for node in self.graph.receivers],
-            y=[node.name for node in self.graph.senders],
-            x_title="receiver",
-            y_title="sender",
-            name=f"approximate change of {self.pair.metric_name}",
-            title=self.title,
+            f"{pair.source_name} run; {pair.described(self.before, self.after)}; "
+            f"mean over {counted(self.of().shape[-1], 'row')}; {compared(self.agreement)}"
         )

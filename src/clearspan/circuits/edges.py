@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan._cache.writes import Mix, Sublayer
+from clearspan._forward.readout import exact
 from clearspan._run.sources import SourceRun
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
@@ -24,7 +25,8 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch, Scale
 from clearspan.points import Address, HookFunction, HookPoint
-from clearspan.sweep import Direction, Grid, Metric, Pair, SweepResult
+from clearspan.progress import Progress
+from clearspan.sweep import Direction, Effects, Grid, Metric, Pair
 
 Freeze = Literal["all", "attention"]
 Stream = Float[Tensor, "row pos d_model"]
@@ -42,8 +44,8 @@ def patch_edges(
     direction: Direction = "denoising",
     attention_mask: Int[Tensor, "row pos"] | None = None,
     memory: int | None = None,
-    progress: bool = True,
-) -> SweepResult:
+    progress: bool | Progress = True,
+) -> Effects:
     r"""Returns the exact effect of patching edges, one cell for each edge, or for each set of edges.
 
     A receiver of a cell's edges reads the residual stream of the base run as it would be if the senders of these edges
@@ -61,7 +63,7 @@ def patch_edges(
         direction: `"denoising"`: the corrupted run is the base, and gets clean values. `"noising"`: the reverse.
         attention_mask: 1 for real tokens, of an input that is bare token ids with padding.
         memory: Bytes that a batch may take.
-        progress: Whether a bar is shown.
+        progress: Whether a bar is shown; or a function that is told instead.
 
     Returns:
         The metric of each cell; `change()` is the effect.
@@ -98,8 +100,8 @@ def patched_edges(
     cells: Mapping[str, Sequence[Edge]],
     memory: int | None = None,
     *,
-    progress: bool = False,
-) -> SweepResult:
+    progress: bool | Progress = False,
+) -> Effects:
     """Returns the metric with each cell's edges patched. Arguments are those of `patch_edges`, parsed."""
     if not cells or not all(cells.values()):
         raise InvalidArgumentError("edges: there is no edge to patch", expected="one or more, in each cell")
@@ -123,8 +125,8 @@ def path_patching(
     direction: Direction = "denoising",
     attention_mask: Int[Tensor, "row pos"] | None = None,
     memory: int | None = None,
-    progress: bool = True,
-) -> SweepResult:
+    progress: bool | Progress = True,
+) -> Effects:
     """Returns the effect of each path from a sender to a receiver, exactly.
 
     In the base run, the sender writes what it writes in the source run; every other part between it and the receiver is
@@ -146,7 +148,7 @@ def path_patching(
         direction: `"denoising"`: the corrupted run is the base, and gets clean values. `"noising"`: the reverse.
         attention_mask: 1 for real tokens, of an input that is bare token ids with padding.
         memory: Bytes that a batch may take.
-        progress: Whether a bar is shown.
+        progress: Whether a bar is shown; or a function that is told instead.
 
     Returns:
         Metrics by sender, receiver and row. A receiver that does not come after the sender leaves the run as it is.
@@ -243,7 +245,8 @@ class Sender:
     @property
     def at(self) -> slice | int:
         """Its index on the third axis of that point."""
-        return (self.neuron if self.node.kind != "head" else self.node.place) if self.sublayer else slice(None)
+        part = self.node.place if self.node.kind == "head" else self.neuron
+        return slice(None) if part is None else part
 
 
 def _sender_named(graph: ComputationalGraph, bridge: TransformerBridge, name: str | Node) -> Sender:
@@ -379,8 +382,8 @@ def _patched(
     freeze: Freeze,
     memory: int | None,
     *,
-    progress: bool,
-) -> SweepResult:
+    progress: bool | Progress,
+) -> Effects:
     """Returns the metric of cells in which receivers read what senders carry to them.
 
     Args:
@@ -390,7 +393,7 @@ def _patched(
         reads: For each cell its receivers, and the senders that come before each of them.
         freeze: What stays as it was between a sender and a receiver.
         memory: Bytes that a batch may take.
-        progress: Whether a bar is shown.
+        progress: Whether a bar is shown; or a function that is told instead.
     """
     sets = list(dict.fromkeys(senders for cell in reads for senders in cell.values()))
     streams = sorted({graph.stream_of(receiver) for cell in reads for receiver in cell})

@@ -2,26 +2,28 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clearspan._cache.writes import Mix, by_head
+from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.circuits.circuit import Circuit
 from clearspan.circuits.edge_scores import EdgeScores
 from clearspan.circuits.edges import Sender, Writes
 from clearspan.circuits.graph import ComputationalGraph
-from clearspan.circuits.runs import PairRun, PairRuns, checked_count, copies_at_a_time
-from clearspan.errors import InvalidArgumentError
+from clearspan.circuits.runs import PairRun, PairRuns, copies_at_a_time
+from clearspan.effects import Draws, Label
+from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Input
 from clearspan.plots.charts import lines
 from clearspan.points import HookFunction, HookPoint
-from clearspan.results import Columns, Result
-from clearspan.sweep import Metric
+from clearspan.results import Columns, counted, number
+from clearspan.sweep import Effects, Metric
 from clearspan.sweep.readings import measured
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def evaluate_circuits(
         memory: Bytes that a batch of runs may take.
 
     Returns:
-        Metrics by circuit and row.
+        Metrics by run (of the circuit, or of the rest), circuit and row.
 
     Raises:
         InvalidArgumentError: As for `edge_attribution`; a circuit of another graph; or a metric that is the same in
@@ -94,8 +96,8 @@ def evaluate_circuits(
         raise InvalidArgumentError("there is no circuit to evaluate", expected="one or more")
     runs = CircuitRuns.of(bridge, clean, corrupted, metric, attention_mask, memory)
     values = runs.metrics([*named.values(), *(circuit.complement() for circuit in named.values())])
-    own, rest = values.split(len(named))
-    return CircuitEvaluation(own, rest, runs.clean.value, runs.corrupted.value, runs.pair.metric_name, dict(named))
+    axes = {"run": ("circuit", "the rest"), "circuit": tuple(named)}
+    return CircuitEvaluation(**runs.as_effects(values.unflatten(0, (2, -1)), axes), circuits=dict(named))
 
 
 def faithfulness_curve(
@@ -136,15 +138,14 @@ def faithfulness_curve(
     chosen = _spread(graph.n_edges) if sizes is None else tuple(sizes)
     if not chosen:
         raise InvalidArgumentError("sizes: there is no size to evaluate", expected=f"numbers from 0 to {graph.n_edges}")
-    checked_count("draws", draws, 0)
+    check_counts(0, draws=draws)
     circuits = [Circuit.of_scores(scores, n_edges=size) for size in chosen]
     runs = CircuitRuns.of(pair.bridge, pair.clean, pair.corrupted, pair.metric, memory=memory)
     rest = [circuit.complement() for circuit in circuits]
     random = [Circuit.random(graph, size, seed + draw) for draw in range(draws) for size in chosen]
-    own, other, *drawn = runs.metrics([*circuits, *rest, *random]).split(len(chosen))
-    controls = torch.stack(drawn) if drawn else own.new_zeros(0, *own.shape)
-    ends = runs.clean.value, runs.corrupted.value
-    return FaithfulnessCurve(own, other, *ends, pair.metric_name, chosen, controls, scores.method)
+    values = runs.metrics([*circuits, *rest, *random]).unflatten(0, (-1, len(chosen)))
+    axes = {"run": ("circuit", "the rest", *(f"random {draw}" for draw in range(draws))), "edges": chosen}
+    return FaithfulnessCurve(**runs.as_effects(values, axes), method=scores.method)
 
 
 def _spread(n_edges: int, count: int = 12) -> tuple[int, ...]:
@@ -254,6 +255,14 @@ class CircuitRuns:
     def shares(self, values: Float[Tensor, "*circuit row"]) -> Float[Tensor, "*circuit"]:
         """Returns where metrics are on the way from the corrupted run (0) to the clean run (1), of means over rows."""
         return shares(values, self.clean.value, self.corrupted.value)
+
+    def as_effects(
+        self, values: Float[Tensor, "run circuit row"], axes: Mapping[str, tuple[Any, ...]]
+    ) -> dict[str, Any]:
+        """Returns metrics of circuits as the fields of effects, whose base is the corrupted run."""
+        name = self.pair.metric_name
+        ends = {"base": {name: self.corrupted.value}, "sources": {"clean": {name: self.clean.value}}}
+        return {"values": {name: values}, "axes": axes, **ends}
 
     def _measured(self, output: Tensor) -> Float[Tensor, "row"]:
         return measured(lambda _: self.pair.of_output(output, self.corrupted, self.clean), output)
@@ -422,128 +431,104 @@ class CircuitBatch:
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class CircuitMetrics(Result):
-    """Metrics of the runs of circuits, and of all that they leave out, on the CPU.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class CircuitRunsResult(Effects):
+    """Metrics of the runs of circuits, and of all that they leave out. The base is the corrupted run."""
 
-    Attributes:
-        per_row: Metric of each circuit's run; one row where it is one number for all.
-        rest_per_row: Metric of the run of all other edges.
-        clean: Metric of the clean run.
-        corrupted: Metric of the corrupted run.
-        metric: What was measured.
-    """
-
-    per_row: Float[Tensor, "*circuit row"]
-    rest_per_row: Float[Tensor, "*circuit row"]
-    clean: Float[Tensor, "row"]
-    corrupted: Float[Tensor, "row"]
-    metric: str
+    draws: ClassVar[Draws] = "share"
 
     @property
-    def faithfulness(self) -> Any:
+    def _what_ran(self) -> str:
+        return "runs of circuits"
+
+    @property
+    def faithfulness(self) -> Float[Tensor, "circuit"]:
         """How far each circuit comes from the corrupted run (0) to the clean run (1); it may be beyond both."""
-        return self._shares(self.per_row)
+        return self.normalised()[0]
 
     @property
-    def completeness(self) -> Any:
+    def completeness(self) -> Float[Tensor, "circuit"]:
         """How far all other edges come without the circuit: near 0 where the circuit has all that matters."""
-        return self._shares(self.rest_per_row)
-
-    def _shares(self, values: Tensor) -> Tensor:
-        return shares(values, self.clean, self.corrupted)
+        return self.normalised()[1]
 
     @property
-    def _ends(self) -> str:
-        return f"{self.clean.mean():.4f} in the clean run, {self.corrupted.mean():.4f} in the corrupted run"
+    def rank(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """None: circuits are printed in their order."""
+        return None
 
     @property
-    def _described(self) -> str:
-        rows = f"{len(self.clean)} row{'s' * (len(self.clean) > 1)}"
-        way = "as a share of the way from the corrupted run to the clean run"
-        return f"{self.metric} ({self._ends}; mean over {rows}), {way}"
+    def title(self) -> str:
+        """What was measured."""
+        (name,), rows = self.values, counted(self.of().shape[-1], "row")
+        clean, corrupted = (number(float(one[name].mean())) for one in (self.sources["clean"], self.base))
+        return (
+            f"{self._what_ran}: {name} ({clean} in the clean run, {corrupted} in the corrupted run; mean over {rows}), "
+            "as a share of the way from the corrupted run to the clean run"
+        )
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class CircuitEvaluation(CircuitMetrics):
-    """What runs of circuits showed.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class CircuitEvaluation(CircuitRunsResult):
+    """What runs of circuits, and of all edges but theirs, showed.
 
     Attributes:
-        circuits: The circuits by name, in the order of `faithfulness`, `completeness` and `per_row`.
+        circuits: The circuits by name.
     """
 
     circuits: Mapping[str, Circuit]
 
-    @property
-    def title(self) -> str:
-        """What was measured."""
-        return f"runs of circuits by {self._described}"
-
     def columns(self) -> Columns:
         """Returns one row for each circuit."""
+        names = [str(name) for name in self.axes.get("circuit", ())]
+        if not names or "run" not in self.axes:
+            return super().columns()
         return {
-            "circuit": list(self.circuits),
-            "edges": [circuit.n_edges for circuit in self.circuits.values()],
-            "metric": self.per_row.mean(-1).tolist(),
+            "circuit": names,
+            "edges": [self.circuits[name].n_edges for name in names],
+            "metric": self.mean()[0].tolist(),
             "faithfulness": self.faithfulness.tolist(),
             "completeness": self.completeness.tolist(),
         }
 
-    def plot(self) -> "go.Figure":
-        """Returns both shares of each circuit."""
-        series = {"circuit": self.faithfulness.tolist(), "the rest alone": self.completeness.tolist()}
-        figure = lines(
-            series,
-            x=list(self.circuits),
-            x_title="circuit",
-            value_title="share of the way to the clean run",
-            title=f"{self.metric} of circuits",
-        )
-        return figure.update_traces(mode="markers")
 
-
-@dataclass(frozen=True, eq=False, repr=False)
-class FaithfulnessCurve(CircuitMetrics):
-    """What runs of circuits of several sizes showed, of all that they leave out, and of random circuits.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class FaithfulnessCurve(CircuitRunsResult):
+    """What runs of the best-scored edges showed by their number, of all other edges, and of random ones.
 
     Attributes:
-        sizes: Numbers of edges, in the order of `faithfulness`, `completeness` and `per_row`.
-        random_per_row: Metric of as many edges drawn from all.
-        method: By what edges were scored.
+        method: How edges were scored.
     """
 
-    sizes: tuple[int, ...]
-    random_per_row: Float[Tensor, "draw size row"]
     method: str
+
+    @property
+    def _what_ran(self) -> str:
+        return f"circuits by {self.method}"
 
     @property
     def random(self) -> Float[Tensor, "draw size"]:
         """How far random circuits come."""
-        return self._shares(self.random_per_row)
-
-    @property
-    def title(self) -> str:
-        """What was measured."""
-        return f"circuits by {self.method}: {self._described}"
+        return self.normalised()[2:]
 
     def columns(self) -> Columns:
         """Returns one row for each size; of random circuits, the mean and the one that came farthest."""
-        found = {"edges": list(self.sizes), "faithfulness": self.faithfulness.tolist()}
+        if list(self.axes) != ["run", "edges"]:
+            return super().columns()
+        found = {"edges": list(self.axes["edges"]), "faithfulness": self.faithfulness.tolist()}
         found["completeness"] = self.completeness.tolist()
         if len(self.random):
             found |= {"random": self.random.mean(0).tolist(), "random_most": self.random.amax(0).tolist()}
         return found
 
-    def plot(self) -> "go.Figure":
-        """Returns the shares by size, which is on a logarithmic axis."""
+    def plot(
+        self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]
+    ) -> "go.Figure":
+        """Returns the shares by size, which is on a logarithmic axis; the arguments are those of `Effects.plot`."""
+        if at or draws or list(self.axes) != ["run", "edges"]:
+            return super().plot(metric, draws=draws, **at)
         series = {"circuit": self.faithfulness.tolist(), "the rest alone": self.completeness.tolist()}
         if len(self.random):
             series["random edges"] = self.random.mean(0).tolist()
-        figure = lines(
-            series,
-            x=list(self.sizes),
-            x_title="edges",
-            value_title="share of the way to the clean run",
-            title=f"{self.metric} of circuits by {self.method}",
-        )
-        return figure.update_xaxes(type="log", tickvals=list(self.sizes))
+        title, sizes = "share of the way to the clean run", list(self.axes["edges"])
+        figure = lines(series, x=sizes, x_title="edges", value_title=title, title=self.title)
+        return figure.update_xaxes(type="log", tickvals=sizes)

@@ -12,9 +12,11 @@ from clearspan._run.hooks import Hooks
 from clearspan._run.sources import Source
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Batch, Input
-from clearspan.sweep import Direction, Grid, LogitMetric, Metric, Pair, Sweep, SweepResult
+from clearspan.progress import Progress
+from clearspan.results import number
+from clearspan.sweep import Direction, Effects, Grid, LogitMetric, Metric, Pair, Sweep
 from clearspan.sweep.metrics import Context, Reference, at_places
 from clearspan.sweep.plan import half_of_free
 from clearspan.sweep.readings import measured
@@ -66,7 +68,14 @@ class PairRuns(Pair[Metric]):
 
     def described(self, base: Float[Tensor, "row"], source: Float[Tensor, "row"]) -> str:
         """Returns the metric of both runs, in words."""
-        return f"{self.base_name} run {base.mean():.4f}, {self.source_name} run {source.mean():.4f}"
+        ends = ((self.base_name, base), (self.source_name, source))
+        return ", ".join(f"{name} run {number(float(values.mean()))}" for name, values in ends)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of the metric as that of an effect and a score, where it is known."""
+        unit = self.metric.unit if isinstance(self.metric, LogitMetric) else ""
+        return {"effect": unit, "score": unit} if unit else {}
 
     @property
     def reads_some_logits(self) -> bool:
@@ -147,8 +156,8 @@ def swept(
     sources: Mapping[str, Source] | None = None,
     memory: int | None = None,
     *,
-    progress: bool = False,
-) -> SweepResult:
+    progress: bool | Progress = False,
+) -> Effects:
     """Returns the metric of a pair's base run with each cell's interventions, computed exactly.
 
     Args:
@@ -156,9 +165,9 @@ def swept(
         grid: The cells.
         sources: Further sources.
         memory: Bytes that a batch may take.
-        progress: Whether a bar is shown.
+        progress: As for `Sweep.run`.
     """
-    check_memory(memory)
+    _check_memory(memory)
     every: dict[str, Source] = {"clean": pair.clean, "corrupted": pair.corrupted, **(sources or {})}
     return Sweep(pair.bridge, pair.base, grid, pair.metric, sources=every).run(memory, progress=progress)
 
@@ -171,24 +180,12 @@ def copies_at_a_time(pair: Pair[Any], memory: int | None, streams: int) -> int:
         memory: Bytes that a batch may take; None for a default.
         streams: How many tensors `[row, pos, d_model]` in float32 a copy takes.
     """
-    check_memory(memory)
+    _check_memory(memory)
     limit = min(MOST, half_of_free(pair.bridge.device)) if memory is None else memory
     one = 4 * pair.base.rows * pair.base.width * pair.bridge.cfg.d_model
     return max(1, limit // (streams * one))
 
 
-def check_memory(memory: object) -> None:
-    """Raises unless an argument is a number of bytes, or None."""
-    if memory is not None and not (isinstance(memory, int) and not isinstance(memory, bool) and memory > 0):
-        raise InvalidArgumentError(f"memory={memory!r}", expected="bytes that a batch may take, or None")
-
-
-def checked_count(name: str, value: object, least: int = 1) -> int:
-    """Returns an argument that counts something.
-
-    Raises:
-        InvalidArgumentError: It is no whole number, or too small.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidArgumentError(f"{name}={value!r}", expected=f"a whole number from {least} on")
-    return value
+def _check_memory(memory: int | None) -> None:
+    if memory is not None:
+        check_counts(memory=memory)

@@ -12,12 +12,11 @@ from clearspan.bridge import TransformerBridge
 from clearspan.circuits.attribution import Agreement
 from clearspan.circuits.circuit import Circuit
 from clearspan.circuits.edge_scores import EdgeScores, edge_attribution
-from clearspan.circuits.evaluation import CircuitMetrics, CircuitRuns
+from clearspan.circuits.evaluation import CircuitRuns, shares
 from clearspan.circuits.graph import Edge
-from clearspan.circuits.runs import checked_count
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Input
-from clearspan.results import Columns
+from clearspan.results import Columns, Result, number
 from clearspan.sweep import Metric
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def discover_circuit(
         raise InvalidArgumentError(f"no circuit is sought for target={target}", expected="a number between 0 and 1")
     if tolerance is not None and not (_is_number(tolerance) and tolerance >= 0):
         raise InvalidArgumentError(f"tolerance={tolerance!r}", expected="a number from 0 on, or None")
-    checked_count("steps", steps)
+    check_counts(steps=steps)
     if not isinstance(scores, EdgeScores | None):
         raise InvalidArgumentError("scores= is what edge_attribution returns", got=repr(scores)[:80])
     runs = CircuitRuns.of(bridge, clean, corrupted, metric, attention_mask, memory)
@@ -157,7 +156,7 @@ class _Search:
         may_go = (shares - 1).abs() <= 1 - self.target
         if self.tolerance is not None:
             may_go &= effects < self.tolerance
-        order = [edges[number] for number in effects.argsort().tolist() if may_go[number]]
+        order = [edges[at] for at in effects.argsort().tolist() if may_go[at]]
         if len(order) < 2:
             return order
 
@@ -178,12 +177,12 @@ class _Search:
     def _result(self, circuit: Circuit, own: Tensor, without: Tensor, agreement: Agreement) -> "DiscoveredCircuit":
         (rest,) = self.runs.metrics([circuit.complement()])
         return DiscoveredCircuit(
+            circuit,
             own,
             rest,
             self.runs.clean.value,
             self.runs.corrupted.value,
             self.runs.pair.metric_name,
-            circuit,
             without,
             self.scores,
             agreement,
@@ -208,8 +207,8 @@ def _last(holds: Callable[[int], bool], end: int) -> int:
 def _with_removals(circuit: Circuit, edges: list[Edge]) -> Bool[Tensor, "removal sender receiver"]:
     """Returns a circuit as a mask, then without each of some edges."""
     masks = circuit.mask.repeat(1 + len(edges), 1, 1)
-    for number, edge in enumerate(edges):
-        masks[(1 + number, *circuit.graph.index_of(edge))] = False
+    for at, edge in enumerate(edges):
+        masks[(1 + at, *circuit.graph.index_of(edge))] = False
     return masks
 
 
@@ -230,11 +229,16 @@ class PruningStep:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DiscoveredCircuit(CircuitMetrics):
+class DiscoveredCircuit(Result):
     """A circuit that no edge could be dropped from, and exact runs of it, on the CPU.
 
     Attributes:
         circuit: The edges.
+        per_row: Metric of its run; one row where it is one number for all.
+        rest_per_row: Metric of the run of all other edges.
+        clean: Metric of the clean run.
+        corrupted: Metric of the corrupted run.
+        metric: What was measured.
         without_per_row: Metric of the run without each edge, in the order of the circuit.
         scores: The approximation by which edges were chosen first.
         agreement: How the scores of the first round's edges agree with the change of the metric that each makes there.
@@ -244,6 +248,11 @@ class DiscoveredCircuit(CircuitMetrics):
     """
 
     circuit: Circuit
+    per_row: Float[Tensor, "row"]
+    rest_per_row: Float[Tensor, "row"]
+    clean: Float[Tensor, "row"]
+    corrupted: Float[Tensor, "row"]
+    metric: str
     without_per_row: Float[Tensor, "edge row"]
     scores: EdgeScores
     agreement: Agreement
@@ -263,6 +272,9 @@ class DiscoveredCircuit(CircuitMetrics):
         """How far all other edges come without it: near 0 where it has all that matters."""
         return float(self._shares(self.rest_per_row))
 
+    def _shares(self, values: Tensor) -> Tensor:
+        return shares(values, self.clean, self.corrupted)
+
     @property
     def effects(self) -> Mapping[Edge, float]:
         """How much of its faithfulness the circuit loses without each edge."""
@@ -273,11 +285,14 @@ class DiscoveredCircuit(CircuitMetrics):
     def title(self) -> str:
         """What was found, and how the scores agree with exact effects."""
         circuit, first = self.circuit, self.history[0].n_edges
+        clean, corrupted = (number(float(values.mean())) for values in (self.clean, self.corrupted))
+        shares = f"faithfulness {self.faithfulness:z.3f}, completeness {self.completeness:z.3f}"
+        agreed = f"Pearson {self.agreement.pearson:z.3f}, Spearman {self.agreement.spearman:z.3f}"
         return (
-            f"circuit of {circuit.n_edges} of {circuit.graph.n_edges} edges for {self.metric} ({self._ends}): "
-            f"faithfulness {self.faithfulness:.3f}, completeness {self.completeness:.3f}; {self.n_circuits} circuits "
-            f"run in {self.n_forwards} batches; {self.scores.method} with exact removal of the first {first} edges: "
-            f"Pearson {self.agreement.pearson:.3f}, Spearman {self.agreement.spearman:.3f}"
+            f"circuit of {circuit.n_edges} of {circuit.graph.n_edges} edges for {self.metric} "
+            f"({clean} in the clean run, {corrupted} in the corrupted run): {shares}; "
+            f"{self.n_circuits} circuits run in {self.n_forwards} batches; "
+            f"{self.scores.method} with exact removal of the first {first} edges: {agreed}"
         )
 
     def columns(self) -> Columns:
@@ -292,7 +307,7 @@ class DiscoveredCircuit(CircuitMetrics):
 
     def plot(self) -> "go.Figure":
         """Returns the circuit drawn, edges as wide as their effects; see `Circuit.plot`."""
-        shares = f"faithfulness {self.faithfulness:.3f}, completeness {self.completeness:.3f}"
+        shares = f"faithfulness {self.faithfulness:z.3f}, completeness {self.completeness:z.3f}"
         return self.circuit.plot(self.effects, f"{self.circuit.n_edges} edges: {shares}")
 
     def to_svg(self) -> str:

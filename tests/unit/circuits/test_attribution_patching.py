@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tests.unit.circuits.frozen import laid_alike, pair_of
 from tests.zoo import CONTINUOUS, build
 
 import clearspan
@@ -95,10 +96,11 @@ def test_scores_are_derivatives_towards_the_source(bridge, unit):
     _, clean = bridge.run_with_cache(CLEAN, name)
     _, corrupted = bridge.run_with_cache(CORRUPTED, name)
     change = torch.where(clean[name] == corrupted[name], 0, clean[name] - corrupted[name])
-    weights = torch.rand(found.per_row[:, 0].shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    scores = found.of().movedim(-1, 0)[:, 0]
+    weights = torch.rand(scores.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     mix = weights.reshape(*weights.shape, *[1] * (change.ndim - weights.ndim)) * change
     expected = slope(bridge, lambda factor: [(name, adding(mix, factor))])
-    close(found.per_row[:, 0] * weights, expected)
+    close(scores * weights, expected)
     assert expected.abs().max() > 1e-4
 
 
@@ -107,8 +109,8 @@ def test_positions_together_are_the_sum(bridge):
     together = attribution_patch(bridge, CLEAN, CORRUPTED, METRIC, "z", by_position=False)
     assert list(apart.axes) == ["layer", "position", "head"]
     assert list(together.axes) == ["layer", "head"]
-    assert together.scores.shape == (bridge.cfg.n_layers, bridge.cfg.n_heads)
-    torch.testing.assert_close(together.per_row, apart.per_row.sum(2))
+    assert together.mean().shape == (bridge.cfg.n_layers, bridge.cfg.n_heads)
+    torch.testing.assert_close(together.of(), apart.of().sum(1))
 
 
 # --- the QK fix ------------------------------------------------------------------------------------------------------
@@ -142,17 +144,17 @@ def test_the_qk_fix_takes_the_pattern_that_each_changed_query_or_key_gives(bridg
     )
     found = attribution_patch(bridge, CLEAN, CORRUPTED, METRIC, unit, layers=[layer], qk_fix=True)
     together = attribution_patch(bridge, CLEAN, CORRUPTED, METRIC, unit, layers=[layer], qk_fix=True, by_position=False)
-    gradient, scale = base[f"{pattern}_grad"].double(), found.scores.abs().max()
+    gradient, scale = base[f"{pattern}_grad"].double(), found.mean().abs().max()
     for head in range(source.shape[2]):
         for position in (0, 2, 5):
             changed = changed_pattern(bridge, layer, name, source, base, [position], head)
             expected = ((changed - base[pattern]) * gradient).sum((1, 2, 3))
             torch.testing.assert_close(
-                found.per_row[:, 0, position, head].double(), expected, rtol=1e-4, atol=float(1e-5 * scale)
+                found.of()[0, position, head].double(), expected, rtol=1e-4, atol=float(1e-5 * scale)
             )
         changed = changed_pattern(bridge, layer, name, source, base, slice(None), head)
         expected = ((changed - base[pattern]) * gradient).sum((1, 2, 3))
-        torch.testing.assert_close(together.per_row[:, 0, head].double(), expected, rtol=1e-4, atol=float(1e-5 * scale))
+        torch.testing.assert_close(together.of()[0, head].double(), expected, rtol=1e-4, atol=float(1e-5 * scale))
 
 
 def saturated(strength, outputs):
@@ -222,14 +224,14 @@ def test_grad_drop_is_the_mean_of_sizes_over_other_layers(unit):
     for layer, name in enumerate(names):
         counted = [drop for drop in layers if drop != layer or unit == "resid_mid"]
         sizes = [((clean[name] - corrupted[name]) * drops[drop][name]).sum(-1).abs() for drop in counted]
-        torch.testing.assert_close(found.per_row[:, layer], torch.stack(sizes).mean(0))
+        torch.testing.assert_close(found.of()[layer].movedim(-1, 0), torch.stack(sizes).mean(0))
 
 
 def test_sizes_are_compared_with_sizes(exact):
     plain = attribution_patch(exact, CLEAN, CORRUPTED, METRIC, "q", qk_fix=True).compared_with_exact(20)
     both = attribution_patch(exact, CLEAN, CORRUPTED, METRIC, "q", qk_fix=True, grad_drop=True).compared_with_exact(20)
-    assert (plain.per_row < 0).any()
-    assert (both.per_row >= 0).all()
+    assert (plain.of() < 0).any()
+    assert (both.of() >= 0).all()
     assert (plain.agreement.exact < 0).any()
     assert (both.agreement.exact >= plain.agreement.exact.abs() - 1e-9).all()
     assert both.title.startswith("attribution patching with QK fix and GradDrop: approximate size of the change of ")
@@ -241,19 +243,19 @@ def test_sizes_are_compared_with_sizes(exact):
 def test_noising_is_denoising_with_the_inputs_exchanged(exact):
     one = attribution_patch(exact, CLEAN, CORRUPTED, METRIC, "z", direction="noising")
     other = attribution_patch(exact, CORRUPTED, CLEAN, METRIC, "z")
-    assert torch.equal(one.per_row, other.per_row)
-    torch.testing.assert_close(one.base, METRIC(exact(CLEAN)).detach())
-    torch.testing.assert_close(one.source, METRIC(exact(CORRUPTED)).detach())
+    assert torch.equal(one.of(), other.of())
+    torch.testing.assert_close(one.before, METRIC(exact(CLEAN)).detach())
+    torch.testing.assert_close(one.after, METRIC(exact(CORRUPTED)).detach())
 
 
 def test_a_metric_may_be_any_function(exact):
     declared = attribution_patch(exact, CLEAN, CORRUPTED, METRIC, "mlp_out")
     by_row = attribution_patch(exact, CLEAN, CORRUPTED, lambda logits: METRIC(logits), "mlp_out")
     in_all = attribution_patch(exact, CLEAN, CORRUPTED, lambda logits: METRIC(logits).mean(), "mlp_out")
-    torch.testing.assert_close(by_row.per_row, declared.per_row)
-    assert in_all.per_row.shape[0] == 1
-    torch.testing.assert_close(in_all.scores, declared.scores)
-    torch.testing.assert_close(in_all.base, declared.base.mean()[None])
+    torch.testing.assert_close(by_row.of(), declared.of())
+    assert in_all.of().shape[-1] == 1
+    torch.testing.assert_close(in_all.mean(), declared.mean())
+    torch.testing.assert_close(in_all.before, declared.before.mean()[None])
 
 
 @pytest.mark.parametrize("metric", [NextTokenLoss(), KLDivergence("clean"), KLDivergence("clean", position=None)])
@@ -268,19 +270,35 @@ def test_metrics_that_need_tokens_or_another_run(exact, metric):
         sources = {"moved": {"blocks.1.hook_resid_post": moved}, "clean": CLEAN}
         return Sweep(exact, CORRUPTED, cells, metric, sources=sources).run(progress=False).of()[0]
 
-    close(found.per_row[:, 0], (measure(1e-3) - measure(-1e-3)) / 2e-3)
+    close(found.of()[0].T, (measure(1e-3) - measure(-1e-3)) / 2e-3)
 
 
-def test_padded_rows_are_each_alone(exact):
-    mask = torch.ones(2, 6, dtype=torch.long)
-    mask[1, :2] = 0
-    clean, corrupted = CLEAN * mask, CORRUPTED * mask
-    for unit, options in [("z", {}), ("k", {"qk_fix": True}), ("q", {"qk_fix": True}), ("z", {"grad_drop": True})]:
-        both = attribution_patch(exact, clean, corrupted, LogitDifference(3, 5), unit, attention_mask=mask, **options)
-        alone = attribution_patch(exact, clean[1:, 2:], corrupted[1:, 2:], LogitDifference(3, 5), unit, **options)
-        scale = float(alone.scores.abs().max())
-        torch.testing.assert_close(both.per_row[1, :, 2:], alone.per_row[0], rtol=1e-4, atol=1e-5 * scale)
-        assert both.compared_with_exact(10).agreement.exact.isfinite().all()
+KINDS = [
+    *(("z", {}), ("k", {"qk_fix": True}), ("q", {"qk_fix": True}), ("z", {"grad_drop": True}), ("pattern", {})),
+    ("z", {"by_position": False}),
+]
+
+
+@pytest.mark.parametrize(
+    ("variant", "padding"), [("llama", "left"), ("llama", "holes"), ("gemma2", "right"), ("gemma2", "mixed")]
+)
+def test_padded_rows_are_each_alone(variant, padding):
+    """Positions count among real tokens: a shorter row is NaN past its end."""
+    bridge, metric = clearspan.boot(build(variant)), LogitDifference(3, 5)
+    pair = pair_of(padding)
+    rows = [batch.ids[1:, list(batch.real_columns[1])] for batch in laid_alike(bridge, pair)]
+    for unit, options in KINDS:
+        both, alone = (attribution_patch(bridge, *given, metric, unit, **options) for given in (pair, rows))
+        axes = {axis: range(4) for axis in both.axes if axis.endswith("position")}
+        assert [both.axes[axis] for axis in axes] == [tuple(range(6))] * len(axes)
+        own, scale = both.select(**axes).of()[..., 1], float(alone.mean().abs().max())
+        torch.testing.assert_close(own, alone.of()[..., 0], rtol=1e-3, atol=1e-4 * scale)
+        for axis in axes:
+            assert both.select(**{axis: [4, 5]}).of()[..., 1].isnan().all()
+    exact = attribution_patch(bridge, *pair, metric, "z").compared_with_exact(None).agreement
+    one = attribution_patch(bridge, *pair, lambda logits: logits[0].mean(), "z").compared_with_exact(None).agreement
+    assert exact.exact.isfinite().all()
+    assert (len(exact.labels), len(one.labels)) == (72, 48)  # units that all rows have
 
 
 def test_it_leaves_the_model_as_it_was(exact):
@@ -293,7 +311,7 @@ def test_it_works_on_frozen_parameters(exact):
     expected = attribution_patch(exact, CLEAN, CORRUPTED, METRIC, "z", grad_drop=True)
     frozen = clearspan.boot(build("llama").double().requires_grad_(False))
     found = attribution_patch(frozen, CLEAN, CORRUPTED, METRIC, "z", grad_drop=True)
-    torch.testing.assert_close(found.per_row, expected.per_row)
+    torch.testing.assert_close(found.of(), expected.of())
 
 
 # --- comparison ------------------------------------------------------------------------------------------------------
@@ -306,7 +324,7 @@ def test_comparison_is_with_the_sweep_of_its_grid(exact):
     every, same = found.compared_with(sweep).agreement, found.compared_with_exact(None).agreement
     torch.testing.assert_close(every.exact, sweep.change().mean(-1).flatten())
     torch.testing.assert_close(every.exact, same.exact)
-    torch.testing.assert_close(every.approximate, found.scores.flatten())
+    torch.testing.assert_close(every.approximate, found.mean().flatten())
     some = found.compared_with_exact(5, seed=1).agreement
     numbers = [same.labels.index(label) for label in some.labels]
     torch.testing.assert_close(some.exact, same.exact[numbers])
@@ -314,6 +332,9 @@ def test_comparison_is_with_the_sweep_of_its_grid(exact):
     other = Sweep(exact, CORRUPTED, grid("z", Patch(), layer=[0]), METRIC, sources={"clean": CLEAN})
     with pytest.raises(InvalidArgumentError, match="the sweep is of other cells"):
         found.compared_with(other.run(progress=False))
+    for some in (found.select(layer=1), found.top(3)):
+        with pytest.raises(InvalidArgumentError, match="these are some of the effects"):
+            some.compared_with_exact(2)
 
 
 def test_correlations_are_those_of_the_textbook():
@@ -342,15 +363,15 @@ def test_an_agreement_prints_and_plots():
 
 def test_it_prints_plots_and_exports(exact):
     found = attribution_patch(exact, CLEAN, CORRUPTED, METRIC, "z")
-    base, source = found.base.mean(), found.source.mean()
+    base, source = float(found.before.mean()), float(found.after.mean())
     assert found.title == (
         "attribution patching: approximate change of logit difference with one layer, position, head of z taken from "
         f"the clean run; corrupted run {base:.4f}, clean run {source:.4f}; mean over 2 rows; "
         "not compared with exact patching"
     )
-    assert list(found.to_dataframe().columns) == ["layer", "position", "head", "effect"]
-    assert list(found.plot(head=2).data[0].z[1]) == pytest.approx(found.scores[1, :, 2].tolist(), abs=1e-4)
-    assert list(found.plot(layer=0, head=1).data[0].y) == pytest.approx(found.scores[0, :, 1].tolist())
+    assert list(found.to_dataframe().columns) == ["layer", "position", "head", "effect", "standard error"]
+    assert list(found.plot(head=2).data[0].z[1]) == pytest.approx(found.mean()[1, :, 2].tolist(), abs=1e-4)
+    assert list(found.plot(layer=0, head=1).data[0].y) == pytest.approx(found.mean()[0, :, 1].tolist())
     compared = found.compared_with_exact(12)
     assert compared.title.endswith(compared.agreement.summary)
     assert "with exact patching of 12 of 72 cells: Pearson " in str(compared)
@@ -361,6 +382,7 @@ def test_it_prints_plots_and_exports(exact):
     )
     with pytest.raises(InvalidArgumentError, match="there is no head=9"):
         found.plot(head=9)
+    assert found.top(1).title.startswith("attribution patching: approximate change of logit difference with one layer")
 
 
 # --- what cannot be done ---------------------------------------------------------------------------------------------
@@ -370,8 +392,10 @@ def test_it_prints_plots_and_exports(exact):
     ("given", "message"),
     [
         ({"unit": "embed"}, "the point 'embed' is in no layer\n  fix: unit='resid_pre' for what enters one"),
-        ({"layers": [3]}, "layers=[3]\n  expected: layers from 0 to 2"),
-        ({"layers": []}, "layers=[]\n  expected: layers from 0 to 2"),
+        ({"unit": 3}, "unit=3 is no hook point's name\n  expected: such as 'z'"),
+        ({"layers": [3]}, "layers=[3]\n  expected: layers from -3 to 2"),
+        ({"layers": []}, "layers=[]\n  expected: layers from -3 to 2"),
+        ({"layers": "all"}, "layers=['a', 'l', 'l']\n  expected: layers from -3 to 2"),
         ({"direction": "both"}, "unknown direction 'both'\n  expected: 'denoising' or 'noising'"),
         (
             {"qk_fix": True},
@@ -379,14 +403,19 @@ def test_it_prints_plots_and_exports(exact):
         ),
         (
             {"corrupted": CORRUPTED[:, :5]},
-            "the two inputs do not lie position on position\n  expected: one shape and one padding\n"
-            "  got: [2, 6] with 0 padded and [2, 5] with 0 padded",
+            "the two inputs do not lie position on position\n"
+            "  expected: as many rows, and as many real tokens in each\n  got: [5, 5] and [6, 6] real tokens",
         ),
         (
             {"metric": KLDivergence("base")},
             "the gradient of kl divergence from the base run is zero at the base run\n  got: against='base'\n"
             "  reason: there it is least, so that a first-order approximation of every effect is zero\n"
             "  fix: against='clean', or edge_attribution(..., steps=5)",
+        ),
+        (
+            {"metric": {"one": METRIC}},
+            "the metric is a function of logits\n  expected: such as clearspan.sweep.LogitDifference(...), one and not "
+            "several\n  got: {'one': LogitDifference(correct=(3, 4), incorrect=(5, 6), position=-1)}",
         ),
         (
             {"metric": lambda logits: logits[0, 0]},
@@ -424,9 +453,10 @@ def test_training_mode_and_hooks_are_refused():
     ):
         attribution_patch(bridge, CLEAN, CORRUPTED, METRIC)
     assert str(error.value) == (
-        "hooks are on the model, which would be part of both runs\n  where: blocks.1.hook_resid_pre\n"
-        "  fix: bridge.reset_hooks()"
+        "hooks are on the model, which would be called with the rows and positions of batches\n"
+        "  where: blocks.1.hook_resid_pre\n"
+        "  fix: bridge.reset_hooks(), or background=[...] for what is to be done in every cell"
     )
     bridge.hf_model.train()
-    with pytest.raises(InvalidArgumentError, match="runs are compared in evaluation mode"):
+    with pytest.raises(InvalidArgumentError, match="runs are compared on a model in evaluation mode"):
         attribution_patch(bridge, CLEAN, CORRUPTED, METRIC)

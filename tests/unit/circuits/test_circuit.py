@@ -134,7 +134,7 @@ def test_mistakes_are_named(bridge):
 def test_scores_give_the_best_edges(bridge, runs):
     scores = edge_attribution(bridge, *runs, METRIC)
     best = Circuit.of_scores(scores, n_edges=5)
-    assert best.edges == {one.edge for one in scores.top(5)}
+    assert best.edges == set(scores.best(5))
     least = min(abs(scores.score(edge)) for edge in best)
     assert Circuit.of_scores(scores, threshold=least) == best
     assert Circuit.of_scores(scores, n_edges=0).n_edges == 0
@@ -166,12 +166,13 @@ def test_each_edge_carries_what_it_should(variant, padding):
     found = evaluate_circuits(bridge, *pair, METRIC, circuits)
     runs = [bridge(clean), bridge(corrupted), *(logits_of_circuit(bridge, one, clean, corrupted) for one in some)]
     expected = torch.stack([METRIC(logits, clean) for logits in runs])
-    torch.testing.assert_close(found.per_row, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.clean, expected[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.corrupted, expected[1], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.per_row[:2], expected[:2], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.rest_per_row[:2], expected[:2].flip(0), rtol=1e-5, atol=1e-5)
-    assert (found.per_row[2] - found.per_row[3]).abs().min() > 1e-3
+    own, rest = found.of()
+    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.sources["clean"]["logit difference"], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.base["logit difference"], expected[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(own[:2], expected[:2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rest[:2], expected[:2].flip(0), rtol=1e-5, atol=1e-5)
+    assert (own[2] - own[3]).abs().min() > 1e-3
 
 
 def test_batches_do_not_change_what_is_found(bridge, runs):
@@ -188,19 +189,22 @@ def test_edges_off_every_path_change_nothing(bridge, runs):
     circuit = Circuit.random(ComputationalGraph.of(bridge), 60, seed=1)
     assert circuit.pruned().n_edges < 60
     found = evaluate_circuits(bridge, *runs, METRIC, {"all": circuit, "pruned": circuit.pruned()})
-    torch.testing.assert_close(*found.per_row, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*found.of()[0], rtol=1e-5, atol=1e-5)
 
 
 def test_shares_are_of_means_over_rows(bridge, runs):
     circuit = Circuit.random(ComputationalGraph.of(bridge), 100, seed=2)
     found = evaluate_circuits(bridge, *runs, METRIC, circuit)
-    gap = found.clean.mean() - found.corrupted.mean()
-    torch.testing.assert_close(found.faithfulness[0], (found.per_row[0].mean() - found.corrupted.mean()) / gap)
-    torch.testing.assert_close(found.completeness[0], (found.rest_per_row[0].mean() - found.corrupted.mean()) / gap)
+    name = "logit difference"
+    clean, corrupted = found.sources["clean"][name].mean(), found.base[name].mean()
+    own, rest = found.of()[:, 0].mean(-1)
+    torch.testing.assert_close(found.faithfulness[0], (own - corrupted) / (clean - corrupted))
+    torch.testing.assert_close(found.completeness[0], (rest - corrupted) / (clean - corrupted))
     table = found.to_dataframe()
     assert list(table) == ["circuit", "edges", "metric", "faithfulness", "completeness"]
-    assert str(found).startswith("runs of circuits by logit difference (")
-    assert len(found.plot().data) == 2
+    assert str(found).startswith("runs of circuits: logit difference (")
+    assert [len(row) for row in found.plot().data[0].z] == [1, 1]
+    assert list(found.select(run="circuit").to_dataframe()) == ["circuit", name, "change", "share", "standard error"]
 
 
 FUNCTIONS = [lambda logits: logits[:, -1, 7], lambda logits: logits.mean()]
@@ -212,14 +216,15 @@ def test_other_metrics(metric, bridge, runs):
     torch.testing.assert_close(found.faithfulness, torch.ones(1), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.completeness, torch.zeros(1), rtol=1e-4, atol=1e-4)
     if isinstance(metric, KLDivergence):
-        torch.testing.assert_close(found.clean, torch.zeros(2), rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.sources["clean"]["kl divergence"], torch.zeros(2), rtol=0, atol=1e-6)
 
 
 def test_half_precision(runs):
     bridge = clearspan.boot(build("llama").to(torch.bfloat16))
     found = evaluate_circuits(bridge, *runs, METRIC, Circuit.of(bridge, []).complement())
-    torch.testing.assert_close(found.per_row[0], found.clean, rtol=0.03, atol=0.06)
-    torch.testing.assert_close(found.rest_per_row[0], found.corrupted, rtol=0.03, atol=0.06)
+    own, rest = found.of()[:, 0]
+    torch.testing.assert_close(own, found.sources["clean"]["logit difference"], rtol=0.03, atol=0.06)
+    torch.testing.assert_close(rest, found.base["logit difference"], rtol=0.03, atol=0.06)
 
 
 def test_what_cannot_be_run_is_said(bridge, runs):
