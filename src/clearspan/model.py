@@ -27,7 +27,7 @@ from clearspan.inputs import Batch, Input, PaddingSide, Text, batch_of
 from clearspan.points import HookPoint, NamesFilter
 from clearspan.weights import ModelWeights
 from clearspan.weights.processing import Step
-from clearspan.weights.ties import sharing
+from clearspan.weights.model_weights import sharing
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase

@@ -183,7 +183,7 @@ class AbsentWeight(Weight[Tensor]):
     """A weight that a kind of component never has: reading it raises with the reason.
 
     Args:
-        reason: Why there is none.
+        reason: Why it never has it.
     """
 
     def __init__(self, reason: str) -> None:
