@@ -64,6 +64,7 @@ def intervention_of(change: Change, n_layers: int) -> Intervention:
         heads=change.heads,
         neurons=change.neurons,
         key_positions=change.key_positions,
+        columns=change.columns,
     )
     assert Intervention.from_json(found.to_json()) == found
     return found

@@ -18,7 +18,7 @@ def drawn_grid(draw, subject, rows):
     """Draws one change at every place of a few axes: the axes, and the changes of the cells in their order."""
     reference, longest = subject.reference, max(rows.lengths)
     points = [point for point in draw.points(subject) if point not in (*ENDS, *NORMS)]
-    change = draw.change(subject, rows, ["clean"], points=points)
+    change = draw.change(subject, rows, ["clean"], points=points, may_be_columns=False)
     names = AXES[change.point].split()
     axes = {"layer": draw.some(range(reference.n_layers), 1, 3)}
     if draw.chance(0.7):
