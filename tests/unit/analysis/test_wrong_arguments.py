@@ -22,7 +22,7 @@ NOTHING = object()
 COUNT = [0, -1, 1.5, "2", None, [1]]
 SEED = [-1, 1.5, "2", None]
 INPUT = [None, 5, 2.5, [], "", [""], [[]], [1, "a"], NOTHING, {}, {"x": [1]}, [[99999]], torch.ones(2), b"x", [None]]
-POSITIONS = [99, -99, [99], [], [[0]], [[0], [99]], [[0], []], "a", 1.5, [1.5], NOTHING, True]
+POSITIONS = [99, -99, [99], [], [[0]], [[0], [99]], [[0], []], "a", 1.5, [1.5], NOTHING]
 WRONG = {
     "input": INPUT,
     "corpus": [one for one in INPUT if one not in ("", [1, "a"])],
@@ -98,7 +98,7 @@ ALSO = {
     "targets": ["token"],
     "answer_tokens": ["token"],
     "incorrect_tokens": ["token"],
-    "attention_mask": ["mask"],
+    "attention_mask": ["mask", "no real token"],
     "vocabulary": ["token to draw"],
     "name": ["point", "value"],
     "layers": ["layer"],
