@@ -549,7 +549,7 @@ class ActivationCache(CacheLookup):
         """Returns what biases of the last norm and the unembedding add to tokens' logits, whatever the input.
 
         Args:
-            tokens: As in `logit_attrs`. The result has their shape; for a result by position, make `[batch]` `[:, None]`.
+            tokens: As in `logit_attrs`. The result has their shape; for one by position, make `[batch]` `[:, None]`.
             incorrect_tokens: Tokens whose logits are subtracted.
         """
         ids = token_ids(self.model, tokens)

@@ -1,4 +1,4 @@
-"""Attribution by autograd: the gradient of a metric at points and inputs, and what a change there does to first order."""
+"""Attribution by autograd: the gradient of a metric at points and inputs, and what a change does to first order."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -190,7 +190,7 @@ def sender_changes(reference: Reference, rows: Rows, base: Parts, source: Parts)
         if reference.family.attn_out is not None:
             norm = reference.module(layer, reference.family.attn_out)
             projected = reference.module(layer, reference.family.o).forward(base.z[layer].flatten(-2))
-            by_head = torch.stack([torch.func.jvp(norm.forward, (projected,), (one,))[1] for one in by_head])
+            by_head = torch.stack([torch.autograd.functional.jvp(norm.forward, projected, one)[1] for one in by_head])
         for head, one in enumerate(by_head):
             found[Sender("head", layer, head)] = one
         found[Sender("mlp", layer)] = source.mlp[layer] - base.mlp[layer]

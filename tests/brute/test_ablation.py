@@ -10,7 +10,7 @@ from .changes import Change, Mean, Resample, Zero, sources_of
 from .draws import Draw
 from .metrics import NextTokenLoss
 
-CASES = 20
+CASES = 14
 
 
 @pytest.mark.parametrize("number", range(CASES))

@@ -12,7 +12,7 @@ from .gradients import by_unit, first_order
 from .reference import full_name
 from .test_paths import Pair
 
-UNITS, EDGES = 24, 16
+UNITS, EDGES = 18, 12
 
 
 @pytest.mark.parametrize("number", range(UNITS))

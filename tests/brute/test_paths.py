@@ -12,7 +12,7 @@ from .draws import Draw
 from .paths import Parts, Sender
 from .test_patching import WRONG_DIRECTIONS
 
-PATHS, EDGES, CIRCUITS = 30, 20, 15
+PATHS, EDGES, CIRCUITS = 24, 16, 12
 
 
 class Pair:

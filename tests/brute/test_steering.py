@@ -13,7 +13,7 @@ from .draws import Draw
 from .metrics import NextTokenLoss
 from .reference import full_name
 
-FITTED, SWEPT = 12, 14
+FITTED, SWEPT = 8, 10
 POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "post")
 
 

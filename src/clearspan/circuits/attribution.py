@@ -660,16 +660,20 @@ class AttributionPatching(Effects):
             raise InvalidArgumentError("these are some of the effects", fix="compare before select or top")
         change = (patched.change().abs() if self.grad_drop else patched.change()).nanmean(-1).flatten()
         # Where the metric is one number for all rows, only units that all rows have were patched.
-        known = [(number, one) for number, one in zip(chosen, change.tolist(), strict=True) if one == one]
-        numbers, found = zip(*known, strict=True)
+        is_known = change.isfinite()
+        numbers = torch.tensor(chosen)[is_known].tolist()
         labels = [_label(self._place(number)) for number in numbers]
-        agreement = Agreement(self.mean().flatten()[list(numbers)], torch.tensor(found), labels, self.mean().numel())
-        return replace(self, agreement=agreement)
+        effects = self.mean().flatten()
+        return replace(self, agreement=Agreement(effects[numbers], change[is_known], labels, len(effects)))
 
     def _place(self, number: int) -> dict[str, int]:
         """Returns where the unit of a number is on each axis, the last axis running fastest."""
         index = np.unravel_index(number, [len(places) for places in self.units_of.values()])
         return {axis: places[int(at)] for (axis, places), at in zip(self.units_of.items(), index, strict=True)}
+
+    @property
+    def _what(self) -> str:
+        return self.what or f"one {', '.join(self.units_of)}"
 
     @property
     def method(self) -> str:
@@ -681,9 +685,8 @@ class AttributionPatching(Effects):
     def title(self) -> str:
         """What was approximated, and how it agrees with what it approximates."""
         what, pair = "size of the change" if self.grad_drop else "change", self.pair
-        changed = self.what or f"one {', '.join(self.axes)}"
         return (
-            f"{self.method}: approximate {what} of {pair.metric_name} with {changed} of {self.unit} "
+            f"{self.method}: approximate {what} of {pair.metric_name} with {self._what} of {self.unit} "
             f"taken from the {pair.source_name} run; {pair.described(self.before, self.after)}; "
             f"mean over {counted(self.of().shape[-1], 'row')}; {compared(self.agreement)}"
         )

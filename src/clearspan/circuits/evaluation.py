@@ -524,12 +524,11 @@ class FaithfulnessCurve(CircuitRunsResult):
         self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]
     ) -> "go.Figure":
         """Returns the shares by size, which is on a logarithmic axis; the arguments are those of `Effects.plot`."""
-        if at or list(self.axes) != ["run", "edges"]:
+        if at or draws or list(self.axes) != ["run", "edges"]:
             return super().plot(metric, draws=draws, **at)
-        shown = self._drawn(self._named(metric), draws)
-        series = {"circuit": shown[0].tolist(), "the rest alone": shown[1].tolist()}
-        if len(shown) > 2:
-            series["random edges"] = shown[2:].mean(0).tolist()
-        unit = self._unit(self._named(metric), draws)
-        figure = lines(series, x=self.axes["edges"], x_title="edges", value_title=unit, title=self.title)
-        return figure.update_xaxes(type="log", tickvals=list(self.axes["edges"]))
+        series = {"circuit": self.faithfulness.tolist(), "the rest alone": self.completeness.tolist()}
+        if len(self.random):
+            series["random edges"] = self.random.mean(0).tolist()
+        title, sizes = "share of the way to the clean run", list(self.axes["edges"])
+        figure = lines(series, x=sizes, x_title="edges", value_title=title, title=self.title)
+        return figure.update_xaxes(type="log", tickvals=sizes)

@@ -184,9 +184,8 @@ def test_what_a_model_in_float64_is_measured_by_stays_so(rows):
 def test_it_says_what_was_done(embedded):
     heads = ablate_heads(embedded, "import os, sys", layers=[-1, 0], method="mean")
     assert heads.axes == {"layer": (4, 0), "head": tuple(range(8))}
-    assert heads.title == (
-        f"next-token loss in nats with one head replaced by its mean; {heads.base['next-token loss'].item():.4f} without"
-    )
+    without = heads.base["next-token loss"].item()
+    assert heads.title == f"next-token loss in nats with one head replaced by its mean; {without:.4f} without"
     first = str(heads).splitlines()[2].split()
     strongest = int(heads.change()[..., 0].abs().argmax())
     assert [int(place) for place in first[:2]] == [[4, 0][strongest // 8], strongest % 8]
@@ -214,12 +213,13 @@ def test_it_says_what_was_done(embedded):
         ),
         (
             {"attention_mask": torch.tensor([[0, 0, 1], [1, 1, 1]])},
-            "there is no next token to predict\n  expected: two real tokens or more in each row\n  got: row 0 has fewer",
+            "there is no next token to predict\n"
+            "  expected: two real tokens or more in each row\n  got: row 0 has fewer",
         ),
         (
             {"method": "resample", "reference": torch.tensor([[1, 2], [3, 4]])},
-            "the source run 'reference' does not fit the run that is changed\n  expected: 2 rows (or one) of 3 positions\n"
-            "  got: 2 rows of [2] positions",
+            "the source run 'reference' does not fit the run that is changed\n"
+            "  expected: 2 rows (or one) of 3 positions\n  got: 2 rows of [2] positions",
         ),
         (
             {"reference_mask": torch.ones(2, 3)},

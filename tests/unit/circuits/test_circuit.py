@@ -202,8 +202,8 @@ def test_shares_are_of_means_over_rows(bridge, runs):
     torch.testing.assert_close(found.completeness[0], (rest - corrupted) / (clean - corrupted))
     table = found.to_dataframe()
     assert list(table) == ["circuit", "edges", "metric", "faithfulness", "completeness"]
-    assert str(found).startswith("runs of circuits by logit difference (")
-    assert found.plot().data[0].z.shape == (2, 1)
+    assert str(found).startswith("runs of circuits: logit difference (")
+    assert [len(row) for row in found.plot().data[0].z] == [1, 1]
     assert list(found.select(run="circuit").to_dataframe()) == ["circuit", name, "change", "share", "standard error"]
 
 

@@ -8,7 +8,6 @@ from tests.unit.circuits.frozen import (
     pair_of,
     reading,
     set_to,
-    stream,
     values_at,
 )
 from tests.zoo import build
@@ -96,19 +95,20 @@ SENDERS = ("embed", "L0H2", "L0.mlp", "L1H1")
 RECEIVERS = ("L2H1.q", "L2H3.k", "L1H0.v", "L1.mlp", ["L2.mlp", "logits"])
 
 
-def carried(bridge, graph, base, source, sender, receiver):
-    """Returns what a receiver reads where one sender writes as in the source run, and later attention is frozen."""
-    ours, theirs = Parts.of(bridge, base), Parts.of(bridge, source)
-    mixed, layer = ours.mixed(theirs, [sender]), -1 if sender.layer is None else sender.layer
+def streams_from(bridge, graph, base, source, ours, theirs, sender, freeze):
+    """Returns all streams of the base run where one sender writes as in the source run, by hook point's name."""
+    names, mixed = list(dict.fromkeys(map(graph.stream_of, graph.receivers))), ours.mixed(theirs, [sender])
+    if freeze == "all":
+        return values_at(bridge, base, mixed.hooks(), names)
+    layer = -1 if sender.layer is None else sender.layer
     own = {
         "embed": ("blocks.0.hook_resid_pre", mixed.entering),
         "head": (f"blocks.{layer}.attn.hook_z", mixed.z[layer]),
         "mlp": (f"blocks.{layer}.hook_mlp_out", mixed.mlp[layer]),
     }[sender.kind]
-    names = [f"blocks.{after}.hook_attn_out" for after in range(layer + 1, graph.n_layers)]
-    frozen = [(name, set_to(value)) for name, value in values_at(bridge, base, (), names).items()]
-    name = graph.stream_of(receiver)
-    return values_at(bridge, base, [(own[0], set_to(own[1])), *frozen], [name])[name]
+    later = [f"blocks.{after}.hook_attn_out" for after in range(layer + 1, graph.n_layers)]
+    frozen = [(name, set_to(value)) for name, value in values_at(bridge, base, (), later).items()]
+    return values_at(bridge, base, [(own[0], set_to(own[1])), *frozen], names)
 
 
 @torch.no_grad()
@@ -119,17 +119,11 @@ def test_paths_are_runs_in_which_what_is_between_is_frozen(case, freeze):
     found = path_patching(bridge, *pair, METRIC, SENDERS, RECEIVERS, freeze=freeze, progress=False)
     ours, theirs = Parts.of(bridge, corrupted), Parts.of(bridge, clean)
     for row, sender in enumerate(map(graph.node, SENDERS)):
+        streams = streams_from(bridge, graph, corrupted, clean, ours, theirs, sender, freeze)
         for column, names in enumerate(RECEIVERS):
             group = [graph.node(name) for name in ([names] if isinstance(names, str) else names)]
-            hooks = []
-            for receiver in group:
-                if graph.senders.index(sender) >= graph.n_senders_before(receiver):
-                    continue
-                if freeze == "all":
-                    value = stream(bridge, graph, corrupted, ours.mixed(theirs, [sender]), receiver)
-                else:
-                    value = carried(bridge, graph, corrupted, clean, sender, receiver)
-                hooks.append(reading(graph, receiver, value))
+            reached = [node for node in group if graph.senders.index(sender) < graph.n_senders_before(node)]
+            hooks = [reading(graph, node, streams[graph.stream_of(node)]) for node in reached]
             expected = measured(bridge.run_with_hooks(corrupted, fwd_hooks=hooks), corrupted)
             close = {"rtol": 1e-4, "atol": 1e-4 * float(expected.abs().max() + 1)}
             torch.testing.assert_close(found.of()[row, column], expected, **close, msg=f"{sender}->{names}")

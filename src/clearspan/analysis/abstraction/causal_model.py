@@ -171,7 +171,7 @@ def draw_interchanges(
     Args:
         bridge: The model that is to be explained.
         model: What explains it.
-        inputs: Inputs of the causal model, of which pairs are made.
+        inputs: Inputs of the causal model; pairs are made of them.
         variables: The variable that is exchanged, or several; an input can be one.
         prompt: Gives the text, or the token ids, that the model reads for an input; the same kind for all.
         token: Gives the token, as text or id, of an output; None where outputs are tokens.
@@ -261,5 +261,5 @@ def _as_token(output: Hashable) -> str | int:
 def _places(position: PromptPosition, setting: Setting) -> Sequence[int]:
     own = position(setting) if callable(position) else position
     if not isinstance(own, int | list | tuple | range):
-        raise InvalidArgumentError(f"{own!r} is no position", expected="a whole number, several, or a function of these")
+        raise InvalidArgumentError(f"{own!r} is no position", expected="a whole number, or several")
     return [own] if isinstance(own, int) else own

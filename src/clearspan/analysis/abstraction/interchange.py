@@ -73,7 +73,9 @@ class InterchangeExamples:
             batch = getattr(self, name)
             if not isinstance(batch, Batch):
                 raise InvalidArgumentError(
-                    f"the {name} of examples is a Batch", got=type(batch).__name__, fix="InterchangeExamples.of(bridge, base, source, labels)"
+                    f"the {name} of examples is a Batch",
+                    got=type(batch).__name__,
+                    fix="InterchangeExamples.of(bridge, base, source, labels)",
                 )
             own = batch.positions(getattr(self, f"{name}_positions"), f"{name} position")
             object.__setattr__(self, f"{name}_positions", tuple(map(tuple, own)))

@@ -18,7 +18,7 @@ from clearspan.analysis import (
     fit_alignment,
     interchange_accuracy,
 )
-from clearspan.analysis.abstraction.alignment import _Search
+from clearspan.analysis.abstraction.alignment import _Runs
 from clearspan.errors import InvalidArgumentError, NotFiniteError, PointNotReachedError
 
 VARIANTS = ["gpt_bigcode", "llama", "gemma2", "mixtral"]
@@ -140,11 +140,11 @@ def test_gradients_are_those_of_whole_runs_with_a_hook(variant, padded):
     examples = random_pairs(padded=padded, answers=ANSWERS, hole=variant != "gemma2")
     for name in ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post", "blocks.1.attn.hook_z", "hook_embed"):
         site = InterchangeSite.of(bridge, name)
-        search = _Search.of(bridge, examples, site, 4, steps=1, batch_size=3, learning_rate=1)
+        runs = _Runs.of(bridge, examples, site, batch_size=3)
         basis = random_basis(site.width, 4, dtype=dtype).requires_grad_()
         plain = functional.cross_entropy(answer_logits(bridge, examples, name, within(basis)), examples.targets())
         for rows in (torch.arange(5), torch.tensor([4, 2, 0, 1, 3])):
-            loss = functional.cross_entropy(search.logits(rows, basis), examples.targets()[rows])
+            loss = functional.cross_entropy(runs.logits(rows, basis), examples.targets()[rows])
             assert loss.item() == pytest.approx(plain.item(), rel=rel)
             ours, expected = (torch.autograd.grad(one, basis, retain_graph=True)[0] for one in (loss, plain))
             assert expected.norm() > 1e-3

@@ -179,7 +179,7 @@ def test_text_takes_a_tokenizer():
         ({"variables": []}, "variables=[]\n  expected: a variable's name, or several"),
         ({"variables": 3}, "variables=3\n  expected: a variable's name, or several"),
         ({"position": 9}, "row 0 has no base position 9"),
-        ({"position": "a"}, "'a' is no position\n  expected: a whole number, several"),
+        ({"position": "a"}, "'a' is no position\n  expected: a whole number, or several"),
         ({"answers": [5]}, "the label "),
         ({"prompt": lambda one: 3}, "the prompt 3 cannot be read\n  expected: text, or token ids"),
         ({"model": 3}, "this is no CausalModel\n  got: 3"),
