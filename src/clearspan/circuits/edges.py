@@ -314,7 +314,7 @@ class Writes:
         parts = [sender for sender in senders if sender.sublayer is not None]
         for (layer, sublayer), alike in groupby(parts, key=lambda sender: (sender.layer, sender.sublayer)):
             assert sublayer is not None, "parts of sublayers"
-            changes.append(Mix.of(self.base, layer, sublayer).change(_summed([self._of(one) for one in alike])))
+            changes.append(Mix.of(self.base, layer, sublayer).change_(_summed([self._of(one) for one in alike])))
         return _summed(changes)
 
     def _of(self, sender: Sender) -> Stream:
@@ -335,7 +335,7 @@ class Writes:
 
 
 def _summed(changes: Sequence[Stream]) -> Stream:
-    return changes[0] if len(changes) == 1 else torch.stack(list(changes)).sum(0)
+    return torch.stack(list(changes)).sum(0)
 
 
 # --- what receivers read ---------------------------------------------------------------------------------------------

@@ -95,7 +95,8 @@ def evaluate_circuits(
     if not named:
         raise InvalidArgumentError("there is no circuit to evaluate", expected="one or more")
     runs = CircuitRuns.of(bridge, clean, corrupted, metric, attention_mask, memory)
-    values = runs.metrics([*named.values(), *(circuit.complement() for circuit in named.values())])
+    masks = runs.masks(list(named.values()))
+    values = runs.metrics_of(torch.cat([masks, runs.graph.mask & ~masks]))
     axes = {"run": ("circuit", "the rest"), "circuit": tuple(named)}
     return CircuitEvaluation(**runs.as_effects(values.unflatten(0, (2, -1)), axes), circuits=dict(named))
 
@@ -141,9 +142,9 @@ def faithfulness_curve(
     check_counts(0, draws=draws)
     circuits = [Circuit.of_scores(scores, n_edges=size) for size in chosen]
     runs = CircuitRuns.of(pair.bridge, pair.clean, pair.corrupted, pair.metric, memory=memory)
-    rest = [circuit.complement() for circuit in circuits]
     random = [Circuit.random(graph, size, seed + draw) for draw in range(draws) for size in chosen]
-    values = runs.metrics([*circuits, *rest, *random]).unflatten(0, (-1, len(chosen)))
+    masks, controls = runs.masks(circuits), runs.masks(random)
+    values = runs.metrics_of(torch.cat([masks, graph.mask & ~masks, controls])).unflatten(0, (-1, len(chosen)))
     axes = {"run": ("circuit", "the rest", *(f"random {draw}" for draw in range(draws))), "edges": chosen}
     return FaithfulnessCurve(**runs.as_effects(values, axes), method=scores.method)
 
@@ -222,8 +223,8 @@ class CircuitRuns:
         """The edges."""
         return self.outside.graph
 
-    def metrics(self, circuits: Sequence[Circuit]) -> Float[Tensor, "circuit row"]:
-        """Returns the metric of each circuit's run, on the CPU.
+    def masks(self, circuits: Sequence[Circuit]) -> Masks:
+        """Returns circuits as masks.
 
         Raises:
             InvalidArgumentError: A circuit of another graph.
@@ -233,7 +234,11 @@ class CircuitRuns:
                 raise InvalidArgumentError(
                     "the circuit is of another graph", expected=str(self.graph), got=str(circuit.graph)
                 )
-        return self.metrics_of(torch.stack([circuit.mask for circuit in circuits]))
+        return torch.stack([circuit.mask for circuit in circuits]) if circuits else self.graph.mask[None][:0]
+
+    def metrics(self, *circuits: Circuit) -> Float[Tensor, "circuit row"]:
+        """Returns the metric of each circuit's run, on the CPU."""
+        return self.metrics_of(self.masks(circuits))
 
     @torch.no_grad()
     def metrics_of(self, masks: Masks) -> Float[Tensor, "circuit row"]:
@@ -283,23 +288,22 @@ class CorruptedRun:
         pair: The inputs.
         graph: The edges.
         cache: What its receivers read.
-        mixes: What attention adds for changed heads, by layer, where it is normed; elsewhere that is a sum.
-        writes: What its senders add to the residual stream, in float32 at least. Heads of layers with a mix: what they
-            add to what enters the norm.
+        mixes: What the attention of each layer adds for changed heads, where it is normed; empty where it is a sum.
+        writes: What its senders add to the residual stream, in float32 at least. With mixes, heads: what they add to
+            what enters the norm.
     """
 
     pair: PairRuns
     graph: ComputationalGraph
     cache: ActivationCache
-    mixes: Mapping[int, Mix]
+    mixes: tuple[Mix, ...]
     writes: Changes
 
     @classmethod
     def of(cls, pair: PairRuns, graph: ComputationalGraph, cache: ActivationCache) -> Self:
         """Returns the run of a cache that has the points of all senders, and the streams of all receivers."""
-        mixes = {layer: Mix.of(cache, layer, "attn") for layer in range(graph.n_layers)}
-        normed = {layer: mix for layer, mix in mixes.items() if mix.norm is not None}
-        run = cls(pair, graph, cache, normed, torch.empty(0))
+        mixes = tuple(Mix.of(cache, layer, "attn") for layer in range(graph.n_layers))
+        run = cls(pair, graph, cache, () if mixes[0].norm is None else mixes, torch.empty(0))
         parts = [exact(cache["resid_pre", 0])[None]]
         for layer in range(graph.n_layers):
             parts += [run.heads(layer, cache["z", layer]), exact(cache["mlp_out", layer])[None]]
@@ -309,7 +313,7 @@ class CorruptedRun:
         """Returns what heads with some `z` write, as `writes` has it."""
         block = self.cache.model.blocks[layer]
         results = by_head(exact(z), block.attn.W_O.detach())
-        return results if layer in self.mixes or block.residual_multiplier == 1 else results * block.residual_multiplier
+        return results if self.mixes or block.residual_multiplier == 1 else results * block.residual_multiplier
 
     def heads_of(self, layer: int) -> slice:
         """Returns which senders are the heads of a layer."""
@@ -417,15 +421,14 @@ class CircuitBatch:
         chosen = self.masks[:, :before, first : first + count].transpose(1, 2).to(self.changes)
         if not corrupted.mixes:
             return stream + (chosen @ self.changes[:, :before]).unflatten(-1, stream.shape)
-        found, in_mixes = stream, torch.zeros(before, dtype=torch.bool)
-        for layer, mix in corrupted.mixes.items():
+        alone = slice(0, before, graph.n_heads + 1)  # `embed` and the MLPs
+        found = stream + (chosen[..., alone] @ self.changes[:, :before][:, alone]).unflatten(-1, stream.shape)
+        for layer, mix in enumerate(corrupted.mixes):
             heads = corrupted.heads_of(layer)
             if heads.stop <= before:
-                in_mixes[heads] = True
                 changed = (chosen[..., heads] @ self.changes[:, heads]).unflatten(-1, stream.shape)
-                found = found + mix.change(changed)
-        alone = (~in_mixes).nonzero()[:, 0].to(chosen.device)
-        return found + (chosen[..., alone] @ self.changes[:, alone]).unflatten(-1, stream.shape)
+                found += mix.change_(changed)
+        return found
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_batches_do_not_change_what_is_found(bridge, runs):
     whole = Circuit.of(bridge, []).complement()
     circuits = [whole.without(edge) for edge in list(whole)[::9]]
     one, many = (CircuitRuns.of(bridge, *runs, METRIC, memory=memory) for memory in (1, None))
-    torch.testing.assert_close(one.metrics(circuits), many.metrics(circuits), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one.metrics(*circuits), many.metrics(*circuits), rtol=1e-4, atol=1e-5)
     assert (one.n_circuits, one.n_forwards) == (len(circuits), len(circuits))
     assert many.n_forwards < many.n_circuits == len(circuits)
 
