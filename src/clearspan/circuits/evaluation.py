@@ -168,18 +168,23 @@ class CircuitRuns:
 
     Attributes:
         pair: The inputs. The clean run is its base.
+        graph: The edges.
         clean: The clean run.
-        corrupted: The corrupted run.
-        outside: What the corrupted run gives to circuits.
+        corrupted: The corrupted run, whose values are on all edges outside a circuit.
+        mixes: What the attention of each layer adds for changed heads, where it is normed; empty where it is a sum.
+        writes: What senders add to the residual stream in the corrupted run, in float32 at least. With mixes, heads:
+            what they add to what enters the norm.
         memory: Bytes that a batch may take, or None.
         n_circuits: How many circuits were run.
         n_forwards: In how many batches.
     """
 
     pair: PairRuns
+    graph: ComputationalGraph
     clean: PairRun
     corrupted: PairRun
-    outside: "CorruptedRun"
+    mixes: tuple[Mix, ...]
+    writes: Changes
     memory: int | None
     n_circuits: int = 0
     n_forwards: int = 0
@@ -204,10 +209,12 @@ class CircuitRuns:
         graph = ComputationalGraph.of(bridge)
         pair = PairRuns.of(bridge, clean, corrupted, metric, "noising", attention_mask)
         written = Writes.points_of(bridge, [Sender(node) for node in graph.senders])
-        streams = dict.fromkeys(map(graph.stream_of, graph.receivers))
+        streams = map(graph.stream_of, graph.receivers)
         other = pair.source_run(list(dict.fromkeys([*written, *streams])))
         own = replace(pair, direction="denoising").source_run(["blocks.0.hook_resid_pre"])
-        runs = cls(pair, own, other, CorruptedRun.of(pair, graph, other.cache), memory)
+        mixes = tuple(Mix.of(other.cache, layer, "attn") for layer in range(graph.n_layers))
+        runs = cls(pair, graph, own, other, () if mixes[0].norm is None else mixes, torch.empty(0), memory)
+        runs.writes = runs._written(other.cache)
         runs.clean, runs.corrupted = (replace(run, value=runs._measured(run.output)) for run in (own, other))
         ends = [run.value.mean() for run in (runs.clean, runs.corrupted)]
         if not (ends[0] - ends[1]).abs() > 0:
@@ -218,10 +225,22 @@ class CircuitRuns:
             )
         return runs
 
-    @property
-    def graph(self) -> ComputationalGraph:
-        """The edges."""
-        return self.outside.graph
+    def _written(self, cache: ActivationCache) -> Changes:
+        parts = [exact(cache["resid_pre", 0])[None]]
+        for layer in range(self.graph.n_layers):
+            parts += [self.heads(layer, cache["z", layer]), exact(cache["mlp_out", layer])[None]]
+        return torch.cat(parts).flatten(1)
+
+    def heads(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "head row pos d_model"]:
+        """Returns what heads with some `z` write, as `writes` has it."""
+        block = self.pair.bridge.blocks[layer]
+        results = by_head(exact(z), block.attn.W_O.detach())
+        return results if self.mixes or block.residual_multiplier == 1 else results * block.residual_multiplier
+
+    def heads_of(self, layer: int) -> slice:
+        """Returns which senders are the heads of a layer."""
+        first = 1 + layer * (self.graph.n_heads + 1)
+        return slice(first, first + self.graph.n_heads)
 
     def masks(self, circuits: Sequence[Circuit]) -> Masks:
         """Returns circuits as masks.
@@ -247,11 +266,10 @@ class CircuitRuns:
         Batches are made in the order given; layers in which all of a batch read the same are run once.
         """
         embedded, found, cfg = self.clean.cache["resid_pre", 0], [], self.pair.bridge.cfg
-        per_head = 12 if self.outside.mixes else 8
-        streams = 2 * len(self.outside.writes) + per_head * cfg.n_heads + 3 * cfg.d_mlp // cfg.d_model
+        streams = 2 * len(self.writes) + (12 if self.mixes else 8) * cfg.n_heads + 3 * cfg.d_mlp // cfg.d_model
         for batch in masks.split(copies_at_a_time(self.pair, self.memory, streams)):
             self.n_circuits, self.n_forwards = self.n_circuits + len(batch), self.n_forwards + 1
-            last = CircuitBatch.entering(self.outside, batch.to(embedded.device), embedded).last_streams()
+            last = CircuitBatch.entering(self, batch.to(embedded.device), embedded).last_streams()
             for stream in last.to(embedded):
                 output = stream if self.pair.reads_some_logits else self.pair.bridge.read_out(stream)
                 found.append(self._measured(output))
@@ -280,52 +298,6 @@ def shares(
     return (values.mean(-1) - corrupted.mean()) / (clean.mean() - corrupted.mean())
 
 
-@dataclass(frozen=True, eq=False)
-class CorruptedRun:
-    """The run whose values are on all edges outside a circuit.
-
-    Attributes:
-        pair: The inputs.
-        graph: The edges.
-        cache: What its receivers read.
-        mixes: What the attention of each layer adds for changed heads, where it is normed; empty where it is a sum.
-        writes: What its senders add to the residual stream, in float32 at least. With mixes, heads: what they add to
-            what enters the norm.
-    """
-
-    pair: PairRuns
-    graph: ComputationalGraph
-    cache: ActivationCache
-    mixes: tuple[Mix, ...]
-    writes: Changes
-
-    @classmethod
-    def of(cls, pair: PairRuns, graph: ComputationalGraph, cache: ActivationCache) -> Self:
-        """Returns the run of a cache that has the points of all senders, and the streams of all receivers."""
-        mixes = tuple(Mix.of(cache, layer, "attn") for layer in range(graph.n_layers))
-        run = cls(pair, graph, cache, () if mixes[0].norm is None else mixes, torch.empty(0))
-        parts = [exact(cache["resid_pre", 0])[None]]
-        for layer in range(graph.n_layers):
-            parts += [run.heads(layer, cache["z", layer]), exact(cache["mlp_out", layer])[None]]
-        return replace(run, writes=torch.cat(parts).flatten(1))
-
-    def heads(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "head row pos d_model"]:
-        """Returns what heads with some `z` write, as `writes` has it."""
-        block = self.cache.model.blocks[layer]
-        results = by_head(exact(z), block.attn.W_O.detach())
-        return results if self.mixes or block.residual_multiplier == 1 else results * block.residual_multiplier
-
-    def heads_of(self, layer: int) -> slice:
-        """Returns which senders are the heads of a layer."""
-        first = 1 + layer * (self.graph.n_heads + 1)
-        return slice(first, first + self.graph.n_heads)
-
-    def stream(self, name: str) -> Stream:
-        """Returns what is read at a hook point, without an axis of heads."""
-        by_head = self.graph.heads_at(name) is not None
-        return self.cache[f"{name.rpartition('.')[0]}.hook_resid_pre" if by_head else name]
-
-
 @dataclass(eq=False)
 class CircuitBatch:
     """Circuits that run together, each in rows of its own.
@@ -333,35 +305,35 @@ class CircuitBatch:
     The model's own residual stream does not matter: everything that reads it is given what it reads.
 
     Attributes:
-        corrupted: The corrupted run.
+        runs: The runs that it is one of.
         masks: The circuits.
         changes: By how much more each sender writes than in the corrupted run, as far as it is known.
     """
 
-    corrupted: CorruptedRun
+    runs: CircuitRuns
     masks: Masks
     changes: Changes
 
     @classmethod
-    def entering(cls, corrupted: CorruptedRun, masks: Masks, embedded: Stream) -> Self:
+    def entering(cls, runs: CircuitRuns, masks: Masks, embedded: Stream) -> Self:
         """Returns a batch that knows what the clean run's embeddings add, and nothing else."""
-        changes = torch.zeros_like(corrupted.writes)
-        changes[0] = exact(embedded).flatten() - corrupted.writes[0]
-        return cls(corrupted, masks, changes.expand(len(masks), -1, -1))
+        changes = torch.zeros_like(runs.writes)
+        changes[0] = exact(embedded).flatten() - runs.writes[0]
+        return cls(runs, masks, changes.expand(len(masks), -1, -1))
 
     def last_streams(self) -> Float[Tensor, "circuit row pos d_model"]:
         """Returns the last residual stream of each circuit. Layers in which all agree are run once for all."""
-        graph = self.corrupted.graph
+        graph = self.runs.graph
         agreed = self._agreed()
-        shared = CircuitBatch(self.corrupted, self.masks[:1], self.changes[:1].clone())
+        shared = CircuitBatch(self.runs, self.masks[:1], self.changes[:1].clone())
         shared._run(0, agreed)
-        own = CircuitBatch(self.corrupted, self.masks, shared.changes.repeat(len(self.masks), 1, 1))
+        own = CircuitBatch(self.runs, self.masks, shared.changes.repeat(len(self.masks), 1, 1))
         own._run(agreed, graph.n_layers)
-        return own._read(graph.stream_of(graph.receivers[-1]), len(graph.receivers) - 1, 1)[:, 0]
+        return own._read(len(graph.receivers) - 1, 1)[:, 0]
 
     def _agreed(self) -> int:
         """Returns how many layers read the same in all circuits."""
-        graph = self.corrupted.graph
+        graph = self.runs.graph
         differs = (self.masks != self.masks[:1]).any(0).any(0).tolist()
         layers = [node.layer for node, is_other in zip(graph.receivers, differs, strict=True) if is_other]
         return min((graph.n_layers if layer is None else layer for layer in layers), default=graph.n_layers)
@@ -370,7 +342,7 @@ class CircuitBatch:
         """Runs layers, after which the changes of their heads and MLPs are known."""
         if start == stop:
             return
-        pair, residual = self.corrupted.pair, self.corrupted.cache["resid_pre", start]
+        pair, residual = self.runs.pair, self.runs.corrupted.cache["resid_pre", start]
         pair.bridge.run_with_hooks(
             pair.base.entering(residual.repeat(len(self.masks), 1, 1)),
             fwd_hooks=[hook for layer in range(start, stop) for hook in self._hooks(layer)],
@@ -380,16 +352,15 @@ class CircuitBatch:
 
     def _hooks(self, layer: int) -> Iterator[tuple[str, HookFunction]]:
         """Yields what is read and written in a layer."""
-        graph, corrupted = self.corrupted.graph, self.corrupted
-        heads, groups = graph.n_heads, graph.n_kv_heads
-        first, own = layer * (heads + 2 * groups + 1), corrupted.heads_of(layer)
+        runs, heads, groups = self.runs, self.runs.graph.n_heads, self.runs.graph.n_kv_heads
+        first, own = layer * (heads + 2 * groups + 1), runs.heads_of(layer)
         yield f"blocks.{layer}.hook_q_input", self._given(first, heads)
         yield f"blocks.{layer}.hook_k_input", self._given(first + heads, groups)
         yield f"blocks.{layer}.hook_v_input", self._given(first + heads + groups, groups)
         yield f"blocks.{layer}.hook_mlp_in", self._given(first + heads + 2 * groups)
 
         def keep_heads(value: Tensor, hook: HookPoint) -> None:  # noqa: ARG001
-            self._note(own.start, corrupted.heads(layer, value))
+            self._note(own.start, runs.heads(layer, value))
 
         def keep_mlp(value: Tensor, hook: HookPoint) -> None:  # noqa: ARG001
             self._note(own.stop, exact(value)[None])
@@ -401,30 +372,30 @@ class CircuitBatch:
         """Notes the changes of senders, from what they write."""
         own = writes.unflatten(1, (len(self.masks), -1)).flatten(2).transpose(0, 1)
         places = slice(first, first + len(writes))
-        torch.sub(own, self.corrupted.writes[places], out=self.changes[:, places])
+        torch.sub(own, self.runs.writes[places], out=self.changes[:, places])
 
     def _given(self, first: int, count: int | None = None) -> HookFunction:
         """Returns what writes the inputs of receivers: of one, or of as many as a point shows by head."""
 
-        def write(value: Tensor, hook: HookPoint) -> Tensor:
-            streams = self._read(hook.name, first, count or 1)
+        def write(value: Tensor, hook: HookPoint) -> Tensor:  # noqa: ARG001
+            streams = self._read(first, count or 1)
             by_row = streams[:, 0] if count is None else streams.movedim(1, 3)
             return by_row.flatten(0, 1).to(value)
 
         return write
 
-    def _read(self, name: str, first: int, count: int) -> Float[Tensor, "circuit receiver row pos d_model"]:
-        """Returns what neighbouring receivers read that come after the same senders."""
-        corrupted, graph = self.corrupted, self.corrupted.graph
+    def _read(self, first: int, count: int) -> Float[Tensor, "circuit receiver row pos d_model"]:
+        """Returns what neighbouring receivers read, all of one hook point."""
+        runs, graph = self.runs, self.runs.graph
         before = graph.n_senders_before(graph.receivers[first])
-        stream = exact(corrupted.stream(name))
+        stream = exact(runs.corrupted.cache[graph.stream_of(graph.receivers[first])])
         chosen = self.masks[:, :before, first : first + count].transpose(1, 2).to(self.changes)
-        if not corrupted.mixes:
+        if not runs.mixes:
             return stream + (chosen @ self.changes[:, :before]).unflatten(-1, stream.shape)
         alone = slice(0, before, graph.n_heads + 1)  # `embed` and the MLPs
         found = stream + (chosen[..., alone] @ self.changes[:, :before][:, alone]).unflatten(-1, stream.shape)
-        for layer, mix in enumerate(corrupted.mixes):
-            heads = corrupted.heads_of(layer)
+        for layer, mix in enumerate(runs.mixes):
+            heads = runs.heads_of(layer)
             if heads.stop <= before:
                 changed = (chosen[..., heads] @ self.changes[:, heads]).unflatten(-1, stream.shape)
                 found += mix.change_(changed)
