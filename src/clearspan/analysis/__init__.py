@@ -83,7 +83,6 @@ if TYPE_CHECKING:
     from clearspan.circuits.edges import patch_edges as patch_edges
     from clearspan.circuits.edges import path_patching as path_patching
     from clearspan.circuits.evaluation import CircuitEvaluation as CircuitEvaluation
-    from clearspan.circuits.evaluation import FaithfulnessCurve as FaithfulnessCurve
     from clearspan.circuits.evaluation import evaluate_circuits as evaluate_circuits
     from clearspan.circuits.evaluation import faithfulness_curve as faithfulness_curve
     from clearspan.circuits.graph import ComputationalGraph as ComputationalGraph
@@ -179,7 +178,6 @@ _HOMES = {
     "patch_edges": "clearspan.circuits.edges",
     "path_patching": "clearspan.circuits.edges",
     "CircuitEvaluation": "clearspan.circuits.evaluation",
-    "FaithfulnessCurve": "clearspan.circuits.evaluation",
     "evaluate_circuits": "clearspan.circuits.evaluation",
     "faithfulness_curve": "clearspan.circuits.evaluation",
     "ComputationalGraph": "clearspan.circuits.graph",

@@ -20,9 +20,8 @@ from clearspan.circuits.runs import PairRun, PairRuns, copies_at_a_time
 from clearspan.effects import Draws, Label
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Input
-from clearspan.plots.charts import lines
 from clearspan.points import HookFunction, HookPoint
-from clearspan.results import Columns, counted, number
+from clearspan.results import counted, number
 from clearspan.sweep import Effects, Metric
 from clearspan.sweep.readings import measured
 
@@ -66,7 +65,7 @@ def evaluate_circuits(
         memory: Bytes that a batch of runs may take.
 
     Returns:
-        Metrics by run (of the circuit, or of the rest), circuit and row.
+        Metrics by run (of the circuit, or of the rest), circuit and row; `faithfulness` and `completeness` of them.
 
     Raises:
         InvalidArgumentError: As for `edge_attribution`; a circuit of another graph; or a metric that is the same in
@@ -98,7 +97,7 @@ def evaluate_circuits(
     masks = runs.masks(list(named.values()))
     values = runs.metrics_of(torch.cat([masks, runs.graph.mask & ~masks]))
     axes = {"run": ("circuit", "the rest"), "circuit": tuple(named)}
-    return CircuitEvaluation(**runs.as_effects(values.unflatten(0, (2, -1)), axes), circuits=dict(named))
+    return runs.as_effects(values.unflatten(0, (2, -1)), axes, "runs of circuits")
 
 
 def faithfulness_curve(
@@ -108,7 +107,7 @@ def faithfulness_curve(
     draws: int = 3,
     seed: int = 0,
     memory: int | None = None,
-) -> "FaithfulnessCurve":
+) -> "CircuitEvaluation":
     r"""Returns how faithful circuits of the best-scored edges are by size, what is left without each, and a control.
 
     The inputs and the metric are those of the scores. The control is as many edges drawn from all, most of which lie on
@@ -146,7 +145,7 @@ def faithfulness_curve(
     masks, controls = runs.masks(circuits), runs.masks(random)
     values = runs.metrics_of(torch.cat([masks, graph.mask & ~masks, controls])).unflatten(0, (-1, len(chosen)))
     axes = {"run": ("circuit", "the rest", *(f"random {draw}" for draw in range(draws))), "edges": chosen}
-    return FaithfulnessCurve(**runs.as_effects(values, axes), method=scores.method)
+    return runs.as_effects(values, axes, f"circuits by {scores.method}")
 
 
 def _spread(n_edges: int, count: int = 12) -> tuple[int, ...]:
@@ -280,12 +279,14 @@ class CircuitRuns:
         return shares(values, self.clean.value, self.corrupted.value)
 
     def as_effects(
-        self, values: Float[Tensor, "run circuit row"], axes: Mapping[str, tuple[Any, ...]]
-    ) -> dict[str, Any]:
-        """Returns metrics of circuits as the fields of effects, whose base is the corrupted run."""
+        self, values: Float[Tensor, "run circuit row"], axes: Mapping[str, tuple[Any, ...]], what: str
+    ) -> "CircuitEvaluation":
+        """Returns metrics of circuits as a finding."""
         name = self.pair.metric_name
-        ends = {"base": {name: self.corrupted.value}, "sources": {"clean": {name: self.clean.value}}}
-        return {"values": {name: values}, "axes": axes, **ends}
+        sources = {"clean": {name: self.clean.value}}
+        return CircuitEvaluation(
+            values={name: values}, axes=axes, base={name: self.corrupted.value}, sources=sources, what=what
+        )
 
     def _measured(self, output: Tensor) -> Float[Tensor, "row"]:
         return measured(lambda _: self.pair.of_output(output, self.corrupted, self.clean), output)
@@ -402,107 +403,46 @@ class CircuitBatch:
         return found
 
 
-# --- results ---------------------------------------------------------------------------------------------------------
+# --- the result ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class CircuitRunsResult(Effects):
-    """Metrics of the runs of circuits, and of all that they leave out. The base is the corrupted run."""
+class CircuitEvaluation(Effects):
+    """Metrics of the runs of circuits, and of all edges that they leave out. The base is the corrupted run.
+
+    The first axis, `run`, has `circuit`, `the rest`, and the draws of a control: `random 0`, `random 1`, ...
+    """
 
     draws: ClassVar[Draws] = "share"
 
     @property
-    def _what_ran(self) -> str:
-        return "runs of circuits"
-
-    @property
     def faithfulness(self) -> Float[Tensor, "circuit"]:
         """How far each circuit comes from the corrupted run (0) to the clean run (1); it may be beyond both."""
-        return self.normalised()[0]
+        return self.select(run="circuit").normalised()
 
     @property
     def completeness(self) -> Float[Tensor, "circuit"]:
         """How far all other edges come without the circuit: near 0 where the circuit has all that matters."""
-        return self.normalised()[1]
+        return self.select(run="the rest").normalised()
 
     @property
-    def rank(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """None: circuits are printed in their order."""
-        return None
+    def random(self) -> Float[Tensor, "draw circuit"]:
+        """How far as many edges come that are drawn from all."""
+        return self.select(run=[one for one in self.axes["run"] if str(one).startswith("random")]).normalised()
 
     @property
     def title(self) -> str:
-        """What was measured."""
-        (name,), rows = self.values, counted(self.of().shape[-1], "row")
+        """What was measured, and what both runs give."""
+        (name,), rows = self.values, counted(self.of().shape[-1], self.row)
         clean, corrupted = (number(float(one[name].mean())) for one in (self.sources["clean"], self.base))
         return (
-            f"{self._what_ran}: {name} ({clean} in the clean run, {corrupted} in the corrupted run; mean over {rows}), "
+            f"{self._what}: {name} ({clean} in the clean run, {corrupted} in the corrupted run; mean over {rows}), "
             "as a share of the way from the corrupted run to the clean run"
         )
-
-
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class CircuitEvaluation(CircuitRunsResult):
-    """What runs of circuits, and of all edges but theirs, showed.
-
-    Attributes:
-        circuits: The circuits by name.
-    """
-
-    circuits: Mapping[str, Circuit]
-
-    def columns(self) -> Columns:
-        """Returns one row for each circuit."""
-        names = [str(name) for name in self.axes.get("circuit", ())]
-        if not names or "run" not in self.axes:
-            return super().columns()
-        return {
-            "circuit": names,
-            "edges": [self.circuits[name].n_edges for name in names],
-            "metric": self.mean()[0].tolist(),
-            "faithfulness": self.faithfulness.tolist(),
-            "completeness": self.completeness.tolist(),
-        }
-
-
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class FaithfulnessCurve(CircuitRunsResult):
-    """What runs of the best-scored edges showed by their number, of all other edges, and of random ones.
-
-    Attributes:
-        method: How edges were scored.
-    """
-
-    method: str
-
-    @property
-    def _what_ran(self) -> str:
-        return f"circuits by {self.method}"
-
-    @property
-    def random(self) -> Float[Tensor, "draw size"]:
-        """How far random circuits come."""
-        return self.normalised()[2:]
-
-    def columns(self) -> Columns:
-        """Returns one row for each size; of random circuits, the mean and the one that came farthest."""
-        if list(self.axes) != ["run", "edges"]:
-            return super().columns()
-        found = {"edges": list(self.axes["edges"]), "faithfulness": self.faithfulness.tolist()}
-        found["completeness"] = self.completeness.tolist()
-        if len(self.random):
-            found |= {"random": self.random.mean(0).tolist(), "random_most": self.random.amax(0).tolist()}
-        return found
 
     def plot(
         self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]
     ) -> "go.Figure":
-        """Returns the shares by size, which is on a logarithmic axis; the arguments are those of `Effects.plot`."""
-        if at or draws or list(self.axes) != ["run", "edges"]:
-            return super().plot(metric, draws=draws, **at)
-        series = {"circuit": self.faithfulness.tolist(), "the rest alone": self.completeness.tolist()}
-        if len(self.random):
-            series["random edges"] = self.random.mean(0).tolist()
-        title, sizes = "share of the way to the clean run", list(self.axes["edges"])
-        figure = lines(series, x=sizes, x_title="edges", value_title=title, title=self.title)
-        return figure.update_xaxes(type="log", tickvals=sizes)
+        """Returns a picture; see `Effects.plot`. Numbers of edges are on a logarithmic axis."""
+        figure = super().plot(metric, draws=draws, **at)
+        return figure.update_xaxes(type="log") if figure.data[0].type == "scatter" else figure
