@@ -23,8 +23,7 @@ from clearspan._run.sources import Source
 from clearspan.architectures import adapter_class
 from clearspan.cache import ActivationCache
 from clearspan.errors import UnknownArgumentError
-from clearspan.hf.config import bridge_config
-from clearspan.hf.loading import check_model, load_model
+from clearspan.hf.loading import bridge_config, check_model, load_model
 from clearspan.index import Names
 from clearspan.inputs import Input, PaddingSide
 from clearspan.interventions import Intervention

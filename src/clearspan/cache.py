@@ -32,8 +32,8 @@ from clearspan._cache.slices import BatchSlice, Picks, PosSlice
 from clearspan._cache.stacks import Mode, NeuronSlice, Stack, depth_of, neuron_results, residual
 from clearspan._forward.readout import norm_at
 from clearspan.errors import InvalidArgumentError
-from clearspan.hf.recording import Recording, storages
-from clearspan.hf.relocation import Relocation
+from clearspan.hf.recording import Recording
+from clearspan.hf.storages import Relocation, storages
 from clearspan.model import Model
 from clearspan.points import Address
 from clearspan.results import table
@@ -549,7 +549,7 @@ class ActivationCache(CacheLookup):
         """Returns what biases of the last norm and the unembedding add to tokens' logits, whatever the input.
 
         Args:
-            tokens: As in `logit_attrs`. The result has their shape; for a result by position, make `[batch]` `[:, None]`.
+            tokens: As in `logit_attrs`. The result has their shape; for one by position, make `[batch]` `[:, None]`.
             incorrect_tokens: Tokens whose logits are subtracted.
         """
         ids = token_ids(self.model, tokens)

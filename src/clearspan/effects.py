@@ -205,11 +205,11 @@ class Effects(Result):
             >>> found.axes, found.labels["layer, head"]
             ({'layer, head': ((0, 1), (1, 0))}, ('L0H1', 'L1H0'))
         """
-        effects = self._drawn(self._named(metric), self._draws(metric)).flatten().tolist()
+        effects = self._drawn(metric, None).flatten().tolist()
         known = (number for number, effect in enumerate(effects) if effect == effect)
         chosen = sorted(known, key=lambda number: -self._order(effects[number]))[:k]
         values = {name: found.flatten(0, -2)[chosen] for name, found in self.values.items()}
-        places, labels = (list(itertools.product(*one.values())) for one in (self.axes, self.labels))
+        places, labels = list(itertools.product(*self.axes.values())), list(itertools.product(*self.labels.values()))
         axis, at = ", ".join(self.axes), tuple(places[number] for number in chosen)
         texts = {axis: tuple(_joined(self.axes, labels[number]) for number in chosen)}
         if len(self.axes) == 1:
@@ -239,29 +239,30 @@ class Effects(Result):
         axes = ", ".join(self.axes)
         return self.what or (f"one cell of {axes} changed" if self.base else f"each {axes}")
 
-    def columns(self) -> Columns:
-        """Returns one row for each place that any row has.
-
-        The place, each metric, and the first one's change from the base and standard error.
-        """
+    def numbers(self) -> dict[str, Float[Tensor, "*place"]]:
+        """Returns the table's columns of numbers: each metric's mean, the first one's change and standard error."""
         first = self._named(None)
-        means = {name: self.mean(name) for name in self.values}
-        is_known = ~torch.stack(list(means.values())).isnan().all(0)
-        columns: dict[str, Sequence[Any]] = {}
-        for axis, numbers in zip(self.axes, is_known.nonzero().T.tolist(), strict=True):
-            own, names = [self.axes[axis][number] for number in numbers], axis.split(", ")
-            several = zip(*own, strict=True) if len(names) > 1 else [own]  # pyright: ignore[reportArgumentType]
-            columns |= dict(zip(names, several, strict=False))
-            if axis in self.texts:
-                columns[f"{axis} text"] = [self.texts[axis][number] for number in numbers]
-        found = dict(means)
+        found = {name: self.mean(name) for name in self.values}
         if first in self.base:
             found["change"] = self.change().nanmean(-1)
         if self.draws == "share":
             found["share"] = self.normalised()
         if self.values[first].shape[-1] > 1:
             found["standard error"] = self.standard_error()
-        return columns | {name: one[is_known].tolist() for name, one in found.items()}
+        return found
+
+    def columns(self) -> Columns:
+        """Returns one row for each place that any row has: the place, and `numbers()`."""
+        numbers = self.numbers()
+        is_known = ~torch.stack([numbers[name] for name in self.values]).isnan().all(0)
+        columns: dict[str, Sequence[Any]] = {}
+        for axis, at in zip(self.axes, is_known.nonzero().T.tolist(), strict=True):
+            own, names = [self.axes[axis][number] for number in at], axis.split(", ")
+            several = zip(*own, strict=True) if len(names) > 1 else [own]  # pyright: ignore[reportArgumentType]
+            columns |= dict(zip(names, several, strict=False))
+            if axis in self.texts:
+                columns[f"{axis} text"] = [self.texts[axis][number] for number in at]
+        return columns | {name: one[is_known].tolist() for name, one in numbers.items()}
 
     def printed(self) -> Columns:
         """Returns the table with the texts of places instead of the places."""
@@ -270,7 +271,7 @@ class Effects(Result):
         return {name.removesuffix(" text"): column for name, column in columns.items() if name not in hidden}
 
     @property
-    def rank(self) -> str:
+    def rank(self) -> str | None:
         """The column by which the printed rows are sorted."""
         drawn = self._draws(None)
         return self._named(None) if drawn == "value" else drawn
@@ -328,13 +329,15 @@ class Effects(Result):
         asked = draws or self.draws
         return "value" if asked == "change" and self._named(metric) not in self.base else asked
 
-    def _drawn(self, name: str, draws: Draws) -> Float[Tensor, "*place"]:
-        return self.normalised(metric=name) if draws == "share" else self._rows(name, draws).nanmean(-1)
+    def _drawn(self, metric: str | None, draws: Draws | None) -> Float[Tensor, "*place"]:
+        is_share = self._draws(metric, draws) == "share"
+        return self.normalised(metric=metric) if is_share else self._rows(metric, draws).nanmean(-1)
 
-    def _unit(self, name: str, draws: Draws) -> str:
+    def _unit(self, metric: str | None, draws: Draws | None) -> str:
+        name = self._named(metric)
         unit = f"{name}, {self.units[name]}" if name in self.units else name
         share = f"{name}: share of the way from the base run"
-        return {"change": f"change of {unit}", "value": unit, "share": share}[draws]
+        return {"change": f"change of {unit}", "value": unit, "share": share}[self._draws(metric, draws)]
 
     # --- files -------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError, TokenRangeError
+from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError, TokenRangeError, check_flags
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedTokenizerBase
@@ -122,6 +122,8 @@ class Batch:
         Raises:
             InvalidArgumentError: The row does not have it.
         """
+        if not isinstance(position, int | np.integer):
+            raise InvalidArgumentError(f"{what} {position!r} is no whole number")
         length = len(self.real_columns[row])
         if not -length <= position < length:
             raise InvalidArgumentError(
@@ -153,14 +155,19 @@ class Batch:
                 by_row = [[int(chosen)]] * self.rows
             case Tensor() | np.ndarray():
                 return self.positions(cast("Sequence[int]", chosen.tolist()), what)
-            case _ if any(isinstance(one, Sequence | Tensor) for one in chosen):
+            case list() | tuple() if any(isinstance(one, Sequence | Tensor) for one in chosen):
                 by_row = [list(one) for one in cast("Sequence[Sequence[int]]", chosen)]
                 if len(by_row) != self.rows:
                     raise InvalidArgumentError(
                         f"{what}s are not one list for each row", expected=f"{self.rows} lists", got=str(len(by_row))
                     )
-            case _:
+            case list() | tuple() | range():
                 by_row = [list(cast("Sequence[int]", chosen))] * self.rows
+            case _:
+                raise InvalidArgumentError(
+                    f"{what}s={chosen!r} are no positions",
+                    expected="a whole number, several, a list for each row, a slice, or None for all",
+                )
         found = []
         for row, wanted in enumerate(by_row):
             length = len(self.real_columns[row])
@@ -325,6 +332,8 @@ def _as_rows(input: Any, text: "Text", prepend_bos: bool | None, side: PaddingSi
             return replace(_encoded([input], text, prepend_bos, side), is_one=True)
         case Tensor():
             return _of_tensor(input)
+        case np.ndarray() if input.dtype.kind not in "biufc":
+            return _as_rows(input.tolist(), text, prepend_bos, side)
         case np.ndarray():
             return _of_tensor(torch.from_numpy(input))
         case Mapping():
@@ -414,7 +423,7 @@ def _masked(batch: Batch, mask: Any) -> Batch:
     """Returns a batch with a mask."""
     try:
         given = torch.as_tensor(mask)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError("the attention mask is no tensor", expected="[row, pos] of 0 and 1", got=str(error)) from None
     given = given[None] if given.ndim == 1 and batch.rows == 1 else given
     if given.ndim == 4:
@@ -526,8 +535,8 @@ class Text:
             NoTokenizerError: There is no tokenizer.
         """
         tokenizer = self.tokenizer
-        side = padding_side or tokenizer.padding_side
-        if side not in ("left", "right"):
+        side = tokenizer.padding_side if padding_side is None else padding_side
+        if not isinstance(side, str) or side not in ("left", "right"):
             raise InvalidArgumentError(f"unknown padding_side {side!r}", expected="'left' or 'right'")
         rows = [text] if isinstance(text, str) else list(text)
         if not rows or not all(rows):
@@ -537,6 +546,8 @@ class Text:
                 fix="for the BOS token alone, pass torch.tensor([[bridge.tokenizer.bos_token_id]])",
             )
         bos = tokenizer.bos_token_id
+        if prepend_bos is not None:
+            check_flags(prepend_bos=prepend_bos)
         prepend = prepend_bos if prepend_bos is not None else self._cfg.default_prepend_bos and bos is not None
         if prepend and bos is None:
             raise InputError("prepend_bos=True, but the tokenizer has no BOS token", fix="prepend_bos=False")
@@ -580,7 +591,7 @@ class Text:
             return torch.tensor(rows), None
         known = self._tokenizer
         side = side or cast("PaddingSide", "right" if known is None else known.padding_side)
-        if side not in ("left", "right"):
+        if not isinstance(side, str) or side not in ("left", "right"):
             raise InvalidArgumentError(f"unknown padding_side {side!r}", expected="'left' or 'right'")
         pad = None if known is None else known.pad_token_id
         tokens = torch.full((len(rows), width), pad if isinstance(pad, int) else 0)  # masked: the value is not seen

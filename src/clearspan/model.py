@@ -19,9 +19,8 @@ from clearspan.components import (
     hook_points,
     logits_point,
 )
-from clearspan.hf.offload import execution_device
-from clearspan.hf.quantised import dequantised
-from clearspan.hf.standalone import arguments_of
+from clearspan.hf.modules import dequantised, execution_device
+from clearspan.hf.segments import arguments_of
 from clearspan.hf.taps import Taps
 from clearspan.index import PointIndex, PointTable
 from clearspan.inputs import Batch, Input, PaddingSide, Text, batch_of

@@ -90,7 +90,8 @@ def bootstrap_interval(
             means.append(times @ rows / count)
         return torch.cat([rows.mean(0)[None], _quantiles(torch.cat(means), ends)])
 
-    return Interval(*_by_quantity(values, 2, interval, lead=(3,)), level)
+    mean, low, high = _by_quantity(values, 2, interval, lead=(3,))
+    return Interval(mean, low, high, level)
 
 
 def share_interval(
@@ -117,8 +118,8 @@ def share_interval(
     """
     _check_level(level)
     values = hits.detach().double().cpu()
-    share, z = values.mean(-1), NormalDist().inv_cdf((1 + level) / 2)
-    count = values.shape[-1] if observations is None else observations
+    share, z = values.nanmean(-1), NormalDist().inv_cdf((1 + level) / 2)
+    count = (~values.isnan()).sum(-1).double() if observations is None else observations
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)).sqrt()
     return Interval(share, (centre - half).clamp(min=0), (centre + half).clamp(max=1), level)

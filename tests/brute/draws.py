@@ -18,7 +18,7 @@ from .rows import Rows
 
 Option = TypeVar("Option")
 
-EVERY_RUN = int(os.environ.get("SEED", "0"))
+EVERY_RUN = int(os.environ.get("SEED") or 0)
 """The seed of all draws: `SEED=7 pytest tests/brute` draws others than continuous integration does."""
 
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_in")

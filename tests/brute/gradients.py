@@ -1,4 +1,4 @@
-"""Attribution by autograd: the gradient of a metric at points and inputs, and what a change there does to first order."""
+"""Attribution by autograd: the gradient of a metric at points and inputs, and what a change does to first order."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -32,6 +32,8 @@ def slopes(
             leaf.requires_grad_()
         added = [(name, lambda value, name=name: value + leaves[name]) for name in names]
         found = total(reference.run(rows, [*edits, *added]).logits).sum()
+        if not found.requires_grad:  # edits let no gradient through
+            return {name: leaf.detach() for name, leaf in leaves.items()}
         gradients = torch.autograd.grad(found, [leaves[name] for name in names], allow_unused=True)
     return {name: torch.zeros_like(leaves[name]) if g is None else g for name, g in zip(names, gradients, strict=True)}
 
@@ -128,12 +130,7 @@ def through_patterns(
 
 
 def edge_scores(
-    reference: Reference,
-    base_rows: Rows,
-    source_rows: Rows,
-    total: Total,
-    alphas: Sequence[float] | None,
-    adds: Callable[[Reference, Rows, Parts], dict[Sender, Tensor]],
+    reference: Reference, base_rows: Rows, source_rows: Rows, total: Total, alphas: Sequence[float] | None
 ) -> Tensor:
     """Returns `sum of (sender(source) - sender(base)) . gradient at the receiver's input`: `[row, sender, receiver]`.
 
@@ -144,10 +141,9 @@ def edge_scores(
         total: The metric.
         alphas: Where on the way of the embeddings from the base to the source gradients are taken, and averaged; None
             for the base itself.
-        adds: What each sender adds to the stream in a run.
     """
     base, source = Parts.of(reference, base_rows), Parts.of(reference, source_rows)
-    ours, theirs = adds(reference, base_rows, base), adds(reference, source_rows, source)
+    changes = sender_changes(reference, base_rows, base, source)
     senders, receivers = senders_of(reference), receivers_of(reference)
     gradients: dict[Receiver, Tensor] = {}
     for alpha in [None] if alphas is None else alphas:
@@ -160,8 +156,8 @@ def edge_scores(
     for column, receiver in enumerate(receivers):
         for line, sender in enumerate(senders):
             if is_before(reference, sender, receiver):
-                change = (theirs[sender] - ours[sender]) * gradients[receiver]
-                table[:, line, column] = change.masked_fill(base_rows.mask[..., None] == 0, 0).sum((1, 2))
+                product = changes[sender] * gradients[receiver]
+                table[:, line, column] = product.masked_fill(base_rows.mask[..., None] == 0, 0).sum((1, 2))
     return table
 
 
@@ -182,19 +178,20 @@ def input_slopes(reference: Reference, rows: Rows, total: Total, edits: Sequence
     return gradients
 
 
-def added(reference: Reference, rows: Rows, parts: Parts) -> dict[Sender, Tensor]:
-    """Returns what each sender adds to the stream; heads after the norm on attention's output, with the run's scale."""
-    found = {Sender("embed"): parts.entering}
+def sender_changes(reference: Reference, rows: Rows, base: Parts, source: Parts) -> dict[Sender, Tensor]:
+    """Returns how much more each sender adds to the stream in the source run.
+
+    Where a norm comes after attention, a head's change goes through the derivative of that norm at the base run.
+    """
+    found = {Sender("embed"): source.entering - base.entering}
     for layer in range(reference.n_layers):
-        names = [full_name("result", layer), full_name("ln1_post.scale", layer)]
-        has_norm = reference.family.attn_out is not None
-        values = reference.run(rows, (), names[: 1 + has_norm]).values
-        for head in range(reference.n_heads):
-            write = values[names[0]][:, :, head] * reference.multiplier
-            if has_norm:
-                norm = reference.module(layer, str(reference.family.attn_out))
-                weight = 1 + norm.weight if type(norm).__name__.startswith("Gemma") else norm.weight
-                write = write / values[names[1]] * weight
-            found[Sender("head", layer, head)] = write
-        found[Sender("mlp", layer)] = parts.mlp[layer]
+        change = source.z[layer] - base.z[layer]
+        by_head = torch.einsum("bphd,hdm->hbpm", change, reference.output_weight(layer)) * reference.multiplier
+        if reference.family.attn_out is not None:
+            norm = reference.module(layer, reference.family.attn_out)
+            projected = reference.module(layer, reference.family.o).forward(base.z[layer].flatten(-2))
+            by_head = torch.stack([torch.autograd.functional.jvp(norm.forward, projected, one)[1] for one in by_head])
+        for head, one in enumerate(by_head):
+            found[Sender("head", layer, head)] = one
+        found[Sender("mlp", layer)] = source.mlp[layer] - base.mlp[layer]
     return found

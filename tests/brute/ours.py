@@ -191,3 +191,8 @@ def agree(draw: Draw, ours: Tensor, theirs: Tensor, what: str, tolerance: float 
 def replaced(one: Any, **fields: Any) -> Any:
     """Returns a change or an intervention with other fields."""
     return dataclasses.replace(one, **fields)
+
+
+def by_row(found: Any) -> Tensor:
+    """Returns a finding's values with the axis of rows first."""
+    return found.of().movedim(-1, 0)

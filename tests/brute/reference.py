@@ -26,12 +26,6 @@ Function = Callable[[Tensor], Tensor]
 Edit = tuple[str, Function]
 """A point's name, and what becomes of its value."""
 
-ORDER = (
-    "resid_pre attn_in q_input k_input v_input ln1.scale ln1.normalized q k v attn_scores pattern z result "
-    "ln1_post.scale ln1_post.normalized attn_out resid_mid mlp_in ln2.scale ln2.normalized pre pre_linear post "
-    "ln2_post.scale ln2_post.normalized mlp_out resid_post"
-).split()
-"""Points of a block in the model's order, which is the order of hooks that share a module."""
 ATTENTION = ("q", "k", "v", "attn_scores", "pattern", "z", "result")
 MLP = ("pre", "pre_linear", "post")
 

@@ -11,7 +11,7 @@ from . import ours
 from .changes import AXES, sources_of
 from .draws import INPUTS, Draw
 
-CASES = 60
+CASES = 50
 
 
 def drawn_changes(draw, subject, rows, names, count, what="changes"):
@@ -21,7 +21,7 @@ def drawn_changes(draw, subject, rows, names, count, what="changes"):
 
 
 def is_excluded(changes, n_layers):
-    """Returns whether a norm's output and inputs of its readers are written in one layer, which would hide one of them."""
+    """Returns whether one layer has a norm's output and an input of its readers written: one would hide the other."""
     layers = {each.layer % n_layers for each in changes if each.point in (*INPUTS, "mlp_in")}
     return any(each.point.startswith("ln1.") and each.layer % n_layers in layers for each in changes)
 

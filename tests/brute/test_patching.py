@@ -9,7 +9,7 @@ from . import cells, ours
 from .changes import AXES, Change, Patch, sources_of
 from .draws import INPUTS, NORMS, Draw
 
-CASES = 40
+CASES = 30
 WRONG_DIRECTIONS = ("denoise", "noise", "Denoising", "")
 
 

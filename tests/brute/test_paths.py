@@ -12,7 +12,7 @@ from .draws import Draw
 from .paths import Parts, Sender
 from .test_patching import WRONG_DIRECTIONS
 
-PATHS, EDGES, CIRCUITS = 30, 20, 15
+PATHS, EDGES, CIRCUITS = 24, 16, 12
 
 
 class Pair:
@@ -146,5 +146,5 @@ def test_circuits_carry_their_own_run_inside_and_the_corrupted_run_outside(numbe
     given = Circuit.of(pair.bridge, [f"{sender}->{receiver}" for sender, receiver in circuit])
     assert given.n_edges + given.complement().n_edges == len(every)
     found = analysis.evaluate_circuits(*pair.arguments(), {"drawn": given})
-    ours.agree(draw, found.per_row[0], own, "the circuit's metric")
-    ours.agree(draw, found.rest_per_row[0], other, "the metric of all other edges")
+    ours.agree(draw, found.of()[0, 0], own, "the circuit's metric")
+    ours.agree(draw, found.of()[1, 0], other, "the metric of all other edges")

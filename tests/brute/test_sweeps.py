@@ -11,7 +11,7 @@ from .changes import AXES, Change, sources_of
 from .draws import ENDS, INPUTS, NORMS, SQUARES, Draw
 from .test_interventions import is_excluded
 
-CASES = 50
+CASES = 40
 
 
 def drawn_grid(draw, subject, rows):

@@ -82,8 +82,8 @@ def test_unknown_options_are_refused(bridge, tokens):
         bridge.generate(tokens, max_new_tokns=3)
 
 
-def test_embeddings_are_refused_and_padding_needs_no_token_of_its_own(make_bridge, tokens):
+def test_embeddings_are_continued_and_padding_needs_no_token_of_its_own(make_bridge, tokens):
     bridge = make_bridge(pad_token_id=None)
-    with pytest.raises(ValueError, match="generation starts from text or token ids"):
-        bridge.generate(bridge.W_E[tokens].detach())
+    continued = bridge.generate(bridge.W_E[tokens].detach(), **OPTIONS)
+    assert torch.equal(continued, bridge.generate(tokens, **OPTIONS)[:, tokens.shape[1] :])
     assert torch.equal(bridge.generate(tokens, **OPTIONS), make_bridge().generate(tokens, **OPTIONS))

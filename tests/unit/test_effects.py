@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError
+from clearspan.results import number
 from clearspan.statistics import bootstrap_interval, standard_error
 
 NAN = math.nan
@@ -208,9 +209,10 @@ def test_it_prints_the_largest_changes_first_and_texts_for_places():
     assert found.select(layer=3).title.startswith("m in logits with one cell of layer, position changed, layer 3;")
 
 
-def test_a_title_has_no_minus_before_zero():
-    found = grid(torch.zeros(1, 1), base={"m": torch.tensor([-0.0])})
+def test_zero_has_no_sign():
+    found = grid(torch.tensor([[-0.0]]), base={"m": torch.tensor([0.0])})
     assert "-0" not in str(found)
+    assert number(-0.0) == "0.0000"
 
 
 def test_scores_between_two_ends_rank_by_value_and_changes_by_size():

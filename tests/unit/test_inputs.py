@@ -55,16 +55,16 @@ def test_rows_of_different_length_are_padded(bridge, given):
 
 
 def test_one_row_of_ids(bridge):
-    for given in ([5, 6, 7], torch.tensor([5, 6, 7]), np.array([5, 6, 7])):
-        assert bridge.to_batch(given).ids.tolist() == [[5, 6, 7]]
+    for form in ([5, 6, 7], torch.tensor([5, 6, 7]), np.array([5, 6, 7])):
+        assert bridge.to_batch(form).ids.tolist() == [[5, 6, 7]]
 
 
 def test_texts_rows_of_a_dataset_and_messages(embedded):
     texts = ["import os", "x = 1, 2"]
     expected = embedded.to_batch(texts)
     assert expected.texts == tuple(texts)
-    for given in ([{"text": text} for text in texts], {"text": texts, "label": [0, 1]}, tuple(texts)):
-        batch = embedded.to_batch(given)
+    for form in ([{"text": text} for text in texts], {"text": texts, "label": [0, 1]}, tuple(texts)):
+        batch = embedded.to_batch(form)
         assert torch.equal(batch.ids, expected.ids)
         assert torch.equal(batch.mask, expected.mask)
     encoded = embedded.tokenizer(texts, padding=True, return_tensors="pt")

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError
-from clearspan.hf.packing import View, packed
+from clearspan.hf.attention import StoredCall
 from clearspan.hf.recording import Contents
-from clearspan.hf.stored_calls import StoredCall
+from clearspan.hf.storages import View, packed
 from clearspan.inputs import Batch
 
 _FORMAT = "clearspan activation cache 2"

@@ -12,7 +12,7 @@ from clearspan._cache.memory import bytes_as_text, layer_ranges
 from clearspan._cache.slices import PosSlice, position_index
 from clearspan.hf.recording import Recording
 from clearspan.hf.rehearsal import ShapesAlone
-from clearspan.hf.relocation import Copies, Relocation
+from clearspan.hf.storages import Copies, Relocation
 from clearspan.index import PointIndex
 from clearspan.points import Address, HookPoint, Layout, Side
 from clearspan.results import table

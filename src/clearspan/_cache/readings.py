@@ -9,7 +9,7 @@ from clearspan._cache.slices import Picks
 from clearspan._forward.readout import FrozenNorm, TokenReading, norm_at, read_out
 from clearspan.components import NormalizationBridge
 from clearspan.errors import InvalidArgumentError
-from clearspan.hf.offload import execution_device
+from clearspan.hf.modules import execution_device
 from clearspan.model import Model
 from clearspan.weights.processing import final_norm
 

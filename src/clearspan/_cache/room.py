@@ -14,10 +14,10 @@ from clearspan._cache.slices import PosSlice
 from clearspan._forward.given import ModelInput, check_length
 from clearspan.components import ExpertsBridge
 from clearspan.errors import CacheTooLargeError, InvalidArgumentError, UnplannableError
-from clearspan.hf.offload import execution_device
+from clearspan.hf.modules import execution_device
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.rehearsal import ELSEWHERE, rehearse
-from clearspan.hf.relocation import Copies
+from clearspan.hf.storages import Copies
 from clearspan.index import PointIndex, Segment
 from clearspan.model import Model
 from clearspan.points import HookPoint, NamesFilter

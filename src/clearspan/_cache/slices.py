@@ -83,8 +83,10 @@ def check_columns(pos_slice: PosSlice, batch: Batch) -> None:
             given = [pos_slice.start, pos_slice.stop]
         case None | Tensor():
             given = [] if pos_slice is None or pos_slice.dtype == torch.bool else pos_slice.flatten().tolist()
-        case _:
+        case Sequence():
             given = list(pos_slice)
+        case _:
+            return
     counts_back = any(isinstance(one, int) and one < 0 for one in given)
     if counts_back and any(real[-1] != batch.width - 1 for real in batch.real_columns):
         raise InvalidArgumentError(

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from clearspan._forward.given import ModelInput
 from clearspan.errors import InvalidArgumentError, UnwritableError
-from clearspan.hf.compiled import refuse_compiled
+from clearspan.hf.modules import refuse_compiled
 from clearspan.hf.segments import Stopped, starting_at, stopping_at
 from clearspan.index import Segment
 from clearspan.model import Model

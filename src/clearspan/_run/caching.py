@@ -14,9 +14,9 @@ from clearspan._forward.forward import Output, ReturnType, check_return_type, gr
 from clearspan._forward.given import ModelInput
 from clearspan.cache import ActivationCache
 from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError
-from clearspan.hf.derived_gradients import Arrival
+from clearspan.hf.derived import Arrival
 from clearspan.hf.recording import Recording
-from clearspan.hf.relocation import Copies
+from clearspan.hf.storages import Copies
 from clearspan.index import Segment
 from clearspan.model import Model
 from clearspan.points import HookPoint, NamesFilter

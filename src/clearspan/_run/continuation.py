@@ -14,8 +14,8 @@ from clearspan._run import caching
 from clearspan._run.hooks import Hooks, attached, check_fired
 from clearspan.components import MLPBridge
 from clearspan.errors import InvalidArgumentError
-from clearspan.hf.prefix import Prefix, empty
 from clearspan.hf.segments import Stopped, narrowed
+from clearspan.hf.sequence import Prefix, empty
 from clearspan.model import Model
 
 

@@ -6,8 +6,8 @@ from typing import TypeVar
 import torch
 
 from clearspan.errors import UnreadableWeightError
-from clearspan.hf.config import bridge_config
-from clearspan.hf.sharing import sharing_copy, untie
+from clearspan.hf.loading import bridge_config
+from clearspan.hf.modules import sharing_copy, untie
 from clearspan.model import Model
 from clearspan.weights.processing import process
 

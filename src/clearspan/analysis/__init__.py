@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from clearspan.analysis.probing import Probe as Probe
     from clearspan.analysis.probing import Probes as Probes
     from clearspan.analysis.probing import train_probe as train_probe
-    from clearspan.analysis.repeated_tokens import RepeatedTokens as RepeatedTokens
-    from clearspan.analysis.repeated_tokens import repeated_tokens as repeated_tokens
+    from clearspan.analysis.repeats import RepeatedTokens as RepeatedTokens
+    from clearspan.analysis.repeats import repeated_tokens as repeated_tokens
     from clearspan.analysis.reports import CausalEffect as CausalEffect
     from clearspan.analysis.reports import ModelFacts as ModelFacts
     from clearspan.analysis.reports import Predictions as Predictions
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from clearspan.analysis.reports import report as report
     from clearspan.analysis.running import FeatureStatistics as FeatureStatistics
     from clearspan.analysis.steering import SteeringMethod as SteeringMethod
-    from clearspan.analysis.steering import SteeringSweep as SteeringSweep
     from clearspan.analysis.steering import SteeringVector as SteeringVector
     from clearspan.analysis.steering import fit_steering_vector as fit_steering_vector
     from clearspan.analysis.steering import steering_sweep as steering_sweep
@@ -74,23 +73,23 @@ if TYPE_CHECKING:
     from clearspan.analysis.vocabulary import SingularReadings as SingularReadings
     from clearspan.analysis.vocabulary import VocabularySide as VocabularySide
     from clearspan.analysis.vocabulary import singular_readings as singular_readings
-    from clearspan.circuits.attribution import Agreement as Agreement
-    from clearspan.circuits.attribution import AttributionPatching as AttributionPatching
-    from clearspan.circuits.attribution import attribution_patch as attribution_patch
-    from clearspan.circuits.circuit import Circuit as Circuit
-    from clearspan.circuits.edge_scores import EdgeScores as EdgeScores
-    from clearspan.circuits.edge_scores import edge_attribution as edge_attribution
-    from clearspan.circuits.edges import patch_edges as patch_edges
-    from clearspan.circuits.edges import path_patching as path_patching
-    from clearspan.circuits.evaluation import CircuitEvaluation as CircuitEvaluation
-    from clearspan.circuits.evaluation import evaluate_circuits as evaluate_circuits
-    from clearspan.circuits.evaluation import faithfulness_curve as faithfulness_curve
-    from clearspan.circuits.graph import ComputationalGraph as ComputationalGraph
-    from clearspan.circuits.graph import Edge as Edge
-    from clearspan.circuits.graph import Node as Node
-    from clearspan.circuits.search import DiscoveredCircuit as DiscoveredCircuit
-    from clearspan.circuits.search import PruningStep as PruningStep
-    from clearspan.circuits.search import discover_circuit as discover_circuit
+    from clearspan.circuits import Agreement as Agreement
+    from clearspan.circuits import AttributionPatching as AttributionPatching
+    from clearspan.circuits import Circuit as Circuit
+    from clearspan.circuits import CircuitEvaluation as CircuitEvaluation
+    from clearspan.circuits import ComputationalGraph as ComputationalGraph
+    from clearspan.circuits import DiscoveredCircuit as DiscoveredCircuit
+    from clearspan.circuits import Edge as Edge
+    from clearspan.circuits import EdgeScores as EdgeScores
+    from clearspan.circuits import Node as Node
+    from clearspan.circuits import PruningStep as PruningStep
+    from clearspan.circuits import attribution_patch as attribution_patch
+    from clearspan.circuits import discover_circuit as discover_circuit
+    from clearspan.circuits import edge_attribution as edge_attribution
+    from clearspan.circuits import evaluate_circuits as evaluate_circuits
+    from clearspan.circuits import faithfulness_curve as faithfulness_curve
+    from clearspan.circuits import patch_edges as patch_edges
+    from clearspan.circuits import path_patching as path_patching
     from clearspan.errors import NotFiniteError as NotFiniteError
     from clearspan.statistics import Interval as Interval
     from clearspan.statistics import bootstrap_interval as bootstrap_interval
@@ -146,8 +145,8 @@ _HOMES = {
     "Probe": "clearspan.analysis.probing",
     "Probes": "clearspan.analysis.probing",
     "train_probe": "clearspan.analysis.probing",
-    "RepeatedTokens": "clearspan.analysis.repeated_tokens",
-    "repeated_tokens": "clearspan.analysis.repeated_tokens",
+    "RepeatedTokens": "clearspan.analysis.repeats",
+    "repeated_tokens": "clearspan.analysis.repeats",
     "CausalEffect": "clearspan.analysis.reports",
     "ModelFacts": "clearspan.analysis.reports",
     "Predictions": "clearspan.analysis.reports",
@@ -157,7 +156,6 @@ _HOMES = {
     "report": "clearspan.analysis.reports",
     "FeatureStatistics": "clearspan.analysis.running",
     "SteeringMethod": "clearspan.analysis.steering",
-    "SteeringSweep": "clearspan.analysis.steering",
     "SteeringVector": "clearspan.analysis.steering",
     "fit_steering_vector": "clearspan.analysis.steering",
     "steering_sweep": "clearspan.analysis.steering",
@@ -169,23 +167,23 @@ _HOMES = {
     "SingularReadings": "clearspan.analysis.vocabulary",
     "VocabularySide": "clearspan.analysis.vocabulary",
     "singular_readings": "clearspan.analysis.vocabulary",
-    "Agreement": "clearspan.circuits.attribution",
-    "AttributionPatching": "clearspan.circuits.attribution",
-    "attribution_patch": "clearspan.circuits.attribution",
-    "Circuit": "clearspan.circuits.circuit",
-    "EdgeScores": "clearspan.circuits.edge_scores",
-    "edge_attribution": "clearspan.circuits.edge_scores",
-    "patch_edges": "clearspan.circuits.edges",
-    "path_patching": "clearspan.circuits.edges",
-    "CircuitEvaluation": "clearspan.circuits.evaluation",
-    "evaluate_circuits": "clearspan.circuits.evaluation",
-    "faithfulness_curve": "clearspan.circuits.evaluation",
-    "ComputationalGraph": "clearspan.circuits.graph",
-    "Edge": "clearspan.circuits.graph",
-    "Node": "clearspan.circuits.graph",
-    "DiscoveredCircuit": "clearspan.circuits.search",
-    "PruningStep": "clearspan.circuits.search",
-    "discover_circuit": "clearspan.circuits.search",
+    "Agreement": "clearspan.circuits",
+    "AttributionPatching": "clearspan.circuits",
+    "Circuit": "clearspan.circuits",
+    "CircuitEvaluation": "clearspan.circuits",
+    "ComputationalGraph": "clearspan.circuits",
+    "DiscoveredCircuit": "clearspan.circuits",
+    "Edge": "clearspan.circuits",
+    "EdgeScores": "clearspan.circuits",
+    "Node": "clearspan.circuits",
+    "PruningStep": "clearspan.circuits",
+    "attribution_patch": "clearspan.circuits",
+    "discover_circuit": "clearspan.circuits",
+    "edge_attribution": "clearspan.circuits",
+    "evaluate_circuits": "clearspan.circuits",
+    "faithfulness_curve": "clearspan.circuits",
+    "patch_edges": "clearspan.circuits",
+    "path_patching": "clearspan.circuits",
     "NotFiniteError": "clearspan.errors",
     "Interval": "clearspan.statistics",
     "bootstrap_interval": "clearspan.statistics",

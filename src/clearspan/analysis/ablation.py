@@ -78,8 +78,8 @@ def ablate_heads(
         >>> found = ablate_heads(bridge, ["import os, sys", "def f(self, x):"], method="mean")
         >>> found.of().shape
         torch.Size([5, 8, 2])
-        >>> print(found.top(2).title)
-        next_token_loss in nats with one head replaced by its mean; 5.8058 without; mean over 2 rows
+        >>> found.title.split(";")[0]
+        'next-token loss in nats with one head replaced by its mean'
 
     References:
         Wang et al. (2022), arXiv:2211.00593, section 2.1, for mean ablation. There the mean is by position over texts
@@ -202,6 +202,6 @@ def _ablated(
         # A reference without a mask goes to the sweep as it was given: bare ids may be padded as the input is.
         other = batch if reference is None else reference
         sources[_REFERENCE] = other if reference_mask is None else bridge.to_batch(other, reference_mask)
-    measured = NextTokenLoss() if metric is None else metric
+    measured = {"next-token loss": NextTokenLoss()} if metric is None else metric
     found = Sweep(bridge, batch, cells, measured, sources=sources).run(progress=progress)
     return replace(found, what=f"one {cells.axes[-1][0]} {_MEANING[method]}")

@@ -13,7 +13,7 @@ from clearspan.analysis.activations import Targets, target_ids_of
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
-from clearspan.effects import Effects, Label
+from clearspan.effects import Draws, Effects, Label
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Batch, Input, Positions
 from clearspan.plots import picture
@@ -127,14 +127,16 @@ class DirectLogitAttribution(Effects):
         unique = tokens.unique().tolist()
         return self.words[unique[0]] if len(unique) == 1 else f"each row's {role}"
 
-    def plot(self, metric: str | None = None, **at: Label | Sequence[Label]) -> "go.Figure":
+    def plot(
+        self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]
+    ) -> "go.Figure":
         """Returns a heat map of heads, layers down; for other units bars, for neurons those of the largest."""
         if self.unit == "head" and not at and REST in self.parts:
-            axes = dict(zip(("layer", "head"), map(range, self.by_head.shape), strict=True))
-            return picture(self.by_head, axes, unit="logits", title=self.title)
+            layers, heads = map(range, self.by_head.shape)
+            return picture(self.by_head, {"layer": layers, "head": heads}, unit="logits", title=self.title)
         if self.unit == "neuron" and len(self.parts) > _BARS:
-            return self.top(_BARS).plot(metric, **at)
-        return super().plot(metric, **at)
+            return self.top(_BARS).plot(metric, draws=draws, **at)
+        return super().plot(metric, draws=draws, **at)
 
 
 @torch.no_grad()

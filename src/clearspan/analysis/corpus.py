@@ -59,7 +59,7 @@ def pieces(bridge: TransformerBridge, corpus: Corpus, length: int) -> Batch:
     cut = [piece for text in texts_of(bridge, corpus) for piece in text.split(most) if len(piece)]
     if not cut:
         raise InvalidArgumentError("there is nothing to read", expected="at least one text", got="none")
-    return bridge.to_batch(cut, padding_side="right")
+    return bridge.to_batch(cast("Input", cut), padding_side="right")
 
 
 def drawn(rows: int, *, size: int, count: int, seed: int) -> Iterator[Int[Tensor, "size"]]:

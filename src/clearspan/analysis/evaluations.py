@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan.analysis import repeated_tokens
 from clearspan.analysis.corpus import Corpus, pieces
+from clearspan.analysis.repeats import repeated_tokens
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
-from clearspan.errors import InputError, InvalidArgumentError, NotFiniteError, check_counts
+from clearspan.errors import InputError, InvalidArgumentError, NotFiniteError, check_counts, check_flags
 from clearspan.inputs import Batch
-from clearspan.results import Columns
+from clearspan.results import Columns, counted
 from clearspan.statistics import standard_error
 from clearspan.sweep.metrics import NextTokenLoss, check_predicted
 
@@ -241,9 +241,10 @@ class Repetition(Effects):
     @property
     def title(self) -> str:
         """What was measured, and the means."""
+        rows, first, second = counted(self.of().shape[-1], "row"), self.first_loss, self.second_loss
         return (
-            f"loss on repeated random tokens: {self.first_loss:z.2f} nats on the first copy, {self.second_loss:z.2f} on "
-            f"the second; accuracy {self.accuracy:.0%} on the second; mean over {self.of().shape[-1]} rows"
+            f"loss on repeated random tokens: {first:z.2f} nats on the first copy, {second:z.2f} on the second; "
+            f"accuracy {self.accuracy:.0%} on the second; mean over {rows}"
         )
 
 
@@ -291,6 +292,8 @@ def evaluate_repetition(
         of random tokens". The first token of the second copy, which cannot be foreseen, is left out of both copies.
     """
     check_counts(batch_size=batch_size)
+    if prepend_bos is not None:
+        check_flags(prepend_bos=prepend_bos)
     text = repeated_tokens(bridge, rows=rows, period=period, seed=seed, prepend_bos=prepend_bos, vocabulary=vocabulary)
     losses, correct = [], []
     for start in range(0, rows, batch_size):

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan.analysis.repeated_tokens import repeated_tokens
+from clearspan.analysis.repeats import repeated_tokens
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError, check_counts, check_flags
 from clearspan.inputs import Batch, Input
 from clearspan.points import HookFunction, nearest
 from clearspan.results import Columns, counted
@@ -54,7 +54,8 @@ def strongest(scores: Float[Tensor, "layer head"], k: int = 5) -> list[Head]:
     flat = scores.detach().flatten()
     order = flat.nan_to_num(-torch.inf).sort(descending=True, stable=True).indices
     best = order[~flat[order].isnan()][:k].tolist()
-    return [Head(*divmod(place, scores.shape[1]), flat[place].item()) for place in best]
+    n_heads = scores.shape[1]
+    return [Head(place // n_heads, place % n_heads, flat[place].item()) for place in best]
 
 
 # --- scores on repeated random tokens --------------------------------------------------------------------------------
@@ -300,12 +301,13 @@ def detect_heads(
         Olsson et al. (2022), arXiv:2209.11895, for induction heads; Wang et al. (2022), arXiv:2211.00593, for
         duplicate-token heads.
     """
+    check_flags(exclude_bos=exclude_bos, exclude_current_token=exclude_current_token)
     if error_measure not in get_args(ErrorMeasure):
         raise InvalidArgumentError(f"unknown error_measure {error_measure!r}", expected="'mul' or 'abs'")
     chosen = _heads_by_layer(bridge, heads)
     batch = bridge.to_batch(input, attention_mask)
     # A second token can attend to the first token and to itself. One of the two must be left.
-    least = 2 + bool(exclude_bos and exclude_current_token)
+    least = 2 + (exclude_bos and exclude_current_token)
     wanted, counting = [], []
     for row, length in enumerate(batch.lengths.tolist()):
         if length < least:

@@ -233,8 +233,9 @@ def ioi_prompts(
 
 
 def _are_texts(given: object) -> bool:
-    is_list = isinstance(given, Sequence) and not isinstance(given, str)
-    return is_list and len(given) > 0 and all(isinstance(one, str) for one in given)
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        return False
+    return len(given) > 0 and all(isinstance(one, str) for one in given)
 
 
 def _gaps(template: str, words: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -461,5 +462,5 @@ def evaluate_ioi(
         io, subject = logits.gather(1, names).unbind(1)
         io_probs, subject_probs = logits.softmax(-1).gather(1, names).unbind(1)
         found.append((io - subject, io_probs, subject_probs, (logits > io[:, None]).sum(1)))
-    columns = (torch.cat(column).cpu() for column in zip(*found, strict=True))
-    return IOIEvaluation(*columns, prompts)
+    differences, io_probs, subject_probs, ranks = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+    return IOIEvaluation(differences, io_probs, subject_probs, ranks, prompts)

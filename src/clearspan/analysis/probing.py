@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clearspan.analysis.activations import Activations, Layers, gathered, layers_of, points_of
 from clearspan.analysis.logistic import fitted, predicted_held_out, stratified_folds
-from clearspan.analysis.steering.steering_vector import SteeringVector
+from clearspan.analysis.steering import SteeringVector
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, check_counts, check_positive
 from clearspan.inputs import Batch, Input, Place, Positions

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -15,14 +15,14 @@ from torch.nn import functional
 
 from clearspan.analysis.activations import Activations, Layers, gathered, points_of
 from clearspan.bridge import TransformerBridge
-from clearspan.effects import Effects, Label
+from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Input, Positions
 from clearspan.interventions import Add, Constant, Intervention, ProjectOut
-from clearspan.plots.charts import bars
+from clearspan.plots import picture
 from clearspan.points import Address
 from clearspan.progress import Progress
-from clearspan.results import Columns, Result, melted
+from clearspan.results import Columns, Result
 from clearspan.sweep import Grid, Metric, NextTokenLoss, Sweep
 from clearspan.tensor_files import read_tensors, write_tensors
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 SteeringMethod = Literal["mean_difference", "paired_pca"]
 
 _FORMAT = "clearspan steering vector 1"
-_VECTOR = "vector"
-"""The direction that is no control."""
+COST = "loss on other text"
+"""The metric of a steering sweep that says what steering costs."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -191,6 +191,7 @@ class SteeringVector(Result):
         Args:
             seed: Of the directions. Torch's own seed is neither read nor changed.
         """
+        check_counts(0, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         drawn = {}
         for name, vector in self.vectors.items():
@@ -202,6 +203,7 @@ class SteeringVector(Result):
 
     def cosine_similarity(self, other: "SteeringVector") -> dict[str, float]:
         """Returns the cosine of the angle between two vectors at each point that both have; 0 where one is zero."""
+        _check_vector(other)
         shared = [name for name in self.names if name in other.vectors]
         return {
             name: functional.cosine_similarity(self.vectors[name].flatten(), other.vectors[name].flatten(), 0).item()
@@ -272,10 +274,17 @@ class SteeringVector(Result):
 
     def plot(self) -> "go.Figure":
         """Returns the norms as bars."""
-        return bars(list(self.norms.values()), names=self.names, value_title="norm", title=self.title)
+        return picture(torch.tensor(list(self.norms.values())), {"point": self.names}, unit="norm", title=self.title)
+
+
+def _check_vector(given: object) -> None:
+    if not isinstance(given, SteeringVector):
+        raise InvalidArgumentError("this is no SteeringVector", got=repr(given)[:80])
 
 
 def _as_vector(given: object, name: str) -> Float[Tensor, "*axes"]:
+    if not isinstance(name, str):
+        raise InvalidArgumentError("a hook point is given by its name", got=repr(name))
     if not isinstance(given, Tensor | list | tuple):
         raise InvalidArgumentError(f"the vector at {name} is no tensor", got=type(given).__name__)
     vector = given.detach().cpu() if isinstance(given, Tensor) else Constant.of(given).tensor.float()
@@ -400,98 +409,11 @@ def _written(positions: Positions) -> str:
 # --- sweeping --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SteeringSweep(Result):
-    """A metric under steering at each point and strength, that of random directions, and the cost on other text.
-
-    Attributes:
-        effects: The metric by point, direction, strength and row. The first direction is `"vector"`, the others are
-            random ones of the same norm. `effects.select(direction="vector")` is the vector's alone.
-        cost: The next-token loss in nats on other text, steered at every position, on the same axes; None where it was
-            not measured.
-        vector: What was added.
-    """
-
-    effects: Effects
-    cost: Effects | None
-    vector: str
-
-    shown: ClassVar[int] = 15
-
-    @property
-    def points(self) -> tuple[str, ...]:
-        """What was steered."""
-        return cast("tuple[str, ...]", self.effects.axes["point"])
-
-    @property
-    def strengths(self) -> tuple[float, ...]:
-        """Factors of the vector."""
-        return cast("tuple[float, ...]", self.effects.axes["strength"])
-
-    @property
-    def value(self) -> Float[Tensor, "point strength"]:
-        """The metric under the vector, mean over rows."""
-        return self.effects.select(direction=_VECTOR).mean()
-
-    @property
-    def random_value(self) -> Float[Tensor, "point control strength"]:
-        """The metric under each random direction, mean over rows."""
-        return self.effects.select(direction=self._random).mean()
-
-    @property
-    def _random(self) -> list[Label]:
-        return list(self.effects.axes["direction"][1:])
-
-    @property
-    def title(self) -> str:
-        """What was measured, and its value without steering."""
-        loss = (
-            ""
-            if self.cost is None
-            else f"; loss on other text {next(iter(self.cost.base.values())).mean():.4f} without"
-        )
-        return self.effects.title + loss
-
-    def columns(self) -> Columns:
-        """Returns one row for each point and strength.
-
-        `random low` and `random high` are the least and the greatest value that a random direction gives.
-        """
-        columns = dict(melted(self.value, "value", point=self.points, strength=self.strengths))
-        if self._random:
-            columns["random low"] = self.random_value.amin(1).flatten().tolist()
-            columns["random high"] = self.random_value.amax(1).flatten().tolist()
-        if self.cost is not None:
-            columns["cost"] = self.cost.select(direction=_VECTOR).mean().flatten().tolist()
-            if self._random:
-                columns["random cost"] = self.cost.select(direction=self._random).mean().mean(1).flatten().tolist()
-        return columns
-
-    def plot(self) -> "go.Figure":
-        """Returns the metric's change by strength: of each direction for one point, of the vector for several."""
-        return _picture(self.effects)
-
-    def plot_cost(self) -> "go.Figure":
-        """Returns the cost by strength, in the same form.
-
-        Raises:
-            InvalidArgumentError: It was not measured.
-        """
-        if self.cost is None:
-            raise InvalidArgumentError("no cost was measured", fix="steering_sweep(..., unrelated=texts)")
-        return _picture(self.cost)
-
-
-def _picture(effects: Effects) -> "go.Figure":
-    points = effects.axes["point"]
-    return effects.plot(point=points[0]) if len(points) == 1 else effects.plot(direction=_VECTOR)
-
-
 def steering_sweep(
     bridge: TransformerBridge,
     vector: SteeringVector,
     input: Input,
-    metric: Metric | None = None,
+    metric: Metric | Mapping[str, Metric] | None = None,
     *,
     strengths: Sequence[float] = (-2.0, -1.0, 0.0, 1.0, 2.0),
     positions: Positions = None,
@@ -502,11 +424,11 @@ def steering_sweep(
     attention_mask: Int[Tensor, "row pos"] | None = None,
     unrelated_mask: Int[Tensor, "row pos"] | None = None,
     progress: bool | Progress = True,
-) -> SteeringSweep:
+) -> Effects:
     """Returns a metric under steering at each strength, with that of random directions of the same norm, and the cost.
 
-    The cost is the mean next-token loss on other text, steered at every position: it tells at which strength the model
-    no longer predicts anything well. Each point is steered on its own, so that layers can be compared.
+    The cost is the next-token loss on other text, steered at every position: it tells at which strength the model no
+    longer predicts anything well. Each point is steered on its own, so that layers can be compared.
 
     Every point, direction and strength is a cell of a sweep (`clearspan.sweep.Sweep`), which runs few batches, each
     from the layer that it changes; the unrelated text is a second sweep.
@@ -515,7 +437,8 @@ def steering_sweep(
         bridge: The model, in evaluation mode, with no hooks on it.
         vector: With one point or several.
         input: Any input. Not the texts that the vector was made of, which it fits better than others.
-        metric: What is measured; see `clearspan.sweep.Sweep`. By default each row's mean next-token loss in nats.
+        metric: What is measured, or several by name; see `clearspan.sweep.Sweep`. By default each row's mean next-token
+            loss in nats.
         strengths: Factors of the vector.
         positions: Where the input is steered, as in `SteeringVector.interventions`.
         unrelated: An input on which the cost is measured; by default none.
@@ -525,6 +448,10 @@ def steering_sweep(
         attention_mask: 1 for real tokens, where bare token ids have padding.
         unrelated_mask: The same of the unrelated text.
         progress: Whether a bar is shown, or a function that is told how far it is.
+
+    Returns:
+        The metric by point, direction, strength and row. The first direction is `"vector"`, and the others are
+        `"random 0"` and so on. A second metric, `"loss on other text"`, is the cost, where it was measured.
 
     Raises:
         UnknownPointError, InvalidArgumentError: The vector does not fit the model; no strength; a negative number of
@@ -536,11 +463,12 @@ def steering_sweep(
         >>> bridge = clearspan.boot("tiny-bigcode")
         >>> vector = SteeringVector({"blocks.2.hook_resid_post": torch.ones(256)})
         >>> found = steering_sweep(bridge, vector, ["import os", "x = 1"], strengths=[0, 4], unrelated="def f(self):")
-        >>> found.effects.of().shape, found.cost.of().shape    # point, direction, strength, row
-        (torch.Size([1, 4, 2, 2]), torch.Size([1, 4, 2, 1]))
+        >>> found.axes["direction"], found.of().shape, found.of("loss on other text").shape
+        (('vector', 'random 0', 'random 1', 'random 2'), torch.Size([1, 4, 2, 2]), torch.Size([1, 4, 2, 1]))
+        >>> found.select(point="blocks.2.hook_resid_post", direction="vector").mean().shape
+        torch.Size([2])
     """
-    if not isinstance(vector, SteeringVector):
-        raise InvalidArgumentError("this is no SteeringVector", got=f"vector={vector!r}"[:80])
+    _check_vector(vector)
     vector.check_fits(bridge)
     check_counts(0, controls=controls, seed=seed)
     factors = tuple(strengths) if isinstance(strengths, Sequence) else ()
@@ -550,19 +478,23 @@ def steering_sweep(
     directions = [[unit, *(unit.random_like(seed + number) for number in range(controls))] for unit in units]
     axes = (
         ("point", vector.names if len(units) == len(vector.names) else (f"all {len(vector.names)} points",)),
-        ("direction", (_VECTOR, *(f"random {number}" for number in range(controls)))),
+        ("direction", ("vector", *(f"random {number}" for number in range(controls)))),
         ("strength", tuple(map(float, factors))),
     )
+    every = list(itertools.product(itertools.chain(*directions), factors))
 
-    def swept(input: Input, metric: Metric, mask: Tensor | None, positions: Positions) -> Effects:
-        every = itertools.product(itertools.chain(*directions), factors)
-        cells = tuple(tuple(direction.interventions(strength, positions)) for direction, strength in every)
-        found = Sweep(bridge, input, Grid(axes, cells), metric, attention_mask=mask).run(progress=progress)
-        return replace(found, what="steering")
+    def swept(input: Input, metric: Metric | Mapping[str, Metric], mask: Tensor | None, at: Positions) -> Effects:
+        cells = tuple(tuple(direction.interventions(strength, at)) for direction, strength in every)
+        return Sweep(bridge, input, Grid(axes, cells), metric, attention_mask=mask).run(progress=progress)
 
     loss = NextTokenLoss()
-    return SteeringSweep(
-        swept(input, loss if metric is None else metric, attention_mask, positions),
-        None if unrelated is None else swept(unrelated, loss, unrelated_mask, None),
-        vector.title,
-    )
+    found = swept(input, {"next-token loss": loss} if metric is None else metric, attention_mask, positions)
+    if unrelated is not None:
+        cost = swept(unrelated, {COST: loss}, unrelated_mask, None)
+        found = replace(
+            found,
+            values={**found.values, **cost.values},
+            base={**found.base, **cost.base},
+            units={**found.units, **cost.units},
+        )
+    return replace(found, what="steering")

@@ -283,7 +283,7 @@ def train_tuned_lens(
     check_counts(steps=steps, batch_size=batch_size)
     check_counts(0, seed=seed)
     check_positive(learning_rate=learning_rate)
-    if weight_decay != 0:
+    if isinstance(weight_decay, Tensor) or weight_decay != 0:
         check_positive(weight_decay=weight_decay)
     rows = pieces(bridge, corpus, length)
     n_layers, d_model = bridge.cfg.n_layers, bridge.cfg.d_model
@@ -296,7 +296,8 @@ def train_tuned_lens(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses = torch.empty(steps, n_layers)
     with shown(progress) as tell:
-        for step, numbers in enumerate(drawn(rows.rows, size=batch_size, count=steps, seed=seed)):
+        batches = drawn(rows.rows, size=min(batch_size, rows.rows), count=steps, seed=seed)
+        for step, numbers in enumerate(batches):
             losses[step] = _gradients(bridge, rows.select(numbers), affines)
             optimizer.step()
             schedule.step()

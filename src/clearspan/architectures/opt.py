@@ -66,6 +66,5 @@ class OPTArchitectureAdapter(DecoderAdapter):
         }
 
     def _mlp(self) -> MLPBridge:
-        mlp = self._plain_mlp(None, "fc1", "fc2", Layout.FLAT)
-        mlp.submodules["act"] = ActivationBridge(name="activation_fn", layout=Layout.FLAT)
-        return mlp
+        act = ActivationBridge(name="activation_fn", layout=Layout.FLAT)
+        return MLPBridge(submodules={**self._linears(Layout.FLAT, in_="fc1", out="fc2"), "act": act})

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,49 +20,41 @@ Projection = Literal["q", "k", "v"]
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
 
+@dataclass(eq=False, repr=False)
 class GeneralAttentionBridge(GeneralizedComponent):
-    """What all kinds of attention have: an output projection `o`, and heads between the projections and it.
+    """What all kinds of attention have: projections, heads, and an output projection `o`.
 
-    Args:
-        name: The module's path.
-        config: Settings of its own, if any.
-        submodules: `o`, the projections, and `q_norm` and `k_norm` where the model has them.
+    Its parts are the projections, `o`, and `q_norm` and `k_norm` where the model has them.
+
+    Attributes:
         has_rotary: Whether positions are rotated into queries and keys.
-        requires_attention_mask: Whether the module masks causally only when it is handed a mask.
+        requires_attention_mask: Whether the module masks causally only when it is given a mask.
         attention_mask_4d: Whether that mask must be the additive `[batch, 1, q_pos, k_pos]`.
         repeats_keys: Whether the model repeats keys for all heads before the product.
         has_sinks: Whether a sink, which is no key, takes a share of each query's attention.
     """
 
-    hook_q: HookPoint
-    hook_k: HookPoint
-    hook_v: HookPoint
-    hook_rot_q: HookPoint
-    hook_rot_k: HookPoint
-    hook_attn_scores: HookPoint
-    hook_pattern: HookPoint
-    hook_z: HookPoint
-    hook_result: HookPoint
-    o: LinearBridge
+    _: KW_ONLY
+    has_rotary: bool = False
+    requires_attention_mask: bool = False
+    attention_mask_4d: bool = False
+    repeats_keys: bool = False
+    has_sinks: bool = False
 
-    def __init__(
-        self,
-        name: str | None = None,
-        config: object | None = None,
-        submodules: Mapping[str, GeneralizedComponent] | None = None,
-        *,
-        has_rotary: bool = False,
-        requires_attention_mask: bool = False,
-        attention_mask_4d: bool = False,
-        repeats_keys: bool = False,
-        has_sinks: bool = False,
-    ) -> None:
-        super().__init__(name, config, submodules)
-        self.has_sinks = has_sinks
-        self.has_rotary = has_rotary
-        self.requires_attention_mask = requires_attention_mask
-        self.attention_mask_4d = attention_mask_4d
-        self.repeats_keys = repeats_keys
+    hook_q: HookPoint = field(init=False)
+    hook_k: HookPoint = field(init=False)
+    hook_v: HookPoint = field(init=False)
+    hook_rot_q: HookPoint = field(init=False)
+    hook_rot_k: HookPoint = field(init=False)
+    hook_attn_scores: HookPoint = field(init=False)
+    hook_pattern: HookPoint = field(init=False)
+    hook_z: HookPoint = field(init=False)
+    hook_result: HookPoint = field(init=False)
+    o: LinearBridge = field(init=False)
+    _shown = ("has_rotary", "has_sinks", "n_heads", "n_kv_heads")
+    _query_axes = "batch pos head d_head"
+    _key_axes = "batch pos kv_head d_head"
+    _value_axes = "batch pos head d_head"
 
     @property
     def n_heads(self) -> int:
@@ -92,19 +85,19 @@ class GeneralAttentionBridge(GeneralizedComponent):
     @property
     @abstractmethod
     def path_projections(self) -> tuple[Projection, ...]:
-        """The projections that read the residual stream alone, each on its own, and so can be given another input."""
+        """The projections that read the residual stream each on its own, so that one can be given another input."""
 
     @abstractmethod
     def projected(self, projection: Projection) -> tuple[Place, Access]:
-        """Returns where a projection's values are, and how they show there by head."""
+        """Returns where a projection's values are, and how to read them by head."""
 
     def projection_weights(self) -> tuple[Tensor, ...]:
-        """Returns the live weights of all linear maps but the output projection."""
+        """Returns the live weights of all linear maps except the output projection."""
         parts = (part for part in self.walk() if isinstance(part, LinearBridge) and part is not self.o)
         return tuple(part.parameter("weight") for part in parts)
 
     def reads(self) -> Iterator[LinearMap]:
-        """Yields the maps that read what attention reads."""
+        """Yields the maps that read attention's input."""
         for part in self.submodules.values():
             if isinstance(part, LinearBridge) and part is not self.o:
                 yield part.map
@@ -118,11 +111,11 @@ class GeneralAttentionBridge(GeneralizedComponent):
         """Returns queries, keys or values by head for an input by head, `[batch, pos, head, d_model]`."""
 
     def before_heads(self, value: Tensor, projection: Projection) -> Tensor:
-        """Returns what the linear map that gives a projection by head reads, for an input of attention."""
+        """Returns the input of a projection's last linear map, for an input of attention."""
         return value
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
-        """Returns the causal mask that the adapter declares, or else all that the model would hand the module."""
+        """Returns the causal mask that the adapter declares, or else all that the model itself would pass."""
         if not self.requires_attention_mask:
             return self._bound.arguments_of(self.module, value)
         if not self.attention_mask_4d:
@@ -143,11 +136,6 @@ class GeneralAttentionBridge(GeneralizedComponent):
         joined = self.o.place(Side.INPUT)
         yield self.point("hook_z", joined, Converted(HeadsConversion(self.n_heads)), dimensions=self._value_axes)
         yield self.point("hook_result", joined, Derived(HeadResults(self), "result"))
-
-    _shown = ("has_rotary", "has_sinks", "n_heads", "n_kv_heads")
-    _query_axes = "batch pos head d_head"
-    _key_axes = "batch pos kv_head d_head"
-    _value_axes = "batch pos head d_head"
 
     def _projection_points(self) -> Iterator[HookPoint]:
         for projection in PROJECTIONS:
@@ -173,7 +161,7 @@ class HeadAttentionBridge(GeneralAttentionBridge):
 
     @abstractmethod
     def holder(self, projection: Projection) -> LinearBridge:
-        """Returns the linear map whose parameters hold a projection's."""
+        """Returns the linear map that holds a projection's parameters."""
 
     def has_bias(self, projection: Projection) -> bool:
         """Returns whether a projection has a bias."""
@@ -181,7 +169,7 @@ class HeadAttentionBridge(GeneralAttentionBridge):
 
     @Weight
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
-        """The query weight `[head, d_model, d_head]`: a view, or for heads in groups a copy that writes through."""
+        """The query weight `[head, d_model, d_head]`: a view, or a copy that writes through if heads lie in groups."""
         return self._weight("q")
 
     @Weight
@@ -196,7 +184,7 @@ class HeadAttentionBridge(GeneralAttentionBridge):
 
     @Weight
     def b_Q(self) -> Float[Tensor, "head d_head"]:
-        """The query bias `[head, d_head]`: a view, or for heads in groups a copy that writes through."""
+        """The query bias `[head, d_head]`: a view, or a copy that writes through if heads lie in groups."""
         return self._bias("q")
 
     @Weight
@@ -231,7 +219,7 @@ class AttentionBridge(HeadAttentionBridge):
     """Attention with a linear map each for queries, keys and values: submodules `q`, `k`, `v` and `o`."""
 
     def projected(self, projection: Projection) -> tuple[Place, Access]:
-        """Returns the linear map's output, by head."""
+        """Returns the linear map's output, and how to read it by head."""
         heads = self.n_heads if projection == "q" else self.n_kv_heads
         return self.submodules[projection].place(Side.OUTPUT), Converted(HeadsConversion(heads))
 
@@ -246,50 +234,23 @@ class AttentionBridge(HeadAttentionBridge):
         return linear.matrix if name == "weight" else linear.weight("bias")
 
 
+@dataclass(eq=False, repr=False)
 class JointQKVAttentionBridge(HeadAttentionBridge):
     """Attention whose queries, keys and values come from one linear map: submodules `qkv` and `o`.
 
-    Args:
-        name: The module's path.
-        config: Settings of its own, if any.
-        split_qkv_matrix: Gives three linear maps for a Hugging Face attention module, where the adapter has it.
+    Attributes:
         qkv_conversion_rule: How the fused axis holds queries, keys and values, and their heads.
-        submodules: `qkv` and `o`.
-        has_rotary: As for every kind of attention.
-        requires_attention_mask: The same.
-        attention_mask_4d: The same.
-        repeats_keys: The same.
+        split_qkv_matrix: Returns three linear maps for a Hugging Face attention module, or None.
     """
 
-    qkv: LinearBridge
+    _: KW_ONLY
+    qkv_conversion_rule: QKVConversionRule
+    split_qkv_matrix: Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]] | None = None
 
-    def __init__(
-        self,
-        name: str | None = None,
-        config: object | None = None,
-        *,
-        qkv_conversion_rule: QKVConversionRule,
-        split_qkv_matrix: Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]] | None = None,
-        submodules: Mapping[str, GeneralizedComponent] | None = None,
-        has_rotary: bool = False,
-        requires_attention_mask: bool = False,
-        attention_mask_4d: bool = False,
-        repeats_keys: bool = False,
-    ) -> None:
-        super().__init__(
-            name,
-            config,
-            submodules,
-            has_rotary=has_rotary,
-            requires_attention_mask=requires_attention_mask,
-            attention_mask_4d=attention_mask_4d,
-            repeats_keys=repeats_keys,
-        )
-        self.split_qkv_matrix = split_qkv_matrix
-        self.qkv_conversion_rule = qkv_conversion_rule
+    qkv: LinearBridge = field(init=False)
 
     def projected(self, projection: Projection) -> tuple[Place, Access]:
-        """Returns the fused output, and the projection's part of it by head."""
+        """Returns the fused output, and how to read the projection's part of it by head."""
         return self.qkv.place(Side.OUTPUT), Converted(QKVPartConversion(self.qkv_conversion_rule, projection))
 
     def _rows(self, projection: Projection, name: Literal["weight", "bias"]) -> Tensor:
@@ -335,7 +296,7 @@ class PathInputs(Derivation):
 
     Args:
         attention: The attention that reads.
-        norm: The norm through which it reads, or None.
+        norm: The norm before it, or None.
     """
 
     is_in_series = False
@@ -351,7 +312,7 @@ class PathInputs(Derivation):
 
     @property
     def parts(self) -> Sequence[str]:
-        """The parts that there are, in order."""
+        """The parts, in order."""
         inputs = [f"{projection}_input" for projection in self.attention.path_projections]
         return ["attn_in", *inputs] if len(inputs) == len(PROJECTIONS) else inputs
 
@@ -368,7 +329,7 @@ class PathInputs(Derivation):
         return self.attention.projection_weights()
 
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
-        """Returns `[batch, pos, kv_head, d_model]`, or `[batch, pos, head, d_model]` for queries: views, expanded."""
+        """Returns `[batch, pos, kv_head, d_model]`, for queries `[batch, pos, head, d_model]`: an expanded view."""
         group = edits.get("attn_in")
         heads = self.attention.n_heads if part == "q_input" else self.attention.n_kv_heads
         if group is None:
@@ -376,11 +337,10 @@ class PathInputs(Derivation):
         return group.repeat_interleave(heads // group.shape[2], dim=2)
 
     def write(self, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
-        """Returns the output of a projection (or of the fused one), with what reads an edited input computed again.
+        """Returns the output of a projection (or of the fused one), computed again where its input was edited.
 
         Raises:
-            ConflictingWritesError: The norm or the attention's input was written in the same run: the projections
-                computed again would not see it.
+            ConflictingWritesError: The norm or attention's input was written in the same run: this would undo it.
         """
         for projection, access in self._at[target]:
             part = f"{projection}_input"

@@ -4,7 +4,7 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -47,9 +47,9 @@ class Binding:
         model: The Hugging Face model, which is only referred to.
         cfg: Its sizes.
         weight_conversions: The adapter's conversions by canonical name, with `{i}` for the layer.
-        arguments_of: Gives what a module of a block needs beside its input, for an input, as the model itself makes it.
-        dequantised: Gives the values of a module's quantised parameter as a copy, None for one that is not quantised.
-        sharing: Gives the canonical names of the weights that share a parameter.
+        arguments_of: Returns what the model itself passes to a module of a block after its input.
+        dequantised: Returns a copy of a module's quantised parameter, or None for one that is not quantised.
+        sharing: Returns the canonical names of the weights that share a parameter.
     """
 
     model: nn.Module
@@ -60,51 +60,45 @@ class Binding:
     sharing: Callable[[Tensor], Sequence[str]] = lambda _: ()
 
 
+@dataclass(eq=False, repr=False)
 class GeneralizedComponent:
     """A part of a transformer, under a canonical name.
 
-    In an adapter's mapping it is a template: where the part lives, and of what it is made. `bind` returns a live copy
-    whose hook points are attributes (`attn.hook_q`), which refers to the model's own module and can be called alone.
+    In an adapter's mapping it is a template: it says where the part lives and what it is made of. `bind` returns a live
+    copy that refers to the model's own module, has its hook points as attributes (`attn.hook_q`), and can be called
+    alone.
 
-    Args:
-        name: Path of the module in the Hugging Face model, relative to the component that this one is in.
-        config: Settings of this component, where it has any of its own.
+    Attributes:
+        name: Path of the module in the Hugging Face model, relative to the component around this one.
+        config: Settings of the adapter's own.
         submodules: Its parts by canonical name.
         layout: How rows and positions lie in the module's input and output.
-        output_is_overwritten: Whether the model goes on to write into the output's storage.
+        output_is_overwritten: Whether the model writes into the output's storage afterwards.
+        path: Canonical path of a live component, such as `blocks.3.attn`.
+        module: The Hugging Face module itself.
+        module_path: The module's path in the Hugging Face model.
+        parent_path: Path of the Hugging Face module around it.
     """
 
+    name: str | None = None
+    config: object | None = None
+    submodules: "Mapping[str, GeneralizedComponent]" = field(default_factory=dict)
+    layout: Layout = field(default=Layout.TOKENS, kw_only=True)
+    output_is_overwritten: bool = field(default=False, kw_only=True)
+
+    path: str = field(init=False)
+    module: nn.Module = field(init=False)
+    module_path: str = field(init=False)
+    parent_path: str = field(init=False)
+    hook_in: HookPoint = field(init=False)
+    hook_out: HookPoint = field(init=False)
+
+    _binding: Binding | None = field(init=False, default=None)
     input_axes = "batch pos d_model"
     output_axes = "batch pos d_model"
 
-    path: str
-    """Canonical path, such as `blocks.3.attn`."""
-    module: nn.Module
-    """The Hugging Face module, itself."""
-    module_path: str
-    """Its path in the Hugging Face model."""
-    parent_path: str
-    """Path of the Hugging Face module in which it is."""
-    hook_in: HookPoint
-    hook_out: HookPoint
-
-    def __init__(
-        self,
-        name: str | None = None,
-        config: object | None = None,
-        submodules: "Mapping[str, GeneralizedComponent] | None" = None,
-        *,
-        layout: Layout = Layout.TOKENS,
-        output_is_overwritten: bool = False,
-    ) -> None:
-        self.name = name
-        self.config = config
-        self.submodules: dict[str, GeneralizedComponent] = dict(submodules or {})
-        self.layout = layout
-        self.output_is_overwritten = output_is_overwritten
-
     def at_layer(self, layer: int) -> "GeneralizedComponent":
-        """Returns the template of one layer, with those of its parts."""
+        """Returns the template of one layer."""
         own = copy.copy(self)
         own.submodules = {key: part.at_layer(layer) for key, part in self.submodules.items()}
         return own
@@ -115,7 +109,7 @@ class GeneralizedComponent:
         Args:
             binding: The model and what the adapter knows of it.
             path: The component's canonical path.
-            parent: Path of the Hugging Face module in which this one is.
+            parent: Path of the Hugging Face module around this one.
         """
         live = copy.copy(self)
         live._binding = binding
@@ -128,8 +122,6 @@ class GeneralizedComponent:
         }
         live.__dict__.update(live.submodules)  # `in`, a keyword, is reached by getattr
         return live
-
-    _binding: Binding | None = None
 
     @property
     def cfg(self) -> TransformerBridgeConfig:
@@ -146,7 +138,7 @@ class GeneralizedComponent:
         return self._binding
 
     def points(self) -> Iterator[HookPoint]:
-        """Yields the component's own points, in the order in which they fire where they share a tensor."""
+        """Yields the component's own points; those of one tensor in the order in which they fire."""
         return iter(())
 
     def raw_ends(self) -> Iterator[HookPoint]:
@@ -156,11 +148,11 @@ class GeneralizedComponent:
             yield self.point("hook_out", self.place(Side.OUTPUT), dimensions=self.output_axes)
 
     def absences(self) -> Iterator[tuple[str, str]]:
-        """Yields points that the component lacks for a reason of its own, each with the reason."""
+        """Yields points that only this kind of component knows to be absent, each with the reason."""
         return iter(())
 
     def reads(self) -> "Iterator[LinearMap]":
-        """Yields the linear maps that read the component's input, and all that does."""
+        """Yields all that reads the component's input, if that is linear maps."""
         return iter(())
 
     def adds(self) -> "Iterator[LinearMap]":
@@ -168,7 +160,7 @@ class GeneralizedComponent:
         return iter(())
 
     def walk(self) -> "Iterator[GeneralizedComponent]":
-        """Yields the component and all its parts, each before its own parts."""
+        """Yields the component and all parts in it, outer ones first."""
         yield self
         for part in self.submodules.values():
             yield from part.walk()
@@ -180,7 +172,7 @@ class GeneralizedComponent:
             value: The module's input, in this component's input axes.
 
         Returns:
-            What the module adds or returns, without what else it may return beside it.
+            The module's output; of a tuple, the first.
         """
         _ = self._bound
         own = value.clone()  # a write in place, as at `hook_resid_mid`, must not reach the caller's tensor
@@ -188,7 +180,7 @@ class GeneralizedComponent:
         return output[0] if isinstance(output, tuple) else output
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
-        """Returns what the module's forward needs beside its input when it is called alone."""
+        """Returns the further arguments of the module's forward, for a call of it alone."""
         return {}
 
     def place(self, side: Side, item: int = 0) -> Place:
@@ -197,7 +189,7 @@ class GeneralizedComponent:
         return Place(self.module_path, side, item, self.layout, self.parent_path, overwritten)
 
     def sizes(self) -> dict[str, int]:
-        """Returns the sizes of axes in this component, as far as the model fixes them."""
+        """Returns the sizes of axes in this component that the model fixes."""
         return sizes(self.cfg)
 
     def point(
@@ -209,7 +201,7 @@ class GeneralizedComponent:
             name: Its name in the component.
             place: Where its raw tensor is.
             access: How its value shows there; by default it is the raw tensor.
-            dimensions: Its axes, where they are not those of the vocabulary.
+            dimensions: Its axes; by default those of the vocabulary.
         """
         full = f"{self.path}.{name}"
         own = entry_of(full).axes if dimensions is None else axes(dimensions)
@@ -222,16 +214,16 @@ class GeneralizedComponent:
         """Returns the live bias of the component's module, or None where it has none.
 
         Raises:
-            UnreadableWeightError: It is offloaded, or quantised in a way that is not known.
+            UnreadableWeightError: It is offloaded, or quantised in an unknown way.
         """
         return None if self.module._parameters.get("bias") is None else self.weight("bias")
 
     def weight(self, name: str) -> Tensor:
-        """Returns a live parameter of the component's module; of a quantised one the values, which cannot be written.
+        """Returns a live parameter of the component's module; if it is quantised, a copy that refuses writes.
 
         Raises:
-            MissingWeightError: The module has no such parameter, or has none in this checkpoint.
-            UnreadableWeightError: It is offloaded, or quantised in a way that is not known.
+            MissingWeightError: The module has no such parameter.
+            UnreadableWeightError: It is offloaded, or quantised in an unknown way.
         """
         parameter = self.parameter(name)
         values = None if parameter.is_meta else self._bound.dequantised(self.module, name)
@@ -250,7 +242,7 @@ class GeneralizedComponent:
 
     @property
     def is_quantised(self) -> bool:
-        """Whether the module's weight is quantised, in a way that is known."""
+        """Whether the module's weight is quantised in a known way."""
         has_weight = self.module._parameters.get("weight") is not None
         return has_weight and self._bound.dequantised(self.module, "weight") is not None
 
@@ -262,7 +254,7 @@ class GeneralizedComponent:
         )
 
     def told_of_ties(self, name: str, shown: Tensor, parameter: Tensor) -> Tensor:
-        """Returns a weight that warns whoever writes it, if its parameter is another weight too.
+        """Returns a weight; writing it warns if its parameter is another weight too.
 
         Args:
             name: The weight's name.
@@ -280,10 +272,10 @@ class GeneralizedComponent:
         return WeightTensor.of(shown, before=warn, leaf=parameter if shown is parameter else None)
 
     def parameter(self, name: str) -> Tensor:
-        """Returns a live parameter of the component's module, whose values may be elsewhere.
+        """Returns a live parameter of the component's module; its values may be elsewhere (offloaded).
 
         Raises:
-            MissingWeightError: The module has no such parameter, or has none in this checkpoint.
+            MissingWeightError: The module has no such parameter.
         """
         parameter = self.module._parameters.get(name)
         if parameter is None:
@@ -323,7 +315,7 @@ def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 
 class PerLayer(GeneralizedComponent):
-    """A part that is not of one kind in all layers.
+    """A part that differs from layer to layer.
 
     Args:
         templates: The part of each layer.
@@ -331,7 +323,7 @@ class PerLayer(GeneralizedComponent):
 
     def __init__(self, templates: Sequence[GeneralizedComponent]) -> None:
         super().__init__()
-        self.templates = tuple(templates)
+        self.templates = templates
 
     def at_layer(self, layer: int) -> GeneralizedComponent:
         """Returns the template of one layer."""
@@ -341,9 +333,9 @@ class PerLayer(GeneralizedComponent):
 def hook_points(components: Iterable[GeneralizedComponent]) -> dict[str, HookPoint]:
     """Returns the points of live components by canonical name, and makes each an attribute of its component.
 
-    Two points that show the same tensor in the same way are one: the later name (raw ends come last, and a part after
-    the one that it is in) is an alias of the earlier, as `ln2.hook_in` is of `hook_mlp_in`. The points of one tensor
-    come in the order in which they fire: what all readers see, what one reader sees, what is computed of it.
+    Two points that show the same tensor in the same way are one: the later name is an alias of the earlier, as
+    `ln2.hook_in` is of `hook_mlp_in`. Raw ends come last, and a part comes after the component around it. The points of
+    one tensor fire in this order: what all readers see, what one reader sees, what is computed from it.
     """
     live = {part.path: part for component in components for part in component.walk()}
     points: dict[str, HookPoint] = {}
@@ -374,7 +366,7 @@ _FIRES = (InPlace, Whole, SharedRow, Converted, Derived)
 
 
 def logits_point(cfg: TransformerBridgeConfig) -> HookPoint:
-    """Returns the point of what the model itself returns."""
+    """Returns the point of the model's own output."""
     return HookPoint(
         "hook_logits", entry_of("hook_logits").axes, Place("", Side.OUTPUT), sizes={"d_vocab": cfg.d_vocab}
     )

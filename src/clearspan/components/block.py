@@ -1,7 +1,7 @@
 """Transformer blocks: the residual stream, and what each sublayer reads from it and adds to it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Self, cast
 
 import torch
@@ -19,11 +19,11 @@ from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, 
 
 @dataclass(frozen=True)
 class Identity:
-    """A sum of points that equals another, as the model's arithmetic has it.
+    """A sum of points that equals another point, by the model's own arithmetic.
 
     Attributes:
         terms: Names of the points that are added.
-        total: Name of their sum.
+        total: Name of the point that equals their sum.
     """
 
     terms: tuple[str, ...]
@@ -33,63 +33,47 @@ class Identity:
         return f"{' + '.join(self.terms)} == {self.total}"
 
 
+@dataclass(eq=False, repr=False)
 class BlockBridge(GeneralizedComponent):
     """A block: submodules `attn` and `mlp`, and `ln1`, `ln2`, `ln1_post`, `ln2_post` where it has them.
 
-    In a mapping it stands for all blocks, and its name is that of the list which holds them. `ln1` and `ln2` are norms
-    before the sublayers, `ln1_post` and `ln2_post` norms on what they give.
+    In a mapping it stands for all blocks, and its name is the path of their list. `ln1` and `ln2` are norms before the
+    sublayers, `ln1_post` and `ln2_post` norms on their outputs.
 
-    Args:
-        name: Path of the list of blocks.
-        config: Settings of its own, if any.
-        submodules: Its parts.
+    Attributes:
         is_parallel: Whether attention and MLP read the same residual stream; without `ln2` they share `ln1`.
-        attn_out: Path in the block of the module whose output attention adds, where it is not the attention itself.
-        mlp_out: The same for the MLP.
+        attn_out: Path in the block of the module whose output attention adds; by default attention itself.
+        mlp_out: Path in the block of the module whose output the MLP adds; by default the MLP itself.
         residual_multiplier: What the block multiplies both contributions by.
         norms_the_sum: Whether `ln1` and `ln2` come after a sublayer, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
         returns_tuple: Whether the module returns a tuple, the residual stream first.
     """
 
-    _shown = ("identities", "is_parallel")
-    ln1: NormalizationBridge
-    attn: HeadAttentionBridge
-    ln2: NormalizationBridge
-    mlp: MLPBridge
-    hook_resid_pre: HookPoint
-    hook_attn_in: HookPoint
-    hook_q_input: HookPoint
-    hook_k_input: HookPoint
-    hook_v_input: HookPoint
-    hook_attn_out: HookPoint
-    hook_resid_mid: HookPoint
-    hook_mlp_in: HookPoint
-    hook_mlp_out: HookPoint
-    hook_resid_post: HookPoint
+    _: KW_ONLY
+    is_parallel: bool = False
+    attn_out: str | None = None
+    mlp_out: str | None = None
+    residual_multiplier: float = 1.0
+    norms_the_sum: bool = False
+    residual_is_normed: bool = False
+    returns_tuple: bool = False
 
-    def __init__(
-        self,
-        name: str | None = None,
-        config: object | None = None,
-        submodules: Mapping[str, GeneralizedComponent] | None = None,
-        *,
-        is_parallel: bool = False,
-        attn_out: str | None = None,
-        mlp_out: str | None = None,
-        residual_multiplier: float = 1.0,
-        norms_the_sum: bool = False,
-        residual_is_normed: bool = False,
-        returns_tuple: bool = False,
-    ) -> None:
-        super().__init__(name, config, submodules)
-        self.is_parallel = is_parallel
-        self.attn_out = attn_out
-        self.mlp_out = mlp_out
-        self.residual_multiplier = residual_multiplier
-        self.norms_the_sum = norms_the_sum
-        self.residual_is_normed = residual_is_normed
-        self.returns_tuple = returns_tuple
+    ln1: NormalizationBridge = field(init=False)
+    attn: HeadAttentionBridge = field(init=False)
+    ln2: NormalizationBridge = field(init=False)
+    mlp: MLPBridge = field(init=False)
+    hook_resid_pre: HookPoint = field(init=False)
+    hook_attn_in: HookPoint = field(init=False)
+    hook_q_input: HookPoint = field(init=False)
+    hook_k_input: HookPoint = field(init=False)
+    hook_v_input: HookPoint = field(init=False)
+    hook_attn_out: HookPoint = field(init=False)
+    hook_resid_mid: HookPoint = field(init=False)
+    hook_mlp_in: HookPoint = field(init=False)
+    hook_mlp_out: HookPoint = field(init=False)
+    hook_resid_post: HookPoint = field(init=False)
+    _shown = ("identities", "is_parallel")
 
     def at_layer(self, layer: int) -> Self:
         """Returns the template of one layer."""
@@ -105,16 +89,16 @@ class BlockBridge(GeneralizedComponent):
 
     @property
     def _norm_before(self) -> NormalizationBridge | None:
-        """The norm through which attention reads, if any."""
+        """The norm before attention, if any."""
         return None if self.norms_the_sum else cast("NormalizationBridge | None", self.submodules.get("ln1"))
 
     @property
     def _norm_between(self) -> NormalizationBridge | None:
-        """The norm of its own through which the MLP reads, if any."""
+        """The MLP's own norm before it, if any."""
         return None if self.norms_the_sum else cast("NormalizationBridge | None", self.submodules.get("ln2"))
 
     def points(self) -> Iterator[HookPoint]:
-        """Yields the residual stream's points, and the sublayers' as the residual stream sees them."""
+        """Yields the points of the residual stream, and what each sublayer reads from it and adds to it."""
         first = self._norm_before
         read = (first or self.attn).place(Side.INPUT)
         inputs = PathInputs(self.attn, None if first is None else first.module.forward)
@@ -132,9 +116,9 @@ class BlockBridge(GeneralizedComponent):
         yield self.point("hook_resid_post", self.place(Side.OUTPUT))
 
     def folds(self) -> Iterator[tuple[NormalizationBridge, list[LinearMap]]]:
-        """Yields the norms whose output goes to linear maps alone, each with these maps.
+        """Yields the norms that only linear maps read, each with these maps.
 
-        A norm whose output is the residual stream, or is added to it, is not among them.
+        A norm whose output is the residual stream, or is added to it, is left out.
         """
         if self.residual_is_normed:
             return
@@ -147,7 +131,7 @@ class BlockBridge(GeneralizedComponent):
 
     @property
     def centres(self) -> bool:
-        """Whether all that reads the residual stream in the block subtracts its mean first."""
+        """Whether every reader of the residual stream in the block subtracts its mean first."""
         if self.residual_is_normed or self.norms_the_sum:
             return False
         second = self._norm_between or (self._norm_before if self.is_parallel else None)
@@ -178,12 +162,12 @@ class BlockBridge(GeneralizedComponent):
         return self._known(named) if named else self.mlp.last.place(Side.OUTPUT)
 
     def _known(self, named: Place) -> Place:
-        """Returns the place as the component at that module has it, if there is one."""
+        """Returns the place as the component of that module describes it, if there is one."""
         parts = {part.module_path: part for part in self.walk() if part.name is not None}
         return parts[named.module].place(named.side) if named.module in parts else named
 
     def absences(self) -> Iterator[tuple[str, str]]:
-        """Yields the points of a norm of the MLP's own, where it shares attention's; and path inputs that are none."""
+        """Yields the points of `ln2`, if the MLP shares attention's norm."""
         if self.is_parallel and "ln2" not in self.submodules and "ln1" in self.submodules:
             for name in ("hook_scale", "hook_normalized"):
                 yield f"{self.path}.ln2.{name}", "attention and MLP share the norm ln1"

@@ -1,6 +1,7 @@
 """Token and position embeddings, and the unembedding."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from jaxtyping import Float
@@ -14,32 +15,21 @@ from clearspan.errors import UnwritableError
 from clearspan.points import Converted, HookPoint, Place, SharedRow, Side, Whole, entry_of
 
 
+@dataclass(eq=False, repr=False)
 class EmbeddingBridge(GeneralizedComponent):
     """The token embedding. What it adds to the residual stream is `hook_embed`.
 
-    Args:
-        name: The module's path.
-        config: Settings of its own, if any.
-        submodules: Its parts, if any.
+    Attributes:
         multiplier: What the model multiplies the embedding by outside its module.
-        ends_at: Path of the norm or projection through which it reaches the residual stream, where there is one.
+        ends_at: Path of the norm or projection through which it reaches the residual stream, or None.
     """
+
+    _: KW_ONLY
+    multiplier: float = 1.0
+    ends_at: str | None = None
 
     _shown = ("n_tokens", "width")
     input_axes = "batch pos"
-
-    def __init__(
-        self,
-        name: str | None = None,
-        config: object | None = None,
-        submodules: Mapping[str, GeneralizedComponent] | None = None,
-        *,
-        multiplier: float = 1.0,
-        ends_at: str | None = None,
-    ) -> None:
-        super().__init__(name, config, submodules)
-        self.multiplier = multiplier
-        self.ends_at = ends_at
 
     @Weight
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -48,16 +38,16 @@ class EmbeddingBridge(GeneralizedComponent):
 
     @property
     def width(self) -> int:
-        """The embedding's own width, which a projection may bring to the residual stream's."""
+        """The embedding's own width; a projection to the residual stream's may follow."""
         return self.parameter("weight").shape[1]
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that it has, as the live parameter says, which may have been resized."""
+        """How many tokens it has now: it may have been resized."""
         return len(self.parameter("weight"))
 
     def sizes(self) -> dict[str, int]:
-        """Returns the sizes of axes, the embedding's own width among them."""
+        """Returns the sizes of axes, including the embedding's own width."""
         return {**super().sizes(), "width": self.width}
 
     @property
@@ -69,40 +59,24 @@ class EmbeddingBridge(GeneralizedComponent):
         """Yields `hook_embed`."""
         place = self.place(Side.OUTPUT) if self.ends_at is None else Place(self.ends_at, Side.OUTPUT)
         access = Whole() if self.multiplier == 1 else Converted(ScaledConversion(self.multiplier))
-        yield HookPoint(
-            "hook_embed",
-            entry_of("hook_embed").axes,
-            place,
-            access,
-            sizes={"d_model": self.cfg.d_model},
-        )
+        sizes = {"d_model": self.cfg.d_model}
+        yield HookPoint("hook_embed", entry_of("hook_embed").axes, place, access, sizes=sizes)
 
 
+@dataclass(eq=False, repr=False)
 class PosEmbedBridge(GeneralizedComponent):
     """A learned position embedding. Its output is `hook_pos_embed`.
 
-    Args:
-        name: The module's path.
-        config: Settings of its own, if any.
-        submodules: Its parts, if any.
+    Attributes:
         offset: Rows of the table before that of position 0.
-        input_is_positions: Whether the module's first input is positions (not a mask).
+        input_is_positions: Whether the module's first input is positions, not a mask.
     """
 
-    input_axes = "batch pos"
+    _: KW_ONLY
+    offset: int = 0
+    input_is_positions: bool = True
 
-    def __init__(
-        self,
-        name: str | None = None,
-        config: object | None = None,
-        submodules: Mapping[str, GeneralizedComponent] | None = None,
-        *,
-        offset: int = 0,
-        input_is_positions: bool = True,
-    ) -> None:
-        super().__init__(name, config, submodules)
-        self.offset = offset
-        self.input_is_positions = input_is_positions
+    input_axes = "batch pos"
 
     @Weight
     def W_pos(self) -> Float[Tensor, "pos d_model"]:
@@ -110,23 +84,18 @@ class PosEmbedBridge(GeneralizedComponent):
         return self.weight("weight")[self.offset :] if self.offset else self.weight("weight")
 
     def points(self) -> Iterator[HookPoint]:
-        """Yields `hook_pos_embed`, with the batch's rows also where the model computes one row for all."""
-        yield HookPoint(
-            "hook_pos_embed",
-            entry_of("hook_pos_embed").axes,
-            self.place(Side.OUTPUT),
-            SharedRow(),
-            sizes={"d_model": self.cfg.d_model},
-        )
+        """Yields `hook_pos_embed`, with the batch's rows even if the model computes one row for all."""
+        axes, sizes = entry_of("hook_pos_embed").axes, {"d_model": self.cfg.d_model}
+        yield HookPoint("hook_pos_embed", axes, self.place(Side.OUTPUT), SharedRow(), sizes=sizes)
 
     def raw_ends(self) -> Iterator[HookPoint]:
-        """Yields the positions, where the module gets them, and the output; both with the batch's rows."""
+        """Yields the positions, if the module gets them, and the output, with the batch's rows."""
         if self.input_is_positions:
             yield self.point("hook_in", self.place(Side.INPUT), SharedRow(), dimensions=self.input_axes)
         yield self.point("hook_out", self.place(Side.OUTPUT), SharedRow(), dimensions=self.output_axes)
 
     def absences(self) -> Iterator[tuple[str, str]]:
-        """Yields the input, where it is no positions."""
+        """Yields the input, if it is not positions."""
         if not self.input_is_positions:
             yield f"{self.path}.hook_in", "the module makes positions from the padding mask, which is its input"
 
@@ -143,7 +112,7 @@ class UnembeddingBridge(LinearBridge):
 
     @Weight
     def b_U(self) -> Float[Tensor, "d_vocab"]:
-        """The bias `[d_vocab]`: the live parameter, or zeros of stride 0, which refuse writes, where there is none."""
+        """The bias `[d_vocab]`: the live parameter, or without one zeros of stride 0 that refuse writes."""
         bias = self.bias_or_none()
         if bias is not None:
             return bias

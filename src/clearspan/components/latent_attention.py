@@ -1,6 +1,7 @@
 """Multi-head latent attention: keys and values of all heads come from one low-rank projection (DeepSeek)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -8,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from clearspan.components.attention import GeneralAttentionBridge, Projection
-from clearspan.components.base import GeneralizedComponent
 from clearspan.components.linear import LinearBridge, LinearMap
 from clearspan.components.weights import AbsentWeight, Weight, WeightTensor
 from clearspan.conversions import HeadPartConversion, HeadsConversion
@@ -18,45 +18,34 @@ from clearspan.points import Access, Converted, HookPoint, Place, Side
 _SHARED = "keys and values of all heads come from one latent projection"
 
 
+@dataclass(eq=False, repr=False)
 class LatentAttentionBridge(GeneralAttentionBridge):
     """Multi-head latent attention: submodules `kv_a`, `kv_a_norm`, `kv_b`, `o`, and `q` or `q_a`, `q_a_norm`, `q_b`.
 
     `hook_q` is the last query projection by head, `hook_v` the value part of `kv_b`'s output, `hook_rot_k` the full key
-    of each head. Under a KV cache the model keeps the latents and projects those of all tokens at each step, so
-    `hook_v` shows all of them.
+    of each head. The model keeps latents in its KV cache and projects those of all tokens at each step, so `hook_v`
+    then shows all tokens.
 
-    Args:
-        name: The module's path.
-        config: Settings of its own, if any.
-        submodules: Its parts.
-        d_head_nope: Channels of a head's query and key that are not rotated, which come first.
-        d_head_rope: Channels that are.
+    Attributes:
+        d_head_nope: Channels of a head's query and key that are not rotated; they come first.
+        d_head_rope: Channels that are rotated.
         d_head_v: Channels of a head's value.
     """
 
-    kv_a: LinearBridge
-    kv_b: LinearBridge
+    _: KW_ONLY
+    d_head_nope: int
+    d_head_rope: int
+    d_head_v: int
+    has_rotary: bool = True
+
+    kv_a: LinearBridge = field(init=False)
+    kv_b: LinearBridge = field(init=False)
     _query_axes = "batch pos head d_head_qk"
     _key_axes = "batch pos head d_head_qk"
     _value_axes = "batch pos head d_head_v"
 
-    def __init__(
-        self,
-        name: str | None = None,
-        config: object | None = None,
-        submodules: Mapping[str, GeneralizedComponent] | None = None,
-        *,
-        d_head_nope: int,
-        d_head_rope: int,
-        d_head_v: int,
-    ) -> None:
-        super().__init__(name, config, submodules, has_rotary=True)
-        self.d_head_nope = d_head_nope
-        self.d_head_rope = d_head_rope
-        self.d_head_v = d_head_v
-
     def sizes(self) -> dict[str, int]:
-        """Returns the sizes of axes, the heads' widths among them."""
+        """Returns the sizes of axes, including the heads' widths."""
         return {**super().sizes(), "d_head_qk": self.d_head_nope + self.d_head_rope, "d_head_v": self.d_head_v}
 
     @property
@@ -71,7 +60,7 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         return ("q",)
 
     def projected(self, projection: Projection) -> tuple[Place, Access]:
-        """Returns the last query projection, or the value part of the key/value up-projection, by head."""
+        """Returns the last query projection, or the value part of the key/value up-projection."""
         if projection == "q":
             return self._last_query.place(Side.OUTPUT), Converted(HeadsConversion(self.n_heads))
         values = HeadPartConversion(self.n_heads, self.d_head_nope, self.d_head_v)
@@ -82,21 +71,21 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         yield self.point("hook_v", *self.projected("v"), dimensions=self._value_axes)
 
     def absences(self) -> Iterator[tuple[str, str]]:
-        """Yields keys, whose rotary part is shared, and the inputs of projections that are not read one by one."""
+        """Yields keys, and inputs of keys and values, which heads share."""
         yield f"{self.path}.hook_k", "a key's rotary part is shared by all heads; hook_rot_k is the full key"
         block = self.path.rpartition(".")[0]
         for name in ("hook_attn_in", "hook_k_input", "hook_v_input"):
             yield f"{block}.{name}", _SHARED
 
     def reads(self) -> Iterator[LinearMap]:
-        """Yields the first maps of queries and of keys and values; the second ones read latents."""
+        """Yields the first maps of queries, keys and values; the second ones read latents."""
         for key in ("q", "q_a", "kv_a"):
             part = self.submodules.get(key)
             if isinstance(part, LinearBridge):
                 yield part.map
 
     def before_heads(self, value: Tensor, projection: Projection) -> Tensor:
-        """Returns the low-rank query of an input, where queries have one."""
+        """Returns the low-rank query of an input, if queries have one."""
         if "q_b" not in self.submodules:
             return value
         low, norm = self.submodules["q_a"], self.submodules["q_a_norm"]
@@ -114,10 +103,10 @@ class LatentAttentionBridge(GeneralAttentionBridge):
 
     @Weight
     def W_Q(self) -> Float[Tensor, "head d_model d_head_qk"]:
-        """The query weight `[head, d_model, d_head_qk]`, a view, where queries have no low-rank part.
+        """The query weight `[head, d_model, d_head_qk]`, a view.
 
         Raises:
-            MissingWeightError: A norm lies between the two query projections.
+            MissingWeightError: Queries have a low-rank part, with a norm between its two projections.
         """
         if "q_b" in self.submodules:
             reason = "a norm lies between the two query projections, so no one matrix is their map"
@@ -128,7 +117,7 @@ class LatentAttentionBridge(GeneralAttentionBridge):
     def W_V(self) -> Float[Tensor, "head d_model d_head_v"]:
         """The composed value weight `[head, d_model, d_head_v]`, a copy that refuses writes.
 
-        It is the value rows of `kv_b` times the norm's weight times the latent rows of `kv_a`: what maps the input to a
+        It is the value rows of `kv_b` times the norm's weight times the latent rows of `kv_a`: it maps the input to a
         value, up to the norm's scale at each position.
         """
         norm, rank = self.submodules["kv_a_norm"].weight("weight"), self.kv_b.widths[0]

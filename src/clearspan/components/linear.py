@@ -11,14 +11,14 @@ from clearspan.points import HookPoint, Layout, Side
 
 @dataclass(frozen=True)
 class LinearMap:
-    """Where the parameters of a linear map are, and which axis of the weight is which.
+    """Where the parameters of a linear map are.
 
     Attributes:
         module: The module that holds them.
-        weight: The weight's name there.
-        bias: The bias' name there, also where it is None; None where the map can have no bias.
+        weight: Name of the weight there.
+        bias: Name of the bias there, whether the map has one or not; None if it cannot have one.
         in_axis: The weight's axis of inputs, counted from the end.
-        out_axis: Its axis of outputs.
+        out_axis: The weight's axis of outputs, counted from the end.
     """
 
     module: nn.Module
@@ -29,7 +29,7 @@ class LinearMap:
 
 
 class LinearBridge(GeneralizedComponent):
-    """A linear map inside another component, which says what its ends mean. Its weight is `[out, in]`."""
+    """A linear map inside another component. Its weight is `[out, in]`."""
 
     _shown = ("widths",)
 

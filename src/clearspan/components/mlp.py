@@ -1,6 +1,7 @@
 """MLPs: plain and gated ones, and mixtures of experts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from clearspan.points import Converted, HookPoint, Layout, Side
 
 
 class ActivationBridge(GeneralizedComponent):
-    """An MLP's activation function, where it is a module that has to be named."""
+    """An MLP's activation function, where it must be named because the block itself calls it."""
 
     input_axes = "batch pos d_mlp"
     output_axes = "batch pos d_mlp"
@@ -23,8 +24,8 @@ class ActivationBridge(GeneralizedComponent):
 class MLPBridge(GeneralizedComponent):
     """A linear map, an activation function, a linear map: submodules `in` and `out`.
 
-    Where the model runs the maps in the block itself, the MLP has no name, and no ends other than those of its maps;
-    a submodule `act` is the activation function then.
+    If the block itself calls the maps, the MLP has no name and no ends of its own, and a submodule `act` for the
+    activation function.
     """
 
     hook_pre: HookPoint
@@ -59,17 +60,17 @@ class MLPBridge(GeneralizedComponent):
         return self._linear("out").weight("bias")
 
     def sizes(self) -> dict[str, int]:
-        """Returns the sizes of axes, this MLP's own width among them."""
+        """Returns the sizes of axes, including this MLP's own width."""
         return {**super().sizes(), "d_mlp": self._linear("out").widths[0]}
 
     @property
     def last(self) -> GeneralizedComponent:
-        """The part whose output the MLP adds: itself, or its output map where it has no module of its own."""
+        """The part whose output the MLP adds: itself, or its output map if it has no module."""
         return self if self.name is not None else self.submodules["out"]
 
     @property
     def first(self) -> GeneralizedComponent:
-        """The part that reads the MLP's input: itself, or its input map where it has no module of its own."""
+        """The part that reads the MLP's input: itself, or its input map if it has no module."""
         return self if self.name is not None else self.submodules["in"]
 
     def points(self) -> Iterator[HookPoint]:
@@ -78,7 +79,7 @@ class MLPBridge(GeneralizedComponent):
         yield self.point("hook_post", self.submodules["out"].place(Side.INPUT))
 
     def reads(self) -> Iterator[LinearMap]:
-        """Yields the maps that read what the MLP reads."""
+        """Yields the maps that read the MLP's input."""
         for key, part in self.submodules.items():
             if isinstance(part, LinearBridge) and key != "out":
                 yield part.map
@@ -88,7 +89,7 @@ class MLPBridge(GeneralizedComponent):
         yield self._linear("out").map
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
-        """Returns what the module takes beside its input, such as the residual stream that it adds (zeros)."""
+        """Returns the module's further arguments, such as the residual stream that it adds (zeros)."""
         return self._bound.arguments_of(self.module, value)
 
     def __call__(self, value: Tensor) -> Tensor:
@@ -155,39 +156,25 @@ class JointGateMLPBridge(GatedMLPBridge):
         yield self.point("hook_post", self.submodules["out"].place(Side.INPUT))
 
 
+@dataclass(eq=False, repr=False)
 class RouterBridge(GeneralizedComponent):
-    """The router of a mixture of experts: a module that returns logits, weights and indices for each token.
+    """The router of a mixture of experts: a module that returns logits, weights and indices for each token."""
 
-    Args:
-        name: The module's path.
-        config: Settings of its own, if any.
-        submodules: Its parts, if any.
-        layout: How rows and positions lie in its tensors.
-    """
+    _: KW_ONLY
+    layout: Layout = Layout.FLAT
 
-    input_axes = "batch pos d_model"
     output_axes = "batch pos expert"
 
-    def __init__(
-        self,
-        name: str | None = None,
-        config: object | None = None,
-        submodules: Mapping[str, GeneralizedComponent] | None = None,
-        *,
-        layout: Layout = Layout.FLAT,
-    ) -> None:
-        super().__init__(name, config, submodules, layout=layout)
-
     def reads(self) -> Iterator[LinearMap]:
-        """Yields the map that gives its logits."""
+        """Yields the map to its logits."""
         yield LinearMap(self.module, "weight", None, in_axis=-1, out_axis=-2)
 
     def sizes(self) -> dict[str, int]:
-        """Returns the sizes of axes, the experts and those chosen among them."""
+        """Returns the sizes of axes, including how many experts there are, and how many are chosen."""
         return {**super().sizes(), "expert": len(self.parameter("weight")), "k": vars(self.module)["top_k"]}
 
     def raw_ends(self) -> Iterator[HookPoint]:
-        """Yields the input. The output is three tensors, which the mixture names."""
+        """Yields the input. The output is three tensors, which have points of the mixture."""
         yield self.point("hook_in", self.place(Side.INPUT), dimensions=self.input_axes)
 
 
@@ -195,7 +182,7 @@ _EACH_EXPERTS = "the MLP is a mixture, and each expert has its own: bridge.block
 
 
 class MoEBridge(GeneralizedComponent):
-    """A mixture of experts: submodules `router` and `experts`, and `shared` where an expert sees every token."""
+    """A mixture of experts: submodules `router` and `experts`, and `shared` for an expert that sees every token."""
 
     router: RouterBridge
     experts: "ExpertsBridge"
@@ -220,12 +207,12 @@ class MoEBridge(GeneralizedComponent):
         return self
 
     def reads(self) -> Iterator[LinearMap]:
-        """Yields the maps of the router, of the experts, and of the experts that see every token."""
+        """Yields the maps of the router and of all experts that read the input."""
         for part in self.submodules.values():
             yield from part.reads()
 
     def adds(self) -> Iterator[LinearMap]:
-        """Yields the output maps of the experts, and of those that see every token."""
+        """Yields the output maps of all experts."""
         for key, part in self.submodules.items():
             if key != "router":
                 yield from part.adds()
@@ -250,33 +237,24 @@ class MoEBridge(GeneralizedComponent):
             yield f"{self.path}.{name}", reason
 
 
+@dataclass(eq=False, repr=False)
 class ExpertsBridge(GeneralizedComponent):
-    """All experts of a mixture in one module, on tokens in one row.
+    """All experts of a mixture in one module, which gets rows and positions in one axis.
 
-    Args:
-        name: The module's path.
-        config: Settings of its own, if any.
-        submodules: Its parts, if any.
+    Attributes:
         is_transposed: Whether its weights are `[expert, in, out]`, not `[expert, out, in]`.
     """
 
-    def __init__(
-        self,
-        name: str | None = None,
-        config: object | None = None,
-        submodules: Mapping[str, GeneralizedComponent] | None = None,
-        *,
-        is_transposed: bool = False,
-    ) -> None:
-        super().__init__(name, config, submodules, layout=Layout.FLAT)
-        self.is_transposed = is_transposed
+    _: KW_ONLY
+    layout: Layout = Layout.FLAT
+    is_transposed: bool = False
 
     def reads(self) -> Iterator[LinearMap]:
-        """Yields the gates and linear branches of all experts, one weight."""
+        """Yields the gates and linear branches of all experts, which are one weight."""
         yield self._map("gate_up_proj")
 
     def adds(self) -> Iterator[LinearMap]:
-        """Yields the output maps of all experts, one weight."""
+        """Yields the output maps of all experts, which are one weight."""
         yield self._map("down_proj")
 
     def _map(self, weight: str) -> LinearMap:

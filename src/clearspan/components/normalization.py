@@ -1,55 +1,49 @@
 """Norms: their scale and normalised value, computed from the input."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearspan.components.base import GeneralizedComponent
+from clearspan.components.base import Binding, GeneralizedComponent
 from clearspan.components.weights import Weight, write_through
-from clearspan.points import Derivation, Derived, HookPoint, Layout, Place, Side
+from clearspan.points import Derivation, Derived, HookPoint, Place, Side
 
 
+@dataclass(eq=False, repr=False)
 class NormalizationBridge(GeneralizedComponent):
     """A layer norm or RMS norm.
 
-    Args:
-        name: The module's path.
-        config: Settings of its own, if any.
-        submodules: Its parts, if any.
-        uses_rms_norm: Whether it is an RMS norm, where it is not as the config's `uses_rms_norm` says.
+    Attributes:
+        uses_rms_norm: Whether it is an RMS norm, which does not centre; by default as the config says.
         weight_offset: What the model adds to the weight before it multiplies (1 in Gemma).
-        axes: Axes of what is normed, over the last of which the norm runs.
-        layout: How rows and positions lie in the module's input and output.
+        axes: Axes of its input and output; it norms over the last.
     """
 
-    _shown = ("affine", "eps", "normalize", "scale", "uses_rms_norm")
-    hook_scale: HookPoint
-    hook_normalized: HookPoint
+    _: KW_ONLY
+    uses_rms_norm: bool | None = None
+    weight_offset: float = 0.0
+    axes: str = "batch pos d_model"
 
-    def __init__(
-        self,
-        name: str | None = None,
-        config: object | None = None,
-        submodules: Mapping[str, GeneralizedComponent] | None = None,
-        *,
-        uses_rms_norm: bool | None = None,
-        weight_offset: float = 0.0,
-        axes: str = "batch pos d_model",
-        layout: Layout = Layout.TOKENS,
-    ) -> None:
-        super().__init__(name, config, submodules, layout=layout)
-        self._uses_rms_norm = uses_rms_norm
-        self.weight_offset = weight_offset
-        self.input_axes = self.output_axes = axes
+    hook_scale: HookPoint = field(init=False)
+    hook_normalized: HookPoint = field(init=False)
+    _shown = ("affine", "eps", "normalize", "scale", "uses_rms_norm")
+
+    def __post_init__(self) -> None:
+        self.input_axes = self.output_axes = self.axes
+
+    def bind(self, binding: Binding, path: str, parent: str = "") -> Self:
+        """Returns the live norm."""
+        live = super().bind(binding, path, parent)
+        live.uses_rms_norm = binding.cfg.uses_rms_norm if self.uses_rms_norm is None else self.uses_rms_norm
+        return live
 
     @Weight
     def w(self) -> Float[Tensor, "d_model"]:
-        """What the norm multiplies by, `[d_model]`: the live parameter.
-
-        Where the model adds an offset to that (1 in Gemma), it is a copy that writes through.
-        """
+        """What the norm multiplies by, `[d_model]`: live, or where there is an offset a copy that writes through."""
         weight = self.weight("weight")
         if not self.weight_offset:
             return weight
@@ -61,18 +55,13 @@ class NormalizationBridge(GeneralizedComponent):
         return self.weight("bias")
 
     @property
-    def uses_rms_norm(self) -> bool:
-        """Whether it divides by the root mean square, without centring."""
-        return self.cfg.uses_rms_norm if self._uses_rms_norm is None else self._uses_rms_norm
-
-    @property
     def eps(self) -> float:
-        """What is added to the variance, from the module itself."""
+        """What the module adds to the variance."""
         own = vars(self.module)
         return own.get("eps", own.get("variance_epsilon", self.cfg.eps))
 
     def sizes(self) -> dict[str, int]:
-        """Returns the sizes of axes, the norm's own width among them."""
+        """Returns the sizes of axes, including the norm's own width."""
         weight = self.module._parameters.get("weight")
         width = {} if weight is None else {"width": weight.shape[0], "d_head": weight.shape[0]}
         return {**super().sizes(), **width}

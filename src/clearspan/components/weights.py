@@ -1,4 +1,4 @@
-"""Weights as attributes: what is read is live or hears of it when it is written, so that no write is lost."""
+"""Weights as attributes: a view of the live parameter, or a copy that passes writes on, so that no write is lost."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -13,10 +13,10 @@ Shown = TypeVar("Shown", bound=Tensor)
 
 
 class WeightTensor(Tensor):
-    """Weights that hear of writes. Everything computed from one is an ordinary tensor; a view of one hears too.
+    """Weights that act on writes, into them and into views of them. What is computed from one is an ordinary tensor.
 
-    Two kinds of weight need it: a copy (layers stacked, heads laid out anew), from which a write goes on to the model's
-    parameters, and a parameter that another weight shares, where the writer is told so.
+    Two kinds of weight need it: a copy (layers stacked, heads laid out anew), which passes writes on to the model's
+    parameters, and a parameter that another weight shares, which warns.
     """
 
     _before: Callable[[], None]
@@ -32,25 +32,25 @@ class WeightTensor(Tensor):
         after: Callable[[], None] | None = None,
         leaf: Tensor | None = None,
     ) -> "WeightTensor":
-        """Returns the tensor, on the same storage, with what is called before and after it is written.
+        """Returns the tensor, on the same storage, with functions to call before and after it is written.
 
         Args:
             tensor: The weights.
-            before: Called before a write, which it can refuse by raising.
+            before: Called before a write; it refuses the write by raising.
             after: Called after a write.
-            leaf: The live parameter, if the tensor is all of it: everything is then done with that.
+            leaf: The live parameter, if the tensor is all of it: operations then use the parameter.
         """
-        heard = tensor.as_subclass(cls)
-        heard._before = before or _nothing
-        heard._after = after or _nothing
-        heard._leaf = leaf
-        return heard
+        weights = tensor.as_subclass(cls)
+        weights._before = before or _nothing
+        weights._after = after or _nothing
+        weights._leaf = leaf
+        return weights
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Runs what torch was asked for on ordinary tensors."""
+        """Runs a torch function on ordinary tensors."""
         kwargs = kwargs or {}
         written = _written(func, args, kwargs)
         if written is not None:
@@ -73,7 +73,7 @@ class WeightTensor(Tensor):
 
 
 def _leaves(value: Any) -> Any:
-    """Returns an argument with live parameters in the place of the weights that stand for all of them."""
+    """Returns an argument in which live parameters replace the weights that stand for all of them."""
     if isinstance(value, WeightTensor):
         return value if value._leaf is None else value._leaf
     if type(value) in (tuple, list):
@@ -98,7 +98,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Wei
 
 
 def _views(result: Any, source: WeightTensor) -> Any:
-    """Returns a function's result, in which views of the source hear of writes as the source does."""
+    """Returns a function's result, in which views of the source act on writes as the source does."""
     if isinstance(result, tuple | list):
         return type(result)(_views(part, source) for part in result) if type(result) in (tuple, list) else result
     if isinstance(result, Tensor) and result is not source._leaf and _address(result) == _address(source):
@@ -111,9 +111,7 @@ def _address(tensor: Tensor) -> int | None:
 
 
 def write_through(shown: Tensor, source: Tensor, revert: Callable[[Tensor], Tensor]) -> Tensor:
-    """Returns weights as shown, from which every write reaches the source.
-
-    Where they are a view of the source they are returned as they are; a copy becomes a `WeightTensor`.
+    """Returns weights from which every write reaches the source: a view as it is, a copy as a `WeightTensor`.
 
     Args:
         shown: The source in other axes.
@@ -134,7 +132,7 @@ def write_through(shown: Tensor, source: Tensor, revert: Callable[[Tensor], Tens
 
 
 def check_writable(source: Tensor) -> None:
-    """Raises if a weight cannot be written now, and says what else a write changes."""
+    """Raises if a weight cannot be written now, and warns of what else a write changes."""
     if isinstance(source, WeightTensor):
         source._before()
     if torch.is_grad_enabled() and source.requires_grad:
@@ -145,7 +143,7 @@ def check_writable(source: Tensor) -> None:
 
 
 class Weight(Generic[Shown]):
-    """A weight as an attribute. Reading gives what the method returns; assigning writes that into the model.
+    """A weight as an attribute: reading returns what the method returns, assigning writes into the model.
 
     Example:
         >>> import clearspan
@@ -172,7 +170,7 @@ class Weight(Generic[Shown]):
     def __set__(self, instance: object, value: Tensor) -> None:
         shown = self._read(instance)
         if value is shown:
-            return  # `W *= 2` has written already, and assigns what it wrote
+            return  # `W *= 2` has written already
         if value.shape != shown.shape:
             raise InvalidArgumentError(
                 f"cannot assign {self._name}", expected=str(list(shown.shape)), got=str(list(value.shape))
@@ -182,7 +180,7 @@ class Weight(Generic[Shown]):
 
 
 class AbsentWeight(Weight[Tensor]):
-    """A weight that a kind of component never has: reading it raises, and says why.
+    """A weight that a kind of component never has: reading it raises with the reason.
 
     Args:
         reason: Why there is none.

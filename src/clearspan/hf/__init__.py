@@ -1,4 +1,4 @@
-"""The only package that imports transformers: loading, configs, taps, attention, running some of the blocks.
+"""The only package that imports transformers and installs torch hooks.
 
 `import transformers` takes longer than `import torch`, so it happens inside the functions that need it.
 """

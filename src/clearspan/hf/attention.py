@@ -1,105 +1,153 @@
-"""Calls of attention, seen and run one way or another: by transformers' attention interface, or module by module."""
+"""Calls of attention, of a router's forward, and how each runs: as configured, or watched by those who observe it."""
 
-import contextlib
 import copy
-import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from clearspan.errors import NotSeenError
-from clearspan.hf.masks import additive_mask, without_bias
-from clearspan.hf.offload import execution_device
-from clearspan.hf.relocation import Relocation
-from clearspan.hf.watch import RouterWatch, SoftmaxWatch, Visit, Visits, takes
+from clearspan.hf.modules import execution_device
+from clearspan.hf.storages import Relocation
+from clearspan.hf.watch import RouterWatch, SoftmaxWatch, Visit, Visits
 from clearspan.points import Side
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 IMPLEMENTATION = "clearspan"
-"""Name of the attention function registered with transformers; only a layer that is observed is given it."""
+"""Name of the attention function registered with transformers; only a layer that is observed gets it."""
+
+Observer = Callable[[Any], Any]
+"""Takes a call, runs it in one way or another, and returns its output."""
+Setting = bool | int | float | str | None
 
 
 def _never() -> bool:
     return False
 
 
+class ObservedConfig:
+    """A module's own view of its config, which names this library's attention implementation."""
+
+    _attn_implementation = IMPLEMENTATION
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+
+    def __getattr__(self, name: str) -> Any:
+        if "original" not in vars(self):  # while it is being copied
+            raise AttributeError(name)
+        return getattr(self.original, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.original, memo)  # nobody observes a copy of the model
+
+
+# --- calls -----------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Watcher:
-    """What one observer asks to be handed. The fields are the arguments of `run_watched`."""
+    """What one observer wants to see. The fields are the arguments of `run_watched`."""
 
     visits: Visits
     is_paused: Callable[[], bool]
     is_last: bool
 
 
-def _joined(watchers: Sequence[_Watcher]) -> tuple[Visits, Callable[[], bool]]:
-    """Returns the visitors of all watchers as one for each side, in their order, and whether any is paused."""
-    at: dict[Side, list[Visit]] = {}
-    for watcher in sorted(watchers, key=lambda watcher: watcher.is_last):
-        for side, visit in watcher.visits.items():
-            at.setdefault(side, []).append(visit)
-
-    def through(visits: Sequence[Visit]) -> Visit:
-        return (
-            visits[0]
-            if len(visits) == 1
-            else lambda tensor: functools.reduce(lambda t, visit: visit(t), visits, tensor)
-        )
-
-    return {side: through(visits) for side, visits in at.items()}, lambda: any(one.is_paused() for one in watchers)
-
-
 @dataclass(frozen=True)
-class AttentionCall:
-    """One call of a layer's attention function, through transformers' attention interface.
+class Call(ABC):
+    """A call under observation.
 
     Attributes:
-        module: The attention module.
-        query: `[batch, head, q_pos, d_head]`, as used in the product.
-        key: `[batch, kv_head, k_pos, d_head]`.
-        value: `[batch, kv_head, k_pos, d_head]`.
-        mask: As it was made for the model's own implementation.
-        kwargs: What the function was called with besides.
-        observers: Those who have still to see the call.
-        watchers: What they have asked to be handed.
+        module: The module that is called.
+        observers: Observers that have not seen the call yet.
+        watchers: What the others want to see of its inside.
     """
 
     module: nn.Module
+    observers: tuple[Observer, ...] = field(default=(), kw_only=True)
+    watchers: tuple[_Watcher, ...] = field(default=(), kw_only=True)
+
+    def run(self) -> Any:
+        """Passes the call to the next observer; after the last one, runs it."""
+        if self.observers:
+            return self.observers[0](replace(self, observers=self.observers[1:]))
+        if not self.watchers:
+            return self._run_natively()
+        visits: dict[Side, list[Visit]] = {}
+        for watcher in sorted(self.watchers, key=lambda watcher: watcher.is_last):
+            for side, visit in watcher.visits.items():
+                visits.setdefault(side, []).append(visit)
+        paused = [watcher.is_paused for watcher in self.watchers]
+        return self._run_for(
+            {side: _chained(there) for side, there in visits.items()}, lambda: any(one() for one in paused)
+        )
+
+    def run_watched(self, visits: Visits, is_paused: Callable[[], bool] = _never, *, is_last: bool = False) -> Any:
+        """Runs the call, and gives the visitors what they want to see; what they return is used in its place.
+
+        Args:
+            visits: The visitors.
+            is_paused: Asked at each operation: True where it is not the module's own.
+            is_last: Whether they come after the visitors of all other observers.
+        """
+        return replace(self, watchers=(*self.watchers, _Watcher(visits, is_paused, is_last))).run()
+
+    @abstractmethod
+    def _run_natively(self) -> Any:
+        """Runs the call as the model is configured."""
+
+    @abstractmethod
+    def _run_for(self, visits: Visits, is_paused: Callable[[], bool]) -> Any:
+        """Runs the call with visitors."""
+
+
+def _chained(visits: Sequence[Visit]) -> Visit:
+    def visit(tensor: Tensor) -> Tensor:
+        for one in visits:
+            tensor = one(tensor)
+        return tensor
+
+    return visit
+
+
+@dataclass(frozen=True)
+class AttentionCall(Call):
+    """One call of a layer's attention function, through transformers' attention interface.
+
+    The model's configured implementation runs it; the model's own eager function does where someone wants to see scores
+    or pattern.
+
+    Attributes:
+        query: `[batch, head, q_pos, d_head]`, as used in the product.
+        key: `[batch, kv_head, k_pos, d_head]`.
+        value: `[batch, kv_head, k_pos, d_head]`.
+        mask: In the form made for the model's own implementation.
+        kwargs: Further arguments.
+    """
+
     query: Tensor
     key: Tensor
     value: Tensor
     mask: Tensor | None
     kwargs: dict[str, Any]
-    observers: "tuple[Observer, ...]" = ()
-    watchers: "tuple[_Watcher, ...]" = ()
-
-    def run(self) -> Any:
-        """Hands the call to the next observer, and after the last one runs it.
-
-        It is run by the implementation that the model is configured with; only where someone is to be handed scores or
-        pattern, by the model's own eager function.
-        """
-        if self.observers:
-            return self.observers[0](replace(self, observers=self.observers[1:]))
-        return self._run_for_watchers() if self.watchers else self._run_natively()
-
-    def _run_eagerly(self) -> Any:
-        mask = additive_mask(self.mask, self.query, self.key, self.module, self.kwargs)
-        return _eager(self.module)(self.module, self.query, self.key, self.value, mask, **self.kwargs)
 
     def _run_natively(self) -> Any:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        if self.query.is_meta:  # only shapes are wanted, for which few kernels serve
+        if self.query.is_meta:  # only shapes are wanted, which few kernels can do
             rows, heads, positions, _ = self.query.shape
             return self.query.new_empty(rows, positions, heads, self.value.shape[-1]), None
         module = self.module
         shown: Any = module.config
-        config = shown.original if isinstance(shown, _ObservedConfig) else shown
+        config = shown.original if isinstance(shown, ObservedConfig) else shown
         vars(module)["config"] = config  # flash attention reads its own name there
         try:
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, _eager(module))
@@ -107,18 +155,11 @@ class AttentionCall:
         finally:
             vars(module)["config"] = shown
 
-    def run_watched(self, visits: Visits, is_paused: Callable[[], bool] = _never, *, is_last: bool = False) -> Any:
-        """Runs the call; the visitors may replace what they are handed.
+    def _run_eagerly(self) -> Any:
+        mask = additive_mask(self.mask, self.query, self.key, self.module, self.kwargs)
+        return _eager(self.module)(self.module, self.query, self.key, self.value, mask, **self.kwargs)
 
-        Args:
-            visits: The visitors.
-            is_paused: Asked at each operation whether it is not the module's own.
-            is_last: Whether they come after those of all other observers.
-        """
-        return replace(self, watchers=(*self.watchers, _Watcher(visits, is_paused, is_last))).run()
-
-    def _run_for_watchers(self) -> Any:
-        visits, is_paused = _joined(self.watchers)
+    def _run_for(self, visits: Visits, is_paused: Callable[[], bool]) -> Any:
         query = visits[Side.QUERY](self.query) if Side.QUERY in visits else self.query
         key = visits[Side.KEY](self.key) if Side.KEY in visits else self.key
         call = replace(self, query=query, key=key)
@@ -133,7 +174,7 @@ class AttentionCall:
     def inside(self) -> tuple[Tensor, Tensor]:
         """Returns scores and pattern, `[batch, head, q_pos, k_pos]`, as the eager function computes them.
 
-        They are computed where the module is, and returned where the call is.
+        They are computed on the module's device and returned on the call's.
         """
         seen: list[Tensor] = []
 
@@ -141,7 +182,7 @@ class AttentionCall:
             seen.append(tensor)
             return tensor
 
-        narrow = replace(self, value=self.key[..., :1])  # what the pattern multiplies is not asked for
+        narrow = replace(self, value=self.key[..., :1])  # what the pattern multiplies does not matter
         here, home = self.query.device, execution_device(self.module)
         there = narrow if here == home else narrow.to(Relocation(home))
         with torch.no_grad(), SoftmaxWatch({Side.SCORES: see, Side.PATTERN: see}, _never) as watch:
@@ -151,7 +192,7 @@ class AttentionCall:
         return scores.to(here), pattern.to(here)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns all tensors that the call holds, but for the module's own."""
+        """Returns all tensors that the call holds, except the module's own."""
         named = {"query": self.query, "key": self.key, "value": self.value, "attention_mask": self.mask, **self.kwargs}
         return {
             name: one for name, one in named.items() if isinstance(one, Tensor) and not isinstance(one, nn.Parameter)
@@ -177,180 +218,8 @@ def _moved(value: Any, there: Relocation) -> Any:
             return value
         case Tensor():
             return there(value)
-    # Flex attention's mask is no tensor, and is moved likewise.
+    # Flex attention's mask is no tensor, but moves like one.
     return value.to(there.device) if hasattr(value, "to") else value
-
-
-@dataclass(frozen=True)
-class ForwardCall:
-    """One call of a module's forward, where only that can be watched: attention of its own, or a router.
-
-    Attributes:
-        module: The module.
-        forward: Its forward.
-        args: What it was called with.
-        kwargs: And by keyword.
-        observers: Those who have still to see the call.
-        watchers: What they have asked to be handed.
-    """
-
-    module: nn.Module
-    forward: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    observers: "tuple[Observer, ...]" = ()
-    watchers: "tuple[_Watcher, ...]" = ()
-
-    def run(self) -> Any:
-        """Hands the call to the next observer, and after the last one runs it."""
-        if self.observers:
-            return self.observers[0](replace(self, observers=self.observers[1:]))
-        return self._run_for_watchers() if self.watchers else self.forward(*self.args, **self.kwargs)
-
-    def run_watched(self, visits: Visits, is_paused: Callable[[], bool] = _never, *, is_last: bool = False) -> Any:
-        """Runs the call; the visitors may replace what they are handed. Its arguments are as for `AttentionCall`."""
-        return replace(self, watchers=(*self.watchers, _Watcher(visits, is_paused, is_last))).run()
-
-    def _run_for_watchers(self) -> Any:
-        visits, is_paused = _joined(self.watchers)
-        if Side.ROUTER in visits:
-            with RouterWatch(visits[Side.ROUTER], is_paused) as watch:
-                output = self.forward(*self.args, **self.kwargs)
-        else:
-            call = self._eagerly()
-            with SoftmaxWatch(visits, is_paused) as watch:
-                output = call.forward(*call.args, **call.kwargs)
-        watch.check(self.module)
-        return output
-
-    def _eagerly(self) -> "ForwardCall":
-        """Returns the call as it must be for the module to take its eager path."""
-        config = vars(self.module).get("config")
-        if config is None or config._attn_implementation == "eager" or self.kwargs.get("output_attentions"):
-            return self
-        kwargs = {**self.kwargs, "output_attentions": True} if takes(self.module, "output_attentions") else self.kwargs
-        mask = kwargs.get("attention_mask")
-        if mask is None:
-            return replace(self, kwargs=kwargs)
-        dtype = self.args[0].dtype if self.args else kwargs["hidden_states"].dtype
-        return replace(self, kwargs={**kwargs, "attention_mask": without_bias(mask, dtype)})
-
-
-Call = AttentionCall | ForwardCall
-
-Observer = Callable[[Any], Any]
-"""Runs a call, one way or another, and returns its output."""
-
-_observers: dict[nn.Module, list[Observer]] = {}
-
-
-class _ObservedConfig:
-    """A module's config, with another attention implementation."""
-
-    _attn_implementation = IMPLEMENTATION
-
-    def __init__(self, original: Any) -> None:
-        self.original = original
-
-    def __getattr__(self, name: str) -> Any:
-        if "original" not in vars(self):  # while a copy of it is being made
-            raise AttributeError(name)
-        return getattr(self.original, name)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self.original, memo)  # a copy of the model is observed by nobody
-
-
-@contextlib.contextmanager
-def observed(observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
-    """Has each module's calls go to its observer while the context is open.
-
-    Attention that uses transformers' interface sees another implementation, in its own view of the config: the rest of
-    the model, its masks included, goes on as it is configured. Any other module's forward is wrapped. A module may have
-    several observers; each sees the call in turn.
-    """
-    if not observers:
-        yield
-        return
-    _register()
-    views: dict[int, _ObservedConfig] = {}
-    try:
-        for module, observer in observers.items():
-            if module not in _observers:
-                _divert(module, views)
-            _observers.setdefault(module, []).append(observer)
-        yield
-    finally:
-        for module, observer in observers.items():
-            there = _observers.get(module, [])
-            if observer in there:
-                there.remove(observer)
-            if module in _observers and not there:
-                del _observers[module]
-                _restore(module)
-
-
-def _divert(module: nn.Module, views: dict[int, _ObservedConfig]) -> None:
-    """Has a module's calls go to its observers."""
-    if uses_interface(module):
-        config = vars(module)["config"]
-        vars(module)["config"] = views.setdefault(id(config), _ObservedConfig(config))
-        return
-    own = vars(module).get("forward")  # where another library has put one
-    vars(module)["forward"] = _Diverted(module, own)
-
-
-def _restore(module: nn.Module) -> None:
-    diverted = vars(module).get("forward")
-    if not isinstance(diverted, _Diverted):
-        vars(module)["config"] = vars(module)["config"].original
-        return
-    del vars(module)["forward"]
-    if diverted.own is not None:
-        vars(module)["forward"] = diverted.own
-
-
-class _Diverted:
-    """A module's forward that hands its calls to the observers."""
-
-    def __init__(self, module: nn.Module, own: Callable[..., Any] | None) -> None:
-        self.module = module
-        self.own = own
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        first, *others = _observers[self.module]
-        forward = self.own or functools.partial(type(self.module).forward, self.module)
-        return first(ForwardCall(self.module, forward, args, kwargs, tuple(others)))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        module = memo.get(id(self.module))  # a copy of the model is observed by nobody
-        return self.own or functools.partial(type(self.module).forward, module)
-
-
-def uses_interface(module: nn.Module) -> bool:
-    """Returns whether a module's attention is computed by transformers' attention interface as it is configured."""
-    if vars(module).get("reorder_and_upcast_attn") and vars(module)["config"]._attn_implementation == "eager":
-        return False  # GPT-2 has an eager path of its own for this setting
-    return _names_interface(type(module))
-
-
-@functools.cache
-def _names_interface(kind: type[nn.Module]) -> bool:
-    return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(kind.forward).__code__.co_names
-
-
-def _register() -> None:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _attend)
-
-
-def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> Any:
-    first, *others = _observers[module]
-    return first(AttentionCall(module, query, key, value, attention_mask, kwargs, tuple(others)))
 
 
 def _eager(module: nn.Module) -> Callable[..., Any]:
@@ -362,3 +231,153 @@ def _eager(module: nn.Module) -> Callable[..., Any]:
             reason=f"{type(module).__module__} has no eager attention function of its own",
         )
     return eager
+
+
+@dataclass(frozen=True)
+class StoredCall:
+    """What scores and pattern are computed from, apart from the model: it can be written to a file.
+
+    Attributes:
+        tensors: `query`, `key`, `attention_mask` where there is one, and tensors among the further arguments.
+        settings: Arguments that can be written as text.
+        parameters: Arguments that are the module's own parameters, each with its name there.
+    """
+
+    tensors: Mapping[str, Tensor]
+    settings: Mapping[str, Setting]
+    parameters: Mapping[str, str]
+
+    @classmethod
+    def of(cls, call: AttentionCall) -> "StoredCall | None":
+        """Returns a call as it can be stored, or None where an argument is neither a tensor nor a setting."""
+        own = {id(parameter): name for name, parameter in call.module.named_parameters()}
+        tensors, settings, parameters = {"query": call.query, "key": call.key}, {}, {}
+        for name, value in {"attention_mask": call.mask, **call.kwargs}.items():
+            match value:
+                case nn.Parameter() if id(value) in own:
+                    parameters[name] = own[id(value)]
+                case Tensor():
+                    tensors[name] = value
+                case None | bool() | int() | float() | str():
+                    settings[name] = value
+                case _:
+                    return None
+        return cls(tensors, settings, parameters)
+
+    def restored(self, module: nn.Module) -> AttentionCall:
+        """Returns the call of a module. Its values, which nobody reads, are a part of its keys."""
+        named: dict[str, Any] = {**self.tensors, **self.settings}
+        named |= {name: module.get_parameter(own) for name, own in self.parameters.items()}
+        query, key, mask = (named.pop(name) for name in ("query", "key", "attention_mask"))
+        return AttentionCall(module, query, key, key[..., :1], mask, named)
+
+
+@dataclass(frozen=True)
+class ForwardCall(Call):
+    """One call of a module's forward, where nothing less can be watched: attention without the interface, or a router.
+
+    Attributes:
+        forward: The module's forward.
+        args: Its arguments.
+        kwargs: Its arguments by keyword.
+    """
+
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def _run_natively(self) -> Any:
+        return self.forward(*self.args, **self.kwargs)
+
+    def _run_for(self, visits: Visits, is_paused: Callable[[], bool]) -> Any:
+        if Side.ROUTER in visits:
+            call, mode = self, RouterWatch(visits[Side.ROUTER], is_paused)
+        else:
+            call, mode = self._eager_call(), SoftmaxWatch(visits, is_paused)
+        with mode as watch:
+            output = call._run_natively()
+        watch.check(self.module)
+        return output
+
+    def _eager_call(self) -> "ForwardCall":
+        """Returns the call with the arguments that make the module take its eager path."""
+        config = vars(self.module).get("config")
+        if config is None or config._attn_implementation == "eager" or self.kwargs.get("output_attentions"):
+            return self
+        takes_it = "output_attentions" in inspect.signature(type(self.module).forward).parameters
+        kwargs = {**self.kwargs, "output_attentions": True} if takes_it else self.kwargs
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            return replace(self, kwargs=kwargs)
+        dtype = self.args[0].dtype if self.args else kwargs["hidden_states"].dtype
+        return replace(self, kwargs={**kwargs, "attention_mask": _without_bias(mask, dtype)})
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def additive_mask(
+    mask: "Tensor | BlockMask | None", query: Tensor, key: Tensor, module: nn.Module, kwargs: Mapping[str, Any]
+) -> Tensor:
+    """Returns the mask that eager attention adds to its scores, from the one made for the model's implementation.
+
+    Args:
+        mask: As sdpa gets it (None where its `is_causal` says all, or boolean), as flash attention does (None, or two
+            axes that mark padding), as flex attention does (a function of positions), or additive already.
+        query: `[batch, head, q_pos, d_head]`.
+        key: `[batch, kv_head, k_pos, d_head]`.
+        module: The attention module.
+        kwargs: Further arguments of the attention function.
+    """
+    if mask is not None and not isinstance(mask, Tensor):
+        mask = _written_out(mask, query, key)
+    if mask is not None and mask.is_floating_point() and mask.ndim == 4:
+        return mask
+    allowed = mask.bool() if mask is not None and mask.ndim == 4 else _allowed(mask, query, key, module, kwargs)
+    zero = torch.zeros((), dtype=query.dtype, device=query.device)
+    return torch.where(allowed, zero, least_score(query.dtype))
+
+
+def _written_out(mask: "BlockMask", query: Tensor, key: Tensor) -> Tensor:
+    from torch.nn.attention.flex_attention import create_mask  # It takes long to import.
+
+    return create_mask(mask.mask_mod, query.shape[0], None, query.shape[2], key.shape[2], device=query.device)
+
+
+def least_score(dtype: torch.dtype) -> float:
+    """Returns the score of a key that a mask hides."""
+    # Eager attention often takes its softmax in float32, where float64's least number would be -inf, and a row that is
+    # masked throughout would be NaN.
+    return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+
+
+def _allowed(mask: Tensor | None, query: Tensor, key: Tensor, module: nn.Module, kwargs: Mapping[str, Any]) -> Tensor:
+    """Returns where queries may look, `[batch or 1, 1, q_pos, k_pos]`, for a missing mask or one of padding alone."""
+    q_len, k_len = query.shape[2], key.shape[2]
+    is_causal = kwargs.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    k_pos = torch.arange(k_len, device=key.device)
+    # Without a mask sdpa aligns queries with the first keys (a cache of fixed length has empty ones after them); flash
+    # attention, whose mask marks padding alone, aligns them with the last.
+    first = 0 if mask is None and q_len > 1 else k_len - q_len
+    q_pos = torch.arange(q_len, device=key.device)[:, None] + first
+    allowed = k_pos <= q_pos if is_causal else torch.ones_like(k_pos <= q_pos)
+    window = kwargs.get("sliding_window")
+    if window is not None:
+        allowed = allowed & (k_pos > q_pos - window)
+    return allowed[None, None] if mask is None else allowed & mask.bool()[:, None, None, :]
+
+
+def _without_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns an additive mask that hides what the given one hides, and adds nothing else.
+
+    A module with an eager path of its own adds its position bias there itself, while the mask made for its fused path
+    already contains the bias.
+
+    Args:
+        mask: Boolean, or additive.
+        dtype: Of the scores.
+    """
+    least = torch.finfo(dtype).min
+    allowed = mask if mask.dtype == torch.bool else mask > least / 2
+    return torch.where(allowed, torch.zeros((), dtype=dtype, device=mask.device), least)

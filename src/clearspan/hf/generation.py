@@ -1,4 +1,4 @@
-"""Recordings of a generation: what its forwards kept, one after the other, joined along positions on look-up."""
+"""Recordings of a generation: what its forwards kept, joined along positions on look-up."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from clearspan.hf.attention import AttentionCall
-from clearspan.hf.masks import least_score
+from clearspan.hf.attention import AttentionCall, least_score
 from clearspan.hf.recording import Contents, Recording
-from clearspan.hf.relocation import Relocation
+from clearspan.hf.storages import Relocation
 from clearspan.hf.tensors import as_tokens, primary_input
 from clearspan.points import HookPoint, Layout, Place, Side, read
 
@@ -22,9 +21,9 @@ class _Piece:
     """What one forward kept at one place.
 
     Attributes:
-        tensor: The tensor, of the forward's own positions alone.
+        tensor: The tensor, with the forward's own positions alone.
         version: Its count of edits when it was kept, or None where nobody else has it.
-        end: Positions up to and with those of the forward.
+        end: Positions of the sequence after the forward.
     """
 
     tensor: Tensor
@@ -43,7 +42,7 @@ class _Shell:
 
     Attributes:
         call: The call; its tensors are empty.
-        n_keys: How many keys it saw, the last ones up to its own.
+        n_keys: How many keys it saw: the last ones, up to its own.
     """
 
     call: AttentionCall
@@ -51,9 +50,9 @@ class _Shell:
 
     @classmethod
     def of(cls, call: AttentionCall, end: int) -> "_Shell":
-        """Returns the shell of a call whose own positions end there.
+        """Returns the shell of a call after which the sequence has `end` positions.
 
-        A KV cache of fixed length has empty keys behind those there are.
+        A KV cache of fixed length has empty keys after the real ones.
         """
         n_keys, none = min(call.key.shape[2], end), call.query.new_empty(0)
         mask = None if call.mask is None else call.mask[..., :n_keys]
@@ -65,14 +64,14 @@ class _Shell:
 
 
 class GenerationRecording(Recording):
-    """What the forwards of one generation left behind, read as that of one forward over the whole sequence.
+    """What the forwards of one generation left behind, read as if one forward had run the whole sequence.
 
     Each forward runs the positions after those of the one before. A forward without a KV cache starts over: what was
-    kept before it is dropped. A piece holds the positions of its forward alone; where a tensor shows those in the KV
-    cache too (keys, and what latent attention projects of them), the new ones are copied out of it.
+    kept before it is dropped. A piece holds its forward's positions alone; if a tensor also shows those in the KV cache
+    (keys, and what latent attention projects from them), the new ones are copied out of it.
 
-    Of a call of the attention function, its queries and its new keys are kept. Scores and pattern are computed from
-    those, by the model's own eager function, when they are looked up.
+    Of a call of the attention function, queries and new keys are kept. Scores and pattern are computed from these, by
+    the model's own eager function, when they are looked up.
 
     Args:
         points: What is kept, by name.
@@ -91,11 +90,11 @@ class GenerationRecording(Recording):
 
     @contextlib.contextmanager
     def following(self, model: nn.Module, is_paused: Callable[[], bool]) -> Iterator[None]:
-        """Keeps the model's forwards apart while the context is open.
+        """While the context is open, keeps the model's forwards apart.
 
         Args:
             model: The model.
-            is_paused: Asked at each forward whether to leave it, since it belongs to another run.
+            is_paused: Asked at each forward: True leaves it out, since it belongs to another run.
         """
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -119,7 +118,7 @@ class GenerationRecording(Recording):
         self._start, self._end = self._end, self._end + length
 
     def _end_forward(self) -> None:
-        """Takes what the forward kept as pieces."""
+        """Makes pieces of what the forward kept."""
         if self._end == self._start:
             return
         for path, call in self._calls.items():
@@ -135,7 +134,7 @@ class GenerationRecording(Recording):
         self._forwards += 1
 
     def _take_apart(self, path: str, call: AttentionCall) -> None:
-        """Keeps of a call what was asked for, or is needed to compute it."""
+        """Keeps what was asked for of a call, or what is needed to compute it."""
         has_square = any(f"{path}:{side}" in self._places for side in (Side.SCORES, Side.PATTERN))
         for side, tensor in ((Side.QUERY, call.query), (Side.KEY, call.key)):
             place = Place(path, side, layout=Layout.HEADS_FIRST)
@@ -146,9 +145,9 @@ class GenerationRecording(Recording):
             self._shells.setdefault(path, {})[self._forwards] = _Shell.of(call, self._end)
 
     def _own(self, place: Place, tensor: Tensor) -> Tensor:
-        """Returns the part of a tensor that is of the forward's own positions."""
+        """Returns a tensor's part for the forward's own positions."""
         if place.layout is Layout.ROWS_BY_ROWS:
-            # A KV cache of fixed length has empty keys behind those there are.
+            # A KV cache of fixed length has empty keys after the real ones.
             return tensor[..., : self._end].clone() if tensor.shape[-1] > self._end else tensor
         length, shown = self._end - self._start, tensor.shape[place.pos_dim]
         if shown == length and place.side is not Side.KEY:
@@ -161,7 +160,7 @@ class GenerationRecording(Recording):
         """Ends the recording.
 
         Args:
-            length: Positions that it has. A generation that looks a step late whether it is over has run one more.
+            length: Positions of the sequence. A generation that checks one step late whether it is over has run more.
         """
         self._end_forward()
         self._length = length
@@ -170,7 +169,7 @@ class GenerationRecording(Recording):
             del self._pieces[name]
 
     def _with_unedited(self, point: HookPoint) -> dict[int, _Piece]:
-        """Returns a point's values in all forwards, also where they are computed from the raw tensor beside them."""
+        """Returns a point's values in all forwards; where none was kept, it is computed from the raw tensor."""
         pieces = self._pieces[point.name]
         for forward, piece in self._pieces.get(point.place.key, {}).items():
             if forward not in pieces:
@@ -211,7 +210,7 @@ class GenerationRecording(Recording):
         self._keep(kept, key, joined.narrow(place.pos_dim, 0, self._length), place.pos_dim)
 
     def has(self, point: HookPoint) -> bool:
-        """Whether the point's value was kept in each forward, or can be computed from what was."""
+        """Whether every forward kept the point's value, or something to compute it from."""
         place = point.place
         is_square = place.layout is Layout.ROWS_BY_ROWS and place.module in self._shells
         pieces = self._shells[place.module] if is_square else self._pieces.get(place.key, ())
@@ -227,15 +226,15 @@ class GenerationRecording(Recording):
         return any(piece.version is not None and piece.tensor._version != piece.version for piece in pieces)
 
     def is_deferred(self, place: Place) -> bool:
-        """Whether a place's raw tensor is still to be computed."""
+        """Whether a place's raw tensor has still to be computed."""
         return place.layout is Layout.ROWS_BY_ROWS and place.module in self._shells and place.key not in self._raw
 
     def length(self, point: HookPoint) -> int:
-        """Returns how many positions there are."""
+        """Returns how many positions the sequence has."""
         return self._length
 
     def n_keys(self, point: HookPoint) -> int:
-        """Returns how many keys there are, which is how many positions."""
+        """Returns how many keys the sequence has: as many as positions."""
         return self._length
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
@@ -258,15 +257,15 @@ class GenerationRecording(Recording):
         return new
 
     def contents(self) -> Contents:
-        """Returns what is kept, joined; scores and patterns are computed."""
+        """Returns what is kept, joined; this computes scores and patterns."""
         shown = [point for name, point in self._points.items() if name not in self.values and self.has(point)]
         return Contents({point.place.key: self.raw(point.place) for point in shown}, self.values, {})
 
 
 def _among_all_keys(piece: _Piece, length: int, fill: float) -> Tensor:
-    """Returns a forward's scores or pattern over all keys of the sequence, those that it did not see filled.
+    """Returns a forward's scores or pattern over all keys of the sequence; keys that it did not see have `fill`.
 
-    The keys that it saw are the last ones up to its own: all of them, or a sliding window's.
+    It saw the last keys up to its own: all of them, or those in a sliding window.
     """
     before = piece.end - piece.tensor.shape[-1]
     return pad(piece.tensor, (before, length - piece.end), value=fill)

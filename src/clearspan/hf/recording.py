@@ -10,10 +10,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from clearspan.hf.attention import AttentionCall, ForwardCall, Observer, observed
-from clearspan.hf.compiled import around
-from clearspan.hf.relocation import Relocation
-from clearspan.hf.stored_calls import StoredCall
+from clearspan.hf.attention import AttentionCall, Call, Observer, StoredCall
+from clearspan.hf.modules import around
+from clearspan.hf.observers import observed
+from clearspan.hf.storages import Relocation, storages
 from clearspan.hf.tensors import as_tokens, primary_input, primary_output
 from clearspan.points import HookPoint, Layout, Place, Side
 
@@ -22,7 +22,7 @@ Transform = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Ends:
-    """What is kept of one module: its input, and its outputs."""
+    """What is kept of one module: its input, its outputs."""
 
     module: nn.Module
     entry: Place | None
@@ -46,19 +46,19 @@ class Inside:
 
     @property
     def has_square(self) -> bool:
-        """Whether scores or pattern are kept, which are computed and not only referred to."""
+        """Whether scores or pattern are kept: they are computed, not referred to."""
         return not self.places.keys().isdisjoint((Side.SCORES, Side.PATTERN))
 
 
 @dataclass(frozen=True)
 class RecordingPlan:
-    """Which modules give the raw tensors of a choice of points. It is made once and serves every run of that choice.
+    """Which modules give the raw tensors of a choice of points. One plan serves every run of that choice.
 
     Attributes:
         places: The raw tensors.
         ends: Modules whose input or output is kept.
         insides: Modules whose inside is kept.
-        around: All these modules and those that they are in.
+        around: All these modules and those that contain them.
     """
 
     places: frozenset[Place]
@@ -108,22 +108,22 @@ def _inside(path: str) -> list[Place]:
 
 
 class Recording:
-    """What one forward left behind: raw tensors by place, and values by point where listeners stood beside.
+    """What one forward left behind: raw tensors by place, and values by point where there were listeners.
 
     The inside of attention is kept as the call of the attention function, whose tensors the forward made anyway; scores
     and pattern are computed from it, by the model's own eager function, when they are looked up. Attention that does
-    not use transformers' interface computes them itself, and they are kept as any other tensor.
+    not use transformers' interface computes them itself, and they are kept like any other tensor.
 
     Args:
         rows: Rows of the input.
         transform: Applied to a tensor and its position axis before it is kept (slicing, moving), or None.
-        may_defer: Whether the inside of attention may be computed later. It may not where keys and values lie in a KV
-            cache, which may go on in place, nor where positions are picked.
-        relocation: Brings attention's calls to where they are kept; by default they are kept where they are.
+        may_defer: Whether the inside of attention may be computed later. It may not if positions are picked, or if keys
+            and values lie in a KV cache that later forwards may write.
+        relocation: Brings attention's calls to where they are kept; by default they stay where they are.
 
     Attributes:
-        values: Values in canonical axes by point's name; they go before the raw tensors.
-        wanted: Names of the points that the taps hand over themselves.
+        values: Values in canonical axes by point's name; they take precedence over raw tensors.
+        wanted: Names of the points whose values come from the taps.
     """
 
     def __init__(
@@ -143,18 +143,13 @@ class Recording:
         self._defers = may_defer
         self._relocation = relocation
 
+    # --- reading -----------------------------------------------------------------------------------------------------
+
     def raw(self, place: Place) -> Tensor:
         """Returns the raw tensor of a place, rows and positions first."""
         if place.key not in self._raw and place.side.is_inside:
             self._keep_inside(self._calls[place.module], [place])
         return self._raw[place.key]
-
-    def _keep_inside(self, call: AttentionCall, places: Iterable[Place]) -> None:
-        seen = {Side.QUERY: call.query, Side.KEY: call.key}
-        if any(place.side not in seen for place in places):
-            seen[Side.SCORES], seen[Side.PATTERN] = call.inside()
-        for place in places:
-            self.keep_raw(place, as_tokens(seen[place.side], place.layout, self._rows))
 
     def has(self, point: HookPoint) -> bool:
         """Whether the point's value was kept, or can be computed from what was."""
@@ -179,7 +174,7 @@ class Recording:
         return key in self._versions and tensor._version != self._versions[key]
 
     def is_deferred(self, place: Place) -> bool:
-        """Whether a place's raw tensor is still to be computed."""
+        """Whether a place's raw tensor has still to be computed."""
         return place.side.is_inside and place.module in self._calls and place.key not in self._raw
 
     def length(self, point: HookPoint) -> int:
@@ -197,19 +192,32 @@ class Recording:
     def _kept(self, point: HookPoint) -> Tensor:
         return self.values[point.name] if point.name in self.values else self._raw[point.place.key]
 
+    def nbytes(self) -> int:
+        """Returns the bytes of all storages kept, each counted once."""
+        return sum(storages(self.tensors()).values())
+
+    def storages_for(self, point: HookPoint) -> dict[int, int]:
+        """Returns the storages that are kept for a point, with their bytes."""
+        key, path = point.place.key, point.place.module
+        if point.name in self.values or key in self._raw:
+            return storages([self._kept(point)])
+        return storages(self._calls[path].tensors().values())
+
     def tensors(self) -> Iterator[Tensor]:
         """Yields all tensors that are kept."""
         return (tensor for _, tensor in self._named())
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields all tensors, each by the name of its count of edits."""
+        """Yields all tensors, each with the name under which `_versions` counts its edits."""
         yield from self._raw.items()
         yield from self.values.items()
         for path, call in self._calls.items():
             yield from ((f"{path}:{name}", tensor) for name, tensor in call.tensors().items())
 
+    # --- moving and storing ------------------------------------------------------------------------------------------
+
     def to(self, device: torch.device | str) -> Self:
-        """Returns a recording of the same on a device; what was one storage stays one."""
+        """Returns a recording of the same on a device; tensors that shared a storage share one there."""
         return self._moved(Relocation(device))
 
     def _moved(self, there: Relocation) -> Self:
@@ -225,8 +233,8 @@ class Recording:
         }
         return new
 
-    def contents(self) -> "Contents":
-        """Returns what is kept. Scores and patterns are in it where they cannot be computed from what is stored."""
+    def contents(self) -> Contents:
+        """Returns what is kept. It includes scores and patterns that cannot be computed from a stored call."""
         calls = {path: StoredCall.of(call) for path, call in self._calls.items()}
         for path in [path for path, stored in calls.items() if stored is None]:
             for place in _inside(path):
@@ -237,27 +245,18 @@ class Recording:
         return Contents(raw, self.values, stored)
 
     @staticmethod
-    def of(contents: "Contents", rows: int, model: nn.Module) -> "Recording":
-        """Returns a recording of what another one held, in a run of this many rows."""
+    def of(contents: Contents, rows: int, model: nn.Module) -> "Recording":
+        """Returns a recording with the contents of another one, of a run with this many rows."""
         new = Recording(rows)
         new._raw, new.values = dict(contents.raw), dict(contents.values)
         new._calls = {path: call.restored(model.get_submodule(path)) for path, call in contents.calls.items()}
         new._versions = {name: tensor._version for name, tensor in new._named() if not tensor.is_inference()}
         return new
 
-    def nbytes(self) -> int:
-        """Returns the bytes of all storages kept, each counted once."""
-        return sum(storages(self.tensors()).values())
-
-    def storages_for(self, point: HookPoint) -> dict[int, int]:
-        """Returns the storages that are kept for a point's sake, with their bytes."""
-        key, path = point.place.key, point.place.module
-        if point.name in self.values or key in self._raw:
-            return storages([self._kept(point)])
-        return storages(self._calls[path].tensors().values())
+    # --- keeping -----------------------------------------------------------------------------------------------------
 
     def keep_raw(self, place: Place, tensor: Tensor) -> None:
-        """Keeps a place's raw tensor, rows and positions first; a copy where the model goes on to write into it."""
+        """Keeps a place's raw tensor, rows and positions first; a copy if the model will write into it."""
         self._keep(self._raw, place.key, tensor.clone() if place.is_overwritten else tensor, place.pos_dim)
 
     def keep_value(self, point: HookPoint, tensor: Tensor) -> None:
@@ -275,13 +274,20 @@ class Recording:
         if not tensor.is_inference():
             self._versions[key] = tensor._version
 
+    def _keep_inside(self, call: AttentionCall, places: Iterable[Place]) -> None:
+        seen = {Side.QUERY: call.query, Side.KEY: call.key}
+        if any(place.side not in seen for place in places):
+            seen[Side.SCORES], seen[Side.PATTERN] = call.inside()
+        for place in places:
+            self.keep_raw(place, as_tokens(seen[place.side], place.layout, self._rows))
+
     @contextlib.contextmanager
     def hooks(self, plan: RecordingPlan, is_paused: Callable[[], bool]) -> Iterator[None]:
-        """Keeps the plan's raw tensors, by one torch hook a module, while the context is open.
+        """While the context is open, keeps the plan's raw tensors, by one torch hook a module.
 
         Args:
             plan: What to keep.
-            is_paused: Asked at each tensor whether to leave it, since it belongs to another forward.
+            is_paused: Asked at each tensor: True leaves it out, since it belongs to another forward.
         """
         handles = []
         try:
@@ -293,39 +299,6 @@ class Recording:
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _observer(self, inside: Inside, is_paused: Callable[[], bool]) -> Observer:
-        path = next(iter(inside.places.values())).module
-
-        def keep(call: AttentionCall | ForwardCall) -> Any:
-            if is_paused():
-                return call.run()
-            # With dropout, or where others may edit it, what multiplies the values is known only to the call itself.
-            is_shared = bool(call.observers or call.watchers)
-            if isinstance(call, ForwardCall) or is_shared or call.kwargs.get("dropout"):
-                visits = {side: self._visit(place) for side, place in inside.places.items()}
-                return call.run_watched(visits, is_paused, is_last=True)
-            kept = call.detached() if torch.is_grad_enabled() else call
-            if not self._defers or not inside.has_square:
-                self._keep_inside(kept, inside.places.values())
-                return call.run()
-            kept = replace(kept, value=kept.key)  # values are not needed, and may lie in the fused projection
-            if self._relocation is not None:
-                kept = kept.to(self._relocation)
-            self._calls[path] = kept
-            for name, tensor in kept.tensors().items():
-                if not tensor.is_inference():
-                    self._versions[f"{path}:{name}"] = tensor._version
-            return call.run()
-
-        return keep
-
-    def _visit(self, place: Place) -> Callable[[Tensor], Tensor]:
-        def visit(tensor: Tensor) -> Tensor:
-            self.keep_raw(place, as_tokens(tensor, place.layout, self._rows))
-            return tensor
-
-        return visit
 
     def _plain_hook(self, ends: Ends, is_paused: Callable[[], bool]) -> Callable[..., None]:
         raw = self._raw
@@ -355,8 +328,35 @@ class Recording:
 
         return keep
 
+    def _observer(self, inside: Inside, is_paused: Callable[[], bool]) -> Observer:
+        path = next(iter(inside.places.values())).module
 
-def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Returns the storages of some tensors, each once, with their bytes."""
-    found = (tensor.untyped_storage() for tensor in tensors)
-    return {storage._cdata: storage.nbytes() for storage in found}
+        def visit(place: Place) -> Callable[[Tensor], Tensor]:
+            def keep(tensor: Tensor) -> Tensor:
+                self.keep_raw(place, as_tokens(tensor, place.layout, self._rows))
+                return tensor
+
+            return keep
+
+        def observe(call: Call) -> Any:
+            if is_paused():
+                return call.run()
+            # With dropout, or where others may edit it, what multiplies the values is known only while the call runs.
+            is_shared = bool(call.observers or call.watchers)
+            if not isinstance(call, AttentionCall) or is_shared or call.kwargs.get("dropout"):
+                visits = {side: visit(place) for side, place in inside.places.items()}
+                return call.run_watched(visits, is_paused, is_last=True)
+            kept = call.detached() if torch.is_grad_enabled() else call
+            if not self._defers or not inside.has_square:
+                self._keep_inside(kept, inside.places.values())
+                return call.run()
+            kept = replace(kept, value=kept.key)  # values are not needed, and may lie in the fused projection
+            if self._relocation is not None:
+                kept = kept.to(self._relocation)
+            self._calls[path] = kept
+            for name, tensor in kept.tensors().items():
+                if not tensor.is_inference():
+                    self._versions[f"{path}:{name}"] = tensor._version
+            return call.run()
+
+        return observe

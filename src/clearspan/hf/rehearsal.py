@@ -1,4 +1,4 @@
-"""Rehearsals: a forward of which only the shapes are computed, by the model's own code on a copy without numbers."""
+"""Rehearsals: the model's own code computes a forward's shapes, on a copy of the model without numbers."""
 
 import contextlib
 import copy
@@ -13,16 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clearspan.errors import ClearspanError, UnplannableError
-from clearspan.hf.attention import observed, uses_interface
+from clearspan.hf.observers import observed, uses_interface
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.tensors import primary_input
 from clearspan.points import Place
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 ELSEWHERE = torch.device("meta", 1)
-"""Stands, in a rehearsal, for a device on which the model is not."""
+"""In a rehearsal, stands for a device other than the model's."""
 SMALL = 2**20
-"""How many numbers a tensor may have for a rehearsal to compute them."""
+"""A rehearsal computes tensors of integers up to this many numbers."""
 
 
 def rehearse(
@@ -32,19 +32,19 @@ def rehearse(
     kwargs: Mapping[str, Any],
     experts: Iterable[nn.Module] = (),
 ) -> None:
-    """Has a recording keep what a forward would make at some places, as tensors on the meta device.
+    """Fills a recording with what a forward would make at some places, as tensors on the meta device.
 
-    No weight is read, copied or brought in, no hook is called, and torch's random numbers stay where they are.
+    It reads, copies and loads no weight, calls no hook, and leaves torch's random numbers as they are.
 
     Args:
         model: The Hugging Face model.
         places: What to keep.
         recording: Where to keep it.
-        kwargs: Keywords of the model's forward. What it asks of ids and masks is answered by their values.
-        experts: Modules whose forward depends on numbers and gives a tensor of its input's shape.
+        kwargs: Keywords of the model's forward; it may read the values of ids and masks.
+        experts: Modules whose forward depends on numbers, and whose output has the shape of their input.
 
     Raises:
-        UnplannableError: The forward asks for numbers that are not there, or runs a kernel that knows no shapes.
+        UnplannableError: The forward reads other numbers, or runs a kernel that cannot compute shapes alone.
     """
     try:
         _run(_without_numbers(model, experts), places, recording, kwargs)
@@ -61,7 +61,7 @@ def rehearse(
 def _run(copied: nn.Module, places: Iterable[Place], recording: Recording, kwargs: Mapping[str, Any]) -> None:
     plan = RecordingPlan.of(copied, places)
     kept = {inside.module for inside in plan.insides}
-    # Attention that is not recorded is observed too, for no kernel to be called.
+    # Attention that is not recorded is observed too, so that no kernel runs.
     others = [module for module in copied.modules() if "config" in vars(module) and uses_interface(module)]
     given = tree_map_only(Tensor, lambda tensor: tensor.to(META if tensor.is_floating_point() else CPU), dict(kwargs))
     with contextlib.ExitStack() as stack:
@@ -73,9 +73,9 @@ def _run(copied: nn.Module, places: Iterable[Place], recording: Recording, kwarg
 
 
 class ShapesAlone(TorchDispatchMode):
-    """Computes what follows from ids, positions and masks while it is small; of all else, only shapes.
+    """Computes small tensors that follow from ids, positions and masks; of everything else, only shapes.
 
-    What a forward asks of its input (is there padding? are there several sequences in a row?) is thus answered.
+    So a forward that asks something of its input (is there padding? are there several sequences in a row?) goes on.
     """
 
     def __torch_dispatch__(
@@ -105,7 +105,7 @@ def _on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_mix
 
 
 def _without_numbers(model: nn.Module, experts: Iterable[nn.Module]) -> nn.Module:
-    """Returns a copy of a model whose tensors have only shapes, without anybody's hooks."""
+    """Returns a copy of a model without hooks, whose tensors have only shapes."""
     memo: dict[int, Any] = {
         id(tensor): _twin(tensor) for tensor in itertools.chain(model.parameters(), model.buffers())
     }
@@ -128,7 +128,7 @@ def _without_numbers(model: nn.Module, experts: Iterable[nn.Module]) -> nn.Modul
 
 
 _HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
-"""How the names of a module's tables of hooks end."""
+"""Endings of the names of a module's tables of hooks."""
 
 
 def _twin(tensor: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def _of_its_inputs_shape(*args: Any, **kwargs: Any) -> Tensor:
 
 
 class _Packed(nn.Module):
-    """A linear map with packed weights, whose kernel gives its input's dtype and a width of its own."""
+    """Stands for a linear map with packed weights: its output has the input's dtype and the map's width."""
 
     def __init__(self, packed: nn.Linear) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""Running some of the blocks: skipped ones are stepped over, and the run ends after the last one asked for."""
+"""Running some of the blocks: skipped ones are stepped over, and a run ends after the last one asked for."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,44 +19,52 @@ class Stopped(Exception):  # noqa: N818 (it ends a run as asked, and is no error
         self.residual = residual
 
 
+class _Reached(Exception):  # noqa: N818 (likewise)
+    """Ends a forward at a module, with the arguments that it was called with."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__("the forward was stopped at a module's input")
+        self.args = args
+        self.kwargs = kwargs
+
+
 @contextlib.contextmanager
 def starting_at(
     blocks: Sequence[nn.Module], start: int, residual: Tensor, *, returns_tuple: bool = False
 ) -> Iterator[None]:
-    """Has the residual stream enter block `start`; the blocks before it are not run while the context is open.
+    """While the context is open, forwards skip the blocks before `start`, which gets the given residual stream.
 
     Args:
         blocks: The model's blocks.
-        start: The first one run.
+        start: The first one that runs.
         residual: The residual stream entering it.
         returns_tuple: Whether blocks return a tuple, the residual stream first.
     """
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return with_input(args, kwargs, residual)
+
     with contextlib.ExitStack() as stack:
         for index, block in enumerate(blocks[:start]):
             stack.enter_context(_stepped_over(block, residual if index == start - 1 else None, returns_tuple))
         if start == 0:
-
-            def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                return with_input(args, kwargs, residual)
-
             stack.callback(blocks[0].register_forward_pre_hook(enter, prepend=True, with_kwargs=True).remove)
         yield
 
 
 @contextlib.contextmanager
 def stopping_at(blocks: Sequence[nn.Module], stop: int) -> Iterator[None]:
-    """Has the forward raise `Stopped` with the residual stream before block `stop`, or after the last block."""
+    """While the context is open, forwards raise `Stopped` before block `stop`, or after the last block."""
+
+    def on_entry(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise Stopped(args[0] if args else kwargs["hidden_states"])
+
+    def on_exit(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        raise Stopped(primary_output(output))
+
     if stop == 0:
-
-        def on_entry(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise Stopped(args[0] if args else kwargs["hidden_states"])
-
         handle = blocks[0].register_forward_pre_hook(on_entry, with_kwargs=True)
     else:
-
-        def on_exit(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            raise Stopped(primary_output(output))
-
         handle = blocks[stop - 1].register_forward_hook(on_exit)
     try:
         yield
@@ -65,7 +74,7 @@ def stopping_at(blocks: Sequence[nn.Module], stop: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def narrowed(module: nn.Module, positions: Sequence[int]) -> Iterator[None]:
-    """Has a module that treats each position alone compute some positions only, while the context is open.
+    """While the context is open, a module that treats each position alone computes some positions only.
 
     Its output is zero at the others, which nobody may read.
 
@@ -73,7 +82,6 @@ def narrowed(module: nn.Module, positions: Sequence[int]) -> Iterator[None]:
         module: From one tensor `[batch, pos, ...]` to another.
         positions: Which, in the tensor that it is given.
     """
-    own = vars(module).get("forward")
     run = module.forward
 
     def forward(value: Tensor) -> Tensor:
@@ -81,6 +89,24 @@ def narrowed(module: nn.Module, positions: Sequence[int]) -> Iterator[None]:
         found = run(value.index_select(1, index))
         return found.new_zeros(*value.shape[:2], *found.shape[2:]).index_copy_(1, index, found)
 
+    with _replaced(module, forward):
+        yield
+
+
+def _stepped_over(
+    block: nn.Module, replacement: Tensor | None, returns_tuple: bool
+) -> contextlib.AbstractContextManager[None]:
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        left = hidden_states if replacement is None else replacement
+        return (left, None) if returns_tuple else left
+
+    return _replaced(block, forward)
+
+
+@contextlib.contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replaces a module's forward while the context is open."""
+    own = vars(module).get("forward")  # where another library has put one
     vars(module)["forward"] = forward
     try:
         yield
@@ -90,17 +116,48 @@ def narrowed(module: nn.Module, positions: Sequence[int]) -> Iterator[None]:
             vars(module)["forward"] = own
 
 
-@contextlib.contextmanager
-def _stepped_over(block: nn.Module, replacement: Tensor | None, returns_tuple: bool) -> Iterator[None]:
-    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-        left = hidden_states if replacement is None else replacement
-        return (left, None) if returns_tuple else left
+def arguments_of(
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    module: nn.Module,
+    value: Tensor,
+    *,
+    embedding_width: int,
+    returns_tuple: bool,
+) -> dict[str, Any]:
+    """Returns what the model's own forward passes to a module of a block after its first input: masks, positions.
 
-    own = vars(block).get("forward")  # where another library has put one
-    vars(block)["forward"] = forward
+    It runs the model on a residual stream of zeros, of the value's shape, up to the module. A residual stream that the
+    module would add to its result is zero.
+
+    Args:
+        model: The Hugging Face model.
+        blocks: Its blocks.
+        module: A block, or a module in one.
+        value: The module's input `[batch, pos, d_model]`.
+        embedding_width: Width of the token embedding.
+        returns_tuple: Whether blocks return a tuple.
+    """
+    first, *others = inspect.signature(type(module).forward).parameters.values()
+    taken = [one.name for one in others if one.kind is not inspect.Parameter.VAR_KEYWORD][1:]
+    if not taken:
+        return {}
+
+    def reached(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Reached(args, kwargs)
+
+    layer = next(index for index, block in enumerate(blocks) if any(part is module for part in block.modules()))
+    embeddings = value.new_zeros(*value.shape[:2], embedding_width)
+    handle = module.register_forward_pre_hook(reached, with_kwargs=True)
     try:
-        yield
+        with torch.no_grad(), starting_at(blocks, layer, torch.zeros_like(value), returns_tuple=returns_tuple):
+            model(inputs_embeds=embeddings, use_cache=False)
+    except _Reached as there:
+        bound = inspect.signature(type(module).forward).bind(module, *there.args, **there.kwargs)
+        named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        skipped = {first.name, others[0].name, "kwargs"}
+        found = {name: what for name, what in named.items() if name not in skipped}
+        return {**found, **({"residual": torch.zeros_like(value)} if "residual" in found else {})}
     finally:
-        del vars(block)["forward"]
-        if own is not None:
-            vars(block)["forward"] = own
+        handle.remove()
+    raise AssertionError("the forward passes every block")

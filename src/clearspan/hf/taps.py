@@ -1,30 +1,21 @@
-"""Taps: torch hooks on the untouched modules, there only while someone listens, that carry values to hook points.
-
-It is one module since every way to a value shares the order in which points, edits and gradients pass.
-"""
+"""Taps: torch hooks on the untouched modules, there only while someone listens, that carry values to hook points."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError, UnwritableError
-from clearspan.hf.attention import Call, observed
-from clearspan.hf.compiled import around, refuse_compiled
-from clearspan.hf.derived_gradients import Beside
-from clearspan.hf.position import Follower
+from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
+from clearspan.hf.attention import Call
+from clearspan.hf.derived import Pending
+from clearspan.hf.modules import around, refuse_compiled
+from clearspan.hf.observers import observed
 from clearspan.hf.recording import Recording, RecordingPlan
-from clearspan.hf.tensors import (
-    as_tokens,
-    from_tokens,
-    primary_input,
-    primary_output,
-    with_input,
-    with_output,
-)
+from clearspan.hf.sequence import Follower
+from clearspan.hf.tensors import as_tokens, from_tokens, primary_input, primary_output, with_input, with_output
 from clearspan.points import (
     Converted,
     Derivation,
@@ -41,26 +32,9 @@ from clearspan.points import (
 )
 
 
-@dataclass
-class _Pending:
-    """A derivation's edits, on their way from its source to its targets.
-
-    Attributes:
-        source: The source's raw tensor.
-        edits: The parts that were changed, or put on the gradient's path.
-        only_gradient: Whether nobody changed a part.
-        beside: Points whose gradient is computed beside the graph, with what that takes.
-    """
-
-    source: Tensor
-    edits: dict[str, Tensor] = field(default_factory=dict)
-    only_gradient: bool = True
-    beside: Beside | None = None
-
-
 @dataclass(frozen=True)
 class _Anchor:
-    """By what a torch hook is known: a module, and its input, its output, or its inside.
+    """What identifies a torch hook: a module, and its input, its output, or its inside.
 
     Attributes:
         module: The module's path.
@@ -79,8 +53,8 @@ class _Anchor:
 class Taps:
     """Carries raw tensors of one model to its hook points and back.
 
-    A place has a torch hook only while one of its points has a listener; so has the target of a derivation. At a place
-    the points come in the order in which they were declared.
+    A place has a torch hook only while one of its points has a listener; so has the target of a derivation. The points
+    of a place come in the order in which they were declared.
 
     Args:
         model: The Hugging Face model.
@@ -89,7 +63,7 @@ class Taps:
     Attributes:
         refuse_writes: Why a write must not happen in the present run, or None.
         writers: The listeners on points that were written since the list was last emptied.
-        is_suspended: Whether a hook function is running, in which a forward of the model is the model's own alone.
+        is_suspended: Whether a hook function is running: the taps ignore a forward of the model inside it.
         follower: Tells the points where in the sequence a forward is, while any torch hook is installed.
     """
 
@@ -107,7 +81,7 @@ class Taps:
         self._leaving: dict[Place, list[Derivation]] = {}
         self._parts: dict[Derivation, list[HookPoint]] = {}
         self._concerned: dict[_Anchor, list[HookPoint]] = {}
-        self._pending: dict[Derivation, _Pending] = {}
+        self._pending: dict[Derivation, Pending] = {}
         self._installed: dict[_Anchor, contextlib.ExitStack] = {}
         for point in points:
             self._sources.setdefault(point.place, []).append(point)
@@ -128,12 +102,14 @@ class Taps:
         self._concerned.setdefault(anchor, []).append(point)
         _append_new(self._places.setdefault(anchor, []), place)
 
+    # --- a run -------------------------------------------------------------------------------------------------------
+
     @contextlib.contextmanager
     def record(self, points: Iterable[HookPoint], plan: RecordingPlan, recording: Recording) -> Iterator[None]:
-        """Keeps the points' values, after any listeners, in the recording while the context is open.
+        """While the context is open, keeps the points' values, after any listeners, in the recording.
 
-        A raw tensor with no listener is kept by the plan's own torch hooks, which cost no more than plain ones; one
-        with listeners is handed over from between them.
+        The plan's own torch hooks keep raw tensors without listeners, and cost no more than plain ones. A raw tensor
+        with listeners is kept after these have run.
 
         Args:
             points: What to keep.
@@ -142,10 +118,10 @@ class Taps:
         """
         self.check_not_in_hook()
         refuse_compiled(plan.around)
-        beside = [point for point in points if _Anchor.of(point.place) in self._installed] if self._installed else []
-        if beside:
-            plan = RecordingPlan.of(self.model, plan.places - {point.place for point in beside})
-        recording.wanted = frozenset(point.name for point in beside)
+        heard = [point for point in points if _Anchor.of(point.place) in self._installed] if self._installed else []
+        if heard:
+            plan = RecordingPlan.of(self.model, plan.places - {point.place for point in heard})
+        recording.wanted = frozenset(point.name for point in heard)
         self._recording = recording
         try:
             with recording.hooks(plan, lambda: self.is_suspended):
@@ -162,6 +138,15 @@ class Taps:
                 fix="run it before and use the result in the hook; bridge(...) inside a hook is the plain model",
             )
 
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """While the context is open, the taps ignore the model's forwards: no listener and no cache sees them."""
+        was, self.is_suspended = self.is_suspended, True
+        try:
+            yield
+        finally:
+            self.is_suspended = was
+
     @property
     def is_listening(self) -> bool:
         """Whether any torch hook is installed."""
@@ -172,8 +157,10 @@ class Taps:
         """Whether a run's values are being kept."""
         return self._recording is not None
 
+    # --- torch hooks -------------------------------------------------------------------------------------------------
+
     def _update(self, point: HookPoint) -> None:
-        """Installs or removes the torch hooks of the point's places, as its listeners ask."""
+        """Installs or removes the torch hooks of the point's places, as its listeners require."""
         self._set(_Anchor.of(point.place))
         if isinstance(point.access, Derived):
             for target in point.access.derivation.reached_by(point.access.part):
@@ -194,9 +181,6 @@ class Taps:
                 for derivation in (*self._arriving.get(place, ()), *self._leaving.get(place, ())):
                     self._pending.pop(derivation, None)
 
-    def _is_wanted(self, point: HookPoint) -> bool:
-        return self._recording is not None and point.name in self._recording.wanted
-
     def _install(self, anchor: _Anchor) -> contextlib.ExitStack:
         module = self.model.get_submodule(anchor.module)
         refuse_compiled(around(self.model, [anchor.module]))
@@ -206,40 +190,22 @@ class Taps:
                 self._note_rows(path, stack)
             match anchor.side:
                 case Side.INPUT:
-                    # Before other torch hooks, which may hand the module a copy: an in-place write needs the original.
+                    # Before other torch hooks, which may give the module a copy: an in-place write needs the original.
                     handle = module.register_forward_pre_hook(self._on_entry(places), with_kwargs=True, prepend=True)
                     stack.callback(handle.remove)
                 case Side.OUTPUT:
                     stack.callback(module.register_forward_hook(self._on_exit(places), with_kwargs=True).remove)
                 case _:
-                    visits = {place.side: self._visit(place) for place in places}
-
-                    def observe(call: Call) -> Any:
-                        if self.is_suspended:
-                            return call.run()
-                        sides = self._visited_sides(places)
-                        return call.run_watched(
-                            {side: visit for side, visit in visits.items() if side in sides}, lambda: self.is_suspended
-                        )
-
-                    stack.enter_context(observed({module: observe}))
+                    stack.enter_context(observed({module: self._observer(places)}))
             return stack.pop_all()
         raise AssertionError("an ExitStack suppresses no exception")
-
-    def _visited_sides(self, places: Iterable[Place]) -> set[Side]:
-        """Returns the sides on which, in this call, someone listens or something is recorded."""
-        return {
-            place.side
-            for place in places
-            if any(point.is_listening or self._is_wanted(point) for point in self._sources[place])
-        }
 
     def _needs_rows(self, place: Place) -> bool:
         shared = any(isinstance(point.access, SharedRow) for point in self._sources.get(place, ()))
         return shared or place.layout is Layout.FLAT
 
     def _note_rows(self, path: str, stack: contextlib.ExitStack) -> None:
-        """Has the rows of a module's input be known while it runs."""
+        """Keeps the number of rows of a module's input while the module runs."""
         module = self.model.get_submodule(path)
 
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -277,11 +243,29 @@ class Taps:
 
         return leave
 
-    def _visit(self, place: Place) -> Callable[[Tensor], Tensor]:
-        return lambda raw: self._through(place, raw, raw)
+    def _observer(self, places: Sequence[Place]) -> Callable[[Call], Any]:
+        def visit(place: Place) -> Callable[[Tensor], Tensor]:
+            return lambda raw: self._through(place, raw, raw)
+
+        def observe(call: Call) -> Any:
+            if self.is_suspended:
+                return call.run()
+            visited = [place for place in places if any(map(self._is_concerned, self._sources[place]))]
+            return call.run_watched({place.side: visit(place) for place in visited}, lambda: self.is_suspended)
+
+        return observe
+
+    def _is_concerned(self, point: HookPoint) -> bool:
+        """Whether someone listens to a point, or its value is kept, in the forward under way."""
+        return point.is_listening or self._is_wanted(point)
+
+    def _is_wanted(self, point: HookPoint) -> bool:
+        return self._recording is not None and point.name in self._recording.wanted
+
+    # --- the way of a tensor -----------------------------------------------------------------------------------------
 
     def _through(self, place: Place, given: Tensor, entered: Tensor) -> Tensor:
-        """Carries a module's tensor past the place's points; returns what goes on in its stead.
+        """Carries a module's tensor past the place's points; returns the one that the model uses.
 
         Args:
             place: The place.
@@ -293,40 +277,27 @@ class Taps:
         for derivation in self._arriving.get(place, ()):
             pending = self._pending.get(derivation)
             if pending is not None:
-                new = self._arrive(derivation, place, pending, new, as_tokens(entered, place.layout, rows))
+                new = pending.arrive(place, new, as_tokens(entered, place.layout, rows))
         new = self._pass(place, new)
         return given if new is raw else from_tokens(new, place.layout, given)
 
-    def _arrive(self, derivation: Derivation, target: Place, pending: _Pending, raw: Tensor, entered: Tensor) -> Tensor:
-        """Carries a derivation's edits out at a target; returns the raw tensor that goes on."""
-        edits = {part: value for part, value in pending.edits.items() if target in derivation.reached_by(part)}
-        if edits:
-            _check_alone(derivation, target, raw, pending.source, edits, entered)
-            written = derivation.write(target, raw, pending.source, edits, entered)
-            # Parts that are only on the gradient's path change no number.
-            raw = raw.detach() + (written - written.detach()) if pending.only_gradient else written
-        if pending.beside is not None:
-            # What several modules read is given a node for this one alone.
-            raw = raw.view_as(raw) if target.side is Side.INPUT else raw
-            pending.beside.arrive(target, raw, entered)
-        return raw
-
     def _pass(self, place: Place, raw: Tensor) -> Tensor:
-        """Offers the raw tensor to the place's points in order; returns what goes on in its stead."""
+        """Offers the raw tensor to the place's points in order; returns the one that the model uses."""
         points = self._sources.get(place, ())
         for derivation in self._leaving.get(place, ()):
-            self._pending.pop(derivation, None)  # what an earlier forward has left
+            self._pending.pop(derivation, None)  # left by an earlier forward
         for point in points:
             wanted = self._is_wanted(point)
             if not point.is_listening and (not wanted or self._is_lazy(point)):
                 continue
             value = read(point.access, raw, self._rows.get(place.rows_of), self._edits_so_far(point, raw))
             if point.is_listening:
-                value, edited = self._offer(point, value)
+                with self.suspended():
+                    value, edited = point.offer(value)
                 if edited:
                     self._check_write(point)
                     self.writers += [(point, listener) for listener in point.listeners("fwd")]
-                    # What the model goes on to write into must not be the user's own.
+                    # The model will write into this tensor, which must not be the user's own.
                     raw = self._write(point, raw, value.clone() if place.is_overwritten else value)
                 if point.listens_backward:
                     raw, value = self._await_gradient(point, raw, value, edited)
@@ -336,22 +307,32 @@ class Taps:
             self._recording.keep_raw(place, raw)
         return raw
 
-    def _offer(self, point: HookPoint, value: Tensor) -> tuple[Tensor, bool]:
-        """Calls the point's forward listeners; a forward of the model inside one of them is the model's own alone."""
-        with self.suspended():
-            return point.offer(value)
+    def _check_write(self, point: HookPoint) -> None:
+        if self.refuse_writes is not None:
+            raise UnwritableError(
+                "this write would be lost",
+                where=point.name,
+                reason=self.refuse_writes,
+                fix="with bridge.hooks(fwd_hooks=...): around forward and backward",
+            )
 
-    @contextlib.contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Has a forward of the model be the model's own alone, which nobody hears, while the context is open."""
-        was, self.is_suspended = self.is_suspended, True
-        try:
-            yield
-        finally:
-            self.is_suspended = was
+    def _write(self, point: HookPoint, raw: Tensor, value: Tensor) -> Tensor:
+        """Puts a value back; returns the raw tensor that the model uses."""
+        match point.access:
+            case Whole() | SharedRow():
+                return value
+            case Converted(conversion):
+                return conversion.revert(value, raw)
+            case InPlace():
+                return raw.copy_(value)
+            case Derived(derivation, part):
+                pending = self._edits(derivation, raw)
+                pending.edits[part] = value
+                pending.only_gradient = False
+                return raw
 
     def _await_gradient(self, point: HookPoint, raw: Tensor, value: Tensor, edited: bool) -> tuple[Tensor, Tensor]:
-        """Has the point's backward listeners called with the value's gradient; returns raw tensor and value.
+        """Registers the point's backward listeners on the value's gradient; returns raw tensor and value.
 
         A value that nobody edited is put on the gradient's path as it is. Where it cannot be, its gradient is computed
         beside the graph.
@@ -367,17 +348,14 @@ class Taps:
                 fix="run with gradients enabled",
             )
         match point.access:
-            case Derived(derivation) if not edited and not self._may_be_edited(derivation):
-                if not derivation.is_in_series:
-                    # A node of its own, at which a change of the gradient is added.
-                    pending = self._pending.get(derivation)
-                    if pending is None:
-                        raw = raw.view_as(raw) if raw.requires_grad else raw.detach().requires_grad_()
-                        pending = self._edits(derivation, raw)
-                    if pending.beside is None:
-                        pending.beside = Beside(derivation, raw)
-                    pending.beside.add(point)
-                    return raw, value
+            case Derived(derivation) if not (edited or derivation.is_in_series or self._may_be_edited(derivation)):
+                pending = self._pending.get(derivation)
+                if pending is None:
+                    # A node of its own, to whose gradient a change is added.
+                    raw = raw.view_as(raw) if raw.requires_grad else raw.detach().requires_grad_()
+                    pending = self._edits(derivation, raw)
+                pending.await_gradient(point)
+                return raw, value
         if not value.requires_grad:
             value = value.detach().requires_grad_()
         match point.access:
@@ -397,81 +375,25 @@ class Taps:
         return raw, value
 
     def _may_be_edited(self, derivation: Derivation) -> bool:
-        """Whether a function is on a part of the derivation that could change it in the forward."""
+        """Whether a listener on a part of the derivation could change it in the forward."""
         return any(point.listeners("fwd") for point in self._parts[derivation])
-
-    def _check_write(self, point: HookPoint) -> None:
-        if self.refuse_writes is not None:
-            raise UnwritableError(
-                "this write would be lost",
-                where=point.name,
-                reason=self.refuse_writes,
-                fix="with bridge.hooks(fwd_hooks=...): around forward and backward",
-            )
-
-    def _write(self, point: HookPoint, raw: Tensor, value: Tensor) -> Tensor:
-        """Puts a value back; returns the raw tensor that goes on."""
-        match point.access:
-            case Whole() | SharedRow():
-                return value
-            case Converted(conversion):
-                return conversion.revert(value, raw)
-            case InPlace():
-                return raw.copy_(value)
-            case Derived(derivation, part):
-                pending = self._edits(derivation, raw)
-                pending.edits[part] = value
-                pending.only_gradient = False
-                return raw
 
     def _edits_so_far(self, point: HookPoint, raw: Tensor) -> dict[str, Tensor]:
         pending = self._pending.get(point.access.derivation) if isinstance(point.access, Derived) else None
         return pending.edits if pending is not None and pending.source is raw else {}
 
-    def _edits(self, derivation: Derivation, raw: Tensor) -> _Pending:
+    def _edits(self, derivation: Derivation, raw: Tensor) -> Pending:
         pending = self._pending.get(derivation)
         if pending is None or pending.source is not raw:
-            pending = self._pending[derivation] = _Pending(raw)
+            pending = self._pending[derivation] = Pending(derivation, raw)
         return pending
 
     def _is_lazy(self, point: HookPoint) -> bool:
-        """Whether the point's value can be computed on look-up from the raw tensor kept beside it."""
+        """Whether the point's value can be computed on look-up from the raw tensor that is kept."""
         if not isinstance(point.access, Derived):
             return False
         pending = self._pending.get(point.access.derivation)
         return pending is None or pending.only_gradient
-
-
-def _check_alone(
-    derivation: Derivation, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor
-) -> None:
-    """Raises if a target has not what its weights alone give: then computing it again would undo what changed it.
-
-    Raises:
-        ConflictingWritesError: Another torch hook, or an adapter on the module, changed it.
-    """
-    with torch.no_grad():
-        source, entered, found = source.detach(), entered.detach(), raw.detach()
-        unedited = {part: derivation.read(part, source, {}) for part in edits}
-        expected = derivation.write(target, found, source, unedited, entered)
-        difference = (expected.double() - found.double()).abs().max()
-        allowed = _rounding(found) * found.double().abs().max()
-    if difference > allowed:
-        raise ConflictingWritesError(
-            "a derived value was written where something else changes what is computed of it",
-            where=str(target),
-            reason="a torch hook or an adapter on this module, which computing it again from the weights would undo",
-            fix="take that off, or write a point that is no derived one, such as hook_q, hook_z or hook_attn_out",
-        )
-
-
-def _rounding(tensor: Tensor) -> float:
-    """Returns the relative difference that two ways to compute a tensor may have."""
-    eps, full = torch.finfo(tensor.dtype).eps, torch.finfo(torch.float32).eps
-    if eps > full:
-        return 8 * eps
-    # Many models compute norms in float32 whatever their dtype.
-    return 2e-3 if tensor.is_cuda and torch.backends.cuda.matmul.allow_tf32 else 64 * full
 
 
 def _append_new(items: list[Any], item: Any) -> None:

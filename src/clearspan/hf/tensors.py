@@ -10,7 +10,7 @@ INPUT_NAMES = ("hidden_states", "input_ids", "inputs_embeds", "input", "x")
 
 
 def primary_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Returns a module's first positional input, or the keyword that stands for it."""
+    """Returns a module's first positional input, or the keyword in its place."""
     return args[0] if args else kwargs[_keyword(kwargs)]
 
 
@@ -21,8 +21,12 @@ def with_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> 
     return args, {**kwargs, _keyword(kwargs): value}
 
 
+def _keyword(kwargs: dict[str, Any]) -> str:
+    return next(name for name in INPUT_NAMES if kwargs.get(name) is not None)
+
+
 def primary_output(output: Any, item: int = 0) -> Tensor:
-    """Returns the tensor itself, one of a tuple, or a model output's logits."""
+    """Returns the output if it is a tensor, an item of a tuple, or the logits of a model output."""
     if isinstance(output, Tensor):
         return output
     return output[item] if isinstance(output, tuple) else output.logits
@@ -39,11 +43,11 @@ def with_output(output: Any, value: Tensor, item: int = 0) -> Any:
 
 
 def as_tokens(raw: Tensor, layout: Layout, rows: int) -> Tensor:
-    """Returns a view of a raw tensor with rows and positions first, unless it is one of queries by keys.
+    """Returns a view of a raw tensor with rows and positions first; one of queries by keys stays as it is.
 
     Args:
         raw: The raw tensor.
-        layout: How they lie in it.
+        layout: How rows and positions lie in it.
         rows: The batch's rows.
     """
     match layout:
@@ -56,7 +60,7 @@ def as_tokens(raw: Tensor, layout: Layout, rows: int) -> Tensor:
 
 
 def from_tokens(value: Tensor, layout: Layout, raw: Tensor) -> Tensor:
-    """Returns a tensor with rows and positions first in the layout of the raw one, as which it is given."""
+    """Inverse of `as_tokens`: returns `value` laid out as `raw` is."""
     match layout:
         case Layout.TOKENS | Layout.ROWS_BY_ROWS:
             return value
@@ -64,7 +68,3 @@ def from_tokens(value: Tensor, layout: Layout, raw: Tensor) -> Tensor:
             return value.transpose(1, 2)
         case Layout.FLAT:
             return value if value.ndim == raw.ndim else value.flatten(0, 1)
-
-
-def _keyword(kwargs: dict[str, Any]) -> str:
-    return next(name for name in INPUT_NAMES if kwargs.get(name) is not None)

@@ -1,6 +1,5 @@
-"""Inside a module: torch function modes that hand over what it computes between its input and its output."""
+"""Inside a module: torch function modes that show what it computes between its input and its output."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from clearspan.errors import NotSeenError
 from clearspan.points import Side
 
 Visit = Callable[[Tensor], Tensor]
-"""Given a tensor, returns the one that is used instead: the same, where nobody edits it."""
+"""Takes a tensor and returns the one to use in its place: the same one, where nobody edits it."""
 
 Visits = Mapping[Side, Visit]
 
@@ -22,15 +21,15 @@ _LINEARS = frozenset({torch.nn.functional.linear})
 
 
 class SoftmaxWatch(TorchFunctionMode):
-    """Hands over what attention computes: queries and keys as multiplied, the masked scores, the pattern.
+    """Shows visitors what attention computes: queries and keys as multiplied, the masked scores, the pattern.
 
     Scores are the softmax's input. A model with sinks joins each row's sink to its scores, and may then subtract the
-    row's maximum. Such scores are handed over before they are joined: afterwards they depend on the sink, and those of
-    two runs could not be compared.
+    row's maximum. There they are shown before they are joined: afterwards they depend on the sink, and scores of two
+    runs could not be compared.
 
     Args:
-        visits: Who is handed what.
-        is_paused: Asked at each operation whether it is not the module's own.
+        visits: The visitors.
+        is_paused: Asked at each operation: True where it is not the module's own.
     """
 
     def __init__(self, visits: Visits, is_paused: Callable[[], bool]) -> None:
@@ -102,11 +101,11 @@ class SoftmaxWatch(TorchFunctionMode):
 
 
 class RouterWatch(TorchFunctionMode):
-    """Hands over the output of a router's linear map.
+    """Shows a visitor the output of a router's linear map.
 
     Args:
-        visit: Who is handed it.
-        is_paused: Asked at each operation whether it is not the module's own.
+        visit: The visitor.
+        is_paused: Asked at each operation: True where it is not the module's own.
     """
 
     def __init__(self, visit: Visit, is_paused: Callable[[], bool]) -> None:
@@ -133,8 +132,3 @@ class RouterWatch(TorchFunctionMode):
                 got=f"{self._linears} of them",
                 where=type(module).__name__,
             )
-
-
-def takes(module: nn.Module, keyword: str) -> bool:
-    """Returns whether a module's forward has a parameter of this name."""
-    return keyword in inspect.signature(type(module).forward).parameters

@@ -3,7 +3,6 @@
 from .charts import DIVERGING as DIVERGING
 from .charts import MONOSPACE as MONOSPACE
 from .charts import SEQUENTIAL as SEQUENTIAL
-from .charts import bars as bars
 from .charts import heatmap as heatmap
 from .charts import lines as lines
 from .charts import picture as picture

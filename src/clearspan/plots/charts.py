@@ -1,5 +1,6 @@
 """Charts: bars, lines and heat maps of numbers on named axes, as ordinary plotly figures on a transparent ground."""
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -70,7 +71,7 @@ def picture(
         ['logit', 'tuned']
     """
     texts = {axis: as_plotly((labels or {}).get(axis) or list(map(str, places))) for axis, places in axes.items()}
-    *series, last = axes
+    (unit,), (*series, last) = as_plotly([unit]), axes
     match kind or _kind(axes):
         case "heat map":
             (first,) = series
@@ -78,14 +79,14 @@ def picture(
                 values, x=texts[last], y=texts[first], x_title=last, y_title=first, name=unit, title=title, span=span
             )
         case "bars":
-            figure = bars(values.tolist(), names=texts[last], value_title=unit, x_title=last, title=title)
+            figure = _bars(values.tolist(), texts[last], last, unit, title)
         case "lines":
             named = zip(texts[series[0]], values.tolist(), strict=True) if series else [(unit, values.tolist())]
             x = list(axes[last]) if _are_numbers(axes[last]) else texts[last]
             figure = lines(dict(named), x=x, x_title=last, value_title=unit, title=title)
     if errors is not None:
-        for trace, own in zip(figure.data, torch.atleast_2d(errors).tolist(), strict=True):
-            trace.error_y = {"type": "data", "array": own, "thickness": 1, "width": 3}
+        for number, own in enumerate(torch.atleast_2d(errors).tolist()):
+            figure.update_traces(error_y={"type": "data", "array": own, "thickness": 1, "width": 3}, selector=number)
     if base is not None:
         figure.add_hline(base, line={"color": INK, "dash": "dot", "width": 1}, annotation_text="base")
     return figure if span is None else figure.update_layout(yaxis_range=[span[0], span[1] + 0.03 * (span[1] - span[0])])
@@ -102,6 +103,15 @@ def _kind(axes: Mapping[str, Sequence[object]]) -> Kind:
 
 def _are_numbers(places: Sequence[object]) -> bool:
     return all(isinstance(place, int | float) for place in places)
+
+
+def _bars(values: list[float], names: list[str], axis: str, unit: str, title: str) -> "go.Figure":
+    import plotly.graph_objects as go
+
+    hover = f"%{{x}}<br>{unit} %{{y:.4g}}<extra></extra>"
+    figure = plain(go.Figure(go.Bar(x=names, y=values, marker_color=INK, hovertemplate=hover)))
+    figure.update_layout(height=320, xaxis_title=axis, yaxis_title=unit, xaxis_type="category", bargap=0.25)
+    return titled(figure, title)
 
 
 def ends(values: Tensor, span: Span | None = None) -> tuple[Span, Sequence[str]]:
@@ -152,26 +162,6 @@ def heatmap(
         hovertemplate=f"{y_title} %{{y}}, {x_title} %{{x}}<br>{name} %{{z:.4g}}<extra></extra>",
     )
     figure.update_layout(height=max(180, 26 * len(values) + 110), xaxis_title=x_title, yaxis_title=y_title)
-    return titled(figure, title)
-
-
-def bars(
-    values: Sequence[float], *, names: Sequence[str], value_title: str = "", x_title: str = "", title: str = ""
-) -> "go.Figure":
-    """Returns one bar for each name, from left to right. Names are unique.
-
-    Args:
-        values: Their lengths.
-        names: Below the bars.
-        value_title: What a value is, with its unit.
-        x_title: What the names are of.
-        title: Above the chart.
-    """
-    import plotly.graph_objects as go
-
-    hover = f"%{{x}}<br>{value_title} %{{y:.4g}}<extra></extra>"
-    figure = plain(go.Figure(go.Bar(x=list(names), y=list(values), marker_color=INK, hovertemplate=hover)))
-    figure.update_layout(height=320, xaxis_title=x_title, yaxis_title=value_title, xaxis_type="category", bargap=0.25)
     return titled(figure, title)
 
 
@@ -241,7 +231,8 @@ def plain(figure: "go.Figure") -> "go.Figure":
 
 
 def titled(figure: "go.Figure", title: str) -> "go.Figure":
-    """Returns the figure with a title at its left, where there is one."""
+    """Returns the figure with a title at its left, shown as it is, where there is one."""
     if title:
-        figure.update_layout(title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 14}}, margin_t=44)
+        shown = {"text": html.escape(title, quote=False), "x": 0, "xanchor": "left", "font": {"size": 14}}
+        figure.update_layout(title=shown, margin_t=44)
     return figure

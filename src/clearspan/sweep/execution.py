@@ -80,10 +80,11 @@ class Execution:
     def _hooks(self, tile: Tile, start: int, stop: int, before: int, rows: int) -> Hooks:
         """Returns hooks for layers `start` to `stop`; the first `before` rows were running already."""
         running = Tile(tile.first, tile.cells[: rows // self.base.rows])
+        embedded = self.base.rows * sum(cell.start < 0 for cell in running.cells)
         placed = []
         for site, at in self._placed(running, range(start, stop)):
             if at == slice(None) and stream_depth(site.site.name) == start:
-                at = slice(0, before)  # the rows that join have it from the base run
+                at = slice(0, max(before, embedded))  # the rows that join from the base run have it
             placed += [(site, at)] if at != slice(0, 0) else []
         return hooks_of(placed, self.sources)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
-from clearspan.hf.config import revision_of
+from clearspan.hf.loading import revision_of
 from clearspan.inputs import Batch
 from clearspan.interventions import Intervention
 from clearspan.sweep.grid import Grid

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Self
 
+from clearspan.effects import Label
 from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Action, Intervention
 
-Label = int | str | tuple[int, ...]
 Cells = tuple[tuple[Intervention, ...], ...]
 
 _FIELD_OF = {

@@ -15,7 +15,7 @@ from clearspan._run.hooks import hooks_of, sites_of
 from clearspan._run.sources import Source, batch_of_source, gathered
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention
 from clearspan.progress import Progress, shown
@@ -134,6 +134,8 @@ class Sweep:
         Args:
             memory: Bytes that a batch may take; by default half of what is free.
         """
+        if memory is not None:
+            check_counts(memory=memory)
         cells = [cell for cell in self._cells if not self.findings.done[cell.number]]
         rows, length = self.batch.rows, self.batch.width
         cfg, readings, has_prefix = self.bridge.cfg, self._readings(Context(self.batch)), not self.whole
@@ -344,7 +346,8 @@ def _named(metric: Metric | Mapping[str, Metric]) -> dict[str, Metric]:
         case LogitMetric():
             found = {metric.kind: metric}
         case _:
-            found = {vars(metric).get("__name__", getattr(type(metric), "__name__", "metric")): metric}
+            name = getattr(metric, "__name__", "metric")
+            found = {"metric" if name == "<lambda>" else str(name): metric}
     if not found or not all(callable(one) for one in found.values()):
         raise InvalidArgumentError(
             "a sweep measures a metric", expected="a function of logits, a LogitMetric, or several by name"

@@ -6,7 +6,7 @@ from tests.zoo import MODELS, build
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import clearspan
-from clearspan.hf.recording import storages
+from clearspan.hf.storages import storages
 
 
 def made_and_left(model):

@@ -68,8 +68,8 @@ def test_a_wrong_argument_raises_an_error_of_the_librarys_own(embedded, name, ar
             continue
         try:
             function(**{**given, argument: wrong})
-        except ClearspanError as error:
-            assert str(error)
+        except ClearspanError:
+            pass
         except Exception as error:  # noqa: BLE001 - all are told at once
             raw.append(f"{argument}={wrong!r}: {type(error).__name__}: {error}"[:200])
     assert not raw, "\n".join(raw)

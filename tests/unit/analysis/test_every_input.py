@@ -42,7 +42,7 @@ FORMS = {
     "array": lambda bridge: masked(padded("left")[0].numpy(), padded("left")[1].numpy()),
     "lists": lambda bridge: (ROWS, {}),
     "rows of a tensor": lambda bridge: ([torch.tensor(row) for row in ROWS], {}),
-    "a tokenizer's output": lambda bridge: (dict(zip(("input_ids", "attention_mask"), padded("left"), strict=True)), {}),
+    "a tokenizer's output": lambda bridge: ({"input_ids": padded("left")[0], "attention_mask": padded("left")[1]}, {}),
     "a data set": lambda bridge: ([{"input_ids": row} for row in ROWS], {}),
     "a batch": lambda bridge: (bridge.to_batch(*padded("left")), {}),
     "embeddings": lambda bridge: masked(bridge.embed.module(padded("left")[0]).detach(), padded("left")[1]),
@@ -101,18 +101,18 @@ def alone(bridge, name):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_form_of_an_input_reads_each_row_as_alone(bridge, form, name):
-    input, mask = FORMS[form](bridge)
+    given, mask = FORMS[form](bridge)
     if form == "embeddings" and name == "detected":
         with pytest.raises(InputError, match="this needs token ids"):
-            detected(bridge, input, **mask)
+            detected(bridge, given, **mask)
         return
-    torch.testing.assert_close(FUNCTIONS[name](bridge, input, **mask), alone(bridge, name), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(FUNCTIONS[name](bridge, given, **mask), alone(bridge, name), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_corpora_in_every_form_are_read_by_real_tokens(bridge, form):
-    input, mask = FORMS[form](bridge)
-    corpus = bridge.to_batch(input, **mask)
+    given, mask = FORMS[form](bridge)
+    corpus = bridge.to_batch(given, **mask)
 
     def other(resid, depth):
         return resid.roll(depth, -1)

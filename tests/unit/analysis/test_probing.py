@@ -278,11 +278,10 @@ def test_its_direction_steers_what_it_reads(random_model):
     tokens = ids(40, 5, low=10)
     tokens[:, -1] = torch.where(labels == 1, 5, 7)
     probe = train_probe(random_model, tokens, labels, layers=1, controls=0).at(1)
-    vector, seen = probe.steering_vector(1), []
-    hooks = [*vector.hooks(2.0), (probe.name, lambda value, hook: seen.append(value.clone()))]
-    random_model.run_with_hooks(tokens, fwd_hooks=hooks)
+    vector = probe.steering_vector(1)
+    steered = random_model.run_with_cache(tokens, probe.name, interventions=vector.interventions(2.0))[1][probe.name]
     values = random_model.run_with_cache(tokens, names_filter=probe.name)[1][probe.name]
-    rise = (probe.logits(seen[0]) - probe.logits(values)) @ torch.tensor([-1.0, 1.0]).double()
+    rise = (probe.logits(steered) - probe.logits(values)) @ torch.tensor([-1.0, 1.0]).double()
     unit = probe.direction(1)
     assert unit.norm().item() == pytest.approx(1)
     along = ((probe.means[1] - probe.means[0]) @ unit).item()

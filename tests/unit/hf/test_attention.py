@@ -10,7 +10,9 @@ from transformers.models.llama import modeling_llama
 
 import clearspan
 from clearspan.errors import NotSeenError
-from clearspan.hf.attention import AttentionCall, SoftmaxWatch, additive_mask, observed
+from clearspan.hf.attention import AttentionCall, additive_mask
+from clearspan.hf.observers import observed
+from clearspan.hf.watch import SoftmaxWatch
 from clearspan.points import Side
 
 

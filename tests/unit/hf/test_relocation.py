@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from clearspan.hf.recording import storages
-from clearspan.hf.relocation import Copies, Relocation
+from clearspan.hf.storages import Copies, Relocation, storages
 
 
 class Clones(Relocation):

@@ -35,7 +35,9 @@ def test_the_kind_may_be_asked_for():
 
 def test_labels_stand_for_places_and_are_not_read_as_markup():
     axes, labels = {"layer": range(2), "position": range(2)}, {"position": ["0 <b>", "1 a"]}
-    figure = picture(torch.ones(2, 2), axes, labels)
+    figure = picture(torch.ones(2, 2), axes, labels, title="at <b>", unit="p(a<b)")
+    assert figure.layout.title.text == "at &lt;b&gt;"
+    assert "p(a&lt;b)" in figure.data[0].hovertemplate
     assert figure.data[0].x == ("0 &lt;b&gt;", "1 a")
     assert figure.data[0].y == ("0", "1")
 

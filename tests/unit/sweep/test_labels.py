@@ -34,6 +34,8 @@ def test_negative_and_several_positions(bridge):
     batch = bridge.to_batch("import os")
     found = position_texts(bridge, batch, {"key_position": [-1, (1, 2), "all"]})
     assert found == {"key_position": ("-1 ·os", "1, 2 import·os", "all")}
+    batch = bridge.to_batch(["import os", "import"])
+    assert position_texts(bridge, batch, {"position": [-1, -3]})["position"] == ("-1", "-3 <|endoftext|>")
 
 
 def test_a_sweep_labels_its_positions_and_a_row_that_lacks_one_is_left_out(bridge):

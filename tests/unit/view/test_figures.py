@@ -43,7 +43,7 @@ def test_equal_tokens_have_places_of_their_own(report):
 
 @pytest.mark.parametrize(("layer", "head"), [(3, 0), (-4, 0), (0, 4), ("0", 0), (0, None)])
 def test_a_head_that_is_not_there(report, layer, head):
-    with pytest.raises(InvalidArgumentError, match="there is no (layer|head)"):
+    with pytest.raises(InvalidArgumentError, match=r"there is no (layer|head)"):
         pattern_figure(report, layer, head)
 
 

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -27,12 +28,12 @@ from clearspan.analysis.abstraction.interchange import (
 )
 from clearspan.analysis.activations import gathered, layers_of
 from clearspan.analysis.corpus import drawn
-from clearspan.analysis.evaluations.estimate import Estimate, estimate
+from clearspan.analysis.evaluations import Estimate, estimate
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, check_counts, check_positive
 from clearspan.inputs import Batch, Positions
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace, SourcePosition, exchanged
-from clearspan.plots.charts import bars
+from clearspan.plots import picture
 from clearspan.points import Address
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _FORMAT = "clearspan alignment 1"
-_LEARNED = "learned subspace"
+_LEARNED, _WRONG = "learned subspace", "random labels"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -237,9 +238,9 @@ class Alignment(Result):
 
     def plot(self) -> "go.Figure":
         """Returns the accuracies as bars."""
-        values = [self.estimate(exchanged).mean for exchanged in self.hits]
-        figure = bars(values, names=list(self.hits), value_title="interchange accuracy", title=self.title)
-        return figure.update_layout(yaxis_range=[0, 1.03])
+        values = torch.tensor([self.estimate(exchanged).mean for exchanged in self.hits])
+        unit = "interchange accuracy"
+        return picture(values, {"exchanged": list(self.hits)}, unit=unit, title=self.title, span=(0, 1))
 
     def _of(self, exchanged: str) -> Float[Tensor, "draw example"]:
         if exchanged not in self.hits:
@@ -267,12 +268,12 @@ def fit_alignment(
 ) -> Alignment:
     """Returns a subspace trained so that exchanging what lies in it makes the model answer as the examples expect.
 
-    The vector at a base's position becomes `base + (source - base) @ R @ R.T`, and `R` goes down the gradient of the
-    labels' cross-entropy among the answers. `R` is the orthonormal factor of a free matrix, whose entries start as
-    standard normal, so that the rate at which Adam changes them means the same for any width. Where values are
-    exchanged at several places, the subspace is the same at each. Training starts at the site's layer; the bases'
-    residual streams there are kept, `[example, pos, d_model]` on the model's device. The model is not trained, and its
-    parameters get no gradient.
+    The vector at a base's position becomes `base + (source - base) @ R @ R.T`, and training `R` lowers the labels'
+    cross-entropy among the answers. `R` is the orthonormal factor of a free matrix, whose entries start as standard
+    normal, so that the rate at which Adam changes them means the same for any width. Where values are exchanged at
+    several places, the subspace is the same at each. Training starts at the site's layer; the bases' residual streams
+    there are kept, `[example, pos, d_model]` on the model's device. The model is not trained, and its parameters get no
+    gradient.
 
     What a subspace of so many dimensions can be trained to do is not yet a finding. So these controls are measured on
     the same held-out pairs:
@@ -348,37 +349,47 @@ def fit_alignment(
     site = _site(bridge, name, layer, heads, neurons, dimensions)
     training, testing = _split(examples, held_out, seed)
     check_answers(bridge, testing)
-    search = _Search.of(bridge, training, site, dimensions, steps, batch_size, learning_rate)
+    runs = _Runs.of(bridge, training, site, batch_size)
     shuffled = [_shuffled(training, testing, seed + draw) for draw in range(random_labels)]
+    settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     with shown(progress) as tell:
-        basis, losses = search.run(training.targets(), seed, "alignment", tell)
-        trained: dict[str, Basis | None] = {_LEARNED: basis}
-        for draw, (wrong, _) in enumerate(shuffled):
-            stage = f"random labels {draw + 1} of {random_labels}"
-            trained[f"random labels {draw}"], _ = search.run(wrong.targets(), seed + draw, stage, tell)
-    controls: dict[str, Basis | None] = {"whole vector": None}
-    for draw in range(random_subspaces):
-        controls[f"random subspace {draw}"] = _orthonormal(_normal(site.width, dimensions, seed + draw))
-    in_training, _ = answers_of(bridge, training, {key: (site, one) for key, one in trained.items()}, batch_size)
-    every = {key: (site, one) for key, one in (trained | controls).items()}
-    answered, unchanged = answers_of(bridge, testing, every, batch_size)
-    hits = {
-        _LEARNED: testing.hits(answered[_LEARNED])[None],
-        f"{_LEARNED}, in training": training.hits(in_training[_LEARNED])[None],
-        "whole vector": testing.hits(answered["whole vector"])[None],
-        "nothing": testing.hits(unchanged)[None],
-    }
-    if random_subspaces:
-        drawn_ones = [answered[f"random subspace {draw}"] for draw in range(random_subspaces)]
-        hits["random subspace"] = testing.hits(torch.stack(drawn_ones))
-    if random_labels:
-        names = [f"random labels {draw}" for draw in range(random_labels)]
-        hits["random labels"] = testing.hits(torch.stack([answered[name] for name in names]))
-        for what, side, answers in ((", as shuffled", 1, answered), (", in training", 0, in_training)):
-            each = [parts[side].hits(answers[name]) for parts, name in zip(shuffled, names, strict=True)]
-            hits[f"random labels{what}"] = torch.stack(each)
+
+        def trained(targets: Int[Tensor, "example"], draw: int, stage: str) -> tuple[Basis, Float[Tensor, "step"]]:
+            free = _normal(site.width, dimensions, seed + draw)
+            return _trained(runs, targets, free, seed=seed + draw, tell=partial(tell, stage), **settings)
+
+        basis, losses = trained(training.targets(), 0, "alignment")
+        wrong = [
+            trained(part.targets(), draw, f"random labels {draw + 1} of {random_labels}")[0]
+            for draw, (part, _) in enumerate(shuffled)
+        ]
+    random = [_orthonormal(_normal(site.width, dimensions, seed + draw)) for draw in range(random_subspaces)]
+    bases = {_LEARNED: [basis], "whole vector": [None], "random subspace": random, _WRONG: wrong}
+    tested = _answers(bridge, testing, site, bases, batch_size)
+    in_training = _answers(bridge, training, site, {_LEARNED: [basis], _WRONG: wrong}, batch_size)
+    hits = {_LEARNED: testing.hits(tested[_LEARNED])}
+    hits[f"{_LEARNED}, in training"] = training.hits(in_training[_LEARNED])
+    hits |= {name: testing.hits(answers) for name, answers in tested.items() if name != _LEARNED}
+    for what, side, answers in ((", as shuffled", 1, tested), (", in training", 0, in_training)):
+        each = [parts[side].hits(own) for parts, own in zip(shuffled, answers.get(_WRONG, ()), strict=True)]
+        if each:
+            hits[f"{_WRONG}{what}"] = torch.stack(each)
     model_name = bridge.cfg.model_name or bridge.cfg.architecture
     return Alignment(site, basis.float().cpu(), losses, hits, model_name)
+
+
+def _answers(
+    bridge: TransformerBridge,
+    examples: InterchangeExamples,
+    site: InterchangeSite,
+    bases: Mapping[str, Sequence[Basis | None]],
+    batch_size: int,
+) -> dict[str, Float[Tensor, "draw example"]]:
+    """Returns the answers after the exchange of each subspace, by name and draw, and those without one."""
+    exchanges = {f"{name} {draw}": (site, one) for name, own in bases.items() for draw, one in enumerate(own)}
+    found, unchanged = answers_of(bridge, examples, exchanges, batch_size)
+    by_name = {name: [found[f"{name} {draw}"] for draw in range(len(own))] for name, own in bases.items()}
+    return {name: torch.stack(own) for name, own in by_name.items() if own} | {"nothing": unchanged[None]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -397,8 +408,8 @@ class _LiveSubspace(Patch):
 
 
 @dataclass(frozen=True, eq=False)
-class _Search:
-    """How a subspace is searched for, and what its runs go on from.
+class _Runs:
+    """What the runs of a training go on from.
 
     Attributes:
         bridge: The model.
@@ -407,10 +418,6 @@ class _Search:
         start: That layer; None for the embedding.
         entering: What the bases' runs start from: the residual streams entering that layer, or their tokens.
         source: The source's values.
-        dimensions: Of the subspace.
-        steps: Batches.
-        batch_size: Pairs in a batch.
-        learning_rate: In the first step.
     """
 
     bridge: TransformerBridge
@@ -419,30 +426,18 @@ class _Search:
     start: int | None
     entering: Batch
     source: Float[Tensor, "example place *axes"]
-    dimensions: int
-    steps: int
-    batch_size: int
-    learning_rate: float
 
     @classmethod
     def of(
-        cls,
-        bridge: TransformerBridge,
-        examples: InterchangeExamples,
-        site: InterchangeSite,
-        dimensions: int,
-        steps: int,
-        batch_size: int,
-        learning_rate: float,
+        cls, bridge: TransformerBridge, examples: InterchangeExamples, site: InterchangeSite, batch_size: int
     ) -> Self:
-        """Returns the search, its sources and bases run once."""
+        """Returns the runs of examples at a site; their sources and bases are run here, once."""
         written, start = site.name, next(iter(layers_of([site.name])), None)
         depth = Address.parse(site.name).depth
         if depth is not None and depth < bridge.cfg.n_layers:  # what leaves a block is written as it enters the next
             written, start = f"blocks.{depth}.hook_resid_pre", depth
-        base, places = examples.base, len(examples.written[0])
-        read = gathered(bridge, examples.source, [site.name], positions=examples.read, batch_size=batch_size)
-        source = read.values[site.name].to(bridge.device).unflatten(0, (-1, places))
+        base, read = examples.base, [site.name]
+        source = gathered(bridge, examples.source, read, positions=examples.read, batch_size=batch_size)
         if start is not None:
             name = f"blocks.{start}.hook_resid_pre"
             values = gathered(bridge, base, [name], positions=None, batch_size=batch_size).values[name]
@@ -450,45 +445,8 @@ class _Search:
             stream = torch.zeros(*base.value.shape[:2], values.shape[-1], dtype=bridge.cfg.dtype, device=base.device)
             stream[rows, columns] = values.to(stream)
             base = base.entering(stream)
-        return cls(
-            bridge,
-            examples,
-            replace(site, name=written),
-            start,
-            base,
-            source,
-            dimensions,
-            steps,
-            batch_size,
-            learning_rate,
-        )
-
-    def run(
-        self, targets: Int[Tensor, "example"], seed: int, stage: str, tell: Progress
-    ) -> tuple[Basis, Float[Tensor, "step"]]:
-        """Returns the basis of a trained subspace, and the loss before each step.
-
-        Args:
-            targets: What should come out of each pair, as its place among the answers.
-            seed: Of the start and the batches.
-            stage: What `tell` calls the training.
-            tell: Told each step.
-        """
-        free = _normal(self.site.width, self.dimensions, seed).to(self.source).requires_grad_()
-        optimizer = torch.optim.Adam([free], lr=self.learning_rate)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self.steps)
-        losses = torch.empty(self.steps)
-        for step, rows in enumerate(drawn(len(targets), size=self.batch_size, count=self.steps, seed=seed)):
-            with torch.enable_grad():
-                logits = self.logits(rows, _orthonormal(free))
-                loss = functional.cross_entropy(logits, targets[rows].to(logits.device))
-            # Not `loss.backward()`, which would give the model's parameters gradients too.
-            (free.grad,) = torch.autograd.grad(loss, [free])
-            optimizer.step()
-            schedule.step()
-            losses[step] = loss.detach()
-            tell(stage, step + 1, self.steps)
-        return _orthonormal(free).detach(), losses
+        values = source.values[site.name].to(bridge.device).unflatten(0, (len(examples), -1))
+        return cls(bridge, examples, replace(site, name=written), start, base, values)
 
     def logits(self, rows: Int[Tensor, "row"], basis: Basis) -> Float[Tensor, "row answer"]:
         """Returns the logits of all answers after an interchange in some pairs. Gradients reach the basis."""
@@ -507,6 +465,46 @@ class _Search:
         logits = bridge.read_out(last[torch.arange(batch.rows), ends][:, None], self.examples.answers)[:, 0]
         check_finite(bridge, logits.detach().amax(-1))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _trained(
+    runs: _Runs,
+    targets: Int[Tensor, "example"],
+    free: Float[Tensor, "d k"],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    tell: Callable[[int, int], None],
+) -> tuple[Basis, Float[Tensor, "step"]]:
+    """Returns the basis of a trained subspace, and the loss before each step.
+
+    Args:
+        runs: The runs of the pairs.
+        targets: What should come out of each pair, as its place among the answers.
+        free: The matrix whose orthonormal factor is the basis, as it is at the start.
+        steps: Batches.
+        batch_size: Pairs in a batch.
+        learning_rate: In the first step.
+        seed: Of the batches.
+        tell: Told each step, and how many there are.
+    """
+    free = free.to(runs.source).requires_grad_()
+    optimizer = torch.optim.Adam([free], lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    losses = torch.empty(steps)
+    for step, rows in enumerate(drawn(len(targets), size=batch_size, count=steps, seed=seed)):
+        with torch.enable_grad():
+            logits = runs.logits(rows, _orthonormal(free))
+            loss = functional.cross_entropy(logits, targets[rows].to(logits.device))
+        # Not `loss.backward()`, which would give the model's parameters gradients too.
+        (free.grad,) = torch.autograd.grad(loss, [free])
+        optimizer.step()
+        schedule.step()
+        losses[step] = loss.detach()
+        tell(step + 1, steps)
+    return _orthonormal(free).detach(), losses
 
 
 def _normal(width: int, dimensions: int, seed: int) -> Float[Tensor, "d k"]:

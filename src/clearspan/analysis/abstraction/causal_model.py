@@ -5,12 +5,16 @@ import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from clearspan.analysis.abstraction.interchange import Answers, InterchangeExamples
+from clearspan.analysis.activations import Targets
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.inputs import Input
 from clearspan.points import nearest
 
 Setting = Mapping[str, Hashable]
@@ -167,7 +171,7 @@ def draw_interchanges(
     Args:
         bridge: The model that is to be explained.
         model: What explains it.
-        inputs: Inputs of the causal model, of which pairs are made.
+        inputs: Inputs of the causal model; pairs are made of them.
         variables: The variable that is exchanged, or several; an input can be one.
         prompt: Gives the text, or the token ids, that the model reads for an input; the same kind for all.
         token: Gives the token, as text or id, of an output; None where outputs are tokens.
@@ -199,7 +203,11 @@ def draw_interchanges(
     """
     check_counts(count=count)
     check_counts(0, seed=seed)
-    names = [variables] if isinstance(variables, str) else list(variables)
+    if not isinstance(model, CausalModel):
+        raise InvalidArgumentError("this is no CausalModel", got=repr(model)[:80])
+    names = [variables] if isinstance(variables, str) else variables
+    if not isinstance(names, Sequence) or not names:
+        raise InvalidArgumentError(f"variables={variables!r}", expected="a variable's name, or several")
     model.check(names)
     kept: list[tuple[Setting, Setting, Hashable]] = []
     for base, source in islice(_pairs(inputs, seed), _PATIENCE * count):
@@ -215,9 +223,9 @@ def draw_interchanges(
     bases, sources, outputs = zip(*kept, strict=True)
     return InterchangeExamples.of(
         bridge,
-        [prompt(each) for each in bases],
-        [prompt(each) for each in sources],
-        [_as_token(each if token is None else token(each)) for each in outputs],
+        cast("Input", [_as_input(prompt(each)) for each in bases]),
+        cast("Input", [_as_input(prompt(each)) for each in sources]),
+        cast("Targets", [_as_token(each if token is None else token(each)) for each in outputs]),
         position=[_places(position, each) for each in bases],
         source_position=[_places(position, each) for each in sources],
         answers=answers,
@@ -236,6 +244,12 @@ def _pairs(inputs: Sequence[Setting], seed: int) -> Iterator[tuple[Setting, Sett
                 yield inputs[first], inputs[other + (other >= first)]
 
 
+def _as_input(given: object) -> object:
+    if not isinstance(given, str | list | tuple | Tensor):
+        raise InvalidArgumentError(f"the prompt {given!r} cannot be read", expected="text, or token ids")
+    return given
+
+
 def _as_token(output: Hashable) -> str | int:
     if isinstance(output, bool) or not isinstance(output, str | int):
         raise InvalidArgumentError(
@@ -246,4 +260,6 @@ def _as_token(output: Hashable) -> str | int:
 
 def _places(position: PromptPosition, setting: Setting) -> Sequence[int]:
     own = position(setting) if callable(position) else position
+    if not isinstance(own, int | list | tuple | range):
+        raise InvalidArgumentError(f"{own!r} is no position", expected="a whole number, or several")
     return [own] if isinstance(own, int) else own

@@ -12,7 +12,7 @@ from torch import Tensor
 from clearspan._run.hooks import sites_of
 from clearspan.analysis.activations import Layers, Targets, layers_of, points_of, target_ids_of, whole_numbers
 from clearspan.bridge import TransformerBridge
-from clearspan.effects import Effects, Label
+from clearspan.effects import Draws, Effects, Label
 from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts
 from clearspan.inputs import Batch, Input, Positions
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace
@@ -73,7 +73,9 @@ class InterchangeExamples:
             batch = getattr(self, name)
             if not isinstance(batch, Batch):
                 raise InvalidArgumentError(
-                    f"the {name} of examples is a Batch", got=type(batch).__name__, fix="InterchangeExamples.of"
+                    f"the {name} of examples is a Batch",
+                    got=type(batch).__name__,
+                    fix="InterchangeExamples.of(bridge, base, source, labels)",
                 )
             own = batch.positions(getattr(self, f"{name}_positions"), f"{name} position")
             object.__setattr__(self, f"{name}_positions", tuple(map(tuple, own)))
@@ -131,13 +133,15 @@ class InterchangeExamples:
             InvalidArgumentError: A label that is not one token of the vocabulary, or as above.
         """
         first, other = bridge.to_batch(base, base_mask), bridge.to_batch(source, source_mask)
-        among = None if answers is None else tuple(target_ids_of(bridge, answers, len(answers)).tolist())
-        if among == ():
-            raise InvalidArgumentError("answers=[]", expected="tokens, or None for the whole vocabulary")
+        among = None
+        if answers is not None:
+            if not isinstance(answers, Sequence | Tensor) or not len(answers):
+                raise InvalidArgumentError(f"answers={answers!r}", expected="tokens, or None for the whole vocabulary")
+            among = tuple(target_ids_of(bridge, answers, len(answers), "answers").tolist())
         return cls(
             first,
             other,
-            target_ids_of(bridge, labels, first.rows),
+            target_ids_of(bridge, labels, first.rows, "labels"),
             position,
             position if source_position is None else source_position,
             among,
@@ -212,7 +216,8 @@ class InterchangeExamples:
         Args:
             rows: Their numbers, a mask, or a slice.
         """
-        numbers = torch.arange(len(self))[rows if isinstance(rows, slice) else torch.as_tensor(rows)].tolist()
+        chosen = rows if isinstance(rows, slice | Tensor) else whole_numbers("rows", rows)
+        numbers = torch.arange(len(self))[chosen].tolist()
         if not numbers:
             raise InvalidArgumentError("examples are one pair or more", got=f"rows={rows}")
         return replace(
@@ -339,7 +344,7 @@ class InterchangeAccuracy(Effects):
     NaN for a pair that lacks the position. `base` has the same without an interchange.
     """
 
-    draws_change: ClassVar[bool] = False
+    draws: ClassVar[Draws] = "value"
 
     @property
     def hits(self) -> Float[Tensor, "*cell example"]:
@@ -378,6 +383,11 @@ class Answer(LogitMetric):
     answers: tuple[int, ...] | None = None
 
     kind: ClassVar[str] = "answer"
+
+    @property
+    def unit(self) -> str:
+        """None: it is a token."""
+        return ""
 
     @property
     def tokens(self) -> tuple[int, ...] | None:

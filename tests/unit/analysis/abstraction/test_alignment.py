@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.conftest import tiny_model
-from tests.unit.analysis.abstraction.interchange_pairs import answer_logits, random_pairs
+from tests.unit.analysis.abstraction.interchange_pairs import answer_logits, random_basis, random_pairs, within
 from tests.zoo import build
 from torch.nn import functional
 
@@ -14,16 +14,14 @@ from clearspan.analysis import (
     CausalModel,
     InterchangeExamples,
     InterchangeSite,
-    NotFiniteError,
     draw_interchanges,
     fit_alignment,
     interchange_accuracy,
 )
-from clearspan.analysis.abstraction.interchange_runs import InterchangeRuns
-from clearspan.analysis.abstraction.interchange_site import within
-from clearspan.errors import InvalidArgumentError
+from clearspan.analysis.abstraction.alignment import _Runs
+from clearspan.errors import InvalidArgumentError, NotFiniteError, PointNotReachedError
 
-VARIANTS = ["gpt_bigcode", "llama", "gemma2", "gpt_neox", "mixtral"]
+VARIANTS = ["gpt_bigcode", "llama", "gemma2", "mixtral"]
 ANSWERS = (3, 11, 50, 70)
 LEVELS = range(4)
 
@@ -139,29 +137,19 @@ def test_gradients_are_those_of_whole_runs_with_a_hook(variant, padded):
     """Rows alone, from the tokens; in float64, where transformers' own model runs so with padding."""
     dtype = torch.float32 if variant in ("gemma2", "mixtral") else torch.float64
     bridge, rel = clearspan.boot(build(variant).to(dtype)), 1e-7 if dtype == torch.float64 else 1e-4
-    examples = random_pairs(padded=padded, answers=ANSWERS)
-    for name in (
-        "blocks.1.hook_resid_post",
-        "blocks.2.hook_resid_post",
-        "blocks.1.attn.hook_z",
-        "blocks.0.hook_mlp_out",
-    ):
-        runs = InterchangeRuns.of(bridge, examples, InterchangeSite.of(bridge, name, None, None), batch_size=3)
-        basis = torch.linalg.qr(
-            torch.randn(runs.source.shape[-1], 4, generator=torch.Generator().manual_seed(0)).to(dtype)
-        ).Q.requires_grad_()
-
-        def exchange(base, source, basis=basis):
-            flat = base.flatten(1)
-            return (flat + (source.flatten(1) - flat) @ basis @ basis.T).view_as(base)
-
-        logits = answer_logits(bridge, examples, name, exchange)
-        expected = functional.cross_entropy(logits, examples.targets())
-        loss = runs.loss(within(basis))
-        assert loss.item() == pytest.approx(expected.item(), rel=rel)
-        ours, plain = (torch.autograd.grad(each, basis)[0] for each in (loss, expected))
-        assert plain.norm() > 1e-3
-        torch.testing.assert_close(ours, plain, rtol=10 * rel, atol=10 * rel * plain.abs().max().item())
+    examples = random_pairs(padded=padded, answers=ANSWERS, hole=variant != "gemma2")
+    for name in ("blocks.1.hook_resid_post", "blocks.2.hook_resid_post", "blocks.1.attn.hook_z", "hook_embed"):
+        site = InterchangeSite.of(bridge, name)
+        runs = _Runs.of(bridge, examples, site, batch_size=3)
+        basis = random_basis(site.width, 4, dtype=dtype).requires_grad_()
+        plain = functional.cross_entropy(answer_logits(bridge, examples, name, within(basis)), examples.targets())
+        for rows in (torch.arange(5), torch.tensor([4, 2, 0, 1, 3])):
+            loss = functional.cross_entropy(runs.logits(rows, basis), examples.targets()[rows])
+            assert loss.item() == pytest.approx(plain.item(), rel=rel)
+            ours, expected = (torch.autograd.grad(one, basis, retain_graph=True)[0] for one in (loss, plain))
+            assert expected.norm() > 1e-3
+            close = {"rtol": 10 * rel, "atol": 10 * rel * expected.abs().max().item()}
+            torch.testing.assert_close(ours, expected, **close)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -203,9 +191,7 @@ def test_steps_are_adams_on_the_orthonormal_factor():
     optimizer = torch.optim.Adam([free])
     for step, rate in enumerate((0.2, 0.2 * 2 / 3, 0.2 / 3)):
         basis, _ = torch.linalg.qr(free)
-        logits = answer_logits(
-            bridge, examples, name, lambda base, source, basis=basis: base + (source - base) @ basis @ basis.T
-        )
+        logits = answer_logits(bridge, examples, name, within(basis))
         loss = functional.cross_entropy(logits, examples.labels)
         assert found.losses[step].item() == pytest.approx(loss.item(), rel=1e-5)
         (free.grad,) = torch.autograd.grad(loss, [free])
@@ -237,14 +223,8 @@ def test_it_trains_in_half_precision():
 def test_logits_that_are_no_numbers_raise():
     """Gemma 2 itself gives NaN in float64 for rows with padding on the left."""
     bridge = clearspan.boot(build("gemma2").double())
-    for attempt in (interchange_accuracy, lambda *given: fit_alignment(*given, dimensions=1, layer=0)):
-        with pytest.raises(NotFiniteError) as raised:
-            attempt(bridge, random_pairs(padded=True))
-        assert str(raised.value).splitlines() == [
-            "the logits of the answers are not finite",
-            "  got: torch.float64",
-            "  fix: clearspan.boot(model, dtype=torch.float32), if they overflow",
-        ]
+    with pytest.raises(NotFiniteError):
+        fit_alignment(bridge, random_pairs(padded=True), dimensions=1, layer=0)
 
 
 def test_the_whole_space_is_the_whole_vector(coded, examples):
@@ -267,57 +247,46 @@ def test_heads_and_neurons_are_the_space_that_is_searched():
 
 
 @torch.no_grad()
-def test_hooks_write_the_sources_part_of_the_subspace(coded, examples, found):
-    name = found.site.name
-    _, cache = coded.run_with_cache(examples.source, names_filter=name)
-    hooks = found.hooks(cache[name][:, 2], positions=2)
-    answers = coded.run_with_hooks(examples.base, fwd_hooks=hooks)[:, -1].argmax(-1)
-    expected = interchange_accuracy(coded, examples, layers=0, subspace=found.basis)
-    assert torch.equal((answers == examples.labels).float(), expected.hits[0])
-    places = torch.tensor([[2, 0]]).expand(300, 2)
-    both = coded.run_with_hooks(examples.base, fwd_hooks=found.hooks(cache[name][:, [2, 0]], places))
-    assert torch.equal(both[:, -1].argmax(-1), answers)
-    one_each = found.hooks(cache[name][:, 2], torch.full((300,), 2))
-    assert torch.equal(coded.run_with_hooks(examples.base, fwd_hooks=one_each)[:, -1].argmax(-1), answers)
-    projected = found.project(cache[name])
-    torch.testing.assert_close(projected, cache[name] @ found.basis)
+def test_it_is_an_intervention_of_any_run(coded, examples, found):
+    part = examples.select(slice(0, 40))
+    expected = interchange_accuracy(coded, part, layers=0, subspace=found.basis).hits[0]
+    sources = {"other": part.source}
+    for positions, read in ((2, None), (-1, -1), ([[2]] * 40, [[2]] * 40), ([2, 0], [2, 0])):
+        swap = [found.intervention("other", positions, read)]
+        answers = coded(part.base, interventions=swap, sources=sources)[:, -1].argmax(-1)
+        assert torch.equal((answers == part.labels).float(), expected)
+    swap = [found.intervention("other", positions=2)]
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    made = coded.generate(part.base.ids, interventions=swap, sources=sources, **settings)
+    assert torch.equal((made[:, 3] == part.labels).float(), expected)
+    _, cache = coded.run_with_cache(part.source)
+    values = cache[found.site.name]
+    torch.testing.assert_close(found.project(values), values @ found.basis)
+    # Values that were computed elsewhere, by the point's name.
+    swap = [found.intervention("other", positions=2, source_position=0)]
+    given = {"other": {found.site.name: values[:, 2:]}}
+    answers = coded(part.base, interventions=swap, sources=given)[:, -1].argmax(-1)
+    assert torch.equal((answers == part.labels).float(), expected)
 
 
-@torch.no_grad()
-def test_hooks_go_on_in_generation(coded, examples, found):
-    name = found.site.name
-    _, cache = coded.run_with_cache(examples.source[:2], names_filter=name)
-    hooks = found.hooks(cache[name][:, 2], positions=2)
-    written = coded.run_with_hooks(examples.base[:2], fwd_hooks=hooks)[:, -1].argmax(-1)
-    made = coded.generate(examples.base[:2], fwd_hooks=hooks, max_new_tokens=3, do_sample=False)
-    assert made.shape == (2, 6)
-    assert torch.equal(made[:, 3], written)
-
-
-def test_hooks_that_do_not_fit_raise(coded, examples, found):
+def test_what_does_not_fit_raises(coded, examples, found):
     with pytest.raises(InvalidArgumentError) as raised:
-        found.hooks(torch.zeros(2, 40), 1)
+        found.project(torch.zeros(2, 40))
     assert str(raised.value).splitlines() == [
-        "these are no values of the alignment's point",
-        "  expected: [batch, 48], or [batch, place, ...]",
+        "these are no values of the point",
+        "  expected: [..., 48]",
         "  got: [2, 40]",
         "  where: blocks.0.hook_resid_post",
     ]
-    for positions in (-1, torch.tensor([1, 2, 3]), torch.tensor([[1], [2]])):
-        with pytest.raises(
-            InvalidArgumentError, match="positions are not one for each value\n  expected: \\[2\\], from 0"
-        ):
-            found.hooks(torch.zeros(2, 48), positions)
-    with pytest.raises(InvalidArgumentError) as raised:
-        coded.run_with_hooks(examples.base[:2], fwd_hooks=found.hooks(torch.zeros(2, 48), 5))
-    assert str(raised.value).splitlines() == [
-        "the interchange does not fit this run",
-        "  expected: 2 rows, and positions [5]",
-        "  got: 2 rows, and positions 0 to 2",
-        "  where: blocks.0.hook_resid_post",
-    ]
-    with pytest.raises(InvalidArgumentError, match="expected: 2 rows"):
-        coded.run_with_hooks(examples.base[:3], fwd_hooks=found.hooks(torch.zeros(2, 48), 1))
+    with pytest.raises(InvalidArgumentError, match="row 0 has no position 5\n  expected: -3 to 2"):
+        coded(examples.base, interventions=[found.intervention(positions=5)], sources={"source": examples.source})
+    with pytest.raises(InvalidArgumentError, match=r"expected: \[d=48, k\]"):
+        found.overlap(torch.eye(40))
+    for wrong in ("a", 1.5, []):
+        with pytest.raises(InvalidArgumentError, match="position"):
+            found.intervention(positions=wrong)
+        with pytest.raises(InvalidArgumentError, match="position="):
+            found.intervention(source_position=wrong)
 
 
 def test_it_comes_back_from_a_file(tmp_path, coded, found):
@@ -328,7 +297,7 @@ def test_it_comes_back_from_a_file(tmp_path, coded, found):
     assert (loaded.site, loaded.model_name, str(loaded)) == (found.site, found.model_name, str(found))
     assert all(torch.equal(loaded.hits[name], found.hits[name]) for name in found.hits)
     heads = Alignment(
-        InterchangeSite.of(coded, "blocks.1.attn.hook_z", [1], None), torch.eye(12)[:, :2], torch.empty(0), {}, "m"
+        InterchangeSite.of(coded, "blocks.1.attn.hook_z", [1]), torch.eye(12)[:, :2], torch.empty(0), {}, "m"
     )
     heads.save(tmp_path / "heads.safetensors")
     assert Alignment.load(tmp_path / "heads.safetensors", coded).site == heads.site
@@ -345,8 +314,8 @@ def test_a_file_for_another_model_and_a_file_that_is_none_raise(tmp_path, found)
             attempt()
         assert str(raised.value).splitlines() == [
             "the alignment in LlamaForCausalLM does not fit GPTBigCodeForCausalLM",
-            "  expected: values of shape [48] at each position",
-            "  got: [64]",
+            "  expected: an alignment for values of shape [64] at each position",
+            "  got: [48]",
             "  where: blocks.0.hook_resid_post",
             "  fix: fit_alignment(bridge, examples, ...)",
         ]
@@ -361,9 +330,22 @@ def test_a_file_for_another_model_and_a_file_that_is_none_raise(tmp_path, found)
 
 
 def test_what_cannot_be_trained_raises(coded, examples):
-    for wrong in ("dimensions", "steps", "batch_size", "learning_rate"):
-        with pytest.raises(InvalidArgumentError, match=f"{wrong}=0\n  expected: {wrong} > 0"):
-            fit_alignment(coded, examples, layer=0, **{"dimensions": 1, wrong: 0})
+    for wrong in ("dimensions", "steps", "batch_size"):
+        for value in (0, 1.5, "a"):
+            with pytest.raises(
+                InvalidArgumentError, match=f"{wrong}={value!r}\n  expected: a whole number, {wrong} >= 1"
+            ):
+                fit_alignment(coded, examples, layer=0, **{"dimensions": 1, wrong: value})
+    for wrong in ("random_subspaces", "random_labels", "seed"):
+        with pytest.raises(InvalidArgumentError, match=f"{wrong}=-1\n  expected: a whole number, {wrong} >= 0"):
+            fit_alignment(coded, examples, layer=0, dimensions=1, **{wrong: -1})
+    for wrong, value in {"learning_rate": 0, "held_out": "a", "progress": "a", "layer": "a", "name": 3}.items():
+        with pytest.raises(InvalidArgumentError, match=f"{value!r}"):
+            fit_alignment(coded, examples, **{"layer": 0, "dimensions": 1, wrong: value})
+    with pytest.raises(InvalidArgumentError, match="these are no InterchangeExamples"):
+        fit_alignment(coded, ["import os"], dimensions=1, layer=0)
+    with pytest.raises(PointNotReachedError):
+        fit_alignment(coded, examples, dimensions=1, name="hook_logits", steps=1)
     with pytest.raises(InvalidArgumentError) as raised:
         fit_alignment(coded, examples, dimensions=13, name="z", layer=1, heads=2)
     assert str(raised.value).splitlines() == [
@@ -408,7 +390,5 @@ def test_progress(coded, examples):
 
 
 def test_a_pair_of_other_tokens_can_be_asked_by_hand(coded):
-    examples = InterchangeExamples(
-        torch.tensor([[1, 5]]), torch.tensor([[9]]), torch.tensor([16 + 9]), torch.tensor([[1]]), torch.tensor([[0]])
-    )
+    examples = InterchangeExamples.of(coded, [1, 5], [9], 16 + 9, position=1, source_position=0)
     assert interchange_accuracy(coded, examples, layers=0).accuracy == 1

@@ -1,3 +1,5 @@
+"""Steering against plain forwards with hooks that are written here, each row alone and without its padding."""
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -5,10 +7,11 @@ from tests.conftest import tiny_model
 from tests.zoo import build
 
 import clearspan
-from clearspan.analysis import NotFiniteError, SteeringVector, fit_steering_vector, next_token_loss, steering_sweep
-from clearspan.errors import AbsentPointError, InvalidArgumentError, PointNotReachedError, UnknownPointError
+from clearspan.analysis import SteeringVector, fit_steering_vector, steering_sweep
+from clearspan.errors import AbsentPointError, ClearspanError, InvalidArgumentError, NotFiniteError, UnknownPointError
+from clearspan.sweep import LogitDifference, NextTokenLoss
 
-VARIANTS = ["gpt_bigcode", "gemma2", "mixtral", "opt post-norm", "falcon"]
+VARIANTS = ["gpt_bigcode", "gemma2", "mixtral", "falcon"]
 POINT = "blocks.1.hook_resid_post"
 
 
@@ -24,6 +27,10 @@ def ids(*shape, seed):
 @pytest.fixture
 def mask():
     """Padding on either side."""
+    return padding()
+
+
+def padding():
     mask = torch.ones(5, 7, dtype=torch.long)
     mask[0, :3] = mask[2, 5:] = mask[4, 1:] = 0
     return mask
@@ -37,8 +44,7 @@ def values_alone(bridge, tokens, mask, name):
 
 def a_vector(bridge, *names, seed=0, size=1.0):
     generator = torch.Generator().manual_seed(seed)
-    shapes = {name: bridge(torch.tensor([[1]]), stop_at_layer=0).shape[2:] for name in names}
-    return SteeringVector({name: size * torch.randn(shape, generator=generator) for name, shape in shapes.items()})
+    return SteeringVector({name: size * torch.randn(bridge.cfg.d_model, generator=generator) for name in names})
 
 
 # --- fitting ---------------------------------------------------------------------------------------------------------
@@ -109,7 +115,7 @@ def test_any_point_with_a_value_at_each_position_can_be_steered(random_bridge):
         torch.testing.assert_close(vector.vectors[full], value[0] - value[1], rtol=1e-4, atol=1e-4)
         assert shape is None or list(vector.vectors[full].shape) == shape
         vector.check_fits(bridge)
-        assert not torch.equal(bridge.run_with_hooks(tokens, fwd_hooks=vector.hooks()), bridge(tokens))
+        assert not torch.equal(bridge(tokens, interventions=vector.interventions()), bridge(tokens))
 
 
 def test_what_comes_after_the_last_layer_is_not_run(embedded):
@@ -164,10 +170,21 @@ def test_values_that_overflow_raise():
             "blocks.0.attn.hook_pattern is not a value at each position\n"
             "  expected: [batch, pos, ...]\n  got: [batch, head, q_pos, k_pos]",
         ),
-        ({"positions": 9}, "row 0 has no position 9\n  expected: -2 to 1\n  got: 9"),
-        ({"positions": slice(4, None)}, "row 0 has no position in slice(4, None, None)\n  got: 2 real tokens"),
-        ({"batch_size": 0}, "batch_size=0\n  expected: batch_size > 0"),
-        ({"negative": []}, "there is nothing to read\n  expected: at least one text\n  got: none"),
+        ({"positions": 9}, "row 0 has no position 9\n  expected: -2 to 1\n  got: 2 real tokens"),
+        (
+            {"positions": "a"},
+            "positions='a' are no positions\n  expected: a whole number, several, a list for each row, ",
+        ),
+        ({"positions": 1.5}, "positions=1.5 are no positions"),
+        ({"positions": []}, "row 0 has no position in []"),
+        ({"layers": "a"}, "layers='a'\n  expected: a whole number, or several"),
+        ({"name": 3}, "a hook point is given by its name\n  got: 3"),
+        ({"method": ["svm"]}, "unknown method ['svm']"),
+        (
+            {"positions": slice(4, None)},
+            "row 0 has no position in slice(4, None, None)\n  expected: positions=None for all\n  got: 2 real tokens",
+        ),
+        ({"batch_size": 0}, "batch_size=0\n  expected: a whole number, batch_size >= 1"),
     ],
 )
 def test_what_cannot_be_fitted_raises(embedded, given, message):
@@ -175,7 +192,7 @@ def test_what_cannot_be_fitted_raises(embedded, given, message):
     settings["positive"] = torch.tensor([[5, 6]])
     with pytest.raises(InvalidArgumentError) as raised:
         fit_steering_vector(embedded, **settings)
-    assert str(raised.value) == message
+    assert str(raised.value).startswith(message)
 
 
 def test_a_point_or_layer_that_is_not_there_raises():
@@ -190,24 +207,68 @@ def test_a_point_or_layer_that_is_not_there_raises():
 # --- steering --------------------------------------------------------------------------------------------------------
 
 
+def edited(bridge, tokens, mask, edit, name=POINT):
+    """Returns each row's last logits, from a run of the row alone, its real values `[pos, *axes]` edited in place."""
+    last = []
+    for row, real in zip(tokens, mask.bool(), strict=True):
+
+        def write(value, hook):
+            edit(value[0])
+
+        last.append(bridge.run_with_hooks(row[real][None], fwd_hooks=[(name, write)])[0, -1])
+    return torch.stack(last)
+
+
+def last_logits(bridge, tokens, mask, **kwargs):
+    batch = bridge.to_batch(tokens, mask)
+    logits = bridge(batch, **kwargs)
+    return torch.stack([logits[row, batch.column_of(row, -1)] for row in range(batch.rows)])
+
+
+POSITIONS = {
+    "all": None,
+    "the first": 0,
+    "the last": -1,
+    "two": [0, -1],
+    "a stretch": slice(1, None),
+    "the last two": slice(-2, None),
+}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("positions", [None, 2, [0, 3], slice(2, None)], ids=["all", "one", "two", "a stretch"])
-def test_steering_is_a_hand_written_hook(random_bridge, positions):
-    bridge, tokens = random_bridge, ids(3, 5, seed=4)
+@pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
+def test_steering_is_a_hand_written_hook_on_rows_alone(random_bridge, positions):
+    bridge, tokens, mask = random_bridge, ids(4, 7, seed=4), padding()[:4]
     vector = a_vector(bridge, POINT, size=3.0)
     index = slice(None) if positions is None else positions
 
-    def write(value, hook):
-        value[:, index] += -1.5 * vector.vectors[POINT]
+    def edit(value):
+        value[index] += -1.5 * vector.vectors[POINT]
 
-    expected = bridge.run_with_hooks(tokens, fwd_hooks=[(POINT, write)])
-    found = bridge.run_with_hooks(tokens, fwd_hooks=vector.hooks(-1.5, positions))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(found, bridge(tokens))
+    expected = edited(bridge, tokens, mask, edit)
+    steer = vector.interventions(-1.5, positions)
+    found = last_logits(bridge, tokens, mask, interventions=steer)
+    # Logits of size 10 to 100, padded and alone, in float32.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-3)
     with vector.apply(bridge, -1.5, positions) as steered:
         assert steered is bridge
-        assert torch.equal(bridge(tokens), found)
-    assert not torch.allclose(bridge(tokens), found)
+        assert torch.equal(last_logits(bridge, tokens, mask), found)
+    assert not torch.allclose(last_logits(bridge, tokens, mask), found)
+
+
+@torch.no_grad()
+def test_positions_differ_by_row_and_holes_are_skipped():
+    bridge, tokens, mask = clearspan.boot(build("llama")), ids(2, 7, seed=4), torch.ones(2, 7, dtype=torch.long)
+    mask[0, 2:4] = mask[1, :2] = 0
+    vector = a_vector(bridge, POINT, size=3.0)
+    found = last_logits(bridge, tokens, mask, interventions=vector.interventions(2.0, [[2, 3], [-1, 1]]))
+    for row, at in enumerate([[2, 3], [4, 1]]):
+
+        def edit(value, at=at):
+            value[at] += 2 * vector.vectors[POINT]
+
+        expected = edited(bridge, tokens[row : row + 1], mask[row : row + 1], edit)
+        torch.testing.assert_close(found[row : row + 1], expected, rtol=1e-4, atol=2e-3)
 
 
 @torch.no_grad()
@@ -216,77 +277,86 @@ def test_a_vector_of_several_points_steers_at_all(embedded, tokens):
     vector = a_vector(embedded, *names, size=5.0)
     hooks = [(name, lambda value, hook: value + 2 * vector.vectors[hook.name]) for name in names]
     expected = embedded.run_with_hooks(tokens, fwd_hooks=hooks)
-    torch.testing.assert_close(embedded.run_with_hooks(tokens, fwd_hooks=vector.hooks(2)), expected)
+    torch.testing.assert_close(embedded(tokens, interventions=vector.interventions(2)), expected)
     for where in (3, "blocks.3.hook_attn_out"):
-        one = embedded.run_with_hooks(tokens, fwd_hooks=vector.at(where).hooks(2))
+        one = embedded(tokens, interventions=vector.at(where).interventions(2))
         torch.testing.assert_close(one, embedded.run_with_hooks(tokens, fwd_hooks=hooks[1:]))
 
 
 @torch.no_grad()
 def test_in_half_precision_the_sum_is_rounded_once():
     bridge, tokens = clearspan.boot(tiny_model().bfloat16()), ids(1, 4, seed=1)
-    vector, seen = a_vector(bridge, POINT), []
+    vector = a_vector(bridge, POINT)
     value = bridge.run_with_cache(tokens, names_filter=POINT)[1][POINT]
-    hooks = [*vector.hooks(0.37), (POINT, lambda value, hook: seen.append(value.clone()))]
-    bridge.run_with_hooks(tokens, fwd_hooks=hooks)
-    assert seen[0].dtype == torch.bfloat16
-    assert torch.equal(seen[0], (value.float() + 0.37 * vector.vectors[POINT]).bfloat16())
+    seen = bridge.run_with_cache(tokens, POINT, interventions=vector.interventions(0.37))[1][POINT]
+    assert seen.dtype == torch.bfloat16
+    assert torch.equal(seen, (value.float() + 0.37 * vector.vectors[POINT]).bfloat16())
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("positions", [None, slice(1, 3)])
+@pytest.mark.parametrize("positions", [None, slice(1, 3), -1])
 def test_ablation_leaves_nothing_along_the_vector_and_all_else(random_bridge, positions):
-    bridge, tokens, seen = random_bridge, ids(2, 4, seed=5), []
+    bridge, tokens = random_bridge, ids(2, 4, seed=5)
     vector = a_vector(bridge, POINT, size=7.0)
-    value = bridge.run_with_cache(tokens, names_filter=POINT)[1][POINT]
-    hooks = [*vector.ablation_hooks(positions), (POINT, lambda value, hook: seen.append(value.clone()))]
-    bridge.run_with_hooks(tokens, fwd_hooks=hooks)
+    value = bridge.run_with_cache(tokens, POINT)[1][POINT]
+    seen = bridge.run_with_cache(tokens, POINT, interventions=vector.ablation(positions))[1][POINT]
     unit = vector.vectors[POINT] / vector.vectors[POINT].norm()
     index = slice(None) if positions is None else positions
-    torch.testing.assert_close((seen[0][:, index] @ unit), torch.zeros(()).expand(2, 4)[:, index], rtol=0, atol=1e-3)
-    removed = value - seen[0]
+    assert (seen[:, index] @ unit).abs().max() < 1e-3
+    removed = value - seen
     torch.testing.assert_close(removed, (removed @ unit)[..., None] * unit, rtol=1e-3, atol=1e-3)
-    assert torch.equal(seen[0][:, 3:], value[:, 3:]) == (positions is not None)
+    assert torch.equal(seen[:, 0], value[:, 0]) == (positions is not None)
 
 
-def test_gradients_reach_what_comes_before_and_the_vector():
+def test_gradients_reach_what_comes_before():
     bridge, tokens = clearspan.boot(tiny_model()), ids(2, 5, seed=1)
-    shift = torch.zeros(48, requires_grad=True)
-    vector = SteeringVector({POINT: shift})
-    loss = bridge.run_with_hooks(tokens, fwd_hooks=vector.hooks(2.0), return_type="loss")
-    loss.backward()
-    _, cache = bridge.run_with_cache(tokens, names_filter=POINT, return_type="loss", incl_bwd=True)
-    torch.testing.assert_close(shift.grad, 2 * cache[f"{POINT}_grad"].sum((0, 1)), rtol=1e-4, atol=1e-6)
-    assert bridge.hf_model.transformer.wte.weight.grad.abs().sum() > 0
+    vector = a_vector(bridge, POINT)
+    bridge(tokens, interventions=vector.interventions(2.0), return_type="loss").backward()
+    plain = clearspan.boot(tiny_model())
+    hook = (POINT, lambda value, hook: value + 2 * vector.vectors[POINT])
+    plain.run_with_hooks(tokens, fwd_hooks=[hook], return_type="loss").backward()
+    for name, parameter in plain.hf_model.named_parameters():
+        torch.testing.assert_close(bridge.hf_model.get_parameter(name).grad, parameter.grad)
 
 
 # --- generation ------------------------------------------------------------------------------------------------------
 
+GENERATED = {
+    "all": (None, lambda known, place: True),
+    "one new": (6, lambda known, place: place == 6),
+    "two": ([1, 5], lambda known, place: place in (1, 5)),
+    "new": (slice(4, None), lambda known, place: place >= 4),
+    "the prompt": (slice(0, 4), lambda known, place: place < 4),
+    "from the prompt's last on": (slice(-1, None), lambda known, place: place >= known - 1),
+    "the prompt's last": (-1, lambda known, place: place == known - 1),
+}
+
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "positions", [None, 6, [1, 5], slice(4, None), slice(0, 4)], ids=["all", "one new", "two", "new", "prompt"]
-)
-@pytest.mark.parametrize("variant", ["gpt_bigcode", "gemma2", "falcon"])
-def test_generation_is_steered_at_positions_of_the_sequence(variant, positions):
-    bridge, tokens = clearspan.boot(build(variant)), ids(2, 4, seed=6)
+@pytest.mark.parametrize("where", GENERATED)
+@pytest.mark.parametrize("variant", ["gpt_bigcode", "gemma2"])
+def test_generation_is_steered_at_positions_of_the_sequence(variant, where):
+    bridge, tokens, mask = clearspan.boot(build(variant)), ids(2, 4, seed=6), torch.ones(2, 4, dtype=torch.long)
+    if where in ("all", "from the prompt's last on", "the prompt's last"):
+        mask[0, :2] = 0
+    positions, is_steered = GENERATED[where]
     vector = a_vector(bridge, POINT, size=4.0)
-    settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
-    found = bridge.generate(tokens, fwd_hooks=vector.hooks(2.0, positions), **settings)
+    settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "attention_mask": mask}
+    found = bridge.generate(tokens, interventions=vector.interventions(2.0, positions), **settings)
+    for row in range(2):
+        sequence = tokens[row][mask[row].bool()][None]
+        known = sequence.shape[1]
 
-    def write(value, hook):
-        chosen = [positions] if isinstance(positions, int) else positions
-        at = range(value.shape[1]) if chosen is None else chosen
-        at = range(value.shape[1])[at] if isinstance(at, slice) else [i for i in at if i < value.shape[1]]
-        value[:, list(at)] += 2 * vector.vectors[POINT]
+        def write(value, hook, known=known):
+            at = [place for place in range(value.shape[1]) if is_steered(known, place)]
+            value[:, at] += 2 * vector.vectors[POINT]
 
-    sequence = tokens
-    for _ in range(5):  # without a KV cache: the whole sequence anew
-        logits = bridge.run_with_hooks(sequence, fwd_hooks=[(POINT, write)])
-        sequence = torch.cat([sequence, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
-    assert torch.equal(found, sequence)
+        for _ in range(5):  # without a KV cache: the whole sequence anew
+            logits = bridge.run_with_hooks(sequence, fwd_hooks=[(POINT, write)])
+            sequence = torch.cat([sequence, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+        assert torch.equal(found[row, 4:], sequence[0, known:])
     with vector.apply(bridge, 2.0, positions):
-        assert torch.equal(bridge.generate(tokens, **settings), sequence)
+        assert torch.equal(bridge.generate(tokens, **settings), found)
 
 
 # --- other vectors, files, errors ------------------------------------------------------------------------------------
@@ -316,7 +386,7 @@ def test_norms_and_angles():
     zero = SteeringVector({"a": torch.zeros(2)})
     assert zero.cosine_similarity(vector) == {"a": 0}
     assert zero.random_like().vectors["a"].tolist() == [0, 0]
-    for attempt in (zero.ablation_hooks, lambda: zero.with_norm(1.0)):
+    for attempt in (zero.ablation, lambda: zero.with_norm(1.0)):
         with pytest.raises(InvalidArgumentError, match="the vector at a is zero, so it has no direction"):
             attempt()
 
@@ -361,18 +431,17 @@ def test_a_file_for_another_model_and_a_file_that_is_none_raise(tmp_path, embedd
             attempt()
         assert str(raised.value).splitlines() == [
             "the steering vector for tiny-bigcode does not fit GPTBigCodeForCausalLM",
-            "  expected: values of shape [256] at each position",
-            "  got: [48]",
+            "  expected: a vector of shape [48], as the value at each position",
+            "  got: [256]",
             "  where: blocks.2.hook_resid_post",
             "  fix: fit_steering_vector(bridge, positive, negative)",
         ]
     with pytest.raises(InvalidArgumentError) as raised:
-        narrow.run_with_hooks(torch.tensor([[1, 2]]), fwd_hooks=vector.hooks())
-    assert str(raised.value).splitlines() == [
+        narrow(torch.tensor([[1, 2]]), interventions=vector.interventions())
+    assert str(raised.value).splitlines()[:3] == [
         "the vector does not fit the values",
-        "  expected: [256] at each position",
-        "  got: [48]",
-        "  where: blocks.2.hook_resid_post",
+        "  expected: [48], as the value's last axes",
+        "  got: [256]",
     ]
     fit_steering_vector(embedded, ["x = 1"], ["y = 2"], layers=4).save(tmp_path / "deep.safetensors")
     with pytest.raises(UnknownPointError, match="got: layer 4"):
@@ -387,28 +456,50 @@ def test_a_file_for_another_model_and_a_file_that_is_none_raise(tmp_path, embedd
     ]
 
 
-@pytest.mark.parametrize("positions", [-1, [0, -2], slice(-3, None)])
-def test_positions_from_the_end_raise(positions):
-    with pytest.raises(InvalidArgumentError) as raised:
-        SteeringVector({POINT: torch.ones(48)}).hooks(positions=positions)
-    assert str(raised.value).splitlines() == [
-        f"positions={positions} counts from the end, which generation does not know",
-        "  expected: positions in the sequence, from 0",
-        "  fix: positions=tokens.shape[1] - 1 for the last of the input",
-    ]
-
-
-@pytest.mark.parametrize("positions", [7, [0, 9], slice(7, None), []])
-def test_positions_that_a_run_does_not_have_raise(positions):
+@pytest.mark.parametrize("positions", [7, [0, 9], -8, [[0], [7]]])
+def test_positions_that_a_row_does_not_have_raise(positions):
     bridge, tokens = clearspan.boot(tiny_model()), ids(2, 7, seed=1)
-    hooks = SteeringVector({POINT: torch.ones(48)}).hooks(positions=positions)
+    steer = SteeringVector({POINT: torch.ones(48)}).interventions(positions=positions)
+    with pytest.raises(InvalidArgumentError, match=r"row \d has no position") as raised:
+        bridge(tokens, interventions=steer)
+    assert "expected: -7 to 6\n  got: 7 real tokens" in str(raised.value)
+
+
+@pytest.mark.parametrize("positions", ["a", 1.5, [], [[]], True, slice(0, 4, -1), [0, "a"]])
+@pytest.mark.parametrize("kind", ["interventions", "ablation"])
+def test_what_are_no_positions_raises(kind, positions):
+    vector = SteeringVector({POINT: torch.ones(48)})
+    with pytest.raises(InvalidArgumentError, match="positions="):
+        (vector.interventions if kind == "interventions" else vector.ablation)(positions=positions)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lambda vector: vector.interventions("a"), "strength='a'\n  expected: a number"),
+        (lambda vector: vector.interventions(None), "strength=None\n  expected: a number"),
+        (lambda vector: vector.with_norm("a"), f"the norm at {POINT} is no number\n  got: 'a'"),
+        (lambda vector: vector.with_norm({}), f"the norm at {POINT} is no number\n  got: None"),
+        (lambda vector: SteeringVector({POINT: "a"}), f"the vector at {POINT} is no tensor\n  got: str"),
+        (
+            lambda vector: SteeringVector({POINT: torch.ones(3).long()}),
+            f"the vector at {POINT} is no vector of numbers",
+        ),
+        (lambda vector: SteeringVector({POINT: torch.tensor(1.0)}), f"the vector at {POINT} is no vector of numbers"),
+        (lambda vector: SteeringVector([1.0]), "a steering vector needs a hook point\n  expected: {name: vector}"),
+        (lambda vector: SteeringVector({1: torch.ones(2)}), "a hook point is given by its name\n  got: 1"),
+        (lambda vector: vector.random_like("a"), "seed='a'\n  expected: a whole number, seed >= 0"),
+        (lambda vector: vector.cosine_similarity({}), "this is no SteeringVector\n  got: {}"),
+    ],
+)
+def test_wrong_types_are_named(attempt, message):
     with pytest.raises(InvalidArgumentError) as raised:
-        bridge.run_with_hooks(tokens, fwd_hooks=hooks)
-    assert str(raised.value).splitlines() == [
-        f"positions={positions} is not in this run",
-        "  expected: 0 to 6",
-        f"  where: {POINT}",
-    ]
+        attempt(SteeringVector({POINT: torch.ones(48)}))
+    assert str(raised.value).startswith(message)
+
+
+def test_a_list_of_numbers_is_a_vector():
+    assert torch.equal(SteeringVector({POINT: [1, 2]}).vectors[POINT], torch.tensor([1.0, 2.0]))
 
 
 def test_no_vector_and_no_single_vector_raise():
@@ -427,134 +518,131 @@ def test_no_vector_and_no_single_vector_raise():
 
 # --- sweeping --------------------------------------------------------------------------------------------------------
 
-
-def last_logit(logits):
-    return logits[:, -1, 3]
+COST = "loss on other text"
+LAST = LogitDifference(3)
 
 
 @torch.no_grad()
-def test_a_sweep_is_one_whole_run_for_each_point_strength_and_direction(random_bridge):
-    bridge, tokens, other = random_bridge, ids(3, 5, seed=7), ids(2, 6, seed=8)
+def test_a_sweep_is_one_whole_run_of_rows_alone_for_each_cell(random_bridge, mask):
+    bridge, tokens, other = random_bridge, ids(5, 7, seed=7)[:4], ids(4, 7, seed=8)
+    mask, other_mask = mask[:4], mask[:4].flip(1)
     names = ("blocks.2.hook_resid_pre", "blocks.0.hook_attn_out")
     vector, strengths = a_vector(bridge, *names, size=3.0), [-1, 0.5]
     found = steering_sweep(
-        bridge, vector, tokens, last_logit, strengths=strengths, controls=2, seed=3, positions=slice(1, None),
-        unrelated=other,
+        bridge, vector, tokens, LAST, strengths=strengths, controls=2, seed=3, positions=slice(-2, None),
+        unrelated=other, attention_mask=mask, unrelated_mask=other_mask,
     )  # fmt: skip
-    assert found.points == names
-    close = {"rtol": 1e-4, "atol": 1e-3}
-    torch.testing.assert_close(found.clean, last_logit(bridge(tokens)), **close)
-    assert found.clean_cost == pytest.approx(bridge(other, return_type="loss").item(), rel=1e-5)
+    assert found.axes == {
+        "point": names, "direction": ("vector", "random 0", "random 1"), "strength": (-1.0, 0.5)
+    }  # fmt: skip
+    close = {"rtol": 1e-4, "atol": 2e-3}
+    nothing = edited(bridge, tokens, mask, lambda value: None)[:, 3]
+    torch.testing.assert_close(found.base["logit_difference"], nothing, **close)
     for point, name in enumerate(names):
-        for at, strength in enumerate(strengths):
-            directions = [vector.at(name), *(vector.at(name).random_like(seed) for seed in (3, 4))]
-            every = [found.per_row, *found.random_per_row]
-            costs = [found.cost, *found.random_cost]
-            for direction, values, cost in zip(directions, every, costs, strict=True):
+        for number, direction in enumerate([vector.at(name), *(vector.at(name).random_like(seed) for seed in (3, 4))]):
+            for at, strength in enumerate(strengths):
+                shift = strength * direction.vectors[name]
 
-                def write(value, hook, direction=direction, strength=strength):
-                    value[:, 1:] += strength * direction.vectors[hook.name]
+                def write(value, shift=shift):
+                    value[-2:] += shift
 
-                def write_all(value, hook, direction=direction, strength=strength):
-                    value += strength * direction.vectors[hook.name]
-
-                expected = last_logit(bridge.run_with_hooks(tokens, fwd_hooks=[(name, write)]))
-                torch.testing.assert_close(values[:, point, at], expected, **close)
-                loss = bridge.run_with_hooks(other, fwd_hooks=[(name, write_all)], return_type="loss")
-                torch.testing.assert_close(cost[point, at], loss, **close)
+                expected = edited(bridge, tokens, mask, write, name)[:, 3]
+                torch.testing.assert_close(found.of()[point, number, at], expected, **close)
+                losses = [
+                    bridge.run_with_hooks(
+                        row[real][None],
+                        fwd_hooks=[(name, lambda value, hook, shift=shift: value + shift)],
+                        return_type="loss",
+                    )
+                    for row, real in zip(other, other_mask.bool(), strict=True)
+                ]
+                torch.testing.assert_close(found.of(COST)[point, number, at], torch.stack(losses), **close)
 
 
 @torch.no_grad()
 def test_all_points_are_steered_at_once_where_asked(embedded, tokens):
     vector = a_vector(embedded, "blocks.1.hook_resid_post", "hook_embed", size=4.0)
-    found = steering_sweep(embedded, vector, tokens, last_logit, strengths=[2], controls=1, jointly=True)
-    expected = last_logit(embedded.run_with_hooks(tokens, fwd_hooks=vector.hooks(2)))
-    torch.testing.assert_close(found.per_row[:, 0, 0], expected)
-    control = last_logit(embedded.run_with_hooks(tokens, fwd_hooks=vector.random_like(0).hooks(2)))
-    torch.testing.assert_close(found.random_per_row[0, :, 0, 0], control)
-    assert found.points == ("all 2 points",)
+    found = steering_sweep(embedded, vector, tokens, LAST, strengths=[2], controls=1, jointly=True)
+    for number, direction in enumerate((vector, vector.random_like(0))):
+        expected = embedded(tokens, interventions=direction.interventions(2))[:, -1, 3]
+        torch.testing.assert_close(found.of()[0, number, 0], expected)
+    assert found.axes["point"] == ("all 2 points",)
 
 
 @torch.no_grad()
-def test_padded_texts_are_each_alone_and_the_loss_is_what_is_measured_by_default(embedded):
+def test_the_loss_is_what_is_measured_by_default(embedded):
     texts = ["import os, sys", "def f(self, x):\n    return x"]
     vector = a_vector(embedded, "blocks.2.hook_resid_post", size=4.0)
     both = steering_sweep(embedded, vector, texts, unrelated=texts, strengths=[1.0, 3.0])
+    assert torch.equal(both.of(), both.of(COST))
     for row, text in enumerate(texts):
-        tokens = embedded.to_tokens(text)
-        alone = steering_sweep(embedded, vector, text, next_token_loss(tokens), strengths=[1.0, 3.0])
-        torch.testing.assert_close(both.per_row[row], alone.per_row[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(both.cost, both.per_row.mean(0))
-    assert both.metric == "next-token loss in nats"
+        alone = steering_sweep(embedded, vector, text, NextTokenLoss(), strengths=[1.0, 3.0])
+        torch.testing.assert_close(both.of()[..., row], alone.of()[..., 0], rtol=1e-4, atol=1e-4)
+    assert both.title.startswith("next-token loss in nats and loss on other text in nats with steering; ")
 
 
 @torch.no_grad()
-def test_padding_on_the_left_is_not_seen(random_bridge):
-    bridge, tokens = random_bridge, ids(2, 6, seed=9)
-    mask = torch.ones_like(tokens)
-    mask[0, :2] = 0
+def test_a_row_that_lacks_a_position_is_nan(bridge):
     vector = a_vector(bridge, POINT, size=3.0)
-    both = steering_sweep(bridge, vector, tokens, last_logit, strengths=[1.0], controls=0, attention_mask=mask)
-    alone = steering_sweep(bridge, vector, tokens[:1, 2:], last_logit, strengths=[1.0], controls=0)
-    torch.testing.assert_close(both.per_row[0], alone.per_row[0], rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(both.clean[0], alone.clean[0], rtol=1e-4, atol=1e-3)
+    found = steering_sweep(bridge, vector, [[1, 2, 3], [4, 5]], LAST, strengths=[1.0], controls=0, positions=2)
+    assert found.of().isnan().tolist() == [[[[False, True]]]]
+    with pytest.raises(InvalidArgumentError, match="row 0 has no position 3"):
+        steering_sweep(bridge, vector, [[1, 2, 3], [4, 5]], LAST, strengths=[1.0], positions=3)
 
 
-def test_what_comes_before_the_point_is_not_run_again(embedded, tokens):
+def test_cells_run_in_few_batches_from_the_point_on(embedded, tokens):
+    """Ten cells that start at block 4 are one forward of it."""
     vector, ran = a_vector(embedded, "blocks.3.hook_resid_post"), []
     handles = [
         block.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
         for number, block in enumerate(embedded.hf_model.transformer.h)
     ]
     steps = []
-    steering_sweep(embedded, vector, tokens, strengths=[1], controls=1, progress=lambda *step: steps.append(step))
+    steering_sweep(
+        embedded, vector, tokens[:, :8], strengths=[1, 2], controls=4, progress=lambda *step: steps.append(step)
+    )
     for handle in handles:
         handle.remove()
-    assert ran == [0, 1, 2, 3, 4, 3, 4, 3, 4]
-    assert steps == [("steering", 1, 2), ("steering", 2, 2)]
+    assert ran == [0, 1, 2, 3, 4, 4]
+    assert steps == [("sweep", 10, 10)]
 
 
-def test_a_sweep_prints_and_plots(embedded, tokens):
+def test_a_sweep_is_drawn_by_strength(embedded, tokens):
     vector = a_vector(embedded, "blocks.1.hook_resid_post", "blocks.2.hook_resid_post", size=4.0)
-    found = steering_sweep(embedded, vector, tokens, last_logit, strengths=[0, 2], unrelated=tokens)
-    frame = found.to_dataframe()
-    assert list(frame) == ["point", "strength", "value", "random low", "random high", "cost", "random cost"]
-    assert frame["point"].tolist() == [name for name in vector.names for _ in range(2)]
-    assert frame["strength"].tolist() == [0, 2, 0, 2]
-    assert frame["value"].tolist() == found.value.flatten().tolist()
-    assert frame["random low"].tolist() == found.random_value.min(0).values.flatten().tolist()
-    assert frame["random cost"].tolist() == found.random_cost.mean(0).flatten().tolist()
-    assert frame["value"][0] == pytest.approx(found.clean.mean().item(), rel=1e-5)
-    assert found.title == (
-        f"the metric by strength of steering, mean over 1 row; {found.clean.mean():.4f} without; "
-        f"loss on other text {found.clean_cost:.4f} nats without"
-    )
-    assert [line.name for line in found.plot().data] == list(vector.names)
-    assert list(found.plot_cost().data[1].y) == found.cost[1].tolist()
-    bare = steering_sweep(embedded, vector.at(1), tokens, last_logit, strengths=[1], controls=0)
-    assert list(bare.columns()) == ["point", "strength", "value"]
-    with pytest.raises(InvalidArgumentError, match="no cost was measured"):
-        bare.plot_cost()
-    one = steering_sweep(embedded, vector.at(1), tokens, last_logit, strengths=[1, 2], controls=2)
-    assert [line.name for line in one.plot().data] == ["blocks.1.hook_resid_post", "random 0", "random 1"]
-    names = [f"blocks.{layer}.hook_{point}" for layer in range(4) for point in ("resid_pre", "resid_post")]
-    many = steering_sweep(embedded, a_vector(embedded, *names), tokens, last_logit, strengths=[1, 2], controls=0)
-    assert list(many.plot().data[0].y) == names
-    assert many.plot().data[0].z[0][1] == pytest.approx((many.value[0, 1] - many.clean.mean()).item(), abs=1e-4)
+    found = steering_sweep(embedded, vector, tokens, LAST, strengths=[0, 2], controls=1, unrelated=tokens)
+    assert list(found.to_dataframe()) == ["point", "direction", "strength", "logit_difference", COST, "change"]
+    assert found.select(direction="vector", strength=0).change().abs().max() < 1e-5
+    assert [line.name for line in found.plot(direction="vector").data] == list(vector.names)
+    costs = found.plot(COST, point="blocks.1.hook_resid_post")
+    assert [line.name for line in costs.data] == ["vector", "random 0"]
+    assert list(costs.data[0].x) == [0.0, 2.0]
 
 
-def test_a_sweep_over_nothing_and_other_hooks_in_the_way_raise(embedded, tokens):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"strengths": []}, "strengths=[]\n  expected: numbers, one or more"),
+        ({"strengths": 2.0}, "strengths=2.0\n  expected: numbers, one or more"),
+        ({"strengths": ["a"]}, "strengths=['a']\n  expected: numbers, one or more"),
+        ({"controls": -1}, "controls=-1\n  expected: a whole number, controls >= 0"),
+        ({"seed": 0.5}, "seed=0.5\n  expected: a whole number, seed >= 0"),
+        ({"vector": torch.ones(256)}, "this is no SteeringVector\n  got: "),
+        ({"metric": 3}, "a sweep measures a metric"),
+        ({"positions": "a"}, "positions='a' chooses no places"),
+        ({"unrelated": []}, "an empty list has no rows"),
+        ({"unrelated": torch.tensor([[5]])}, "there is no next token to predict"),
+    ],
+)
+def test_what_cannot_be_swept_raises(embedded, tokens, given, message):
     vector = a_vector(embedded, "blocks.2.hook_resid_post")
-    for given, got in (({"strengths": []}, "0 strengths, controls=3"), ({"controls": -1}, "5 strengths, controls=-1")):
-        with pytest.raises(InvalidArgumentError) as raised:
-            steering_sweep(embedded, vector, tokens, **given)
-        assert str(raised.value).splitlines() == [
-            "nothing to sweep over",
-            "  expected: one strength or more, and controls >= 0",
-            f"  got: {got}",
-        ]
+    with pytest.raises(ClearspanError) as raised:
+        steering_sweep(**{"bridge": embedded, "vector": vector, "input": tokens, **given})
+    assert str(raised.value).startswith(message)
+
+
+def test_other_hooks_in_the_way_raise(embedded, tokens):
     with (
         embedded.hooks([("blocks.0.hook_attn_out", lambda value, hook: None)]),
-        pytest.raises(PointNotReachedError),
+        pytest.raises(InvalidArgumentError, match="hooks are on the model"),
     ):
-        steering_sweep(embedded, vector, tokens)
+        steering_sweep(embedded, a_vector(embedded, "blocks.2.hook_resid_post"), tokens)

@@ -1,0 +1,124 @@
+"""Modules that are compiled, offloaded or quantised, and a second model on the tensors of the first."""
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from clearspan.errors import CompiledModelError, UnreadableWeightError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROWS = 256
+"""How many rows are dequantised at a time: this bounds the memory taken besides the result."""
+
+
+def around(model: nn.Module, paths: Iterable[str]) -> tuple[nn.Module, ...]:
+    """Returns the modules at these paths and all modules that contain them, each once, the model first."""
+    seen = {""}
+    for path in paths:
+        parts = path.split(".")
+        seen.update(".".join(parts[:end]) for end in range(1, len(parts) + 1))
+    return tuple(model.get_submodule(path) for path in sorted(seen))
+
+
+def refuse_compiled(modules: Iterable[nn.Module]) -> None:
+    """Raises if one of the modules is compiled.
+
+    Raises:
+        CompiledModelError: It names the module.
+    """
+    for module in modules:
+        forward = vars(module).get("forward")
+        if module._compiled_call_impl is not None or (
+            forward is not None and "_torchdynamo_orig_callable" in vars(forward)
+        ):
+            raise CompiledModelError(
+                f"{type(module).__name__} is compiled, and compiled code drops torch hooks quietly",
+                fix="listen on a model that is not compiled: load it again without .compile()",
+            )
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Returns the device on which a module runs: where its weight is, or where accelerate brings it."""
+    device = next(module.parameters()).device
+    return device if device.type != "meta" else next(_brought_to(module), device)
+
+
+def _brought_to(module: nn.Module) -> Iterator[torch.device]:
+    """Yields the devices to which accelerate's hooks, on a module and its parts, bring weights."""
+    for part in module.modules():
+        hook = vars(part).get("_hf_hook")
+        # A hook may be several in a row, and some only move inputs.
+        for one in () if hook is None else vars(hook).get("hooks", (hook,)):
+            where = vars(one).get("execution_device")
+            if where is not None:
+                yield torch.device(where)
+
+
+def dequantised(module: nn.Module, name: str) -> Tensor | None:
+    """Returns a copy of a quantised parameter's values, in the dtype that its library computes in.
+
+    It knows bitsandbytes (4 and 8 bit) and tensors that dequantise themselves, such as those of torchao and quanto.
+
+    Returns:
+        The values in the module's own layout, or None for a parameter that is not quantised.
+    """
+    parameter = module._parameters[name]
+    assert parameter is not None, f"{type(module).__name__} has {name}"
+    match type(parameter).__name__:
+        case "Params4bit" | "Int8Params":
+            if vars(vars(parameter).get("quant_state") or nn.Module()).get("packing_format_for_cpu"):
+                return None  # repacked for one CPU's instructions, from which the library gives no values
+            from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+            return dequantize_bnb_weight(parameter, vars(module).get("state")).detach()
+        case "Tensor" | "Parameter":
+            return None
+    # Every tensor has `dequantize`; a quantised one has its own.
+    if getattr(type(parameter), "dequantize", None) is Tensor.dequantize:
+        return None
+    packed = parameter.detach()
+    try:
+        parts = [packed[start : start + ROWS].dequantize() for start in range(0, len(packed), ROWS)]
+    except NotImplementedError:  # this layout cannot be sliced
+        return packed.dequantize()
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def sharing_copy(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Returns a model with modules and a config of its own that uses the first model's parameters and buffers.
+
+    The user's torch hooks are copied with the modules; this library's are not.
+
+    Raises:
+        UnreadableWeightError: Modules are offloaded, so their parameters cannot be shared.
+    """
+    tensors = list(itertools.chain(model.parameters(), model.buffers()))
+    if any(tensor.is_meta for tensor in tensors):
+        raise UnreadableWeightError(
+            "an offloaded model cannot be processed",
+            reason="its weights are in memory only while a module runs",
+            fix="load it without offloading",
+        )
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
+                del hooks[key]
+    return copied
+
+
+def _is_ours(hook: object) -> bool:
+    return str(vars(hook).get("__module__", getattr(hook, "__module__", ""))).startswith("clearspan.")
+
+
+def untie(model: "PreTrainedModel") -> None:
+    """Tells a model that its embeddings are no longer tied, so that saving and loading do not tie them again."""
+    model.config.tie_word_embeddings = False
+    vars(model)["all_tied_weights_keys"] = {}
