@@ -286,7 +286,7 @@ class EdgeScores(Effects):
             seed: Of the choice.
         """
         if isinstance(edges, int | None):
-            every = list(self.graph.edges())
+            every = sorted(self.graph.edges(), key=self.graph.index_of)
             chosen = [every[number] for number in sampled(len(every), edges, seed)]
         else:
             chosen = self.graph.parsed(edges)
