@@ -445,4 +445,5 @@ class CircuitEvaluation(Effects):
     ) -> "go.Figure":
         """Returns a picture; see `Effects.plot`. Numbers of edges are on a logarithmic axis."""
         figure = super().plot(metric, draws=draws, **at)
-        return figure.update_xaxes(type="log") if figure.data[0].type == "scatter" else figure
+        are_lines = figure.data[0]["type"] == "scatter"
+        return figure.update_xaxes(type="log") if are_lines else figure
