@@ -16,7 +16,6 @@ from clearspan.components.embedding import PosEmbedBridge as PosEmbedBridge
 from clearspan.components.embedding import UnembeddingBridge as UnembeddingBridge
 from clearspan.components.latent_attention import LatentAttentionBridge as LatentAttentionBridge
 from clearspan.components.linear import LinearBridge as LinearBridge
-from clearspan.components.linear import LinearMap as LinearMap
 from clearspan.components.linear import TransposedLinearBridge as TransposedLinearBridge
 from clearspan.components.mlp import ActivationBridge as ActivationBridge
 from clearspan.components.mlp import ExpertsBridge as ExpertsBridge
@@ -26,3 +25,5 @@ from clearspan.components.mlp import MLPBridge as MLPBridge
 from clearspan.components.mlp import MoEBridge as MoEBridge
 from clearspan.components.mlp import RouterBridge as RouterBridge
 from clearspan.components.normalization import NormalizationBridge as NormalizationBridge
+from clearspan.components.weights import LinearMap as LinearMap
+from clearspan.components.weights import WeightTensor as WeightTensor
