@@ -7,6 +7,7 @@ import inspect
 import re
 import types
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -46,8 +47,13 @@ def page(module: str) -> str:
     home = import_module(module)
     lines = [f"# `{module}`", "", *_body(inspect.getdoc(home) or ""), ""]
     for name in public_names(module):
-        lines += [*entry(name, getattr(home, name)), ""]
-    return "\n".join(lines).rstrip() + "\n"
+        value = getattr(home, name)
+        first = next(one for one in MODULES if name in public_names(one))
+        if first == module:
+            lines += [*entry(name, value), ""]
+        else:
+            lines += [f"## `{name}`", "", f"See [`{first}`]({first.removeprefix('clearspan.')}.md).", ""]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
 
 def entry(name: str, value: object) -> Iterator[str]:
@@ -56,7 +62,7 @@ def entry(name: str, value: object) -> Iterator[str]:
     yield ""
     if inspect.isclass(value):
         yield from _class(name, value)
-    elif callable(value) and hasattr(value, "__name__"):
+    elif isinstance(value, types.FunctionType):
         yield from _signature(name, value)
         yield from _body(inspect.getdoc(value) or "")
     else:
@@ -71,7 +77,11 @@ def _class(name: str, value: type) -> Iterator[str]:
         yield f"`{name}({', '.join(base.__name__ for base in value.__bases__)})`"
         yield ""
     yield from _body(inspect.getdoc(value) or "")
-    for own, member in _members(value):
+    inherited: dict[type, list[str]] = {}
+    for base, own, member in _members(value):
+        if _shown_at(base) is not value:
+            inherited.setdefault(base, []).append(f"`{own}`")
+            continue
         yield f"### `{name}.{own}`"
         yield ""
         if isinstance(member, property):
@@ -79,10 +89,21 @@ def _class(name: str, value: type) -> Iterator[str]:
         else:
             yield from _signature(own, member)
             yield from _body(inspect.getdoc(member) or "")
+    for base, names in inherited.items():
+        yield f"As in `{_shown_at(base).__name__}`: {', '.join(names)}."
+        yield ""
 
 
-def _members(value: type) -> Iterator[tuple[str, object]]:
-    """Yields the public methods and properties of a class, those of its bases in clearspan too."""
+@cache
+def _shown_at(base: type) -> type:
+    """Returns the public class that shows a class's members: itself, or else the first that inherits them."""
+    classes = [getattr(import_module(module), name) for module in MODULES for name in public_names(module)]
+    classes = [one for one in classes if inspect.isclass(one) and issubclass(one, base)]
+    return base if base in classes else classes[0]
+
+
+def _members(value: type) -> Iterator[tuple[type, str, object]]:
+    """Yields the public methods and properties of a class, those of its bases in clearspan too, with the base."""
     seen: set[str] = set()
     for base in value.__mro__:
         if not base.__module__.startswith("clearspan") or base is ClearspanError:
@@ -93,7 +114,11 @@ def _members(value: type) -> Iterator[tuple[str, object]]:
             if own.startswith("_") or own in seen or not is_ours:
                 continue
             seen.add(own)
-            yield own, member if isinstance(member, property | types.FunctionType) else property(doc=member.__doc__)
+            yield (
+                base,
+                own,
+                member if isinstance(member, property | types.FunctionType) else property(doc=member.__doc__),
+            )
 
 
 def _signature(name: str, value: object) -> Iterator[str]:
@@ -101,8 +126,7 @@ def _signature(name: str, value: object) -> Iterator[str]:
         signature = inspect.signature(value)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError):
         return
-    parameters = [re.sub(r" = <[^>]*>", " = ...", str(one)) for one in signature.parameters.values()]
-    parameters = [_plain(one) for one in parameters if one not in ("self", "cls")]
+    parameters = [_parameter(one) for one in signature.parameters.values() if one.name not in ("self", "cls")]
     yield "```python"
     line = f"{name}({', '.join(parameters)})"
     if len(line) <= 100:
@@ -123,6 +147,14 @@ def _signature(name: str, value: object) -> Iterator[str]:
         yield ")"
     yield "```"
     yield ""
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    shown = _plain(str(parameter.replace(default=inspect.Parameter.empty)))
+    if parameter.default is inspect.Parameter.empty:
+        return shown
+    default = repr(parameter.default)
+    return f"{shown} = {'...' if default.startswith('<') else default}"
 
 
 def _plain(text: str) -> str:

@@ -2,6 +2,35 @@
 
 from collections.abc import Sequence
 
+__all__ = [
+    "AbsentPointError",
+    "CacheTooLargeError",
+    "CheckpointNotFoundError",
+    "ClearspanError",
+    "CompiledModelError",
+    "ConflictingWritesError",
+    "EditedEntryError",
+    "HookTypeError",
+    "HookValueError",
+    "InexactProcessingError",
+    "InputError",
+    "InvalidArgumentError",
+    "MissingWeightError",
+    "NoTokenizerError",
+    "NotCachedError",
+    "NotFiniteError",
+    "NotSeenError",
+    "PointNotReachedError",
+    "TiedWeightWarning",
+    "TokenRangeError",
+    "UnknownArgumentError",
+    "UnknownPointError",
+    "UnplannableError",
+    "UnreadableWeightError",
+    "UnsupportedArchitectureError",
+    "UnwritableError",
+]
+
 
 class ClearspanError(Exception):
     """Root of the library's errors.

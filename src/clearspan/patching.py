@@ -22,6 +22,30 @@ from clearspan.points import get_act_name
 from clearspan.progress import Progress
 from clearspan.sweep import Direction, Grid, Metric, Pair, Sweep, grid
 
+__all__ = [
+    "Axis",
+    "Patched",
+    "activation_patching",
+    "get_act_patch_attn_head_all_pos_every",
+    "get_act_patch_attn_head_by_pos_every",
+    "get_act_patch_attn_head_k_all_pos",
+    "get_act_patch_attn_head_k_by_pos",
+    "get_act_patch_attn_head_out_all_pos",
+    "get_act_patch_attn_head_out_by_pos",
+    "get_act_patch_attn_head_pattern_all_pos",
+    "get_act_patch_attn_head_pattern_by_pos",
+    "get_act_patch_attn_head_pattern_dest_src_pos",
+    "get_act_patch_attn_head_q_all_pos",
+    "get_act_patch_attn_head_q_by_pos",
+    "get_act_patch_attn_head_v_all_pos",
+    "get_act_patch_attn_head_v_by_pos",
+    "get_act_patch_attn_out",
+    "get_act_patch_block_every",
+    "get_act_patch_mlp_out",
+    "get_act_patch_resid_mid",
+    "get_act_patch_resid_pre",
+]
+
 Axis = Literal["layer", "position", "head", "neuron", "key_position"]
 Patched = Float[Tensor, "*cell"]
 

@@ -151,8 +151,8 @@ class Resample(Action):
                 return order
 
 
-Positions = int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None
-"""All, one, several, or several for each row."""
+Positions = int | slice | tuple[int, ...] | tuple[tuple[int, ...], ...] | None
+"""All, one, a stretch, several, or several for each row."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ class Change:
         heads: Heads, or key and value heads.
         neurons: Neurons, or coordinates of the stream.
         key_positions: Among each row's real tokens, for scores and patterns.
+        columns: Columns in place of positions, which are real in every row.
     """
 
     point: str
@@ -176,6 +177,7 @@ class Change:
     heads: tuple[int, ...] | None = None
     neurons: tuple[int, ...] | None = None
     key_positions: Positions = None
+    columns: tuple[int, ...] | None = None
 
     def name(self, n_layers: int) -> str:
         """Returns the point's full name."""
@@ -194,7 +196,8 @@ class Change:
     def is_lacking(self, rows: Rows, row: int) -> bool:
         """Whether a row lacks a position."""
         length = rows.lengths[row]
-        chosen = [*(positions_of(self.positions, row) or ()), *(positions_of(self.key_positions, row) or ())]
+        each = [positions_of(one, row, length) or () for one in (self.positions, self.key_positions)]
+        chosen = [*each[0], *each[1]]
         return any(not -length <= place < length for place in chosen)
 
     def edit(self, rows: Rows, n_layers: int, sources: Mapping[str, Source]) -> Edit:
@@ -220,7 +223,7 @@ class Change:
         for axis, size in zip(self.axes, sizes, strict=True):
             match axis:
                 case "pos" | "q":
-                    places = self._columns(self.positions, rows, row)
+                    places = self.columns or self._columns(self.positions, rows, row)
                 case "k":
                     places = self._columns(self.key_positions, rows, row)
                 case "head" | "group":
@@ -238,7 +241,7 @@ class Change:
 
     def _columns(self, positions: Positions, rows: Rows, row: int) -> list[int] | None:
         """Returns columns, None for all. A source has values for real tokens alone."""
-        places = positions_of(positions, row)
+        places = positions_of(positions, row, rows.lengths[row])
         if places is None:
             return rows.columns[row] if hasattr(self.action, "source") else None
         return [rows.column(row, place) for place in places]
@@ -268,11 +271,13 @@ class Change:
         return laid_out(source.rows, rows, value, along)
 
 
-def positions_of(positions: Positions, row: int) -> tuple[int, ...] | None:
-    """Returns the positions of a row; None for all."""
+def positions_of(positions: Positions, row: int, length: int) -> tuple[int, ...] | None:
+    """Returns the positions of a row of some length; None for all."""
     match positions:
         case None:
             return None
+        case slice():
+            return tuple(range(length)[positions])
         case int():
             return (positions,)
         case (tuple(), *_):

@@ -161,10 +161,14 @@ class Draw:
     def positions(self, rows: Rows, *, may_be_all: bool = True) -> Positions:
         """Draws positions that every row has: all, one, several, or several for each row."""
         shortest = min(rows.lengths)
-        kinds = ["one", "one", "several", "by row"] + ["all"] * may_be_all
+        kinds = ["one", "one", "several", "by row", "stretch"] + ["all"] * may_be_all
         match self.random.choice(kinds):
             case "all":
                 return None
+            case "stretch":
+                return self.random.choice(
+                    (slice(1, None), slice(-2, None), slice(0, shortest - 1), slice(None, None, 2))
+                )
             case "one":
                 return self.random.randrange(-shortest, shortest)
             case "several":
@@ -206,6 +210,7 @@ class Draw:
         *,
         points: Sequence[str] | None = None,
         kinds: Sequence[str] | None = None,
+        may_be_columns: bool = True,
     ) -> Change:
         """Draws a change.
 
@@ -215,6 +220,7 @@ class Draw:
             sources: Names of runs that values may be taken from.
             points: Points to choose from.
             kinds: Actions to choose from.
+            may_be_columns: Whether columns may stand for positions.
         """
         reference = subject.reference
         point = self.random.choice(list(points or self.points(subject)))
@@ -231,12 +237,28 @@ class Draw:
         sizes = {"model": reference.d_model, "neuron": self._d_mlp(subject), "vocab": VOCABULARY}
         if axes[-1] in ("model", "neuron") and self.chance(0.25):
             neurons = self._places(sizes[axes[-1]], 1, 5)
-        positions = self.positions(rows)
+        positions, columns = self.positions(rows), None
         if axes[-1] == "k":
             positions, keys = self._square_places(rows)
+        elif may_be_columns and self.chance(0.1):
+            positions, columns = None, self._columns(rows)
         width = len(neurons) if neurons else self._width(subject, point, sizes)
         action = self._action(point, width, rows, sources, kinds, keys is None)
-        return Change(point, action, layer, positions, heads, neurons, keys)
+        if isinstance(action, changes.Patch) and layer is not None and keys is None and self.chance(0.3):
+            action = self._elsewhere(action, point, rows, reference.n_layers)
+        return Change(point, action, layer, positions, heads, neurons, keys, columns)
+
+    def _columns(self, rows: Rows) -> tuple[int, ...] | None:
+        """Draws columns that are real in every row, some of them counted from the end."""
+        real, width = rows.mask.bool().all(0).nonzero()[:, 0].tolist(), rows.size[1]
+        return tuple(one - width if self.chance(0.4) else one for one in self.some(real, 1, 2)) or None
+
+    def _elsewhere(self, action: changes.Patch, point: str, rows: Rows, n_layers: int) -> changes.Patch:
+        """Draws another layer and position of the source that a patch reads."""
+        layer = self.random.choice((None, self.random.randrange(-n_layers, n_layers)))
+        shortest = min(rows.lengths)
+        position = None if point in SQUARES else self.random.choice((None, self.random.randrange(-shortest, shortest)))
+        return changes.Patch(action.source, layer, position)
 
     def _square_places(self, rows: Rows) -> tuple[Positions, Positions]:
         """Draws queries and keys. Keys leave out the first one, so that each query is left with a key that it sees."""

@@ -85,8 +85,14 @@ def _there(positions, also_new: bool, prompt: Rows, rows: Rows):
     if positions is None:
         return None
     found = []
+    if isinstance(positions, slice):  # bounds count in the prompt; without an end it goes on
+        for known, length in zip(prompt.lengths, rows.lengths, strict=True):
+            first, end, step = positions.indices(known)
+            chosen = range(first, length if positions.stop is None else end, step)
+            found.append(tuple(dict.fromkeys([*chosen, *(range(known, length) if also_new else ())])))
+        return tuple(found)
     for row, (known, length) in enumerate(zip(prompt.lengths, rows.lengths, strict=True)):
-        own = [place + known if place < 0 else place for place in positions_of(positions, row)]
+        own = [place + known if place < 0 else place for place in positions_of(positions, row, known)]
         new = range(known, length) if also_new else ()
         found.append(tuple(dict.fromkeys([*(place for place in own if place < length), *new])))
     return tuple(found)

@@ -1,4 +1,4 @@
-"""Attribution by autograd: the gradient of a metric at points and inputs, and what a change does to first order."""
+"""Attribution by autograd: a metric's gradient at points and inputs, and what a change there does to first order."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -64,6 +64,7 @@ def intervention_of(change: Change, n_layers: int) -> Intervention:
         heads=change.heads,
         neurons=change.neurons,
         key_positions=change.key_positions,
+        columns=change.columns,
     )
     assert Intervention.from_json(found.to_json()) == found
     return found
@@ -129,7 +130,9 @@ def source_of(
         like: The run that is changed, whose mask bare ids share; None where the source's input is known before the run.
         may_be_cache: Whether the logits of the run are not needed, so that a cache or tensors suffice.
     """
-    is_alike = not rows.is_padded if like is None else torch.equal(rows.mask, like.mask)
+    is_alike = not rows.is_padded
+    if like is not None and torch.equal(rows.mask, like.mask):
+        is_alike = torch.equal(rows.ids[rows.mask == 0], like.ids[like.mask == 0])
     forms = ["batch", "mapping"] + ["ids", "ids"] * is_alike
     if may_be_cache:
         forms += ["cache"] + ["tensors"] * (not rows.is_padded)

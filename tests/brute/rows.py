@@ -52,6 +52,10 @@ class Rows:
         """Returns a value `[row, column, ...]` at real tokens: `[token, ...]`."""
         return value[self.mask.bool()]
 
+    def laid_out_as(self, other: "Rows") -> "Rows":
+        """Returns rows of the same real tokens in the columns of other rows of these lengths."""
+        return Rows(laid_out(self, other, self.ids), other.mask)
+
     def __str__(self) -> str:
         if not self.is_padded:
             return f"ids {self.ids.tolist()}"

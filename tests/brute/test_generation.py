@@ -18,17 +18,19 @@ def drawn(draw, subject, rows, steps):
     longest = min(rows.lengths) + steps - 1
     points = [point for point in draw.points(subject) if point not in (*NORMS, "pos_embed", "logits")]
     windowed = getattr(subject.model.config, "sliding_window", None) is not None
+    own = [point for point in points if not (windowed and point in SQUARES)]
     changes, every_step = [], []
     count = draw.random.randint(1, 3)
     while len(changes) < count:
-        change = draw.change(subject, rows, ["clean"], points=[p for p in points if not (windowed and p in SQUARES)])
+        change = draw.change(subject, rows, ["clean"], points=own, may_be_columns=False)
         takes = getattr(change.action, "source", None)
         if takes is not None and change.point == "attn_scores":  # there are no scores for new keys
             continue
         is_constant = takes is not None and type(change.action).__name__ == "Mean" and not change.action.by_position
         may_be_new = takes is None or is_constant
-        if takes is not None and change.positions is None and not is_constant:
-            change = ours.replaced(change, positions=draw.positions(rows, may_be_all=False))
+        is_open = change.positions is None or getattr(change.positions, "stop", 0) is None
+        if takes is not None and is_open and not is_constant:
+            change = ours.replaced(change, positions=draw.random.randrange(-min(rows.lengths), min(rows.lengths)))
         elif may_be_new and isinstance(change.positions, int) and draw.chance(0.4):
             change = ours.replaced(change, positions=draw.random.randrange(min(rows.lengths), longest))
         changes.append(change)

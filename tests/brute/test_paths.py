@@ -21,16 +21,18 @@ class Pair:
     Args:
         kind: What the draw is of.
         number: Which.
-        relaid: Whether paddings of the two may differ.
+        longest: Most columns.
     """
 
-    def __init__(self, kind, number, *, relaid=False, longest=6):
+    def __init__(self, kind, number, *, longest=6):
         self.draw = draw = Draw(kind, number)
         padding = draw.padding()
+        relaid = draw.note("padding differs", draw.chance(0.3) and padding != "none")
         self.subject = draw.subject(is_padded=padding != "none", but=("mixtral", "gpt_oss"))
         self.reference, self.bridge = self.subject.reference, ours.bridge_to(self.subject)
         self.clean = draw.rows(padding, longest=longest)
-        self.corrupted = draw.other_rows(self.clean)
+        self.given = self.clean, draw.other_rows(self.clean, relaid=relaid)
+        self.corrupted = self.given[1].laid_out_as(self.clean)
         self.metric = draw.metric(self.clean, kinds=("difference", "probability", "loss", "plain"))
         self.direction = draw.one("direction", ("denoising", "noising"))
         is_denoising = self.direction == "denoising"
@@ -39,10 +41,7 @@ class Pair:
 
     def arguments(self):
         """Returns the arguments that all functions of pairs begin with."""
-        inputs = [
-            ours.given(self.bridge, rows, self.draw.one("form", ours.form_of(rows)))[0]
-            for rows in (self.clean, self.corrupted)
-        ]
+        inputs = [ours.given(self.bridge, rows, self.draw.one("form", ours.form_of(rows)))[0] for rows in self.given]
         return self.bridge, *inputs, ours.metric_of(self.metric, self.clean.mask)
 
     def measured(self, logits):

@@ -1,5 +1,6 @@
 """Steering vectors: made of means over real tokens, and added where they are told."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -28,7 +29,7 @@ def row_means(rows, value, positions):
     for row, columns in enumerate(rows.columns):
         chosen = columns[positions] if isinstance(positions, slice) else columns
         if not isinstance(positions, slice) and positions is not None:
-            chosen = [columns[place] for place in positions_of(positions, row)]
+            chosen = [columns[place] for place in positions_of(positions, row, len(columns))]
         found.append(value[row, chosen].mean(0))
     return torch.stack(found)
 
@@ -98,6 +99,8 @@ def test_steering_adds_the_vector_at_real_positions(number):
                 made.append([adding(point, layer, added.vectors[name], strength, positions) for layer, name in pairs])
     measured = NextTokenLoss() if metric is None else metric
     expected, base = cells.measured(reference, rows, made, {"metric": measured}, {}, {})
+    other = draw.rows(draw.one("padding of the other text", ("none", *["right"] * (padding != "none"))))
+    has_cost = draw.note("has a cost", draw.chance(0.4))
     found = analysis.steering_sweep(
         bridge,
         vector,
@@ -109,9 +112,14 @@ def test_steering_adds_the_vector_at_real_positions(number):
         jointly=jointly,
         seed=5,
         progress=False,
+        unrelated=ours.given(bridge, other, "mapping")[0] if has_cost else None,
     )
-    ours.agree(draw, found.effects.of().flatten(0, -2), expected["metric"], "the metric of steered runs")
-    ours.agree(draw, next(iter(found.effects.base.values())), base["metric"], "the metric of the plain run")
+    ours.agree(draw, found.of().flatten(0, -2), expected["metric"], "the metric of steered runs")
+    ours.agree(draw, next(iter(found.base.values())), base["metric"], "the metric of the plain run")
+    if has_cost:
+        everywhere = [[dataclasses.replace(change, positions=None) for change in cell] for cell in made]
+        costs, _ = cells.measured(reference, other, everywhere, {"loss": NextTokenLoss()}, {}, {})
+        ours.agree(draw, found.of("loss on other text").flatten(0, -2), costs["loss"], "the cost")
 
 
 def check_interventions(draw, bridge, reference, rows, vector, layers, point, positions, strength):

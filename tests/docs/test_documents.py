@@ -15,7 +15,9 @@ from clearspan.points import VOCABULARY
 
 ROOT = Path(__file__).parents[2]
 MODULES = [name for _, name, _ in pkgutil.walk_packages(clearspan.__path__, "clearspan.")]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
+GENERATED = ROOT / "docs/reference"
+WRITTEN = (page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent != GENERATED)
+PAGES = [ROOT / "README.md", *WRITTEN, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -53,6 +55,22 @@ def test_no_format_shows_a_minus_zero():
 def test_no_example_shows_a_minus_zero(page):
     for example in doctest.DocTestParser().get_examples(page.read_text()):
         assert not re.search(r"-0(\.0*)?(?![\d.])", example.want), example.want
+
+
+REFERENCE = runpy.run_path(str(ROOT / "docs/reference.py"))
+
+
+def test_the_reference_is_current():
+    """It has each public name; `python docs/reference.py` writes it."""
+    folder = ROOT / "docs/reference"
+    assert {page.name: page.read_text() for page in folder.glob("*.md")} == REFERENCE["pages"]()
+
+
+@pytest.mark.parametrize("module", REFERENCE["MODULES"])
+def test_what_a_module_offers_is_there(module):
+    home = importlib.import_module(module)
+    assert set(home.__all__) <= set(dir(home))
+    assert all(getattr(home, name) is not None for name in home.__all__)
 
 
 GENERATE = runpy.run_path(str(ROOT / "docs/generate.py"))

@@ -6,7 +6,7 @@ import torch
 
 from clearspan import statistics
 from clearspan.errors import InvalidArgumentError
-from clearspan.statistics import bootstrap_interval, permutation_p_value, standard_error
+from clearspan.statistics import bootstrap_interval, permutation_p_value, share_interval, standard_error
 
 
 def normal(*shape, seed=0):
@@ -120,3 +120,11 @@ def test_what_a_row_lacks_is_left_out_of_its_quantity():
     assert standard_error(rows)[1, 0].isnan()
     assert permutation_p_value(rows)[1, 0] == 1
     assert bootstrap_interval(torch.full((2, 3), math.nan)).high.isnan().all()
+
+
+def test_a_share_counts_only_what_is_known():
+    hits = torch.tensor([[1.0, 0.0, 1.0, math.nan], [1.0, 1.0, 1.0, 1.0]])
+    whole, alone = share_interval(hits), share_interval(hits[0, :3])
+    for end in ("mean", "low", "high"):
+        assert getattr(whole, end)[0] == getattr(alone, end)
+    assert whole.low[1] < whole.mean[1] == whole.high[1] == 1

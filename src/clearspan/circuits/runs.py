@@ -161,14 +161,17 @@ def swept(
     """Returns the metric of a pair's base run with each cell's interventions, computed exactly.
 
     Args:
-        pair: The pair. Its runs are the sources `clean` and `corrupted`.
+        pair: The pair. The run that gives values is a source; so is the base where a metric compares with it.
         grid: The cells.
         sources: Further sources.
         memory: Bytes that a batch may take.
         progress: As for `Sweep.run`.
     """
     _check_memory(memory)
-    every: dict[str, Source] = {"clean": pair.clean, "corrupted": pair.corrupted, **(sources or {})}
+    every: dict[str, Source] = {pair.source_name: pair.source, **(sources or {})}
+    metrics = pair.metric.values() if isinstance(pair.metric, Mapping) else [pair.metric]
+    if any(isinstance(one, LogitMetric) and one.reference == pair.base_name for one in metrics):
+        every[pair.base_name] = pair.base
     return Sweep(pair.bridge, pair.base, grid, pair.metric, sources=every).run(memory, progress=progress)
 
 

@@ -167,7 +167,7 @@ class _Search:
 
     def _distance(self, circuit: Circuit) -> float:
         """Returns how far a circuit's faithfulness is from 1."""
-        return float((self.runs.shares(self.runs.metrics([circuit])) - 1).abs())
+        return float((self.runs.shares(self.runs.metrics(circuit)) - 1).abs())
 
     def _agreement(self, edges: list[Edge], own: Tensor, without: Tensor) -> Agreement:
         """Returns how scores agree with the exact change of the metric that each edge makes in the circuit."""
@@ -175,7 +175,7 @@ class _Search:
         return Agreement(scores, (own - without).mean(-1), [edge.name for edge in edges], len(edges))
 
     def _result(self, circuit: Circuit, own: Tensor, without: Tensor, agreement: Agreement) -> "DiscoveredCircuit":
-        (rest,) = self.runs.metrics([circuit.complement()])
+        (rest,) = self.runs.metrics(circuit.complement())
         return DiscoveredCircuit(
             circuit,
             own,

@@ -106,9 +106,9 @@ class Network:
         return [(link, self._curve(link, *at)) for link, *at in zip(self.links, leaving, arriving, strict=True)]
 
     def _ends(self, ends: Sequence[tuple[str, str]], share: float) -> list[float]:
-        """Returns where each link meets its box, of its box and the other one: side by side, in the others' order.
+        """Returns the x at which each link meets its own box: side by side, in the order of the boxes at the other end.
 
-        Dotted links meet in the middle.
+        Dotted links meet it in the middle.
         """
         places = {own: self.boxes[own].x for own, _ in ends}
         found = [places[own] for own, _ in ends]

@@ -1,29 +1,49 @@
 """Hook points: names, axes, places and listeners. They know no model and no module."""
 
-from clearspan.points.address import Address as Address
-from clearspan.points.catalogue import RAW_ENDS as RAW_ENDS
-from clearspan.points.catalogue import VOCABULARY as VOCABULARY
-from clearspan.points.catalogue import Entry as Entry
-from clearspan.points.catalogue import entry_of as entry_of
-from clearspan.points.catalogue import is_in_vocabulary as is_in_vocabulary
-from clearspan.points.catalogue import template_of as template_of
-from clearspan.points.hook_point import Direction as Direction
-from clearspan.points.hook_point import HookFunction as HookFunction
-from clearspan.points.hook_point import HookPoint as HookPoint
-from clearspan.points.hook_point import Listener as Listener
-from clearspan.points.hook_point import Stretch as Stretch
-from clearspan.points.names import NamesFilter as NamesFilter
-from clearspan.points.names import get_act_name as get_act_name
-from clearspan.points.names import is_short_name as is_short_name
-from clearspan.points.names import nearest as nearest
-from clearspan.points.place import Access as Access
-from clearspan.points.place import Converted as Converted
-from clearspan.points.place import Derivation as Derivation
-from clearspan.points.place import Derived as Derived
-from clearspan.points.place import InPlace as InPlace
-from clearspan.points.place import Layout as Layout
-from clearspan.points.place import Place as Place
-from clearspan.points.place import SharedRow as SharedRow
-from clearspan.points.place import Side as Side
-from clearspan.points.place import Whole as Whole
-from clearspan.points.place import read as read
+from clearspan.points.address import Address
+from clearspan.points.catalogue import RAW_ENDS, VOCABULARY, Entry, entry_of, is_in_vocabulary, template_of
+from clearspan.points.hook_point import Direction, HookFunction, HookPoint, Listener, Stretch
+from clearspan.points.names import NamesFilter, get_act_name, is_short_name, nearest
+from clearspan.points.place import (
+    Access,
+    Converted,
+    Derivation,
+    Derived,
+    InPlace,
+    Layout,
+    Place,
+    SharedRow,
+    Side,
+    Whole,
+    read,
+)
+
+__all__ = [
+    "Access",
+    "Address",
+    "Converted",
+    "Derivation",
+    "Derived",
+    "Direction",
+    "Entry",
+    "HookFunction",
+    "HookPoint",
+    "InPlace",
+    "Layout",
+    "Listener",
+    "NamesFilter",
+    "Place",
+    "RAW_ENDS",
+    "SharedRow",
+    "Side",
+    "Stretch",
+    "VOCABULARY",
+    "Whole",
+    "entry_of",
+    "get_act_name",
+    "is_in_vocabulary",
+    "is_short_name",
+    "nearest",
+    "read",
+    "template_of",
+]

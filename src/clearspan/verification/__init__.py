@@ -1,6 +1,6 @@
 """Verification on the user's own model: points show what they promise, and writes reach what reads them."""
 
-from clearspan.verification.report import Check as Check
-from clearspan.verification.report import Verification as Verification
-from clearspan.verification.run import Level as Level
-from clearspan.verification.run import verify as verify
+from clearspan.verification.report import Check, Verification
+from clearspan.verification.run import Level, verify
+
+__all__ = ["Check", "Level", "Verification", "verify"]

@@ -180,7 +180,7 @@ def test_batches_do_not_change_what_is_found(bridge, runs):
     whole = Circuit.of(bridge, []).complement()
     circuits = [whole.without(edge) for edge in list(whole)[::9]]
     one, many = (CircuitRuns.of(bridge, *runs, METRIC, memory=memory) for memory in (1, None))
-    torch.testing.assert_close(one.metrics(circuits), many.metrics(circuits), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one.metrics(*circuits), many.metrics(*circuits), rtol=1e-4, atol=1e-5)
     assert (one.n_circuits, one.n_forwards) == (len(circuits), len(circuits))
     assert many.n_forwards < many.n_circuits == len(circuits)
 
@@ -201,10 +201,9 @@ def test_shares_are_of_means_over_rows(bridge, runs):
     torch.testing.assert_close(found.faithfulness[0], (own - corrupted) / (clean - corrupted))
     torch.testing.assert_close(found.completeness[0], (rest - corrupted) / (clean - corrupted))
     table = found.to_dataframe()
-    assert list(table) == ["circuit", "edges", "metric", "faithfulness", "completeness"]
+    assert list(table) == ["run", "circuit", name, "change", "share", "standard error"]
     assert str(found).startswith("runs of circuits: logit difference (")
     assert [len(row) for row in found.plot().data[0].z] == [1, 1]
-    assert list(found.select(run="circuit").to_dataframe()) == ["circuit", name, "change", "share", "standard error"]
 
 
 FUNCTIONS = [lambda logits: logits[:, -1, 7], lambda logits: logits.mean()]
@@ -261,15 +260,18 @@ def test_curves_are_those_of_the_circuits(bridge, runs):
     random = {str(seed): Circuit.random(scores.graph, 60, seed) for seed in (5, 6)}
     control = evaluate_circuits(bridge, *runs, METRIC, random).faithfulness
     torch.testing.assert_close(found.random[:, 2], control, rtol=1e-4, atol=1e-4)
-    assert list(found.to_dataframe()) == ["edges", "faithfulness", "completeness", "random", "random_most"]
+    assert found.axes["run"] == ("circuit", "the rest", "random 0", "random 1")
     assert found.title.startswith("circuits by EAP: logit difference (")
-    assert len(found.plot().data) == 3
+    figure = found.plot()
+    assert [line.name for line in figure.data] == list(found.axes["run"])
+    assert figure.layout.xaxis.type == "log"
 
 
 def test_curves_without_a_control(bridge, runs):
     scores = edge_attribution(bridge, *runs, METRIC)
     found = faithfulness_curve(scores, [3], draws=0)
-    assert list(found.to_dataframe()) == ["edges", "faithfulness", "completeness"]
+    assert found.axes == {"run": ("circuit", "the rest"), "edges": (3,)}
+    assert found.random.shape == (0, 1)
     for sizes, message in (
         ([9999], "no circuit has 9999 edges"),
         ([], "sizes: there is no size"),
