@@ -5,12 +5,12 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from clearspan.components.weights import AbsentWeight, Weight, WeightTensor
+from clearspan.components.weights import AbsentWeight, LinearMap, Weight, WeightTensor
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import ParamProcessingConversion
 from clearspan.errors import (
@@ -35,9 +35,6 @@ from clearspan.points import (
     nearest,
 )
 from clearspan.shapes import axes, sizes
-
-if TYPE_CHECKING:
-    from clearspan.components.linear import LinearMap
 
 
 @dataclass(frozen=True)
@@ -155,11 +152,11 @@ class GeneralizedComponent:
         """Yields points that only this kind of component knows to be absent, each with the reason."""
         return iter(())
 
-    def reads(self) -> "Iterator[LinearMap]":
+    def reads(self) -> Iterator[LinearMap]:
         """Yields all that reads the component's input, if that is linear maps."""
         return iter(())
 
-    def adds(self) -> "Iterator[LinearMap]":
+    def adds(self) -> Iterator[LinearMap]:
         """Yields the linear maps whose outputs add up to the component's."""
         return iter(())
 

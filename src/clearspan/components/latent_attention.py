@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from clearspan.components.attention import GeneralAttentionBridge, Projection
-from clearspan.components.linear import LinearBridge, LinearMap
-from clearspan.components.weights import AbsentWeight, Weight, WeightTensor
+from clearspan.components.linear import LinearBridge
+from clearspan.components.weights import AbsentWeight, LinearMap, Weight, WeightTensor
 from clearspan.conversions import HeadPartConversion, HeadsConversion
 from clearspan.errors import MissingWeightError, UnwritableError
 from clearspan.points import Access, Converted, HookPoint, Place, Side

@@ -2,10 +2,11 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearspan.errors import InvalidArgumentError, MissingWeightError, UnwritableError
 
@@ -140,6 +141,25 @@ def check_writable(source: Tensor) -> None:
             "weights that gradients are computed for are written where no graph is made",
             fix="with torch.no_grad(): around the write, or assign the whole weight, which does that itself",
         )
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """Where the parameters of a linear map are.
+
+    Attributes:
+        module: The module that holds them.
+        weight: Name of the weight there.
+        bias: Name of the bias there, whether the map has one or not; None if it cannot have one.
+        in_axis: The weight's axis of inputs, counted from the end.
+        out_axis: The weight's axis of outputs, counted from the end.
+    """
+
+    module: nn.Module
+    weight: str
+    bias: str | None
+    in_axis: int
+    out_axis: int
 
 
 class Weight(Generic[Shown]):

@@ -1,18 +1,17 @@
 """Hook points: a name, axes, and listeners in order."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import FunctionType
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clearspan.errors import HookTypeError, HookValueError, InvalidArgumentError
 from clearspan.points.address import Address
 from clearspan.points.place import Access, Place, Whole
+from clearspan.points.signature import by_position
 from clearspan.shapes import Axes
 
 Direction = Literal["fwd", "bwd"]
@@ -50,7 +49,7 @@ class Listener:
     call: Called = field(init=False)
 
     def __post_init__(self) -> None:
-        self.call = _by_position(self.function, self.name)
+        self.call = by_position(self.function, self.name)
 
 
 @dataclass
@@ -304,64 +303,3 @@ def _private_copy(value: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return value.clone(memory_format=torch.contiguous_format)
     return value.clone(memory_format=torch.contiguous_format)
-
-
-def _by_position(hook: Any, where: str) -> Called:
-    """Returns a user's function as one that takes the value and the point by position.
-
-    Raises:
-        HookTypeError: It is not callable, or not with these two.
-    """
-    if not callable(hook):
-        raise HookTypeError(
-            "a hook function must be callable",
-            got=f"{type(hook).__name__} {hook!r}",
-            where=where,
-            fix="fn(value, hook) that returns a tensor or None",
-        )
-    function: Callable[..., Any] = hook
-    if _takes_two(function):
-        return function
-    name = getattr(hook, "__name__", type(hook).__name__)
-    try:
-        signature = inspect.signature(hook.forward if isinstance(hook, nn.Module) else hook)
-    except (TypeError, ValueError):  # some functions written in C tell none
-        raise _wrong_parameters(f"{name}, whose parameters are not known", where) from None
-    kinds = inspect.Parameter
-    parameters = list(signature.parameters.values())
-    second = next(iter([one for one in parameters if one.kind <= kinds.VAR_POSITIONAL][1:]), None)
-    # A default is the user's own, as in `lambda value, layer=layer: ...`: only the name says that the point goes there.
-    has_place = second is not None and (second.default is kinds.empty or second.name == "hook")
-    takes_any = [one.kind for one in parameters] == [kinds.VAR_POSITIONAL]
-    if (has_place or takes_any) and _binds(signature, None, None):
-        return function
-    if _binds(signature, None, hook=None):
-        return lambda value, point: function(value, hook=point)
-    raise _wrong_parameters(f"{name}{signature}", where)
-
-
-def _takes_two(hook: Callable[..., Any]) -> bool:
-    """Whether a function, method or object with `__call__` plainly takes two: known without its signature, so cheap."""
-    function = hook if type(hook) is FunctionType else getattr(hook, "__func__", type(hook).__call__)
-    if type(function) is not FunctionType or function.__defaults__ or function.__kwdefaults__:
-        return False
-    code = function.__code__
-    return code.co_argcount == (2 if function is hook else 3) and not code.co_kwonlyargcount
-
-
-def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
-
-
-def _wrong_parameters(got: str, where: str) -> HookTypeError:
-    return HookTypeError(
-        "a hook function takes two things: a value and its hook point",
-        expected="fn(value, hook)",
-        got=got,
-        where=where,
-        fix="lambda value, hook: ...",
-    )
