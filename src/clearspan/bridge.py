@@ -515,7 +515,7 @@ class TransformerBridge(Model):
         prompt = generation.prepare(
             self, input, prepend_bos, padding_side, attention_mask, inputs_embeds, generate_kwargs
         )
-        own = edits(self, fwd_hooks, interventions, sources)
+        own = edits(self, fwd_hooks, interventions, sources, prompt.batch, is_generating=True)
         if return_cache:
             return generation.generate_with_cache(self, prompt, own, names_filter)
         generation.check_no_filter(names_filter)
@@ -583,7 +583,7 @@ class TransformerBridge(Model):
         prompt = generation.prepare(
             self, input, prepend_bos, padding_side, attention_mask, inputs_embeds, generate_kwargs
         )
-        own = edits(self, fwd_hooks, interventions, sources)
+        own = edits(self, fwd_hooks, interventions, sources, prompt.batch, is_generating=True)
         return generation.stream(self, prompt, max_tokens_per_yield, own)
 
     # --- the model as a whole ----------------------------------------------------------------------------------------

@@ -88,6 +88,8 @@ def edits(
     interventions: Sequence[Intervention] = (),
     sources: Mapping[str, Source] | None = None,
     like: Batch | None = None,
+    *,
+    is_generating: bool = False,
 ) -> Hooks:
     """Returns interventions, in their order, and then hook functions, as the hooks of a run. Sources are run here.
 
@@ -96,7 +98,8 @@ def edits(
         fwd_hooks: Functions of values.
         interventions: What is done.
         sources: The runs from which interventions take values.
-        like: The whole sequence of the run, where it is known; what does not fit it raises.
+        like: The whole sequence of the run, or a generation's prompt, where it is known; what does not fit it raises.
+        is_generating: Whether it is a prompt.
 
     Raises:
         UnknownPointError: The model has no such point.
@@ -109,7 +112,7 @@ def edits(
     found = gathered(model, sites, sources, like)
     if like is not None:
         for site in sites:
-            found.of(site.on(like))
+            found.of(Written(site, like, is_generating=is_generating))
     return [*((site.name, SiteWriter(model, site, found)) for site in sites), *fwd_hooks]
 
 
@@ -154,9 +157,7 @@ class SiteWriter:
         is_generating = hook.step is not None
         if written is None or written.batch is not batch or written.is_generating != is_generating:
             written = self._written = Written(self._site, batch, is_generating=is_generating)
-        is_new = is_generating and hook.position > 0
-        step_from = hook.position if is_new and self._site.intervention.every_step else None
-        self.wrote |= written.write(value, self._sources.of(written), width=width, step_from=step_from)
+        self.wrote |= written.write(value, self._sources.of(written), width=width)
 
 
 def _unpadded(value: Tensor, width: int) -> Batch:

@@ -1,6 +1,6 @@
 """Source runs: where interventions take values from. Each is a cache, tensors by name, or an input that is run once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -121,18 +121,14 @@ class Sources:
         if _hides_padding(own, written.batch):  # a context of hooks was opened before the input was known
             raise _untold()
         is_alike = own.real_columns == written.batch.real_columns and own.width == written.batch.width
-        if (
-            action.source_position is None
-            and not action.is_constant
-            and is_alike
-            and type(action).prepared is Action.prepared
-        ):
+        is_by_column = is_alike and not written.is_generating and not action.is_constant(site.axes)
+        if is_by_column and action.source_position is None and type(action).prepared is Action.prepared:
             return Taken(values, is_by_column=True)
         key = (name, action)
         if key not in self._prepared:
             self._prepared[key] = _prepared(site, values, own)
         taken, batch = self._prepared[key]
-        if is_alike and not own.is_padded and not taken.is_constant and not taken.in_order:
+        if is_by_column and not own.is_padded and not taken.in_order:
             taken = Taken(taken.values, is_by_column=True)
         _check(written, taken, batch)
         return taken
@@ -149,8 +145,7 @@ def _prepared(site: Site, values: Tensor, own: Batch) -> tuple[Taken, Batch]:
         prepared = action.prepared(justified[rows[:, None], places], site.axes, own.lengths)
         return Taken(prepared, is_constant=places.shape[1] == 1, in_order=True), own
     prepared = action.prepared(justified, site.axes, own.lengths)
-    is_constant = site.axes[1] == "pos" and action.is_constant
-    return Taken(prepared, is_constant=is_constant), own
+    return Taken(prepared, is_constant=action.is_constant(site.axes)), own
 
 
 def _read_of(read: SourcePosition, own: Batch, rows: int) -> list[list[int]]:
@@ -176,28 +171,43 @@ def _read_of(read: SourcePosition, own: Batch, rows: int) -> list[list[int]]:
 def _check(written: Written, taken: Taken, own: Batch) -> None:
     """Raises unless the source has the rows and positions that a run takes."""
     site, target = written.site, written.batch
-    rows = len(taken.values)
-    lengths = own.lengths.tolist() if rows == own.rows and rows > 1 else [int(own.lengths.min())] * target.rows
+    rows, name = len(taken.values), site.action.run
     fits = rows in (1, target.rows)
-    if fits and not (taken.is_constant or taken.in_order):
-        if written.rows is None or (
-            "k_pos" in site.axes and site.intervention.key_positions is None and not written.is_generating
-        ):
-            fits = lengths == target.lengths.tolist()
-        if written.rows is not None and not written.is_generating:
-            fits = fits and all(
-                max((*row.positions, *(row.keys or ())), default=-1) < length
-                for row, length in zip(written.rows, lengths, strict=True)
+    if fits and not taken.is_constant:
+        needed = written.needed
+        if needed is None:
+            raise InvalidArgumentError(
+                f"{site.action.kind} takes values for new tokens, which the source run {name!r} does not have",
+                where=site.name,
+                expected="positions that come to an end: some, a list for each row, or a slice with an end",
+                fix="positions=range(...), or Patch(position=...), one position of the source that each step reads",
             )
+        if taken.in_order:
+            _check_counts([len(row.positions) for row in needed if not row.is_left], taken.values.shape[1])
+        else:
+            lengths = own.lengths.tolist() if rows == own.rows and rows > 1 else [int(own.lengths.min())] * target.rows
+            is_whole = written.rows is None or ("k_pos" in site.axes and site.intervention.key_positions is None)
+            fits = all(row.reach <= length for row, length in zip(needed, lengths, strict=True))
+            if is_whole and not written.is_generating:
+                fits = fits and lengths == target.lengths.tolist()
     if not fits:
         real = target.lengths.tolist()
         size = f"{real[0]} positions" if len(set(real)) == 1 else f"{real} positions"
         raise InvalidArgumentError(
-            f"the source run {site.action.run!r} does not fit the run that is changed",
+            f"the source run {name!r} does not fit the run that is changed",
             expected=f"{target.rows} rows (or one) of {size}",
             got=f"{rows} rows of {sorted(set(own.lengths.tolist()))} positions",
             where=site.name,
         )
+
+
+def _check_counts(written: Sequence[int], read: int) -> None:
+    """Raises unless as many positions of the source are read as are written in each row."""
+    for count in written:
+        if count != read:
+            raise InvalidArgumentError(
+                "a patch reads as many positions as it writes", expected=f"{count} positions", got=str(read)
+            )
 
 
 def _justified(values: Tensor, axes: Axes, batch: Batch) -> Tensor:
@@ -240,7 +250,7 @@ def gathered(
     Raises:
         InvalidArgumentError: A run is not given.
     """
-    given = sources or {}
+    given = {} if sources is None else sources
     if not isinstance(given, Mapping):
         raise InvalidArgumentError("sources are runs by name", expected="{name: input or cache}", got=repr(given)[:80])
     needed: dict[str, dict[str, None]] = {}

@@ -51,20 +51,11 @@ class Action(ABC):
 
     def check_point(self, point: HookPoint, intervention: "Intervention") -> None:
         """Raises InvalidArgumentError where the point cannot take the action."""
-        if intervention.every_step and self.run is not None and not self.is_constant:
-            raise InvalidArgumentError(
-                f"{self.kind} at every step takes values that the source run does not have",
-                where=point.name,
-                fix="position=..., the one position of the source that is read at every step",
-            )
+        return
 
-    @property
-    def is_constant(self) -> bool:
-        """Whether it takes the same value of its source at every position."""
-        read = self.source_position
-        return isinstance(read, int) or (
-            isinstance(read, tuple) and all(isinstance(row, tuple) and len(row) == 1 for row in read)
-        )
+    def is_constant(self, axes: Axes) -> bool:
+        """Returns whether it takes one value of all positions of its source, at a point with these axes."""
+        return False
 
     def check_value(self, value: Tensor, name: str) -> None:
         """Raises InvalidArgumentError where the action calculates and the value holds no floating-point numbers."""
@@ -220,15 +211,14 @@ class Mean(Action):
         """The source run."""
         return self.source
 
-    @property
-    def is_constant(self) -> bool:
-        """Whether all positions get one mean."""
-        return not self.by_position
+    def is_constant(self, axes: Axes) -> bool:
+        """Returns whether all positions get one mean."""
+        return not self.by_position and axes[1] == "pos"
 
     def prepared(self, values: Tensor, axes: Axes, lengths: Int[Tensor, "row"]) -> Tensor:
         """Returns the mean, `[1, pos, ...]`, or `[1, 1, ...]` where it is the same at every position."""
         exact = values.to(torch.promote_types(values.dtype, torch.float32))
-        if self.by_position or axes[1] != "pos":
+        if not self.is_constant(axes):
             _check_one_length(self, lengths)
             mean = exact.mean(0, keepdim=True)
         else:
@@ -403,7 +393,6 @@ class Mask(Action):
 
     def check_point(self, point: HookPoint, intervention: "Intervention") -> None:
         """Raises unless the point holds scores and some keys are chosen."""
-        super().check_point(point, intervention)
         if Address.parse(point.name).leaf != "hook_attn_scores":
             raise InvalidArgumentError(
                 "Mask hides keys from the softmax, whose input the scores are",

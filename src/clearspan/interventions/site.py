@@ -1,5 +1,6 @@
 """Sites: interventions laid on the hook points of a model, and written in the rows and columns of a run."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -87,47 +88,50 @@ class Written:
     is_generating: bool = False
 
     def __post_init__(self) -> None:
-        if not self.is_generating:
-            _ = self.rows  # checks the positions
+        _ = self.rows  # checks the positions
 
     @cached_property
     def rows(self) -> "tuple[RowSpots, ...] | None":
         """What is written in each row, or None for all columns of all rows."""
         return self.up_to(self.batch.width)
 
-    def up_to(self, width: int, every_step: int | None = None) -> "tuple[RowSpots, ...] | None":
-        """Returns what is written in each row of a sequence that has so many columns by now.
-
-        Args:
-            width: Columns, those of the batch first.
-            every_step: The first column of a step of generation that is written whole; or None.
-        """
-        spots, keys = self._spots, self.site.intervention.key_spots
-        if spots is None and keys is None:
+    def up_to(self, width: int) -> "tuple[RowSpots, ...] | None":
+        """Returns what is written in each row of a sequence that has so many columns by now, the batch's first."""
+        if self._spots is None and self.site.intervention.key_spots is None:
             return None
+        return tuple(self._in_row(row, real) for row, real in enumerate(self._real(width)))
+
+    @property
+    def needed(self) -> "tuple[RowSpots, ...] | None":
+        """What is written in each row in the end, also at tokens that are yet to be made; None if there is no end."""
+        if not self.is_generating:
+            return self._everywhere(self.batch.width) if self.rows is None else self.rows
+        spots, keys = self._spots, self.site.intervention.key_spots
+        is_open = any(isinstance(one, Span) and one.stop is None for one in (spots, keys))
+        if spots is None or is_open or self.site.intervention.every_step:
+            return None
+        endless = range(sys.maxsize)
+        return tuple(self._in_row(row, endless) for row in range(self.batch.rows))
+
+    def _real(self, width: int) -> list[tuple[int, ...]]:
+        """Returns the columns of each row's real tokens in a sequence that has so many columns by now."""
         new = range(self.batch.width, width)
-        found = []
-        for row in range(self.batch.rows):
-            real = (*self.batch.real_columns[row], *new)
-            queries = self._of_row(spots, row, len(real), "position")
-            if every_step is not None:
-                queries = sorted({*queries, *range(len(real) - (width - every_step), len(real))})
-            own = None if keys is None else self._of_row(keys, row, len(real), "key position")
-            found.append(
-                RowSpots(
-                    tuple(queries),
-                    tuple(real[one] for one in queries),
-                    None if own is None else tuple(own),
-                    None if own is None else tuple(real[one] for one in own),
-                )
-            )
-        return tuple(found)
+        return [(*real, *new) for real in self.batch.real_columns]
 
     def _everywhere(self, width: int) -> "tuple[RowSpots, ...]":
         """Returns all real tokens of each row."""
-        new = range(self.batch.width, width)
-        rows = [(*real, *new) for real in self.batch.real_columns]
-        return tuple(RowSpots(tuple(range(len(row))), row) for row in rows)
+        return tuple(RowSpots.of(range(len(real)), real) for real in self._real(width))
+
+    def _in_row(self, row: int, real: Sequence[int]) -> "RowSpots":
+        """Returns what is written in a row whose real tokens are in these columns."""
+        asked = self._of_row(self._spots, row, len(real), "position")
+        keys = self.site.intervention.key_spots
+        own = None if keys is None else self._of_row(keys, row, len(real), "key position")
+        if asked is None or (keys is not None and own is None):
+            return RowSpots.of((), real, is_left=True)
+        if self.site.intervention.every_step:
+            asked += [one for one in range(len(self.batch.real_columns[row]), len(real)) if one not in asked]
+        return RowSpots.of(asked, real, own)
 
     @cached_property
     def _spots(self) -> Spots:
@@ -152,8 +156,11 @@ class Written:
             by_row.append(tuple(own))
         return ByRow(tuple(by_row))
 
-    def _of_row(self, spots: Spots, row: int, length: int, what: str) -> list[int]:
-        """Returns the positions of a row, from 0. Negative ones count from the batch's last real token."""
+    def _of_row(self, spots: Spots, row: int, length: int, what: str) -> list[int] | None:
+        """Returns the positions asked for in a row, from 0; None for a row that lacks one and is left as it is.
+
+        Negative ones count from the batch's last real token. In generation some may be yet to come.
+        """
         known = len(self.batch.real_columns[row])
         match spots:
             case None:
@@ -174,25 +181,17 @@ class Written:
         found = []
         for position in wanted:
             at = position + known if position < 0 else position
-            if 0 <= at < length:
-                found.append(at)
-            elif (at < 0 or not self.is_generating) and not self.where_possible:
+            if at < 0 or (at >= length and not self.is_generating):
+                if self.where_possible:
+                    return None
                 self.batch.position_of(row, position, what)  # raises
+            found.append(at)
         return found
 
     @property
     def lacking(self) -> tuple[bool, ...]:
         """Whether each row lacks a position that was asked for, and is left as it is."""
-        wanted = self.site.intervention.positions, self.site.intervention.key_positions
-        rows = self.rows
-        if rows is None or not self.where_possible:
-            return (False,) * self.batch.rows
-        counts = [len(one) if isinstance(one, tuple) else None for one in wanted]
-        return tuple(
-            (counts[0] is not None and len(row.positions) < counts[0])
-            or (counts[1] is not None and row.keys is not None and len(row.keys) < counts[1])
-            for row in rows
-        )
+        return (False,) * self.batch.rows if self.rows is None else tuple(row.is_left for row in self.rows)
 
     @property
     def first(self) -> int:
@@ -209,7 +208,6 @@ class Written:
         rows: slice = slice(None),
         *,
         width: int | None = None,
-        step_from: int | None = None,
     ) -> bool:
         """Writes into a value; returns whether anything was written.
 
@@ -218,7 +216,6 @@ class Written:
             source: What the action takes from its source run.
             rows: The rows of the value that are written: the batch's, or each of them several times.
             width: Columns of the whole sequence by now; by default the batch's.
-            step_from: The first column of a step of generation in which all is written, or None.
 
         Raises:
             PointNotReachedError: A position lies before those that the value has.
@@ -227,14 +224,14 @@ class Written:
         self.site.action.check_value(value, self.site.name)
         width = self.batch.width if width is None else width
         before = width - value.shape[self.site.sequence_axis]
-        spots = self.rows if width == self.batch.width and step_from is None else self.up_to(width, step_from)
+        spots = self.rows if width == self.batch.width else self.up_to(width)
         if spots is None and source is not None and not (source.is_by_column or source.is_constant):
             spots = self._everywhere(width)
         if spots is not None and source is not None and not source.is_by_column and "k_pos" in self.site.axes:
-            every = self._everywhere(width)
+            count = source.values.shape[self.site.axes.index("k_pos")]
             spots = tuple(
-                one if one.keys is not None else replace(one, keys=whole.positions, key_columns=whole.columns)
-                for one, whole in zip(spots, every, strict=True)
+                one if one.keys is not None else replace(one, keys=tuple(range(len(real))), key_columns=real)
+                for one, real in zip(spots, (real[:count] for real in self._real(width)), strict=True)
             )
         if spots is None or self._are_alike(spots):
             one = None if spots is None else spots[0]
@@ -301,8 +298,7 @@ class Written:
         if not before or min(spots.columns, default=before) >= before:
             return spots
         if self.was_before or self.is_generating:
-            kept = [pair for pair in zip(spots.positions, spots.columns, strict=True) if pair[1] >= before]
-            return RowSpots(tuple(one for one, _ in kept), tuple(one for _, one in kept), spots.keys, spots.key_columns)
+            return spots.only([at for at, column in enumerate(spots.columns) if column >= before])
         raise PointNotReachedError(
             f"position {min(spots.columns)} is not among those of this run",
             where=self.site.name,
@@ -317,20 +313,47 @@ class RowSpots:
     Attributes:
         positions: Among its real tokens.
         columns: The same as columns.
+        order: Which of the positions asked for each of them is, from 0.
         keys: Positions of keys, where some are chosen.
         key_columns: The same as columns.
+        is_left: Whether the row lacks a position that was asked for, and is left as it is.
     """
 
     positions: tuple[int, ...]
     columns: tuple[int, ...]
+    order: tuple[int, ...]
     keys: Chosen = None
     key_columns: Chosen = None
+    is_left: bool = False
+
+    @classmethod
+    def of(
+        cls, asked: Sequence[int], real: Sequence[int], keys: Sequence[int] | None = None, *, is_left: bool = False
+    ) -> "RowSpots":
+        """Returns those of the positions asked for that are there, in a row whose real tokens are in some columns."""
+        order = tuple(at for at, one in enumerate(asked) if one < len(real))
+        positions = tuple(asked[at] for at in order)
+        own = None if keys is None else tuple(one for one in keys if one < len(real))
+        columns, key_columns = (None if one is None else tuple(real[at] for at in one) for one in (positions, own))
+        return cls(positions, columns or (), order, own, key_columns, is_left)
+
+    def only(self, some: Sequence[int]) -> "RowSpots":
+        """Returns some of the positions, by their number in the row."""
+        positions, columns, order = (
+            tuple(one[at] for at in some) for one in (self.positions, self.columns, self.order)
+        )
+        return replace(self, positions=positions, columns=columns, order=order)
+
+    @property
+    def reach(self) -> int:
+        """How many positions a source must have."""
+        return 1 + max((*self.positions, *(self.keys or ())), default=-1)
 
     def read_from(self, source: "Taken | None") -> Chosen:
         """Returns which places of the source's axis of positions are read."""
         if source is None:
             return self.positions
-        return source.places_for(self.columns if source.is_by_column else self.positions)
+        return self.order if source.in_order else self.columns if source.is_by_column else self.positions
 
     def keys_read_from(self, source: "Taken | None") -> Chosen:
         """Returns which places of the source's axis of keys are read."""
@@ -352,17 +375,6 @@ class Taken:
     is_by_column: bool = False
     is_constant: bool = False
     in_order: bool = False
-
-    def places_for(self, places: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the places to read for those that are written."""
-        if not self.in_order:
-            return places
-        count = self.values.shape[1]
-        if count != len(places):
-            raise InvalidArgumentError(
-                "a patch reads as many positions as it writes", expected=f"{len(places)} positions", got=str(count)
-            )
-        return tuple(range(count))
 
 
 def located(intervention: Intervention, find: Callable[[str], HookPoint], n_layers: int) -> Site:

@@ -343,8 +343,91 @@ def test_generation_with_a_source_a_cache_a_stream_and_embeddings(bridge, tokens
     with pytest.raises(PointNotReachedError, match="wrote nothing"):
         bridge.generate(tokens, max_new_tokens=3, interventions=[far])
     everywhere = Intervention("resid_pre", Patch("other"), layer=2, positions=-1, every_step=True)
-    with pytest.raises(InvalidArgumentError, match="patch at every step takes values"):
+    with pytest.raises(InvalidArgumentError, match="patch takes values for new tokens, which the source run 'other'"):
         bridge.generate(tokens, max_new_tokens=3, interventions=[everywhere], sources=sources)
+
+
+@torch.no_grad()
+def test_new_tokens_are_told_without_a_kv_cache(bridge, tokens):
+    steer = Intervention("resid_post", Add([2.0] * 48), layer=1, positions=-1, every_step=True)
+    given = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "interventions": [steer]}
+    assert torch.equal(bridge.generate(tokens, use_cache=False, **given), bridge.generate(tokens, **given))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.1.attn.hook_pattern"])
+def test_a_generation_takes_positions_of_a_longer_source_as_it_reaches_them(bridge, name, use_cache):
+    prompt, source = [ROWS[1][:4]], [[31, 32, 33, 34, 35, 36, 37]]
+    _, clean = bridge.run_with_cache(source, names_filter=name)
+    written, read = (1, 5), ((3, 0) if "resid" in name else None)
+    patch = Intervention(name, Patch("other", position=read), positions=written)
+    found = bridge.generate(
+        bridge.to_batch(prompt),
+        interventions=[patch],
+        sources={"other": clean},
+        max_new_tokens=4,
+        do_sample=False,
+        eos_token_id=None,
+        use_cache=use_cache,
+    )
+    grown = list(prompt[0])
+    for length in range(4, 8):
+
+        def edit(value, hook, length=length):
+            for at, taken in zip(written, read or written, strict=True):
+                if at < length and value.ndim == 3:
+                    value[:, at] = clean[name][:, taken]
+                elif at < length:
+                    value[:, :, at, : at + 1] = clean[name][:, :, taken, : at + 1]
+
+        grown.append(int(bridge.run_with_hooks([grown], [(name, edit)])[0, -1].argmax()))
+    assert found[0].tolist() == grown
+
+
+@torch.no_grad()
+def test_a_generation_shares_its_padding_with_the_bare_ids_of_a_source(bridge):
+    batch = _batch(bridge, PADDED)
+    mean = Intervention("resid_pre", Mean("clean"), layer=1, positions=-1)
+    given = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "interventions": [mean]}
+    found = bridge.generate(batch, sources={"clean": batch.ids}, **given)
+    assert torch.equal(found, bridge.generate(batch, sources={"clean": batch}, **given))
+
+
+NEW = "takes values for new tokens, which the source run 'other' does not have"
+LONG = "the source run 'other' does not fit the run that is changed"
+LACKS = "row 0 has no position -8\n  expected: -7 to 6\n  got: 7 real tokens"
+
+
+@pytest.mark.parametrize(
+    ("intervention", "message"),
+    [
+        (Intervention("resid_pre", Patch("other"), layer=0), NEW),
+        (Intervention("pattern", Patch("other"), layer=0, positions=slice(2, None)), NEW),
+        (Intervention("pattern", Mean("other"), layer=0, positions=-1, every_step=True), NEW),
+        (Intervention("z", Mean("other", by_position=True), layer=0), NEW),
+        (Intervention("resid_pre", Patch("other", position=(0, 1)), layer=0, positions=-1, every_step=True), NEW),
+        (Intervention("resid_pre", Patch("other"), layer=0, positions=8), LONG),
+        (Intervention("pattern", Patch("other"), layer=0, positions=[[8], [1]]), LONG),
+        (Intervention("resid_pre", Zero(), layer=0, positions=-8), LACKS),
+    ],
+)
+@pytest.mark.parametrize("opened", [False, True])
+def test_what_a_generation_cannot_take_raises_before_it_runs(bridge, tokens, intervention, message, opened):
+    sources, steps = {"other": tokens.flip(0)}, []
+
+    def count(value, hook):
+        steps.append(hook.step)
+
+    given = {"interventions": [intervention], "sources": sources}
+    with pytest.raises(InvalidArgumentError) as raised:
+        if opened:
+            with bridge.hooks(**given):
+                bridge.generate(tokens, max_new_tokens=3, fwd_hooks=[("blocks.2.hook_resid_pre", count)])
+        else:
+            bridge.generate(tokens, max_new_tokens=3, fwd_hooks=[("embed.hook_in", count)], **given)
+    assert message in str(raised.value)
+    assert not steps
 
 
 @torch.no_grad()

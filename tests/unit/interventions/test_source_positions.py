@@ -74,14 +74,39 @@ def test_one_source_row_is_read_at_other_positions_for_each_row(llama):
     )
 
 
+@torch.no_grad()
+def test_one_position_of_a_source_is_read_for_several_that_are_written(llama):
+    batch = llama.to_batch(BASE)
+    one = Intervention(NAME, Patch("other", position=1), positions=(0, -1))
+    several = Intervention(NAME, Patch("other", position=(1, 1)), positions=(0, -1))
+    found, expected = (
+        llama(batch, interventions=[patch], sources={"other": llama.to_batch(SOURCE)}) for patch in (one, several)
+    )
+    assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("read", [(0, 1), 1, None])
+@pytest.mark.parametrize("written", [(1, 3), [[1, 3], [0, 4], [0, 1]]])
+def test_a_row_of_a_sweep_that_lacks_a_position_is_nan(llama, read, written):
+    batch, source = llama.to_batch(BASE), [[31, 32, 33, 34, 35], [41, 42, 43], [51, 52, 53, 54]]
+    patch = Intervention(NAME, Patch("other", position=read), positions=written)
+    sources = {"other": llama.to_batch(source)}
+    swept = Sweep(llama, batch, {"a": patch, "b": patch}, LogitDifference(3, 5), sources=sources).run(progress=False)
+    assert swept.of().isnan().tolist() == [[False, True, False]] * 2
+    whole = patch.at(positions=written if isinstance(written, tuple) else [written[0], [0, 1], written[2]])
+    for row in (0, 2):
+        own = whole.at(positions=whole.positions if isinstance(whole.positions, tuple) else whole.positions.rows[row])
+        logits = llama([BASE[row]], interventions=[own], sources={"other": [source[row]]})[0, -1]
+        torch.testing.assert_close(swept.of()[0, row], logits[3] - logits[5], rtol=1e-4, atol=1e-3)
+
+
 def test_they_are_data():
     patch = Intervention("z", Patch("other", position=[[1], [2]]), layer=0, positions=[[0], [1]])
     assert patch.action.position == ((1,), (2,))
     assert Intervention.from_json(json.loads(json.dumps(patch.to_json()))) == patch
     assert Patch(position=[3]) == Patch(position=3) == Patch(position=torch.tensor(3))
     assert Patch(position=range(2)).position == (0, 1)
-    assert Patch(position=[[1], [2]]).is_constant
-    assert not Patch(position=[[1, 0], [2, 0]]).is_constant
 
 
 @pytest.mark.parametrize("position", ["a", [], [[]], [[1], [1, 2]], 1.5, True, [1, [2]], [None]])
