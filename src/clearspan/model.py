@@ -26,8 +26,8 @@ from clearspan.index import PointIndex, PointTable
 from clearspan.inputs import Batch, Input, PaddingSide, Text, batch_of
 from clearspan.points import HookPoint, NamesFilter
 from clearspan.weights import ModelWeights
+from clearspan.weights.model_weights import sharing
 from clearspan.weights.processing import Step
-from clearspan.weights.ties import sharing
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -196,7 +196,7 @@ class Model(ModelWeights):
             >>> bridge = clearspan.boot("tiny-bigcode")
             >>> batch = bridge.to_batch(["import os", "x = 1, 2"])
             >>> batch.lengths.tolist(), batch.tokens.shape
-            ([3, 7], torch.Size([2, 7]))
+            ([3, 8], torch.Size([2, 8]))
         """
         return batch_of(
             input,

@@ -5,7 +5,7 @@ goes through them as a linear map if the norm keeps the scale of its run (`WayOu
 changed is computed with the norm of what then enters it (`Mix`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Self
 
@@ -123,17 +123,24 @@ class Mix:
         assert self.frozen is not None, "there is a norm"
         return self.frozen(self.entering)
 
-    def change(self, change: Float[Tensor, "*part row pos d_model"]) -> Float[Tensor, "*part row pos d_model"]:
-        """Returns by how much more the sublayer adds when its output changes, exactly."""
+    def change_(self, change: Float[Tensor, "*part row pos d_model"]) -> Float[Tensor, "*part row pos d_model"]:
+        """Makes changes of the output into those of what the sublayer adds, exactly, in place."""
         if self.norm is not None and self.frozen is not None:
-            mixed = self.entering + change
-            change = replace(self.frozen, scale=self.norm.scale(mixed))(mixed) - self._added
-        return change if self.multiplier == 1 else change * self.multiplier
+            change += self.entering
+            scale = self.norm.scale(change)
+            if self.frozen.centres:
+                change -= change.mean(-1, keepdim=True)
+            change /= scale
+            self._weigh_(change).sub_(self._added)
+        return change if self.multiplier == 1 else change.mul_(self.multiplier)
 
     def first_order_(self, change: Float[Tensor, "*part row pos d_model"]) -> Float[Tensor, "*part row pos d_model"]:
         """Makes changes of the output into those of what the sublayer adds, to the first order, in place."""
         if self.norm is not None and self.frozen is not None:
             self.frozen.apply_slope_(self.entering, change)
-            if self.frozen.weight is not None:
-                change *= self.frozen.weight.to(change)
+            self._weigh_(change)
         return change if self.multiplier == 1 else change.mul_(self.multiplier)
+
+    def _weigh_(self, change: Tensor) -> Tensor:
+        weight = None if self.frozen is None else self.frozen.weight
+        return change if weight is None else change.mul_(weight.detach().to(change))

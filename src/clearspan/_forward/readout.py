@@ -70,13 +70,6 @@ def log_probs(model: Model, residual: Float[Tensor, "place d_model"]) -> Float[T
     """Returns the log-probabilities, in nats, that the model makes of last residual streams. Gradients reach these.
 
     Computed in float32 at least.
-
-    Example:
-        >>> import clearspan
-        >>> bridge = clearspan.boot("tiny-bigcode")
-        >>> logits, cache = bridge.run_with_cache("import os")
-        >>> torch.allclose(log_probs(bridge, cache["resid_post", -1][0]), logits[0].log_softmax(-1), atol=1e-5)
-        True
     """
     return exact(read_out(model, residual[:, None])[:, 0]).log_softmax(-1)
 
@@ -204,13 +197,6 @@ def directions_of(model: Model, ids: Int[Tensor, "*token"]) -> Float[Tensor, "*t
 
     A vector in the stream adds `vector @ direction / scale` to the logit before a cap, where `scale` is the last norm's
     at that position (`ln_final.hook_scale`). In float32 at least.
-
-    Example:
-        >>> import clearspan
-        >>> bridge = clearspan.boot("tiny-bigcode")
-        >>> vector, token = torch.randn(bridge.cfg.d_model), torch.tensor(7)
-        >>> bool(torch.isclose(vector @ directions_of(bridge, token), added_logits(bridge, vector)[7], atol=1e-4))
-        True
     """
     direction, norm = TokenReading.of(model, ids).direction, final_norm(model)
     return direction if norm is None else FrozenNorm.of(norm).pulled_back(direction)
@@ -220,12 +206,6 @@ def added_logits(model: Model, vectors: Float[Tensor, "*vector d_model"]) -> Flo
     """Returns what vectors in the last residual stream add to all logits, before a cap, for a scale of 1 of the norm.
 
     In float32 at least.
-
-    Example:
-        >>> import clearspan
-        >>> bridge = clearspan.boot("tiny-bigcode")
-        >>> added_logits(bridge, torch.ones(3, bridge.cfg.d_model)).shape
-        torch.Size([3, 4096])
     """
     norm, found = final_norm(model), exact(vectors)
     if norm is not None:

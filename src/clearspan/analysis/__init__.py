@@ -81,7 +81,6 @@ if TYPE_CHECKING:
     from clearspan.circuits import DiscoveredCircuit as DiscoveredCircuit
     from clearspan.circuits import Edge as Edge
     from clearspan.circuits import EdgeScores as EdgeScores
-    from clearspan.circuits import FaithfulnessCurve as FaithfulnessCurve
     from clearspan.circuits import Node as Node
     from clearspan.circuits import PruningStep as PruningStep
     from clearspan.circuits import attribution_patch as attribution_patch
@@ -176,7 +175,6 @@ _HOMES = {
     "DiscoveredCircuit": "clearspan.circuits",
     "Edge": "clearspan.circuits",
     "EdgeScores": "clearspan.circuits",
-    "FaithfulnessCurve": "clearspan.circuits",
     "Node": "clearspan.circuits",
     "PruningStep": "clearspan.circuits",
     "attribution_patch": "clearspan.circuits",

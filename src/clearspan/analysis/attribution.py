@@ -15,7 +15,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.effects import Draws, Effects, Label
 from clearspan.errors import InvalidArgumentError, check_counts
-from clearspan.inputs import Batch, Input, Positions
+from clearspan.inputs import Input, Positions
 from clearspan.plots import picture
 from clearspan.results import number
 
@@ -202,7 +202,10 @@ def direct_logit_attribution(
     """
     _check_unit(bridge, unit)
     batch = bridge.to_batch(input, attention_mask)
-    positions = _one_of_each_row(batch, pos)
+    chosen = batch.positions(pos)
+    if any(len(own) != 1 for own in chosen):
+        raise InvalidArgumentError("one position of each row is read", expected="pos=-1, or another", got=repr(pos))
+    positions = tuple(own[0] for own in chosen)
     answers = target_ids_of(bridge, answer_tokens, batch.rows, "answer_tokens")
     incorrect = None
     directions = directions_of(bridge, answers)
@@ -287,13 +290,6 @@ def _with_rest(
     is_unit = torch.tensor([letter in label for label in labels], device=values.device)
     rest = values[~is_unit].sum(0, keepdim=True)
     return torch.cat([values[is_unit], rest]), [*(label for label in labels if letter in label), REST]
-
-
-def _one_of_each_row(batch: Batch, pos: Positions) -> tuple[int, ...]:
-    found = batch.positions(pos)
-    if any(len(own) != 1 for own in found):
-        raise InvalidArgumentError("one position of each row is read", expected="pos=-1, or another", got=repr(pos))
-    return tuple(own[0] for own in found)
 
 
 def _check_unit(bridge: TransformerBridge, unit: AttributionUnit) -> None:

@@ -58,9 +58,6 @@ def strongest(scores: Float[Tensor, "layer head"], k: int = 5) -> list[Head]:
     return [Head(place // n_heads, place % n_heads, flat[place].item()) for place in best]
 
 
-# --- scores on repeated random tokens --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadScores(Effects):
     """Two scores of every head on each text, `induction` and `previous_token`, in attention from 0 to 1, on the CPU."""
@@ -141,9 +138,6 @@ def _axes(bridge: TransformerBridge) -> dict[str, tuple[int, ...]]:
     return {"layer": tuple(range(bridge.cfg.n_layers)), "head": tuple(range(bridge.cfg.n_heads))}
 
 
-# --- patterns made from a text's own tokens --------------------------------------------------------------------------
-
-
 def previous_token_pattern(tokens: Int[Tensor, "pos"]) -> Float[Tensor, "q_pos k_pos"]:
     """Returns 1 where the key is the token just before the query.
 
@@ -200,9 +194,6 @@ PATTERNS: Mapping[PatternName, PatternFunction] = {
     "induction": induction_pattern,
 }
 """Patterns by name."""
-
-
-# --- detection -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -76,13 +76,6 @@ def logistic_weights(
 
     Raises:
         InvalidArgumentError: The minimum was not reached.
-
-    Example:
-        >>> features = torch.tensor([[-1.0], [0.0], [1.0], [2.0]], dtype=torch.float64)
-        >>> targets = torch.tensor([[[1.0, 1, 0, 0], [0, 0, 1, 1]]], dtype=torch.float64)
-        >>> logistic_weights(features, targets, l2=1.0)
-        tensor([[[-0.6807,  0.3403],
-                 [ 0.6807, -0.3403]]], dtype=torch.float64)
     """
     features = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
     penalty = torch.full_like(features[0], l2)
@@ -182,10 +175,6 @@ def stratified_folds(
     Raises:
         InvalidArgumentError: Fewer than two folds, more folds than groups, or a class that is in one fold alone, so
             that nothing can be trained on it when that fold is held out.
-
-    Example:
-        >>> stratified_folds(torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 0, 1, 2, 3, 3]), 2, seed=0)
-        tensor([0, 0, 1, 0, 1, 1])
     """
     n_groups = int(groups.max()) + 1
     if not 2 <= count <= n_groups:

@@ -320,11 +320,14 @@ def train_probe(
         fold_of = stratified_folds(targets, group_of, folds, seed)
         drawn = [_control_labels(read, targets, group_of, control, seed + i) for i in range(controls)]
         every = torch.stack([targets, *drawn])
-        probes, predicted = [], []
+        probes, predicted, model_name = [], [], bridge.cfg.model_name or bridge.cfg.architecture
         for done, point in enumerate(names):
             values = read.values[point]
             predicted.append(predicted_held_out(values.flatten(1), every, fold_of, len(classes), l2))
-            probes.append(_trained(bridge, point, values, classes, targets, l2))
+            (weight,), (bias,) = fitted(values.flatten(1), targets[None], len(classes), l2)
+            means = torch.stack([values[targets == number].double().mean(0) for number in range(len(classes))])
+            norm = values.flatten(1).norm(dim=1).mean().item()
+            probes.append(Probe(point, classes, weight.view_as(means), bias, means, norm, model_name))
             tell("probes", done + 1, len(names))
     by_labels = torch.stack(predicted, dim=1)
     return Probes(
@@ -337,28 +340,6 @@ def train_probe(
         predicted=by_labels[0],
         control_accuracy=(by_labels == every[:, None]).double().mean(-1)[1:],
         control=control,
-    )
-
-
-def _trained(
-    bridge: TransformerBridge,
-    name: str,
-    values: Float[Tensor, "example *axes"],
-    classes: tuple[Label, ...],
-    targets: Int[Tensor, "example"],
-    l2: float,
-) -> Probe:
-    """Returns the probe of one point, trained on all examples."""
-    features, shape = values.flatten(1), values.shape[1:]
-    weight, bias = fitted(features, targets[None], len(classes), l2)
-    return Probe(
-        name,
-        classes,
-        weight[0].unflatten(1, shape),
-        bias[0],
-        torch.stack([values[targets == i].double().mean(0) for i in range(len(classes))]),
-        features.norm(dim=1).mean().item(),
-        bridge.cfg.model_name or bridge.cfg.architecture,
     )
 
 

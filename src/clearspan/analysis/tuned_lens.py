@@ -32,43 +32,21 @@ Translator = Callable[[Float[Tensor, "place d_model"], int], Float[Tensor, "plac
 """Called as `lens(resid, depth)` before a stream is read: a `TunedLens`, or any function of that form."""
 
 
-# --- the stream at every depth ---------------------------------------------------------------------------------------
-
-
 def stream_names(n_layers: int) -> list[str]:
-    """Returns the hook point of each depth.
-
-    Example:
-        >>> stream_names(2)
-        ['blocks.0.hook_resid_pre', 'blocks.0.hook_resid_post', 'blocks.1.hook_resid_post']
-    """
+    """Returns the hook point of each depth."""
     return ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(n_layers))]
 
 
 def depth_names(n_layers: int) -> tuple[str, ...]:
-    """Returns a name for each depth: `embed`, then the layer whose block the stream leaves.
-
-    Example:
-        >>> depth_names(2)
-        ('embed', '0', '1')
-    """
+    """Returns a name for each depth: `embed`, then the layer whose block the stream leaves."""
     return ("embed", *(str(layer) for layer in range(n_layers)))
 
 
 def kl_divergence(
     final: Float[Tensor, "place d_vocab"], other: Float[Tensor, "place d_vocab"]
 ) -> Float[Tensor, "place"]:
-    """Returns `KL(final || other)` in nats, from log-probabilities.
-
-    Example:
-        >>> half, skewed = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
-        >>> round(float(kl_divergence(half, skewed)), 4)
-        0.1438
-    """
+    """Returns `KL(final || other)` in nats, from log-probabilities."""
     return (final.exp() * (final - other)).sum(-1)
-
-
-# --- the lens --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -232,9 +210,6 @@ def _translated(
     return (wide + functional.linear(wide, weight.to(wide), bias.to(wide))).to(resid.dtype)
 
 
-# --- training --------------------------------------------------------------------------------------------------------
-
-
 def train_tuned_lens(
     bridge: TransformerBridge,
     corpus: Corpus,
@@ -329,9 +304,6 @@ def _real_streams(bridge: TransformerBridge, batch: Batch) -> list[Float[Tensor,
     _, cache = bridge.run_with_cache(batch, names, return_type=None, stop_at_layer=n_layers)
     real = batch.real.bool()
     return [cache[name][real] for name in names]
-
-
-# --- how near --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,7 +15,7 @@ from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.plots.charts import heatmap
 from clearspan.plots.labels import plotly_text
 from clearspan.results import Columns, Result
-from clearspan.weights import SVD, FactoredMatrix
+from clearspan.weights.factored_matrix import SVD, FactoredMatrix
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

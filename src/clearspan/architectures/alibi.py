@@ -28,7 +28,7 @@ class BloomArchitectureAdapter(DecoderAdapter):
         return self._qkvo_weight_conversions(n_kv_heads=self.cfg.n_heads, rows="n h")
 
     def _wiring(self) -> dict[str, Any]:
-        # Attention and MLP add the residual stream themselves; what they add to it is the output of their last map.
+        # Attention and MLP add the residual stream themselves: their own contribution is the output of their last map.
         return {
             "attn_out": "self_attention.dense",
             "mlp_out": "mlp.dense_4h_to_h",
@@ -39,7 +39,7 @@ class BloomArchitectureAdapter(DecoderAdapter):
     def _parts(self) -> dict[str, GeneralizedComponent]:
         rule = GroupedQKVConversionRule(self.cfg.n_heads, self.cfg.d_head, self.cfg.n_heads)
         attention = self._joint_attention("self_attention", "query_key_value", "dense", rule)
-        attention.output_is_overwritten = True  # it is the residual stream, into which hook_resid_mid writes
+        attention.output_is_overwritten = True  # it is the residual stream: hook_resid_mid writes into it
         return {
             "ln1": self._norm("input_layernorm"),
             "attn": attention,

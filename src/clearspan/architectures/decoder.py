@@ -1,8 +1,7 @@
-"""The frame of a decoder: embedding, blocks, final norm, unembedding. Families fill in names and parts."""
+"""What an adapter is: one family's parts and layouts, as data without forward code; and the frame of a decoder."""
 
 from typing import Any, ClassVar
 
-from clearspan.architectures.base import ArchitectureAdapter
 from clearspan.components import (
     BlockBridge,
     EmbeddingBridge,
@@ -16,7 +15,7 @@ from clearspan.components import (
     UnembeddingBridge,
 )
 from clearspan.config import TransformerBridgeConfig
-from clearspan.conversions import ParamProcessingConversion, QKVConversionRule
+from clearspan.conversions import ParamProcessingConversion, QKVConversionRule, RearrangeTensorConversion
 from clearspan.points import Layout
 
 LAYER_NORM: dict[str, object] = {
@@ -28,20 +27,75 @@ LAYER_NORM: dict[str, object] = {
     "uses_rms_norm": False,
     "eps_attr": "layer_norm_epsilon",
 }
-"""What families with layer norms and plain MLPs set on `cfg`; some differ in an entry."""
+"""`config_values` of families with layer norms, plain MLPs and learned positions; most differ in an entry or two."""
+
+
+class ArchitectureAdapter:
+    """Where each canonical part of a family lives, and how its tensors convert.
+
+    Attributes:
+        cfg: The model's sizes, with the family's values set.
+        component_mapping: Canonical names to component templates, in the order of the forward.
+        weight_processing_conversions: Canonical weight names, with `{i}` for the layer, to conversions.
+
+    Args:
+        cfg: The model's sizes; the adapter sets the family's values on it.
+    """
+
+    config_values: ClassVar[dict[str, object]] = {}
+    """Fields of `TransformerBridgeConfig` that the family fixes."""
+    default_cfg: ClassVar[dict[str, object]] = {}
+    """Further fields: options of how the family is shown."""
+    uses_combined_qkv: ClassVar[bool] = False
+    """Whether queries, keys and values come from one linear map."""
+    makes_positions_from_mask: ClassVar[bool] = False
+    """Whether the model itself numbers positions by the padding mask."""
+    whole_sequences: ClassVar[str | None] = None
+    """Why a run cannot continue from the keys and values of earlier positions, or None if it can."""
+    component_mapping: dict[str, GeneralizedComponent]
+    weight_processing_conversions: dict[str, ParamProcessingConversion]
+
+    def __init__(self, cfg: TransformerBridgeConfig) -> None:
+        self.cfg = cfg
+        cfg.update({**self.config_values, **self.default_cfg})
+
+    def _qkvo_weight_conversions(
+        self, n_kv_heads: int, rows: str = "(n h)", query_groups: int = 1
+    ) -> dict[str, ParamProcessingConversion]:
+        """Returns the conversions of attention's four weights, `[out, in]` to canonical axes.
+
+        Args:
+            n_kv_heads: Key and value heads.
+            rows: The rows of the query, key and value weights as an einops pattern: joined, or by head already.
+            query_groups: Size of the axis of groups in the query weight's rows, or 1 without such an axis.
+        """
+        heads = {"q": self.cfg.n_heads, "k": n_kv_heads, "v": n_kv_heads}
+        conversions = {
+            f"blocks.{{i}}.attn.{key}.weight": RearrangeTensorConversion(f"{rows} m -> n m h", n=n)
+            for key, n in heads.items()
+        }
+        if query_groups > 1:
+            conversions["blocks.{i}.attn.q.weight"] = RearrangeTensorConversion("g n h m -> (g n) m h", g=query_groups)
+        conversions["blocks.{i}.attn.o.weight"] = RearrangeTensorConversion("m (n h) -> n h m", n=self.cfg.n_heads)
+        return {name: ParamProcessingConversion(conversion) for name, conversion in conversions.items()}
 
 
 class DecoderAdapter(ArchitectureAdapter):
-    """Builds the mapping from the names and parts that a family gives.
+    """A decoder: embedding, blocks, final norm, unembedding.
 
-    A family says in class attributes where the frame's modules are, and overrides the methods for what is its own.
+    A family sets the paths of these modules, and overrides the methods for what is its own.
     """
 
     embed_name: ClassVar[str]
+    """Path of the token embedding in the Hugging Face model."""
     pos_embed_name: ClassVar[str | None] = None
+    """Path of the learned position embedding, or None."""
     blocks_name: ClassVar[str]
+    """Path of the list of blocks."""
     final_norm_name: ClassVar[str]
+    """Path of the norm after the last block."""
     unembed_name: ClassVar[str] = "lm_head"
+    """Path of the unembedding."""
 
     def __init__(self, cfg: TransformerBridgeConfig) -> None:
         super().__init__(cfg)
@@ -61,7 +115,7 @@ class DecoderAdapter(ArchitectureAdapter):
         }
 
     def _n_kv_heads(self) -> int:
-        """Returns the key and value heads."""
+        """Returns how many key and value heads there are."""
         return self.cfg.n_key_value_heads or self.cfg.n_heads
 
     def _weight_conversions(self) -> dict[str, ParamProcessingConversion]:
@@ -73,11 +127,11 @@ class DecoderAdapter(ArchitectureAdapter):
         return EmbeddingBridge(name=self.embed_name)
 
     def _wiring(self) -> dict[str, Any]:
-        """Returns the settings of `BlockBridge` in which the family's blocks are not pre-norm and sequential."""
+        """Returns settings of `BlockBridge`, for blocks that are not pre-norm and sequential."""
         return {}
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
-        """Returns the parts of a block."""
+        """Returns the parts of a block by canonical name, such as `ln1`, `attn`, `ln2`, `mlp`."""
         raise NotImplementedError
 
     def _norm(self, name: str) -> NormalizationBridge:
@@ -89,7 +143,7 @@ class DecoderAdapter(ArchitectureAdapter):
         raise NotImplementedError
 
     def _linears(self, layout: Layout = Layout.TOKENS, **names: str) -> dict[str, GeneralizedComponent]:
-        """Returns linear maps by canonical name; a final underscore makes a keyword a name (`in_`)."""
+        """Returns linear maps by canonical name, with their module's name; `in_` stands for `in`, a keyword."""
         return {key.rstrip("_"): LinearBridge(name=name, layout=layout) for key, name in names.items()}
 
     def _joint_attention(
@@ -101,5 +155,5 @@ class DecoderAdapter(ArchitectureAdapter):
         )
 
     def _plain_mlp(self, name: str | None, inward: str, outward: str, layout: Layout = Layout.TOKENS) -> MLPBridge:
-        """Returns an MLP without a gate."""
+        """Returns an MLP without a gate: two linear maps around an activation function."""
         return MLPBridge(name=name, submodules=self._linears(layout, in_=inward, out=outward))

@@ -60,6 +60,6 @@ class FalconArchitectureAdapter(DecoderAdapter):
 
     def _mlp(self) -> MLPBridge:
         mlp = self._plain_mlp("mlp", "dense_h_to_4h", "dense_4h_to_h")
-        # A parallel block adds attention's output into the storage of the MLP's, which is that of its last map.
+        # A parallel block adds attention's output into the storage of the MLP's output, which is its last map's output.
         mlp.output_is_overwritten = mlp.submodules["out"].output_is_overwritten = self._is_parallel
         return mlp

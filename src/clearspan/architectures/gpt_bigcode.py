@@ -37,7 +37,7 @@ class MQAQKVConversionRule(BlockedQKVConversionRule):
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns `[batch, pos, head, d_head]`: `n_heads` heads for queries, one for keys or values.
 
-        The width tells which it is; with one query head both are one head. A 4-D tensor passes unchanged.
+        The width decides; with one query head both are one head. A 4-D tensor is returned as it is.
 
         Raises:
             ValueError: The tensor is neither 3-D nor 4-D.
@@ -56,7 +56,7 @@ class MQAQKVConversionRule(BlockedQKVConversionRule):
 class GPTBigCodeArchitectureAdapter(DecoderAdapter):
     """GPTBigCode (StarCoder 1, SantaCoder), with `multi_query` true or false.
 
-    The config's `n_key_value_heads` tells which: 1 (or unknown) is multi-query, `n_heads` is one key and value for each
+    The config's `n_key_value_heads` decides: 1 (or unknown) is multi-query, `n_heads` is one key and value for each
     query head, fused head by head.
     """
 
@@ -106,8 +106,7 @@ class GPTBigCodeArchitectureAdapter(DecoderAdapter):
         """Returns linear maps for queries, keys and values of a Hugging Face attention module.
 
         With one key/value head their parameters are views of `c_attn`'s rows. Rows fused head by head are not evenly
-        spaced, so no two-dimensional view of them exists and the parameters are copies; `W_Q`, `W_K` and `W_V` of the
-        bound component, which have a head axis, are views in both cases.
+        spaced, so the parameters are copies; `W_Q`, `W_K` and `W_V` of the bound component are views in both cases.
         """
         fused = attention.get_submodule("c_attn")
         assert isinstance(fused, nn.Linear), f"c_attn is a {type(fused).__name__}, not a Linear"

@@ -1,4 +1,4 @@
-"""Llama, and the families that differ from it in their parts alone: norms, fused maps, multipliers, wiring."""
+"""Llama, and families that differ from it only in their parts: norms, fused maps, multipliers, wiring."""
 
 from typing import Any, ClassVar
 
@@ -46,10 +46,11 @@ class LlamaArchitectureAdapter(DecoderAdapter):
         return AttentionBridge(name="self_attn", has_rotary=True, submodules=self._projections())
 
     def _projections(self) -> dict[str, GeneralizedComponent]:
+        """Returns attention's linear maps `q`, `k`, `v`, `o`, and its norms on queries and keys."""
         return {**self._linears(q="q_proj", k="k_proj", v="v_proj", o="o_proj"), **self._head_norms()}
 
     def _head_norms(self) -> dict[str, GeneralizedComponent]:
-        """Returns norms on queries and keys, where the family has them."""
+        """Returns `q_norm` and `k_norm`, if the family norms queries and keys."""
         return {}
 
     def _mlp(self) -> GeneralizedComponent:

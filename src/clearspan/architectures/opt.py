@@ -54,8 +54,8 @@ class OPTArchitectureAdapter(DecoderAdapter):
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
         first = self._norm("self_attn_layer_norm")
-        first.output_is_overwritten = not self._norms_before  # it is the stream, into which hook_resid_mid writes
-        # The MLP runs on rows and positions in one axis; a norm after it gets them apart again.
+        first.output_is_overwritten = not self._norms_before  # it is the residual stream: hook_resid_mid writes into it
+        # The MLP gets rows and positions in one axis; a norm after the MLP gets them as two axes.
         second = Layout.FLAT if self._norms_before else Layout.TOKENS
         projections = self._linears(q="q_proj", k="k_proj", v="v_proj", o="out_proj")
         return {

@@ -1,11 +1,14 @@
 """Which adapter serves which architecture."""
 
 from clearspan.architectures.alibi import BloomArchitectureAdapter, MPTArchitectureAdapter
-from clearspan.architectures.base import ArchitectureAdapter
+from clearspan.architectures.decoder import ArchitectureAdapter
 from clearspan.architectures.falcon import FalconArchitectureAdapter
-from clearspan.architectures.gpt2 import GPT2ArchitectureAdapter, GPTJArchitectureAdapter
+from clearspan.architectures.gpt import (
+    GPT2ArchitectureAdapter,
+    GPTJArchitectureAdapter,
+    GPTNeoXArchitectureAdapter,
+)
 from clearspan.architectures.gpt_bigcode import GPTBigCodeArchitectureAdapter
-from clearspan.architectures.gpt_neox import GPTNeoXArchitectureAdapter
 from clearspan.architectures.llama import (
     Cohere2ArchitectureAdapter,
     Gemma2ArchitectureAdapter,

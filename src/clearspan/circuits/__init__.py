@@ -9,7 +9,6 @@ from clearspan.circuits.edge_scores import edge_attribution as edge_attribution
 from clearspan.circuits.edges import patch_edges as patch_edges
 from clearspan.circuits.edges import path_patching as path_patching
 from clearspan.circuits.evaluation import CircuitEvaluation as CircuitEvaluation
-from clearspan.circuits.evaluation import FaithfulnessCurve as FaithfulnessCurve
 from clearspan.circuits.evaluation import evaluate_circuits as evaluate_circuits
 from clearspan.circuits.evaluation import faithfulness_curve as faithfulness_curve
 from clearspan.circuits.graph import ComputationalGraph as ComputationalGraph
@@ -28,7 +27,6 @@ __all__ = [
     "DiscoveredCircuit",
     "Edge",
     "EdgeScores",
-    "FaithfulnessCurve",
     "Node",
     "PruningStep",
     "attribution_patch",

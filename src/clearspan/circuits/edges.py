@@ -20,7 +20,7 @@ from clearspan._run.sources import SourceRun
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.circuits.graph import ComputationalGraph, Edge, Node
-from clearspan.circuits.runs import copies_at_a_time, swept
+from clearspan.circuits.runs import copies_at_a_time, listed, swept
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch, Scale
@@ -176,8 +176,8 @@ def path_patching(
         raise InvalidArgumentError(f"unknown freeze={freeze!r}", expected="'all' or 'attention'")
     graph = ComputationalGraph.of(bridge)
     pair = Pair.of(bridge, clean, corrupted, metric, direction, attention_mask)
-    sent = [_sender_named(graph, bridge, sender) for sender in _listed(senders, "senders")]
-    read = [_group(graph, receiver) for receiver in _listed(receivers, "receivers")]
+    sent = [_sender_named(graph, bridge, sender) for sender in listed("senders", senders, str, Node)]
+    read = [_group(graph, receiver) for receiver in listed("receivers", receivers, str, Node)]
     order = {node: number for number, node in enumerate(graph.senders)}
     reads = [
         {node: (one,) for node in group if order[one.node] < graph.n_senders_before(node)}
@@ -189,15 +189,6 @@ def path_patching(
         ("receiver", tuple("+".join(map(str, group)) for group in read)),
     )
     return _patched(pair, graph, axes, reads, freeze, memory, progress=progress)
-
-
-def _listed(given: Any, name: str) -> list[Any]:
-    """Returns an argument that is one part of the model, or several, as a list."""
-    if isinstance(given, str | Node):
-        return [given]
-    if not isinstance(given, Iterable) or not (found := list(given)):
-        raise InvalidArgumentError(f"{name} are one part of the model or more", expected="a list", got=repr(given))
-    return found
 
 
 # --- senders and receivers -------------------------------------------------------------------------------------------
@@ -269,7 +260,7 @@ def _sender_named(graph: ComputationalGraph, bridge: TransformerBridge, name: st
 
 def _group(graph: ComputationalGraph, receiver: Receiver) -> tuple[Node, ...]:
     """Returns the inputs of a receiver, or of several."""
-    nodes = [name if isinstance(name, Node) else graph.node(name) for name in _listed(receiver, "receivers")]
+    nodes = [name if isinstance(name, Node) else graph.node(name) for name in listed("receivers", receiver, str, Node)]
     found = tuple(dict.fromkeys(one for node in nodes for one in graph.inputs_of(node)))
     unknown = next((one for one in found if one not in graph.receivers), None)
     if not found or unknown is not None:
@@ -314,7 +305,7 @@ class Writes:
         parts = [sender for sender in senders if sender.sublayer is not None]
         for (layer, sublayer), alike in groupby(parts, key=lambda sender: (sender.layer, sender.sublayer)):
             assert sublayer is not None, "parts of sublayers"
-            changes.append(Mix.of(self.base, layer, sublayer).change(_summed([self._of(one) for one in alike])))
+            changes.append(Mix.of(self.base, layer, sublayer).change_(_summed([self._of(one) for one in alike])))
         return _summed(changes)
 
     def _of(self, sender: Sender) -> Stream:
@@ -335,42 +326,10 @@ class Writes:
 
 
 def _summed(changes: Sequence[Stream]) -> Stream:
-    return changes[0] if len(changes) == 1 else torch.stack(list(changes)).sum(0)
+    return torch.stack(list(changes)).sum(0)
 
 
 # --- what receivers read ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Carried(Mapping[str, Tensor]):
-    """What receivers read where some senders write as in the source run, by hook point's name.
-
-    Attributes:
-        graph: Says which points show the stream by head; these show it once for each head, without a copy.
-        streams: By hook point's name.
-        change: What is added to each, or None.
-    """
-
-    graph: ComputationalGraph
-    streams: Mapping[str, Stream]
-    change: Stream | None = None
-    _made: dict[str, Stream] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Returns what the point shows."""
-        heads = self.graph.heads_at(name)
-        at = name if heads is None else f"{name.rpartition('.')[0]}.hook_resid_pre"
-        if at not in self._made:
-            stream = self.streams[at]
-            self._made[at] = stream if self.change is None else (stream + self.change).to(stream)
-        stream = self._made[at]
-        return stream if heads is None else stream[:, :, None].expand(-1, -1, heads, -1)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.streams)
-
-    def __len__(self) -> int:
-        return len(self.streams)
 
 
 @torch.no_grad()
@@ -393,12 +352,17 @@ def _patched(
         reads: For each cell its receivers, and the senders that come before each of them.
         freeze: What stays as it was between a sender and a receiver.
         memory: Bytes that a batch may take.
-        progress: Whether a bar is shown; or a function that is told instead.
+        progress: As for `Sweep.run`.
     """
-    sets = list(dict.fromkeys(senders for cell in reads for senders in cell.values()))
-    streams = sorted({graph.stream_of(receiver) for cell in reads for receiver in cell})
-    carried = dict(_carried(pair, graph, sets, streams, freeze, memory)) if sets else {}
-    sources = {_name(senders): SourceRun(one, pair.base) for senders, one in carried.items()}
+    read_by: dict[tuple[Sender, ...], dict[Node, None]] = {}
+    for receiver, senders in (one for cell in reads for one in cell.items()):
+        read_by.setdefault(senders, {})[receiver] = None
+    wanted = {senders: list(dict.fromkeys(map(graph.stream_of, own))) for senders, own in read_by.items()}
+    sources = {}
+    for senders, streams in _carried(pair, wanted, freeze, memory) if wanted else ():
+        points = {graph.input_of(receiver): streams[graph.stream_of(receiver)] for receiver in read_by[senders]}
+        shown = {name: _by_head(graph, name, stream) for name, stream in points.items()}
+        sources[_name(senders)] = SourceRun(shown, pair.base)
     nothing = (Intervention("resid_post", Scale(1.0), layer=-1, positions=-1),)
     cells = tuple(
         tuple(
@@ -415,16 +379,18 @@ def _name(senders: tuple[Sender, ...]) -> str:
     return " + ".join(sender.name for sender in senders)
 
 
+def _by_head(graph: ComputationalGraph, name: str, stream: Stream) -> Tensor:
+    """Returns what a receiver's hook point shows: the stream, or the stream once for each head, without a copy."""
+    heads = graph.heads_at(name)
+    return stream if heads is None else stream[:, :, None].expand(-1, -1, heads, -1)
+
+
 def _carried(
-    pair: Pair[Any],
-    graph: ComputationalGraph,
-    sets: Sequence[tuple[Sender, ...]],
-    streams: Sequence[str],
-    freeze: Freeze,
-    memory: int | None,
-) -> Iterator[tuple[tuple[Sender, ...], Carried]]:
-    """Yields what each set of senders carries to the streams that are read."""
-    bridge, every = pair.bridge, list(dict.fromkeys(sender for senders in sets for sender in senders))
+    pair: Pair[Any], wanted: Mapping[tuple[Sender, ...], Sequence[str]], freeze: Freeze, memory: int | None
+) -> Iterator[tuple[tuple[Sender, ...], Mapping[str, Stream]]]:
+    """Yields, for each set of senders, the streams that are wanted, by hook point's name."""
+    bridge, every = pair.bridge, list(dict.fromkeys(sender for senders in wanted for sender in senders))
+    streams = list(dict.fromkeys(name for names in wanted.values() for name in names))
     layers, points = range(bridge.cfg.n_layers), Writes.points_of(bridge, every)
     frozen = [f"blocks.{layer}.hook_attn_out" for layer in layers] if freeze == "attention" else []
     first = [f"blocks.{max(sender.layer, 0)}.hook_resid_pre" for sender in every] if freeze == "attention" else []
@@ -434,7 +400,9 @@ def _carried(
     )
     if freeze == "all":
         writes = Writes(base, source)
-        yield from ((senders, Carried(graph, base, writes.change(senders))) for senders in sets)
+        for senders, names in wanted.items():
+            change = writes.change(senders)
+            yield senders, {name: (base[name] + change).to(base[name]) for name in names}
         return
     size = copies_at_a_time(pair, memory, 8 + len(streams) + 3 * (bridge.cfg.d_mlp or 0) // bridge.cfg.d_model)
     every.sort(key=lambda sender: (sender.layer, sender.point))
@@ -444,8 +412,7 @@ def _carried(
             some = group[start : start + size]
             found = _through_mlps(pair, base, source, some, streams)
             for number, sender in enumerate(some):
-                own = {name: found[name][number] if name in found else base[name] for name in streams}
-                yield (sender,), Carried(graph, own)
+                yield (sender,), {name: found[name][number] for name in wanted[sender,]}
 
 
 def _through_mlps(

@@ -13,16 +13,15 @@ from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.circuits.circuit import Circuit
-from clearspan.circuits.edge_scores import EdgeScores
+from clearspan.circuits.edge_scores import EdgeScores, checked_scores
 from clearspan.circuits.edges import Sender, Writes
 from clearspan.circuits.graph import ComputationalGraph
-from clearspan.circuits.runs import PairRun, PairRuns, copies_at_a_time
+from clearspan.circuits.runs import PairRun, PairRuns, copies_at_a_time, listed
 from clearspan.effects import Draws, Label
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Input
-from clearspan.plots.charts import lines
 from clearspan.points import HookFunction, HookPoint
-from clearspan.results import Columns, counted, number
+from clearspan.results import counted, number
 from clearspan.sweep import Effects, Metric
 from clearspan.sweep.readings import measured
 
@@ -66,7 +65,7 @@ def evaluate_circuits(
         memory: Bytes that a batch of runs may take.
 
     Returns:
-        Metrics by run (of the circuit, or of the rest), circuit and row.
+        Metrics by run (of the circuit, or of the rest), circuit and row; `faithfulness` and `completeness` of them.
 
     Raises:
         InvalidArgumentError: As for `edge_attribution`; a circuit of another graph; or a metric that is the same in
@@ -95,9 +94,10 @@ def evaluate_circuits(
     if not named:
         raise InvalidArgumentError("there is no circuit to evaluate", expected="one or more")
     runs = CircuitRuns.of(bridge, clean, corrupted, metric, attention_mask, memory)
-    values = runs.metrics([*named.values(), *(circuit.complement() for circuit in named.values())])
+    masks = runs.masks(list(named.values()))
+    values = runs.metrics_of(torch.cat([masks, runs.graph.mask & ~masks]))
     axes = {"run": ("circuit", "the rest"), "circuit": tuple(named)}
-    return CircuitEvaluation(**runs.as_effects(values.unflatten(0, (2, -1)), axes), circuits=dict(named))
+    return runs.as_effects(values.unflatten(0, (2, -1)), axes, "runs of circuits")
 
 
 def faithfulness_curve(
@@ -107,7 +107,7 @@ def faithfulness_curve(
     draws: int = 3,
     seed: int = 0,
     memory: int | None = None,
-) -> "FaithfulnessCurve":
+) -> "CircuitEvaluation":
     r"""Returns how faithful circuits of the best-scored edges are by size, what is left without each, and a control.
 
     The inputs and the metric are those of the scores. The control is as many edges drawn from all, most of which lie on
@@ -134,18 +134,16 @@ def faithfulness_curve(
         >>> [[abs(round(share, 3)) for share in shares.tolist()] for shares in (found.faithfulness, found.completeness)]
         [[0.0, 1.0], [1.0, 0.0]]
     """
-    graph, pair = scores.graph, scores.pair
-    chosen = _spread(graph.n_edges) if sizes is None else tuple(sizes)
-    if not chosen:
-        raise InvalidArgumentError("sizes: there is no size to evaluate", expected=f"numbers from 0 to {graph.n_edges}")
-    check_counts(0, draws=draws)
+    graph, pair = checked_scores(scores).graph, scores.pair
+    chosen = _spread(graph.n_edges) if sizes is None else tuple(listed("sizes", sizes, int))
+    check_counts(0, draws=draws, seed=seed)
     circuits = [Circuit.of_scores(scores, n_edges=size) for size in chosen]
     runs = CircuitRuns.of(pair.bridge, pair.clean, pair.corrupted, pair.metric, memory=memory)
-    rest = [circuit.complement() for circuit in circuits]
     random = [Circuit.random(graph, size, seed + draw) for draw in range(draws) for size in chosen]
-    values = runs.metrics([*circuits, *rest, *random]).unflatten(0, (-1, len(chosen)))
+    masks, controls = runs.masks(circuits), runs.masks(random)
+    values = runs.metrics_of(torch.cat([masks, graph.mask & ~masks, controls])).unflatten(0, (-1, len(chosen)))
     axes = {"run": ("circuit", "the rest", *(f"random {draw}" for draw in range(draws))), "edges": chosen}
-    return FaithfulnessCurve(**runs.as_effects(values, axes), method=scores.method)
+    return runs.as_effects(values, axes, f"circuits by {scores.method}")
 
 
 def _spread(n_edges: int, count: int = 12) -> tuple[int, ...]:
@@ -167,18 +165,23 @@ class CircuitRuns:
 
     Attributes:
         pair: The inputs. The clean run is its base.
+        graph: The edges.
         clean: The clean run.
-        corrupted: The corrupted run.
-        outside: What the corrupted run gives to circuits.
+        corrupted: The corrupted run, whose values are on all edges outside a circuit.
+        mixes: What the attention of each layer adds for changed heads, where it is normed; empty where it is a sum.
+        writes: What senders add to the residual stream in the corrupted run, in float32 at least. With mixes, heads:
+            what they add to what enters the norm.
         memory: Bytes that a batch may take, or None.
         n_circuits: How many circuits were run.
         n_forwards: In how many batches.
     """
 
     pair: PairRuns
+    graph: ComputationalGraph
     clean: PairRun
     corrupted: PairRun
-    outside: "CorruptedRun"
+    mixes: tuple[Mix, ...]
+    writes: Changes
     memory: int | None
     n_circuits: int = 0
     n_forwards: int = 0
@@ -203,10 +206,12 @@ class CircuitRuns:
         graph = ComputationalGraph.of(bridge)
         pair = PairRuns.of(bridge, clean, corrupted, metric, "noising", attention_mask)
         written = Writes.points_of(bridge, [Sender(node) for node in graph.senders])
-        streams = dict.fromkeys(map(graph.stream_of, graph.receivers))
+        streams = map(graph.stream_of, graph.receivers)
         other = pair.source_run(list(dict.fromkeys([*written, *streams])))
         own = replace(pair, direction="denoising").source_run(["blocks.0.hook_resid_pre"])
-        runs = cls(pair, own, other, CorruptedRun.of(pair, graph, other.cache), memory)
+        mixes = tuple(Mix.of(other.cache, layer, "attn") for layer in range(graph.n_layers))
+        runs = cls(pair, graph, own, other, () if mixes[0].norm is None else mixes, torch.empty(0), memory)
+        runs.writes = runs._written(other.cache)
         runs.clean, runs.corrupted = (replace(run, value=runs._measured(run.output)) for run in (own, other))
         ends = [run.value.mean() for run in (runs.clean, runs.corrupted)]
         if not (ends[0] - ends[1]).abs() > 0:
@@ -217,13 +222,25 @@ class CircuitRuns:
             )
         return runs
 
-    @property
-    def graph(self) -> ComputationalGraph:
-        """The edges."""
-        return self.outside.graph
+    def _written(self, cache: ActivationCache) -> Changes:
+        parts = [exact(cache["resid_pre", 0])[None]]
+        for layer in range(self.graph.n_layers):
+            parts += [self.heads(layer, cache["z", layer]), exact(cache["mlp_out", layer])[None]]
+        return torch.cat(parts).flatten(1)
 
-    def metrics(self, circuits: Sequence[Circuit]) -> Float[Tensor, "circuit row"]:
-        """Returns the metric of each circuit's run, on the CPU.
+    def heads(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "head row pos d_model"]:
+        """Returns what heads with some `z` write, as `writes` has it."""
+        block = self.pair.bridge.blocks[layer]
+        results = by_head(exact(z), block.attn.W_O.detach())
+        return results if self.mixes or block.residual_multiplier == 1 else results * block.residual_multiplier
+
+    def heads_of(self, layer: int) -> slice:
+        """Returns which senders are the heads of a layer."""
+        first = 1 + layer * (self.graph.n_heads + 1)
+        return slice(first, first + self.graph.n_heads)
+
+    def masks(self, circuits: Sequence[Circuit]) -> Masks:
+        """Returns circuits as masks.
 
         Raises:
             InvalidArgumentError: A circuit of another graph.
@@ -233,7 +250,11 @@ class CircuitRuns:
                 raise InvalidArgumentError(
                     "the circuit is of another graph", expected=str(self.graph), got=str(circuit.graph)
                 )
-        return self.metrics_of(torch.stack([circuit.mask for circuit in circuits]))
+        return torch.stack([circuit.mask for circuit in circuits]) if circuits else self.graph.mask[None][:0]
+
+    def metrics(self, *circuits: Circuit) -> Float[Tensor, "circuit row"]:
+        """Returns the metric of each circuit's run, on the CPU."""
+        return self.metrics_of(self.masks(circuits))
 
     @torch.no_grad()
     def metrics_of(self, masks: Masks) -> Float[Tensor, "circuit row"]:
@@ -242,11 +263,10 @@ class CircuitRuns:
         Batches are made in the order given; layers in which all of a batch read the same are run once.
         """
         embedded, found, cfg = self.clean.cache["resid_pre", 0], [], self.pair.bridge.cfg
-        per_head = 12 if self.outside.mixes else 8
-        streams = 2 * len(self.outside.writes) + per_head * cfg.n_heads + 3 * cfg.d_mlp // cfg.d_model
+        streams = 2 * len(self.writes) + (12 if self.mixes else 8) * cfg.n_heads + 3 * cfg.d_mlp // cfg.d_model
         for batch in masks.split(copies_at_a_time(self.pair, self.memory, streams)):
             self.n_circuits, self.n_forwards = self.n_circuits + len(batch), self.n_forwards + 1
-            last = CircuitBatch.entering(self.outside, batch.to(embedded.device), embedded).last_streams()
+            last = CircuitBatch.entering(self, batch.to(embedded.device), embedded).last_streams()
             for stream in last.to(embedded):
                 output = stream if self.pair.reads_some_logits else self.pair.bridge.read_out(stream)
                 found.append(self._measured(output))
@@ -257,12 +277,14 @@ class CircuitRuns:
         return shares(values, self.clean.value, self.corrupted.value)
 
     def as_effects(
-        self, values: Float[Tensor, "run circuit row"], axes: Mapping[str, tuple[Any, ...]]
-    ) -> dict[str, Any]:
-        """Returns metrics of circuits as the fields of effects, whose base is the corrupted run."""
+        self, values: Float[Tensor, "run circuit row"], axes: Mapping[str, tuple[Any, ...]], what: str
+    ) -> "CircuitEvaluation":
+        """Returns metrics of circuits as a finding."""
         name = self.pair.metric_name
-        ends = {"base": {name: self.corrupted.value}, "sources": {"clean": {name: self.clean.value}}}
-        return {"values": {name: values}, "axes": axes, **ends}
+        sources = {"clean": {name: self.clean.value}}
+        return CircuitEvaluation(
+            values={name: values}, axes=axes, base={name: self.corrupted.value}, sources=sources, what=what
+        )
 
     def _measured(self, output: Tensor) -> Float[Tensor, "row"]:
         return measured(lambda _: self.pair.of_output(output, self.corrupted, self.clean), output)
@@ -275,53 +297,6 @@ def shares(
     return (values.mean(-1) - corrupted.mean()) / (clean.mean() - corrupted.mean())
 
 
-@dataclass(frozen=True, eq=False)
-class CorruptedRun:
-    """The run whose values are on all edges outside a circuit.
-
-    Attributes:
-        pair: The inputs.
-        graph: The edges.
-        cache: What its receivers read.
-        mixes: What attention adds for changed heads, by layer, where it is normed; elsewhere that is a sum.
-        writes: What its senders add to the residual stream, in float32 at least. Heads of layers with a mix: what they
-            add to what enters the norm.
-    """
-
-    pair: PairRuns
-    graph: ComputationalGraph
-    cache: ActivationCache
-    mixes: Mapping[int, Mix]
-    writes: Changes
-
-    @classmethod
-    def of(cls, pair: PairRuns, graph: ComputationalGraph, cache: ActivationCache) -> Self:
-        """Returns the run of a cache that has the points of all senders, and the streams of all receivers."""
-        mixes = {layer: Mix.of(cache, layer, "attn") for layer in range(graph.n_layers)}
-        normed = {layer: mix for layer, mix in mixes.items() if mix.norm is not None}
-        run = cls(pair, graph, cache, normed, torch.empty(0))
-        parts = [exact(cache["resid_pre", 0])[None]]
-        for layer in range(graph.n_layers):
-            parts += [run.heads(layer, cache["z", layer]), exact(cache["mlp_out", layer])[None]]
-        return replace(run, writes=torch.cat(parts).flatten(1))
-
-    def heads(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "head row pos d_model"]:
-        """Returns what heads with some `z` write, as `writes` has it."""
-        block = self.cache.model.blocks[layer]
-        results = by_head(exact(z), block.attn.W_O.detach())
-        return results if layer in self.mixes or block.residual_multiplier == 1 else results * block.residual_multiplier
-
-    def heads_of(self, layer: int) -> slice:
-        """Returns which senders are the heads of a layer."""
-        first = 1 + layer * (self.graph.n_heads + 1)
-        return slice(first, first + self.graph.n_heads)
-
-    def stream(self, name: str) -> Stream:
-        """Returns what is read at a hook point, without an axis of heads."""
-        by_head = self.graph.heads_at(name) is not None
-        return self.cache[f"{name.rpartition('.')[0]}.hook_resid_pre" if by_head else name]
-
-
 @dataclass(eq=False)
 class CircuitBatch:
     """Circuits that run together, each in rows of its own.
@@ -329,35 +304,35 @@ class CircuitBatch:
     The model's own residual stream does not matter: everything that reads it is given what it reads.
 
     Attributes:
-        corrupted: The corrupted run.
+        runs: The runs that it is one of.
         masks: The circuits.
         changes: By how much more each sender writes than in the corrupted run, as far as it is known.
     """
 
-    corrupted: CorruptedRun
+    runs: CircuitRuns
     masks: Masks
     changes: Changes
 
     @classmethod
-    def entering(cls, corrupted: CorruptedRun, masks: Masks, embedded: Stream) -> Self:
+    def entering(cls, runs: CircuitRuns, masks: Masks, embedded: Stream) -> Self:
         """Returns a batch that knows what the clean run's embeddings add, and nothing else."""
-        changes = torch.zeros_like(corrupted.writes)
-        changes[0] = exact(embedded).flatten() - corrupted.writes[0]
-        return cls(corrupted, masks, changes.expand(len(masks), -1, -1))
+        changes = torch.zeros_like(runs.writes)
+        changes[0] = exact(embedded).flatten() - runs.writes[0]
+        return cls(runs, masks, changes.expand(len(masks), -1, -1))
 
     def last_streams(self) -> Float[Tensor, "circuit row pos d_model"]:
         """Returns the last residual stream of each circuit. Layers in which all agree are run once for all."""
-        graph = self.corrupted.graph
+        graph = self.runs.graph
         agreed = self._agreed()
-        shared = CircuitBatch(self.corrupted, self.masks[:1], self.changes[:1].clone())
+        shared = CircuitBatch(self.runs, self.masks[:1], self.changes[:1].clone())
         shared._run(0, agreed)
-        own = CircuitBatch(self.corrupted, self.masks, shared.changes.repeat(len(self.masks), 1, 1))
+        own = CircuitBatch(self.runs, self.masks, shared.changes.repeat(len(self.masks), 1, 1))
         own._run(agreed, graph.n_layers)
-        return own._read(graph.stream_of(graph.receivers[-1]), len(graph.receivers) - 1, 1)[:, 0]
+        return own._read(len(graph.receivers) - 1, 1)[:, 0]
 
     def _agreed(self) -> int:
         """Returns how many layers read the same in all circuits."""
-        graph = self.corrupted.graph
+        graph = self.runs.graph
         differs = (self.masks != self.masks[:1]).any(0).any(0).tolist()
         layers = [node.layer for node, is_other in zip(graph.receivers, differs, strict=True) if is_other]
         return min((graph.n_layers if layer is None else layer for layer in layers), default=graph.n_layers)
@@ -366,7 +341,7 @@ class CircuitBatch:
         """Runs layers, after which the changes of their heads and MLPs are known."""
         if start == stop:
             return
-        pair, residual = self.corrupted.pair, self.corrupted.cache["resid_pre", start]
+        pair, residual = self.runs.pair, self.runs.corrupted.cache["resid_pre", start]
         pair.bridge.run_with_hooks(
             pair.base.entering(residual.repeat(len(self.masks), 1, 1)),
             fwd_hooks=[hook for layer in range(start, stop) for hook in self._hooks(layer)],
@@ -376,16 +351,15 @@ class CircuitBatch:
 
     def _hooks(self, layer: int) -> Iterator[tuple[str, HookFunction]]:
         """Yields what is read and written in a layer."""
-        graph, corrupted = self.corrupted.graph, self.corrupted
-        heads, groups = graph.n_heads, graph.n_kv_heads
-        first, own = layer * (heads + 2 * groups + 1), corrupted.heads_of(layer)
+        runs, heads, groups = self.runs, self.runs.graph.n_heads, self.runs.graph.n_kv_heads
+        first, own = layer * (heads + 2 * groups + 1), runs.heads_of(layer)
         yield f"blocks.{layer}.hook_q_input", self._given(first, heads)
         yield f"blocks.{layer}.hook_k_input", self._given(first + heads, groups)
         yield f"blocks.{layer}.hook_v_input", self._given(first + heads + groups, groups)
         yield f"blocks.{layer}.hook_mlp_in", self._given(first + heads + 2 * groups)
 
         def keep_heads(value: Tensor, hook: HookPoint) -> None:  # noqa: ARG001
-            self._note(own.start, corrupted.heads(layer, value))
+            self._note(own.start, runs.heads(layer, value))
 
         def keep_mlp(value: Tensor, hook: HookPoint) -> None:  # noqa: ARG001
             self._note(own.stop, exact(value)[None])
@@ -397,138 +371,77 @@ class CircuitBatch:
         """Notes the changes of senders, from what they write."""
         own = writes.unflatten(1, (len(self.masks), -1)).flatten(2).transpose(0, 1)
         places = slice(first, first + len(writes))
-        torch.sub(own, self.corrupted.writes[places], out=self.changes[:, places])
+        torch.sub(own, self.runs.writes[places], out=self.changes[:, places])
 
     def _given(self, first: int, count: int | None = None) -> HookFunction:
         """Returns what writes the inputs of receivers: of one, or of as many as a point shows by head."""
 
-        def write(value: Tensor, hook: HookPoint) -> Tensor:
-            streams = self._read(hook.name, first, count or 1)
+        def write(value: Tensor, hook: HookPoint) -> Tensor:  # noqa: ARG001
+            streams = self._read(first, count or 1)
             by_row = streams[:, 0] if count is None else streams.movedim(1, 3)
             return by_row.flatten(0, 1).to(value)
 
         return write
 
-    def _read(self, name: str, first: int, count: int) -> Float[Tensor, "circuit receiver row pos d_model"]:
-        """Returns what neighbouring receivers read that come after the same senders."""
-        corrupted, graph = self.corrupted, self.corrupted.graph
+    def _read(self, first: int, count: int) -> Float[Tensor, "circuit receiver row pos d_model"]:
+        """Returns what neighbouring receivers read, all of one hook point."""
+        runs, graph = self.runs, self.runs.graph
         before = graph.n_senders_before(graph.receivers[first])
-        stream = exact(corrupted.stream(name))
+        stream = exact(runs.corrupted.cache[graph.stream_of(graph.receivers[first])])
         chosen = self.masks[:, :before, first : first + count].transpose(1, 2).to(self.changes)
-        if not corrupted.mixes:
+        if not runs.mixes:
             return stream + (chosen @ self.changes[:, :before]).unflatten(-1, stream.shape)
-        found, in_mixes = stream, torch.zeros(before, dtype=torch.bool)
-        for layer, mix in corrupted.mixes.items():
-            heads = corrupted.heads_of(layer)
+        alone = slice(0, before, graph.n_heads + 1)  # `embed` and the MLPs
+        found = stream + (chosen[..., alone] @ self.changes[:, :before][:, alone]).unflatten(-1, stream.shape)
+        for layer, mix in enumerate(runs.mixes):
+            heads = runs.heads_of(layer)
             if heads.stop <= before:
-                in_mixes[heads] = True
                 changed = (chosen[..., heads] @ self.changes[:, heads]).unflatten(-1, stream.shape)
-                found = found + mix.change(changed)
-        alone = (~in_mixes).nonzero()[:, 0].to(chosen.device)
-        return found + (chosen[..., alone] @ self.changes[:, alone]).unflatten(-1, stream.shape)
+                found += mix.change_(changed)
+        return found
 
 
-# --- results ---------------------------------------------------------------------------------------------------------
+# --- the result ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class CircuitRunsResult(Effects):
-    """Metrics of the runs of circuits, and of all that they leave out. The base is the corrupted run."""
+class CircuitEvaluation(Effects):
+    """Metrics of the runs of circuits, and of all edges that they leave out. The base is the corrupted run.
+
+    The first axis, `run`, has `circuit`, `the rest`, and the draws of a control: `random 0`, `random 1`, ...
+    """
 
     draws: ClassVar[Draws] = "share"
 
     @property
-    def _what_ran(self) -> str:
-        return "runs of circuits"
-
-    @property
     def faithfulness(self) -> Float[Tensor, "circuit"]:
         """How far each circuit comes from the corrupted run (0) to the clean run (1); it may be beyond both."""
-        return self.normalised()[0]
+        return self.select(run="circuit").normalised()
 
     @property
     def completeness(self) -> Float[Tensor, "circuit"]:
         """How far all other edges come without the circuit: near 0 where the circuit has all that matters."""
-        return self.normalised()[1]
+        return self.select(run="the rest").normalised()
 
     @property
-    def rank(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """None: circuits are printed in their order."""
-        return None
+    def random(self) -> Float[Tensor, "draw circuit"]:
+        """How far as many edges come that are drawn from all."""
+        return self.select(run=[one for one in self.axes["run"] if str(one).startswith("random")]).normalised()
 
     @property
     def title(self) -> str:
-        """What was measured."""
-        (name,), rows = self.values, counted(self.of().shape[-1], "row")
+        """What was measured, and what both runs give."""
+        (name,), rows = self.values, counted(self.of().shape[-1], self.row)
         clean, corrupted = (number(float(one[name].mean())) for one in (self.sources["clean"], self.base))
         return (
-            f"{self._what_ran}: {name} ({clean} in the clean run, {corrupted} in the corrupted run; mean over {rows}), "
+            f"{self._what}: {name} ({clean} in the clean run, {corrupted} in the corrupted run; mean over {rows}), "
             "as a share of the way from the corrupted run to the clean run"
         )
-
-
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class CircuitEvaluation(CircuitRunsResult):
-    """What runs of circuits, and of all edges but theirs, showed.
-
-    Attributes:
-        circuits: The circuits by name.
-    """
-
-    circuits: Mapping[str, Circuit]
-
-    def columns(self) -> Columns:
-        """Returns one row for each circuit."""
-        names = [str(name) for name in self.axes.get("circuit", ())]
-        if not names or "run" not in self.axes:
-            return super().columns()
-        return {
-            "circuit": names,
-            "edges": [self.circuits[name].n_edges for name in names],
-            "metric": self.mean()[0].tolist(),
-            "faithfulness": self.faithfulness.tolist(),
-            "completeness": self.completeness.tolist(),
-        }
-
-
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class FaithfulnessCurve(CircuitRunsResult):
-    """What runs of the best-scored edges showed by their number, of all other edges, and of random ones.
-
-    Attributes:
-        method: How edges were scored.
-    """
-
-    method: str
-
-    @property
-    def _what_ran(self) -> str:
-        return f"circuits by {self.method}"
-
-    @property
-    def random(self) -> Float[Tensor, "draw size"]:
-        """How far random circuits come."""
-        return self.normalised()[2:]
-
-    def columns(self) -> Columns:
-        """Returns one row for each size; of random circuits, the mean and the one that came farthest."""
-        if list(self.axes) != ["run", "edges"]:
-            return super().columns()
-        found = {"edges": list(self.axes["edges"]), "faithfulness": self.faithfulness.tolist()}
-        found["completeness"] = self.completeness.tolist()
-        if len(self.random):
-            found |= {"random": self.random.mean(0).tolist(), "random_most": self.random.amax(0).tolist()}
-        return found
 
     def plot(
         self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]
     ) -> "go.Figure":
-        """Returns the shares by size, which is on a logarithmic axis; the arguments are those of `Effects.plot`."""
-        if at or draws or list(self.axes) != ["run", "edges"]:
-            return super().plot(metric, draws=draws, **at)
-        series = {"circuit": self.faithfulness.tolist(), "the rest alone": self.completeness.tolist()}
-        if len(self.random):
-            series["random edges"] = self.random.mean(0).tolist()
-        title, sizes = "share of the way to the clean run", list(self.axes["edges"])
-        figure = lines(series, x=sizes, x_title="edges", value_title=title, title=self.title)
-        return figure.update_xaxes(type="log", tickvals=sizes)
+        """Returns a picture; see `Effects.plot`. Numbers of edges are on a logarithmic axis."""
+        figure = super().plot(metric, draws=draws, **at)
+        are_lines = figure.data[0]["type"] == "scatter"
+        return figure.update_xaxes(type="log") if are_lines else figure

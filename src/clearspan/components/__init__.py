@@ -10,7 +10,7 @@ from clearspan.components.base import Binding, GeneralizedComponent, PerLayer, h
 from clearspan.components.block import BlockBridge, Identity
 from clearspan.components.embedding import EmbeddingBridge, PosEmbedBridge, UnembeddingBridge
 from clearspan.components.latent_attention import LatentAttentionBridge
-from clearspan.components.linear import LinearBridge, LinearMap, TransposedLinearBridge
+from clearspan.components.linear import LinearBridge, TransposedLinearBridge
 from clearspan.components.mlp import (
     ActivationBridge,
     ExpertsBridge,
@@ -21,6 +21,7 @@ from clearspan.components.mlp import (
     RouterBridge,
 )
 from clearspan.components.normalization import NormalizationBridge
+from clearspan.components.weights import LinearMap, WeightTensor
 
 __all__ = [
     "ActivationBridge",
@@ -47,6 +48,7 @@ __all__ = [
     "RouterBridge",
     "TransposedLinearBridge",
     "UnembeddingBridge",
+    "WeightTensor",
     "hook_points",
     "logits_point",
 ]

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clearspan.components.base import GeneralizedComponent, causal_mask
-from clearspan.components.linear import LinearBridge, LinearMap
-from clearspan.components.weights import Weight, write_through
+from clearspan.components.linear import LinearBridge
+from clearspan.components.weights import LinearMap, Weight, write_through
 from clearspan.conversions import HeadsConversion, QKVConversionRule, QKVPartConversion
 from clearspan.errors import ConflictingWritesError
 from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, Layout, Place, Side

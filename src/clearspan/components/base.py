@@ -5,12 +5,12 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from clearspan.components.weights import AbsentWeight, Weight, WeightTensor
+from clearspan.components.weights import AbsentWeight, LinearMap, Weight, WeightTensor
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import ParamProcessingConversion
 from clearspan.errors import (
@@ -32,11 +32,9 @@ from clearspan.points import (
     Side,
     Whole,
     entry_of,
+    nearest,
 )
 from clearspan.shapes import axes, sizes
-
-if TYPE_CHECKING:
-    from clearspan.components.linear import LinearMap
 
 
 @dataclass(frozen=True)
@@ -110,13 +108,16 @@ class GeneralizedComponent:
             binding: The model and what the adapter knows of it.
             path: The component's canonical path.
             parent: Path of the Hugging Face module around this one.
+
+        Raises:
+            InvalidArgumentError: The model has no module where the adapter says.
         """
         live = copy.copy(self)
         live._binding = binding
         live.path = path
         live.parent_path = parent
         live.module_path = ".".join(part for part in (parent, self.name) if part)
-        live.module = binding.model.get_submodule(live.module_path)
+        live.module = _module_at(binding.model, live.module_path, path)
         live.submodules = {
             key: part.bind(binding, f"{path}.{key}", live.module_path) for key, part in self.submodules.items()
         }
@@ -151,11 +152,11 @@ class GeneralizedComponent:
         """Yields points that only this kind of component knows to be absent, each with the reason."""
         return iter(())
 
-    def reads(self) -> "Iterator[LinearMap]":
+    def reads(self) -> Iterator[LinearMap]:
         """Yields all that reads the component's input, if that is linear maps."""
         return iter(())
 
-    def adds(self) -> "Iterator[LinearMap]":
+    def adds(self) -> Iterator[LinearMap]:
         """Yields the linear maps whose outputs add up to the component's."""
         return iter(())
 
@@ -306,6 +307,23 @@ class GeneralizedComponent:
     def __repr__(self) -> str:
         where = f" at {self.path}" if self._binding else ""
         return f"{type(self).__name__}({self.name!r}){where}"
+
+
+def _module_at(model: nn.Module, module_path: str, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(module_path)
+    except AttributeError:
+        parent, _, name = module_path.rpartition(".")
+        around = _module_at(model, parent, path) if parent else model
+        there = [child for child, _ in around.named_children()]
+        raise InvalidArgumentError(
+            f"{path} is not where the adapter says",
+            expected=f"a module {name!r} in {parent or 'the model'}",
+            got=", ".join(there) or "no modules",
+            where=type(around).__name__,
+            nearest=nearest(name, there),
+            fix="the component's name in the adapter",
+        ) from None
 
 
 def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:

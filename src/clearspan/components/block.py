@@ -9,9 +9,9 @@ from torch import Tensor
 
 from clearspan.components.attention import HeadAttentionBridge, PathInputs
 from clearspan.components.base import GeneralizedComponent
-from clearspan.components.linear import LinearMap
 from clearspan.components.mlp import MLPBridge, MoEBridge
 from clearspan.components.normalization import NormalizationBridge
+from clearspan.components.weights import LinearMap
 from clearspan.conversions import ScaledConversion
 from clearspan.errors import ConflictingWritesError
 from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, InPlace, Place, Side, Whole

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from clearspan.components.attention import GeneralAttentionBridge, Projection
-from clearspan.components.linear import LinearBridge, LinearMap
-from clearspan.components.weights import AbsentWeight, Weight, WeightTensor
+from clearspan.components.linear import LinearBridge
+from clearspan.components.weights import AbsentWeight, LinearMap, Weight, WeightTensor
 from clearspan.conversions import HeadPartConversion, HeadsConversion
 from clearspan.errors import MissingWeightError, UnwritableError
 from clearspan.points import Access, Converted, HookPoint, Place, Side
@@ -97,9 +97,9 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         return torch.einsum("bphr,hdr->bphd", self.before_heads(value, projection), by_head)
 
     W_K = AbsentWeight("a key's rotary part is shared by all heads, and a norm lies in the rest's way")
-    b_Q = AbsentWeight("the last query projection has no bias")  # noqa: N815
-    b_K = AbsentWeight("the key projection has no bias")  # noqa: N815
-    b_V = AbsentWeight("the value projection has no bias")  # noqa: N815
+    b_Q = AbsentWeight("the last query projection has no bias")
+    b_K = AbsentWeight("the key projection has no bias")
+    b_V = AbsentWeight("the value projection has no bias")
 
     @Weight
     def W_Q(self) -> Float[Tensor, "head d_model d_head_qk"]:

@@ -1,31 +1,12 @@
 """Linear maps as components of their own."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
+from clearspan.components.weights import LinearMap
 from clearspan.points import HookPoint, Layout, Side
-
-
-@dataclass(frozen=True)
-class LinearMap:
-    """Where the parameters of a linear map are.
-
-    Attributes:
-        module: The module that holds them.
-        weight: Name of the weight there.
-        bias: Name of the bias there, whether the map has one or not; None if it cannot have one.
-        in_axis: The weight's axis of inputs, counted from the end.
-        out_axis: The weight's axis of outputs, counted from the end.
-    """
-
-    module: nn.Module
-    weight: str
-    bias: str | None
-    in_axis: int
-    out_axis: int
 
 
 class LinearBridge(GeneralizedComponent):

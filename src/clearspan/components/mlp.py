@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
-from clearspan.components.linear import LinearBridge, LinearMap
-from clearspan.components.weights import AbsentWeight, Weight
+from clearspan.components.linear import LinearBridge
+from clearspan.components.weights import AbsentWeight, LinearMap, Weight
 from clearspan.conversions import HalfConversion
 from clearspan.points import Converted, HookPoint, Layout, Side
 

@@ -43,7 +43,7 @@ class NormalizationBridge(GeneralizedComponent):
 
     @Weight
     def w(self) -> Float[Tensor, "d_model"]:
-        """What the norm multiplies by, `[d_model]`: live, or where there is an offset a copy that writes through."""
+        """What the norm multiplies by, `[d_model]`: live, or with an offset a copy that writes through."""
         weight = self.weight("weight")
         if not self.weight_offset:
             return weight

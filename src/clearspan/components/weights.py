@@ -2,10 +2,11 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearspan.errors import InvalidArgumentError, MissingWeightError, UnwritableError
 
@@ -142,6 +143,25 @@ def check_writable(source: Tensor) -> None:
         )
 
 
+@dataclass(frozen=True)
+class LinearMap:
+    """Where the parameters of a linear map are.
+
+    Attributes:
+        module: The module that holds them.
+        weight: Name of the weight there.
+        bias: Name of the bias there, whether the map has one or not; None if it cannot have one.
+        in_axis: The weight's axis of inputs, counted from the end.
+        out_axis: The weight's axis of outputs, counted from the end.
+    """
+
+    module: nn.Module
+    weight: str
+    bias: str | None
+    in_axis: int
+    out_axis: int
+
+
 class Weight(Generic[Shown]):
     """A weight as an attribute: reading returns what the method returns, assigning writes into the model.
 
@@ -183,7 +203,7 @@ class AbsentWeight(Weight[Tensor]):
     """A weight that a kind of component never has: reading it raises with the reason.
 
     Args:
-        reason: Why there is none.
+        reason: Why it never has it.
     """
 
     def __init__(self, reason: str) -> None:

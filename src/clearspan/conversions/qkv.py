@@ -1,10 +1,11 @@
-"""Fused projections: how queries, keys and values lie side by side in one axis."""
+"""Fused projections: how queries, keys and values share one axis."""
 
 from abc import abstractmethod
 
 from torch import Tensor
 
-from clearspan.conversions.base import BaseTensorConversion
+from clearspan.conversions.layouts import BaseTensorConversion
+from clearspan.errors import InvalidArgumentError
 
 QKV = ("q", "k", "v")
 
@@ -24,16 +25,16 @@ class QKVConversionRule(BaseTensorConversion):
     def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns views of the query, key and value parts of the fused axis.
 
-        A part keeps the axis flat (heads times d_head) where that is a view. Where it is not, the axis is divided into
-        `[head, d_head]`, or `[kv_head, group, d_head]`. The views are made one by one: autograd lets no view be written
-        to that was made together with others.
+        A part keeps the axis flat (heads times d_head) if that is a view; otherwise the axis is divided into
+        `[head, d_head]`, or `[kv_head, group, d_head]`. The views are made one by one, since autograd refuses writes to
+        a view that was made together with others.
         """
 
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
-        """Returns `[batch, pos, head, d_head]` for a part: a view, but for heads that lie in groups.
+        """Returns `[batch, pos, head, d_head]` for a part: a view, unless heads lie in groups.
 
         Raises:
-            ValueError: The tensor is not 3-D, nor has the axes of a part in heads (4-D) or in groups of heads (5-D).
+            ValueError: The tensor is neither 3-D, nor a part in heads (4-D) or in groups of heads (5-D).
         """
         match input_value.ndim:
             case 3:
@@ -46,7 +47,7 @@ class QKVConversionRule(BaseTensorConversion):
                 raise wrong_rank(input_value)
 
     def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
-        """Returns heads joined in the last axis; a 3-D tensor passes unchanged.
+        """Returns heads joined in the last axis, and a 3-D tensor as it is.
 
         Raises:
             ValueError: The tensor is neither 3-D nor 4-D.
@@ -71,6 +72,7 @@ class BlockedQKVConversionRule(QKVConversionRule):
     def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns views of the three blocks, each flat."""
         queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
+        _check_size(fused, dim, queries + 2 * keys, f"({self.n_heads} + 2 * {self.n_kv_heads}) heads * {self.d_head}")
         return (
             fused.narrow(dim, 0, queries),
             fused.narrow(dim, queries, keys),
@@ -81,7 +83,7 @@ class BlockedQKVConversionRule(QKVConversionRule):
 class GroupedQKVConversionRule(QKVConversionRule):
     """For each key/value head its group of queries, then its key, then its value: `(kv_head, group + 2, d_head)`.
 
-    With as many key/value heads as query heads, each head's query, key and value lie together.
+    In multi-head attention a group is one head: its query, key and value lie together.
 
     Args:
         n_heads: Query heads.
@@ -97,6 +99,8 @@ class GroupedQKVConversionRule(QKVConversionRule):
     def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns views in which the axis is `[head, d_head]`; for queries in groups `[kv_head, group, d_head]`."""
         axis = dim % fused.ndim
+        of_one = f"{self.n_kv_heads} groups * ({self.group} + 2) heads * {self.d_head}"
+        _check_size(fused, dim, self.n_kv_heads * (self.group + 2) * self.d_head, of_one)
         by_group = fused.unflatten(axis, (self.n_kv_heads, self.group + 2, self.d_head))
         if self.group == 1:
             queries = by_group.select(axis + 1, 0)
@@ -108,7 +112,7 @@ class GroupedQKVConversionRule(QKVConversionRule):
 
 
 class QKVPartConversion(BaseTensorConversion):
-    """One of query, key and value, by head, as a part of the fused activation.
+    """Queries, keys or values, by head, as a part of the fused activation.
 
     Args:
         rule: The family's rule.
@@ -130,6 +134,16 @@ class QKVPartConversion(BaseTensorConversion):
         part = self.rule.split(fused, -1)[self._index]
         part.copy_(input_value.reshape(part.shape))
         return fused
+
+
+def _check_size(fused: Tensor, dim: int, size: int, product: str) -> None:
+    if fused.shape[dim] != size:
+        raise InvalidArgumentError(
+            "the fused axis does not hold these queries, keys and values",
+            expected=f"{size} = {product}",
+            got=str(fused.shape[dim]),
+            fix="the rule or its heads in the adapter",
+        )
 
 
 def join_heads(value: Tensor) -> Tensor:

@@ -238,7 +238,7 @@ class StoredCall:
     """What scores and pattern are computed from, apart from the model: it can be written to a file.
 
     Attributes:
-        tensors: `query`, `key`, `attention_mask` where there is one, and tensors among the further arguments.
+        tensors: `query`, `key`, `attention_mask` if there is one, and tensors among the further arguments.
         settings: Arguments that can be written as text.
         parameters: Arguments that are the module's own parameters, each with its name there.
     """

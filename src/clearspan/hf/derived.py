@@ -1,8 +1,8 @@
-"""Derived values in one forward: edits on their way from a source to its targets, and gradients beside the graph.
+"""Derived values in one forward: edits on their way from a source to its targets, and gradients apart from the graph.
 
 A query's own input is one of several readers of the residual stream. Putting it in the way of the others would cut the
-query off from what all of them read, so its gradient is computed beside the graph: source, parts and targets are made
-once more, with the model's own gradients at the targets.
+query off from what all of them read, so its gradient is computed apart from the graph: source, parts and targets are
+made once more, with the model's own gradients at the targets.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,20 +26,20 @@ class Pending:
         source: The source's raw tensor.
         edits: Parts that were changed, or put on the gradient's path.
         only_gradient: Whether nobody changed a part.
-        beside: Points whose gradient is computed beside the graph, or None.
+        separate: Points whose gradient is computed apart from the graph, or None.
     """
 
     derivation: Derivation
     source: Tensor
     edits: dict[str, Tensor] = field(default_factory=dict)
     only_gradient: bool = True
-    beside: "Beside | None" = None
+    separate: "SeparateGradients | None" = None
 
     def await_gradient(self, point: HookPoint) -> None:
-        """Computes the gradient of a part's point beside the graph, once the targets' gradients are there."""
-        if self.beside is None:
-            self.beside = Beside(self.derivation, self.source)
-        self.beside.add(point)
+        """Computes the gradient of a part's point apart from the graph, once the targets' gradients are there."""
+        if self.separate is None:
+            self.separate = SeparateGradients(self.derivation, self.source)
+        self.separate.add(point)
 
     def arrive(self, target: Place, raw: Tensor, entered: Tensor) -> Tensor:
         """Carries the edits out at a target; returns the raw tensor that the model uses.
@@ -55,10 +55,10 @@ class Pending:
             written = self.derivation.write(target, raw, self.source, edits, entered)
             # Parts that are only on the gradient's path change no number.
             raw = raw.detach() + (written - written.detach()) if self.only_gradient else written
-        if self.beside is not None:
+        if self.separate is not None:
             # An input may have other readers: this one gets a node of its own.
             raw = raw.view_as(raw) if target.side is Side.INPUT else raw
-            self.beside.arrive(target, raw, entered)
+            self.separate.arrive(target, raw, entered)
         return raw
 
 
@@ -125,8 +125,8 @@ class Arrival:
             return torch.autograd.grad(written, value, at_target)[0]
 
 
-class Beside:
-    """The parts of a derivation in one forward whose gradient is computed beside the graph.
+class SeparateGradients:
+    """The parts of a derivation in one forward whose gradient is computed apart from the graph.
 
     What listeners change in it is added to the source's gradient, which arrives after those of all targets.
 

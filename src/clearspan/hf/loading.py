@@ -109,7 +109,7 @@ def bridge_config(model: "PreTrainedModel", adapter: type[ArchitectureAdapter]) 
         d_head=_first(config, "head_dim") or 0,
         d_mlp=_first(config, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 0,
         act_fn=_first(config, "hidden_act", "activation_function", "hidden_activation", "activation") or "",
-        eps=_first(config, str(adapter.config_values["eps_attr"])) or 1e-5,
+        eps=_first(config, str(adapter.config_values.get("eps_attr"))) or 1e-5,
         n_key_value_heads=_first(config, "num_key_value_heads"),
         architecture=type(model).__name__,
         model_name=config.name_or_path or "",

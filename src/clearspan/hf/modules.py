@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ROWS = 256
-"""How many rows are dequantised at a time: this bounds the memory taken besides the result."""
+"""How many rows are dequantised at a time, which bounds the memory in use."""
 
 
 def around(model: nn.Module, paths: Iterable[str]) -> tuple[nn.Module, ...]:

@@ -75,7 +75,7 @@ def _run(copied: nn.Module, places: Iterable[Place], recording: Recording, kwarg
 class ShapesAlone(TorchDispatchMode):
     """Computes small tensors that follow from ids, positions and masks; of everything else, only shapes.
 
-    So a forward that asks something of its input (is there padding? are there several sequences in a row?) goes on.
+    So a forward may ask something of its input (is there padding? are there several sequences in a row?).
     """
 
     def __torch_dispatch__(

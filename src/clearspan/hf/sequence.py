@@ -84,7 +84,7 @@ def _positions_before(kwargs: dict[str, Any]) -> int | Tensor:
     """Returns how many positions the KV cache of a forward holds."""
     past = kwargs.get("past_key_values")
     count = 0 if past is None else past.get_seq_length()
-    # A cache of fixed length goes on counting in this very tensor; reading it here would wait for the device.
+    # A cache of fixed length counts in this very tensor; reading it here would wait for the device.
     return count.clone() if isinstance(count, Tensor) else count
 
 

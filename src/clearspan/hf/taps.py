@@ -335,7 +335,7 @@ class Taps:
         """Registers the point's backward listeners on the value's gradient; returns raw tensor and value.
 
         A value that nobody edited is put on the gradient's path as it is. Where it cannot be, its gradient is computed
-        beside the graph.
+        apart from the graph.
         """
         if not value.is_floating_point():
             if point.listeners("bwd"):

@@ -1,4 +1,4 @@
-"""Addresses: the names of hook points taken apart. Nothing else parses a name."""
+"""Addresses: the one parser of hook points' names."""
 
 import re
 from dataclasses import dataclass, replace
@@ -9,12 +9,12 @@ _IN_BLOCK = re.compile(r"((?:\w+\.)*?\w*blocks)\.(-?\d+|\{l\})\.(?:(.+)\.)?(\w+)
 
 @dataclass(frozen=True)
 class Address:
-    """Where a hook point is: in a block's component, in a component outside the blocks, or in the model itself.
+    """A hook point's name, taken apart.
 
     Attributes:
         leaf: The last part of the name, such as `hook_q`.
-        component: Path of the component, within its block where it is in one: `attn`, `attn.q`, `ln_final`; empty for
-            the block's or the model's own points.
+        component: Path of the component, within its block if it is in one: `attn`, `attn.q`, `ln_final`; empty for the
+            block's or the model's own points.
         layer: The block's number, or None outside the blocks.
         stack: Path of the blocks.
 
@@ -60,7 +60,7 @@ class Address:
 
     @property
     def depth(self) -> int | None:
-        """The layer whose input the point is, `n_layers` for the last residual stream; None for all other points.
+        """The layer that the residual stream enters here, `n_layers` after the last one; None for other points.
 
         Example:
             >>> Address.parse("blocks.2.hook_resid_pre").depth, Address.parse("blocks.2.hook_resid_post").depth

@@ -1,6 +1,6 @@
 """The vocabulary of hook points as data: each name's axes, meaning, the effect of a write, and why it may be absent.
 
-Points, their shapes, the tables that `bridge.points()` prints, the documentation and the tests all come from here.
+Points, their shapes, the table of `bridge.points()`, the documentation and the tests use it.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ class Entry:
 
     Attributes:
         name: The name; `{l}` stands for a layer, and a leading `*.` for any component.
-        axes: Its axes, where the component does not say otherwise.
+        axes: Its axes, unless the component says otherwise.
         value: What it shows.
         write: What a write changes.
-        absent: Why an architecture lacks it, where its adapter gives no reason of its own.
+        absent: Why an architecture lacks it, unless its adapter gives another reason.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Entry:
 
     @property
     def component(self) -> str:
-        """The canonical path of the component that has it, with `{l}` for the layer; empty for the bridge itself."""
+        """Canonical path of its component, with `{l}` for the layer; empty for the model itself."""
         return self.name.rpartition(".")[0]
 
 
@@ -242,7 +242,7 @@ def template_of(name: str) -> str:
 
 
 def entry_of(name: str) -> Entry:
-    """Returns the entry of a point's name: its own, or that of other components' points of the same kind."""
+    """Returns the entry of a point's name: its own, or that of points with the same last part."""
     template = template_of(name)
     if template in _BY_NAME:
         return _BY_NAME[template]
@@ -252,5 +252,5 @@ def entry_of(name: str) -> Entry:
 
 
 def is_in_vocabulary(name: str) -> bool:
-    """Returns whether all architectures share the name, be it present or absent on one."""
+    """Returns whether all architectures share the name; one of them may lack the point."""
     return template_of(name) in _BY_NAME

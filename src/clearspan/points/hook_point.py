@@ -1,18 +1,17 @@
-"""Hook points: a name, axes, and the listeners in their order."""
+"""Hook points: a name, axes, and listeners in order."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import FunctionType
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clearspan.errors import HookTypeError, HookValueError, InvalidArgumentError
 from clearspan.points.address import Address
 from clearspan.points.place import Access, Place, Whole
+from clearspan.points.signature import by_position
 from clearspan.shapes import Axes
 
 Direction = Literal["fwd", "bwd"]
@@ -50,17 +49,17 @@ class Listener:
     call: Called = field(init=False)
 
     def __post_init__(self) -> None:
-        self.call = _by_position(self.function, self.name)
+        self.call = by_position(self.function, self.name)
 
 
 @dataclass
 class Stretch:
-    """Where in the sequence the forward under way is. A model's points share one, which the taps keep.
+    """Where in the sequence the forward under way is. A model's points share one; the taps set it.
 
     Attributes:
-        position: As `HookPoint.position`; a tensor where the KV cache counts in one.
-        step: As `HookPoint.step`.
-        length: Tokens that went into this forward, or None where no forward of the model is under way.
+        position: See `HookPoint.position`; a tensor if the KV cache counts in one.
+        step: See `HookPoint.step`.
+        length: Tokens of this forward, or None between forwards.
     """
 
     position: int | Tensor = 0
@@ -72,18 +71,18 @@ class Stretch:
 class HookPoint:
     """One value of the forward that can be read and written.
 
-    While a function on it is called, `position` and `step` tell where in the sequence the forward is.
+    During a forward, `position` and `step` tell where in the sequence it is.
 
     Attributes:
         name: Its canonical name.
         axes: Its axes, in the vocabulary of `clearspan.shapes`.
         place: Where the raw tensor is reached.
-        access: How the value shows there, and what a write does.
+        access: How the value is read there, and what a write does.
         aliases: Other names of the same value with the same effect of a write.
         sizes: Sizes of the axes that the model fixes; the others are the input's.
         ctx: A dictionary for the listeners' own use.
-        gradient_sink: Given, in a run that records gradients, the point and the tensor whose gradient is the value's,
-            or what tells how to compute it.
+        gradient_sink: In a run that records gradients, gets the point and a tensor with the value's gradient, or an
+            object that computes the gradient.
     """
 
     name: str
@@ -111,11 +110,11 @@ class HookPoint:
 
     @property
     def position(self) -> int:
-        """Index in the sequence of the first token that went into this forward: how many the KV cache held before.
+        """Column in the sequence of this forward's first token: how many tokens the KV cache holds; padding counts.
 
-        Padding counts. It is 0 in a forward without a KV cache, and where a component is called alone. Of a value with
-        a `pos` axis, `value[:, i]` is thus at `hook.position + i`, with two exceptions: the prompt's logits in
-        generation, of which the model computes the last position alone, and values of all keys (`hook_rot_k`).
+        It is 0 in a forward without a KV cache, and when a component is called alone. `value[:, i]` of a value with a
+        `pos` axis is at `hook.position + i`, with two exceptions: in generation the prompt's logits, of which the model
+        computes the last position alone, and values of all keys (`hook_rot_k`).
 
         Example:
             >>> import clearspan
@@ -132,12 +131,12 @@ class HookPoint:
 
     @property
     def step(self) -> int | None:
-        """Number of this forward in `bridge.generate`: 0 for the prompt's, then 1, 2, ...; None outside generation."""
+        """Number of this forward in `bridge.generate`: 0 for the prompt, then 1, 2, ...; None outside generation."""
         return self._stretch.step
 
     @property
     def width(self) -> int | None:
-        """Columns of the whole sequence by now: those in the KV cache and those of this forward; None if unknown."""
+        """Columns of the sequence including this forward and the KV cache; None if unknown."""
         return None if self._stretch.length is None else self.position + self._stretch.length
 
     @property
@@ -147,7 +146,7 @@ class HookPoint:
 
     @property
     def listens_backward(self) -> bool:
-        """Whether a function waits for the value's gradient, which needs the value on the gradient's path."""
+        """Whether something needs the value's gradient."""
         return bool(self._listeners["bwd"]) or self.gradient_sink is not None
 
     def listeners(self, dir: Direction) -> tuple[Listener, ...]:
@@ -167,7 +166,7 @@ class HookPoint:
         Args:
             hook: Called with the value (`"fwd"`) or its gradient (`"bwd"`), and with this point.
             dir: `"fwd"` or `"bwd"`.
-            is_permanent: Whether `reset_hooks` leaves it unless told otherwise.
+            is_permanent: Whether `reset_hooks` leaves it, unless told otherwise.
             prepend: Whether it is called before the functions there already.
             name: The name that the function sees as `hook.name`; by default the canonical one.
 
@@ -188,14 +187,14 @@ class HookPoint:
         return listener
 
     def remove(self, listener: Listener) -> None:
-        """Takes one listener off; one that is off already is no error."""
+        """Takes one listener off, if it is still on."""
         for there in self._listeners.values():
             if listener in there:
                 there.remove(listener)
         self._changed(self)
 
     def remove_hooks(self, dir: Literal["fwd", "bwd", "both"] = "both", including_permanent: bool = False) -> None:
-        """Takes off all functions of a direction, permanent ones only when asked for."""
+        """Takes off all functions of a direction; permanent ones only if asked."""
         for direction, there in self._listeners.items():
             if dir in (direction, "both"):
                 there[:] = [one for one in there if one.is_permanent and not including_permanent]
@@ -205,7 +204,7 @@ class HookPoint:
         """Calls the listeners in order on a dense private copy of the value.
 
         Returns:
-            The value as the listeners leave it, and whether one of them changed it.
+            The value after the last listener, and whether any of them changed it.
         """
         current, changed = _private_copy(value), False
         listeners = self.listeners("fwd")  # a function may take hooks off, or put them on for later
@@ -217,13 +216,13 @@ class HookPoint:
                 changed = changed or version is None or current._version != version
             else:
                 self._check(result, value)
-                # What a function returned is its own; only the model may be handed it.
+                # A function may keep what it returns, so the next one gets a copy.
                 current, changed = result if listener is listeners[-1] else _private_copy(result), True
         return current, changed
 
     @contextlib.contextmanager
     def giving_gradient_to(self, sink: "Sink") -> Iterator[None]:
-        """Has `sink` be given, in each forward, what the value's gradient is that of, while the context is open."""
+        """While the context is open, gives `sink` in each forward the tensor with the value's gradient."""
         self.gradient_sink = sink
         self._changed(self)
         try:
@@ -233,7 +232,7 @@ class HookPoint:
             self._changed(self)
 
     def backward_calls(self) -> list[Callable[[Tensor], Tensor | None]]:
-        """Returns the backward listeners as torch's tensor hooks: the gradient goes in, an edited one or None out."""
+        """Returns the backward listeners as tensor hooks of torch: from a gradient to an edited one, or None."""
         stretch = replace(self._stretch)  # by the time of backward the forward is over
 
         def tensor_hook(listener: Listener) -> Callable[[Tensor], Tensor | None]:
@@ -254,7 +253,7 @@ class HookPoint:
         return [tensor_hook(listener) for listener in self._listeners["bwd"]]
 
     def _named(self, name: str) -> "HookPoint":
-        """Returns the point as it is seen under one of its names: everything but the name is shared."""
+        """Returns the point under one of its names; it shares everything but the name."""
         if name == self.name:
             return self
         return replace(self, name=name)
@@ -304,64 +303,3 @@ def _private_copy(value: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return value.clone(memory_format=torch.contiguous_format)
     return value.clone(memory_format=torch.contiguous_format)
-
-
-def _by_position(hook: Any, where: str) -> Called:
-    """Returns a user's function as one that takes the value and the point by position.
-
-    Raises:
-        HookTypeError: It is not callable, or not with these two.
-    """
-    if not callable(hook):
-        raise HookTypeError(
-            "a hook function must be callable",
-            got=f"{type(hook).__name__} {hook!r}",
-            where=where,
-            fix="fn(value, hook) that returns a tensor or None",
-        )
-    function: Callable[..., Any] = hook
-    if _takes_two(function):
-        return function
-    name = getattr(hook, "__name__", type(hook).__name__)
-    try:
-        signature = inspect.signature(hook.forward if isinstance(hook, nn.Module) else hook)
-    except (TypeError, ValueError):  # some functions written in C tell none
-        raise _wrong_parameters(f"{name}, whose parameters are not known", where) from None
-    kinds = inspect.Parameter
-    parameters = list(signature.parameters.values())
-    second = next(iter([one for one in parameters if one.kind <= kinds.VAR_POSITIONAL][1:]), None)
-    # A default is the user's own, as in `lambda value, layer=layer: ...`: only the name says that the point goes there.
-    has_place = second is not None and (second.default is kinds.empty or second.name == "hook")
-    takes_any = [one.kind for one in parameters] == [kinds.VAR_POSITIONAL]
-    if (has_place or takes_any) and _binds(signature, None, None):
-        return function
-    if _binds(signature, None, hook=None):
-        return lambda value, point: function(value, hook=point)
-    raise _wrong_parameters(f"{name}{signature}", where)
-
-
-def _takes_two(hook: Callable[..., Any]) -> bool:
-    """Whether a function, method or object with `__call__` plainly takes two: known without its signature, so cheap."""
-    function = hook if type(hook) is FunctionType else getattr(hook, "__func__", type(hook).__call__)
-    if type(function) is not FunctionType or function.__defaults__ or function.__kwdefaults__:
-        return False
-    code = function.__code__
-    return code.co_argcount == (2 if function is hook else 3) and not code.co_kwonlyargcount
-
-
-def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
-
-
-def _wrong_parameters(got: str, where: str) -> HookTypeError:
-    return HookTypeError(
-        "a hook function takes two things: a value and its hook point",
-        expected="fn(value, hook)",
-        got=got,
-        where=where,
-        fix="lambda value, hook: ...",
-    )

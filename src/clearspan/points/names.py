@@ -32,12 +32,12 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
 
     Args:
         name: Short name (`"q"`, `"resid_pre"`, `"scale"`), or a full name, which is returned as it is.
-        layer: Layer from 0, where the point is in a block. A norm's point without one is `ln_final`'s.
-        layer_type: Component that has the point, where several have it (`"ln1"`, `"ln2"`).
+        layer: Layer from 0, for a point in a block. A norm's point without a layer is `ln_final`'s.
+        layer_type: Component, for a point that several have (`"ln1"`, `"ln2"`).
 
     Raises:
         UnknownPointError: No point has the short name.
-        InvalidArgumentError: The point is in a block, or in several norms of one, and it is not said in which.
+        InvalidArgumentError: The layer, or which of a block's norms, is missing.
 
     Example:
         >>> get_act_name("q", 3)
@@ -77,5 +77,5 @@ def is_short_name(name: str) -> bool:
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """Returns the names most like the one given, best first."""
+    """Returns the names most similar to the given one, best first."""
     return difflib.get_close_matches(name, list(names), n=count, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""Where a raw tensor is reached, and how a hook point's value shows in it. Data only: nothing here touches a module."""
+"""Where a raw tensor is reached, and how a hook point's value is read from it. Data only: no module is touched here."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -23,12 +23,12 @@ class Side(StrEnum):
 
     @property
     def is_inside(self) -> bool:
-        """Whether it lies between a module's input and its output."""
+        """Whether it is between a module's input and its output."""
         return self not in (Side.INPUT, Side.OUTPUT)
 
 
 class Layout(StrEnum):
-    """How rows and positions lie in a raw tensor. Taps hand on all tensors as `TOKENS`, by views."""
+    """How rows and positions lie in a raw tensor. The taps show all tensors as `TOKENS`, as views."""
 
     TOKENS = "batch pos ..."
     HEADS_FIRST = "batch head pos ..."
@@ -45,8 +45,8 @@ class Place:
         side: Its input, its output, or inside it.
         item: Which of several outputs.
         layout: How rows and positions lie in the tensor.
-        rows_of: Path of a module around it whose input has the batch's rows, where the tensor does not tell them.
-        is_overwritten: Whether the model goes on to write into the tensor's storage.
+        rows_of: Path of a module around it whose input tells the batch's rows, if the tensor does not.
+        is_overwritten: Whether the model writes into the tensor's storage afterwards.
     """
 
     module: str
@@ -63,7 +63,7 @@ class Place:
 
     @property
     def pos_dim(self) -> int:
-        """The (query) position axis of the tensor that the taps hand on."""
+        """The (query) position axis of the tensor as the taps show it."""
         return 2 if self.layout is Layout.ROWS_BY_ROWS else 1
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Place:
 
 
 class Conversion(Protocol):
-    """What an access needs of a conversion (`clearspan.conversions` has them)."""
+    """What an access needs of a conversion; `clearspan.conversions` has them."""
 
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns the tensor in canonical axes."""
@@ -83,21 +83,21 @@ class Conversion(Protocol):
 
 
 class Derivation(ABC):
-    """Values computed from the raw tensor at one place (the source) whose writes act at later ones (the targets).
+    """Values computed from the raw tensor at one place (the source); writing one acts at later places (the targets).
 
     A derivation may have several parts, in the order in which they fire: a later part sees the edits of earlier ones.
     """
 
     targets: tuple[Place, ...]
     is_in_series: bool = True
-    """Whether all that passes from source to target passes through each part, so that a part can be put in the way."""
+    """Whether all that the targets get from the source passes through each part, so that a part can take its place."""
 
     def reached_by(self, part: str) -> tuple[Place, ...]:
-        """Returns the targets on which a write of the part acts: all of them, where a subclass does not say less."""
+        """Returns the targets on which a write of the part acts: by default all of them."""
         return self.targets
 
     def weights(self) -> tuple[Tensor, ...]:
-        """Returns the live parameters that `read` uses, besides the source."""
+        """Returns the live parameters that `read` uses."""
         return ()
 
     def weights_to_write(self) -> tuple[Tensor, ...]:
@@ -123,24 +123,24 @@ class Derivation(ABC):
 
 @dataclass(frozen=True)
 class Whole:
-    """The raw tensor is the value; a write takes its place."""
+    """The raw tensor is the value; a write replaces it."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The value is the raw tensor or a part of it in canonical axes; a write is converted back and takes its place."""
+    """The value is the raw tensor, or a part of it, in canonical axes; a write is converted back and replaces it."""
 
     conversion: Conversion
 
 
 @dataclass(frozen=True)
 class InPlace:
-    """The raw tensor is the value, and others read its storage: a write is copied into it."""
+    """The raw tensor is the value, and others read its storage: a write is copied into the storage."""
 
 
 @dataclass(frozen=True)
 class SharedRow:
-    """The raw tensor has one row where all rows of the batch are alike; the value has the batch's rows."""
+    """The raw tensor may have one row for all rows of the batch; the value has the batch's rows."""
 
 
 @dataclass(frozen=True)
@@ -155,13 +155,13 @@ Access = Whole | Converted | InPlace | SharedRow | Derived
 
 
 def read(access: Access, raw: Tensor, rows: int | None, edits: Mapping[str, Tensor]) -> Tensor:
-    """Returns the value that an access shows in a raw tensor.
+    """Returns the value that an access reads from a raw tensor.
 
     Args:
         access: The access.
-        raw: The raw tensor, tokens first.
-        rows: The batch's rows, for tensors that have one row for all; None where they are not known.
-        edits: Edits of the access's derivation made so far.
+        raw: The raw tensor, rows and positions first.
+        rows: The batch's rows, for a tensor with one row for all; None if unknown.
+        edits: Earlier edits of the access's derivation.
     """
     match access:
         case Whole() | InPlace():

@@ -2,7 +2,6 @@
 
 from clearspan.weights.composition import CompositionScores, composition_scores
 from clearspan.weights.factored_matrix import SVD, FactoredMatrix
-from clearspan.weights.heads import expand_kv_heads
-from clearspan.weights.stacked import ModelWeights
+from clearspan.weights.model_weights import ModelWeights, expand_kv_heads
 
 __all__ = ["CompositionScores", "FactoredMatrix", "ModelWeights", "SVD", "composition_scores", "expand_kv_heads"]

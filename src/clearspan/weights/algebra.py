@@ -10,11 +10,11 @@ from clearspan.weights.factored_matrix import FactoredMatrix
 
 
 def scale_inputs(weight: Tensor, scale: Float[Tensor, "in"], axis: int) -> Tensor:
-    """Returns a map that takes an input before it is multiplied by `scale`: `W (scale * x) == W' x`.
+    """Returns a map that scales its input itself: `W (scale * x) == W' x`.
 
     Args:
         weight: The map's weight.
-        scale: For each input, such as a norm's weight.
+        scale: A number for each input, such as a norm's weight.
         axis: The weight's axis of inputs, counted from the end.
     """
     return weight * scale.to(weight).reshape(-1, *(1,) * (-1 - axis))
@@ -26,12 +26,12 @@ def shifted_output(weight: Tensor, shift: Float[Tensor, "in"], axis: int) -> Ten
 
 
 def centred(weight: Tensor, axis: int, out: Tensor | None = None) -> Tensor:
-    """Returns a weight of which every vector along the axis has mean zero.
+    """Returns a weight minus its mean along an axis.
 
     Args:
         weight: The weight.
         axis: The axis.
-        out: Where to put it, by default anew; it may be the weight itself.
+        out: Where to put it, by default a new tensor; it may be the weight itself.
     """
     return torch.sub(weight, weight.mean(axis, keepdim=True), out=out)
 
@@ -39,14 +39,14 @@ def centred(weight: Tensor, axis: int, out: Tensor | None = None) -> Tensor:
 def constant_of_values(b_V: Float[Tensor, "kv_head d_head"], W_O: Float[Tensor, "head d_head d_model"]) -> Tensor:
     """Returns what the value bias adds to attention's output `[d_model]`, whatever is attended to.
 
-    A pattern's row sums to one, so that each head adds `b_V @ W_O`.
+    A pattern's row sums to one, so each head adds `b_V @ W_O`.
     """
     expanded = b_V.repeat_interleave(len(W_O) // len(b_V), dim=0)
     return torch.einsum("hd,hdm->m", expanded, W_O)
 
 
 class Refactored(NamedTuple):
-    """Two weights with their biases, or None where there were none."""
+    """Two weights with their biases, None for a bias that was missing."""
 
     left: Tensor
     left_bias: Tensor | None
@@ -62,8 +62,8 @@ def refactored_QK(
 ) -> Refactored:
     """Returns queries and keys in the basis of singular vectors; every score `(x W_Q + b_Q) (y W_K + b_K)^T` stays.
 
-    The heads that share keys have one basis: their queries, one below the other, times the keys are one matrix whose
-    singular values both sides share evenly. Biases are a further row.
+    Heads that share keys share a basis: their queries, stacked in rows, times the keys are one matrix, whose singular
+    values both sides share evenly. Biases are a further row.
     """
     queries, keys = _with_bias(W_Q, b_Q), _with_bias(W_K, b_K)
     group = len(W_Q) // len(W_K)
@@ -80,13 +80,13 @@ def refactored_OV(
 ) -> Refactored:
     """Returns values and outputs in the basis of singular vectors; every `(x W_V + b_V) W_O` stays.
 
-    The heads that share values have one basis, in which the rows of their output weights, side by side, are
-    orthonormal: the singular values are the values'.
+    Heads that share values share a basis, in which the rows of their joined output weights are orthonormal: the values
+    take the singular values.
     """
     values = _with_bias(W_V, b_V)
     group, d_head = len(W_O) // len(W_V), W_O.shape[1]
-    beside = W_O.double().unflatten(0, (-1, group)).transpose(1, 2).flatten(2)
-    found = FactoredMatrix(values, beside).svd()
+    outputs = W_O.double().unflatten(0, (-1, group)).transpose(1, 2).flatten(2)
+    found = FactoredMatrix(values, outputs).svd()
     new_values = _padded(found.U * found.S[..., None, :], d_head)
     rows = _padded(found.Vh.mT, d_head).mT
     new_outputs = rows.unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1).to(W_O)
@@ -94,16 +94,16 @@ def refactored_OV(
 
 
 def _with_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns a weight by head in float64, its bias as one more row."""
+    """Returns a weight by head in float64, with its bias as one more row."""
     return weight.double() if bias is None else torch.cat([weight, bias[:, None]], dim=1).double()
 
 
 def _split(joined: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Returns weight and bias apart again, in their own dtype."""
+    """Separates weight and bias again, in their own dtype."""
     joined = joined.to(weight)
     return (joined, None) if bias is None else (joined[:, :-1], joined[:, -1])
 
 
 def _padded(matrix: Tensor, width: int) -> Tensor:
-    """Returns a matrix with columns of zeros up to a width, where its rank is less."""
+    """Returns a matrix with columns of zeros up to a width."""
     return torch.nn.functional.pad(matrix, (0, width - matrix.shape[-1]))

@@ -27,7 +27,7 @@ class CompositionScores(Result):
             writer is not in an earlier layer. On the CPU.
         baseline: The mean score of as many random heads of the same shapes, Gaussian factors.
         deviation: Standard deviation of the random scores.
-        mode: What the reader uses it for: queries, keys or values.
+        mode: Whether the reader uses it for queries, keys or values.
     """
 
     scores: Float[Tensor, "layer head layer head"]
@@ -44,11 +44,11 @@ class CompositionScores(Result):
 
     @property
     def above_baseline(self) -> Float[Tensor, "layer head layer head"]:
-        """Scores less the baseline; 0 where the writer is not in an earlier layer."""
+        """Scores minus the baseline; 0 where the writer is not in an earlier layer."""
         return torch.where(self.scores > 0, self.scores - self.baseline, 0)
 
     def columns(self) -> Columns:
-        """Returns one row for each pair of heads of which the writer is earlier."""
+        """Returns one row for each pair of heads whose writer is in an earlier layer."""
         layers, heads = self.scores.shape[:2]
         head = torch.arange(layers * heads)
         writer, reader = (head[:, None] // heads < head // heads).nonzero(as_tuple=True)
@@ -77,15 +77,15 @@ def composition_scores(
     """Returns the composition scores of all pairs of heads, and a random baseline.
 
     `Q`: `W_OV W_QK`, the writer changes what the reader asks for; `K`: `W_OV W_QK^T`, what it finds; `V`:
-    `W_OV W_OV`, what it moves. Weights multiply rows from the right, as everywhere here, so the writer stands left.
-    Norms between the heads are left out: `bridge.processed()` folds their weights into the readers.
+    `W_OV W_OV`, what it moves. Weights multiply rows from the right, as everywhere here, so the writer is on the left.
+    The scores ignore norms between the heads: `bridge.processed()` folds their weights into the readers.
 
     Args:
         OV: `[layer, head, d_model, d_model]`.
         QK: The same.
         mode: The kind of composition.
         samples: Random pairs of heads, in multiples of all heads, for the baseline.
-        seed: Of the baseline.
+        seed: Seed of the baseline.
 
     Raises:
         InvalidArgumentError: Another mode.

@@ -24,9 +24,9 @@ class SVD(NamedTuple):
 class FactoredMatrix:
     """The matrix `A @ B`, which is never formed.
 
-    A head's `W_V @ W_O` is `[d_model, d_model]` but of rank `d_head`: what one wants to know of it follows from the
-    factors in a fraction of the memory and time. Leading axes (layer, head) broadcast. Factors in half precision are
-    raised to float32 for decompositions and norms.
+    A head's `W_V @ W_O` is `[d_model, d_model]` but of rank `d_head`, so the factors give its decompositions and norms
+    in a fraction of the memory and time. Leading axes (layer, head) broadcast. Factors in half precision are raised to
+    float32 for decompositions and norms.
 
     Args:
         A: `[..., left, inner]`.
@@ -59,12 +59,12 @@ class FactoredMatrix:
 
     @property
     def shape(self) -> torch.Size:
-        """Of the product."""
+        """The product's shape."""
         return torch.Size([*self.A.shape[:-1], self.B.shape[-1]])
 
     @property
     def ndim(self) -> int:
-        """Axes of the product."""
+        """The product's number of axes."""
         return self.A.ndim
 
     @property
@@ -93,7 +93,7 @@ class FactoredMatrix:
         return FactoredMatrix(self.B.mT, self.A.mT)
 
     def unsqueeze(self, axis: int) -> "FactoredMatrix":
-        """Returns it with a leading axis of size 1 more."""
+        """Returns it with one more leading axis, of size 1."""
         at = axis if axis >= 0 else axis + self.ndim + 1
         if not 0 <= at <= self.ndim - 2:
             raise InvalidArgumentError(
@@ -104,7 +104,7 @@ class FactoredMatrix:
     def __getitem__(self, index: Index | tuple[Index | None, ...] | None) -> "FactoredMatrix":
         """Returns a part.
 
-        Leading axes are indexed as a tensor's. An index of the matrix's own axes picks rows of `A` and columns of `B`;
+        Leading axes are indexed as in a tensor. An index of the matrix's own axes picks rows of `A` and columns of `B`;
         there an integer leaves an axis of size 1.
         """
         given = index if isinstance(index, tuple) else (index,)
@@ -131,7 +131,7 @@ class FactoredMatrix:
 
     @property
     def AB(self) -> Float[Tensor, "... left right"]:
-        """The product itself: the one place where it is formed."""
+        """The product itself: only this forms it."""
         return self.A @ self.B
 
     @property
@@ -163,7 +163,7 @@ class FactoredMatrix:
         return FactoredMatrix(other @ self.A, self.B)
 
     def __mul__(self, scalar: float | Tensor) -> "FactoredMatrix":
-        """Returns it times a number, or times a tensor of one number for each matrix, `[..., 1, 1]`."""
+        """Returns it times a number, or times one number for each matrix, `[..., 1, 1]`."""
         if isinstance(scalar, Tensor) and scalar.ndim and scalar.shape[-2:] != (1, 1):
             raise InvalidArgumentError(
                 "a factored matrix is multiplied by numbers", expected="[..., 1, 1]", got=str(list(scalar.shape))
@@ -175,9 +175,9 @@ class FactoredMatrix:
     # --- decompositions ----------------------------------------------------------------------------------------------
 
     def svd(self) -> SVD:
-        """Returns the thin SVD of the product; its rank axis is the least of the three sizes.
+        """Returns the thin SVD of the product; its rank axis has the smallest of the three sizes.
 
-        With `A = Qa Ra` and `B^T = Qb Rb`, the decomposition of the small `Ra Rb^T` gives that of the product.
+        With `A = Qa Ra` and `B^T = Qb Rb`, it follows from the SVD of the small `Ra Rb^T`.
         """
         (Qa, Ra), (Qb, Rb) = torch.linalg.qr(_exact(self.A)), torch.linalg.qr(_exact(self.B).mT)
         U, S, Vh = torch.linalg.svd(Ra @ Rb.mT, full_matrices=False)
@@ -219,17 +219,17 @@ class FactoredMatrix:
         return torch.linalg.matrix_norm(Ra @ Rb.mT)
 
     def collapse_l(self) -> Float[Tensor, "... rank right"]:
-        """Returns what is left without the left singular vectors: right ones times singular values."""
+        """Returns singular values times right singular vectors."""
         found = self.svd()
         return found.S[..., None] * found.Vh
 
     def collapse_r(self) -> Float[Tensor, "... left rank"]:
-        """Returns what is left without the right singular vectors: left ones times singular values."""
+        """Returns left singular vectors times singular values."""
         found = self.svd()
         return found.U * found.S[..., None, :]
 
     def make_even(self) -> "FactoredMatrix":
-        """Returns the same product with both factors of the same singular values."""
+        """Returns the same product with factors that share its singular values evenly."""
         found = self.svd()
         root = found.S.sqrt()
         return FactoredMatrix(found.U * root[..., None, :], root[..., None] * found.Vh)
@@ -242,7 +242,7 @@ class FactoredMatrix:
     # --- where it is -------------------------------------------------------------------------------------------------
 
     def to(self, target: torch.device | str | torch.dtype) -> "FactoredMatrix":
-        """Returns it with both factors on a device, or of a dtype."""
+        """Returns it with both factors on a device, or in a dtype."""
         return self._each(lambda factor: factor.to(target))
 
     def detach(self) -> "FactoredMatrix":
@@ -257,7 +257,7 @@ class FactoredMatrix:
 
 
 def triangular(matrix: Float[Tensor, "... left inner"]) -> Float[Tensor, "... rank inner"]:
-    """Returns the `R` of its QR decomposition: as long as the matrix in every direction, and small."""
+    """Returns the `R` of a matrix's QR decomposition: small, and of the same length in every direction."""
     return torch.linalg.qr(_exact(matrix)).R  # gradients need Q, so it is computed
 
 

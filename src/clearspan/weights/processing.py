@@ -1,7 +1,6 @@
-"""Processing: steps that change weights and leave log-probabilities as they were, each where it is exact.
+"""Processing: steps that change weights but not log-probabilities.
 
-The steps work on a model whose parameters are at first those of another model: a parameter is replaced, never written,
-until it belongs to this model alone.
+The steps work on a model that shares its parameters with another one: a shared parameter is replaced, never written.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,7 +54,7 @@ class Step:
 
     Attributes:
         name: Its name, as the argument that asks for it.
-        done: What it did, or why it did nothing.
+        done: What it did, or why it was left out.
     """
 
     name: str
@@ -66,26 +65,26 @@ class Step:
 
 
 class _Processing:
-    """One processing under way.
+    """The steps on one model.
 
     Args:
-        bridge: A bridge to a model of its own on shared parameters.
+        model: A model on shared parameters.
     """
 
-    def __init__(self, bridge: Processable) -> None:
-        self.bridge = bridge
-        self._shared = {id(parameter) for parameter in bridge.parameters()}
+    def __init__(self, model: Processable) -> None:
+        self.model = model
+        self._shared = {id(parameter) for parameter in model.parameters()}
 
     # --- parameters --------------------------------------------------------------------------------------------------
 
     def _replace(self, module: nn.Module, name: str, value: Tensor) -> None:
-        """Puts a new parameter in the place of one of a module, or of none."""
+        """Replaces a module's parameter, or adds one."""
         old = module._parameters.get(name)
         requires_grad = True if old is None else old.requires_grad
         module._parameters[name] = nn.Parameter(value.detach(), requires_grad=requires_grad)
 
     def _own(self, module: nn.Module, name: str) -> Tensor:
-        """Returns a parameter of this model alone, to be written: the one there, or a copy put in its place."""
+        """Returns a parameter that may be written: a shared one is replaced by a copy first."""
         if id(module.get_parameter(name)) in self._shared:
             self._replace(module, name, module.get_parameter(name).detach().clone())
         return module.get_parameter(name).detach()
@@ -95,7 +94,7 @@ class _Processing:
         centred(weight, axis, out=weight)
 
     def _add_bias(self, each: LinearMap, added: Tensor) -> None:
-        """Adds to a map's bias; a map without one gets it."""
+        """Adds to a map's bias; a map without one gets one."""
         if not added.any():
             return
         if each.bias is None:
@@ -106,7 +105,7 @@ class _Processing:
         self._replace(each.module, each.bias, added if old is None else old.detach() + added)
 
     def _write(self, attn: HeadAttentionBridge, **values: Tensor | None) -> None:
-        """Writes an attention's weights by name, each by a view of a parameter of this model's own."""
+        """Writes an attention's weights by name, through views of parameters that may be written."""
         for name, value in values.items():
             if value is not None:
                 kind, letter = name.split("_")
@@ -117,14 +116,14 @@ class _Processing:
     # --- steps -------------------------------------------------------------------------------------------------------
 
     def fold_ln(self) -> str:
-        """Moves the weights and biases of norms into the linear maps that read them, and leaves 1 and 0 there.
+        """Moves the weights and biases of norms into the linear maps that read them; the norms keep 1 and 0.
 
-        It is exact for each norm that nothing but linear maps reads; the others stay as they are.
+        A norm that something else reads too stays as it is.
         """
-        pairs = [pair for block in self.bridge.blocks for pair in block.folds()]
-        final = final_norm(self.bridge)
+        pairs = [pair for block in self.model.blocks for pair in block.folds()]
+        final = final_norm(self.model)
         if final is not None:
-            pairs.append((final, [readout(self.bridge)[0].map]))
+            pairs.append((final, [readout(self.model)[0].map]))
         folded = sum(self._fold(norm, maps) for norm, maps in pairs)
         return f"{folded} norms folded" if folded else "nothing to fold"
 
@@ -145,8 +144,8 @@ class _Processing:
         return has_weight or bias is not None
 
     def center_writing_weights(self) -> str:
-        """Takes the mean over `d_model` from everything that is written to the residual stream."""
-        writers = list(_writers(self.bridge))
+        """Subtracts the mean over `d_model` from everything that is written to the residual stream."""
+        writers = list(_writers(self.model))
         for each in writers:
             self._centre(each.module, each.weight, each.out_axis)
             if each.bias is not None and each.module._parameters.get(each.bias) is not None:
@@ -154,8 +153,8 @@ class _Processing:
         return f"{len(writers)} weights centred"
 
     def center_unembed(self) -> str:
-        """Takes from each logit the mean over the vocabulary, which a softmax does not see."""
-        each = self.bridge.unembed.map
+        """Subtracts from each logit the mean over the vocabulary, which changes no softmax."""
+        each = self.model.unembed.map
         self._centre(each.module, "weight", each.out_axis)
         if each.module._parameters.get("bias") is not None:
             self._centre(each.module, "bias", -1)
@@ -164,7 +163,7 @@ class _Processing:
     def fold_value_biases(self) -> str:
         """Moves what value biases add to attention's output into the output bias."""
         count = 0
-        for block in self.bridge.blocks:
+        for block in self.model.blocks:
             attn, bias = block.attn, _value_bias(block)
             if bias is not None and bias.any():
                 self._add_bias(attn.o.map, constant_of_values(bias.detach(), attn.W_O.detach()))
@@ -173,9 +172,9 @@ class _Processing:
         return f"value biases of {count} layers folded" if count else "no value biases"
 
     def refactor_factored_attn_matrices(self) -> str:
-        """Puts queries and keys (where that is exact), values and outputs in the basis of their singular vectors."""
-        does_queries = why_not_refactored(self.bridge, queries=True) is None
-        for block in self.bridge.blocks:
+        """Changes queries and keys (if that is exact), values and outputs to the basis of their singular vectors."""
+        does_queries = why_not_refactored(self.model, queries=True) is None
+        for block in self.model.blocks:
             attn = block.attn
             b_Q, b_K, b_V = (getattr(attn, f"b_{key.upper()}") if attn.has_bias(key) else None for key in PROJECTIONS)
             if does_queries:
@@ -193,27 +192,27 @@ _PROJECTIONS: dict[str, Projection] = {"Q": "q", "K": "k", "V": "v"}
 # --- what is where ---------------------------------------------------------------------------------------------------
 
 
-def final_norm(bridge: Processable) -> NormalizationBridge | None:
-    """Returns the norm before the unembedding, where there is one."""
-    return next((part for part in _after_blocks(bridge) if isinstance(part, NormalizationBridge)), None)
+def final_norm(model: Processable) -> NormalizationBridge | None:
+    """Returns the norm before the unembedding, or None."""
+    return next((part for part in _after_blocks(model) if isinstance(part, NormalizationBridge)), None)
 
 
-def readout(bridge: Processable) -> list[LinearBridge]:
-    """Returns the linear maps from the last norm's output to the logits: the unembedding, and what is before it."""
-    return [part for part in _after_blocks(bridge) if isinstance(part, LinearBridge)]
+def readout(model: Processable) -> list[LinearBridge]:
+    """Returns the linear maps from the last norm's output to the logits: a projection, if any, and the unembedding."""
+    return [part for part in _after_blocks(model) if isinstance(part, LinearBridge)]
 
 
-def _after_blocks(bridge: Processable) -> tuple[GeneralizedComponent, ...]:
-    return bridge.components[bridge.components.index(bridge.blocks[-1]) + 1 :]
+def _after_blocks(model: Processable) -> tuple[GeneralizedComponent, ...]:
+    return model.components[model.components.index(model.blocks[-1]) + 1 :]
 
 
-def _writers(bridge: Processable) -> Iterator[LinearMap]:
-    if bridge.embed.ends_at is None:  # else what the embedding adds is a norm's or a projection's output
-        yield LinearMap(bridge.embed.module, "weight", None, in_axis=-2, out_axis=-1)
-    for part in bridge.components:
+def _writers(model: Processable) -> Iterator[LinearMap]:
+    if model.embed.ends_at is None:  # otherwise a norm or a projection writes
+        yield LinearMap(model.embed.module, "weight", None, in_axis=-2, out_axis=-1)
+    for part in model.components:
         if isinstance(part, PosEmbedBridge):
             yield LinearMap(part.module, "weight", None, in_axis=-2, out_axis=-1)
-    for block in bridge.blocks:
+    for block in model.blocks:
         yield from block.attn.adds()
         yield from block.mlp.adds()
 
@@ -226,32 +225,32 @@ def _value_bias(block: BlockBridge) -> Tensor | None:
 # --- where steps are exact -------------------------------------------------------------------------------------------
 
 
-def why_not_centred(bridge: Processable) -> str | None:
-    """Returns why the mean of what is written to the residual stream matters to what reads it, or None."""
-    final = final_norm(bridge)
-    if all(block.centres for block in bridge.blocks) and final is not None and not final.uses_rms_norm:
+def why_not_centred(model: Processable) -> str | None:
+    """Returns why the mean of the residual stream matters to what reads it, or None."""
+    final = final_norm(model)
+    if all(block.centres for block in model.blocks) and final is not None and not final.uses_rms_norm:
         return None
-    if bridge.cfg.uses_rms_norm:
+    if model.cfg.uses_rms_norm:
         return "RMS norms do not subtract the mean, so that they read it"
     return "the residual stream is read, or normed, without its mean being subtracted first"
 
 
-def why_unembedding_not_centred(bridge: Processable) -> str | None:
+def why_unembedding_not_centred(model: Processable) -> str | None:
     """Returns why a number added to all logits changes probabilities, or None."""
-    cap = bridge.cfg.output_logits_soft_cap
+    cap = model.cfg.output_logits_soft_cap
     return None if cap is None else f"logits are capped at {cap}, so that a number added to all of them changes them"
 
 
-def why_values_not_folded(bridge: Processable) -> str | None:
+def why_values_not_folded(model: Processable) -> str | None:
     """Returns why a value bias adds no constant to attention's output, or None."""
-    if any(block.attn.has_sinks and _value_bias(block) is not None for block in bridge.blocks):
+    if any(block.attn.has_sinks and _value_bias(block) is not None for block in model.blocks):
         return "sinks take a share of each query's attention, so that patterns do not sum to one"
     return None
 
 
-def why_not_refactored(bridge: Processable, *, queries: bool) -> str | None:
-    """Returns why another basis of queries and keys (or of values alone) changes what heads compute, or None."""
-    attentions = [block.attn for block in bridge.blocks]
+def why_not_refactored(model: Processable, *, queries: bool) -> str | None:
+    """Returns why another basis of queries and keys (or of values) changes what heads compute, or None."""
+    attentions = [block.attn for block in model.blocks]
     if not all(isinstance(attn, HeadAttentionBridge) for attn in attentions):
         return "queries, keys or values are not one linear map each"
     if queries and any({"q_norm", "k_norm"} & set(attn.submodules) for attn in attentions):
@@ -261,33 +260,33 @@ def why_not_refactored(bridge: Processable, *, queries: bool) -> str | None:
     return None
 
 
-def process(bridge: Processable, asked: Mapping[str, bool | None]) -> tuple[Step, ...]:
-    """Runs the steps asked for on a model of their own, and returns what they did.
+def process(model: Processable, asked: Mapping[str, bool | None]) -> tuple[Step, ...]:
+    """Runs steps on a model and returns what they did.
 
     Args:
-        bridge: The model, whose parameters are replaced.
-        asked: For each step, in their order, True, False, or None for where it is exact.
+        model: The model; its parameters are replaced.
+        asked: For each step, in their order: True (do it), False, or None (do it if it is exact).
 
     Raises:
         InexactProcessingError: A step that was asked for would change what the model computes. Nothing was done.
     """
-    does_queries = bool(asked["refactor_factored_attn_matrices"])  # left open, values and outputs alone are enough
+    does_queries = bool(asked["refactor_factored_attn_matrices"])  # None is content with values and outputs
     reasons = {
         "fold_ln": None,
-        "center_writing_weights": why_not_centred(bridge),
-        "center_unembed": why_unembedding_not_centred(bridge),
-        "fold_value_biases": why_values_not_folded(bridge),
-        "refactor_factored_attn_matrices": why_not_refactored(bridge, queries=does_queries),
+        "center_writing_weights": why_not_centred(model),
+        "center_unembed": why_unembedding_not_centred(model),
+        "fold_value_biases": why_values_not_folded(model),
+        "refactor_factored_attn_matrices": why_not_refactored(model, queries=does_queries),
     }
     for name, reason in reasons.items():
         if asked[name] and reason is not None:
             raise InexactProcessingError(
                 f"{name}=True would change what the model computes",
-                where=bridge.cfg.architecture,
+                where=model.cfg.architecture,
                 reason=reason,
                 fix=f"{name}=None, which does what is exact, or {name}=False",
             )
-    work = _Processing(bridge)
+    work = _Processing(model)
     return tuple(
         Step(name, getattr(work, name)() if reason is None else f"left out: {reason}")
         for name, reason in reasons.items()

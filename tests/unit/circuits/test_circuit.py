@@ -125,6 +125,10 @@ def test_mistakes_are_named(bridge):
         circuit_of() | {"L0H1->logits"}
     with pytest.raises(InvalidArgumentError, match="no circuit has 83 edges\n  expected: 0 to 82"):
         Circuit.random(GRAPH, 83)
+    with pytest.raises(InvalidArgumentError, match="graph= is a ComputationalGraph"):
+        Circuit.random(bridge, 3)
+    with pytest.raises(InvalidArgumentError, match="seed='x'"):
+        Circuit.random(GRAPH, 3, "x")
     with pytest.raises(InvalidArgumentError, match="the circuits are of different graphs"):
         circuit_of() | Circuit.of(bridge, [])
     with pytest.raises(InvalidArgumentError, match="there is no edge"):
@@ -140,6 +144,10 @@ def test_scores_give_the_best_edges(bridge, runs):
     assert Circuit.of_scores(scores, n_edges=0).n_edges == 0
     with pytest.raises(InvalidArgumentError, match="expected: one of n_edges= and threshold=\n  got: n_edges=None"):
         Circuit.of_scores(scores)
+    with pytest.raises(InvalidArgumentError, match="threshold='x'"):
+        Circuit.of_scores(scores, threshold="x")
+    with pytest.raises(InvalidArgumentError, match="scores= is what edge_attribution returns"):
+        Circuit.of_scores(best, n_edges=5)
 
 
 def test_random_circuits_are_drawn_by_their_seed():
@@ -180,7 +188,7 @@ def test_batches_do_not_change_what_is_found(bridge, runs):
     whole = Circuit.of(bridge, []).complement()
     circuits = [whole.without(edge) for edge in list(whole)[::9]]
     one, many = (CircuitRuns.of(bridge, *runs, METRIC, memory=memory) for memory in (1, None))
-    torch.testing.assert_close(one.metrics(circuits), many.metrics(circuits), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one.metrics(*circuits), many.metrics(*circuits), rtol=1e-4, atol=1e-5)
     assert (one.n_circuits, one.n_forwards) == (len(circuits), len(circuits))
     assert many.n_forwards < many.n_circuits == len(circuits)
 
@@ -201,10 +209,9 @@ def test_shares_are_of_means_over_rows(bridge, runs):
     torch.testing.assert_close(found.faithfulness[0], (own - corrupted) / (clean - corrupted))
     torch.testing.assert_close(found.completeness[0], (rest - corrupted) / (clean - corrupted))
     table = found.to_dataframe()
-    assert list(table) == ["circuit", "edges", "metric", "faithfulness", "completeness"]
+    assert list(table) == ["run", "circuit", name, "change", "share", "standard error"]
     assert str(found).startswith("runs of circuits: logit difference (")
     assert [len(row) for row in found.plot().data[0].z] == [1, 1]
-    assert list(found.select(run="circuit").to_dataframe()) == ["circuit", name, "change", "share", "standard error"]
 
 
 FUNCTIONS = [lambda logits: logits[:, -1, 7], lambda logits: logits.mean()]
@@ -261,24 +268,29 @@ def test_curves_are_those_of_the_circuits(bridge, runs):
     random = {str(seed): Circuit.random(scores.graph, 60, seed) for seed in (5, 6)}
     control = evaluate_circuits(bridge, *runs, METRIC, random).faithfulness
     torch.testing.assert_close(found.random[:, 2], control, rtol=1e-4, atol=1e-4)
-    assert list(found.to_dataframe()) == ["edges", "faithfulness", "completeness", "random", "random_most"]
+    assert found.axes["run"] == ("circuit", "the rest", "random 0", "random 1")
     assert found.title.startswith("circuits by EAP: logit difference (")
-    assert len(found.plot().data) == 3
+    figure = found.plot()
+    assert [line.name for line in figure.data] == list(found.axes["run"])
+    assert figure.layout.xaxis.type == "log"
 
 
 def test_curves_without_a_control(bridge, runs):
     scores = edge_attribution(bridge, *runs, METRIC)
     found = faithfulness_curve(scores, [3], draws=0)
-    assert list(found.to_dataframe()) == ["edges", "faithfulness", "completeness"]
+    assert found.axes == {"run": ("circuit", "the rest"), "edges": (3,)}
+    assert found.random.shape == (0, 1)
     for sizes, message in (
         ([9999], "no circuit has 9999 edges"),
-        ([], "sizes: there is no size"),
+        ([], r"sizes=\[\]"),
+        (2.5, "sizes=2.5"),
         ([-1], "n_edges=-1"),
     ):
         with pytest.raises(InvalidArgumentError, match=message):
             faithfulness_curve(scores, sizes)
-    with pytest.raises(InvalidArgumentError, match="draws=-1"):
-        faithfulness_curve(scores, draws=-1)
+    for given in ({"draws": -1}, {"seed": 0.5}, {"scores": "EAP"}):
+        with pytest.raises(InvalidArgumentError, match=next(iter(given))):
+            faithfulness_curve(**{"scores": scores, **given})
 
 
 # --- drawings --------------------------------------------------------------------------------------------------------

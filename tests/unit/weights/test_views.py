@@ -9,7 +9,7 @@ import torch
 from tests.zoo import MODELS, build
 
 import clearspan
-from clearspan.components.weights import WeightTensor
+from clearspan.components import WeightTensor
 from clearspan.errors import (
     InvalidArgumentError,
     MissingWeightError,
