@@ -146,7 +146,7 @@ class Draw:
             ids[row, columns[0]] = 1 + rows.ids[row, columns[0]] % (VOCABULARY - 1)
         if not relaid:
             return self.note("other rows", Rows(torch.where(rows.mask.bool(), ids, rows.ids), rows.mask))
-        length = rows.size[1] + self.random.randint(0, 2)
+        length = rows.size[1] + self.random.choice((0, 0, 0, 1, 2))
         masks = [self._mask(self.random.choice(("left", "right")), length, real) for real in rows.lengths]
         if all(real == length for real in rows.lengths):
             masks = [self._mask("left", length, real) for real in rows.lengths]
@@ -194,7 +194,7 @@ class Draw:
         if family.pre is not None:
             found += [name for name in NEURONS if name != "pre_linear" or family.pre_linear]
         if squares and family.attention == "eager":
-            found += [*SQUARES, *SQUARES]
+            found += [*SQUARES, *SQUARES, *["attn_scores"] * (6 * family.has_sinks)]
         if ends:
             found += [name for name in ENDS if name != "pos_embed" or family.pos_embed]
         absent = {"resid_mid"} if family.is_parallel else set()

@@ -28,7 +28,12 @@ class Pair:
         self.draw = draw = Draw(kind, number)
         padding = draw.padding()
         relaid = draw.note("padding differs", draw.chance(0.3) and padding != "none")
-        self.subject = draw.subject(is_padded=padding != "none", but=("mixtral", "gpt_oss"))
+        has_norm = draw.chance(0.3)  # on what attention adds
+        self.subject = draw.subject(
+            lambda family: (family.attn_out is not None) >= has_norm,
+            is_padded=padding != "none",
+            but=("mixtral", "gpt_oss"),
+        )
         self.reference, self.bridge = self.subject.reference, ours.bridge_to(self.subject)
         self.clean = draw.rows(padding, longest=longest)
         self.given = self.clean, draw.other_rows(self.clean, relaid=relaid)

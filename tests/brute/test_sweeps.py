@@ -51,8 +51,21 @@ def drawn_cells(draw, subject, rows):
             if not is_excluded(cell, n_layers):
                 break
         found.append(cell)
+    if draw.chance(0.4):
+        found.append(one_tensor_under_two_names(draw, subject, rows))
     draw.note("cells", found)
     return {f"cell {number}": ours.interventions_of(cell, n_layers) for number, cell in enumerate(found)}, found
+
+
+def one_tensor_under_two_names(draw, subject, rows):
+    """Draws changes of what leaves a block and enters the next one, the later one first in the list."""
+    last = subject.reference.n_layers - 1
+    layer, positions = draw.random.randrange(last), draw.random.randrange(-min(rows.lengths), 0)
+    kinds = ["Zero", "Add", "ProjectOut", "Inject", "Patch"]
+    first, second = (draw.change(subject, rows, ["clean"], points=["resid_post"], kinds=kinds) for _ in range(2))
+    plain = {"positions": positions, "columns": None}
+    first = ours.replaced(first, layer=layer, **plain)
+    return ours.replaced(second, point="resid_pre", layer=layer + 1, **plain), first
 
 
 @pytest.mark.parametrize("number", range(CASES))
