@@ -26,8 +26,8 @@ from clearspan.index import PointIndex, PointTable
 from clearspan.inputs import Batch, Input, PaddingSide, Text, batch_of
 from clearspan.points import HookPoint, NamesFilter
 from clearspan.weights import ModelWeights
-from clearspan.weights.processing import Step
 from clearspan.weights.model_weights import sharing
+from clearspan.weights.processing import Step
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
