@@ -196,7 +196,7 @@ class Model(ModelWeights):
             >>> bridge = clearspan.boot("tiny-bigcode")
             >>> batch = bridge.to_batch(["import os", "x = 1, 2"])
             >>> batch.lengths.tolist(), batch.tokens.shape
-            ([3, 7], torch.Size([2, 7]))
+            ([3, 8], torch.Size([2, 8]))
         """
         return batch_of(
             input,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from . import generation, ours
-from .changes import sources_of
+from .changes import Mean, sources_of
 from .draws import NORMS, SQUARES, Draw
 from .test_interventions import compare_cached, is_excluded
 
@@ -26,7 +26,7 @@ def drawn(draw, subject, rows, steps):
         takes = getattr(change.action, "source", None)
         if takes is not None and change.point == "attn_scores":  # there are no scores for new keys
             continue
-        is_constant = takes is not None and type(change.action).__name__ == "Mean" and not change.action.by_position
+        is_constant = isinstance(change.action, Mean) and not change.action.by_position and change.point not in SQUARES
         may_be_new = takes is None or is_constant
         is_open = change.positions is None or getattr(change.positions, "stop", 0) is None
         if takes is not None and is_open and not is_constant:

@@ -69,6 +69,6 @@ def bytes_as_text(count: float) -> str:
     """
     for unit in UNITS[:-1]:
         if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+            return f"{count:z.0f} {unit}" if unit == "B" else f"{count:z.1f} {unit}"
         count /= 1024
-    return f"{count:.1f} {UNITS[-1]}"
+    return f"{count:z.1f} {UNITS[-1]}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
-from clearspan.circuits.runs import PairRun, PairRuns, swept
+from clearspan.circuits.runs import PairRun, PairRuns, listed, shuffled, swept
 from clearspan.components import NormalizationBridge
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Batch, Input
@@ -215,8 +215,8 @@ class Unit:
             raise InvalidArgumentError(f"the point {name!r} is in no layer", fix="unit='resid_pre' for what enters one")
         if layers is None:
             layers = [layer for layer in range(n_layers) if get_act_name(name, layer) in bridge.hook_dict] or [0]
-        given = [layers] if isinstance(layers, int) else list(layers)
-        if not given or not all(isinstance(one, int | np.integer) and -n_layers <= one < n_layers for one in given):
+        given = listed("layers", layers, int)
+        if not all(isinstance(one, int | np.integer) and -n_layers <= one < n_layers for one in given):
             raise InvalidArgumentError(f"layers={given}", expected=f"layers from {-n_layers} to {n_layers - 1}")
         chosen = tuple(dict.fromkeys(int(layer) % n_layers for layer in given))
         points = [bridge.hook_dict[get_act_name(name, layer)] for layer in chosen]
@@ -584,8 +584,7 @@ def sampled(total: int, count: int | None, seed: int) -> list[int]:
         check_counts(0, cells=count)
     if count is not None and count < 2:
         raise InvalidArgumentError("no correlation can be known", expected="two cells or more", got=str(count))
-    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
-    return chosen.sort().values.tolist()
+    return sorted(shuffled(total, seed)[:count])
 
 
 def compared(agreement: Agreement | None) -> str:

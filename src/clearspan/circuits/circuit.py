@@ -13,8 +13,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.circuits.edge_scores import EdgeScores
+from clearspan.circuits.edge_scores import EdgeScores, checked_scores
 from clearspan.circuits.graph import ComputationalGraph, Edge, Kind, Node
+from clearspan.circuits.runs import shuffled
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.plots.charts import SERIES
 from clearspan.plots.network import Box, Link, Network
@@ -81,6 +82,9 @@ class Circuit:
                 expected="one of n_edges= and threshold=",
                 got=f"n_edges={n_edges}, threshold={threshold}",
             )
+        checked_scores(scores)
+        if not isinstance(threshold, int | float | None):
+            raise InvalidArgumentError(f"threshold={threshold!r}", expected="a number")
         best = scores.best(scores.graph.n_edges if n_edges is None else _checked(scores.graph, n_edges))
         kept = frozenset(edge for edge in best if threshold is None or abs(scores.score(edge)) >= threshold)
         return cls(scores.graph, kept, scores.pair.bridge.cfg.model_name)
@@ -94,9 +98,10 @@ class Circuit:
             n_edges: How many.
             seed: Of the choice. Torch's own seed is neither read nor changed.
         """
+        if not isinstance(graph, ComputationalGraph):
+            raise InvalidArgumentError("graph= is a ComputationalGraph", got=repr(graph)[:80], fix="circuit.graph")
         every = list(graph.edges())
-        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
-        return cls(graph, frozenset(every[number] for number in order[: _checked(graph, n_edges)].tolist()))
+        return cls(graph, frozenset(every[at] for at in shuffled(len(every), seed)[: _checked(graph, n_edges)]))
 
     # --- what is in it -----------------------------------------------------------------------------------------------
 
@@ -128,7 +133,7 @@ class Circuit:
         return len(self.edges)
 
     def __contains__(self, edge: Edge | str) -> bool:
-        return self.graph.parsed(edge)[0] in self.edges
+        return self.graph.parsed([edge])[0] in self.edges
 
     def __le__(self, other: "Circuit") -> bool:
         return self.edges <= self._edges_of(other)

@@ -286,7 +286,7 @@ class EdgeScores(Effects):
             seed: Of the choice.
         """
         if isinstance(edges, int | None):
-            every = list(self.graph.edges())
+            every = sorted(self.graph.edges(), key=self.graph.index_of)
             chosen = [every[number] for number in sampled(len(every), edges, seed)]
         else:
             chosen = self.graph.parsed(edges)
@@ -311,3 +311,14 @@ class EdgeScores(Effects):
             f"{pair.source_name} run; {pair.described(self.before, self.after)}; "
             f"mean over {counted(self.of().shape[-1], 'row')}; {compared(self.agreement)}"
         )
+
+
+def checked_scores(scores: object) -> EdgeScores:
+    """Returns scores of edges.
+
+    Raises:
+        InvalidArgumentError: It is something else.
+    """
+    if not isinstance(scores, EdgeScores):
+        raise InvalidArgumentError("scores= is what edge_attribution returns", got=repr(scores)[:80])
+    return scores

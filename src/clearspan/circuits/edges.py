@@ -20,7 +20,7 @@ from clearspan._run.sources import SourceRun
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.circuits.graph import ComputationalGraph, Edge, Node
-from clearspan.circuits.runs import copies_at_a_time, swept
+from clearspan.circuits.runs import copies_at_a_time, listed, swept
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch, Scale
@@ -176,8 +176,8 @@ def path_patching(
         raise InvalidArgumentError(f"unknown freeze={freeze!r}", expected="'all' or 'attention'")
     graph = ComputationalGraph.of(bridge)
     pair = Pair.of(bridge, clean, corrupted, metric, direction, attention_mask)
-    sent = [_sender_named(graph, bridge, sender) for sender in _listed(senders, "senders")]
-    read = [_group(graph, receiver) for receiver in _listed(receivers, "receivers")]
+    sent = [_sender_named(graph, bridge, sender) for sender in listed("senders", senders, str, Node)]
+    read = [_group(graph, receiver) for receiver in listed("receivers", receivers, str, Node)]
     order = {node: number for number, node in enumerate(graph.senders)}
     reads = [
         {node: (one,) for node in group if order[one.node] < graph.n_senders_before(node)}
@@ -189,15 +189,6 @@ def path_patching(
         ("receiver", tuple("+".join(map(str, group)) for group in read)),
     )
     return _patched(pair, graph, axes, reads, freeze, memory, progress=progress)
-
-
-def _listed(given: Any, name: str) -> list[Any]:
-    """Returns an argument that is one part of the model, or several, as a list."""
-    if isinstance(given, str | Node):
-        return [given]
-    if not isinstance(given, Iterable) or not (found := list(given)):
-        raise InvalidArgumentError(f"{name} are one part of the model or more", expected="a list", got=repr(given))
-    return found
 
 
 # --- senders and receivers -------------------------------------------------------------------------------------------
@@ -269,7 +260,7 @@ def _sender_named(graph: ComputationalGraph, bridge: TransformerBridge, name: st
 
 def _group(graph: ComputationalGraph, receiver: Receiver) -> tuple[Node, ...]:
     """Returns the inputs of a receiver, or of several."""
-    nodes = [name if isinstance(name, Node) else graph.node(name) for name in _listed(receiver, "receivers")]
+    nodes = [name if isinstance(name, Node) else graph.node(name) for name in listed("receivers", receiver, str, Node)]
     found = tuple(dict.fromkeys(one for node in nodes for one in graph.inputs_of(node)))
     unknown = next((one for one in found if one not in graph.receivers), None)
     if not found or unknown is not None:

@@ -13,10 +13,10 @@ from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.circuits.circuit import Circuit
-from clearspan.circuits.edge_scores import EdgeScores
+from clearspan.circuits.edge_scores import EdgeScores, checked_scores
 from clearspan.circuits.edges import Sender, Writes
 from clearspan.circuits.graph import ComputationalGraph
-from clearspan.circuits.runs import PairRun, PairRuns, copies_at_a_time
+from clearspan.circuits.runs import PairRun, PairRuns, copies_at_a_time, listed
 from clearspan.effects import Draws, Label
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Input
@@ -134,11 +134,9 @@ def faithfulness_curve(
         >>> [[abs(round(share, 3)) for share in shares.tolist()] for shares in (found.faithfulness, found.completeness)]
         [[0.0, 1.0], [1.0, 0.0]]
     """
-    graph, pair = scores.graph, scores.pair
-    chosen = _spread(graph.n_edges) if sizes is None else tuple(sizes)
-    if not chosen:
-        raise InvalidArgumentError("sizes: there is no size to evaluate", expected=f"numbers from 0 to {graph.n_edges}")
-    check_counts(0, draws=draws)
+    graph, pair = checked_scores(scores).graph, scores.pair
+    chosen = _spread(graph.n_edges) if sizes is None else tuple(listed("sizes", sizes, int))
+    check_counts(0, draws=draws, seed=seed)
     circuits = [Circuit.of_scores(scores, n_edges=size) for size in chosen]
     runs = CircuitRuns.of(pair.bridge, pair.clean, pair.corrupted, pair.metric, memory=memory)
     random = [Circuit.random(graph, size, seed + draw) for draw in range(draws) for size in chosen]
@@ -445,4 +443,5 @@ class CircuitEvaluation(Effects):
     ) -> "go.Figure":
         """Returns a picture; see `Effects.plot`. Numbers of edges are on a logarithmic axis."""
         figure = super().plot(metric, draws=draws, **at)
-        return figure.update_xaxes(type="log") if figure.data[0].type == "scatter" else figure
+        are_lines = figure.data[0]["type"] == "scatter"
+        return figure.update_xaxes(type="log") if are_lines else figure

@@ -175,14 +175,16 @@ class ComputationalGraph:
         Raises:
             InvalidArgumentError: No node has the name.
         """
+        if not isinstance(name, str):
+            raise InvalidArgumentError(f"there is no node {name!r}", expected="a name, such as 'L0H1'")
         if name in self._by_name:
             return self._by_name[name]
-        shared = re.fullmatch(r"L(\d+)H(\d+)\.([kv])", name) if isinstance(name, str) else None
+        shared = re.fullmatch(r"L(\d+)H(\d+)\.([kv])", name)
         if shared is not None and int(shared[1]) < self.n_layers:
             for node in self.attention_inputs(int(shared[1])):
                 if node.kind == shared[3] and int(shared[2]) in node.heads:
                     return node
-        raise InvalidArgumentError(f"there is no node {name!r}", nearest=nearest(str(name), self._by_name))
+        raise InvalidArgumentError(f"there is no node {name!r}", nearest=nearest(name, self._by_name))
 
     def edge(self, name: str) -> Edge:
         """Returns the edge of a name, `sender->receiver`.

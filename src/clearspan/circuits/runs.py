@@ -1,6 +1,6 @@
 """The two runs of a pair: what is kept of them, what the metric says of them, and its gradients."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -192,3 +192,24 @@ def copies_at_a_time(pair: Pair[Any], memory: int | None, streams: int) -> int:
 def _check_memory(memory: int | None) -> None:
     if memory is not None:
         check_counts(memory=memory)
+
+
+def listed(name: str, given: Any, *one: type) -> list[Any]:
+    """Returns an argument that is one thing of some types, or several, as a list.
+
+    Raises:
+        InvalidArgumentError: It is neither, or empty.
+    """
+    if isinstance(given, one):
+        return [given]
+    is_several = isinstance(given, Iterable) and not (isinstance(given, Tensor) and not given.ndim)
+    found = list(given) if is_several else []
+    if not found:
+        raise InvalidArgumentError(f"{name}={given!r}"[:100], expected="a list, not empty")
+    return found
+
+
+def shuffled(count: int, seed: int) -> list[int]:
+    """Returns the numbers below a count in random order. Torch's own seed is neither read nor changed."""
+    check_counts(0, seed=seed)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()

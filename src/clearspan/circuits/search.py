@@ -11,7 +11,7 @@ from torch import Tensor
 from clearspan.bridge import TransformerBridge
 from clearspan.circuits.attribution import Agreement
 from clearspan.circuits.circuit import Circuit
-from clearspan.circuits.edge_scores import EdgeScores, edge_attribution
+from clearspan.circuits.edge_scores import EdgeScores, checked_scores, edge_attribution
 from clearspan.circuits.evaluation import CircuitRuns, shares
 from clearspan.circuits.graph import Edge
 from clearspan.errors import InvalidArgumentError, check_counts
@@ -88,12 +88,10 @@ def discover_circuit(
     if tolerance is not None and not (_is_number(tolerance) and tolerance >= 0):
         raise InvalidArgumentError(f"tolerance={tolerance!r}", expected="a number from 0 on, or None")
     check_counts(steps=steps)
-    if not isinstance(scores, EdgeScores | None):
-        raise InvalidArgumentError("scores= is what edge_attribution returns", got=repr(scores)[:80])
     runs = CircuitRuns.of(bridge, clean, corrupted, metric, attention_mask, memory)
     if scores is None:
         scores = edge_attribution(bridge, runs.pair.clean, runs.pair.corrupted, metric, steps=steps)
-    if scores.graph != runs.graph:
+    if checked_scores(scores).graph != runs.graph:
         raise InvalidArgumentError("the scores are of another graph", expected=str(runs.graph), got=str(scores.graph))
     return _Search(runs, scores, target, tolerance).run()
 

@@ -394,7 +394,8 @@ def test_it_prints_plots_and_exports(exact):
         ({"unit": "embed"}, "the point 'embed' is in no layer\n  fix: unit='resid_pre' for what enters one"),
         ({"unit": 3}, "unit=3 is no hook point's name\n  expected: such as 'z'"),
         ({"layers": [3]}, "layers=[3]\n  expected: layers from -3 to 2"),
-        ({"layers": []}, "layers=[]\n  expected: layers from -3 to 2"),
+        ({"layers": []}, "layers=[]\n  expected: a list, not empty"),
+        ({"layers": 2.5}, "layers=2.5\n  expected: a list, not empty"),
         ({"layers": "all"}, "layers=['a', 'l', 'l']\n  expected: layers from -3 to 2"),
         ({"direction": "both"}, "unknown direction 'both'\n  expected: 'denoising' or 'noising'"),
         (

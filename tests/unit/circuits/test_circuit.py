@@ -125,6 +125,10 @@ def test_mistakes_are_named(bridge):
         circuit_of() | {"L0H1->logits"}
     with pytest.raises(InvalidArgumentError, match="no circuit has 83 edges\n  expected: 0 to 82"):
         Circuit.random(GRAPH, 83)
+    with pytest.raises(InvalidArgumentError, match="graph= is a ComputationalGraph"):
+        Circuit.random(bridge, 3)
+    with pytest.raises(InvalidArgumentError, match="seed='x'"):
+        Circuit.random(GRAPH, 3, "x")
     with pytest.raises(InvalidArgumentError, match="the circuits are of different graphs"):
         circuit_of() | Circuit.of(bridge, [])
     with pytest.raises(InvalidArgumentError, match="there is no edge"):
@@ -140,6 +144,10 @@ def test_scores_give_the_best_edges(bridge, runs):
     assert Circuit.of_scores(scores, n_edges=0).n_edges == 0
     with pytest.raises(InvalidArgumentError, match="expected: one of n_edges= and threshold=\n  got: n_edges=None"):
         Circuit.of_scores(scores)
+    with pytest.raises(InvalidArgumentError, match="threshold='x'"):
+        Circuit.of_scores(scores, threshold="x")
+    with pytest.raises(InvalidArgumentError, match="scores= is what edge_attribution returns"):
+        Circuit.of_scores(best, n_edges=5)
 
 
 def test_random_circuits_are_drawn_by_their_seed():
@@ -274,13 +282,15 @@ def test_curves_without_a_control(bridge, runs):
     assert found.random.shape == (0, 1)
     for sizes, message in (
         ([9999], "no circuit has 9999 edges"),
-        ([], "sizes: there is no size"),
+        ([], r"sizes=\[\]"),
+        (2.5, "sizes=2.5"),
         ([-1], "n_edges=-1"),
     ):
         with pytest.raises(InvalidArgumentError, match=message):
             faithfulness_curve(scores, sizes)
-    with pytest.raises(InvalidArgumentError, match="draws=-1"):
-        faithfulness_curve(scores, draws=-1)
+    for given in ({"draws": -1}, {"seed": 0.5}, {"scores": "EAP"}):
+        with pytest.raises(InvalidArgumentError, match=next(iter(given))):
+            faithfulness_curve(**{"scores": scores, **given})
 
 
 # --- drawings --------------------------------------------------------------------------------------------------------

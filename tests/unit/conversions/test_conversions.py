@@ -8,11 +8,14 @@ from hypothesis import strategies as st
 from clearspan.architectures import MQAQKVConversionRule
 from clearspan.conversions import (
     GroupedQKVConversionRule,
+    HalfConversion,
+    HeadPartConversion,
     HeadsConversion,
     ParamProcessingConversion,
     QKVConversionRule,
     QKVPartConversion,
     RearrangeTensorConversion,
+    ScaledConversion,
 )
 
 small = st.integers(1, 5)
@@ -55,6 +58,34 @@ def test_heads_revert(batch, pos, n_heads, d_head):
     assert by_head.shape == (batch, pos, n_heads, d_head)
     assert shares_storage(by_head, value)
     assert torch.equal(conversion.revert(by_head), value)
+
+
+@given(small, small, st.sampled_from([0.25, 2.0, -4.0]))
+def test_scaling_reverts(batch, pos, factor):
+    value, conversion = torch.randn(batch, pos, 3), ScaledConversion(factor)
+    assert torch.equal(conversion.handle_conversion(value), value * factor)
+    assert torch.equal(conversion.revert(conversion.handle_conversion(value)), value)
+
+
+PARTS = {
+    "first half": (HalfConversion(is_second=False), slice(0, 6)),
+    "second half": (HalfConversion(is_second=True), slice(6, 12)),
+    "part of each head": (HeadPartConversion(2, 2, 3), [2, 3, 4, 8, 9, 10]),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_of_a_tensor_is_a_view_and_is_put_back_alone(name):
+    conversion, columns = PARTS[name]
+    whole = torch.randn(2, 3, 12)
+    value = conversion.handle_conversion(whole)
+    assert torch.equal(value.flatten(2), whole[..., columns])
+    assert shares_storage(value, whole)
+    before, new = whole.clone(), torch.randn_like(value)
+    written = conversion.revert(new, whole)
+    assert torch.equal(whole, before)
+    before[..., columns] = new.flatten(2)
+    assert torch.equal(written, before)
 
 
 def rules(n_heads: int, d_head: int) -> dict[str, tuple[QKVConversionRule, int, int]]:
