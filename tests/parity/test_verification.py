@@ -36,6 +36,24 @@ def test_a_write_that_one_branch_misses_is_found():
     assert "FAILED writes: blocks.1.hook_resid_mid, returned" in str(found)
 
 
+def adding_block(self, hidden_states, **kwargs):
+    """A llama block that adds to what attention returned, in place."""
+    residual = hidden_states
+    hidden_states, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+    hidden_states += residual
+    return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+def test_a_value_that_the_model_overwrites_is_a_failed_check():
+    model = build("llama")
+    block = model.model.layers[1]
+    block.forward = types.MethodType(adding_block, block)
+    found = clearspan.boot(model).verify()
+    explanations = {check.what: check.explanation for check in found.failures}
+    identity = "blocks.1.hook_resid_pre + blocks.1.hook_attn_out == blocks.1.hook_resid_mid"
+    assert "blocks.1.hook_attn_out" in explanations[identity], explanations
+
+
 def test_a_full_verification_finds_it_in_every_layer():
     model = build("llama")
     block = model.model.layers[2]

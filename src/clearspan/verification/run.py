@@ -118,12 +118,12 @@ class _Verifier:
 
         points = []
         for point in filter(lambda point: self._is_readable(point.name), self.model.index):
-            unreadable = _why_unreadable(lambda point=point: cache[point.name])
-            if unreadable is None:
+            failed = _refused("reads", point.name, lambda point=point: cache[point.name])
+            if failed is None:
                 points.append(point)
             else:
                 self.unreadable.add(point.name)
-                yield Check("reads", f"{point.name}: raises by name", True, explanation=unreadable)
+                yield failed
         logits = runs.run_with_hooks(self.model, self.tokens, fwd_hooks=[(point.name, hear) for point in points])
         yield self._compared("parity", "logits with everything listened to", logits, base, self.tolerance)
         known = {"batch": len(self.tokens), **dict.fromkeys(("pos", "q_pos", "k_pos"), self.tokens.shape[1])}
@@ -140,10 +140,10 @@ class _Verifier:
                 yield self._compared("reads", point.name, *pair, self.tolerance)
         self.statements = [one for one in self.statements if all(name in cache for name in one.points)]
         for statement in tuple(self.statements):
-            unreadable = _why_unreadable(lambda statement=statement: statement.error(cache))
-            if unreadable is not None:
+            failed = _refused("identities", statement.text, lambda statement=statement: statement.error(cache))
+            if failed is not None:
                 self.statements.remove(statement)
-                yield Check("identities", f"{statement.text}: raises by name", True, explanation=unreadable)
+                yield failed
                 continue
             error = statement.error(cache)
             tolerance = self._tolerance(statement)
@@ -308,12 +308,17 @@ def verify(model: Model, level: Level, tokens: Tensor | None) -> Verification:
     )
 
 
-def _why_unreadable(look: Callable[[], object]) -> str | None:
-    """Returns why something needs a weight that cannot be read, or None where it does not."""
+def _refused(group: Group, what: str, look: Callable[[], object]) -> Check | None:
+    """Returns the check of something that raises, or None where it does not.
+
+    It is passed where a weight cannot be read, which the model's owner decided, and failed otherwise.
+    """
     try:
         look()
     except UnreadableWeightError as error:
-        return str(error)
+        return Check(group, f"{what}: raises by name", True, explanation=str(error))
+    except ClearspanError as error:
+        return Check(group, what, False, explanation=f"{error}\n{_UNEQUAL}")
     return None
 
 
@@ -321,11 +326,6 @@ def _needs_what_cannot_be_read(point: HookPoint) -> bool:
     """Whether a write to the point computes with a weight that is offloaded or quantised."""
     weights = point.access.derivation.weights_to_write() if isinstance(point.access, Derived) else ()
     return any(weight.is_meta or not weight.is_floating_point() for weight in weights)
-
-
-def _is_beside(point: HookPoint) -> bool:
-    """Whether a write to the point must not come with one to what all its neighbours read."""
-    return isinstance(point.access, Derived) and not point.access.derivation.is_in_series
 
 
 def _layer(point: HookPoint) -> int | None:
