@@ -201,6 +201,24 @@ class Batch:
         moved = {name: getattr(self, name).to(device) for name in names if getattr(self, name) is not None}
         return replace(self, **moved)
 
+    def may_hide_padding(self, like: "Batch") -> bool:
+        """Returns whether it is bare ids that may be padded as another batch of their shape is."""
+        is_alike = self.tokens is not None and self.tokens.shape == like.value.shape[:2]
+        return self.is_bare and like.is_padded and is_alike
+
+    def told_by(self, like: "Batch") -> "Batch":
+        """Returns the batch with the padding of another, where it is bare ids that have the other's ids there.
+
+        Raises:
+            InvalidArgumentError: Bare ids of the other's shape, and other ids at its padding: they do not tell theirs.
+        """
+        if not self.may_hide_padding(like):
+            return self
+        hidden = like.real == 0
+        if like.tokens is None or not torch.equal(self.ids[hidden], like.tokens[hidden]):
+            raise untold_padding()
+        return replace(self, mask=like.mask, is_bare=False)
+
     def select(self, rows: slice | Sequence[int] | Tensor) -> Self:
         """Returns some of the rows, without columns at the ends that are padding in all of them."""
         index = rows if isinstance(rows, slice) else torch.as_tensor(rows, device=self.device)
@@ -244,18 +262,22 @@ class Batch:
         copied = self.repeated(len(residual) // self.rows)
         return replace(copied, tokens=None, embeds=residual)
 
-    def laid_out_as(self, other: "Batch") -> Self:
-        """Returns the batch with its real tokens in the columns of another one's.
-
-        Raises:
-            InvalidArgumentError: The rows differ in number or in real length.
-        """
+    def check_alike(self, other: "Batch") -> None:
+        """Raises InvalidArgumentError if the rows of two batches differ in number or in real length."""
         if self.rows != other.rows or not torch.equal(self.lengths, other.lengths):
             raise InvalidArgumentError(
                 "the two inputs do not lie position on position",
                 expected="as many rows, and as many real tokens in each",
                 got=f"{self.lengths.tolist()} and {other.lengths.tolist()} real tokens",
             )
+
+    def laid_out_as(self, other: "Batch") -> Self:
+        """Returns the batch with its real tokens in the columns of another one's.
+
+        Raises:
+            InvalidArgumentError: The rows differ in number or in real length.
+        """
+        self.check_alike(other)
         if self.real_columns == other.real_columns and self.width == other.width:
             return self
         value = self.value.new_zeros(self.rows, other.width, *self.value.shape[2:])
@@ -435,6 +457,15 @@ def _masked(batch: Batch, mask: Any) -> Batch:
             got=str(list(given.shape)),
         )
     return replace(batch, mask=_or_none(given.to(batch.device)), is_bare=False)
+
+
+def untold_padding() -> InvalidArgumentError:
+    """Returns the error about a source whose ids do not tell which of them are padding."""
+    return InvalidArgumentError(
+        "the token ids of a source do not tell which of them are padding",
+        expected="the ids of the input where that is padded, or a mask",
+        fix="{'input_ids': ids, 'attention_mask': mask} in their place",
+    )
 
 
 def _or_none(mask: Tensor) -> Tensor | None:

@@ -108,7 +108,7 @@ def given(bridge: TransformerBridge, rows: Rows, form: str) -> tuple[Any, dict[s
             pairs = zip(rows.ids.tolist(), rows.mask.tolist(), strict=True)
             return [{"input_ids": ids, "attention_mask": mask} for ids, mask in pairs], {}
         case "batch":
-            return bridge.to_batch(rows.ids, attention_mask=rows.mask if rows.is_padded else None), {}
+            return bridge.to_batch(rows.ids, attention_mask=rows.mask), {}
     raise ValueError(f"unknown form {form!r}")
 
 
@@ -131,8 +131,8 @@ def source_of(
         may_be_cache: Whether the logits of the run are not needed, so that a cache or tensors suffice.
     """
     is_alike = not rows.is_padded
-    if like is not None and torch.equal(rows.mask, like.mask):
-        is_alike = torch.equal(rows.ids[rows.mask == 0], like.ids[like.mask == 0])
+    if like is not None and like.is_padded and rows.size == like.size:
+        is_alike = torch.equal(rows.mask, like.mask) and torch.equal(rows.ids[rows.mask == 0], like.ids[like.mask == 0])
     forms = ["batch", "mapping"] + ["ids", "ids"] * is_alike
     if may_be_cache:
         forms += ["cache"] + ["tensors"] * (not rows.is_padded)

@@ -11,7 +11,7 @@ from clearspan._forward.given import prepare
 from clearspan._run.caching import run_with_cache
 from clearspan.cache import ActivationCache
 from clearspan.errors import InvalidArgumentError
-from clearspan.inputs import Batch, Input
+from clearspan.inputs import Batch, Input, untold_padding
 from clearspan.interventions import Action, Site, SourcePosition, Taken, Written
 from clearspan.model import Model
 from clearspan.shapes import Axes
@@ -51,26 +51,7 @@ def batch_of_source(model: Model, source: Source, like: Batch | None = None) -> 
     if isinstance(source, ActivationCache | SourceRun) or (isinstance(source, Mapping) and _holds_values(source)):
         return None
     batch = model.to_batch(cast("Input", source))
-    if like is None or like.tokens is None or not _hides_padding(batch, like):
-        return batch
-    hidden = like.real == 0
-    if not torch.equal(batch.ids[hidden], like.tokens[hidden]):
-        raise _untold()
-    return model.to_batch(batch.ids, like.mask)
-
-
-def _hides_padding(batch: Batch, like: Batch) -> bool:
-    """Returns whether a batch may be padded as another is, without telling it."""
-    is_alike = batch.tokens is not None and batch.ids.shape == like.value.shape[:2]
-    return batch.is_bare and like.is_padded and is_alike
-
-
-def _untold() -> InvalidArgumentError:
-    return InvalidArgumentError(
-        "the token ids of a source do not tell which of them are padding",
-        expected="the ids of the input where that is padded, or a mask",
-        fix="sources={name: {'input_ids': ids, 'attention_mask': mask}}",
-    )
+    return batch if like is None else batch.told_by(like)
 
 
 def _holds_values(source: Mapping[str, Any]) -> bool:
@@ -118,8 +99,8 @@ class Sources:
                 got=str(list(values.shape)),
                 where=name,
             )
-        if _hides_padding(own, written.batch):  # a context of hooks was opened before the input was known
-            raise _untold()
+        if own.may_hide_padding(written.batch):  # a context of hooks was opened before the input was known
+            raise untold_padding()
         is_alike = own.real_columns == written.batch.real_columns and own.width == written.batch.width
         is_by_column = is_alike and not written.is_generating and not action.is_constant(site.axes)
         if is_by_column and action.source_position is None and type(action).prepared is Action.prepared:

@@ -20,7 +20,7 @@ from clearspan.points import Address
 from clearspan.progress import Progress, shown, silent
 from clearspan.results import Columns
 from clearspan.statistics import Interval, share_interval
-from clearspan.sweep import Grid, LogitMetric, Pair, Sweep, grid
+from clearspan.sweep import Grid, LogitMetric, Sweep, grid
 from clearspan.sweep.metrics import Context, one_place
 
 Places = int | Sequence[int] | None
@@ -77,7 +77,9 @@ class InterchangeExamples:
                     got=type(batch).__name__,
                     fix="InterchangeExamples.of(bridge, base, source, labels)",
                 )
-            own = batch.positions(getattr(self, f"{name}_positions"), f"{name} position")
+        object.__setattr__(self, SOURCE, replace(self.source.told_by(self.base), is_bare=False))
+        for name in ("base", SOURCE):
+            own = getattr(self, name).positions(getattr(self, f"{name}_positions"), f"{name} position")
             object.__setattr__(self, f"{name}_positions", tuple(map(tuple, own)))
         labels = torch.as_tensor(self.labels).detach().cpu()
         object.__setattr__(self, "labels", labels)
@@ -126,11 +128,12 @@ class InterchangeExamples:
             source_position: Where they are read; by default at `position`.
             answers: The tokens among which the likeliest is the answer, as text or ids; None for the whole vocabulary.
             base_mask: 1 for real tokens, where bare token ids have padding.
-            source_mask: The same of the source.
+            source_mask: The same of the source; its bare ids share the base's padding where they have its ids there.
 
         Raises:
             NoTokenizerError: Text, and the bridge has no tokenizer.
-            InvalidArgumentError: A label that is not one token of the vocabulary, or as above.
+            InvalidArgumentError: A label that is not one token of the vocabulary, bare ids that do not tell their
+                padding, or as above.
         """
         first, other = bridge.to_batch(base, base_mask), bridge.to_batch(source, source_mask)
         among = None
@@ -553,6 +556,7 @@ def interchange_sweep(
     """
     check_counts(batch_size=batch_size)
     check_answers(bridge, examples)
+    examples.source.check_alike(examples.base)
     sites = InterchangeSite.all_of(bridge, name, layers, heads, neurons)
     longest, unchanged = examples.base.longest, []
     at = whole_numbers("positions", range(longest) if positions is None else positions)
@@ -565,18 +569,18 @@ def interchange_sweep(
             lengths, done = part.base.lengths.tolist(), sum(map(len, unchanged))
             has = torch.tensor([[-length <= position < length for length in lengths] for position in at])
             own = has.any(1).nonzero()[:, 0]
-            pair = Pair.of(bridge, part.source, part.base, Answer(part.answers))
             cells = {
                 site.name: grid(
                     Intervention(site.name, Patch(SOURCE), heads=heads, neurons=neurons),
-                    position=[at[place] for place in own.tolist()],
+                    position=[at[place] for place in own.tolist()] or [0],  # which is for the base alone
                 )
                 for site in sites
             }
-            sweep = Sweep(bridge, pair.base, Grid.stacked(cells), pair.metric, sources={SOURCE: pair.source})
+            sweep = Sweep(bridge, part.base, Grid.stacked(cells), Answer(part.answers), sources={SOURCE: part.source})
             found = sweep.run(progress=False)
-            check_finite(bridge, found.of()[:, has[own]])
-            answered[:, own, done : done + len(part)] = found.of()
+            exchanged = found.of()[:, : len(own)]
+            check_finite(bridge, exchanged[:, has[own]])
+            answered[:, own, done : done + len(part)] = exchanged
             unchanged.append(found.base[Answer.kind])
             tell("interchanges", done + len(part), len(examples))
     axes = {**_axes(sites), "position": tuple(at)}
