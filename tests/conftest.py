@@ -24,15 +24,8 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 hypothesis.settings.register_profile("everywhere", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("everywhere")
 
-COVERING = ("unit", "messages")
-"""The folders whose tests coverage is measured of: a test that is traced takes almost twice as long."""
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Leaves out of coverage what is not measured, and out of garbage collection what stays to the end."""
-    for item in session.items:
-        if not {*COVERING} & {*item.path.parts}:
-            item.add_marker("no_cover")
+def pytest_collection_finish() -> None:
+    """Leaves out of garbage collection what stays to the end."""
     gc.collect()
     gc.freeze()
 

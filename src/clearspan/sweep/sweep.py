@@ -210,14 +210,16 @@ class Sweep:
             seed: Of their choice.
         """
         found = self.result()
-        chosen = torch.randperm(len(self._cells), generator=torch.Generator().manual_seed(seed))[:cells]
+        order = torch.randperm(len(self._cells), generator=torch.Generator().manual_seed(seed))[:cells].tolist()
+        chosen = [number for number in order if not any(self._cells[number].lacking)]
+        written = [one.site for number in chosen for one in self._cells[number].sites]
+        background = [one.site for one in self._background]
+        sources = gathered(self.bridge, [*written, *background], self.sources, self.batch).runs
         readings = self._readings(self._context(self._base_run([self.bridge.cfg.n_layers], with_prefix=False), {}))
         worst = 0.0
-        for number in chosen.tolist():
+        for number in chosen:
             interventions = [*self.background, *self.grid.cells[number]]
-            if any(self._cells[number].lacking):
-                continue
-            logits = self.bridge(self.batch, interventions=interventions, sources=self.sources)
+            logits = self.bridge(self.batch, interventions=interventions, sources=sources)
             columns = slice(None) if readings.tokens is None else list(readings.tokens)
             read = logits[:, list(readings.positions)][..., columns]
             for name, value in readings.measured(read[None]).items():
