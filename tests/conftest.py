@@ -24,6 +24,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 hypothesis.settings.register_profile("everywhere", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("everywhere")
 
+
 def pytest_collection_finish() -> None:
     """Leaves out of garbage collection what stays to the end."""
     gc.collect()
