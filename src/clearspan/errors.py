@@ -1,6 +1,8 @@
 """What can go wrong. Every error says, one fact a line, what, expected, got, where, nearest, why and the fix."""
 
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Protocol, TypeGuard, runtime_checkable
 
 __all__ = [
     "AbsentPointError",
@@ -192,6 +194,39 @@ def check_positive(**sizes: float) -> None:
             raise InvalidArgumentError(f"{name}={size!r}", expected=f"{name} > 0")
 
 
+def is_whole(value: object) -> TypeGuard[int]:
+    """Returns whether a value is a whole number, of Python's or numpy's; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def wholes(given: object) -> tuple[int, ...] | None:
+    """Returns one whole number or several (a sequence, an array, a tensor) as a tuple, or None for anything else."""
+    several = given.tolist() if isinstance(given, _Array) else given
+    if is_whole(several):
+        return (int(several),)
+    is_several = isinstance(several, list | tuple | range) and all(map(is_whole, several))
+    return tuple(map(int, several)) if is_several else None
+
+
+def whole_numbers(name: str, given: object) -> list[int]:
+    """Returns one whole number or several as a list.
+
+    Raises:
+        InvalidArgumentError: They are no whole numbers.
+    """
+    found = wholes(given)
+    if found is None:
+        raise InvalidArgumentError(f"{name}={given!r}", expected="a whole number, or several")
+    return list(found)
+
+
+@runtime_checkable
+class _Array(Protocol):
+    """A tensor, or an array of numpy."""
+
+    def tolist(self) -> object: ...
+
+
 def check_counts(least: int = 1, /, **counts: int) -> None:
     """Raises InvalidArgumentError unless all counts are whole numbers, `least` or more.
 
@@ -202,7 +237,7 @@ def check_counts(least: int = 1, /, **counts: int) -> None:
           expected: a whole number, batch_size >= 1
     """
     for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < least:
+        if not is_whole(count) or count < least:
             raise InvalidArgumentError(f"{name}={count!r}", expected=f"a whole number, {name} >= {least}")
 
 

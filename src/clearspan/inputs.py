@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError, TokenRangeError, check_flags
+from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError, TokenRangeError, check_flags, is_whole
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedTokenizerBase
@@ -122,7 +122,7 @@ class Batch:
         Raises:
             InvalidArgumentError: The row does not have it.
         """
-        if not isinstance(position, int | np.integer):
+        if not is_whole(position):
             raise InvalidArgumentError(f"{what} {position!r} is no whole number")
         length = len(self.real_columns[row])
         if not -length <= position < length:
@@ -151,7 +151,7 @@ class Batch:
         match chosen:
             case None | slice():
                 by_row = [chosen] * self.rows
-            case int() | np.integer():
+            case int() | np.integer() if is_whole(chosen):
                 by_row = [[int(chosen)]] * self.rows
             case Tensor() | np.ndarray():
                 return self.positions(cast("Sequence[int]", chosen.tolist()), what)
@@ -379,7 +379,7 @@ def _of_list(rows: list[Any], text: "Text", prepend_bos: bool | None, side: Padd
             return _of_mapping({key: [row.get(key) for row in rows] for key in rows[0]}, text, prepend_bos, side)
         case [[Mapping(), *_], *_]:
             return _encoded([text.templated(conversation) for conversation in rows], text, False, side)
-        case [int() | np.integer(), *_] if all(_is_id(one) for one in rows):
+        case [int() | np.integer(), *_] if all(map(is_whole, rows)):
             return _of_tensor(torch.tensor([int(one) for one in rows]))
         case [Tensor() | list() | tuple() | np.ndarray(), *_]:
             return _padded([_row_of_ids(row) for row in rows], text, side)
@@ -491,10 +491,6 @@ def _row_of_ids(row: Any) -> Int[Tensor, "pos"]:
     if found.is_floating_point() or found.ndim != 1 or not found.numel():
         raise InputError("a row of token ids is a list of whole numbers, not empty", got=repr(row)[:80])
     return found.long()
-
-
-def _is_id(one: object) -> bool:
-    return isinstance(one, int | np.integer) and not isinstance(one, bool)
 
 
 def _check_ids(tokens: Tensor, d_vocab: int) -> None:

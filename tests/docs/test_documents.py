@@ -39,6 +39,15 @@ def test_links_inside_the_project(page):
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"])
+def test_files_that_are_named_are_there(page):
+    """All but those of transformers."""
+    text = (ROOT / page).read_text()
+    for path in re.findall(r"`([\w./-]+\.py|[\w./-]+/)`", text):
+        homes = (ROOT, ROOT / "src/clearspan")
+        assert path.startswith("modeling_") or any((home / path).exists() for home in homes), path
+
+
 def test_the_index_lists_every_page():
     listed = re.findall(r"\]\((.+?)\)", (ROOT / "docs/README.md").read_text())
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= {"README.md", *listed}

@@ -7,10 +7,10 @@ from typing import Literal, get_args
 from jaxtyping import Int
 from torch import Tensor
 
-from clearspan.analysis.activations import Layers, layers_of, points_of, whole_numbers
+from clearspan.analysis.activations import Layers, layers_of, points_of
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError, check_counts, whole_numbers
 from clearspan.inputs import Input
 from clearspan.interventions import Action, Intervention, Mean, Resample, Zero
 from clearspan.progress import Progress

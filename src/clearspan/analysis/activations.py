@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts
+from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, whole_numbers
 from clearspan.inputs import Batch, Input, Place, Positions
 from clearspan.points import Address, get_act_name
 
@@ -145,21 +145,6 @@ def target_ids_of(bridge: TransformerBridge, targets: Targets, rows: int, name: 
             got=f"{len(ids)}: {ids}",
         )
     return torch.tensor(ids, device=bridge.device).expand(rows)
-
-
-def whole_numbers(name: str, given: object) -> list[int]:
-    """Returns one whole number or several as a list.
-
-    Raises:
-        InvalidArgumentError: They are no whole numbers.
-    """
-    several = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
-    match several:
-        case int() | np.integer() if not isinstance(several, bool):
-            return [int(several)]
-        case list() | tuple() | range() if all(isinstance(one, int | np.integer) for one in several):
-            return [int(one) for one in several]
-    raise InvalidArgumentError(f"{name}={given!r}", expected="a whole number, or several")
 
 
 @torch.no_grad()

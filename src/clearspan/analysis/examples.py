@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearspan.analysis.activations import stop_after, whole_numbers
+from clearspan.analysis.activations import stop_after
 from clearspan.analysis.corpus import Corpus, texts_of
 from clearspan.analysis.running import FeatureStatistics, RunningStatistics, RunningTop, Seen, Top
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, check_flags
+from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, check_flags, whole_numbers
 from clearspan.plots import heatmap, plotly_text, shaded_tokens
 from clearspan.plots.charts import ends
 from clearspan.points import HookPoint

@@ -14,7 +14,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.circuits.runs import PairRun, PairRuns, listed, shuffled, swept
 from clearspan.components import NormalizationBridge
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError, check_counts, is_whole
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Patch
 from clearspan.plots.charts import lines
@@ -216,7 +216,7 @@ class Unit:
         if layers is None:
             layers = [layer for layer in range(n_layers) if get_act_name(name, layer) in bridge.hook_dict] or [0]
         given = listed("layers", layers, int)
-        if not all(isinstance(one, int | np.integer) and -n_layers <= one < n_layers for one in given):
+        if not all(is_whole(one) and -n_layers <= one < n_layers for one in given):
             raise InvalidArgumentError(f"layers={given}", expected=f"layers from {-n_layers} to {n_layers - 1}")
         chosen = tuple(dict.fromkeys(int(layer) % n_layers for layer in given))
         points = [bridge.hook_dict[get_act_name(name, layer)] for layer in chosen]

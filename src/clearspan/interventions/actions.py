@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, is_whole, wholes
 from clearspan.interventions.constant import Constant
 from clearspan.interventions.functions import function_named
 from clearspan.points import Address, HookPoint, nearest
@@ -487,27 +487,19 @@ def _source_position(given: object) -> SourcePosition:
     Raises:
         InvalidArgumentError: They are not whole numbers, there is none, or rows have different numbers of them.
     """
-    value = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
-    if value is None:
+    if given is None:
         return None
-    numbers = _numbers(value if isinstance(value, tuple | list | range) else [value])
+    numbers = wholes(given)
     if numbers:
         return numbers[0] if len(numbers) == 1 else numbers
-    rows = [_numbers(row) for row in value] if isinstance(value, tuple | list) else []
+    value = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    rows = [() if is_whole(row) else wholes(row) or () for row in value] if isinstance(value, tuple | list) else []
     if rows and all(rows) and len(set(map(len, rows))) == 1:
         return tuple(rows)
     raise InvalidArgumentError(
         f"position={given!r} tells no positions of a source",
         expected="a whole number, several, or as many for each row",
     )
-
-
-def _numbers(given: object) -> tuple[int, ...]:
-    """Returns whole numbers as a tuple; an empty one for anything else."""
-    if not isinstance(given, tuple | list | range):
-        return ()
-    is_whole = all(isinstance(one, int | np.integer) and not isinstance(one, bool) for one in given)
-    return tuple(map(int, given)) if is_whole else ()
 
 
 def _given(source: Tensor | None) -> Tensor:

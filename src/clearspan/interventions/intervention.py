@@ -7,7 +7,7 @@ from typing import Any, Self, cast
 import numpy as np
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, is_whole, wholes
 from clearspan.interventions.actions import Action, parse_action
 from clearspan.points import get_act_name
 
@@ -106,7 +106,7 @@ class Intervention:
     def __post_init__(self) -> None:
         if not isinstance(self.point, str):
             raise InvalidArgumentError("a hook point is given by its name", got=repr(self.point))
-        if not (self.layer is None or _is_number(self.layer)):
+        if not (self.layer is None or is_whole(self.layer)):
             raise InvalidArgumentError(f"layer={self.layer!r} is no layer", expected="a whole number, or None")
         for name in PLACES:
             given = getattr(self, name)
@@ -170,16 +170,12 @@ class Intervention:
 
 
 def _as_places(name: str, value: object) -> Places:
-    match value:
-        case None:
-            return None
-        case int() | np.integer() if _is_number(value):
-            return (int(value),)
-        case Tensor() | np.ndarray():
-            return _as_places(name, value.tolist())
-        case tuple() | list() | range() if value and all(map(_is_number, value)):
-            return tuple(map(int, value))
-    raise InvalidArgumentError(f"{name}={value!r} chooses no places", expected="a whole number, several, or None")
+    if value is None:
+        return None
+    places = wholes(value)
+    if not places:
+        raise InvalidArgumentError(f"{name}={value!r} chooses no places", expected="a whole number, several, or None")
+    return places
 
 
 def _as_spots(name: str, value: object) -> Spots:
@@ -195,10 +191,6 @@ def _as_spots(name: str, value: object) -> Spots:
         case tuple() | list() if value and all(isinstance(row, tuple | list | range) for row in value):
             return ByRow(tuple(_as_places(name, row) or () for row in value))
     return _as_places(name, value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _plain(value: object) -> object:

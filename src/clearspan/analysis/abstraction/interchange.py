@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan._run.hooks import sites_of
-from clearspan.analysis.activations import Layers, Targets, layers_of, points_of, target_ids_of, whole_numbers
+from clearspan.analysis.activations import Layers, Targets, layers_of, points_of, target_ids_of
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Draws, Effects, Label
-from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts
+from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, whole_numbers
 from clearspan.inputs import Batch, Input, Positions
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace
 from clearspan.points import Address
