@@ -64,7 +64,7 @@ def test_grids_of_layers_positions_and_heads_equal_the_reference(bridge, tokens)
         sweep = Sweep(bridge, tokens[0], cells, METRICS, sources={"clean": tokens[1]})
         result = sweep.run(progress=False)
         assert result.of("plain").shape == (*cells.shape, 2)
-        assert sweep.check(24) < TOLERANCE
+        assert sweep.check(12) < TOLERANCE
 
 
 def test_cells_of_several_interventions_with_a_background(bridge, tokens):
