@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from clearspan.interventions.constant import Constant
 from clearspan.interventions.functions import function_named
 from clearspan.points import Address, HookPoint, nearest
 from clearspan.shapes import Axes
-
-if TYPE_CHECKING:
-    from clearspan.interventions.intervention import Intervention
 
 Vector = Constant | Sequence[float] | Tensor
 """A vector, in any of the ways in which it can be given."""
@@ -49,8 +46,8 @@ class Action(ABC):
         """Returns the hook point of the source whose value it takes, for the point that is written."""
         return name
 
-    def check_point(self, point: HookPoint, intervention: "Intervention") -> None:
-        """Raises InvalidArgumentError where the point cannot take the action."""
+    def check_point(self, point: HookPoint, *, chooses_keys: bool) -> None:
+        """Raises InvalidArgumentError where the point cannot take the action, with or without key positions."""
         return
 
     def is_constant(self, axes: Axes) -> bool:
@@ -391,7 +388,7 @@ class Mask(Action):
     needs_numbers: ClassVar[bool] = True
     hides_keys: ClassVar[bool] = True
 
-    def check_point(self, point: HookPoint, intervention: "Intervention") -> None:
+    def check_point(self, point: HookPoint, *, chooses_keys: bool) -> None:
         """Raises unless the point holds scores and some keys are chosen."""
         if Address.parse(point.name).leaf != "hook_attn_scores":
             raise InvalidArgumentError(
@@ -400,7 +397,7 @@ class Mask(Action):
                 got=point.name,
                 fix="Zero() for a pattern, which is not renormalised then",
             )
-        if intervention.key_positions is None:
+        if not chooses_keys:
             raise InvalidArgumentError(
                 "Mask without key positions hides every key", expected="key_positions=...", where=point.name
             )

@@ -233,25 +233,56 @@ class Written:
                 one if one.keys is not None else replace(one, keys=tuple(range(len(real))), key_columns=real)
                 for one, real in zip(spots, (real[:count] for real in self._real(width)), strict=True)
             )
-        if spots is None or self._are_alike(spots):
-            one = None if spots is None else spots[0]
-            return self._write(value, rows, one, before, source, None)
-        count = len(range(*rows.indices(len(value))))
-        copies, start, wrote = count // len(spots), rows.indices(len(value))[0], False
-        for number in range(count):
-            row = number // copies if self.is_generating else number % len(spots)
-            wrote |= self._write(value, slice(start + number, start + number + 1), spots[row], before, source, row)
+        if spots is None:
+            return self._write(value, rows, None, before, source, None)
+        spots = [self._within(one, before) for one in spots]
+        if all(one == spots[0] for one in spots):
+            return self._write(value, rows, spots[0], before, source, None)
+        written = range(*rows.indices(len(value)))
+        copies = len(written) // len(spots)
+        owners = [number // copies if self.is_generating else number % len(spots) for number in range(len(written))]
+        is_even = all(one.keys is None and len(one.columns) == len(spots[0].columns) for one in spots)
+        if is_even and self.site.sequence_axis == 1:
+            return self._write_each(value, written, [spots[row] for row in owners], owners, before, source)
+        wrote = False
+        for number, row in zip(written, owners, strict=True):
+            wrote |= self._write(value, slice(number, number + 1), spots[row], before, source, row)
         return wrote
 
-    @staticmethod
-    def _are_alike(spots: "Sequence[RowSpots]") -> bool:
-        return all(one == spots[0] for one in spots)
+    def _write_each(
+        self,
+        value: Tensor,
+        rows: range,
+        spots: "Sequence[RowSpots]",
+        owners: Sequence[int],
+        before: int,
+        source: "Taken | None",
+    ) -> bool:
+        """Writes in rows that have as many positions each, at once."""
+        if not spots[0].columns:
+            return False
+        at = torch.tensor(rows)[:, None], torch.tensor([one.columns for one in spots]) - before
+        there = value[at]  # a copy: [row, place, ...]
+        part, index = self._chosen(there)
+        given = None
+        if source is not None:
+            own = torch.tensor(owners if len(source.values) > 1 else [0] * len(owners))
+            read = None if source.is_constant else torch.tensor([one.read_from(source) for one in spots])
+            given, _ = self._chosen(source.values[own] if read is None else source.values[own[:, None], read])
+        there[index] = self.site.action.new(part, given)
+        value[at] = there
+        return True
+
+    def _chosen(self, value: Tensor) -> tuple[Tensor, tuple[slice | Tensor, ...]]:
+        """Returns the heads and neurons chosen of values `[row, place, ...]`, and their index."""
+        fixed = [self.site.fixed.get(axis) for axis in self.site.axes[2:]]
+        index = slice(None), *_index([None, *fixed], value)
+        return value[index], index
 
     def _write(
         self, value: Tensor, rows: slice, spots: "RowSpots | None", before: int, source: "Taken | None", row: int | None
     ) -> bool:
         """Writes in rows that have the same positions in the same columns."""
-        spots = None if spots is None else self._within(spots, before)
         if spots is not None and (not spots.columns or spots.key_columns == ()):
             return False
         chosen = dict(self.site.fixed)
@@ -406,7 +437,7 @@ def located(intervention: Intervention, find: Callable[[str], HookPoint], n_laye
             )
         if field in _FIXED:
             fixed[axis] = _from_zero(places, point.sizes[axis], f"{field} of {point.name}")
-    intervention.action.check_point(point, intervention)
+    intervention.action.check_point(point, chooses_keys=intervention.key_positions is not None)
     return Site(intervention, point, fixed)
 
 
