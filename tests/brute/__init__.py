@@ -52,5 +52,7 @@ Each was put back once, and these failed.
 | odd arguments raise errors of Python or torch | `test_inputs` (odd arguments), `test_caches` (patterns of names) |
 | `eigenvalues` has zeros that are not there | `test_inputs` (factored matrices) |
 | one scheme of integrated gradients stands for the other | `test_attribution` |
+| a generation writes what its source does not have, or no new token without a KV cache | `test_generation` |
+| a source's positions are read in the order of the base's | `test_interchange`, `test_interventions` |
 | scores next to a sink are written after the subtraction of the maximum | `test_interventions`, `test_sweeps` |
 """

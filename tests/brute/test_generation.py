@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from clearspan.errors import InvalidArgumentError
+
 from . import generation, ours
 from .changes import Mean, sources_of
 from .draws import NORMS, SQUARES, Draw
 from .test_interventions import compare_cached, is_excluded
 
-CASES = 24
+CASES, REFUSED = 24, 8
 CLEAR = 1e-3
 """A choice is compared where the best logit is ahead of the next one by more than this share of the largest."""
 
@@ -78,6 +80,28 @@ def test_generation_chooses_what_whole_forwards_choose(number):
             assert_same(draw, ids, expected.ids)
             for name in shown:
                 compare_cached(draw, expected.rows, name, cache[name], expected.last.values[name])
+
+
+@pytest.mark.parametrize("number", range(REFUSED))
+def test_a_source_without_the_new_tokens_is_refused(number):
+    draw = Draw("refused generation", number)
+    padding = draw.one("padding", ("none", "left"))
+    subject = draw.subject(is_padded=padding != "none")
+    rows = draw.rows(padding, longest=6)
+    bridge, n_layers = ours.bridge_to(subject), subject.reference.n_layers
+    points = [point for point in draw.points(subject) if point not in (*NORMS, "pos_embed", "logits")]
+    change = draw.change(subject, rows, ["clean"], points=points, kinds=["Patch"], may_be_columns=False)
+    if change.action.position is not None:
+        change = ours.replaced(change, action=ours.replaced(change.action, position=None))
+    end = draw.one("end", ("all", "open", "every step", "beyond the source"))
+    positions = {"all": None, "open": slice(1, None), "every step": -1}.get(end, rows.size[1] + 1)
+    keys = None if end == "every step" else change.key_positions
+    change = draw.note("change", ours.replaced(change, positions=positions, key_positions=keys))
+    given = ours.replaced(ours.intervention_of(change, n_layers), every_step=end == "every step")
+    value, keywords = ours.given(bridge, rows, draw.one("form", ours.FORMS))
+    sources = ours.sources_of(draw, bridge, [change], {"clean": draw.other_rows(rows)}, None)
+    with pytest.raises(InvalidArgumentError, match=r"takes values for new tokens|does not fit the run"):
+        bridge.generate(value, interventions=[given], sources=sources, max_new_tokens=3, **keywords)
 
 
 def assert_same(draw, ours, theirs):
