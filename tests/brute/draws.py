@@ -50,8 +50,9 @@ class Draw:
         return "\n".join([f"draw {self.number} of {self.kind}, SEED={EVERY_RUN}", *lines])
 
     def note(self, name: str, value: Option) -> Option:
-        """Remembers what was drawn, and returns it."""
-        self.facts[name] = value
+        """Remembers what was drawn, and returns it. What has a name that is taken gets a number."""
+        taken = sum(known == name or known.startswith(f"{name} (") for known in self.facts)
+        self.facts[f"{name} ({taken + 1})" if taken else name] = value
         return value
 
     def one(self, name: str, options: Sequence[Option]) -> Option:

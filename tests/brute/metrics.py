@@ -72,10 +72,9 @@ class KLDivergence(Metric):
 @dataclass(frozen=True)
 class NextTokenLoss(Metric):
     def row(self, logits: Tensor, rows: Rows, row: int, runs: Mapping[str, Tensor]) -> Tensor:
-        """Predictions count where a column and the next one are real."""
-        columns = [column for column in rows.columns[row] if column + 1 in rows.columns[row]]
-        log_probs = logits[columns].log_softmax(-1)
-        nexts = rows.ids[row, [column + 1 for column in columns]]
+        """Each real token but the last predicts the next real one."""
+        columns = rows.columns[row]
+        log_probs, nexts = logits[columns[:-1]].log_softmax(-1), rows.ids[row, columns[1:]]
         return -log_probs.gather(-1, nexts[:, None]).mean()
 
 

@@ -42,8 +42,6 @@ def test_units_are_put_out_one_at_a_time(number):
         made = [Change("post", action, layer, neurons=(neuron,)) for neuron in neurons]
     draw.note("units", keywords)
     metric = draw.one("metric", (None, draw.metric(rows)))
-    if metric is None and padding == "holes":
-        metric = draw.metric(rows, kinds=("difference",))
     arguments = [ours.given(bridge, rows, draw.one("form", ours.form_of(rows)))[0]]
     arguments += [None if metric is None else ours.metric_of(metric, rows.mask)]
     if has_reference:

@@ -53,7 +53,7 @@ def ablate_heads(
         bridge: The model, in evaluation mode, with no hooks on it.
         input: Any input.
         metric: What is measured, or several by name; see `clearspan.sweep.Sweep`. By default each row's mean next-token
-            loss in nats, over predictions whose position and next token are both real.
+            loss in nats, in which each real token but the last predicts the next real one.
         layers: One or several, negative from the end; by default all.
         method: What the value is replaced by.
         reference: Where `"mean"` and `"resample"` take values from: any input; by default the input itself.

@@ -252,7 +252,7 @@ class KLDivergence(LogitMetric):
 
 @dataclass(frozen=True)
 class NextTokenLoss(LogitMetric):
-    """Each row's mean loss on its next tokens in nats, over predictions whose position and next token are both real."""
+    """Each row's mean loss on its next tokens in nats: each real token but the last predicts the next real one."""
 
     kind: ClassVar[str] = "next_token_loss"
 
