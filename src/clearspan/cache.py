@@ -34,7 +34,7 @@ from clearspan._forward.readout import norm_at
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.recording import Recording
 from clearspan.hf.storages import Relocation, storages
-from clearspan.model import Model
+from clearspan.model import Model, check_bridge
 from clearspan.points import Address
 from clearspan.results import table
 
@@ -168,6 +168,7 @@ class ActivationCache(CacheLookup):
             >>> torch.equal(loaded["pattern", 2], cache["pattern", 2])
             True
         """
+        check_bridge(model)
         stored = cache_file.read(path, model.cfg, model.device if device is None else device)
         lacking = [name for name in stored.points if name not in model.hook_dict]
         if lacking:

@@ -155,8 +155,8 @@ class Batch:
                 by_row = [[int(chosen)]] * self.rows
             case Tensor() | np.ndarray():
                 return self.positions(cast("Sequence[int]", chosen.tolist()), what)
-            case list() | tuple() if any(isinstance(one, Sequence | Tensor) for one in chosen):
-                by_row = [list(one) for one in cast("Sequence[Sequence[int]]", chosen)]
+            case list() | tuple() if any(isinstance(one, list | tuple | range | Tensor | np.ndarray) for one in chosen):
+                by_row = [_listed(one) for one in chosen]
                 if len(by_row) != self.rows:
                     raise InvalidArgumentError(
                         f"{what}s are not one list for each row", expected=f"{self.rows} lists", got=str(len(by_row))
@@ -439,6 +439,12 @@ def _of_tensor(value: Tensor) -> Batch:
 def _padded(rows: Sequence[Tensor], text: "Text", side: PaddingSide | None) -> Batch:
     """Returns rows of ids as one batch, filled where they are shorter."""
     return Batch(*text.padded([row.tolist() for row in rows], side))
+
+
+def _listed(row: object) -> list[Any]:
+    """Returns one row's positions as a list."""
+    plain = row.tolist() if isinstance(row, Tensor | np.ndarray) else row
+    return list(plain) if isinstance(plain, list | tuple | range) else [plain]
 
 
 def _masked(batch: Batch, mask: Any) -> Batch:

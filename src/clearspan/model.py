@@ -19,6 +19,7 @@ from clearspan.components import (
     hook_points,
     logits_point,
 )
+from clearspan.errors import InvalidArgumentError
 from clearspan.hf.modules import dequantised, execution_device
 from clearspan.hf.segments import arguments_of
 from clearspan.hf.taps import Taps
@@ -31,6 +32,26 @@ from clearspan.weights.processing import Step
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def check_bridge(bridge: object) -> None:
+    """Raises InvalidArgumentError unless something is a bridge, such as where the model itself was given.
+
+    Example:
+        >>> check_bridge("gpt2")
+        Traceback (most recent call last):
+        clearspan.errors.InvalidArgumentError: this needs a bridge
+          expected: a clearspan.TransformerBridge
+          got: str
+          fix: bridge = clearspan.boot(model)
+    """
+    if not isinstance(bridge, Model):
+        raise InvalidArgumentError(
+            "this needs a bridge",
+            expected="a clearspan.TransformerBridge",
+            got=type(bridge).__name__,
+            fix="bridge = clearspan.boot(model)",
+        )
 
 
 class Model(ModelWeights):

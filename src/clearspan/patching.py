@@ -18,6 +18,7 @@ from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch
+from clearspan.model import check_bridge
 from clearspan.points import get_act_name
 from clearspan.progress import Progress
 from clearspan.sweep import Direction, Grid, Metric, Pair, Sweep, grid
@@ -320,6 +321,7 @@ def _patched(
     point: str,
     *by: str,
 ) -> Patched:
+    check_bridge(model)
     batch = model.to_batch(corrupted_tokens)
     cells = _grid(model, point, by, "clean", batch.longest, {})
     sweep = Sweep(model, batch, cells, metric, sources={"clean": clean_cache})

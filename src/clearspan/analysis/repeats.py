@@ -9,7 +9,8 @@ from torch import Tensor
 
 from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InputError, InvalidArgumentError, check_counts
+from clearspan.errors import InputError, InvalidArgumentError, check_counts, check_flags
+from clearspan.model import check_bridge
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,10 @@ def repeated_tokens(
         >>> bool((text.tokens[:, 1:4] == text.tokens[:, 4:]).all())
         True
     """
+    check_bridge(bridge)
     check_counts(0, rows=rows, period=period, seed=seed)
+    if prepend_bos is not None:
+        check_flags(prepend_bos=prepend_bos)
     bos = _bos(bridge, prepend_bos)
     period = min(period, (bridge.cfg.n_ctx - len(bos)) // 2)
     if rows < 1 or period < 2:

@@ -16,9 +16,10 @@ from torch.nn import functional
 from clearspan.analysis.activations import Activations, Layers, gathered, points_of
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError, check_counts, check_flags
 from clearspan.inputs import Input, Positions
 from clearspan.interventions import Add, Constant, Intervention, ProjectOut
+from clearspan.model import check_bridge
 from clearspan.plots import picture
 from clearspan.points import Address
 from clearspan.progress import Progress
@@ -219,6 +220,7 @@ class SteeringVector(Result):
             UnknownPointError: It lacks a point.
             InvalidArgumentError: A value has another shape.
         """
+        check_bridge(bridge)
         for name, vector in self.vectors.items():
             point = bridge.index.find(name)
             shape = [point.sizes[axis] for axis in point.axes[2:]]
@@ -471,6 +473,7 @@ def steering_sweep(
     _check_vector(vector)
     vector.check_fits(bridge)
     check_counts(0, controls=controls, seed=seed)
+    check_flags(jointly=jointly)
     factors = tuple(strengths) if isinstance(strengths, Sequence) else ()
     if not factors or not all(isinstance(one, int | float) for one in factors):
         raise InvalidArgumentError(f"strengths={strengths!r}", expected="numbers, one or more")

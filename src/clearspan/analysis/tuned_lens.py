@@ -19,6 +19,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, check_counts, check_positive
 from clearspan.inputs import Batch
+from clearspan.model import check_bridge
 from clearspan.plots.charts import lines
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, melted
@@ -126,6 +127,7 @@ class TunedLens(Result):
         Raises:
             InvalidArgumentError: It has another.
         """
+        check_bridge(bridge)
         sizes = (bridge.cfg.n_layers, bridge.cfg.d_model)
         if sizes != (self.n_layers, self.d_model):
             raise InvalidArgumentError(

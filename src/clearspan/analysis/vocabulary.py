@@ -12,6 +12,7 @@ from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.components import NormalizationBridge
 from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.model import check_bridge
 from clearspan.plots.charts import heatmap
 from clearspan.plots.labels import plotly_text
 from clearspan.results import Columns, Result
@@ -252,6 +253,7 @@ def _check_count(name: str, count: int, most: int) -> None:
 
 def _place(bridge: TransformerBridge, matrix: ReadableMatrix, layer: int, head: int | None) -> tuple[int, int | None]:
     """Returns a matrix's layer and head, counted from 0."""
+    check_bridge(bridge)
     n_layers, n_heads = bridge.cfg.n_layers, bridge.cfg.n_heads
     if matrix not in get_args(ReadableMatrix):
         raise InvalidArgumentError(f"unknown matrix {matrix!r}", expected="'OV', 'W_in', 'W_gate' or 'W_out'")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
+from clearspan.model import check_bridge
 from clearspan.points import nearest
 
 Kind = Literal["embed", "head", "q", "k", "v", "mlp", "logits"]
@@ -274,6 +275,7 @@ class ComputationalGraph:
 
 
 def _check(bridge: TransformerBridge) -> None:
+    check_bridge(bridge)
     block = bridge.blocks[0]
     if block.norms_the_sum or block.residual_is_normed:
         raise InvalidArgumentError(

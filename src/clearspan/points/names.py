@@ -76,6 +76,6 @@ def is_short_name(name: str) -> bool:
     return name in _KNOWN or name in _SHORT
 
 
-def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """Returns the names most similar to the given one, best first."""
-    return difflib.get_close_matches(name, list(names), n=count, cutoff=0.5)
+def nearest(name: object, names: Iterable[str], count: int = 3) -> list[str]:
+    """Returns the names most similar to the given one, best first; none for what is no name."""
+    return difflib.get_close_matches(name, list(names), n=count, cutoff=0.5) if isinstance(name, str) else []

@@ -16,6 +16,7 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.hf.loading import revision_of
 from clearspan.inputs import Batch
 from clearspan.interventions import Intervention
+from clearspan.model import check_bridge
 from clearspan.sweep.grid import Grid
 from clearspan.sweep.metrics import LogitMetric, parse_metric
 
@@ -149,6 +150,7 @@ class Experiment:
         Raises:
             InvalidArgumentError: Its weights, dtype or architecture are others.
         """
+        check_bridge(bridge)
         found = ModelIdentity.of(bridge)
         own = (self.model.architecture, self.model.dtype, self.model.fingerprint)
         if (found.architecture, found.dtype, found.fingerprint) != own:

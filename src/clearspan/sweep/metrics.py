@@ -12,6 +12,7 @@ from torch import Tensor
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch
+from clearspan.model import check_bridge
 from clearspan.points import nearest
 
 PerRow = int | tuple[int, ...]
@@ -150,6 +151,7 @@ class LogitDifference(LogitMetric):
         position: PerRow = -1,
     ) -> Self:
         """Returns the metric for tokens given as text, one for all rows or one for each."""
+        check_bridge(bridge)
         other = None if incorrect is None else _ids(bridge, incorrect)
         return cls(_ids(bridge, correct), other, position)
 

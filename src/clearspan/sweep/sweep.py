@@ -18,6 +18,7 @@ from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention
+from clearspan.model import check_bridge
 from clearspan.progress import Progress, shown
 from clearspan.sweep.execution import Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, versions
@@ -89,6 +90,7 @@ class Sweep:
         background: Sequence[Intervention] = (),
         attention_mask: Int[Tensor, "row pos"] | None = None,
     ) -> None:
+        check_bridge(bridge)
         self.bridge = bridge
         self.grid = grid if isinstance(grid, Grid) else Grid.of(grid)
         self.metrics = _named(metric)

@@ -16,9 +16,11 @@ from clearspan.effects import Draws, Effects, Label
 from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, whole_numbers
 from clearspan.inputs import Batch, Input, Positions
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace
+from clearspan.model import check_bridge
 from clearspan.points import Address
 from clearspan.progress import Progress, shown, silent
 from clearspan.results import Columns
+from clearspan.shapes import tensor_of
 from clearspan.statistics import Interval, share_interval
 from clearspan.sweep import Grid, LogitMetric, Sweep, grid
 from clearspan.sweep.metrics import Context, one_place
@@ -81,7 +83,7 @@ class InterchangeExamples:
         for name in ("base", SOURCE):
             own = getattr(self, name).positions(getattr(self, f"{name}_positions"), f"{name} position")
             object.__setattr__(self, f"{name}_positions", tuple(map(tuple, own)))
-        labels = torch.as_tensor(self.labels).detach().cpu()
+        labels = tensor_of("labels", self.labels).detach().cpu()
         object.__setattr__(self, "labels", labels)
         rows = (self.base.rows, self.source.rows)
         if labels.is_floating_point() or list(labels.shape) != [rows[0]] or rows[0] != rows[1]:
@@ -99,7 +101,7 @@ class InterchangeExamples:
             if len(set(own)) < len(own):
                 raise InvalidArgumentError(f"a position of base {row} is written twice", got=str(list(own)))
         if self.answers is not None:
-            object.__setattr__(self, "answers", tuple(sorted(set(self.answers))))
+            object.__setattr__(self, "answers", tuple(sorted(set(whole_numbers("answers", self.answers)))))
             self.targets()
 
     @classmethod
@@ -135,6 +137,7 @@ class InterchangeExamples:
             InvalidArgumentError: A label that is not one token of the vocabulary, bare ids that do not tell their
                 padding, or as above.
         """
+        check_bridge(bridge)
         first, other = bridge.to_batch(base, base_mask), bridge.to_batch(source, source_mask)
         among = None
         if answers is not None:
@@ -560,6 +563,8 @@ def interchange_sweep(
     sites = InterchangeSite.all_of(bridge, name, layers, heads, neurons)
     longest, unchanged = examples.base.longest, []
     at = whole_numbers("positions", range(longest) if positions is None else positions)
+    if not at:
+        raise InvalidArgumentError("positions=[] chooses none", expected="positions=None for all")
     for position in at:
         if not -longest <= position < longest:
             raise InvalidArgumentError(f"no base has the position {position}", expected=f"-{longest} to {longest - 1}")
@@ -620,6 +625,7 @@ def check_finite(bridge: TransformerBridge, values: Float[Tensor, "*value"]) -> 
 
 def check_answers(bridge: TransformerBridge, examples: InterchangeExamples) -> None:
     """Raises unless labels and answers are tokens of the model's vocabulary."""
+    check_bridge(bridge)
     if not isinstance(examples, InterchangeExamples):
         raise InvalidArgumentError("these are no InterchangeExamples", got=f"examples={examples!r}"[:80])
     for name, tokens in (("label", examples.labels.tolist()), ("answer", examples.answers or ())):
