@@ -15,7 +15,7 @@ from torch import Tensor
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, whole_numbers
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch
 from clearspan.model import check_bridge
@@ -109,6 +109,9 @@ def activation_patching(
         Heimersheim and Nanda (2024), "How to use and interpret activation patching", arXiv:2404.15255.
     """
     pair = Pair.of(bridge, clean, corrupted, metric, direction, attention_mask)
+    by = [by] if isinstance(by, str) else by
+    if not isinstance(by, Sequence) or not all(isinstance(axis, str) for axis in by):
+        raise InvalidArgumentError(f"by={by!r}"[:80], expected="axes, such as ('layer', 'position')")
     cells = _grid(bridge, point, by, pair.source_name, pair.base.longest, places)
     sources = {pair.source_name: pair.source}
     return Sweep(bridge, pair.base, cells, metric, sources=sources, background=background).run(
@@ -125,6 +128,7 @@ def _grid(
     places: Mapping[str, Sequence[int]],
 ) -> Grid:
     """Returns the grid over all places, or those given, of some axes."""
+    places = {axis: whole_numbers(axis, given) for axis, given in places.items()}
     layers = range(bridge.cfg.n_layers)
     first = next(iter(places.get("layer", layers)), 0)
     known = bridge.index.find(get_act_name(point, first % len(layers) if -len(layers) <= first < 0 else first))

@@ -1,10 +1,6 @@
 """The one vocabulary of axes, and the sizes that a model gives them."""
 
-import torch
-from torch import Tensor
-
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InvalidArgumentError
 
 Axes = tuple[str, ...]
 
@@ -53,26 +49,3 @@ def sizes(cfg: TransformerBridgeConfig) -> dict[str, int]:
         "d_vocab": cfg.d_vocab,
         "1": 1,
     }
-
-
-def tensor_of(name: str, given: object) -> Tensor:
-    """Returns numbers as a tensor: one, an array of numpy, or lists.
-
-    Args:
-        name: The argument, for the error's text.
-        given: Its value.
-
-    Raises:
-        InvalidArgumentError: They are no numbers.
-
-    Example:
-        >>> tensor_of("values", [1, 2])
-        tensor([1, 2])
-    """
-    try:
-        found = given if isinstance(given, Tensor) else torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
-        found = None
-    if found is None or found.is_complex() or isinstance(given, bytes):
-        raise InvalidArgumentError(f"{name}={given!r}"[:80], expected="a tensor of numbers")
-    return found

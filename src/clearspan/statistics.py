@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.errors import InvalidArgumentError, check_counts
-from clearspan.shapes import tensor_of
+from clearspan.tensors import tensor_of
 
 _CHUNK = 2**24
 """Numbers held at a time while samples are drawn: 128 MiB."""

@@ -17,6 +17,7 @@ from clearspan.index import PointIndex
 from clearspan.points import Address, HookPoint, Layout, Side
 from clearspan.results import table
 from clearspan.shapes import Axes
+from clearspan.tensors import device_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class Terms:
         """
         rows, positions = shape
         index = position_index(pos_slice, positions)
-        where = None if device is None else torch.device(device)
+        where = None if device is None else device_of(device)
         return cls(rows, positions, index, isinstance(pos_slice, int), where, may_defer and index is None)
 
     @property

@@ -13,7 +13,7 @@ from clearspan._cache.slices import PosSlice, check_columns
 from clearspan._forward.forward import Output, ReturnType, check_return_type, gradients_lost, run
 from clearspan._forward.given import ModelInput
 from clearspan.cache import ActivationCache
-from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError
+from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError, check_flags
 from clearspan.hf.derived import Arrival
 from clearspan.hf.recording import Recording
 from clearspan.hf.storages import Copies
@@ -38,6 +38,8 @@ def run_with_cache(
     incl_bwd: bool | Scalar = False,
 ) -> tuple[Output, ActivationCache]:
     """Runs the model and keeps what was asked for. The arguments are those of `TransformerBridge.run_with_cache`."""
+    if not callable(incl_bwd):
+        check_flags(incl_bwd=incl_bwd)
     choice = choose(model, names_filter, segment)
     points = choice.points
     may_defer = "past_key_values" not in given.kwargs

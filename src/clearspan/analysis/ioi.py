@@ -17,7 +17,7 @@ from torch import Tensor
 from clearspan.analysis.evaluations import Estimate, estimate
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, check_counts
-from clearspan.inputs import Batch, PaddingSide
+from clearspan.inputs import Batch, PaddingSide, row_numbers
 from clearspan.model import check_bridge
 from clearspan.plots.charts import heatmap
 from clearspan.results import Columns, Result
@@ -112,8 +112,8 @@ class IOIPrompts:
 
     def select(self, rows: Sequence[int] | slice) -> "IOIPrompts":
         """Returns some of the prompts, without columns at the ends that are padding in all of them."""
-        chosen = range(len(self))[rows] if isinstance(rows, slice) else list(rows)
-        at = torch.tensor(list(chosen), dtype=torch.long)
+        chosen = row_numbers(rows, len(self))
+        at = torch.tensor(chosen)
         return replace(
             self,
             clean=self.clean.select(at),

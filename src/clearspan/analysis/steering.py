@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.nn import functional
 from clearspan.analysis.activations import Activations, Layers, gathered, points_of
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts, check_flags
+from clearspan.errors import InvalidArgumentError, check_counts, check_flags, check_kind
 from clearspan.inputs import Input, Positions
 from clearspan.interventions import Add, Constant, Intervention, ProjectOut
 from clearspan.model import check_bridge
@@ -163,6 +164,7 @@ class SteeringVector(Result):
         Raises:
             InvalidArgumentError: No point is there, or several are.
         """
+        check_kind(str, int, np.integer, where=where)
         found = [name for name in self.names if name == where or Address.parse(name).layer == where]
         if len(found) != 1:
             raise InvalidArgumentError(

@@ -11,7 +11,7 @@ from clearspan._forward.readout import FrozenNorm, added_logits, exact, norm_at
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.components import NormalizationBridge
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError, check_counts, is_whole
 from clearspan.model import check_bridge
 from clearspan.plots.charts import heatmap
 from clearspan.plots.labels import plotly_text
@@ -107,8 +107,8 @@ class SingularReadings(Result):
         Raises:
             InvalidArgumentError: The matrix does not have that side in vocabulary.
         """
-        name = side or list(self._sides)[-1]
-        if name not in self._sides:
+        name = list(self._sides)[-1] if side is None else side
+        if not isinstance(name, str) or name not in self._sides:
             raise InvalidArgumentError(
                 f"{self.matrix} has no side {name!r} in vocabulary", expected=" or ".join(map(repr, self._sides))
             )
@@ -257,7 +257,7 @@ def _place(bridge: TransformerBridge, matrix: ReadableMatrix, layer: int, head: 
     n_layers, n_heads = bridge.cfg.n_layers, bridge.cfg.n_heads
     if matrix not in get_args(ReadableMatrix):
         raise InvalidArgumentError(f"unknown matrix {matrix!r}", expected="'OV', 'W_in', 'W_gate' or 'W_out'")
-    if not isinstance(layer, int) or not -n_layers <= layer < n_layers:
+    if not is_whole(layer) or not -n_layers <= layer < n_layers:
         raise InvalidArgumentError(f"there is no layer {layer}", expected=f"0 to {n_layers - 1}", got=str(layer))
     if matrix != "OV":
         if head is not None:

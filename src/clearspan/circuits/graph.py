@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_kind
 from clearspan.model import check_bridge
 from clearspan.points import nearest
 
@@ -135,6 +135,7 @@ class ComputationalGraph:
 
     def inputs_of(self, node: Node) -> tuple[Node, ...]:
         """Returns the receivers through which a part reads the stream: three for a head, itself for an MLP."""
+        check_kind(Node, node=node)
         match node.kind:
             case "head":
                 assert node.layer is not None, "a head is in a layer"
@@ -145,6 +146,7 @@ class ComputationalGraph:
 
     def n_senders_before(self, receiver: Node) -> int:
         """Returns how many senders, in their order, come before a receiver: those with an edge to it."""
+        check_kind(Node, receiver=receiver)
         per_layer = self.n_heads + 1
         if receiver.kind == "logits":
             return 1 + self.n_layers * per_layer
@@ -193,6 +195,7 @@ class ComputationalGraph:
         Raises:
             InvalidArgumentError: The graph has no such edge, such as one from a later part to an earlier one.
         """
+        check_kind(str, name=name)
         first, _, second = name.partition("->")
         edge = Edge(self.node(first), self.node(second))
         self.index_of(edge)
@@ -222,6 +225,7 @@ class ComputationalGraph:
         Raises:
             InvalidArgumentError: It is no edge of this graph.
         """
+        check_kind(Edge, edge=edge)
         sender, receiver = self._sender_indices.get(edge.sender), self._receiver_indices.get(edge.receiver)
         if sender is None or receiver is None or sender >= self.n_senders_before(edge.receiver):
             raise InvalidArgumentError(

@@ -47,6 +47,7 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         >>> get_act_name("embed")
         'hook_embed'
     """
+    check_name(name)
     if ("." in name or name.startswith("hook_")) and layer is None:
         return name
     match = re.fullmatch(r"([a-z_]+?)(\d+)([a-z]*\d?)", name)
@@ -69,6 +70,12 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         )
     component = layer_type or ("attn" if name in _IN_ATTENTION else "mlp" if name in _IN_MLP else None)
     return ".".join([f"blocks.{layer}", *([component] if component else []), f"hook_{name}"])
+
+
+def check_name(name: object) -> None:
+    """Raises InvalidArgumentError unless something is text, as the names of hook points are."""
+    if not isinstance(name, str):
+        raise InvalidArgumentError("a hook point is given by its name", got=repr(name)[:80])
 
 
 def is_short_name(name: str) -> bool:

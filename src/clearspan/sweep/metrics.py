@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_flags, check_kind, is_whole, wholes
 from clearspan.inputs import Batch
 from clearspan.model import check_bridge
 from clearspan.points import nearest
@@ -92,6 +92,8 @@ class LogitMetric(ABC):
             logits: Of all positions.
             batch: The rows that they are of, where some are padded.
         """
+        check_logits(logits)
+        check_kind(Batch, type(None), batch=batch)
         return self.measure(logits, Context.of(logits, batch))
 
     def measure(self, logits: Float[Tensor, "row pos d_vocab"], context: Context) -> Float[Tensor, "row"]:
@@ -102,6 +104,13 @@ class LogitMetric(ABC):
     def to_json(self) -> dict[str, Any]:
         """Returns the metric as plain data."""
         return {"kind": self.kind, **asdict(cast("Any", self))}
+
+
+def check_logits(logits: object) -> None:
+    """Raises InvalidArgumentError unless something is logits of a run."""
+    if not isinstance(logits, Tensor) or logits.ndim != 3 or not logits.numel() or not logits.is_floating_point():
+        got = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else repr(logits)[:80]
+        raise InvalidArgumentError("a metric is of the logits of a run", expected="logits [row, pos, d_vocab]", got=got)
 
 
 def at_places(
@@ -136,6 +145,9 @@ class LogitDifference(LogitMetric):
     position: PerRow = -1
 
     kind: ClassVar[str] = "logit_difference"
+
+    def __post_init__(self) -> None:
+        _keep_per_row(self, "correct", "position", *([] if self.incorrect is None else ["incorrect"]))
 
     @property
     def unit(self) -> str:
@@ -193,6 +205,10 @@ class Probability(LogitMetric):
 
     kind: ClassVar[str] = "probability"
 
+    def __post_init__(self) -> None:
+        _keep_per_row(self, "token", "position")
+        check_flags(is_log=self.is_log)
+
     @property
     def unit(self) -> str:
         """Nats for the logarithm."""
@@ -224,6 +240,10 @@ class KLDivergence(LogitMetric):
     position: PerRow | None = -1
 
     kind: ClassVar[str] = "kl_divergence"
+
+    def __post_init__(self) -> None:
+        check_kind(str, against=self.against)
+        _keep_per_row(self, *([] if self.position is None else ["position"]))
 
     @property
     def reference(self) -> str:
@@ -360,6 +380,18 @@ def log_softmax(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
+def _keep_per_row(metric: LogitMetric, *names: str) -> None:
+    """Has fields of a metric be plain numbers, or tuples of them."""
+    for name in names:
+        given = getattr(metric, name)
+        found = wholes(given)
+        if not found:
+            raise InvalidArgumentError(
+                f"{name}={given!r}"[:80], expected="a whole number, or one for each row", where=metric.kind
+            )
+        object.__setattr__(metric, name, found[0] if is_whole(given) else found)
+
+
 def _each(value: PerRow) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
@@ -375,4 +407,5 @@ def _checked(value: PerRow, rows: int, what: str) -> int:
 def _ids(bridge: TransformerBridge, text: str | Sequence[str]) -> PerRow:
     if isinstance(text, str):
         return bridge.to_single_token(text)
+    check_kind(Sequence, text=text)
     return tuple(bridge.to_single_token(token) for token in text)

@@ -245,7 +245,7 @@ class Alignment(Result):
         return picture(values, {"exchanged": list(self.hits)}, unit=unit, title=self.title, span=(0, 1))
 
     def _of(self, exchanged: str) -> Float[Tensor, "draw example"]:
-        if exchanged not in self.hits:
+        if not isinstance(exchanged, str) or exchanged not in self.hits:
             raise InvalidArgumentError(f"nothing is known of {exchanged!r}", expected=", ".join(self.hits))
         return self.hits[exchanged]
 

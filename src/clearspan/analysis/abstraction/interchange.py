@@ -14,16 +14,16 @@ from clearspan.analysis.activations import Layers, Targets, layers_of, points_of
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Draws, Effects, Label
 from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, whole_numbers
-from clearspan.inputs import Batch, Input, Positions
+from clearspan.inputs import Batch, Input, Positions, row_numbers
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace
 from clearspan.model import check_bridge
 from clearspan.points import Address
 from clearspan.progress import Progress, shown, silent
 from clearspan.results import Columns
-from clearspan.shapes import tensor_of
 from clearspan.statistics import Interval, share_interval
 from clearspan.sweep import Grid, LogitMetric, Sweep, grid
 from clearspan.sweep.metrics import Context, one_place
+from clearspan.tensors import tensor_of
 
 Places = int | Sequence[int] | None
 """One head or neuron, several, or all (None)."""
@@ -214,6 +214,11 @@ class InterchangeExamples:
 
     def hits(self, answered: Float[Tensor, "*cell example"]) -> Float[Tensor, "*cell example"]:
         """Returns 1 where an answer is the label, 0 where it is not, and NaN where there is no answer."""
+        answered = tensor_of("answered", answered)
+        if answered.shape[-1:] != self.labels.shape:
+            raise InvalidArgumentError(
+                "there is not one answer for each pair", expected=f"[..., {len(self)}]", got=str(list(answered.shape))
+            )
         return (answered == self.labels).float().masked_fill(answered.isnan(), torch.nan)
 
     def select(self, rows: Tensor | slice | Sequence[int]) -> Self:
@@ -222,10 +227,7 @@ class InterchangeExamples:
         Args:
             rows: Their numbers, a mask, or a slice.
         """
-        chosen = rows if isinstance(rows, slice | Tensor) else whole_numbers("rows", rows)
-        numbers = torch.arange(len(self))[chosen].tolist()
-        if not numbers:
-            raise InvalidArgumentError("examples are one pair or more", got=f"rows={rows}")
+        numbers = row_numbers(rows, len(self))
         return replace(
             self,
             base=self.base.select(numbers),
@@ -237,6 +239,7 @@ class InterchangeExamples:
 
     def split(self, size: int) -> Iterator[Self]:
         """Yields the pairs in their order, at most `size` at a time."""
+        check_counts(size=size)
         for start in range(0, len(self), size):
             yield self.select(slice(start, start + size))
 
@@ -303,6 +306,7 @@ class InterchangeSite:
 
     def vectors(self, value: Float[Tensor, "*place axes"]) -> Float[Tensor, "*place d"]:
         """Returns the vectors of values `[*place, *shape]`, in float32 at least."""
+        value = tensor_of("values", value)
         lead = value.ndim - len(self.shape)
         if list(value.shape[max(lead, 0) :]) != list(self.shape):
             raise InvalidArgumentError(
