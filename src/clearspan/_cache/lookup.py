@@ -15,6 +15,7 @@ from clearspan.hf.recording import Recording
 from clearspan.inputs import Batch
 from clearspan.model import Model
 from clearspan.points import Derived, HookPoint, get_act_name, nearest, read
+from clearspan.points.names import check_name
 
 Key = str | tuple[str, int] | tuple[str, int, str]
 _POSITIONS = ("pos", "q_pos")
@@ -101,6 +102,7 @@ class CacheLookup(Mapping[str, Tensor]):
             raise InvalidArgumentError(
                 f"no layer {layer}", expected=f"-{n_layers} to {n_layers - 1}", where=f"cache[{key!r}]"
             )
+        check_name(short)
         base = get_act_name(short.removesuffix("_grad"), layer % n_layers, *component)
         return base + "_grad" * short.endswith("_grad")
 
@@ -132,6 +134,7 @@ class CacheLookup(Mapping[str, Tensor]):
 
     def axes_of(self, name: str) -> dict[str, int | None]:
         """Returns an entry's axes with their sizes; None where only a look-up tells."""
+        check_name(name)
         point = self.model.index.find(name.removesuffix("_grad"))
         sizes: dict[str, int | None] = {**dict.fromkeys(point.axes), **point.sizes, **self.sizes}
         sizes["q_pos"] = sizes.get("pos")

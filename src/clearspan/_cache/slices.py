@@ -143,6 +143,8 @@ class Picks:
         Raises:
             InvalidArgumentError: It is of another shape, or of one that could be either.
         """
+        if not isinstance(value, Tensor):
+            raise InvalidArgumentError(f"{what} is no tensor", got=repr(value)[:80])
         places = torch.arange(torch.Size(self.sizes.values()).numel()).reshape(tuple(self.sizes.values()))
         shape = value.shape[len(before) : value.ndim - len(after)]
         found: list[tuple[Tensor, tuple[str, ...]]] = []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InputError, InvalidArgumentError, check_counts, check_flags
+from clearspan.errors import InputError, InvalidArgumentError, check_counts, check_flags, check_kind
 from clearspan.model import check_bridge
 
 
@@ -29,6 +29,7 @@ class RepeatedTokens:
 
     def rows(self, first: int, end: int) -> "RepeatedTokens":
         """Returns rows `first` to `end`, without `end`."""
+        check_counts(0, first=first, end=end)
         return replace(self, tokens=self.tokens[first:end])
 
     def losses(self, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row copy place"]:
@@ -65,6 +66,7 @@ class RepeatedTokens:
 
     def _predicting(self, logits: Tensor) -> Tensor:
         """Returns the logits `[row, copy, place, d_vocab]` after all tokens of each block but its last."""
+        check_kind(Tensor, logits=logits)
         if logits.shape[:-1] != self.tokens.shape:
             raise InvalidArgumentError(
                 "these are not the logits of the repeated tokens",

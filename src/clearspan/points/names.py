@@ -48,6 +48,8 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         'hook_embed'
     """
     check_name(name)
+    if not isinstance(layer_type, str | None):
+        raise InvalidArgumentError(f"layer_type={layer_type!r}"[:80], expected="a component, such as 'ln1'")
     if ("." in name or name.startswith("hook_")) and layer is None:
         return name
     match = re.fullmatch(r"([a-z_]+?)(\d+)([a-z]*\d?)", name)
