@@ -28,7 +28,7 @@ from clearspan._cache.readings import (
     token_ids,
 )
 from clearspan._cache.run_weights import RunWeights, weight_slots
-from clearspan._cache.slices import BatchSlice, Picks, PosSlice
+from clearspan._cache.slices import BatchSlice, Picks, PosSlice, plain
 from clearspan._cache.stacks import Mode, NeuronSlice, Stack, depth_of, neuron_results, residual
 from clearspan._forward.readout import norm_at
 from clearspan.errors import InvalidArgumentError, check_flags, check_kind
@@ -605,6 +605,7 @@ class ActivationCache(CacheLookup):
     def _at(self, pos_slice: PosSlice, batch_slice: BatchSlice, has_batch_dim: bool) -> tuple[Self, Picks]:
         """Returns the cache at chosen places, and the same choice for stacks of the cache."""
         check_flags(has_batch_dim=has_batch_dim)
+        pos_slice, batch_slice = plain(pos_slice), plain(batch_slice)
         whole = self
         if self.has_batch_dim and not has_batch_dim:
             if not isinstance(batch_slice, int) and self.n_rows > 1:

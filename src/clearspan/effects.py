@@ -75,9 +75,14 @@ class Effects(Result):
     """What pictures show and tables are ranked by: the change from the base, the value itself, or `normalised()`."""
 
     def __post_init__(self) -> None:
+        mappings = ("values", "axes", "base", "sources", "texts", "units")
+        check_kind(Mapping, **{name: getattr(self, name) for name in mappings})
+        check_kind(str, what=self.what, row=self.row)
+        check_kind(Sequence, **{f"axes[{axis!r}]": places for axis, places in self.axes.items()})
         sizes = {axis: len(places) for axis, places in self.axes.items()}
         shape = tuple(sizes.values())
         for name, values in self.values.items():
+            check_kind(Tensor, **{f"values[{name!r}]": values})
             if values.shape[:-1] != shape or values.ndim != len(shape) + 1:
                 raise InvalidArgumentError(
                     f"the values of {name!r} do not fill the axes",

@@ -201,6 +201,12 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def whole(given: object) -> int | None:
+    """Returns one whole number, also that of a tensor or array without axes, as Python's; None for anything else."""
+    one = given.tolist() if isinstance(given, _Array) else given
+    return int(one) if is_whole(one) else None
+
+
 def wholes(given: object) -> tuple[int, ...] | None:
     """Returns one whole number or several (a sequence, an array, a tensor) as a tuple, or None for anything else."""
     several = given.tolist() if isinstance(given, _Array) else given

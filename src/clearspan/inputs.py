@@ -164,8 +164,11 @@ class Batch:
                 by_row = [[int(chosen)]] * self.rows
             case Tensor() | np.ndarray():
                 return self.positions(cast("Sequence[int]", chosen.tolist()), what)
-            case list() | tuple() if any(isinstance(one, list | tuple | range | Tensor | np.ndarray) for one in chosen):
-                by_row = [_listed(one) for one in chosen]
+            case list() | tuple() if any(isinstance(one, Tensor | np.ndarray) for one in chosen):
+                plain = [one.tolist() if isinstance(one, Tensor | np.ndarray) else one for one in chosen]
+                return self.positions(cast("Sequence[int]", plain), what)
+            case list() | tuple() if any(isinstance(one, list | tuple | range) for one in chosen):
+                by_row = [list(one) if isinstance(one, list | tuple | range) else [one] for one in chosen]
                 if len(by_row) != self.rows:
                     raise InvalidArgumentError(
                         f"{what}s are not one list for each row", expected=f"{self.rows} lists", got=str(len(by_row))
@@ -450,12 +453,6 @@ def _padded(rows: Sequence[Tensor], text: "Text", side: PaddingSide | None) -> B
     return Batch(*text.padded([row.tolist() for row in rows], side))
 
 
-def _listed(row: object) -> list[Any]:
-    """Returns one row's positions as a list."""
-    plain = row.tolist() if isinstance(row, Tensor | np.ndarray) else row
-    return list(plain) if isinstance(plain, list | tuple | range) else [plain]
-
-
 def _masked(batch: Batch, mask: Any) -> Batch:
     """Returns a batch with a mask."""
     try:
@@ -681,7 +678,7 @@ class Text:
         self, input: str | Sequence[str] | Tensor, prepend_bos: bool | None = None
     ) -> list[str] | list[list[str]]:
         """Returns each token's own text, as one list for a string or a row of ids and a list of lists for several."""
-        if isinstance(input, Tensor):
+        if isinstance(input, Tensor) or wholes(input):
             ids = self._ids(input)
             if ids.ndim == 2 and len(ids) > 1:
                 return [self._pieces(row.tolist()) for row in ids]

@@ -43,7 +43,10 @@ class Kit:
         self.metric = LogitDifference(3, 5)
         self.zero = Intervention("z", Zero(), layer=0, heads=0)
         self.graph = ComputationalGraph.of(self.bridge)
-        self.effects = Effects({"score": torch.rand(2, 2, 3)}, {"layer": (0, 1), "head": (0, 1)})
+        run = {"score": torch.rand(3)}
+        self.effects = Effects(
+            {"score": torch.rand(2, 2, 3)}, {"layer": (0, 1), "head": (0, 1)}, run, {"clean": {"score": torch.rand(3)}}
+        )
         self.pair = {"bridge": self.bridge, "clean": TEXT, "corrupted": OTHER, "metric": self.metric}
 
     def another(self):
@@ -153,22 +156,43 @@ CALLS = {
     "analysis.ablate_layers": _ablation,
     "analysis.ablate_neurons": lambda k: {**_lines(k), "metric": k.metric, "layer": 0, "neurons": 0, "progress": False},
     "analysis.fit_alignment": lambda k: {
-        **{"bridge": k.bridge, "examples": k.examples, "dimensions": 1, "layer": 0, "held_out": 0.5, "steps": 1},
-        **{"random_subspaces": 1, "random_labels": 1, "progress": False},
+        "bridge": k.bridge,
+        "examples": k.examples,
+        "dimensions": 1,
+        "layer": 0,
+        "held_out": 0.5,
+        "steps": 1,
+        "random_subspaces": 1,
+        "random_labels": 1,
+        "progress": False,
     },
     "analysis.CausalModel": lambda k: {"variables": {"out": lambda a, b: a + b}, "output": "out"},
     "analysis.draw_interchanges": lambda k: {
-        **{"bridge": k.bridge, "model": k.agree, "inputs": k.settings, "variables": "out", "count": 2},
-        **{"prompt": lambda one: [1 + one["a"], 5 + one["b"]], "token": lambda out: 1 + out},
+        "bridge": k.bridge,
+        "model": k.agree,
+        "inputs": k.settings,
+        "variables": "out",
+        "count": 2,
+        "prompt": lambda one: [1 + one["a"], 5 + one["b"]],
+        "token": lambda out: 1 + out,
     },
     "analysis.InterchangeExamples": lambda k: {
-        "base": k.examples.base, "source": k.examples.source, "labels": k.examples.labels
+        "base": k.examples.base,
+        "source": k.examples.source,
+        "labels": k.examples.labels,
     },
     "analysis.interchange_accuracy": lambda k: {
-        "bridge": k.bridge, "examples": k.examples, "layers": 0, "progress": False
+        "bridge": k.bridge,
+        "examples": k.examples,
+        "layers": 0,
+        "progress": False,
     },
     "analysis.interchange_sweep": lambda k: {
-        "bridge": k.bridge, "examples": k.examples, "layers": 0, "positions": -1, "progress": False
+        "bridge": k.bridge,
+        "examples": k.examples,
+        "layers": 0,
+        "positions": -1,
+        "progress": False,
     },
     "analysis.direct_logit_attribution": lambda k: {**_lines(k), "answer_tokens": 5},
     "analysis.evaluate_repetition": _repetition,
@@ -176,7 +200,11 @@ CALLS = {
     "analysis.loss_by_position": lambda k: {"bridge": k.bridge, "corpus": TEXT},
     "analysis.next_token_loss": lambda k: {"tokens": torch.tensor([[1, 2]])},
     "analysis.max_activating_examples": lambda k: {
-        "bridge": k.bridge, "texts": TEXT, "name": "blocks.0.mlp.hook_post", "index": 3, "k": 1
+        "bridge": k.bridge,
+        "texts": TEXT,
+        "name": "blocks.0.mlp.hook_post",
+        "index": 3,
+        "k": 1,
     },
     "analysis.detect_heads": lambda k: {**_lines(k), "pattern": "induction"},
     "analysis.duplicate_token_pattern": lambda k: {"tokens": torch.tensor([1, 2, 1])},
@@ -186,14 +214,21 @@ CALLS = {
     "analysis.strongest": lambda k: {"scores": torch.rand(2, 2)},
     "analysis.evaluate_ioi": lambda k: {"bridge": k.bridge, "prompts": k.prompts},
     "analysis.ioi_prompts": lambda k: {
-        **{"bridge": k.bridge, "count": 2, "templates": ["if {first} < {second}: {again} ="]},
+        "bridge": k.bridge,
+        "count": 2,
+        "templates": ["if {first} < {second}: {again} ="],
         "names": ["a", "b", "c", "d", "e"],
     },
     "analysis.lens_readings": _lines,
     "analysis.logit_lens": _lines,
     "analysis.train_probe": lambda k: {
-        **{"bridge": k.bridge, "input": [f"x = {i}" for i in range(4)], "labels": ["a", "b"] * 2, "folds": 2},
-        **{"layers": 0, "controls": 1, "progress": False},
+        "bridge": k.bridge,
+        "input": [f"x = {i}" for i in range(4)],
+        "labels": ["a", "b"] * 2,
+        "folds": 2,
+        "layers": 0,
+        "controls": 1,
+        "progress": False,
     },
     "analysis.repeated_tokens": _repetition,
     "analysis.causal_effect": lambda k: {**_lines(k), "progress": False},
@@ -201,17 +236,27 @@ CALLS = {
     "analysis.report": lambda k: {**_lines(k), "progress": False},
     "analysis.SteeringVector": lambda k: {"vectors": {"blocks.0.hook_resid_post": torch.ones(16)}},
     "analysis.fit_steering_vector": lambda k: {
-        "bridge": k.bridge, "positive": [TEXT], "negative": [OTHER], "layers": 0
+        "bridge": k.bridge,
+        "positive": [TEXT],
+        "negative": [OTHER],
+        "layers": 0,
     },
     "analysis.steering_sweep": lambda k: {
-        **{"bridge": k.bridge, "vector": k.vector, "input": TEXT, "metric": k.metric, "strengths": (1.0,)},
-        **{"controls": 1, "progress": False},
+        "bridge": k.bridge,
+        "vector": k.vector,
+        "input": TEXT,
+        "metric": k.metric,
+        "strengths": (1.0,),
+        "controls": 1,
+        "progress": False,
     },
-    "analysis.lens_divergence": lambda k: {
-        "bridge": k.bridge, "corpus": TEXT, "lens": lambda resid, depth: resid
-    },
+    "analysis.lens_divergence": lambda k: {"bridge": k.bridge, "corpus": TEXT, "lens": lambda resid, depth: resid},
     "analysis.train_tuned_lens": lambda k: {
-        "bridge": k.bridge, "corpus": TEXT, "steps": 1, "batch_size": 1, "progress": False
+        "bridge": k.bridge,
+        "corpus": TEXT,
+        "steps": 1,
+        "batch_size": 1,
+        "progress": False,
     },
     "analysis.singular_readings": lambda k: {"bridge": k.bridge, "matrix": "OV", "layer": 0, "head": 0},
     "analysis.bootstrap_interval": lambda k: {"values": torch.rand(3), "samples": 4},
@@ -227,18 +272,13 @@ CALLS = {
     "circuits.Circuit": lambda k: {"graph": k.graph, "edges": k.circuit.edges},
     "circuits.ComputationalGraph": lambda k: {"n_layers": 2, "n_heads": 2, "n_kv_heads": 1},
     "patching.activation_patching": lambda k: {**k.pair, "layer": [0], "position": [-1], "progress": False},
-    **{
-        f"patching.{name}": _transformer_lens
-        for name in patching.__all__
-        if name.startswith("get_act_patch")
-    },
+    **{f"patching.{name}": _transformer_lens for name in patching.__all__ if name.startswith("get_act_patch")},
+    "sweep.Effects": lambda k: {"values": {"score": torch.rand(2, 3)}, "axes": {"layer": (0, 1)}},
     "sweep.KLDivergence": lambda k: {},
     "sweep.LogitDifference": lambda k: {"correct": 3},
     "sweep.Probability": lambda k: {"token": 3},
     "sweep.Grid": lambda k: {"axes": (("cell", ("one",)),), "cells": ((k.zero,),)},
-    "sweep.Sweep": lambda k: {
-        "bridge": k.bridge, "input": TEXT, "grid": {"zero": k.zero}, "metric": k.metric
-    },
+    "sweep.Sweep": lambda k: {"bridge": k.bridge, "input": TEXT, "grid": {"zero": k.zero}, "metric": k.metric},
     "sweep.grid": lambda k: {"what": "z", "action": Patch(), "layer": [0], "head": [0]},
     "interventions.Add": lambda k: {"vector": torch.ones(8)},
     "interventions.Apply": lambda k: {"function": "a name"},
@@ -270,9 +310,7 @@ OBJECTS = {
     "Probe": lambda k: k.result("analysis.train_probe").probes[0],
     "Probes": lambda k: k.result("analysis.train_probe"),
     "RepeatedTokens": lambda k: k.repeats,
-    "FeatureStatistics": lambda k: analysis.FeatureStatistics(
-        3, torch.zeros(2), torch.zeros(2), torch.rand(3, 2)
-    ),
+    "FeatureStatistics": lambda k: analysis.FeatureStatistics(3, torch.zeros(2), torch.zeros(2), torch.rand(3, 2)),
     "SteeringVector": lambda k: k.vector,
     "TunedLens": lambda k: k.result("analysis.train_tuned_lens"),
     "SingularReadings": lambda k: k.result("analysis.singular_readings"),
@@ -320,7 +358,10 @@ METHODS = {
     "CausalModel.run": lambda k: {"setting": {"a": 1, "b": 2}},
     "CausalModel.interchange": lambda k: {"base": k.settings[0], "source": k.settings[1], "variables": ["out"]},
     "InterchangeExamples.of": lambda k: {
-        "bridge": k.bridge, "base": torch.tensor([[1, 2]]), "source": torch.tensor([[3, 4]]), "labels": 5
+        "bridge": k.bridge,
+        "base": torch.tensor([[1, 2]]),
+        "source": torch.tensor([[3, 4]]),
+        "labels": 5,
     },
     "InterchangeExamples.hits": lambda k: {"answered": torch.rand(6)},
     "InterchangeExamples.relabelled": lambda k: {"labels": k.examples.labels},
@@ -467,10 +508,17 @@ METHODS = {
 }
 """What each method is given where nothing is wrong, under the class that has it first."""
 
-_PROTOCOL = ("check_point", "check_value", "is_constant", "new", "prepared", "source_point")
 OWN = {
-    *(f"{kind.__name__}.{name}" for kind in (interventions.Action, *interventions.actions.KINDS.values()) for name in _PROTOCOL),
-    *(f"{kind}.{name}" for kind in ("LogitMetric", "KLDivergence", "LogitDifference", "NextTokenLoss", "Probability") for name in ("of", "measure", "places")),
+    *(
+        f"{kind.__name__}.{name}"
+        for kind in (interventions.Action, *interventions.actions.KINDS.values())
+        for name in ("check_point", "check_value", "is_constant", "new", "prepared", "source_point")
+    ),
+    *(
+        f"{kind.__name__}.{name}"
+        for kind in (LogitMetric, *sweep.metrics.KINDS.values())
+        for name in ("of", "measure", "places")
+    ),
     *("ActivationCache.bias", "ActivationCache.weight", "CausalModel.check", "Constant.like", "Site.on"),
     *("ComputationalGraph.heads_at", "ComputationalGraph.input_of", "ComputationalGraph.stream_of"),
     *("InterchangeSite.all_of", "InterchangeSite.checked", "InterchangeSite.of", "InterchangeSite.vectors"),
@@ -478,6 +526,53 @@ OWN = {
     *("interventions.derangement", "interventions.exchanged", "interventions.located"),
 }
 """What the library calls itself, with arguments that it has checked."""
+GIVEN_BACK = {
+    *(
+        f"analysis.{name}"
+        for name in (
+            "Alignment",
+            "CausalEffect",
+            "DetectedHeads",
+            "DirectLogitAttribution",
+            "Estimate",
+            "FeatureStatistics",
+            "Head",
+            "HeadScores",
+            "IOIEvaluation",
+            "IOIPrompts",
+            "InterchangeAccuracy",
+            "InterchangeSite",
+            "Interval",
+            "LensDivergence",
+            "LensReadings",
+            "LogitLens",
+            "LossByPosition",
+            "MaxActivatingExample",
+            "MaxActivatingExamples",
+            "ModelFacts",
+            "NotFiniteError",
+            "Predictions",
+            "Probe",
+            "Probes",
+            "RepeatedTokens",
+            "Repetition",
+            "Report",
+            "SingularReadings",
+            "TunedLens",
+            "VocabularySide",
+        )
+    ),
+    *(
+        f"circuits.{name}"
+        for name in (
+            *("Agreement", "AttributionPatching", "CircuitEvaluation", "DiscoveredCircuit", "Edge", "EdgeScores"),
+            *("Node", "PruningStep"),
+        )
+    ),
+    *("interventions.Site", "interventions.Taken", "interventions.Written"),
+    *("sweep.Experiment", "sweep.Pair", "sweep.SweepPlan"),
+}
+"""Classes whose objects functions return: nobody makes them."""
 
 
 def public_classes():
@@ -507,6 +602,17 @@ def functions():
             if isinstance(function := getattr(own, name), FunctionType):
                 found.setdefault(function, f"{module}.{name}")
     return set(found.values())
+
+
+def constructors():
+    """Returns the public classes that can be made, each once, by module and name."""
+    found = {}
+    for module, own in MODULES.items():
+        for name in own.__all__:
+            one = getattr(own, name)
+            if inspect.isclass(one) and not inspect.isabstract(one) and one.__module__.startswith("clearspan"):
+                found.setdefault(one, f"{module}.{name}")
+    return {name for one, name in found.items() if inspect.signature(one).parameters}
 
 
 def call(kit, name):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan._cache.lookup import CacheLookup
-from clearspan._cache.slices import PosSlice, picked
+from clearspan._cache.slices import PosSlice, picked, plain
 from clearspan._cache.writes import Sublayer, WayOut, by_head
 from clearspan.components import BlockBridge, MLPBridge
 from clearspan.errors import InvalidArgumentError, MissingWeightError, is_whole
@@ -56,7 +56,7 @@ def neuron_results(
         )
     post, way_out = cache["post", layer], WayOut.of(cache, block, "mlp")
     rows = cache.weight(block.mlp.out, block.mlp.W_out).to(post)
-    indices = picked(torch.arange(len(rows)), neuron_slice, 0, what="neuron").reshape(-1).tolist()
+    indices = picked(torch.arange(len(rows)), plain(neuron_slice), 0, what="neuron").reshape(-1).tolist()
     if neuron_slice is not None:
         post, rows = post[..., indices], rows[indices]
     acts = post.movedim(-1, 0)

@@ -476,7 +476,8 @@ def steering_sweep(
     vector.check_fits(bridge)
     check_counts(0, controls=controls, seed=seed)
     check_flags(jointly=jointly)
-    factors = tuple(strengths) if isinstance(strengths, Sequence) else ()
+    given = strengths.tolist() if isinstance(strengths, Tensor | np.ndarray) else strengths
+    factors = tuple(given) if isinstance(given, Sequence) else (given,)
     if not factors or not all(isinstance(one, int | float) for one in factors):
         raise InvalidArgumentError(f"strengths={strengths!r}", expected="numbers, one or more")
     units = [vector] if jointly else [vector.at(name) for name in vector.names]

@@ -263,6 +263,6 @@ def _place(bridge: TransformerBridge, matrix: ReadableMatrix, layer: int, head: 
         if head is not None:
             raise InvalidArgumentError(f"{matrix} is the whole MLP's", expected="head=None", got=f"head={head}")
         return layer % n_layers, None
-    if not isinstance(head, int) or not -n_heads <= head < n_heads:
+    if not is_whole(head) or not -n_heads <= head < n_heads:
         raise InvalidArgumentError("OV is one head's", expected=f"head=0 to {n_heads - 1}", got=f"head={head}")
     return layer % n_layers, head % n_heads

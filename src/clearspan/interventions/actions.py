@@ -18,6 +18,7 @@ from clearspan.errors import (
     check_kind,
     is_whole,
     number_of,
+    whole,
     wholes,
 )
 from clearspan.interventions.constant import Constant
@@ -123,8 +124,7 @@ class Patch(Action):
 
     def __post_init__(self) -> None:
         check_kind(str, source=self.source)
-        if not (self.layer is None or is_whole(self.layer)):
-            raise InvalidArgumentError(f"layer={self.layer!r} is no layer", expected="a whole number, or None")
+        object.__setattr__(self, "layer", layer_of(self.layer))
         object.__setattr__(self, "position", _source_position(self.position))
 
     @property
@@ -508,6 +508,18 @@ def derangement(size: int, seed: int) -> Int[Tensor, "row"]:
         order = torch.randperm(size, generator=generator)
         if not (order == torch.arange(size)).any():
             return order
+
+
+def layer_of(given: object) -> int | None:
+    """Returns a layer as it is kept.
+
+    Raises:
+        InvalidArgumentError: It is no whole number.
+    """
+    layer = whole(given)
+    if layer is None and given is not None:
+        raise InvalidArgumentError(f"layer={given!r} is no layer", expected="a whole number, or None")
+    return layer
 
 
 def _source_position(given: object) -> SourcePosition:

@@ -7,8 +7,8 @@ from typing import Any, Self, cast
 import numpy as np
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError, check_counts, check_flags, check_kind, is_whole, wholes
-from clearspan.interventions.actions import Action, parse_action
+from clearspan.errors import InvalidArgumentError, check_counts, check_flags, check_kind, wholes
+from clearspan.interventions.actions import Action, layer_of, parse_action
 from clearspan.points import get_act_name
 
 Places = tuple[int, ...] | None
@@ -106,8 +106,7 @@ class Intervention:
     def __post_init__(self) -> None:
         if not isinstance(self.point, str):
             raise InvalidArgumentError("a hook point is given by its name", got=repr(self.point))
-        if not (self.layer is None or is_whole(self.layer)):
-            raise InvalidArgumentError(f"layer={self.layer!r} is no layer", expected="a whole number, or None")
+        object.__setattr__(self, "layer", layer_of(self.layer))
         for name in PLACES:
             given = getattr(self, name)
             object.__setattr__(self, name, _as_spots(name, given) if name in _SPOTS else _as_places(name, given))

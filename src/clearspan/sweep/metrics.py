@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, check_flags, check_kind, is_whole, wholes
+from clearspan.errors import InvalidArgumentError, TokenRangeError, check_flags, check_kind, is_whole, wholes
 from clearspan.inputs import Batch
 from clearspan.model import check_bridge
 from clearspan.points import nearest
@@ -98,6 +98,7 @@ class LogitMetric(ABC):
 
     def measure(self, logits: Float[Tensor, "row pos d_vocab"], context: Context) -> Float[Tensor, "row"]:
         """Returns the metric of all logits of a run, with what it needs besides."""
+        check_vocabulary(self.tokens or (), logits.shape[-1])
         read = logits if self.tokens is None else logits[..., list(self.tokens)]
         return self.of(at_places(read, self.places(context.batch)), context)
 
@@ -111,6 +112,16 @@ def check_logits(logits: object) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 3 or not logits.numel() or not logits.is_floating_point():
         got = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else repr(logits)[:80]
         raise InvalidArgumentError("a metric is of the logits of a run", expected="logits [row, pos, d_vocab]", got=got)
+
+
+def check_vocabulary(tokens: Sequence[int], size: int) -> None:
+    """Raises TokenRangeError unless a metric's tokens are in a vocabulary."""
+    if tokens and not 0 <= min(tokens) <= max(tokens) < size:
+        raise TokenRangeError(
+            "a token of the metric is outside the vocabulary",
+            expected=f"0 to {size - 1}",
+            got=f"{min(tokens)} to {max(tokens)}",
+        )
 
 
 def at_places(
@@ -221,6 +232,7 @@ class Probability(LogitMetric):
     def of(self, logits: Float[Tensor, "*cell row 1 d_vocab"], context: Context) -> Float[Tensor, "*cell row"]:
         """Returns the probability, or its logarithm."""
         log_probs = log_softmax(logits[..., 0, :])
+        check_vocabulary(_each(self.token), log_probs.shape[-1])
         ids = torch.tensor(_each(self.token), device=logits.device)
         ids = ids.expand(_checked(self.token, log_probs.shape[-2], "tokens"))
         found = log_probs.gather(-1, ids.expand(log_probs.shape[:-1])[..., None])[..., 0]

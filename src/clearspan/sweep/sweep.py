@@ -26,7 +26,7 @@ from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, versio
 from clearspan.sweep.findings import Findings
 from clearspan.sweep.grid import Grid
 from clearspan.sweep.labels import position_texts
-from clearspan.sweep.metrics import Context, LogitMetric, Metric, Reference
+from clearspan.sweep.metrics import Context, LogitMetric, Metric, Reference, check_vocabulary
 from clearspan.sweep.plan import (
     Cell,
     Costs,
@@ -95,6 +95,9 @@ class Sweep:
         self.bridge = bridge
         self.grid = grid if isinstance(grid, Grid) else Grid.of(grid)
         self.metrics = _named(metric)
+        for one in self.metrics.values():
+            if isinstance(one, LogitMetric):
+                check_vocabulary(one.tokens or (), bridge.cfg.d_vocab)
         self.sources = dict(checked_sources(sources))
         self.background = interventions_of(background)
         self.batch = bridge.to_batch(input, attention_mask)

@@ -149,8 +149,8 @@ class CausalModel:
 
 def _names(variables: str | Sequence[str]) -> Sequence[str]:
     names = [variables] if isinstance(variables, str) else variables
-    if not isinstance(names, Sequence) or not names:
-        raise InvalidArgumentError(f"variables={variables!r}", expected="a variable's name, or several")
+    if not isinstance(names, Sequence):
+        raise InvalidArgumentError(f"variables={variables!r}"[:80], expected="a variable's name, or several")
     return names
 
 
@@ -234,6 +234,8 @@ def draw_interchanges(
             "inputs are settings of the causal model", expected="[{name: value, ...}, ...]", got=repr(inputs)[:80]
         )
     names = _names(variables)
+    if not names:
+        raise InvalidArgumentError(f"variables={variables!r}", expected="a variable's name, or several")
     model.check(names)
     kept: list[tuple[Setting, Setting, Hashable]] = []
     for base, source in islice(_pairs(inputs, seed), _PATIENCE * count):
