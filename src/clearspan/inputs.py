@@ -690,7 +690,7 @@ class Text:
         return [self._pieces(self.encode(row, prepend_bos)[0][0].tolist()) for row in input]
 
     @staticmethod
-    def _ids(tokens: Tensor | Sequence[int] | int) -> Int[Tensor, "*row pos"]:
+    def _ids(tokens: object) -> Int[Tensor, "*row pos"]:
         """Returns token ids as a tensor of a row, or of rows.
 
         Raises:

@@ -59,7 +59,7 @@ def activation_patching(
     corrupted: Input,
     metric: Metric | Mapping[str, Metric],
     point: str = "resid_pre",
-    by: Sequence[Axis] = ("layer", "position"),
+    by: Axis | Sequence[Axis] = ("layer", "position"),
     *,
     direction: Direction = "denoising",
     background: Sequence[Intervention] = (),
@@ -80,7 +80,7 @@ def activation_patching(
         metric: What is measured, or several by name; see `clearspan.sweep.Sweep`.
         point: A hook point's short name: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`,
             `v`, `pattern`, `post`, `result`, ...
-        by: What a cell is: one place on each of these axes, and all places of the others.
+        by: What a cell is: one place on each of these axes (or this one), and all places of the others.
         direction: Which run's values go into which.
         background: Interventions that are made in every cell.
         attention_mask: 1 for real tokens, where an input is bare token ids with padding: of both.
@@ -109,10 +109,10 @@ def activation_patching(
         Heimersheim and Nanda (2024), "How to use and interpret activation patching", arXiv:2404.15255.
     """
     pair = Pair.of(bridge, clean, corrupted, metric, direction, attention_mask)
-    by = [by] if isinstance(by, str) else by
-    if not isinstance(by, Sequence) or not all(isinstance(axis, str) for axis in by):
+    axes = [by] if isinstance(by, str) else by
+    if not isinstance(axes, Sequence) or not all(isinstance(axis, str) for axis in axes):
         raise InvalidArgumentError(f"by={by!r}"[:80], expected="axes, such as ('layer', 'position')")
-    cells = _grid(bridge, point, by, pair.source_name, pair.base.longest, places)
+    cells = _grid(bridge, point, axes, pair.source_name, pair.base.longest, places)
     sources = {pair.source_name: pair.source}
     return Sweep(bridge, pair.base, cells, metric, sources=sources, background=background).run(
         memory, progress=progress

@@ -1,5 +1,7 @@
 """Tensors and devices as they are given: checked, and named where they are none."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -20,16 +22,16 @@ def tensor_of(name: str, given: object) -> Tensor:
         >>> tensor_of("values", [1, 2])
         tensor([1, 2])
     """
-    try:
-        found = given if isinstance(given, Tensor) else torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
-        found = None
-    if found is None or found.is_complex() or isinstance(given, bytes):
+    found: Tensor | None = given if isinstance(given, Tensor) else None
+    if not isinstance(given, Tensor | bytes):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            found = torch.as_tensor(given)
+    if found is None or found.is_complex():
         raise InvalidArgumentError(f"{name}={given!r}"[:80], expected="a tensor of numbers")
     return found
 
 
-def device_of(given: torch.device | str | int) -> torch.device:
+def device_of(given: object) -> torch.device:
     """Returns a device that is there.
 
     Raises:

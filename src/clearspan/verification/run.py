@@ -287,7 +287,8 @@ def verify(model: Model, level: Level, tokens: Tensor | None) -> Verification:
     if tokens is None:
         drawn = torch.randint(0, model.cfg.d_vocab, (2, LENGTH), generator=torch.Generator().manual_seed(0))
         tokens = drawn.to(model.device)
-    tokens = tensor_of("tokens", tokens)
+    else:
+        tokens = tensor_of("tokens", tokens)
     if tokens.ndim != 2 or tokens.shape[0] < 2 or tokens.shape[1] < 4:
         raise InvalidArgumentError(
             "too few tokens to verify on", expected="at least 2 rows of 4", got=str(list(tokens.shape))
