@@ -212,8 +212,9 @@ def wholes(given: object) -> tuple[int, ...] | None:
     several = given.tolist() if isinstance(given, _Array) else given
     if is_whole(several):
         return (int(several),)
-    is_several = isinstance(several, list | tuple | range) and all(map(is_whole, several))
-    return tuple(map(int, several)) if is_several else None
+    if not isinstance(several, list | tuple | range) or not all(map(is_whole, several)):
+        return None
+    return tuple(map(int, several))
 
 
 def whole_numbers(name: str, given: object) -> list[int]:

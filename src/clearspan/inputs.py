@@ -168,7 +168,8 @@ class Batch:
                 plain = [one.tolist() if isinstance(one, Tensor | np.ndarray) else one for one in chosen]
                 return self.positions(cast("Sequence[int]", plain), what)
             case list() | tuple() if any(isinstance(one, list | tuple | range) for one in chosen):
-                by_row = [list(one) if isinstance(one, list | tuple | range) else [one] for one in chosen]
+                rows = [list(one) if isinstance(one, list | tuple | range) else [one] for one in chosen]
+                by_row = cast("Sequence[Sequence[int]]", rows)
                 if len(by_row) != self.rows:
                     raise InvalidArgumentError(
                         f"{what}s are not one list for each row", expected=f"{self.rows} lists", got=str(len(by_row))
