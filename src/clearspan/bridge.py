@@ -22,7 +22,7 @@ from clearspan._run.processed import processed
 from clearspan._run.sources import Source
 from clearspan.architectures import adapter_class
 from clearspan.cache import ActivationCache
-from clearspan.errors import UnknownArgumentError
+from clearspan.errors import UnknownArgumentError, check_flags
 from clearspan.hf.loading import bridge_config, check_model, load_model
 from clearspan.index import Names
 from clearspan.inputs import Input, PaddingSide
@@ -516,6 +516,7 @@ class TransformerBridge(Model):
             self, input, prepend_bos, padding_side, attention_mask, inputs_embeds, generate_kwargs
         )
         own = edits(self, fwd_hooks, interventions, sources, prompt.batch, is_generating=True)
+        check_flags(return_cache=return_cache)
         if return_cache:
             return generation.generate_with_cache(self, prompt, own, names_filter)
         generation.check_no_filter(names_filter)

@@ -28,15 +28,16 @@ from clearspan._cache.readings import (
     token_ids,
 )
 from clearspan._cache.run_weights import RunWeights, weight_slots
-from clearspan._cache.slices import BatchSlice, Picks, PosSlice
+from clearspan._cache.slices import BatchSlice, Picks, PosSlice, plain
 from clearspan._cache.stacks import Mode, NeuronSlice, Stack, depth_of, neuron_results, residual
 from clearspan._forward.readout import norm_at
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_flags, check_kind
 from clearspan.hf.recording import Recording
 from clearspan.hf.storages import Relocation, storages
-from clearspan.model import Model
+from clearspan.model import Model, check_bridge
 from clearspan.points import Address
 from clearspan.results import table
+from clearspan.tensors import device_of
 
 Components = Float[Tensor, "component *batch_pos d_model"]
 Labelled = tuple[Components, list[str]]
@@ -99,6 +100,7 @@ class ActivationCache(CacheLookup):
 
         Scores and patterns that were not looked up yet are computed where the model is when they are, and moved.
         """
+        device = device_of(device)
         new = copy.copy(self)
         new._recording = self._recording.to(device)
         there = Relocation(device)
@@ -111,6 +113,7 @@ class ActivationCache(CacheLookup):
         Entries stay detached from the run. torch's own global mode is not touched, and under `torch.no_grad` there is
         no graph.
         """
+        check_flags(mode=mode)
         self.is_on_graph = mode
 
     def save(self, path: str | Path) -> None:
@@ -168,7 +171,8 @@ class ActivationCache(CacheLookup):
             >>> torch.equal(loaded["pattern", 2], cache["pattern", 2])
             True
         """
-        stored = cache_file.read(path, model.cfg, model.device if device is None else device)
+        check_bridge(model)
+        stored = cache_file.read(path, model.cfg, model.device if device is None else device_of(device))
         lacking = [name for name in stored.points if name not in model.hook_dict]
         if lacking:
             raise InvalidArgumentError(
@@ -228,6 +232,7 @@ class ActivationCache(CacheLookup):
             return_labels: Whether labels come with it.
         """
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
+        check_flags(incl_mid=incl_mid, mlp_input=mlp_input)
         stack = stacks.accumulated(cache, depth, incl_mid=incl_mid, mlp_input=mlp_input)
         return cache._given(stack, depth, mlp_input, apply_ln, return_labels)
 
@@ -275,6 +280,7 @@ class ActivationCache(CacheLookup):
             (torch.Size([4, 1, 256]), ['embed', 'pos_embed', '0_attn_out', '0_mlp_out'])
         """
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
+        check_flags(mlp_input=mlp_input, incl_embeds=incl_embeds)
         stack = stacks.decomposed(cache, depth, mode=mode, mlp_input=mlp_input, incl_embeds=incl_embeds)
         return cache._given(stack, depth, mlp_input, apply_ln, return_labels)
 
@@ -312,6 +318,7 @@ class ActivationCache(CacheLookup):
             InvalidArgumentError: As `decompose_resid`.
         """
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
+        check_flags(incl_remainder=incl_remainder)
         stack = stacks.heads(cache, range(depth))
         if incl_remainder:
             stack = stack.with_remainder(residual(cache, depth))
@@ -360,7 +367,8 @@ class ActivationCache(CacheLookup):
             InvalidArgumentError: As `decompose_resid`.
         """
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
-        directions = _directions(project_output_onto, apply_ln)
+        directions = _directions(self, project_output_onto, apply_ln)
+        check_flags(incl_remainder=incl_remainder, mlp_input=mlp_input)
         stack = stacks.neurons(cache, range(depth), neuron_slice, directions)
         if incl_remainder:
             whole = residual(cache, depth, mlp_input=mlp_input)
@@ -378,7 +386,7 @@ class ActivationCache(CacheLookup):
 
         The arguments are those of `stack_neuron_results`; projected, the last axis is the directions', or gone.
         """
-        directions = _directions(project_output_onto, False)
+        directions = _directions(self, project_output_onto, False)
         values, _ = neuron_results(self.apply_slice_to_pos_dim(pos_slice), layer, neuron_slice, directions)
         values = values.movedim(0, -2)
         return values[..., 0] if project_output_onto is not None and project_output_onto.ndim == 1 else values
@@ -420,7 +428,8 @@ class ActivationCache(CacheLookup):
             InvalidArgumentError: As `decompose_resid`.
         """
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
-        directions = _directions(project_output_onto, apply_ln)
+        directions = _directions(self, project_output_onto, apply_ln)
+        check_flags(mlp_input=mlp_input, expand_neurons=expand_neurons)
         stack = stacks.full(cache, depth, mlp_input=mlp_input, expand_neurons=expand_neurons, directions=directions)
         return cache._given(stack, depth, mlp_input, apply_ln, return_labels, project_output_onto)
 
@@ -435,6 +444,8 @@ class ActivationCache(CacheLookup):
             sublayer_type: The part that it is in, where the name is in several: `"ln1"` for `"scale"`.
         """
         layers = range(depth_of(self, layer))
+        if not layers:
+            raise InvalidArgumentError(f"layer={layer} has no layers before it", expected="1 or more")
         if sublayer_type is None:
             return torch.stack([self[activation_name, index] for index in layers])
         return torch.stack([self[activation_name, index, sublayer_type] for index in layers])
@@ -457,6 +468,7 @@ class ActivationCache(CacheLookup):
         project_output_onto: Tensor | None = None,
     ) -> Components | Labelled:
         """Returns a stack as it was asked for."""
+        check_flags(apply_ln=apply_ln, return_labels=return_labels)
         values = through_norm(self, stack.values, depth, mlp_input=mlp_input) if apply_ln else stack.values
         if project_output_onto is not None and project_output_onto.ndim == 1:
             values = values[..., 0]
@@ -493,6 +505,7 @@ class ActivationCache(CacheLookup):
             InvalidArgumentError: The stack is of another shape, or of one that could be either.
         """
         cache, picks = self._at(pos_slice, batch_slice, has_batch_dim)
+        check_flags(mlp_input=mlp_input, recompute_ln=recompute_ln)
         stack, depth = picks.made(residual_stack, *_STACK), depth_of(self, layer)
         norm = norm_at(self.model, depth, mlp_input=mlp_input)
         if norm is None:
@@ -584,12 +597,15 @@ class ActivationCache(CacheLookup):
             return_labels: Whether labels come with it.
         """
         cache = self.apply_slice_to_pos_dim(pos_slice)
+        check_flags(incl_mid=incl_mid, return_labels=return_labels)
         stack = stacks.accumulated(cache, depth_of(self, None), incl_mid=incl_mid, mlp_input=False)
         logits = lens(cache, stack.values)
         return (logits, stack.labels) if return_labels else logits
 
     def _at(self, pos_slice: PosSlice, batch_slice: BatchSlice, has_batch_dim: bool) -> tuple[Self, Picks]:
         """Returns the cache at chosen places, and the same choice for stacks of the cache."""
+        check_flags(has_batch_dim=has_batch_dim)
+        pos_slice, batch_slice = plain(pos_slice), plain(batch_slice)
         whole = self
         if self.has_batch_dim and not has_batch_dim:
             if not isinstance(batch_slice, int) and self.n_rows > 1:
@@ -621,7 +637,9 @@ class ActivationCache(CacheLookup):
         return "hook_pos_embed" in self
 
 
-def _directions(project_output_onto: Tensor | None, apply_ln: bool) -> Float[Tensor, "d_model direction"] | None:
+def _directions(
+    cache: ActivationCache, project_output_onto: Tensor | None, apply_ln: bool
+) -> Float[Tensor, "d_model direction"] | None:
     if project_output_onto is None:
         return None
     if apply_ln:
@@ -629,6 +647,14 @@ def _directions(project_output_onto: Tensor | None, apply_ln: bool) -> Float[Ten
             "apply_ln and project_output_onto do not go together",
             reason="the norm comes before what one would project onto",
             fix="cache.logit_attrs(stack, tokens) for logits, which reads through the norm",
+        )
+    check_kind(Tensor, project_output_onto=project_output_onto)
+    shape, d_model = list(project_output_onto.shape), cache.model.cfg.d_model
+    if not 1 <= len(shape) <= 2 or shape[0] != d_model:
+        raise InvalidArgumentError(
+            "project_output_onto is a direction, or several",
+            expected=f"[d_model={d_model}], or [d_model={d_model}, direction]",
+            got=str(shape),
         )
     return project_output_onto[:, None] if project_output_onto.ndim == 1 else project_output_onto
 

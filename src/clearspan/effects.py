@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_choice, check_counts, check_fields, check_kind, path_of
 from clearspan.plots import picture, shaded_tables
 from clearspan.points import nearest
 from clearspan.results import Columns, Result, counted, number, size
@@ -74,9 +75,14 @@ class Effects(Result):
     """What pictures show and tables are ranked by: the change from the base, the value itself, or `normalised()`."""
 
     def __post_init__(self) -> None:
+        mappings = ("values", "axes", "base", "sources", "texts", "units")
+        check_kind(Mapping, **{name: getattr(self, name) for name in mappings})
+        check_kind(str, what=self.what, row=self.row)
+        check_kind(Sequence, **{f"axes[{axis!r}]": places for axis, places in self.axes.items()})
         sizes = {axis: len(places) for axis, places in self.axes.items()}
         shape = tuple(sizes.values())
         for name, values in self.values.items():
+            check_kind(Tensor, **{f"values[{name!r}]": values})
             if values.shape[:-1] != shape or values.ndim != len(shape) + 1:
                 raise InvalidArgumentError(
                     f"the values of {name!r} do not fill the axes",
@@ -112,7 +118,8 @@ class Effects(Result):
             InvalidArgumentError: There is no base, or the source's metric is not known, since it was given as a cache.
         """
         name, known = self._named(metric), list(self.sources)
-        source = source or (known[0] if len(known) == 1 else "clean")
+        source = (known[0] if len(known) == 1 else "clean") if source is None else source
+        check_kind(str, source=source)
         if name not in self.base or name not in self.sources.get(source, {}):
             raise InvalidArgumentError(
                 f"the metric of the source run {source!r} is not known",
@@ -169,6 +176,8 @@ class Effects(Result):
         return found
 
     def _at(self, axis: str, wanted: Label | Sequence[Label]) -> Self:
+        if isinstance(wanted, Tensor | np.ndarray):
+            wanted = wanted.tolist()
         keeps_axis, places = isinstance(wanted, list | range), self.axes.get(axis, ())
         chosen = list(wanted) if isinstance(wanted, list | range) else [cast("Label", wanted)]
         for place in chosen:
@@ -205,6 +214,7 @@ class Effects(Result):
             >>> found.axes, found.labels["layer, head"]
             ({'layer, head': ((0, 1), (1, 0))}, ('L0H1', 'L1H0'))
         """
+        check_counts(0, k=k)
         effects = self._drawn(metric, None).flatten().tolist()
         known = (number for number, effect in enumerate(effects) if effect == effect)
         chosen = sorted(known, key=lambda number: -self._order(effects[number]))[:k]
@@ -326,7 +336,8 @@ class Effects(Result):
         return shaded_tables(self._drawn(name, drawn), self.labels, caption=caption, span=span)
 
     def _draws(self, metric: str | None, draws: Draws | None = None) -> Draws:
-        asked = draws or self.draws
+        asked = self.draws if draws is None else draws
+        check_choice(get_args(Draws), draws=asked)
         return "value" if asked == "change" and self._named(metric) not in self.base else asked
 
     def _drawn(self, metric: str | None, draws: Draws | None) -> Float[Tensor, "*place"]:
@@ -357,6 +368,7 @@ class Effects(Result):
             >>> Effects.from_json(json.loads(json.dumps(found.to_json()))).of()
             tensor([[1., nan]])
         """
+        check_fields("effects", data, "axes", "values", "base", "sources", "what", "units", "span", "row")
         axes = {axis: tuple(map(_hashable, one["places"])) for axis, one in data["axes"].items()}
         texts = {axis: tuple(one["texts"]) for axis, one in data["axes"].items()}
         texts = {axis: own for axis, own in texts.items() if own != tuple(map(_written, axes[axis]))}
@@ -367,16 +379,16 @@ class Effects(Result):
 
     def save(self, path: str | Path) -> None:
         """Writes `to_json()` to a file."""
-        Path(path).write_text(json.dumps(self.to_json()))
+        path_of(path).write_text(json.dumps(self.to_json()))
 
     @classmethod
     def load(cls, path: str | Path) -> "Effects":
         """Returns the effects of a file that `save` wrote."""
-        return cls.from_json(json.loads(Path(path).read_text()))
+        return cls.from_json(json.loads(path_of(path).read_text()))
 
     def _named(self, metric: str | None) -> str:
         name = next(iter(self.values)) if metric is None else metric
-        if name not in self.values:
+        if not isinstance(name, str) or name not in self.values:
             raise InvalidArgumentError(
                 f"no metric is named {metric!r}",
                 expected=", ".join(self.values),

@@ -1,7 +1,9 @@
 """What can go wrong. Every error says, one fact a line, what, expected, got, where, nearest, why and the fix."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
+from pathlib import Path
 from typing import Protocol, TypeGuard, runtime_checkable
 
 __all__ = [
@@ -199,6 +201,12 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def whole(given: object) -> int | None:
+    """Returns one whole number, also that of a tensor or array without axes, as Python's; None for anything else."""
+    one = given.tolist() if isinstance(given, _Array) else given
+    return int(one) if is_whole(one) else None
+
+
 def wholes(given: object) -> tuple[int, ...] | None:
     """Returns one whole number or several (a sequence, an array, a tensor) as a tuple, or None for anything else."""
     several = given.tolist() if isinstance(given, _Array) else given
@@ -247,3 +255,58 @@ def check_flags(**flags: bool) -> None:
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise InvalidArgumentError(f"{name}={flag!r}", expected="True or False")
+
+
+def number_of(name: str, given: object) -> float:
+    """Returns a number of Python's or numpy's, or that of a tensor without axes; True and False are none.
+
+    Raises:
+        InvalidArgumentError: It is no number.
+    """
+    found = given.tolist() if isinstance(given, _Array) else given
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        raise InvalidArgumentError(f"{name}={given!r}"[:80], expected="a number")
+    return found
+
+
+def check_kind(*kinds: type, **given: object) -> None:
+    """Raises InvalidArgumentError unless all values are of one of some types.
+
+    Example:
+        >>> check_kind(str, name=3)
+        Traceback (most recent call last):
+        clearspan.errors.InvalidArgumentError: name=3
+          expected: str
+          got: int
+    """
+    for name, value in given.items():
+        if not isinstance(value, kinds):
+            raise InvalidArgumentError(
+                f"{name}={value!r}"[:80],
+                expected=" or ".join(kind.__name__ for kind in kinds),
+                got=type(value).__name__,
+            )
+
+
+def check_choice(choices: Collection[str], /, **given: str) -> None:
+    """Raises InvalidArgumentError unless all values are among the texts that there are."""
+    for name, value in given.items():
+        if not isinstance(value, str) or value not in choices:
+            raise InvalidArgumentError(f"unknown {name} {value!r}"[:80], expected=" or ".join(map(repr, choices)))
+
+
+def check_fields(what: str, data: object, *names: str) -> None:
+    """Raises InvalidArgumentError unless data is a mapping that has some names."""
+    if not isinstance(data, Mapping) or not set(names) <= data.keys():
+        raise InvalidArgumentError(f"this is no {what}", expected=", ".join(names), got=repr(data)[:80])
+
+
+def path_of(path: str | os.PathLike[str]) -> Path:
+    """Returns a path.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidArgumentError(f"path={path!r}"[:80], expected="a path")
+    return Path(path)

@@ -19,6 +19,7 @@ from clearspan.points import (
     is_short_name,
     nearest,
 )
+from clearspan.points.names import check_name
 from clearspan.shapes import Axes
 
 TOKEN_AXES = ("batch", "pos")
@@ -89,6 +90,7 @@ class PointIndex:
             AbsentPointError: The vocabulary has the name, this architecture does not.
             UnknownPointError: Nothing has the name.
         """
+        check_name(name)
         if name in self.by_name:
             return self.by_name[name]
         reason = self.why_absent(name)
@@ -108,6 +110,7 @@ class PointIndex:
 
     def why_absent(self, name: str) -> str | None:
         """Returns why this model lacks a point of the vocabulary, or None where it has it or nothing does."""
+        check_name(name)
         layer = Address.parse(name).layer
         if name in self.by_name or (layer is not None and not 0 <= layer < self._adapter.cfg.n_layers):
             return None

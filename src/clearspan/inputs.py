@@ -15,7 +15,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError, TokenRangeError, check_flags, is_whole
+from clearspan.errors import (
+    InputError,
+    InvalidArgumentError,
+    NoTokenizerError,
+    TokenRangeError,
+    check_flags,
+    is_whole,
+    wholes,
+)
+from clearspan.tensors import tensor_of
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedTokenizerBase
@@ -155,8 +164,12 @@ class Batch:
                 by_row = [[int(chosen)]] * self.rows
             case Tensor() | np.ndarray():
                 return self.positions(cast("Sequence[int]", chosen.tolist()), what)
-            case list() | tuple() if any(isinstance(one, Sequence | Tensor) for one in chosen):
-                by_row = [list(one) for one in cast("Sequence[Sequence[int]]", chosen)]
+            case list() | tuple() if any(isinstance(one, Tensor | np.ndarray) for one in chosen):
+                plain = [one.tolist() if isinstance(one, Tensor | np.ndarray) else one for one in chosen]
+                return self.positions(cast("Sequence[int]", plain), what)
+            case list() | tuple() if any(isinstance(one, list | tuple | range) for one in chosen):
+                rows = [list(one) if isinstance(one, list | tuple | range) else [one] for one in chosen]
+                by_row = cast("Sequence[Sequence[int]]", rows)
                 if len(by_row) != self.rows:
                     raise InvalidArgumentError(
                         f"{what}s are not one list for each row", expected=f"{self.rows} lists", got=str(len(by_row))
@@ -459,6 +472,29 @@ def _masked(batch: Batch, mask: Any) -> Batch:
     return replace(batch, mask=_or_none(given.to(batch.device)), is_bare=False)
 
 
+def row_numbers(rows: slice | Sequence[int] | Tensor, count: int) -> list[int]:
+    """Returns chosen rows, from 0.
+
+    Args:
+        rows: Their numbers, negative from the end; a mask; or a slice.
+        count: How many there are.
+
+    Raises:
+        InvalidArgumentError: There are no such rows, or none is chosen.
+    """
+    if isinstance(rows, slice):
+        found = list(range(count)[rows])
+    elif isinstance(rows, Tensor) and rows.dtype == torch.bool and rows.shape == (count,):
+        found = rows.nonzero()[:, 0].tolist()
+    else:
+        found = [one if one >= 0 else one + count for one in wholes(rows) or ()]
+    if not found or not all(0 <= one < count for one in found):
+        raise InvalidArgumentError(
+            f"rows={rows!r} chooses none that there is"[:120], expected=f"some of {count}: numbers, a mask, or a slice"
+        )
+    return found
+
+
 def untold_padding() -> InvalidArgumentError:
     """Returns the error about a source whose ids do not tell which of them are padding."""
     return InvalidArgumentError(
@@ -565,7 +601,10 @@ class Text:
         side = tokenizer.padding_side if padding_side is None else padding_side
         if not isinstance(side, str) or side not in ("left", "right"):
             raise InvalidArgumentError(f"unknown padding_side {side!r}", expected="'left' or 'right'")
-        rows = [text] if isinstance(text, str) else list(text)
+        rows = [text] if isinstance(text, str) else list(text) if isinstance(text, Sequence | np.ndarray) else [text]
+        if not all(isinstance(row, str) for row in rows):
+            raise InputError("only text is encoded", expected="text, or a list of texts", got=repr(text)[:80])
+        check_flags(truncate=truncate)
         if not rows or not all(rows):
             raise InputError(
                 "an empty string has no tokens" if rows else "an empty list has no rows",
@@ -631,7 +670,7 @@ class Text:
 
     def decode(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
         """Returns the text of a row of ids (or one id), or a list of texts for rows."""
-        ids = torch.as_tensor(tokens)
+        ids = self._ids(tokens)
         if ids.ndim == 2:
             return [str(self.tokenizer.decode(row.tolist())) for row in ids]
         return str(self.tokenizer.decode(ids.reshape(-1).tolist()))
@@ -640,13 +679,29 @@ class Text:
         self, input: str | Sequence[str] | Tensor, prepend_bos: bool | None = None
     ) -> list[str] | list[list[str]]:
         """Returns each token's own text, as one list for a string or a row of ids and a list of lists for several."""
-        if isinstance(input, Tensor):
-            if input.ndim == 2 and len(input) > 1:
-                return [self._pieces(row.tolist()) for row in input]
-            return self._pieces(input.reshape(-1).tolist())
+        if isinstance(input, Tensor) or wholes(input):
+            ids = self._ids(input)
+            if ids.ndim == 2 and len(ids) > 1:
+                return [self._pieces(row.tolist()) for row in ids]
+            return self._pieces(ids.reshape(-1).tolist())
         if isinstance(input, str):
             return self._pieces(self.encode(input, prepend_bos)[0][0].tolist())
+        if not isinstance(input, Sequence | np.ndarray):
+            raise InputError("these are no texts", expected="text, texts, or token ids", got=repr(input)[:80])
         return [self._pieces(self.encode(row, prepend_bos)[0][0].tolist()) for row in input]
+
+    @staticmethod
+    def _ids(tokens: object) -> Int[Tensor, "*row pos"]:
+        """Returns token ids as a tensor of a row, or of rows.
+
+        Raises:
+            InputError: They are no whole numbers, or some are negative.
+        """
+        ids = tensor_of("tokens", tokens)
+        is_ids = not (ids.is_floating_point() or ids.dtype == torch.bool) or not ids.numel()
+        if not is_ids or ids.ndim > 2 or (ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < 2**31):
+            raise InputError("these are no token ids", expected="one, a row, or rows", got=repr(tokens)[:80])
+        return ids.long()
 
     def _pieces(self, ids: list[int]) -> list[str]:
         return [str(self.tokenizer.decode([token])) for token in ids]

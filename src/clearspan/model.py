@@ -19,18 +19,40 @@ from clearspan.components import (
     hook_points,
     logits_point,
 )
+from clearspan.errors import InvalidArgumentError, check_flags
 from clearspan.hf.modules import dequantised, execution_device
 from clearspan.hf.segments import arguments_of
 from clearspan.hf.taps import Taps
 from clearspan.index import PointIndex, PointTable
 from clearspan.inputs import Batch, Input, PaddingSide, Text, batch_of
 from clearspan.points import HookPoint, NamesFilter
+from clearspan.tensors import device_of
 from clearspan.weights import ModelWeights
 from clearspan.weights.model_weights import sharing
 from clearspan.weights.processing import Step
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def check_bridge(bridge: object) -> None:
+    """Raises InvalidArgumentError unless something is a bridge, such as where the model itself was given.
+
+    Example:
+        >>> check_bridge("gpt2")
+        Traceback (most recent call last):
+        clearspan.errors.InvalidArgumentError: this needs a bridge
+          expected: a clearspan.TransformerBridge
+          got: str
+          fix: bridge = clearspan.boot(model)
+    """
+    if not isinstance(bridge, Model):
+        raise InvalidArgumentError(
+            "this needs a bridge",
+            expected="a clearspan.TransformerBridge",
+            got=type(bridge).__name__,
+            fix="bridge = clearspan.boot(model)",
+        )
 
 
 class Model(ModelWeights):
@@ -258,6 +280,8 @@ class Model(ModelWeights):
 
     def to(self, where: torch.device | str | torch.dtype) -> Self:
         """Moves the model to a device, or changes its dtype, in place."""
+        if not (isinstance(where, torch.dtype) and where.is_floating_point):
+            where = device_of(where)
         nn.Module.to(self.hf_model, where)
         self.cfg.dtype = self.hf_model.dtype
         return self
@@ -269,11 +293,13 @@ class Model(ModelWeights):
 
     def train(self, mode: bool = True) -> Self:
         """Sets the model to training, or to evaluation with `mode=False`."""
+        check_flags(mode=mode)
         self.hf_model.train(mode)
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Sets whether gradients are computed for the model's parameters."""
+        check_flags(requires_grad=requires_grad)
         self.hf_model.requires_grad_(requires_grad)
         return self
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, whole_numbers
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch
+from clearspan.model import check_bridge
 from clearspan.points import get_act_name
 from clearspan.progress import Progress
 from clearspan.sweep import Direction, Grid, Metric, Pair, Sweep, grid
@@ -58,7 +59,7 @@ def activation_patching(
     corrupted: Input,
     metric: Metric | Mapping[str, Metric],
     point: str = "resid_pre",
-    by: Sequence[Axis] = ("layer", "position"),
+    by: Axis | Sequence[Axis] = ("layer", "position"),
     *,
     direction: Direction = "denoising",
     background: Sequence[Intervention] = (),
@@ -79,7 +80,7 @@ def activation_patching(
         metric: What is measured, or several by name; see `clearspan.sweep.Sweep`.
         point: A hook point's short name: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`,
             `v`, `pattern`, `post`, `result`, ...
-        by: What a cell is: one place on each of these axes, and all places of the others.
+        by: What a cell is: one place on each of these axes (or this one), and all places of the others.
         direction: Which run's values go into which.
         background: Interventions that are made in every cell.
         attention_mask: 1 for real tokens, where an input is bare token ids with padding: of both.
@@ -108,7 +109,10 @@ def activation_patching(
         Heimersheim and Nanda (2024), "How to use and interpret activation patching", arXiv:2404.15255.
     """
     pair = Pair.of(bridge, clean, corrupted, metric, direction, attention_mask)
-    cells = _grid(bridge, point, by, pair.source_name, pair.base.longest, places)
+    axes = [by] if isinstance(by, str) else by
+    if not isinstance(axes, Sequence) or not all(isinstance(axis, str) for axis in axes):
+        raise InvalidArgumentError(f"by={by!r}"[:80], expected="axes, such as ('layer', 'position')")
+    cells = _grid(bridge, point, axes, pair.source_name, pair.base.longest, places)
     sources = {pair.source_name: pair.source}
     return Sweep(bridge, pair.base, cells, metric, sources=sources, background=background).run(
         memory, progress=progress
@@ -124,6 +128,7 @@ def _grid(
     places: Mapping[str, Sequence[int]],
 ) -> Grid:
     """Returns the grid over all places, or those given, of some axes."""
+    places = {axis: whole_numbers(axis, given) for axis, given in places.items()}
     layers = range(bridge.cfg.n_layers)
     first = next(iter(places.get("layer", layers)), 0)
     known = bridge.index.find(get_act_name(point, first % len(layers) if -len(layers) <= first < 0 else first))
@@ -320,6 +325,7 @@ def _patched(
     point: str,
     *by: str,
 ) -> Patched:
+    check_bridge(model)
     batch = model.to_batch(corrupted_tokens)
     cells = _grid(model, point, by, "clean", batch.longest, {})
     sweep = Sweep(model, batch, cells, metric, sources={"clean": clean_cache})

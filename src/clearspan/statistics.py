@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.tensors import tensor_of
 
 _CHUNK = 2**24
 """Numbers held at a time while samples are drawn: 128 MiB."""
@@ -77,6 +78,8 @@ def bootstrap_interval(
         Tibshirani (1993), "An Introduction to the Bootstrap", section 13.3: the percentile interval.
     """
     _check_level(level)
+    check_counts(samples=samples)
+    check_counts(0, seed=seed)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
 
     def interval(rows: Float[Tensor, "row quantity"]) -> Float[Tensor, "3 quantity"]:
@@ -152,6 +155,8 @@ def permutation_p_value(
         Fisher (1935), "The Design of Experiments", section 21. Phipson and Smyth (2010), "Permutation P-values should
         never be zero", arXiv:1603.05766: counting the observed one.
     """
+    check_counts(samples=samples)
+    check_counts(0, seed=seed)
 
     def p_value(rows: Float[Tensor, "row quantity"]) -> Float[Tensor, "quantity"]:
         count = len(rows)
@@ -173,6 +178,7 @@ def _by_quantity(
     lead: tuple[int, ...] = (),
 ) -> Float[Tensor, "..."]:
     """Returns what is computed, for each quantity, of the rows that have it; NaN where they are fewer than `least`."""
+    values = tensor_of("values", values)
     if values.ndim == 0 or len(values) < least:
         raise InvalidArgumentError(
             "there are too few rows", expected=f"[row, ...] with at least {least}", got=str(list(values.shape))
@@ -188,14 +194,12 @@ def _by_quantity(
 
 
 def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise InvalidArgumentError(f"level={level} is no share", expected="0 < level < 1")
+    if not isinstance(level, int | float) or not 0 < level < 1:
+        raise InvalidArgumentError(f"level={level!r} is no share", expected="0 < level < 1")
 
 
 def _sizes(samples: int, per_sample: int) -> Iterator[int]:
     """Yields how many samples to draw at a time."""
-    if samples < 1:
-        raise InvalidArgumentError(f"samples={samples}", expected="samples > 0")
     most = max(1, _CHUNK // per_sample)
     for start in range(0, samples, most):
         yield min(most, samples - start)

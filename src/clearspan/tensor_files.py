@@ -7,7 +7,7 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, path_of
 
 
 def write_tensors(path: str | Path, format: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -19,6 +19,7 @@ def write_tensors(path: str | Path, format: str, tensors: Mapping[str, Tensor], 
         tensors: By name.
         metadata: Further text by name.
     """
+    path = path_of(path)
     dense = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(dense, path, {"format": format, **metadata})
 
@@ -38,11 +39,12 @@ def read_tensors(
         InvalidArgumentError: It is of another format.
         FileNotFoundError: There is no such file.
     """
+    path = path_of(path)
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != format:
             raise InvalidArgumentError(
-                f"{Path(path).name} is no {what}",
+                f"{path.name} is no {what}",
                 expected=f"a file written by {written_by}, of format {format!r}",
                 got=f"format {metadata.get('format')!r}",
             )

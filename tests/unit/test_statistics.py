@@ -90,8 +90,8 @@ def test_chunks_change_nothing_and_neither_does_torchs_seed(monkeypatch):
             "there are too few rows\n  expected: [row, ...] with at least 1\n  got: []",
         ),
         (lambda: bootstrap_interval(torch.ones(3), level=95), "level=95 is no share\n  expected: 0 < level < 1"),
-        (lambda: bootstrap_interval(torch.ones(3), samples=0), "samples=0\n  expected: samples > 0"),
-        (lambda: permutation_p_value(torch.ones(20), samples=0), "samples=0\n  expected: samples > 0"),
+        (lambda: bootstrap_interval(torch.ones(3), samples=0), "samples=0\n  expected: a whole number, samples >= 1"),
+        (lambda: permutation_p_value(torch.ones(20), samples=0), "samples=0\n  expected: a whole number, samples >= 1"),
     ],
 )
 def test_what_cannot_be_said_raises(call, message):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, path_of
 from clearspan.hf.attention import StoredCall
 from clearspan.hf.recording import Contents
 from clearspan.hf.storages import View, packed
@@ -107,7 +107,7 @@ def write(stored: StoredCache, path: str | Path, cfg: TransformerBridgeConfig) -
         "batch": _facts_of(stored.batch),
         "views": {name: astuple(view) for name, view in views.items()},
     }
-    save_file(written, path, {"format": _FORMAT, "model": cfg.model_name, "cache": json.dumps(facts)})
+    save_file(written, path_of(path), {"format": _FORMAT, "model": cfg.model_name, "cache": json.dumps(facts)})
 
 
 def read(path: str | Path, cfg: TransformerBridgeConfig, device: torch.device | str) -> StoredCache:
@@ -117,10 +117,11 @@ def read(path: str | Path, cfg: TransformerBridgeConfig, device: torch.device | 
         InvalidArgumentError: The file is no cache, or one of a model of another architecture or size.
         FileNotFoundError: There is no such file.
     """
+    path = path_of(path)
     try:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
-            facts = _facts(metadata, Path(path), cfg)
+            facts = _facts(metadata, path, cfg)
             written = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except safetensors.SafetensorError as error:
         raise _no_cache(Path(path), f"no safetensors file ({error})") from error

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from clearspan._cache.run_weights import RunWeights, weight_slots
-from clearspan._cache.slices import BatchSlice, PosSlice, check_columns, picked, position_index
+from clearspan._cache.slices import BatchSlice, PosSlice, check_columns, picked, plain, position_index
 from clearspan.components import GeneralizedComponent
-from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
+from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError, whole
 from clearspan.hf.recording import Recording
 from clearspan.inputs import Batch
 from clearspan.model import Model
 from clearspan.points import Derived, HookPoint, get_act_name, nearest, read
+from clearspan.points.names import check_name
 
 Key = str | tuple[str, int] | tuple[str, int, str]
 _POSITIONS = ("pos", "q_pos")
@@ -91,16 +92,18 @@ class CacheLookup(Mapping[str, Tensor]):
         if isinstance(key, str):
             is_full = "." in key or key.startswith("hook_")
             return key if is_full else get_act_name(key.removesuffix("_grad")) + "_grad" * key.endswith("_grad")
-        if not (isinstance(key, tuple) and 2 <= len(key) <= 3 and isinstance(key[1], int)):
+        layer = whole(key[1]) if isinstance(key, tuple) and 2 <= len(key) <= 3 else None
+        if layer is None:
             raise InvalidArgumentError(
                 f"cannot look up {key!r}", expected="a name, or (short name, layer[, component]), such as ('q', 3)"
             )
-        short, layer, *component = key
+        short, _, *component = key
         n_layers = self.model.cfg.n_layers
         if not -n_layers <= layer < n_layers:
             raise InvalidArgumentError(
                 f"no layer {layer}", expected=f"-{n_layers} to {n_layers - 1}", where=f"cache[{key!r}]"
             )
+        check_name(short)
         base = get_act_name(short.removesuffix("_grad"), layer % n_layers, *component)
         return base + "_grad" * short.endswith("_grad")
 
@@ -132,6 +135,7 @@ class CacheLookup(Mapping[str, Tensor]):
 
     def axes_of(self, name: str) -> dict[str, int | None]:
         """Returns an entry's axes with their sizes; None where only a look-up tells."""
+        check_name(name)
         point = self.model.index.find(name.removesuffix("_grad"))
         sizes: dict[str, int | None] = {**dict.fromkeys(point.axes), **point.sizes, **self.sizes}
         sizes["q_pos"] = sizes.get("pos")
@@ -217,6 +221,7 @@ class CacheLookup(Mapping[str, Tensor]):
         Raises:
             InvalidArgumentError: There is no batch axis, or no such row.
         """
+        batch_slice = plain(batch_slice)
         if batch_slice is None:
             return self
         if not self.has_batch_dim:
@@ -235,6 +240,7 @@ class CacheLookup(Mapping[str, Tensor]):
         Raises:
             InvalidArgumentError: There is no axis of positions, or no such position.
         """
+        pos_slice = plain(pos_slice)
         if pos_slice is None:
             return self
         if not self.has_positions:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clearspan._cache.memory import bytes_as_text, layer_ranges
-from clearspan._cache.slices import PosSlice, position_index
+from clearspan._cache.slices import PosSlice, plain, position_index
 from clearspan.hf.recording import Recording
 from clearspan.hf.rehearsal import ShapesAlone
 from clearspan.hf.storages import Copies, Relocation
@@ -17,6 +17,7 @@ from clearspan.index import PointIndex
 from clearspan.points import Address, HookPoint, Layout, Side
 from clearspan.results import table
 from clearspan.shapes import Axes
+from clearspan.tensors import device_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +49,9 @@ class Terms:
         Raises:
             InvalidArgumentError: `pos_slice` names no position of the run.
         """
-        rows, positions = shape
+        (rows, positions), pos_slice = shape, plain(pos_slice)
         index = position_index(pos_slice, positions)
-        where = None if device is None else torch.device(device)
+        where = None if device is None else device_of(device)
         return cls(rows, positions, index, isinstance(pos_slice, int), where, may_defer and index is None)
 
     @property

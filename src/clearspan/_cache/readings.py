@@ -11,6 +11,7 @@ from clearspan.components import NormalizationBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.modules import execution_device
 from clearspan.model import Model
+from clearspan.tensors import tensor_of
 from clearspan.weights.processing import final_norm
 
 
@@ -59,7 +60,7 @@ def token_ids(model: Model, tokens: Tokens) -> Tensor:
     """
     if isinstance(tokens, str):
         tokens = model.to_single_token(tokens)
-    ids = torch.as_tensor(tokens, device=model.unembed.parameter("weight").device)
+    ids = tensor_of("tokens", tokens).to(model.unembed.parameter("weight").device)
     d_vocab = model.W_U.shape[1]
     is_integer = not (ids.is_floating_point() or ids.dtype == torch.bool)
     if not is_integer or ids.ndim > 2 or not ids.numel() or not 0 <= ids.min() <= ids.max() < d_vocab:

@@ -13,7 +13,7 @@ from clearspan._cache.plan import Bound, CachePlan, Terms, plan_of
 from clearspan._cache.slices import PosSlice
 from clearspan._forward.given import ModelInput, check_length
 from clearspan.components import ExpertsBridge
-from clearspan.errors import CacheTooLargeError, InvalidArgumentError, UnplannableError
+from clearspan.errors import CacheTooLargeError, InvalidArgumentError, UnplannableError, wholes
 from clearspan.hf.modules import execution_device
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.rehearsal import ELSEWHERE, rehearse
@@ -55,7 +55,8 @@ def choose(model: Model, names: NamesFilter, segment: Segment = (None, None)) ->
     """Returns the choice of a filter; that of a name, a list, or None is remembered."""
     if isinstance(names, list | set | frozenset | Mapping):
         names = tuple(names)
-    key = (names, segment) if names is None or isinstance(names, str | tuple) else None
+    is_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+    key = (names, segment) if names is None or isinstance(names, str) or is_names else None
     choices: dict[object, Choice] = model.remembered.setdefault("choices", {})
     if key in choices:
         return choices[key]
@@ -77,8 +78,8 @@ def planned(
     device: torch.device | str | None,
 ) -> CachePlan:
     """Returns the plan of a choice's cache. The arguments are those of `TransformerBridge.plan_cache`."""
-    match tuple(input_shape):
-        case (int() as rows, int() as positions) if rows > 0 and positions > 0:
+    match wholes(input_shape):
+        case (rows, positions) if rows > 0 and positions > 0:
             check_length(model, positions)
         case _:
             raise InvalidArgumentError(

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,16 @@ PosSlice = int | tuple[int, ...] | Sequence[int] | slice | Tensor | None
 """Positions to keep: one (its axis goes), `(start, stop[, step])`, a list, a slice, or a tensor of indices."""
 BatchSlice = PosSlice
 """Rows to keep, said in the same ways."""
+
+
+def plain(choice: PosSlice) -> PosSlice:
+    """Returns a choice without numpy: its whole numbers as Python's, its arrays as tensors."""
+    match choice:
+        case np.integer():
+            return int(choice)
+        case np.ndarray() if choice.dtype.kind in "biu":
+            return torch.from_numpy(choice)
+    return choice
 
 
 def position_index(pos_slice: PosSlice, length: int, *, what: str = "position") -> slice | Tensor | None:
@@ -143,6 +154,8 @@ class Picks:
         Raises:
             InvalidArgumentError: It is of another shape, or of one that could be either.
         """
+        if not isinstance(value, Tensor):
+            raise InvalidArgumentError(f"{what} is no tensor", got=repr(value)[:80])
         places = torch.arange(torch.Size(self.sizes.values()).numel()).reshape(tuple(self.sizes.values()))
         shape = value.shape[len(before) : value.ndim - len(after)]
         found: list[tuple[Tensor, tuple[str, ...]]] = []

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan._cache.lookup import CacheLookup
-from clearspan._cache.slices import PosSlice, picked
+from clearspan._cache.slices import PosSlice, picked, plain
 from clearspan._cache.writes import Sublayer, WayOut, by_head
 from clearspan.components import BlockBridge, MLPBridge
-from clearspan.errors import InvalidArgumentError, MissingWeightError
+from clearspan.errors import InvalidArgumentError, MissingWeightError, is_whole
 
 NeuronSlice = PosSlice
 """Neurons to keep, chosen as positions are."""
@@ -21,8 +21,8 @@ NeuronSlice = PosSlice
 def block_at(cache: CacheLookup, layer: int) -> BlockBridge:
     """Returns the block of a layer, which may be counted from the end."""
     n_layers = cache.model.cfg.n_layers
-    if not -n_layers <= layer < n_layers:
-        raise InvalidArgumentError(f"no layer {layer}", expected=f"-{n_layers} to {n_layers - 1}")
+    if not is_whole(layer) or not -n_layers <= layer < n_layers:
+        raise InvalidArgumentError(f"no layer {layer!r}", expected=f"-{n_layers} to {n_layers - 1}")
     return cache.model.blocks[layer]
 
 
@@ -56,7 +56,7 @@ def neuron_results(
         )
     post, way_out = cache["post", layer], WayOut.of(cache, block, "mlp")
     rows = cache.weight(block.mlp.out, block.mlp.W_out).to(post)
-    indices = picked(torch.arange(len(rows)), neuron_slice, 0, what="neuron").reshape(-1).tolist()
+    indices = picked(torch.arange(len(rows)), plain(neuron_slice), 0, what="neuron").reshape(-1).tolist()
     if neuron_slice is not None:
         post, rows = post[..., indices], rows[indices]
     acts = post.movedim(-1, 0)
@@ -107,6 +107,8 @@ class Stack:
 def depth_of(cache: CacheLookup, layer: int | None) -> int:
     """Returns the layer whose input is meant, `n_layers` for the last residual stream (None, -1)."""
     n_layers = cache.model.cfg.n_layers
+    if not (layer is None or is_whole(layer)):
+        raise InvalidArgumentError(f"layer={layer!r} is no layer"[:80], expected="a whole number, or None")
     depth = n_layers if layer is None or layer == -1 else layer
     if not 0 <= depth <= n_layers:
         raise InvalidArgumentError(f"layer={layer} has no input", expected=f"0 to {n_layers}; -1 and None are the last")
@@ -142,7 +144,7 @@ def accumulated(cache: CacheLookup, depth: int, *, incl_mid: bool, mlp_input: bo
 def decomposed(cache: CacheLookup, depth: int, *, mode: Mode, mlp_input: bool, incl_embeds: bool) -> Stack:
     """Returns what the embeddings and each sublayer added to the residual stream before a layer (its MLP)."""
     check_sum(cache)
-    if mode not in _SUBLAYERS:
+    if not isinstance(mode, str) or mode not in _SUBLAYERS:
         raise InvalidArgumentError(f"no mode {mode!r}", expected="'all', 'mlp' or 'attn'")
     names = _embeddings(cache) if incl_embeds else {}
     for layer in range(depth):

@@ -3,15 +3,17 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError
+from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError, check_kind, is_whole
 from clearspan.inputs import Batch, Input, PaddingSide
 from clearspan.model import Model
 from clearspan.points import nearest
+from clearspan.tensors import tensor_of
 
 _INSTEAD = {
     "input_ids": "bridge(tokens)",
@@ -96,6 +98,10 @@ def prepare(
             fix="bridge.hf_model.config.return_dict = True",
         )
     given = either(input, inputs_embeds)
+    if not (past_key_values is None or isinstance(past_key_values, _KVCache)):
+        raise InvalidArgumentError(
+            "past_key_values= is a KV cache", expected="transformers.DynamicCache()", got=repr(past_key_values)[:80]
+        )
     seen = 0 if past_key_values is None else past_key_values.get_seq_length()
     past, mask = _split(attention_mask, seen)
     batch = model.to_batch(given, mask, prepend_bos, padding_side)
@@ -110,11 +116,30 @@ def prepare(
     if whole is not None:
         kwargs["attention_mask"] = whole
     if position_ids is not None:
-        kwargs["position_ids"] = position_ids.to(batch.device)
+        kwargs["position_ids"] = _checked_positions(position_ids, batch)
     elif whole is not None and whole.ndim == 2 and not model.adapter.makes_positions_from_mask:
         kwargs["position_ids"] = (whole.cumsum(-1) - 1).clamp(min=0)[:, seen:]
     kwargs["input_ids" if batch.embeds is None else "inputs_embeds"] = batch.value
     return ModelInput(batch, kwargs)
+
+
+def _checked_positions(given: object, batch: Batch) -> Int[Tensor, "row pos"]:
+    """Returns position ids on a batch's device; one row is for all."""
+    ids = tensor_of("position_ids", given)
+    if ids.is_floating_point() or ids.ndim != 2 or ids.shape[1] != batch.width or len(ids) not in (1, batch.rows):
+        raise InvalidArgumentError(
+            "position_ids do not fit the input",
+            expected=f"whole numbers [{batch.rows}, {batch.width}]",
+            got=f"{ids.dtype} {list(ids.shape)}",
+        )
+    return ids.to(batch.device)
+
+
+@runtime_checkable
+class _KVCache(Protocol):
+    """What of a Hugging Face cache is asked for."""
+
+    def get_seq_length(self) -> int: ...
 
 
 def either(input: Input | None, inputs_embeds: Tensor | None) -> Input:
@@ -130,6 +155,7 @@ def either(input: Input | None, inputs_embeds: Tensor | None) -> Input:
     if inputs_embeds is None:
         assert input is not None, "checked above"
         return input
+    check_kind(Tensor, inputs_embeds=inputs_embeds)
     if not inputs_embeds.is_floating_point():
         raise InputError("inputs_embeds are numbers", expected="[row, pos, d_model]", got=str(inputs_embeds.dtype))
     return inputs_embeds
@@ -200,6 +226,8 @@ def resolve_segment(model: Model, start: int | None, stop: int | None) -> tuple[
     def resolve(layer: int | None, name: str) -> int | None:
         if layer is None:
             return None
+        if not is_whole(layer):
+            raise InvalidArgumentError(f"{name}={layer!r} is no layer"[:80], expected="a whole number, or None")
         resolved = layer + n_layers if layer < 0 else layer
         if not 0 <= resolved <= n_layers:
             raise InvalidArgumentError(f"{name}={layer} is no layer", expected=f"0 to {n_layers}, or -{n_layers} to -1")

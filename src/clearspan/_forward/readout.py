@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from clearspan._forward.forward import run_segment
-from clearspan._forward.given import ModelInput
+from clearspan._forward.given import ModelInput, check_width
 from clearspan.components import GeneralizedComponent, NormalizationBridge
+from clearspan.errors import InvalidArgumentError, check_kind, whole_numbers
 from clearspan.inputs import Batch
 from clearspan.model import Model
 from clearspan.weights.processing import final_norm, readout
@@ -44,6 +45,10 @@ def read_out(
         residual: The stream after the last block.
         tokens: The tokens whose logits are computed, in order; None for all, by the model's own code.
     """
+    check_kind(Tensor, residual=residual)
+    check_width(model, residual, is_residual=True)
+    if tokens is not None:
+        tokens = _checked_tokens(model, tokens)
     with model.taps.suspended():
         if tokens is None or model.unembed.is_quantised:
             given = ModelInput(Batch(None, embeds=residual), {"inputs_embeds": residual, "use_cache": False})
@@ -51,6 +56,14 @@ def read_out(
             assert isinstance(logits, Tensor), "a run that does not stop ends with logits"
             return logits if tokens is None else logits[..., list(tokens)]
         return _of_tokens(model, residual, tokens)
+
+
+def _checked_tokens(model: Model, tokens: Sequence[int]) -> list[int]:
+    """Returns tokens as a list of ids of the vocabulary."""
+    ids = whole_numbers("tokens", tokens)
+    if not ids or not 0 <= min(ids) <= max(ids) < model.cfg.d_vocab:
+        raise InvalidArgumentError(f"tokens={tokens!r}"[:80], expected=f"ids from 0 to {model.cfg.d_vocab - 1}")
+    return ids
 
 
 def _of_tokens(model: Model, residual: Tensor, tokens: Sequence[int]) -> Tensor:

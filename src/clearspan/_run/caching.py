@@ -9,11 +9,11 @@ from torch import Tensor
 from clearspan._cache import room as cache_room
 from clearspan._cache.plan import CachePlan, Terms
 from clearspan._cache.room import Choice, choose
-from clearspan._cache.slices import PosSlice, check_columns
+from clearspan._cache.slices import PosSlice, check_columns, plain
 from clearspan._forward.forward import Output, ReturnType, check_return_type, gradients_lost, run
 from clearspan._forward.given import ModelInput
 from clearspan.cache import ActivationCache
-from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError
+from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError, check_flags
 from clearspan.hf.derived import Arrival
 from clearspan.hf.recording import Recording
 from clearspan.hf.storages import Copies
@@ -38,10 +38,12 @@ def run_with_cache(
     incl_bwd: bool | Scalar = False,
 ) -> tuple[Output, ActivationCache]:
     """Runs the model and keeps what was asked for. The arguments are those of `TransformerBridge.run_with_cache`."""
+    if not callable(incl_bwd):
+        check_flags(incl_bwd=incl_bwd)
     choice = choose(model, names_filter, segment)
     points = choice.points
     may_defer = "past_key_values" not in given.kwargs
-    batch = given.batch
+    batch, pos_slice = given.batch, plain(pos_slice)
     check_columns(pos_slice, batch)
     terms = Terms.of((batch.rows, batch.width), pos_slice, device, may_defer=may_defer)
     cache_room.check_room(model, choice, choose(model, None), terms, given)

@@ -16,7 +16,7 @@ from clearspan.components import MLPBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.segments import Stopped, narrowed
 from clearspan.hf.sequence import Prefix, empty
-from clearspan.model import Model
+from clearspan.model import Model, check_bridge
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ def check_undisturbed(model: Model) -> None:
     Raises:
         InvalidArgumentError: It is in training mode, or hooks are on it.
     """
+    check_bridge(model)
     if model.hf_model.training:
         raise InvalidArgumentError(
             "runs are compared on a model in evaluation mode", got="training mode", fix="bridge.hf_model.eval()"

@@ -17,7 +17,7 @@ from clearspan._run import caching, hooks
 from clearspan._run.handover import Handover
 from clearspan._run.hooks import Hooks
 from clearspan.cache import ActivationCache
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, is_whole
 from clearspan.hf.generation import GenerationRecording
 from clearspan.inputs import Batch, Input, PaddingSide
 from clearspan.model import Model
@@ -218,7 +218,7 @@ def stream(
     model: Model, prompt: Prompt, max_tokens_per_yield: int, fwd_hooks: Hooks
 ) -> Generator[Tensor, None, None] | Generator[str | list[str], None, None]:
     """Returns the stream of a prompt's continuation. The arguments are those of `TransformerBridge.generate_stream`."""
-    if max_tokens_per_yield < 1:
+    if not is_whole(max_tokens_per_yield) or max_tokens_per_yield < 1:
         raise InvalidArgumentError(
             "a stream gives at least one token at a time",
             expected="max_tokens_per_yield of 1 or more",

@@ -7,10 +7,11 @@ from typing import Literal, cast
 from torch import Tensor
 
 from clearspan._run.sources import Source, Sources, gathered
-from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
+from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError, check_choice, check_flags
 from clearspan.index import Names, Segment
 from clearspan.inputs import Batch
 from clearspan.interventions import Intervention, Site, Written, located
+from clearspan.interventions.intervention import interventions_of
 from clearspan.model import Model
 from clearspan.points import Direction, HookFunction, HookPoint, Listener, Side
 
@@ -47,6 +48,7 @@ def attached(
         UnknownPointError: A name is unknown, or a predicate holds for none.
         HookTypeError: A hook is not callable.
     """
+    check_flags(reset_hooks_end=reset_hooks_end, clear_contexts=clear_contexts)
     model.taps.check_not_in_hook()
     wanted: list[tuple[HookPoint, str, HookFunction, Direction]] = []
     directions: list[tuple[Direction, Hooks]] = [("fwd", fwd_hooks), ("bwd", bwd_hooks)]
@@ -105,6 +107,7 @@ def edits(
         UnknownPointError: The model has no such point.
         InvalidArgumentError: Interventions or sources that do not fit.
     """
+    interventions, fwd_hooks = interventions_of(interventions), list(_pairs(fwd_hooks, "fwd_hooks"))
     if not interventions:
         return fwd_hooks
     model.taps.check_not_in_hook()
@@ -118,16 +121,7 @@ def edits(
 
 def sites_of(model: Model, interventions: Iterable[Intervention]) -> list[Site]:
     """Returns interventions laid on a model, in their order."""
-    if isinstance(interventions, Intervention):
-        interventions = [interventions]
-    found = []
-    for intervention in interventions:
-        if not isinstance(intervention, Intervention):
-            raise InvalidArgumentError(
-                "this is no intervention", expected="clearspan.Intervention(point, action, ...)", got=repr(intervention)
-            )
-        found.append(located(intervention, model.index.find, model.cfg.n_layers))
-    return found
+    return [located(one, model.index.find, model.cfg.n_layers) for one in interventions_of(interventions)]
 
 
 class SiteWriter:
@@ -229,6 +223,8 @@ def reset_hooks(
     model: Model, clear_contexts: bool, direction: Literal["fwd", "bwd", "both"], including_permanent: bool
 ) -> None:
     """Takes hooks off all points. The arguments are those of `TransformerBridge.reset_hooks`."""
+    check_flags(clear_contexts=clear_contexts, including_permanent=including_permanent)
+    check_choice(("fwd", "bwd", "both"), direction=direction)
     for point in model.index:
         if point.is_listening:
             point.remove_hooks(direction, including_permanent)

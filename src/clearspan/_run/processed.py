@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import torch
 
-from clearspan.errors import UnreadableWeightError
+from clearspan.errors import UnreadableWeightError, check_flags
 from clearspan.hf.loading import bridge_config
 from clearspan.hf.modules import sharing_copy, untie
 from clearspan.model import Model
@@ -17,6 +17,7 @@ Own = TypeVar("Own", bound=Model)
 @torch.no_grad()
 def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
     """Returns a new model with processed weights. The steps are the arguments of `TransformerBridge.processed`."""
+    check_flags(**{name: wanted for name, wanted in steps.items() if wanted is not None})
     _refuse_quantised(model)
     hf_model = sharing_copy(model.hf_model)
     adapter = type(model.adapter)

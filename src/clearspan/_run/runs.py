@@ -15,9 +15,11 @@ from clearspan._run.caching import Scalar
 from clearspan._run.hooks import Hooks, attached, check_fired, check_recomputation, edits
 from clearspan._run.sources import Source
 from clearspan.cache import ActivationCache
+from clearspan.errors import check_flags
 from clearspan.index import Segment
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention
+from clearspan.interventions.intervention import interventions_of
 from clearspan.model import Model
 from clearspan.points import NamesFilter
 
@@ -46,7 +48,7 @@ def forward(
     **forward_kwargs: Any,
 ) -> Any:
     """Runs the model. The arguments are those of `TransformerBridge.forward`."""
-    if interventions:
+    if interventions_of(interventions):
         return run_with_hooks(
             model,
             input,
@@ -115,6 +117,7 @@ def run_with_cache(
     **forward_kwargs: Any,
 ) -> tuple[Any, ActivationCache]:
     """Runs the model and keeps its activations. The arguments are those of `TransformerBridge.run_with_cache`."""
+    check_flags(remove_batch_dim=remove_batch_dim)
     given, segment = prepared(model, input, **forward_kwargs)
     own = edits(model, fwd_hooks, interventions, sources, given.sequence)
     with contextlib.ExitStack() as stack:

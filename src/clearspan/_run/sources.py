@@ -216,6 +216,18 @@ def _is_of(values: Tensor, batch: Batch, axes: Axes) -> bool:
     )
 
 
+def checked_sources(sources: Mapping[str, Source] | None) -> Mapping[str, Source]:
+    """Returns sources by name, none for None.
+
+    Raises:
+        InvalidArgumentError: They are not by name.
+    """
+    given = {} if sources is None else sources
+    if not isinstance(given, Mapping):
+        raise InvalidArgumentError("sources are runs by name", expected="{name: input or cache}", got=repr(given)[:80])
+    return given
+
+
 @torch.no_grad()
 def gathered(
     model: Model, sites: Iterable[Site], sources: Mapping[str, Source] | None, like: Batch | None = None
@@ -231,9 +243,7 @@ def gathered(
     Raises:
         InvalidArgumentError: A run is not given.
     """
-    given = {} if sources is None else sources
-    if not isinstance(given, Mapping):
-        raise InvalidArgumentError("sources are runs by name", expected="{name: input or cache}", got=repr(given)[:80])
+    given = checked_sources(sources)
     needed: dict[str, dict[str, None]] = {}
     for site in sites:
         run = site.action.run

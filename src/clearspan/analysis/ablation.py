@@ -13,6 +13,7 @@ from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, check_counts, whole_numbers
 from clearspan.inputs import Input
 from clearspan.interventions import Action, Intervention, Mean, Resample, Zero
+from clearspan.model import check_bridge
 from clearspan.progress import Progress
 from clearspan.sweep import Grid, Metric, NextTokenLoss, Sweep, grid
 
@@ -168,6 +169,7 @@ def ablate_neurons(
         >>> ablate_neurons(bridge, "import os", layer=4, neurons=[3, 900]).mean().shape
         torch.Size([2])
     """
+    check_bridge(bridge)
     unit = Intervention("post", _action(method, seed), layer=layer)
     size = bridge.index.find(unit.name(bridge.cfg.n_layers)).sizes["d_mlp"]
     chosen = range(size) if neurons is None else dict.fromkeys(whole_numbers("neurons", neurons))

@@ -11,6 +11,7 @@ from torch import Tensor
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, whole_numbers
 from clearspan.inputs import Batch, Input, Place, Positions
+from clearspan.model import check_bridge
 from clearspan.points import Address, get_act_name
 
 Layers = int | Sequence[int] | None
@@ -53,6 +54,7 @@ def points_of(bridge: TransformerBridge, name: str, layers: Layers) -> tuple[str
         >>> points_of(clearspan.boot("tiny-bigcode"), "resid_post", [0, -1])
         ('blocks.0.hook_resid_post', 'blocks.4.hook_resid_post')
     """
+    check_bridge(bridge)
     if not isinstance(name, str):
         raise InvalidArgumentError("a hook point is given by its name", got=repr(name))
     n_layers = bridge.cfg.n_layers

@@ -16,6 +16,7 @@ from clearspan.cache import ActivationCache
 from clearspan.effects import Draws, Effects, Label
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Input, Positions
+from clearspan.model import check_bridge
 from clearspan.plots import picture
 from clearspan.results import number
 
@@ -200,6 +201,7 @@ def direct_logit_attribution(
         (2022), arXiv:2211.00593, for the difference of two logits. Norms' weights are often folded into the unembedding
         first; here they need not be.
     """
+    check_bridge(bridge)
     _check_unit(bridge, unit)
     batch = bridge.to_batch(input, attention_mask)
     chosen = batch.positions(pos)

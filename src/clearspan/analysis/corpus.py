@@ -12,6 +12,7 @@ from torch import Tensor
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Batch, Input
+from clearspan.model import check_bridge
 
 Corpus = Input | Iterable[Input]
 """Any input, or any number of them: texts, rows of token ids, rows of a dataset, chats."""
@@ -54,6 +55,7 @@ def pieces(bridge: TransformerBridge, corpus: Corpus, length: int) -> Batch:
         >>> pieces(bridge, ["import os", "import sys, os"], length=4).lengths.tolist()
         [3, 4, 1]
     """
+    check_bridge(bridge)
     check_counts(length=length)
     most = min(length, bridge.cfg.n_ctx)
     cut = [piece for text in texts_of(bridge, corpus) for piece in text.split(most) if len(piece)]

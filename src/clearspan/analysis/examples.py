@@ -14,7 +14,8 @@ from clearspan.analysis.corpus import Corpus, texts_of
 from clearspan.analysis.running import FeatureStatistics, RunningStatistics, RunningTop, Seen, Top
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, check_flags, whole_numbers
+from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, check_flags, is_whole, whole_numbers
+from clearspan.model import check_bridge
 from clearspan.plots import heatmap, plotly_text, shaded_tokens
 from clearspan.plots.charts import ends
 from clearspan.points import HookPoint
@@ -167,7 +168,7 @@ class MaxActivatingExamples(Result):
     def _row(self, feature: int | None) -> int:
         if feature is None:
             return 0
-        if feature not in self.features:
+        if not is_whole(feature) or feature not in self.features:
             raise InvalidArgumentError(
                 f"feature {feature!r} was not looked for", expected=", ".join(map(str, self.features[:20]))
             )
@@ -279,6 +280,7 @@ def max_activating_examples(
 
 def _point(bridge: TransformerBridge, name: str, feature: Feature | None) -> HookPoint:
     """Returns the hook point, checked: without `feature`, its value is one number for each feature of a position."""
+    check_bridge(bridge)
     if not isinstance(name, str):
         raise InvalidArgumentError("a hook point is given by its name", got=repr(name))
     if feature is not None and not callable(feature):

@@ -13,6 +13,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, check_counts, check_flags
 from clearspan.inputs import Batch, Input
+from clearspan.model import check_bridge
 from clearspan.points import HookFunction, nearest
 from clearspan.results import Columns, counted
 
@@ -292,6 +293,7 @@ def detect_heads(
         Olsson et al. (2022), arXiv:2209.11895, for induction heads; Wang et al. (2022), arXiv:2211.00593, for
         duplicate-token heads.
     """
+    check_bridge(bridge)
     check_flags(exclude_bos=exclude_bos, exclude_current_token=exclude_current_token)
     if error_measure not in get_args(ErrorMeasure):
         raise InvalidArgumentError(f"unknown error_measure {error_measure!r}", expected="'mul' or 'abs'")

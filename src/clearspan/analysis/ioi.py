@@ -17,7 +17,8 @@ from torch import Tensor
 from clearspan.analysis.evaluations import Estimate, estimate
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, check_counts
-from clearspan.inputs import Batch, PaddingSide
+from clearspan.inputs import Batch, PaddingSide, row_numbers
+from clearspan.model import check_bridge
 from clearspan.plots.charts import heatmap
 from clearspan.results import Columns, Result
 from clearspan.sweep.metrics import LogitDifference
@@ -111,8 +112,8 @@ class IOIPrompts:
 
     def select(self, rows: Sequence[int] | slice) -> "IOIPrompts":
         """Returns some of the prompts, without columns at the ends that are padding in all of them."""
-        chosen = range(len(self))[rows] if isinstance(rows, slice) else list(rows)
-        at = torch.tensor(list(chosen), dtype=torch.long)
+        chosen = row_numbers(rows, len(self))
+        at = torch.tensor(chosen)
         return replace(
             self,
             clean=self.clean.select(at),
@@ -273,6 +274,7 @@ def _gaps(template: str, words: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
 
 def _single_tokens(bridge: TransformerBridge, names: Sequence[str], least: int) -> dict[str, int]:
     """Returns the names that are single tokens after a space, and their ids."""
+    check_bridge(bridge)
     if not _are_texts(names):
         raise InvalidArgumentError("there is no name", expected="a list of names", got=repr(names))
 
@@ -446,6 +448,7 @@ def evaluate_ioi(
         Wang et al. (2022), "Interpretability in the Wild", arXiv:2211.00593, section 2: logit difference and the
         probability of the indirect object. TransformerLens's `ioi_eval` reports the logit difference and this accuracy.
     """
+    check_bridge(bridge)
     check_counts(batch_size=batch_size)
     prompts = ioi_prompts(bridge, count, seed=seed) if prompts is None else prompts
     if not isinstance(prompts, IOIPrompts):

@@ -18,6 +18,7 @@ from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.inputs import Input, Place, Positions
+from clearspan.model import check_bridge
 from clearspan.plots.charts import heatmap, lines
 from clearspan.plots.labels import plotly_text, positions
 from clearspan.results import Columns, Result, melted
@@ -133,6 +134,7 @@ def lens_readings(
     References:
         nostalgebraist (2020), "interpreting GPT: the logit lens". Belrose et al. (2023), arXiv:2303.08112.
     """
+    check_bridge(bridge)
     batch, n_layers = bridge.to_batch(input, attention_mask), bridge.cfg.n_layers
     rows, columns, places = batch.places(positions)
     read, names, translate = depths_of(n_layers, depths), stream_names(n_layers), checked_lens(bridge, lens)
@@ -260,6 +262,7 @@ def logit_lens(
     References:
         nostalgebraist (2020), "interpreting GPT: the logit lens", lesswrong.com/posts/AcKRB8wDpdaN6v6ru.
     """
+    check_bridge(bridge)
     batch = bridge.to_batch(input, attention_mask)
     if batch.rows > 1:
         raise InvalidArgumentError(

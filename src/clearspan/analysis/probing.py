@@ -13,13 +13,14 @@ from clearspan.analysis.activations import Activations, Layers, gathered, layers
 from clearspan.analysis.logistic import fitted, predicted_held_out, stratified_folds
 from clearspan.analysis.steering import SteeringVector
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, check_counts, check_positive
+from clearspan.errors import InvalidArgumentError, check_counts, check_kind, check_positive
 from clearspan.inputs import Batch, Input, Place, Positions
 from clearspan.plots import lines
 from clearspan.points import Address
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, counted, number
 from clearspan.statistics import Interval, share_interval
+from clearspan.tensors import tensor_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -61,7 +62,7 @@ class Probe:
         Raises:
             InvalidArgumentError: Values of another shape.
         """
-        axes = self.weight.ndim - 1
+        values, axes = tensor_of("values", values), self.weight.ndim - 1
         if values.shape[values.ndim - axes :] != self.weight.shape[1:] or values.ndim < axes:
             raise InvalidArgumentError(
                 f"the probe at {self.name} cannot read these values",
@@ -183,6 +184,7 @@ class Probes(Result):
         Raises:
             InvalidArgumentError: There is none there, or several.
         """
+        check_kind(str, int, np.integer, where=where)
         found = [probe for probe in self.probes if probe.name == where or Address.parse(probe.name).layer == where]
         if len(found) != 1:
             raise InvalidArgumentError(

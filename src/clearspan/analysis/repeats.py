@@ -9,7 +9,8 @@ from torch import Tensor
 
 from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InputError, InvalidArgumentError, check_counts
+from clearspan.errors import InputError, InvalidArgumentError, check_counts, check_flags, check_kind
+from clearspan.model import check_bridge
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class RepeatedTokens:
 
     def rows(self, first: int, end: int) -> "RepeatedTokens":
         """Returns rows `first` to `end`, without `end`."""
+        check_counts(0, first=first, end=end)
         return replace(self, tokens=self.tokens[first:end])
 
     def losses(self, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row copy place"]:
@@ -64,6 +66,7 @@ class RepeatedTokens:
 
     def _predicting(self, logits: Tensor) -> Tensor:
         """Returns the logits `[row, copy, place, d_vocab]` after all tokens of each block but its last."""
+        check_kind(Tensor, logits=logits)
         if logits.shape[:-1] != self.tokens.shape:
             raise InvalidArgumentError(
                 "these are not the logits of the repeated tokens",
@@ -111,7 +114,10 @@ def repeated_tokens(
         >>> bool((text.tokens[:, 1:4] == text.tokens[:, 4:]).all())
         True
     """
+    check_bridge(bridge)
     check_counts(0, rows=rows, period=period, seed=seed)
+    if prepend_bos is not None:
+        check_flags(prepend_bos=prepend_bos)
     bos = _bos(bridge, prepend_bos)
     period = min(period, (bridge.cfg.n_ctx - len(bos)) // 2)
     if rows < 1 or period < 2:

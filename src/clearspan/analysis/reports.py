@@ -17,6 +17,7 @@ from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts
 from clearspan.inputs import Batch, Input, Place
 from clearspan.interventions import Patch
+from clearspan.model import check_bridge
 from clearspan.plots import heatmap, plotly_text, positions
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, counted
@@ -117,6 +118,7 @@ def predictions(
         >>> found.words[int(found.top_ids[-1, 0])]
         '.'
     """
+    check_bridge(bridge)
     check_counts(k=k, batch_size=batch_size)
     batch = bridge.to_batch(input, attention_mask)
     if logits is None:
@@ -228,6 +230,7 @@ def causal_effect(
         the mean is the text's own, so that no other text is needed.
         Sun et al. (2024), "Massive Activations in Large Language Models", arXiv:2402.17762: the first position.
     """
+    check_bridge(bridge)
     batch = bridge.to_batch(input, attention_mask)
     targets = tuple(predictions(bridge, batch, k=1).top_ids[batch.lengths.cumsum(0) - 1, 0].tolist())
     layers = range(bridge.cfg.n_layers)
@@ -408,6 +411,7 @@ def report(
         >>> found.tokens[0], len(found.to_dict()["tokens"])
         ('<|endoftext|>', 5)
     """
+    check_bridge(bridge)
     batch = bridge.to_batch(input, attention_mask)
     if batch.rows > 1:
         raise InvalidArgumentError("a report is about one text", expected="an input of one row", got=f"{batch.rows}")

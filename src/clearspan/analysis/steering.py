@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,9 +17,10 @@ from torch.nn import functional
 from clearspan.analysis.activations import Activations, Layers, gathered, points_of
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError, check_counts, check_flags, check_kind
 from clearspan.inputs import Input, Positions
 from clearspan.interventions import Add, Constant, Intervention, ProjectOut
+from clearspan.model import check_bridge
 from clearspan.plots import picture
 from clearspan.points import Address
 from clearspan.progress import Progress
@@ -162,6 +164,7 @@ class SteeringVector(Result):
         Raises:
             InvalidArgumentError: No point is there, or several are.
         """
+        check_kind(str, int, np.integer, where=where)
         found = [name for name in self.names if name == where or Address.parse(name).layer == where]
         if len(found) != 1:
             raise InvalidArgumentError(
@@ -219,6 +222,7 @@ class SteeringVector(Result):
             UnknownPointError: It lacks a point.
             InvalidArgumentError: A value has another shape.
         """
+        check_bridge(bridge)
         for name, vector in self.vectors.items():
             point = bridge.index.find(name)
             shape = [point.sizes[axis] for axis in point.axes[2:]]
@@ -471,7 +475,9 @@ def steering_sweep(
     _check_vector(vector)
     vector.check_fits(bridge)
     check_counts(0, controls=controls, seed=seed)
-    factors = tuple(strengths) if isinstance(strengths, Sequence) else ()
+    check_flags(jointly=jointly)
+    given = strengths.tolist() if isinstance(strengths, Tensor | np.ndarray) else strengths
+    factors = tuple(given) if isinstance(given, Sequence) else (given,)
     if not factors or not all(isinstance(one, int | float) for one in factors):
         raise InvalidArgumentError(f"strengths={strengths!r}", expected="numbers, one or more")
     units = [vector] if jointly else [vector.at(name) for name in vector.names]

@@ -17,12 +17,14 @@ from clearspan._forward.readout import log_probs
 from clearspan.analysis.corpus import Corpus, drawn, pieces
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts, check_positive
+from clearspan.errors import InvalidArgumentError, check_counts, check_positive, is_whole
 from clearspan.inputs import Batch
+from clearspan.model import check_bridge
 from clearspan.plots.charts import lines
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, melted
 from clearspan.tensor_files import read_tensors, write_tensors
+from clearspan.tensors import tensor_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -108,7 +110,8 @@ class TunedLens(Result):
             >>> lens.translate(torch.tensor([1.0, 2, 3]), 0)
             tensor([1., 2., 4.])
         """
-        if not 0 <= depth <= self.n_layers or resid.shape[-1] != self.d_model:
+        resid = tensor_of("resid", resid)
+        if not is_whole(depth) or not 0 <= depth <= self.n_layers or not resid.ndim or resid.shape[-1] != self.d_model:
             raise InvalidArgumentError(
                 f"the tuned lens of {self.model_name} cannot translate this stream",
                 expected=f"a depth from 0 to {self.n_layers}, and [..., d_model={self.d_model}]",
@@ -126,6 +129,7 @@ class TunedLens(Result):
         Raises:
             InvalidArgumentError: It has another.
         """
+        check_bridge(bridge)
         sizes = (bridge.cfg.n_layers, bridge.cfg.d_model)
         if sizes != (self.n_layers, self.d_model):
             raise InvalidArgumentError(

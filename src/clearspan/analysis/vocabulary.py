@@ -11,7 +11,8 @@ from clearspan._forward.readout import FrozenNorm, added_logits, exact, norm_at
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.components import NormalizationBridge
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError, check_counts, is_whole
+from clearspan.model import check_bridge
 from clearspan.plots.charts import heatmap
 from clearspan.plots.labels import plotly_text
 from clearspan.results import Columns, Result
@@ -106,8 +107,8 @@ class SingularReadings(Result):
         Raises:
             InvalidArgumentError: The matrix does not have that side in vocabulary.
         """
-        name = side or list(self._sides)[-1]
-        if name not in self._sides:
+        name = list(self._sides)[-1] if side is None else side
+        if not isinstance(name, str) or name not in self._sides:
             raise InvalidArgumentError(
                 f"{self.matrix} has no side {name!r} in vocabulary", expected=" or ".join(map(repr, self._sides))
             )
@@ -252,15 +253,16 @@ def _check_count(name: str, count: int, most: int) -> None:
 
 def _place(bridge: TransformerBridge, matrix: ReadableMatrix, layer: int, head: int | None) -> tuple[int, int | None]:
     """Returns a matrix's layer and head, counted from 0."""
+    check_bridge(bridge)
     n_layers, n_heads = bridge.cfg.n_layers, bridge.cfg.n_heads
     if matrix not in get_args(ReadableMatrix):
         raise InvalidArgumentError(f"unknown matrix {matrix!r}", expected="'OV', 'W_in', 'W_gate' or 'W_out'")
-    if not isinstance(layer, int) or not -n_layers <= layer < n_layers:
+    if not is_whole(layer) or not -n_layers <= layer < n_layers:
         raise InvalidArgumentError(f"there is no layer {layer}", expected=f"0 to {n_layers - 1}", got=str(layer))
     if matrix != "OV":
         if head is not None:
             raise InvalidArgumentError(f"{matrix} is the whole MLP's", expected="head=None", got=f"head={head}")
         return layer % n_layers, None
-    if not isinstance(head, int) or not -n_heads <= head < n_heads:
+    if not is_whole(head) or not -n_heads <= head < n_heads:
         raise InvalidArgumentError("OV is one head's", expected=f"head=0 to {n_heads - 1}", got=f"head={head}")
     return layer % n_layers, head % n_heads

@@ -14,9 +14,10 @@ from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.circuits.runs import PairRun, PairRuns, listed, shuffled, swept
 from clearspan.components import NormalizationBridge
-from clearspan.errors import InvalidArgumentError, check_counts, is_whole
+from clearspan.errors import InvalidArgumentError, check_counts, check_flags, check_kind, is_whole
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Patch
+from clearspan.model import check_bridge
 from clearspan.plots.charts import lines
 from clearspan.points import Address, HookFunction, HookPoint, get_act_name
 from clearspan.results import Columns, Result, counted
@@ -122,6 +123,8 @@ def attribution_patch(
         "AtP*", arXiv:2403.00745: the QK fix and GradDrop (sections 3.1 and 3.2). There effects are means over inputs of
         sizes; here the mean over rows of a plain effect has its sign.
     """
+    check_bridge(bridge)
+    check_flags(by_position=by_position, qk_fix=qk_fix, grad_drop=grad_drop)
     what = Unit.of(bridge, unit, layers, by_position)
     pair = PairRuns.of(bridge, clean, corrupted, metric, direction, attention_mask)
     pair.check_slope()
@@ -645,6 +648,7 @@ class AttributionPatching(Effects):
         Raises:
             InvalidArgumentError: The sweep has other axes.
         """
+        check_kind(Effects, patched=patched)
         if dict(patched.axes) != dict(self.units_of):
             raise InvalidArgumentError(
                 "the sweep is of other cells",

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.circuits.edge_scores import EdgeScores, checked_scores
 from clearspan.circuits.graph import ComputationalGraph, Edge, Kind, Node
 from clearspan.circuits.runs import shuffled
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError, check_counts, check_kind, path_of
 from clearspan.plots.charts import SERIES
 from clearspan.plots.network import Box, Link, Network
 
@@ -52,6 +52,9 @@ class Circuit:
     model: str = ""
 
     def __post_init__(self) -> None:
+        check_kind(ComputationalGraph, graph=self.graph)
+        check_kind(Collection, edges=self.edges)
+        check_kind(str, model=self.model)
         for edge in self.edges:
             self.graph.index_of(edge)
 
@@ -215,6 +218,7 @@ class Circuit:
                 for one width.
             title: Above the drawing.
         """
+        check_kind(str, title=title)
         return _network(list(self), effects).figure(title or repr(self))
 
     def to_svg(self, effects: Mapping[Edge, float] | None = None) -> str:
@@ -245,12 +249,12 @@ class Circuit:
 
     def save(self, path: str | Path) -> None:
         """Writes the circuit to a JSON file."""
-        Path(path).write_text(self.to_json())
+        path_of(path).write_text(self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Returns the circuit of a file that `save` wrote."""
-        return cls.from_json(Path(path).read_text())
+        return cls.from_json(path_of(path).read_text())
 
 
 def _checked(graph: ComputationalGraph, n_edges: int) -> int:
@@ -278,6 +282,8 @@ MEANING: Mapping[Kind, str] = {"q": "queries", "k": "keys", "v": "values", "mlp"
 
 def _network(edges: Sequence[Edge], effects: Mapping[Edge, float] | None = None) -> Network:
     """Returns the drawing of edges and of the parts that they join. Arguments are those of `Circuit.plot`."""
+    if effects is not None and not (isinstance(effects, Mapping) and set(edges) <= effects.keys()):
+        raise InvalidArgumentError(f"effects={effects!r}"[:80], expected="a number for each edge, or None")
     weights = dict.fromkeys(edges, 1.0) if effects is None else {edge: effects[edge] for edge in edges}
     most = 5.0 if effects is None else max(map(abs, weights.values()), default=0.0) or 1.0
     links = [

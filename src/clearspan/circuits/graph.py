@@ -11,7 +11,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_kind
+from clearspan.model import check_bridge
 from clearspan.points import nearest
 
 Kind = Literal["embed", "head", "q", "k", "v", "mlp", "logits"]
@@ -134,6 +135,7 @@ class ComputationalGraph:
 
     def inputs_of(self, node: Node) -> tuple[Node, ...]:
         """Returns the receivers through which a part reads the stream: three for a head, itself for an MLP."""
+        check_kind(Node, node=node)
         match node.kind:
             case "head":
                 assert node.layer is not None, "a head is in a layer"
@@ -144,6 +146,7 @@ class ComputationalGraph:
 
     def n_senders_before(self, receiver: Node) -> int:
         """Returns how many senders, in their order, come before a receiver: those with an edge to it."""
+        check_kind(Node, receiver=receiver)
         per_layer = self.n_heads + 1
         if receiver.kind == "logits":
             return 1 + self.n_layers * per_layer
@@ -192,6 +195,7 @@ class ComputationalGraph:
         Raises:
             InvalidArgumentError: The graph has no such edge, such as one from a later part to an earlier one.
         """
+        check_kind(str, name=name)
         first, _, second = name.partition("->")
         edge = Edge(self.node(first), self.node(second))
         self.index_of(edge)
@@ -221,6 +225,7 @@ class ComputationalGraph:
         Raises:
             InvalidArgumentError: It is no edge of this graph.
         """
+        check_kind(Edge, edge=edge)
         sender, receiver = self._sender_indices.get(edge.sender), self._receiver_indices.get(edge.receiver)
         if sender is None or receiver is None or sender >= self.n_senders_before(edge.receiver):
             raise InvalidArgumentError(
@@ -274,6 +279,7 @@ class ComputationalGraph:
 
 
 def _check(bridge: TransformerBridge) -> None:
+    check_bridge(bridge)
     block = bridge.blocks[0]
     if block.norms_the_sum or block.residual_is_normed:
         raise InvalidArgumentError(

@@ -10,7 +10,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError, is_whole, wholes
+from clearspan.errors import (
+    InvalidArgumentError,
+    check_choice,
+    check_counts,
+    check_flags,
+    check_kind,
+    is_whole,
+    number_of,
+    whole,
+    wholes,
+)
 from clearspan.interventions.constant import Constant
 from clearspan.interventions.functions import function_named
 from clearspan.points import Address, HookPoint, nearest
@@ -110,6 +120,8 @@ class Patch(Action):
     kind: ClassVar[str] = "patch"
 
     def __post_init__(self) -> None:
+        check_kind(str, source=self.source)
+        object.__setattr__(self, "layer", layer_of(self.layer))
         object.__setattr__(self, "position", _source_position(self.position))
 
     @property
@@ -203,6 +215,10 @@ class Mean(Action):
     kind: ClassVar[str] = "mean"
     needs_numbers: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_kind(str, source=self.source)
+        check_flags(by_position=self.by_position)
+
     @property
     def run(self) -> str:
         """The source run."""
@@ -242,6 +258,10 @@ class Resample(Action):
 
     kind: ClassVar[str] = "resample"
 
+    def __post_init__(self) -> None:
+        check_kind(str, source=self.source)
+        check_counts(0, seed=self.seed)
+
     @property
     def run(self) -> str:
         """The source run."""
@@ -276,6 +296,7 @@ class Add(Action):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vector", Constant.of(self.vector))
+        object.__setattr__(self, "scale", number_of("scale", self.scale))
 
     @classmethod
     def of(cls, vector: Vector, scale: float = 1.0) -> Self:
@@ -309,8 +330,9 @@ class Inject(Action):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vector", Constant.of(self.vector))
-        if self.norm not in ("own", "stream"):
-            raise InvalidArgumentError(f"unknown norm {self.norm!r}", expected="'own' or 'stream'")
+        check_choice(("own", "stream"), norm=self.norm)
+        object.__setattr__(self, "scale", number_of("scale", self.scale))
+        check_flags(add=self.add)
         if self.norm == "stream" and not self.vector.tensor.any():
             raise InvalidArgumentError("a vector of length 0 has no direction", fix="norm='own'")
 
@@ -339,6 +361,9 @@ class Scale(Action):
 
     kind: ClassVar[str] = "scale"
     needs_numbers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factor", number_of("factor", self.factor))
 
     def new(self, value: Tensor, source: Tensor | None) -> Tensor:
         """Returns the product."""
@@ -419,6 +444,9 @@ class Apply(Action):
 
     kind: ClassVar[str] = "apply"
 
+    def __post_init__(self) -> None:
+        check_kind(str, function=self.function)
+
     def new(self, value: Tensor, source: Tensor | None) -> Tensor:
         """Returns what the function returns."""
         found = function_named(self.function)(value)
@@ -448,9 +476,10 @@ def parse_action(data: Mapping[str, Any]) -> Action:
         >>> parse_action({"kind": "scale", "factor": 2.0})
         Scale(factor=2.0)
     """
+    check_kind(Mapping, data=data)
     own = dict(data)
     kind = own.pop("kind", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InvalidArgumentError(
             f"unknown action {kind!r}", expected=", ".join(KINDS), nearest=nearest(str(kind), KINDS)
         )
@@ -476,6 +505,18 @@ def derangement(size: int, seed: int) -> Int[Tensor, "row"]:
         order = torch.randperm(size, generator=generator)
         if not (order == torch.arange(size)).any():
             return order
+
+
+def layer_of(given: object) -> int | None:
+    """Returns a layer as it is kept.
+
+    Raises:
+        InvalidArgumentError: It is no whole number.
+    """
+    layer = whole(given)
+    if layer is None and given is not None:
+        raise InvalidArgumentError(f"layer={given!r} is no layer", expected="a whole number, or None")
+    return layer
 
 
 def _source_position(given: object) -> SourcePosition:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_kind
 from clearspan.points import nearest
 
 ValueFunction = Callable[[Tensor], Tensor]
@@ -29,6 +29,7 @@ def register_function(name: str) -> Callable[[ValueFunction], ValueFunction]:
         >>> function_named("flip sign")(torch.tensor([1.0]))
         tensor([-1.])
     """
+    check_kind(str, name=name)
 
     def register(function: ValueFunction) -> ValueFunction:
         known = _FUNCTIONS.get(name)

@@ -1,14 +1,14 @@
 """One intervention: a place in the model, and what is done there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, cast
 
 import numpy as np
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError, is_whole, wholes
-from clearspan.interventions.actions import Action, parse_action
+from clearspan.errors import InvalidArgumentError, check_counts, check_flags, check_kind, wholes
+from clearspan.interventions.actions import Action, layer_of, parse_action
 from clearspan.points import get_act_name
 
 Places = tuple[int, ...] | None
@@ -106,13 +106,13 @@ class Intervention:
     def __post_init__(self) -> None:
         if not isinstance(self.point, str):
             raise InvalidArgumentError("a hook point is given by its name", got=repr(self.point))
-        if not (self.layer is None or is_whole(self.layer)):
-            raise InvalidArgumentError(f"layer={self.layer!r} is no layer", expected="a whole number, or None")
+        object.__setattr__(self, "layer", layer_of(self.layer))
         for name in PLACES:
             given = getattr(self, name)
             object.__setattr__(self, name, _as_spots(name, given) if name in _SPOTS else _as_places(name, given))
         if self.columns is not None and self.positions is not None:
             raise InvalidArgumentError("columns take the place of positions", got="both")
+        check_flags(every_step=self.every_step)
         if not isinstance(self.action, Action):
             raise InvalidArgumentError(
                 "an intervention has an action",
@@ -132,6 +132,7 @@ class Intervention:
 
     def name(self, n_layers: int) -> str:
         """Returns the full name of its hook point in a model of so many layers."""
+        check_counts(n_layers=n_layers)
         layer = self.layer
         if layer is not None and not -n_layers <= layer < n_layers:
             raise InvalidArgumentError(
@@ -157,6 +158,7 @@ class Intervention:
         Raises:
             InvalidArgumentError: A field that no intervention has, or an unknown action.
         """
+        check_kind(Mapping, data=data)
         known = {field.name for field in fields(cls)}
         if not {"point", "action"} <= data.keys() <= known:
             raise InvalidArgumentError(
@@ -167,6 +169,22 @@ class Intervention:
         places = {name: _from_plain(data[name]) for name in PLACES if data.get(name) is not None}
         action, every_step = parse_action(data["action"]), data.get("every_step", False)
         return cls(data["point"], action, data.get("layer"), **places, every_step=every_step)
+
+
+def interventions_of(given: object) -> tuple[Intervention, ...]:
+    """Returns one intervention or several as a tuple.
+
+    Raises:
+        InvalidArgumentError: Something else is given.
+    """
+    several = (given,) if isinstance(given, Intervention) else given
+    found = tuple(several) if isinstance(several, Iterable) else (several,)
+    for one in found:
+        if not isinstance(one, Intervention):
+            raise InvalidArgumentError(
+                "this is no intervention", expected="clearspan.Intervention(point, action, ...)", got=repr(one)[:80]
+            )
+    return cast("tuple[Intervention, ...]", found)
 
 
 def _as_places(name: str, value: object) -> Places:

@@ -174,7 +174,7 @@ class HookPoint:
             HookTypeError: `hook` cannot be called with a value and a point.
             InvalidArgumentError: `dir` is neither of the two.
         """
-        if dir not in self._listeners:
+        if not isinstance(dir, str) or dir not in self._listeners:
             raise InvalidArgumentError(f"unknown direction {dir!r}", expected="'fwd' or 'bwd'", where=self.name)
         listener = Listener(hook, name or self.name, is_permanent)
         there = self._listeners[dir]

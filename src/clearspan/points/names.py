@@ -47,6 +47,9 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         >>> get_act_name("embed")
         'hook_embed'
     """
+    check_name(name)
+    if not isinstance(layer_type, str | None):
+        raise InvalidArgumentError(f"layer_type={layer_type!r}"[:80], expected="a component, such as 'ln1'")
     if ("." in name or name.startswith("hook_")) and layer is None:
         return name
     match = re.fullmatch(r"([a-z_]+?)(\d+)([a-z]*\d?)", name)
@@ -71,11 +74,17 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
     return ".".join([f"blocks.{layer}", *([component] if component else []), f"hook_{name}"])
 
 
+def check_name(name: object) -> None:
+    """Raises InvalidArgumentError unless something is text, as the names of hook points are."""
+    if not isinstance(name, str):
+        raise InvalidArgumentError("a hook point is given by its name", got=repr(name)[:80])
+
+
 def is_short_name(name: str) -> bool:
     """Returns whether `get_act_name` makes a full name of it."""
     return name in _KNOWN or name in _SHORT
 
 
-def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """Returns the names most similar to the given one, best first."""
-    return difflib.get_close_matches(name, list(names), n=count, cutoff=0.5)
+def nearest(name: object, names: Iterable[str], count: int = 3) -> list[str]:
+    """Returns the names most similar to the given one, best first; none for what is no name."""
+    return difflib.get_close_matches(name, list(names), n=count, cutoff=0.5) if isinstance(name, str) else []

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, path_of
 from clearspan.hf.loading import revision_of
 from clearspan.inputs import Batch
 from clearspan.interventions import Intervention
+from clearspan.model import check_bridge
 from clearspan.sweep.grid import Grid
 from clearspan.sweep.metrics import LogitMetric, parse_metric
 
@@ -121,7 +122,10 @@ class Experiment:
         Raises:
             InvalidArgumentError: It is none.
         """
-        data = json.loads(text)
+        try:
+            data = json.loads(text)
+        except (TypeError, ValueError):
+            data = None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InvalidArgumentError("this is no experiment", expected=f"JSON of the format {FORMAT!r}")
         return cls(
@@ -136,12 +140,12 @@ class Experiment:
 
     def save(self, path: str | Path) -> None:
         """Writes the experiment to a JSON file."""
-        Path(path).write_text(self.to_json())
+        path_of(path).write_text(self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Returns the experiment of a file that `save` wrote."""
-        return cls.from_json(Path(path).read_text())
+        return cls.from_json(path_of(path).read_text())
 
     def check_model(self, bridge: TransformerBridge) -> None:
         """Raises unless a model is the one that the experiment was made for.
@@ -149,6 +153,7 @@ class Experiment:
         Raises:
             InvalidArgumentError: Its weights, dtype or architecture are others.
         """
+        check_bridge(bridge)
         found = ModelIdentity.of(bridge)
         own = (self.model.architecture, self.model.dtype, self.model.fingerprint)
         if (found.architecture, found.dtype, found.fingerprint) != own:

@@ -7,8 +7,9 @@ from math import prod
 from typing import Any, Self
 
 from clearspan.effects import Label
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_fields, check_kind, wholes
 from clearspan.interventions import Action, Intervention
+from clearspan.interventions.intervention import interventions_of
 
 Cells = tuple[tuple[Intervention, ...], ...]
 
@@ -35,6 +36,12 @@ class Grid:
     cells: Cells
 
     def __post_init__(self) -> None:
+        is_axes = isinstance(self.axes, tuple) and all(isinstance(axis, tuple) and len(axis) == 2 for axis in self.axes)
+        if not is_axes or not all(isinstance(labels, tuple) for _, labels in self.axes):
+            raise InvalidArgumentError(
+                f"axes={self.axes!r}"[:80], expected="((name, labels), ...)", fix="grid(...), or Grid.of(...)"
+            )
+        check_kind(tuple, cells=self.cells)
         if len(self.cells) != prod(self.shape) or not self.cells:
             raise InvalidArgumentError(
                 "the cells do not fill the axes", expected=f"{prod(self.shape)}, more than 0", got=str(len(self.cells))
@@ -48,13 +55,18 @@ class Grid:
     @classmethod
     def of(cls, interventions: Mapping[str, Intervention | Sequence[Intervention]], axis: str = "cell") -> Self:
         """Returns a grid of one axis, from the interventions of each cell by its label."""
-        cells = [(found,) if isinstance(found, Intervention) else tuple(found) for found in interventions.values()]
-        return cls(((axis, tuple(interventions)),), tuple(cells))
+        check_kind(Mapping, interventions=interventions)
+        cells = tuple(map(interventions_of, interventions.values()))
+        return cls(((axis, tuple(interventions)),), cells)
 
     @classmethod
     def stacked(cls, grids: "Mapping[str, Grid]", axis: str = "point") -> Self:
         """Returns grids of the same axes as one, with an axis more in front."""
-        first = next(iter(grids.values()))
+        check_kind(Mapping, grids=grids)
+        check_kind(Grid, **{f"grid {label}": one for label, one in grids.items()})
+        first = next(iter(grids.values()), None)
+        if first is None:
+            raise InvalidArgumentError("there is no grid to stack", expected="grids by label")
         for label, grid in grids.items():
             if grid.axes != first.axes:
                 raise InvalidArgumentError(
@@ -74,6 +86,7 @@ class Grid:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Returns the grid of its JSON form."""
+        check_fields("grid", data, "axes", "cells")
         axes = tuple(
             (name, tuple(tuple(label) if isinstance(label, list) else label for label in labels))
             for name, labels in data["axes"]
@@ -102,9 +115,10 @@ def grid(what: str | Intervention, action: Action | None = None, **axes: Iterabl
         raise InvalidArgumentError(
             "a grid has one action", expected="grid('z', Patch(), ...), or grid(Intervention('z', Patch()), ...)"
         )
+    check_kind(str, Intervention, what=what)
     template = Intervention(what, action) if isinstance(what, str) and action is not None else what
     assert isinstance(template, Intervention), "checked above"
-    places = {name: tuple(labels) for name, labels in axes.items()}
+    places = {name: _labels(name, labels) for name, labels in axes.items()}
     for name, labels in places.items():
         if name not in _FIELD_OF or not labels:
             raise InvalidArgumentError(
@@ -112,6 +126,22 @@ def grid(what: str | Intervention, action: Action | None = None, **axes: Iterabl
             )
     cells = (template.at(**dict(zip(map(_FIELD_OF.__getitem__, places), at, strict=True))) for at in _product(places))
     return Grid(tuple(places.items()), tuple((cell,) for cell in cells))
+
+
+def _labels(axis: str, labels: object) -> tuple[int | tuple[int, ...], ...]:
+    """Returns the places on an axis: a place may be several, as a tuple."""
+    one = wholes(labels)
+    if one is not None:
+        return one
+    given = list(labels) if isinstance(labels, Iterable) else [labels]
+    several = [wholes(label) for label in given]
+    if not all(several):
+        raise InvalidArgumentError(f"{axis}={labels!r}"[:80], expected="places, each a whole number or several")
+    return tuple(
+        found if isinstance(label, tuple) else found[0] if len(found) == 1 else found
+        for label, found in zip(given, several, strict=True)
+        if found
+    )
 
 
 def _product(places: Mapping[str, tuple[int | tuple[int, ...], ...]]) -> Iterator[tuple[int | tuple[int, ...], ...]]:

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, TokenRangeError, check_flags, check_kind, is_whole, wholes
 from clearspan.inputs import Batch
+from clearspan.model import check_bridge
 from clearspan.points import nearest
 
 PerRow = int | tuple[int, ...]
@@ -91,16 +92,36 @@ class LogitMetric(ABC):
             logits: Of all positions.
             batch: The rows that they are of, where some are padded.
         """
+        check_logits(logits)
+        check_kind(Batch, type(None), batch=batch)
         return self.measure(logits, Context.of(logits, batch))
 
     def measure(self, logits: Float[Tensor, "row pos d_vocab"], context: Context) -> Float[Tensor, "row"]:
         """Returns the metric of all logits of a run, with what it needs besides."""
+        check_vocabulary(self.tokens or (), logits.shape[-1])
         read = logits if self.tokens is None else logits[..., list(self.tokens)]
         return self.of(at_places(read, self.places(context.batch)), context)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the metric as plain data."""
         return {"kind": self.kind, **asdict(cast("Any", self))}
+
+
+def check_logits(logits: object) -> None:
+    """Raises InvalidArgumentError unless something is logits of a run."""
+    if not isinstance(logits, Tensor) or logits.ndim != 3 or not logits.numel() or not logits.is_floating_point():
+        got = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else repr(logits)[:80]
+        raise InvalidArgumentError("a metric is of the logits of a run", expected="logits [row, pos, d_vocab]", got=got)
+
+
+def check_vocabulary(tokens: Sequence[int], size: int) -> None:
+    """Raises TokenRangeError unless a metric's tokens are in a vocabulary."""
+    if tokens and not 0 <= min(tokens) <= max(tokens) < size:
+        raise TokenRangeError(
+            "a token of the metric is outside the vocabulary",
+            expected=f"0 to {size - 1}",
+            got=f"{min(tokens)} to {max(tokens)}",
+        )
 
 
 def at_places(
@@ -136,6 +157,9 @@ class LogitDifference(LogitMetric):
 
     kind: ClassVar[str] = "logit_difference"
 
+    def __post_init__(self) -> None:
+        _keep_per_row(self, "correct", "position", *([] if self.incorrect is None else ["incorrect"]))
+
     @property
     def unit(self) -> str:
         """Logits."""
@@ -150,6 +174,7 @@ class LogitDifference(LogitMetric):
         position: PerRow = -1,
     ) -> Self:
         """Returns the metric for tokens given as text, one for all rows or one for each."""
+        check_bridge(bridge)
         other = None if incorrect is None else _ids(bridge, incorrect)
         return cls(_ids(bridge, correct), other, position)
 
@@ -191,6 +216,10 @@ class Probability(LogitMetric):
 
     kind: ClassVar[str] = "probability"
 
+    def __post_init__(self) -> None:
+        _keep_per_row(self, "token", "position")
+        check_flags(is_log=self.is_log)
+
     @property
     def unit(self) -> str:
         """Nats for the logarithm."""
@@ -203,6 +232,7 @@ class Probability(LogitMetric):
     def of(self, logits: Float[Tensor, "*cell row 1 d_vocab"], context: Context) -> Float[Tensor, "*cell row"]:
         """Returns the probability, or its logarithm."""
         log_probs = log_softmax(logits[..., 0, :])
+        check_vocabulary(_each(self.token), log_probs.shape[-1])
         ids = torch.tensor(_each(self.token), device=logits.device)
         ids = ids.expand(_checked(self.token, log_probs.shape[-2], "tokens"))
         found = log_probs.gather(-1, ids.expand(log_probs.shape[:-1])[..., None])[..., 0]
@@ -222,6 +252,10 @@ class KLDivergence(LogitMetric):
     position: PerRow | None = -1
 
     kind: ClassVar[str] = "kl_divergence"
+
+    def __post_init__(self) -> None:
+        check_kind(str, against=self.against)
+        _keep_per_row(self, *([] if self.position is None else ["position"]))
 
     @property
     def reference(self) -> str:
@@ -358,6 +392,18 @@ def log_softmax(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
+def _keep_per_row(metric: LogitMetric, *names: str) -> None:
+    """Has fields of a metric be plain numbers, or tuples of them."""
+    for name in names:
+        given = getattr(metric, name)
+        found = wholes(given)
+        if not found:
+            raise InvalidArgumentError(
+                f"{name}={given!r}"[:80], expected="a whole number, or one for each row", where=metric.kind
+            )
+        object.__setattr__(metric, name, found[0] if is_whole(given) else found)
+
+
 def _each(value: PerRow) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
@@ -373,4 +419,5 @@ def _checked(value: PerRow, rows: int, what: str) -> int:
 def _ids(bridge: TransformerBridge, text: str | Sequence[str]) -> PerRow:
     if isinstance(text, str):
         return bridge.to_single_token(text)
+    check_kind(Sequence, text=text)
     return tuple(bridge.to_single_token(token) for token in text)

@@ -12,19 +12,21 @@ from torch import Tensor
 from clearspan._forward.given import prepare
 from clearspan._run.continuation import BaseRun, base_run, check_undisturbed
 from clearspan._run.hooks import hooks_of, sites_of
-from clearspan._run.sources import Source, batch_of_source, gathered
+from clearspan._run.sources import Source, batch_of_source, checked_sources, gathered
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError, check_counts, check_kind
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention
+from clearspan.interventions.intervention import interventions_of
+from clearspan.model import check_bridge
 from clearspan.progress import Progress, shown
 from clearspan.sweep.execution import Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, versions
 from clearspan.sweep.findings import Findings
 from clearspan.sweep.grid import Grid
 from clearspan.sweep.labels import position_texts
-from clearspan.sweep.metrics import Context, LogitMetric, Metric, Reference
+from clearspan.sweep.metrics import Context, LogitMetric, Metric, Reference, check_vocabulary
 from clearspan.sweep.plan import (
     Cell,
     Costs,
@@ -89,11 +91,15 @@ class Sweep:
         background: Sequence[Intervention] = (),
         attention_mask: Int[Tensor, "row pos"] | None = None,
     ) -> None:
+        check_bridge(bridge)
         self.bridge = bridge
         self.grid = grid if isinstance(grid, Grid) else Grid.of(grid)
         self.metrics = _named(metric)
-        self.sources = dict(sources or {})
-        self.background = tuple(background)
+        for one in self.metrics.values():
+            if isinstance(one, LogitMetric):
+                check_vocabulary(one.tokens or (), bridge.cfg.d_vocab)
+        self.sources = dict(checked_sources(sources))
+        self.background = interventions_of(background)
         self.batch = bridge.to_batch(input, attention_mask)
         _ = self.batch.ids  # a sweep runs on tokens
         self._background = tuple(site.on(self.batch) for site in sites_of(bridge, background))
@@ -209,6 +215,8 @@ class Sweep:
             cells: How many cells are run again, one by one.
             seed: Of their choice.
         """
+        check_counts(cells=cells)
+        check_counts(0, seed=seed)
         found = self.result()
         order = torch.randperm(len(self._cells), generator=torch.Generator().manual_seed(seed))[:cells].tolist()
         chosen = [number for number in order if not any(self._cells[number].lacking)]
@@ -316,6 +324,7 @@ class Sweep:
         Raises:
             InvalidArgumentError: It was made for another model.
         """
+        check_kind(Experiment, experiment=experiment)
         experiment.check_model(bridge)
         sources = {name: source.batch() for name, source in experiment.sources.items()}
         return cls(

@@ -11,6 +11,7 @@ from clearspan._run import runs
 from clearspan.errors import ClearspanError, InvalidArgumentError, UnreadableWeightError
 from clearspan.model import Model
 from clearspan.points import Address, Derived, HookPoint, template_of
+from clearspan.tensors import tensor_of
 from clearspan.verification.identities import Statement, relative, statements
 from clearspan.verification.report import Check, Group, Verification
 
@@ -286,7 +287,9 @@ def verify(model: Model, level: Level, tokens: Tensor | None) -> Verification:
     if tokens is None:
         drawn = torch.randint(0, model.cfg.d_vocab, (2, LENGTH), generator=torch.Generator().manual_seed(0))
         tokens = drawn.to(model.device)
-    if tokens.shape[0] < 2 or tokens.shape[1] < 4:
+    else:
+        tokens = tensor_of("tokens", tokens)
+    if tokens.ndim != 2 or tokens.shape[0] < 2 or tokens.shape[1] < 4:
         raise InvalidArgumentError(
             "too few tokens to verify on", expected="at least 2 rows of 4", got=str(list(tokens.shape))
         )

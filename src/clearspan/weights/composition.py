@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, check_counts
 from clearspan.plots import heatmap
 from clearspan.results import Columns, Result
 from clearspan.weights.factored_matrix import FactoredMatrix, triangular
@@ -96,6 +96,8 @@ def composition_scores(
     """
     if mode not in ("Q", "K", "V"):
         raise InvalidArgumentError(f"no composition {mode!r}", expected="'Q', 'K' or 'V'")
+    check_counts(samples=samples)
+    check_counts(0, seed=seed)
     right = {"Q": QK, "K": QK.T, "V": OV}[mode]
     layers, heads = OV.shape[:2]
     pairs = _scores(_flat(OV), _flat(right)).reshape(layers, heads, layers, heads).cpu()

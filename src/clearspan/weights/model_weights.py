@@ -9,7 +9,8 @@ from torch import Tensor
 from clearspan.components import BlockBridge, EmbeddingBridge, GeneralizedComponent, PosEmbedBridge, UnembeddingBridge
 from clearspan.components.weights import Weight, WeightTensor, check_writable
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InvalidArgumentError, MissingWeightError
+from clearspan.errors import InvalidArgumentError, MissingWeightError, check_flags, is_whole
+from clearspan.tensors import tensor_of
 from clearspan.weights.composition import Composition, CompositionScores, composition_scores
 from clearspan.weights.factored_matrix import FactoredMatrix
 
@@ -228,6 +229,12 @@ def expand_kv_heads(value: Tensor, n_heads: int, axis: int = -3, *, by_group: bo
         >>> expand_kv_heads(torch.zeros(2, 256, 32), n_heads=8, by_group=True).shape
         torch.Size([2, 4, 256, 32])
     """
+    check_flags(by_group=by_group)
+    value = tensor_of("value", value)
+    if not is_whole(axis) or not -value.ndim <= axis < value.ndim:
+        raise InvalidArgumentError(
+            f"axis={axis!r}"[:80], expected="an axis of the value", got=f"a value of shape {list(value.shape)}"
+        )
     at = axis % value.ndim
     kv_heads = value.shape[at]
     if not kv_heads or n_heads % kv_heads:

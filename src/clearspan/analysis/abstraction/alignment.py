@@ -33,6 +33,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, check_counts, check_positive
 from clearspan.inputs import Batch, Positions
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace, SourcePosition, exchanged
+from clearspan.model import check_bridge
 from clearspan.plots import picture
 from clearspan.points import Address
 from clearspan.progress import Progress, shown
@@ -176,6 +177,7 @@ class Alignment(Result):
             UnknownPointError: It lacks the point.
             InvalidArgumentError: A value has another shape.
         """
+        check_bridge(bridge)
         shape = InterchangeSite.of(bridge, self.site.name).shape
         if shape != self.site.shape:
             raise InvalidArgumentError(
@@ -243,7 +245,7 @@ class Alignment(Result):
         return picture(values, {"exchanged": list(self.hits)}, unit=unit, title=self.title, span=(0, 1))
 
     def _of(self, exchanged: str) -> Float[Tensor, "draw example"]:
-        if exchanged not in self.hits:
+        if not isinstance(exchanged, str) or exchanged not in self.hits:
             raise InvalidArgumentError(f"nothing is known of {exchanged!r}", expected=", ".join(self.hits))
         return self.hits[exchanged]
 
@@ -547,7 +549,7 @@ def _split(
     """Returns the examples trained on and those held out."""
     if isinstance(held_out, InterchangeExamples):
         return examples, held_out
-    if not isinstance(held_out, int | float):
+    if not isinstance(held_out, int | float) or held_out != held_out:
         raise InvalidArgumentError(f"held_out={held_out!r}", expected="a share between 0 and 1, or other examples")
     groups = _alike(examples)
     count = int(groups.max()) + 1

@@ -13,8 +13,9 @@ from torch import Tensor
 from clearspan.analysis.abstraction.interchange import Answers, InterchangeExamples
 from clearspan.analysis.activations import Targets
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError, check_counts, check_flags
 from clearspan.inputs import Input
+from clearspan.model import check_bridge
 from clearspan.points import nearest
 
 Setting = Mapping[str, Hashable]
@@ -69,10 +70,15 @@ class CausalModel:
     """What each variable depends on; causes come before effects."""
 
     def __post_init__(self) -> None:
-        if self.output not in self.variables:
+        named = self.variables.items() if isinstance(self.variables, Mapping) else ()
+        if not named or not all(isinstance(name, str) and callable(function) for name, function in named):
+            raise InvalidArgumentError(
+                "variables are functions by name", expected="{name: function, ...}", got=repr(self.variables)[:80]
+            )
+        if not isinstance(self.output, str) or self.output not in self.variables:
             raise InvalidArgumentError(
                 f"the output {self.output!r} is no variable",
-                expected=", ".join(self.variables) or "a variable",
+                expected=", ".join(self.variables),
                 nearest=nearest(self.output, self.variables),
             )
         parents = {name: _parameters(name, function) for name, function in self.variables.items()}
@@ -100,7 +106,10 @@ class CausalModel:
         Raises:
             InvalidArgumentError: An input has no value, or what is fixed is neither an input nor a variable.
         """
-        fixed = fixed or {}
+        fixed = {} if fixed is None else fixed
+        for name, given in (("setting", setting), ("fixed", fixed)):
+            if not isinstance(given, Mapping):
+                raise InvalidArgumentError(f"{name}={given!r}"[:80], expected="values by name")
         self.check(fixed)
         lacking = [name for name in self.inputs if name not in setting and name not in fixed]
         if lacking:
@@ -113,17 +122,18 @@ class CausalModel:
             values[name] = fixed[name] if is_fixed else self.variables[name](**{each: values[each] for each in parents})
         return values
 
-    def interchange(self, base: Setting, source: Setting, variables: Sequence[str]) -> Hashable:
+    def interchange(self, base: Setting, source: Setting, variables: str | Sequence[str]) -> Hashable:
         """Returns the output for the base's inputs, with some variables as they are for the source's.
 
         Args:
             base: The inputs of the run that is changed.
             source: The inputs of the run that values are taken from.
-            variables: Which; an input can be one of them.
+            variables: Which, one or several; an input can be one of them.
         """
-        self.check(variables)
+        names = _names(variables)
+        self.check(names)
         taken = self.run(source)
-        return self.run(base, {name: taken[name] for name in variables})[self.output]
+        return self.run(base, {name: taken[name] for name in names})[self.output]
 
     def check(self, names: Iterable[str]) -> None:
         """Raises InvalidArgumentError unless all names are those of inputs or variables."""
@@ -137,8 +147,18 @@ class CausalModel:
                 )
 
 
+def _names(variables: str | Sequence[str]) -> Sequence[str]:
+    names = [variables] if isinstance(variables, str) else variables
+    if not isinstance(names, Sequence):
+        raise InvalidArgumentError(f"variables={variables!r}"[:80], expected="a variable's name, or several")
+    return names
+
+
 def _parameters(name: str, function: Mechanism) -> tuple[str, ...]:
-    found = inspect.signature(function).parameters.values()
+    try:
+        found = inspect.signature(function).parameters.values()
+    except ValueError:  # some builtins have none
+        found = [inspect.Parameter("arguments", inspect.Parameter.VAR_POSITIONAL)]
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     for parameter in found:
         if parameter.kind not in by_name or parameter.default is not inspect.Parameter.empty:
@@ -205,8 +225,16 @@ def draw_interchanges(
     check_counts(0, seed=seed)
     if not isinstance(model, CausalModel):
         raise InvalidArgumentError("this is no CausalModel", got=repr(model)[:80])
-    names = [variables] if isinstance(variables, str) else variables
-    if not isinstance(names, Sequence) or not names:
+    check_bridge(bridge)
+    check_flags(changing=changing)
+    if not callable(prompt) or not (token is None or callable(token)):
+        raise InvalidArgumentError("prompt and token are functions", got=f"prompt={prompt!r}, token={token!r}"[:80])
+    if not isinstance(inputs, Sequence) or not all(isinstance(one, Mapping) for one in inputs):
+        raise InvalidArgumentError(
+            "inputs are settings of the causal model", expected="[{name: value, ...}, ...]", got=repr(inputs)[:80]
+        )
+    names = _names(variables)
+    if not names:
         raise InvalidArgumentError(f"variables={variables!r}", expected="a variable's name, or several")
     model.check(names)
     kept: list[tuple[Setting, Setting, Hashable]] = []

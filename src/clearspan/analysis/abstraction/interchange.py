@@ -14,14 +14,16 @@ from clearspan.analysis.activations import Layers, Targets, layers_of, points_of
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Draws, Effects, Label
 from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, whole_numbers
-from clearspan.inputs import Batch, Input, Positions
+from clearspan.inputs import Batch, Input, Positions, row_numbers
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace
+from clearspan.model import check_bridge
 from clearspan.points import Address
 from clearspan.progress import Progress, shown, silent
 from clearspan.results import Columns
 from clearspan.statistics import Interval, share_interval
 from clearspan.sweep import Grid, LogitMetric, Sweep, grid
 from clearspan.sweep.metrics import Context, one_place
+from clearspan.tensors import tensor_of
 
 Places = int | Sequence[int] | None
 """One head or neuron, several, or all (None)."""
@@ -81,7 +83,7 @@ class InterchangeExamples:
         for name in ("base", SOURCE):
             own = getattr(self, name).positions(getattr(self, f"{name}_positions"), f"{name} position")
             object.__setattr__(self, f"{name}_positions", tuple(map(tuple, own)))
-        labels = torch.as_tensor(self.labels).detach().cpu()
+        labels = tensor_of("labels", self.labels).detach().cpu()
         object.__setattr__(self, "labels", labels)
         rows = (self.base.rows, self.source.rows)
         if labels.is_floating_point() or list(labels.shape) != [rows[0]] or rows[0] != rows[1]:
@@ -99,7 +101,7 @@ class InterchangeExamples:
             if len(set(own)) < len(own):
                 raise InvalidArgumentError(f"a position of base {row} is written twice", got=str(list(own)))
         if self.answers is not None:
-            object.__setattr__(self, "answers", tuple(sorted(set(self.answers))))
+            object.__setattr__(self, "answers", tuple(sorted(set(whole_numbers("answers", self.answers)))))
             self.targets()
 
     @classmethod
@@ -135,6 +137,7 @@ class InterchangeExamples:
             InvalidArgumentError: A label that is not one token of the vocabulary, bare ids that do not tell their
                 padding, or as above.
         """
+        check_bridge(bridge)
         first, other = bridge.to_batch(base, base_mask), bridge.to_batch(source, source_mask)
         among = None
         if answers is not None:
@@ -211,6 +214,11 @@ class InterchangeExamples:
 
     def hits(self, answered: Float[Tensor, "*cell example"]) -> Float[Tensor, "*cell example"]:
         """Returns 1 where an answer is the label, 0 where it is not, and NaN where there is no answer."""
+        answered = tensor_of("answered", answered)
+        if answered.shape[-1:] != self.labels.shape:
+            raise InvalidArgumentError(
+                "there is not one answer for each pair", expected=f"[..., {len(self)}]", got=str(list(answered.shape))
+            )
         return (answered == self.labels).float().masked_fill(answered.isnan(), torch.nan)
 
     def select(self, rows: Tensor | slice | Sequence[int]) -> Self:
@@ -219,10 +227,7 @@ class InterchangeExamples:
         Args:
             rows: Their numbers, a mask, or a slice.
         """
-        chosen = rows if isinstance(rows, slice | Tensor) else whole_numbers("rows", rows)
-        numbers = torch.arange(len(self))[chosen].tolist()
-        if not numbers:
-            raise InvalidArgumentError("examples are one pair or more", got=f"rows={rows}")
+        numbers = row_numbers(rows, len(self))
         return replace(
             self,
             base=self.base.select(numbers),
@@ -234,6 +239,7 @@ class InterchangeExamples:
 
     def split(self, size: int) -> Iterator[Self]:
         """Yields the pairs in their order, at most `size` at a time."""
+        check_counts(size=size)
         for start in range(0, len(self), size):
             yield self.select(slice(start, start + size))
 
@@ -300,6 +306,7 @@ class InterchangeSite:
 
     def vectors(self, value: Float[Tensor, "*place axes"]) -> Float[Tensor, "*place d"]:
         """Returns the vectors of values `[*place, *shape]`, in float32 at least."""
+        value = tensor_of("values", value)
         lead = value.ndim - len(self.shape)
         if list(value.shape[max(lead, 0) :]) != list(self.shape):
             raise InvalidArgumentError(
@@ -560,6 +567,8 @@ def interchange_sweep(
     sites = InterchangeSite.all_of(bridge, name, layers, heads, neurons)
     longest, unchanged = examples.base.longest, []
     at = whole_numbers("positions", range(longest) if positions is None else positions)
+    if not at:
+        raise InvalidArgumentError("positions=[] chooses none", expected="positions=None for all")
     for position in at:
         if not -longest <= position < longest:
             raise InvalidArgumentError(f"no base has the position {position}", expected=f"-{longest} to {longest - 1}")
@@ -620,6 +629,7 @@ def check_finite(bridge: TransformerBridge, values: Float[Tensor, "*value"]) -> 
 
 def check_answers(bridge: TransformerBridge, examples: InterchangeExamples) -> None:
     """Raises unless labels and answers are tokens of the model's vocabulary."""
+    check_bridge(bridge)
     if not isinstance(examples, InterchangeExamples):
         raise InvalidArgumentError("these are no InterchangeExamples", got=f"examples={examples!r}"[:80])
     for name, tokens in (("label", examples.labels.tolist()), ("answer", examples.answers or ())):

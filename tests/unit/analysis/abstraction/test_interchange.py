@@ -359,7 +359,7 @@ def test_parts_keep_all_that_belongs_to_a_pair():
             assert torch.equal(own, whole)
             assert chosen.written[row] == examples.written[of]
     assert examples.relabelled(torch.full((5,), 3)).labels.tolist() == [3] * 5
-    with pytest.raises(InvalidArgumentError, match="examples are one pair or more"):
+    with pytest.raises(InvalidArgumentError, match="chooses none that there is"):
         examples.select([])
 
 
