@@ -14,6 +14,7 @@ __all__ = [
     "CompiledModelError",
     "ConflictingWritesError",
     "EditedEntryError",
+    "HookFailedError",
     "HookTypeError",
     "HookValueError",
     "InexactProcessingError",
@@ -100,6 +101,10 @@ class HookValueError(ClearspanError, ValueError):
 
 class HookTypeError(ClearspanError, TypeError):
     """A hook function is not callable, or returned something that is not a tensor of the point's dtype."""
+
+
+class HookFailedError(ClearspanError, RuntimeError):
+    """A hook function raised what would end a loop or a stream without a word."""
 
 
 class UnwritableError(ClearspanError, RuntimeError):

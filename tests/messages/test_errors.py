@@ -13,6 +13,7 @@ from clearspan.errors import (
     CompiledModelError,
     ConflictingWritesError,
     EditedEntryError,
+    HookFailedError,
     HookTypeError,
     HookValueError,
     InputError,
@@ -50,6 +51,34 @@ def test_all_facts_of_an_error():
     assert str(error).splitlines() == [
         "what", "  expected: e", "  got: g", "  where: w", "  nearest: a, b", "  reason: r", "  fix: f",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("raised", [StopIteration, StopAsyncIteration, GeneratorExit])
+@pytest.mark.parametrize("way", ["forward", "backward", "generate", "stream"])
+def test_what_ends_a_loop_is_an_error(way, raised, bridge, tokens):
+    def hook(value, hook):
+        if hook.step is None or hook.step == 2:
+            raise raised
+
+    given = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "fwd_hooks": [(Z, hook)]}
+    with pytest.raises(HookFailedError) as error:
+        match way:
+            case "forward":
+                bridge.run_with_hooks(tokens, [(Z, hook)])
+            case "backward":
+                bridge.run_with_hooks(tokens, bwd_hooks=[(Z, hook)], return_type="loss").backward()
+            case "generate":
+                bridge.generate(tokens, **given)
+            case "stream":
+                list(bridge.generate_stream(tokens, **given))
+    assert message(error) == [
+        f"a hook function raised {raised.__name__}",
+        f"  where: {Z}",
+        "  reason: a loop or a stream above would take it for its own end",
+        "  fix: return, or raise another error",
+    ]
+    bridge.zero_grad()
+    assert is_clean(bridge.hf_model)
 
 
 @pytest.mark.parametrize("call", ["run_with_hooks", "run_with_cache", "hooks", "add_hook", "list of names"])

@@ -1,11 +1,15 @@
 """Booting, and what a bridge says of its model."""
 
+import io
+import json
+
 import pytest
 import torch
 from tests.conftest import tiny_model
 
 import clearspan
 from clearspan import TransformerBridge
+from clearspan.errors import CheckpointNotFoundError, UnsupportedArchitectureError
 
 
 def test_the_embedded_model(embedded):
@@ -31,6 +35,23 @@ def test_a_folder(tmp_path, tokens):
     assert clearspan.boot(tmp_path, dtype=torch.float64)(tokens).dtype == torch.float64
     eager = clearspan.boot(tmp_path, attn_implementation="eager")
     assert eager.hf_model.config._attn_implementation == "eager"
+
+
+def test_the_code_of_a_checkpoint_does_not_run_unasked(tmp_path, monkeypatch):
+    auto_map = {"AutoConfig": "code.OwnConfig", "AutoModelForCausalLM": "code.OwnModel"}
+    config = {"model_type": "own", "architectures": ["OwnModel"], "auto_map": auto_map}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ran = tmp_path / "ran"
+    code = f"from pathlib import Path\nfrom transformers import PretrainedConfig\nPath({str(ran)!r}).touch()\n"
+    (tmp_path / "code.py").write_text(code + "class OwnConfig(PretrainedConfig):\n    model_type = 'own'\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
+    with pytest.raises(CheckpointNotFoundError) as error:
+        clearspan.boot(tmp_path)
+    assert str(error.value).endswith("fix: boot(..., trust_remote_code=True), once you have read its code")
+    assert not ran.exists()
+    with pytest.raises(UnsupportedArchitectureError):
+        clearspan.boot(tmp_path, trust_remote_code=True)
+    assert ran.exists()
 
 
 def test_a_loaded_model_keeps_its_mode():

@@ -108,7 +108,11 @@ class Handover(Iterator[Item]):
         if isinstance(answer, _Handed):
             return answer.item
         self._is_over = True
-        raise StopIteration if answer.error is None else answer.error
+        if answer.error is None:
+            raise StopIteration
+        if isinstance(answer.error, StopIteration):
+            raise RuntimeError("the function that hands out items raised StopIteration") from answer.error
+        raise answer.error
 
     def close(self) -> None:
         """Ends the function where it is, or at the next item that it would hand out; returns when it has ended."""

@@ -24,6 +24,8 @@ def load_model(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
     """Returns a model in eval mode and its tokenizer, None where the checkpoint has none.
 
+    A checkpoint's own code runs only with `trust_remote_code=True`; without it transformers would ask on the terminal.
+
     Raises:
         CheckpointNotFoundError: The folder is no checkpoint, or nothing of this name can be fetched.
         UnsupportedArchitectureError: The architecture has no adapter.
@@ -32,7 +34,8 @@ def load_model(
 
     source = str(files("clearspan") / "models" / str(name)) if name in EMBEDDED else str(name)
     _check_folder(source)
-    hub = {key: value for key, value in from_pretrained_kwargs.items() if key in _HUB_KEYWORDS}
+    keywords = {"trust_remote_code": False, **from_pretrained_kwargs}
+    hub = {key: value for key, value in keywords.items() if key in _HUB_KEYWORDS}
     try:
         config = AutoConfig.from_pretrained(source, **hub)
     except (OSError, ValueError) as error:
@@ -40,10 +43,11 @@ def load_model(
             f"cannot load {str(name)!r}",
             expected=f"a hub id, a checkpoint's folder, or one of the embedded models: {', '.join(EMBEDDED)}",
             reason=str(error).splitlines()[0],
+            fix=_TRUST if "trust_remote_code" in str(error) else None,
         ) from error
     for architecture in config.architectures or ():
         adapter_class(architecture)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **from_pretrained_kwargs)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **keywords)
     model.config.name_or_path = str(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
@@ -52,6 +56,7 @@ def load_model(
     return model.eval(), tokenizer
 
 
+_TRUST = "boot(..., trust_remote_code=True), once you have read its code"
 _HUB_KEYWORDS = (
     "revision",
     "token",

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from clearspan.errors import HookTypeError, HookValueError, InvalidArgumentError
+from clearspan.errors import HookFailedError, HookTypeError, HookValueError, InvalidArgumentError, check_choice
 from clearspan.points.address import Address
 from clearspan.points.place import Access, Place, Whole
 from clearspan.points.signature import by_position
@@ -39,17 +39,33 @@ class Listener:
         name: The name under which the point was asked for, which the function sees as `hook.name`.
         is_permanent: Whether `reset_hooks` leaves it.
         calls: How often it was called.
-        call: The function, called by position.
     """
 
     function: HookFunction
     name: str
     is_permanent: bool = False
     calls: int = 0
-    call: Called = field(init=False)
+    _by_position: Called = field(init=False)
 
     def __post_init__(self) -> None:
-        self.call = by_position(self.function, self.name)
+        self._by_position = by_position(self.function, self.name)
+
+    def call(self, value: Tensor, point: "HookPoint") -> Tensor | None:
+        """Calls the function, and counts that.
+
+        Raises:
+            HookFailedError: It raised what ends loops, which a generator above would take for its own end.
+        """
+        self.calls += 1
+        try:
+            return self._by_position(value, point)
+        except (StopIteration, StopAsyncIteration, GeneratorExit) as error:
+            raise HookFailedError(
+                f"a hook function raised {type(error).__name__}",
+                where=point.name,
+                reason="a loop or a stream above would take it for its own end",
+                fix="return, or raise another error",
+            ) from error
 
 
 @dataclass
@@ -194,7 +210,12 @@ class HookPoint:
         self._changed(self)
 
     def remove_hooks(self, dir: Literal["fwd", "bwd", "both"] = "both", including_permanent: bool = False) -> None:
-        """Takes off all functions of a direction; permanent ones only if asked."""
+        """Takes off all functions of a direction; permanent ones only if asked.
+
+        Raises:
+            InvalidArgumentError: `dir` is none of the three.
+        """
+        check_choice(("fwd", "bwd", "both"), dir=dir)
         for direction, there in self._listeners.items():
             if dir in (direction, "both"):
                 there[:] = [one for one in there if one.is_permanent and not including_permanent]
@@ -210,7 +231,6 @@ class HookPoint:
         listeners = self.listeners("fwd")  # a function may take hooks off, or put them on for later
         for listener in listeners:
             version = None if current.is_inference() else current._version
-            listener.calls += 1
             result = listener.call(current, self._named(listener.name))
             if result is None or result is current:
                 changed = changed or version is None or current._version != version
@@ -237,7 +257,6 @@ class HookPoint:
 
         def tensor_hook(listener: Listener) -> Callable[[Tensor], Tensor | None]:
             def call(gradient: Tensor) -> Tensor | None:
-                listener.calls += 1
                 given = gradient.clone(memory_format=torch.contiguous_format)
                 version = given._version
                 point = self._named(listener.name)
