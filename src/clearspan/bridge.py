@@ -678,8 +678,8 @@ def boot(
         tokenizer: For a loaded model, or instead of the checkpoint's own. Without any, the bridge takes tokens only.
         dtype: Of the weights; `"auto"` is the checkpoint's own.
         device: Where to move the model; by default it stays where it is.
-        **from_pretrained_kwargs: For `AutoModelForCausalLM.from_pretrained`. `trust_remote_code` is False by default: the
-            code of a checkpoint runs only where you say so.
+        **from_pretrained_kwargs: For `AutoModelForCausalLM.from_pretrained`. `trust_remote_code` is False by default:
+            the code of a checkpoint runs only where you say so.
 
     Raises:
         UnsupportedArchitectureError: The architecture has no adapter.

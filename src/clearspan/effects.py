@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.errors import InvalidArgumentError, check_choice, check_counts, check_fields, check_kind, path_of
+from clearspan.files import write_text
 from clearspan.plots import picture, shaded_tables
 from clearspan.points import nearest
 from clearspan.results import Columns, Result, counted, number, size
@@ -379,7 +380,7 @@ class Effects(Result):
 
     def save(self, path: str | Path) -> None:
         """Writes `to_json()` to a file."""
-        path_of(path).write_text(json.dumps(self.to_json()))
+        write_text(path, json.dumps(self.to_json()))
 
     @classmethod
     def load(cls, path: str | Path) -> "Effects":

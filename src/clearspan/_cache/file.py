@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError, path_of
+from clearspan.files import replacing
 from clearspan.hf.attention import StoredCall
 from clearspan.hf.recording import Contents
 from clearspan.hf.storages import View, packed
@@ -107,7 +108,8 @@ def write(stored: StoredCache, path: str | Path, cfg: TransformerBridgeConfig) -
         "batch": _facts_of(stored.batch),
         "views": {name: astuple(view) for name, view in views.items()},
     }
-    save_file(written, path_of(path), {"format": _FORMAT, "model": cfg.model_name, "cache": json.dumps(facts)})
+    with replacing(path) as new:
+        save_file(written, new, {"format": _FORMAT, "model": cfg.model_name, "cache": json.dumps(facts)})
 
 
 def read(path: str | Path, cfg: TransformerBridgeConfig, device: torch.device | str) -> StoredCache:

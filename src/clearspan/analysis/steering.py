@@ -18,6 +18,7 @@ from clearspan.analysis.activations import Activations, Layers, gathered, points
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, check_counts, check_flags, check_kind
+from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Input, Positions
 from clearspan.interventions import Add, Constant, Intervention, ProjectOut
 from clearspan.model import check_bridge
@@ -26,7 +27,6 @@ from clearspan.points import Address
 from clearspan.progress import Progress
 from clearspan.results import Columns, Result
 from clearspan.sweep import Grid, Metric, NextTokenLoss, Sweep
-from clearspan.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

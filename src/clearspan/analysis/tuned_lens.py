@@ -18,12 +18,12 @@ from clearspan.analysis.corpus import Corpus, drawn, pieces
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, check_counts, check_positive, is_whole
+from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Batch
 from clearspan.model import check_bridge
 from clearspan.plots.charts import lines
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, melted
-from clearspan.tensor_files import read_tensors, write_tensors
 from clearspan.tensors import tensor_of
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from clearspan.circuits.edge_scores import EdgeScores, checked_scores
 from clearspan.circuits.graph import ComputationalGraph, Edge, Kind, Node
 from clearspan.circuits.runs import shuffled
 from clearspan.errors import InvalidArgumentError, check_counts, check_kind, path_of
+from clearspan.files import write_text
 from clearspan.plots.charts import SERIES
 from clearspan.plots.network import Box, Link, Network
 
@@ -249,7 +250,7 @@ class Circuit:
 
     def save(self, path: str | Path) -> None:
         """Writes the circuit to a JSON file."""
-        path_of(path).write_text(self.to_json())
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

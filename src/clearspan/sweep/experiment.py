@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,9 +10,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, path_of
+from clearspan.files import write_text
 from clearspan.hf.loading import revision_of
 from clearspan.inputs import Batch
 from clearspan.interventions import Intervention
@@ -21,6 +23,8 @@ from clearspan.sweep.grid import Grid
 from clearspan.sweep.metrics import LogitMetric, parse_metric
 
 FORMAT = "clearspan experiment 1"
+_AT_ONCE = 2**24
+"""Values of a weight that are read at a time."""
 
 Rows = tuple[tuple[int, ...], ...]
 
@@ -34,7 +38,7 @@ class ModelIdentity:
         architecture: Class of the Hugging Face model.
         revision: Of the files on the hub, where they came from there.
         dtype: Of the weights.
-        fingerprint: Of the parameters' names, shapes and some of their values.
+        fingerprint: Of all values of its parameters and stored buffers.
     """
 
     name: str
@@ -52,7 +56,7 @@ class ModelIdentity:
             cfg.architecture,
             revision_of(bridge.hf_model),
             str(cfg.dtype),
-            _fingerprint(bridge.hf_model),
+            fingerprint(bridge.hf_model),
         )
 
 
@@ -128,19 +132,23 @@ class Experiment:
             data = None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InvalidArgumentError("this is no experiment", expected=f"JSON of the format {FORMAT!r}")
-        return cls(
-            ModelIdentity(**data["model"]),
-            _inputs(data["input"]),
-            {name: _inputs(source) for name, source in data["sources"].items()},
-            Grid.from_json(data["grid"]),
-            tuple(Intervention.from_json(one) for one in data["background"]),
-            {name: parse_metric(metric) for name, metric in data["metrics"].items()},
-            data["versions"],
-        )
+        try:
+            return cls(
+                ModelIdentity(**data["model"]),
+                _inputs(data["input"]),
+                {name: _inputs(source) for name, source in data["sources"].items()},
+                Grid.from_json(data["grid"]),
+                tuple(Intervention.from_json(one) for one in data["background"]),
+                {name: parse_metric(metric) for name, metric in data["metrics"].items()},
+                dict(data["versions"]),
+            )
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InvalidArgumentError("this experiment is damaged", reason=reason) from error
 
     def save(self, path: str | Path) -> None:
         """Writes the experiment to a JSON file."""
-        path_of(path).write_text(self.to_json())
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -183,11 +191,30 @@ def _rows(tensor: Tensor) -> Rows:
     return tuple(map(tuple, tensor.tolist()))
 
 
-def _fingerprint(model: torch.nn.Module) -> str:
-    """Returns a digest of names, shapes, and the first and last values of each parameter."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        ends = parameter.detach().flatten()
-        values = [] if parameter.is_meta else torch.cat([ends[:8], ends[-8:]]).double().tolist()
-        digest.update(f"{name} {list(parameter.shape)} {values}".encode())
+@torch.no_grad()
+def fingerprint(model: torch.nn.Module) -> str:
+    """Returns a digest of all parameters and stored buffers: names, dtypes, shapes and every value.
+
+    It is computed anew each time, from the bytes: weights can change without a trace in torch's counters. Weights that
+    are not in memory (on the meta device) count by name and shape alone.
+    """
+    digest, first_names = hashlib.blake2b(digest_size=32), {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            continue
+        first = first_names.setdefault(id(tensor), name)
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} {first}".encode())
+        if first == name:  # a tied weight is read once
+            for part in _bytes_of(tensor.detach()):
+                digest.update(part)
     return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
+    """Yields a tensor's bytes, some at a time; those of its parts where it has several, as quantised ones have."""
+    if is_traceable_wrapper_subclass(tensor):
+        for part in tensor.__tensor_flatten__()[0]:
+            yield from _bytes_of(getattr(tensor, part))
+    elif not tensor.is_meta:
+        for part in tensor.reshape(-1).split(_AT_ONCE):
+            yield part.cpu().contiguous().view(torch.uint8).numpy().data

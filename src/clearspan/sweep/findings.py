@@ -1,12 +1,14 @@
 """What a sweep has found so far: metrics of the cells that were run, of the base run, and of the sources."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from clearspan.errors import InvalidArgumentError
 
 ByMetric = dict[str, Float[Tensor, "row"]]
 
@@ -52,15 +54,36 @@ class Findings:
         return {name: tensor.clone() for name, tensor in {**named, "done": self.done}.items()}
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Returns the findings of their tensors."""
-        found = cls(tensors["done"])
+    def of_tensors(cls, tensors: Mapping[str, Tensor], cells: int, metrics: Collection[str]) -> Self:
+        """Returns the findings of their tensors.
+
+        Args:
+            tensors: By name, as `tensors` gives them.
+            cells: How many there are.
+            metrics: Their names.
+
+        Raises:
+            InvalidArgumentError: They are those of other cells or metrics.
+        """
+        done = tensors.get("done")
+        if done is None or done.dtype != torch.bool or list(done.shape) != [cells]:
+            got = "nothing" if done is None else f"{done.dtype} {list(done.shape)}"
+            raise InvalidArgumentError("which cells were run is not told", expected=f"torch.bool [{cells}]", got=got)
+        found = cls(done)
         for name, tensor in tensors.items():
-            match name.split("/", 2):
-                case ["values", metric]:
-                    found.values[metric] = tensor
-                case ["base", metric]:
-                    found.base[metric] = tensor
-                case ["source", source, metric]:
-                    found.sources.setdefault(source, {})[metric] = tensor
+            kind, _, metric = name.partition("/")
+            home = {"values": found.values, "base": found.base}.get(kind)
+            if kind == "source":
+                source, _, metric = metric.partition("/")
+                home = found.sources.setdefault(source, {})
+            fits = tensor.ndim == 2 and len(tensor) == cells if kind == "values" else tensor.ndim == 1
+            if name == "done":
+                continue
+            if home is None or metric not in metrics or not fits:
+                raise InvalidArgumentError(
+                    f"{name!r} is no finding of this sweep",
+                    expected=f"metrics {', '.join(metrics)} of {cells} cells",
+                    got=str(list(tensor.shape)),
+                )
+            home[metric] = tensor
         return found

@@ -15,14 +15,15 @@ from clearspan._run.hooks import hooks_of, sites_of
 from clearspan._run.sources import Source, batch_of_source, checked_sources, gathered
 from clearspan.bridge import TransformerBridge
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts, check_kind
+from clearspan.errors import InvalidArgumentError, check_counts, check_kind, path_of
+from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention
 from clearspan.interventions.intervention import interventions_of
 from clearspan.model import check_bridge
 from clearspan.progress import Progress, shown
 from clearspan.sweep.execution import Execution, stream_depth
-from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, versions
+from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, fingerprint, versions
 from clearspan.sweep.findings import Findings
 from clearspan.sweep.grid import Grid
 from clearspan.sweep.labels import position_texts
@@ -40,7 +41,6 @@ from clearspan.sweep.plan import (
     tiles_of,
 )
 from clearspan.sweep.readings import Readings
-from clearspan.tensor_files import read_tensors, write_tensors
 
 FORMAT = "clearspan sweep 1"
 
@@ -105,6 +105,7 @@ class Sweep:
         self._background = tuple(site.on(self.batch) for site in sites_of(bridge, background))
         self._cells = self._laid()
         self.findings = Findings.none(len(self._cells))
+        self._weights: str | None = None  # the fingerprint of an unfinished sweep's model
 
     def _laid(self) -> tuple[Cell, ...]:
         layer_of = self.bridge.index.layer_of
@@ -176,25 +177,43 @@ class Sweep:
             progress: Whether a bar is shown, where standard error is a terminal; or a function that is told instead.
 
         Raises:
-            InvalidArgumentError: The model is in training mode, other hooks are on it, a source does not fit, or a
-                metric gives no number for each row.
+            InvalidArgumentError: The model is in training mode, other hooks are on it, a source does not fit, a metric
+                gives no number for each row, or the weights are not those of the cells that were run already.
         """
         check_undisturbed(self.bridge)
         plan = self.plan(memory)
         if plan.tiles:
-            execution = self._execution(plan)
-            done, left = 0, list(reversed(plan.tiles))
-            with shown(progress) as tell:
-                while left:
-                    tile = left.pop()
-                    values = _unless_memory_is_short(execution, tile)
-                    if values is None:
-                        left += reversed(tile.halves())
-                        continue
-                    self.findings.keep([cell.number for cell in tile.cells], _where_there_is(tile, values))
-                    done += len(tile.cells)
-                    tell("sweep", done, plan.cells)
+            self._check_weights()
+            try:
+                self._run(plan, progress)
+            finally:
+                if not self.findings.done.all():
+                    self._weights = fingerprint(self.bridge.hf_model)
         return self.result()
+
+    def _check_weights(self) -> None:
+        """Raises if cells were run with other weights."""
+        is_known = self._weights is not None and bool(self.findings.done.any())
+        if is_known and fingerprint(self.bridge.hf_model) != self._weights:
+            raise InvalidArgumentError(
+                "the weights are not those of the cells that were run already",
+                got=f"{int(self.findings.done.sum())} of {len(self._cells)} cells, run before the weights changed",
+                fix="a new Sweep, which runs them all",
+            )
+
+    def _run(self, plan: SweepPlan, progress: bool | Progress) -> None:
+        execution = self._execution(plan)
+        done, left = 0, list(reversed(plan.tiles))
+        with shown(progress) as tell:
+            while left:
+                tile = left.pop()
+                values = _unless_memory_is_short(execution, tile)
+                if values is None:
+                    left += reversed(tile.halves())
+                    continue
+                self.findings.keep([cell.number for cell in tile.cells], _where_there_is(tile, values))
+                done += len(tile.cells)
+                tell("sweep", done, plan.cells)
 
     def result(self) -> Effects:
         """Returns the metrics of the cells that were run; NaN for the others."""
@@ -341,11 +360,16 @@ class Sweep:
         """Returns the sweep of a file that `save` wrote, with what was found; `run` resumes.
 
         Raises:
-            InvalidArgumentError: The file is no sweep, or was made for another model.
+            InvalidArgumentError: The file is no sweep, is damaged, or was made for another model.
         """
         tensors, metadata = read_tensors(path, FORMAT, what="sweep", written_by="Sweep.save")
-        sweep = cls.of(Experiment.from_json(metadata["experiment"]), bridge)
-        sweep.findings = Findings.of_tensors(tensors)
+        try:
+            experiment = Experiment.from_json(metadata.get("experiment", ""))
+            findings = Findings.of_tensors(tensors, len(experiment.grid.cells), experiment.metrics)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{path_of(path).name} is damaged", reason=error.message) from error
+        sweep = cls.of(experiment, bridge)
+        sweep.findings, sweep._weights = findings, experiment.model.fingerprint
         return sweep
 
 

@@ -622,7 +622,7 @@ def test_a_sweep_is_drawn_by_strength(embedded, tokens):
     ("given", "message"),
     [
         ({"strengths": []}, "strengths=[]\n  expected: numbers, one or more"),
-        ({"strengths": 2.0}, "strengths=2.0\n  expected: numbers, one or more"),
+        ({"strengths": "a"}, "strengths='a'\n  expected: numbers, one or more"),
         ({"strengths": ["a"]}, "strengths=['a']\n  expected: numbers, one or more"),
         ({"controls": -1}, "controls=-1\n  expected: a whole number, controls >= 0"),
         ({"seed": 0.5}, "seed=0.5\n  expected: a whole number, seed >= 0"),

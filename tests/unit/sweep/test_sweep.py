@@ -2,7 +2,8 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import clearspan
 from clearspan.errors import InvalidArgumentError
@@ -226,6 +227,121 @@ def test_an_experiment_of_another_model_is_refused(bridge, tokens, others, make_
     with pytest.raises(InvalidArgumentError, match="the experiment was made for another model") as error:
         Sweep.of(experiment, other)
     assert "GPTBigCodeForCausalLM" in str(error.value)
+
+
+def _interrupted(bridge, tokens, others):
+    """A sweep that was stopped after its first batch."""
+    sweep = Sweep(bridge, tokens, STREAM, LogitDifference(1, 2), sources={"clean": others})
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(1, progress=stop)
+    assert 0 < int(sweep.findings.done.sum()) < len(sweep.findings.done)
+    return sweep
+
+
+@pytest.mark.parametrize("name", ["transformer.h.1.attn.c_proj.weight", "transformer.ln_f.bias"])
+@pytest.mark.parametrize("way", ["in place", "loaded", "as an experiment"])
+def test_a_sweep_does_not_go_on_with_other_weights(tokens, others, make_bridge, tmp_path, name, way):
+    bridge = make_bridge()
+    sweep = _interrupted(bridge, tokens, others)
+    path = tmp_path / "sweep.safetensors"
+    sweep.save(path)
+    loaded = Sweep.load(path, bridge)
+    experiment = sweep.experiment()
+    bridge.hf_model.get_parameter(name).data.view(-1)[20] += 0.1  # as PEFT merges: no counter of torch's tells
+    with pytest.raises(InvalidArgumentError, match=r"the weights are not those|made for another model"):
+        match way:
+            case "in place":
+                sweep.run(progress=False)
+            case "loaded":
+                with pytest.raises(InvalidArgumentError, match="made for another model"):
+                    Sweep.load(path, bridge)
+                loaded.run(progress=False)
+            case "as an experiment":
+                Sweep.of(experiment, bridge)
+    bridge.hf_model.get_parameter(name).data.view(-1)[20] -= 0.1
+
+
+def test_a_sweep_that_was_interrupted_goes_on(bridge, tokens, others):
+    whole = Sweep(bridge, tokens, STREAM, LogitDifference(1, 2), sources={"clean": others}).run(progress=False)
+    found = _interrupted(bridge, tokens, others).run(progress=False)
+    torch.testing.assert_close(found.of(), whole.of(), rtol=1e-5, atol=1e-5)
+
+
+def _damaged(path, way):
+    """Damages a stored sweep."""
+    tensors = {name: one.clone() for name, one in load_file(path).items()}  # which are read from the file when used
+    metadata = safe_open(path, "pt").metadata()
+    match way:
+        case "empty":
+            path.write_bytes(b"")
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:-40])
+        case "pickle":
+            torch.save(tensors, path)
+        case "no cells":
+            save_file({name: one for name, one in tensors.items() if name != "done"}, path, metadata)
+        case "fewer cells":
+            save_file({**tensors, "done": tensors["done"][:3].clone()}, path, metadata)
+        case "another metric":
+            save_file({name.replace("difference", "loss"): one for name, one in tensors.items()}, path, metadata)
+        case "fewer values":
+            name = next(name for name in tensors if name.startswith("values/"))
+            save_file({**tensors, name: tensors[name][:3].clone()}, path, metadata)
+        case "no experiment":
+            save_file(tensors, path, {"format": metadata["format"]})
+        case "half an experiment":
+            data = json.loads(metadata["experiment"])
+            del data["grid"]
+            save_file(tensors, path, {**metadata, "experiment": json.dumps(data)})
+        case "odd rows":
+            data = json.loads(metadata["experiment"])
+            data["input"]["tokens"] = [3]
+            save_file(tensors, path, {**metadata, "experiment": json.dumps(data)})
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("empty", "sweep.safetensors is no sweep"),
+        ("truncated", "sweep.safetensors is no sweep"),
+        ("pickle", "sweep.safetensors is no sweep"),
+        ("no cells", "sweep.safetensors is damaged\n  reason: which cells were run is not told"),
+        ("fewer cells", "sweep.safetensors is damaged"),
+        ("another metric", "is no finding of this sweep"),
+        ("fewer values", "is no finding of this sweep"),
+        ("no experiment", "this is no experiment"),
+        ("half an experiment", "this experiment is damaged\n  reason: 'grid'"),
+        ("odd rows", "this experiment is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named(bridge, tokens, others, tmp_path, way, message):
+    path = tmp_path / "sweep.safetensors"
+    _interrupted(bridge, tokens, others).save(path)
+    _damaged(path, way)
+    with pytest.raises(InvalidArgumentError) as error:
+        Sweep.load(path, bridge)
+    assert message in str(error.value)
+    assert path.name in str(error.value)
+
+
+def test_a_sweep_is_saved_over_the_file_that_it_came_from(bridge, tokens, others, tmp_path):
+    path = tmp_path / "sweep.safetensors"
+    _interrupted(bridge, tokens, others).save(path)
+    loaded = Sweep.load(path, bridge)
+    first = {name: one.clone() for name, one in loaded.findings.tensors().items()}
+    again = Sweep.load(path, bridge)
+    loaded.run(progress=False)
+    loaded.save(path)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    for name, one in again.findings.tensors().items():
+        torch.testing.assert_close(one, first[name], equal_nan=True)
+    assert Sweep.load(path, bridge).plan().cells == 0
+    with pytest.raises(InvalidArgumentError, match="there is no folder"):
+        loaded.save(tmp_path / "nowhere" / "sweep.safetensors")
 
 
 def test_what_is_no_data_cannot_be_stored(bridge, tokens, others):

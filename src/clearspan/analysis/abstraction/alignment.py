@@ -31,6 +31,7 @@ from clearspan.analysis.corpus import drawn
 from clearspan.analysis.evaluations import Estimate, estimate
 from clearspan.bridge import TransformerBridge
 from clearspan.errors import InvalidArgumentError, check_counts, check_positive
+from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Batch, Positions
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace, SourcePosition, exchanged
 from clearspan.model import check_bridge
@@ -39,7 +40,6 @@ from clearspan.points import Address
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result
 from clearspan.statistics import Interval, share_interval
-from clearspan.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
