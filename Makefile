@@ -8,14 +8,14 @@ SEED ?= 0
 # One thread a worker: tiny models are fastest so. A worker that is done takes tests from one that is not.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test check ci cover processors brute format train bench bench-check bench-peers clean
+.PHONY: demo test check ci slow cover processors brute format train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
 	@echo "The interactive page is in report.html"
 
 test: .venv/dev
-	$(PYTEST) --ignore=tests/brute
+	$(PYTEST) --ignore=tests/brute -m "not slow"
 
 check: .venv/dev
 	$(BIN)/ruff check .
@@ -25,7 +25,11 @@ check: .venv/dev
 
 # All tiers there are, with the minutes that each takes.
 ci: .venv/dev
-	.ci/tiers check test cover processors brute bench-check
+	.ci/tiers check test slow cover processors brute bench-check
+
+# Each architecture verified in full, its gradients against numeric ones, and what documents were made from.
+slow: .venv/dev
+	$(PYTEST) --ignore=tests/brute -m slow
 
 # How much of the code the unit tests reach. Tests that are traced take almost twice as long.
 cover: .venv/dev

@@ -31,6 +31,7 @@ def test_the_figures_are_what_runs_give(embedded):
     assert effects == pytest.approx(KEPT["effects"], abs=ERROR)
 
 
+@pytest.mark.slow
 def test_the_circuit_is_what_discovery_finds(embedded):
     """Up to edges at the limit of what may go, which rounding may decide."""
     found = DRAW["found"](embedded)

@@ -85,6 +85,7 @@ def test_what_a_module_offers_is_there(module):
 GENERATE = runpy.run_path(str(ROOT / "docs/generate.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", GENERATE["PAGES"])
 def test_generated_parts_are_current(page, verified):
     assert GENERATE["current"](page, verified) == (ROOT / page).read_text(), "run: python docs/generate.py"

@@ -43,6 +43,7 @@ def test_every_adapter_is_in_the_zoo():
     assert {made(variant).cfg.architecture for variant in MODELS} == set(ADAPTERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", MODELS)
 def test_full_verification(variant, verified):
     found = verified(variant)
@@ -171,6 +172,7 @@ def in_float64(variant: str) -> TransformerBridge:
     return clearspan.boot(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", MODELS)
 def test_gradients_equal_numeric_ones(variant, ids):
     """Of the loss, at every point of a layer and outside the blocks: returned writes up, in-place writes down."""
