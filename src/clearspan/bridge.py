@@ -22,7 +22,8 @@ from clearspan._run.processed import processed
 from clearspan._run.sources import Source
 from clearspan.architectures import adapter_class
 from clearspan.cache import ActivationCache
-from clearspan.errors import UnknownArgumentError, check_flags
+from clearspan.checks import check_flags
+from clearspan.errors import UnknownArgumentError
 from clearspan.hf.loading import bridge_config, check_model, load_model
 from clearspan.index import Names
 from clearspan.inputs import Input, PaddingSide

@@ -31,13 +31,13 @@ from clearspan._cache.run_weights import RunWeights, weight_slots
 from clearspan._cache.slices import BatchSlice, Picks, PosSlice, plain
 from clearspan._cache.stacks import Mode, NeuronSlice, Stack, depth_of, neuron_results, residual
 from clearspan._forward.readout import norm_at
-from clearspan.errors import InvalidArgumentError, check_flags, check_kind
+from clearspan.checks import check_flags, check_kind, device_of
+from clearspan.errors import InvalidArgumentError
 from clearspan.hf.recording import Recording
 from clearspan.hf.storages import Relocation, storages
 from clearspan.model import Model, check_bridge
 from clearspan.points import Address
 from clearspan.results import table
-from clearspan.tensors import device_of
 
 Components = Float[Tensor, "component *batch_pos d_model"]
 Labelled = tuple[Components, list[str]]

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError, check_choice, check_counts, check_fields, check_kind, path_of
+from clearspan.checks import check_choice, check_counts, check_fields, check_kind, path_of
+from clearspan.errors import InvalidArgumentError
 from clearspan.files import write_text
 from clearspan.plots import picture, shaded_tables
 from clearspan.points import nearest

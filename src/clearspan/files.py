@@ -10,7 +10,8 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError, path_of
+from clearspan.checks import path_of
+from clearspan.errors import InvalidArgumentError
 
 
 @contextlib.contextmanager

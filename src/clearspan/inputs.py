@@ -14,17 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearspan.checks import check_flags, is_whole, tensor_of, wholes
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import (
-    InputError,
-    InvalidArgumentError,
-    NoTokenizerError,
-    TokenRangeError,
-    check_flags,
-    is_whole,
-    wholes,
-)
-from clearspan.tensors import tensor_of
+from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError, TokenRangeError
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedTokenizerBase

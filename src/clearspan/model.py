@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.architectures import ArchitectureAdapter
+from clearspan.checks import check_flags, device_of
 from clearspan.components import (
     Binding,
     BlockBridge,
@@ -19,14 +20,13 @@ from clearspan.components import (
     hook_points,
     logits_point,
 )
-from clearspan.errors import InvalidArgumentError, check_flags
+from clearspan.errors import InvalidArgumentError
 from clearspan.hf.modules import dequantised, execution_device
 from clearspan.hf.segments import arguments_of
 from clearspan.hf.taps import Taps
 from clearspan.index import PointIndex, PointTable
 from clearspan.inputs import Batch, Input, PaddingSide, Text, batch_of
 from clearspan.points import HookPoint, NamesFilter
-from clearspan.tensors import device_of
 from clearspan.weights import ModelWeights
 from clearspan.weights.model_weights import sharing
 from clearspan.weights.processing import Step

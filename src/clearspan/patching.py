@@ -14,8 +14,9 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
+from clearspan.checks import whole_numbers
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, whole_numbers
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch
 from clearspan.model import check_bridge

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError, check_counts
-from clearspan.tensors import tensor_of
+from clearspan.checks import check_counts, tensor_of
+from clearspan.errors import InvalidArgumentError
 
 _CHUNK = 2**24
 """Numbers held at a time while samples are drawn: 128 MiB."""

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clearspan.checks import path_of
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InvalidArgumentError, path_of
+from clearspan.errors import InvalidArgumentError
 from clearspan.files import replacing
 from clearspan.hf.attention import StoredCall
 from clearspan.hf.recording import Contents

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from clearspan._cache.run_weights import RunWeights, weight_slots
 from clearspan._cache.slices import BatchSlice, PosSlice, check_columns, picked, plain, position_index
+from clearspan.checks import whole
 from clearspan.components import GeneralizedComponent
-from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError, whole
+from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
 from clearspan.hf.recording import Recording
 from clearspan.inputs import Batch
 from clearspan.model import Model

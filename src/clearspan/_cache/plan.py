@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clearspan._cache.memory import bytes_as_text, layer_ranges
 from clearspan._cache.slices import PosSlice, plain, position_index
+from clearspan.checks import device_of
 from clearspan.hf.recording import Recording
 from clearspan.hf.rehearsal import ShapesAlone
 from clearspan.hf.storages import Copies, Relocation
@@ -17,7 +18,6 @@ from clearspan.index import PointIndex
 from clearspan.points import Address, HookPoint, Layout, Side
 from clearspan.results import table
 from clearspan.shapes import Axes
-from clearspan.tensors import device_of
 
 
 @dataclass(frozen=True, eq=False)

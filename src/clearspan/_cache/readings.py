@@ -7,11 +7,11 @@ from torch import Tensor
 from clearspan._cache.lookup import CacheLookup
 from clearspan._cache.slices import Picks
 from clearspan._forward.readout import FrozenNorm, TokenReading, norm_at, read_out
+from clearspan.checks import tensor_of
 from clearspan.components import NormalizationBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.modules import execution_device
 from clearspan.model import Model
-from clearspan.tensors import tensor_of
 from clearspan.weights.processing import final_norm
 
 

@@ -12,8 +12,9 @@ from clearspan._cache.memory import bytes_as_text, free_bytes
 from clearspan._cache.plan import Bound, CachePlan, Terms, plan_of
 from clearspan._cache.slices import PosSlice
 from clearspan._forward.given import ModelInput, check_length
+from clearspan.checks import wholes
 from clearspan.components import ExpertsBridge
-from clearspan.errors import CacheTooLargeError, InvalidArgumentError, UnplannableError, wholes
+from clearspan.errors import CacheTooLargeError, InvalidArgumentError, UnplannableError
 from clearspan.hf.modules import execution_device
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.rehearsal import ELSEWHERE, rehearse

@@ -11,8 +11,9 @@ from torch import Tensor
 from clearspan._cache.lookup import CacheLookup
 from clearspan._cache.slices import PosSlice, picked, plain
 from clearspan._cache.writes import Sublayer, WayOut, by_head
+from clearspan.checks import is_whole
 from clearspan.components import BlockBridge, MLPBridge
-from clearspan.errors import InvalidArgumentError, MissingWeightError, is_whole
+from clearspan.errors import InvalidArgumentError, MissingWeightError
 
 NeuronSlice = PosSlice
 """Neurons to keep, chosen as positions are."""

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError, check_kind, is_whole
+from clearspan.checks import check_kind, is_whole, tensor_of
+from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError
 from clearspan.inputs import Batch, Input, PaddingSide
 from clearspan.model import Model
 from clearspan.points import nearest
-from clearspan.tensors import tensor_of
 
 _INSTEAD = {
     "input_ids": "bridge(tokens)",

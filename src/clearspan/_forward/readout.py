@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from clearspan._forward.forward import run_segment
 from clearspan._forward.given import ModelInput, check_width
+from clearspan.checks import check_kind, whole_numbers
 from clearspan.components import GeneralizedComponent, NormalizationBridge
-from clearspan.errors import InvalidArgumentError, check_kind, whole_numbers
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch
 from clearspan.model import Model
 from clearspan.weights.processing import final_norm, readout

@@ -13,7 +13,8 @@ from clearspan._cache.slices import PosSlice, check_columns, plain
 from clearspan._forward.forward import Output, ReturnType, check_return_type, gradients_lost, run
 from clearspan._forward.given import ModelInput
 from clearspan.cache import ActivationCache
-from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError, check_flags
+from clearspan.checks import check_flags
+from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError
 from clearspan.hf.derived import Arrival
 from clearspan.hf.recording import Recording
 from clearspan.hf.storages import Copies

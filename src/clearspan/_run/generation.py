@@ -17,7 +17,8 @@ from clearspan._run import caching, hooks
 from clearspan._run.handover import Handover
 from clearspan._run.hooks import Hooks
 from clearspan.cache import ActivationCache
-from clearspan.errors import InvalidArgumentError, is_whole
+from clearspan.checks import is_whole
+from clearspan.errors import InvalidArgumentError
 from clearspan.hf.generation import GenerationRecording
 from clearspan.inputs import Batch, Input, PaddingSide
 from clearspan.model import Model

@@ -7,7 +7,8 @@ from typing import Literal, cast
 from torch import Tensor
 
 from clearspan._run.sources import Source, Sources, gathered
-from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError, check_choice, check_flags
+from clearspan.checks import check_choice, check_flags
+from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
 from clearspan.index import Names, Segment
 from clearspan.inputs import Batch
 from clearspan.interventions import Intervention, Site, Written, located

@@ -5,7 +5,8 @@ from typing import TypeVar
 
 import torch
 
-from clearspan.errors import UnreadableWeightError, check_flags
+from clearspan.checks import check_flags
+from clearspan.errors import UnreadableWeightError
 from clearspan.hf.loading import bridge_config
 from clearspan.hf.modules import sharing_copy, untie
 from clearspan.model import Model

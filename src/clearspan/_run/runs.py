@@ -15,7 +15,7 @@ from clearspan._run.caching import Scalar
 from clearspan._run.hooks import Hooks, attached, check_fired, check_recomputation, edits
 from clearspan._run.sources import Source
 from clearspan.cache import ActivationCache
-from clearspan.errors import check_flags
+from clearspan.checks import check_flags
 from clearspan.index import Segment
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention

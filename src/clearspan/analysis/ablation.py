@@ -9,8 +9,9 @@ from torch import Tensor
 
 from clearspan.analysis.activations import Layers, layers_of, points_of
 from clearspan.bridge import TransformerBridge
+from clearspan.checks import check_counts, whole_numbers
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts, whole_numbers
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.interventions import Action, Intervention, Mean, Resample, Zero
 from clearspan.model import check_bridge

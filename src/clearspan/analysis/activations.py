@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, whole_numbers
+from clearspan.checks import check_counts, whole_numbers
+from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.inputs import Batch, Input, Place, Positions
 from clearspan.model import check_bridge
 from clearspan.points import Address, get_act_name

@@ -13,8 +13,9 @@ from clearspan.analysis.activations import Targets, target_ids_of
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
+from clearspan.checks import check_counts
 from clearspan.effects import Draws, Effects, Label
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input, Positions
 from clearspan.model import check_bridge
 from clearspan.plots import picture

@@ -10,7 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.checks import check_counts
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
 from clearspan.model import check_bridge
 

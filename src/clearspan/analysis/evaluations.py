@@ -11,8 +11,9 @@ from torch import Tensor
 from clearspan.analysis.corpus import Corpus, pieces
 from clearspan.analysis.repeats import repeated_tokens
 from clearspan.bridge import TransformerBridge
+from clearspan.checks import check_counts, check_flags
 from clearspan.effects import Effects
-from clearspan.errors import InputError, InvalidArgumentError, NotFiniteError, check_counts, check_flags
+from clearspan.errors import InputError, InvalidArgumentError, NotFiniteError
 from clearspan.inputs import Batch
 from clearspan.results import Columns, counted
 from clearspan.statistics import standard_error

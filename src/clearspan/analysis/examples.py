@@ -14,7 +14,8 @@ from clearspan.analysis.corpus import Corpus, texts_of
 from clearspan.analysis.running import FeatureStatistics, RunningStatistics, RunningTop, Seen, Top
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, check_flags, is_whole, whole_numbers
+from clearspan.checks import check_counts, check_flags, is_whole, whole_numbers
+from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.model import check_bridge
 from clearspan.plots import heatmap, plotly_text, shaded_tokens
 from clearspan.plots.charts import ends

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from clearspan.analysis.repeats import repeated_tokens
 from clearspan.bridge import TransformerBridge
+from clearspan.checks import check_counts, check_flags
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts, check_flags
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
 from clearspan.model import check_bridge
 from clearspan.points import HookFunction, nearest

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from clearspan.analysis.evaluations import Estimate, estimate
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.checks import check_counts
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, PaddingSide, row_numbers
 from clearspan.model import check_bridge
 from clearspan.plots.charts import heatmap

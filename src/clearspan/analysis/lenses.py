@@ -16,7 +16,8 @@ from clearspan.analysis.activations import Targets, depths_of, target_ids_of
 from clearspan.analysis.tuned_lens import Translator, checked_lens, depth_names, kl_divergence, stream_names
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.checks import check_counts
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input, Place, Positions
 from clearspan.model import check_bridge
 from clearspan.plots.charts import heatmap, lines

@@ -13,14 +13,14 @@ from clearspan.analysis.activations import Activations, Layers, gathered, layers
 from clearspan.analysis.logistic import fitted, predicted_held_out, stratified_folds
 from clearspan.analysis.steering import SteeringVector
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, check_counts, check_kind, check_positive
+from clearspan.checks import check_counts, check_kind, check_positive, tensor_of
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input, Place, Positions
 from clearspan.plots import lines
 from clearspan.points import Address
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, counted, number
 from clearspan.statistics import Interval, share_interval
-from clearspan.tensors import tensor_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

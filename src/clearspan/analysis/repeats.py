@@ -9,7 +9,8 @@ from torch import Tensor
 
 from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InputError, InvalidArgumentError, check_counts, check_flags, check_kind
+from clearspan.checks import check_counts, check_flags, check_kind
+from clearspan.errors import InputError, InvalidArgumentError
 from clearspan.model import check_bridge
 
 

@@ -13,8 +13,9 @@ from clearspan.analysis.heads import HeadScores, head_scores
 from clearspan.analysis.lenses import LogitLens, logit_lens
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
+from clearspan.checks import check_counts
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts
+from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.inputs import Batch, Input, Place
 from clearspan.interventions import Patch
 from clearspan.model import check_bridge

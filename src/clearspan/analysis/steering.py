@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from clearspan.analysis.activations import Activations, Layers, gathered, points_of
 from clearspan.bridge import TransformerBridge
+from clearspan.checks import check_counts, check_flags, check_kind
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts, check_flags, check_kind
+from clearspan.errors import InvalidArgumentError
 from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Input, Positions
 from clearspan.interventions import Add, Constant, Intervention, ProjectOut

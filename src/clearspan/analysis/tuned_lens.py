@@ -16,15 +16,15 @@ from torch.nn import functional
 from clearspan._forward.readout import log_probs
 from clearspan.analysis.corpus import Corpus, drawn, pieces
 from clearspan.bridge import TransformerBridge
+from clearspan.checks import check_counts, check_positive, is_whole, tensor_of
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts, check_positive, is_whole
+from clearspan.errors import InvalidArgumentError
 from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Batch
 from clearspan.model import check_bridge
 from clearspan.plots.charts import lines
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, melted
-from clearspan.tensors import tensor_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

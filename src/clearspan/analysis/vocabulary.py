@@ -10,8 +10,9 @@ from torch import Tensor
 from clearspan._forward.readout import FrozenNorm, added_logits, exact, norm_at
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
+from clearspan.checks import check_counts, is_whole
 from clearspan.components import NormalizationBridge
-from clearspan.errors import InvalidArgumentError, check_counts, is_whole
+from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge
 from clearspan.plots.charts import heatmap
 from clearspan.plots.labels import plotly_text

@@ -12,9 +12,10 @@ from torch import Tensor
 from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
+from clearspan.checks import check_counts, check_flags, check_kind, is_whole
 from clearspan.circuits.runs import PairRun, PairRuns, listed, shuffled, swept
 from clearspan.components import NormalizationBridge
-from clearspan.errors import InvalidArgumentError, check_counts, check_flags, check_kind, is_whole
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Patch
 from clearspan.model import check_bridge

@@ -13,10 +13,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
+from clearspan.checks import check_counts, check_kind, path_of
 from clearspan.circuits.edge_scores import EdgeScores, checked_scores
 from clearspan.circuits.graph import ComputationalGraph, Edge, Kind, Node
 from clearspan.circuits.runs import shuffled
-from clearspan.errors import InvalidArgumentError, check_counts, check_kind, path_of
+from clearspan.errors import InvalidArgumentError
 from clearspan.files import write_text
 from clearspan.plots.charts import SERIES
 from clearspan.plots.network import Box, Link, Network

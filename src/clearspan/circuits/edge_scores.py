@@ -14,11 +14,12 @@ from clearspan._forward.readout import FrozenNorm, exact, norm_at
 from clearspan._run.hooks import Hooks
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
+from clearspan.checks import check_counts
 from clearspan.circuits.attribution import Agreement, compared, sampled
 from clearspan.circuits.edges import Sender, Writes, patched_edges
 from clearspan.circuits.graph import ComputationalGraph, Edge
 from clearspan.circuits.runs import PairRun, PairRuns
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.results import counted, size
 from clearspan.sweep import Direction, Effects, Metric

@@ -12,13 +12,14 @@ from clearspan._cache.writes import Mix, by_head
 from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
+from clearspan.checks import check_counts
 from clearspan.circuits.circuit import Circuit
 from clearspan.circuits.edge_scores import EdgeScores, checked_scores
 from clearspan.circuits.edges import Sender, Writes
 from clearspan.circuits.graph import ComputationalGraph
 from clearspan.circuits.runs import PairRun, PairRuns, copies_at_a_time, listed
 from clearspan.effects import Draws, Label
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.points import HookFunction, HookPoint
 from clearspan.results import counted, number

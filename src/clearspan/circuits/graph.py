@@ -11,7 +11,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, check_kind
+from clearspan.checks import check_kind
+from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge
 from clearspan.points import nearest
 

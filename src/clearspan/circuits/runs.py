@@ -12,7 +12,8 @@ from clearspan._run.hooks import Hooks
 from clearspan._run.sources import Source
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.checks import check_counts
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
 from clearspan.progress import Progress
 from clearspan.results import number

@@ -9,12 +9,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
+from clearspan.checks import check_counts
 from clearspan.circuits.attribution import Agreement
 from clearspan.circuits.circuit import Circuit
 from clearspan.circuits.edge_scores import EdgeScores, checked_scores, edge_attribution
 from clearspan.circuits.evaluation import CircuitRuns, shares
 from clearspan.circuits.graph import Edge
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.results import Columns, Result, number
 from clearspan.sweep import Metric

@@ -10,17 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan.errors import (
-    InvalidArgumentError,
-    check_choice,
-    check_counts,
-    check_flags,
-    check_kind,
-    is_whole,
-    number_of,
-    whole,
-    wholes,
-)
+from clearspan.checks import check_choice, check_counts, check_flags, check_kind, is_whole, number_of, whole, wholes
+from clearspan.errors import InvalidArgumentError
 from clearspan.interventions.constant import Constant
 from clearspan.interventions.functions import function_named
 from clearspan.points import Address, HookPoint, nearest

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError, check_kind
+from clearspan.checks import check_kind
+from clearspan.errors import InvalidArgumentError
 from clearspan.points import nearest
 
 ValueFunction = Callable[[Tensor], Tensor]

@@ -7,7 +7,8 @@ from typing import Any, Self, cast
 import numpy as np
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError, check_counts, check_flags, check_kind, wholes
+from clearspan.checks import check_counts, check_flags, check_kind, wholes
+from clearspan.errors import InvalidArgumentError
 from clearspan.interventions.actions import Action, layer_of, parse_action
 from clearspan.points import get_act_name
 

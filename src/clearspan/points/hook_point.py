@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from clearspan.errors import HookFailedError, HookTypeError, HookValueError, InvalidArgumentError, check_choice
+from clearspan.checks import check_choice
+from clearspan.errors import HookFailedError, HookTypeError, HookValueError, InvalidArgumentError
 from clearspan.points.address import Address
 from clearspan.points.place import Access, Place, Whole
 from clearspan.points.signature import by_position

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, path_of
+from clearspan.checks import path_of
+from clearspan.errors import InvalidArgumentError
 from clearspan.files import write_text
 from clearspan.hf.loading import revision_of
 from clearspan.inputs import Batch

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Self
 
+from clearspan.checks import check_fields, check_kind, wholes
 from clearspan.effects import Label
-from clearspan.errors import InvalidArgumentError, check_fields, check_kind, wholes
+from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Action, Intervention
 from clearspan.interventions.intervention import interventions_of
 

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, TokenRangeError, check_flags, check_kind, is_whole, wholes
+from clearspan.checks import check_flags, check_kind, is_whole, wholes
+from clearspan.errors import InvalidArgumentError, TokenRangeError
 from clearspan.inputs import Batch
 from clearspan.model import check_bridge
 from clearspan.points import nearest

@@ -14,8 +14,9 @@ from clearspan._run.continuation import BaseRun, base_run, check_undisturbed
 from clearspan._run.hooks import hooks_of, sites_of
 from clearspan._run.sources import Source, batch_of_source, checked_sources, gathered
 from clearspan.bridge import TransformerBridge
+from clearspan.checks import check_counts, check_kind, path_of
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError, check_counts, check_kind, path_of
+from clearspan.errors import InvalidArgumentError
 from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention

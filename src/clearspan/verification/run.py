@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from clearspan._run import runs
+from clearspan.checks import tensor_of
 from clearspan.errors import ClearspanError, InvalidArgumentError, UnreadableWeightError
 from clearspan.model import Model
 from clearspan.points import Address, Derived, HookPoint, template_of
-from clearspan.tensors import tensor_of
 from clearspan.verification.identities import Statement, relative, statements
 from clearspan.verification.report import Check, Group, Verification
 

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from clearspan.analysis import Report
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.checks import check_counts
+from clearspan.errors import InvalidArgumentError
 from clearspan.plots import DIVERGING, MONOSPACE, SEQUENTIAL, plotly_text, positions
 from clearspan.plots.charts import heat, rounded
 

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError, check_counts
+from clearspan.checks import check_counts
+from clearspan.errors import InvalidArgumentError
 from clearspan.plots import heatmap
 from clearspan.results import Columns, Result
 from clearspan.weights.factored_matrix import FactoredMatrix, triangular

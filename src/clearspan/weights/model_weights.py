@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clearspan.checks import check_flags, is_whole, tensor_of
 from clearspan.components import BlockBridge, EmbeddingBridge, GeneralizedComponent, PosEmbedBridge, UnembeddingBridge
 from clearspan.components.weights import Weight, WeightTensor, check_writable
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InvalidArgumentError, MissingWeightError, check_flags, is_whole
-from clearspan.tensors import tensor_of
+from clearspan.errors import InvalidArgumentError, MissingWeightError
 from clearspan.weights.composition import Composition, CompositionScores, composition_scores
 from clearspan.weights.factored_matrix import FactoredMatrix
 

@@ -30,7 +30,8 @@ from clearspan.analysis.activations import gathered, layers_of
 from clearspan.analysis.corpus import drawn
 from clearspan.analysis.evaluations import Estimate, estimate
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, check_counts, check_positive
+from clearspan.checks import check_counts, check_positive
+from clearspan.errors import InvalidArgumentError
 from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Batch, Positions
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace, SourcePosition, exchanged

@@ -13,7 +13,8 @@ from torch import Tensor
 from clearspan.analysis.abstraction.interchange import Answers, InterchangeExamples
 from clearspan.analysis.activations import Targets
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError, check_counts, check_flags
+from clearspan.checks import check_counts, check_flags
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.model import check_bridge
 from clearspan.points import nearest

@@ -12,8 +12,9 @@ from torch import Tensor
 from clearspan._run.hooks import sites_of
 from clearspan.analysis.activations import Layers, Targets, layers_of, points_of, target_ids_of
 from clearspan.bridge import TransformerBridge
+from clearspan.checks import check_counts, tensor_of, whole_numbers
 from clearspan.effects import Draws, Effects, Label
-from clearspan.errors import InvalidArgumentError, NotFiniteError, check_counts, whole_numbers
+from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.inputs import Batch, Input, Positions, row_numbers
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace
 from clearspan.model import check_bridge
@@ -23,7 +24,6 @@ from clearspan.results import Columns
 from clearspan.statistics import Interval, share_interval
 from clearspan.sweep import Grid, LogitMetric, Sweep, grid
 from clearspan.sweep.metrics import Context, one_place
-from clearspan.tensors import tensor_of
 
 Places = int | Sequence[int] | None
 """One head or neuron, several, or all (None)."""
