@@ -27,7 +27,8 @@ check: .venv/dev
 ci: .venv/dev
 	.ci/tiers check test slow cover processors brute bench-check
 
-# Each architecture verified in full, its gradients against numeric ones, and what documents were made from.
+# Each architecture verified in full, its gradients against numeric ones, grids of sweeps on it; every public function
+# with wrong arguments; and what documents were made from.
 slow: .venv/dev
 	$(PYTEST) --ignore=tests/brute -m slow
 

@@ -50,6 +50,7 @@ def test_every_point_patched_at_a_position_gives_what_a_forward_of_its_own_gives
     assert sweep.check(len(cells)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_grids_of_layers_positions_and_heads_equal_the_reference(bridge, tokens):
     layers, heads = range(bridge.cfg.n_layers), range(bridge.cfg.n_heads)
     grids = [

@@ -92,6 +92,7 @@ def test_the_arguments_of_the_table_work(kit, name):
     used(*call(kit, name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*CALLS, *METHODS])
 def test_a_wrong_argument_raises_an_error_of_the_librarys_own(kit, name):
     raw = []
