@@ -264,6 +264,7 @@ class Written:
         at = torch.tensor(rows)[:, None], torch.tensor([one.columns for one in spots]) - before
         there = value[at]  # a copy: [row, place, ...]
         part, index = self._chosen(there)
+        part = _kept(part)
         given = None
         if source is not None:
             own = torch.tensor(owners if len(source.values) > 1 else [0] * len(owners))
@@ -296,7 +297,7 @@ class Written:
                 chosen[axis] = None if spots is None else spots.key_columns
                 read[axis] = None if spots is None else spots.keys_read_from(source)
         at = (rows, *_index([chosen.get(axis) for axis in self.site.axes[1:]], value))
-        part = value[at]
+        part = _kept(value[at])
         given = None
         if source is not None:
             read = {axis: None if source.is_constant and axis in _QUERIES else one for axis, one in read.items()}
@@ -446,6 +447,11 @@ def _from_zero(places: Sequence[int], size: int, what: str) -> tuple[int, ...]:
         if not -size <= place < size:
             raise InvalidArgumentError(f"no {place} among the {what}", expected=f"-{size} to {size - 1}")
     return tuple(place % size for place in places)
+
+
+def _kept(part: Tensor) -> Tensor:
+    """Returns a part of a value that is about to be written; a copy where autograd may need it later as it was."""
+    return part.clone() if part.requires_grad else part
 
 
 def _index(places: Sequence[Chosen], value: Tensor) -> tuple[slice | Tensor, ...]:

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnknownPointError
-from clearspan.interventions import Add, Intervention, Mask, Mean, Patch, Scale, Zero
+from clearspan.interventions import Add, Inject, Intervention, Mask, Mean, Patch, Scale, Zero
 
 
 @pytest.fixture
@@ -442,6 +442,29 @@ def test_a_kv_cache_counts_the_whole_sequence(bridge, tokens):
     bridge(tokens[:, :4], past_key_values=past)
     with pytest.raises(PointNotReachedError, match="position 2 is not among those of this run"):
         bridge(tokens[:, 4:], past_key_values=past, interventions=[scale.at(positions=2)])
+
+
+@pytest.mark.parametrize("positions", [None, 2, (1, 4), [[1], [3]], [[1, 2], [3, 0]], [[1], [3, 0]]])
+@pytest.mark.parametrize("norm", ["own", "stream"])
+def test_gradients_go_through_what_is_written(bridge, tokens, positions, norm):
+    vector = torch.linspace(-1, 1, 48)
+    inject = Intervention("resid_pre", Inject(vector, norm=norm, add=True), layer=1, positions=positions)
+    rows = range(2) if positions is None else positions if isinstance(positions, list) else [positions] * 2
+    every = [list(range(7)) if positions is None else [one] if isinstance(one, int) else list(one) for one in rows]
+
+    def edit(value, hook):
+        added = torch.zeros(2, 7, 1)
+        for row, own in enumerate(every):
+            added[row, own] = 1.0
+        scale = value.norm(dim=-1, keepdim=True) / vector.norm() if norm == "stream" else 1.0
+        return value + added * vector * scale
+
+    found = []
+    for given in ({"interventions": [inject]}, {"fwd_hooks": [("blocks.1.hook_resid_pre", edit)]}):
+        bridge.zero_grad()
+        bridge.run_with_hooks(tokens, return_type="loss", **given).backward()
+        found.append(bridge.hf_model.transformer.wte.weight.grad.clone())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 # --- actions at points that cannot take them -------------------------------------------------------------------------
