@@ -4,7 +4,7 @@ It is long by its documentation, not by what it does.
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -17,7 +17,7 @@ from clearspan._cache.slices import PosSlice
 from clearspan._forward.forward import ReturnType
 from clearspan._forward.readout import read_out
 from clearspan._run import caching, generation, runs
-from clearspan._run.hooks import Hooks, add_hook, edits, reset_hooks
+from clearspan._run.hooks import Hooked, Hooks, add_hook, edits, reset_hooks
 from clearspan._run.processed import processed
 from clearspan._run.sources import Source
 from clearspan.architectures import adapter_class
@@ -250,7 +250,6 @@ class TransformerBridge(Model):
             **forward_kwargs,
         )
 
-    @contextlib.contextmanager
     def hooks(
         self,
         fwd_hooks: Hooks = (),
@@ -260,13 +259,12 @@ class TransformerBridge(Model):
         *,
         interventions: Sequence[Intervention] = (),
         sources: Mapping[str, Source] | None = None,
-    ) -> Iterator[Self]:
+    ) -> contextlib.AbstractContextManager[Self]:
         """Keeps hooks on while the context is open: for several runs, generation, or a forward and its backward.
 
         The arguments are those of `run_with_hooks`. Sources are run once, when the context opens.
         """
-        with runs.hooks(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts, interventions, sources):
-            yield self
+        return Hooked(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts, interventions, sources)
 
     def add_hook(
         self,

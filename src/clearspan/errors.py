@@ -17,6 +17,7 @@ __all__ = [
     "InputError",
     "InvalidArgumentError",
     "MissingWeightError",
+    "ModelBusyError",
     "NoTokenizerError",
     "NotCachedError",
     "NotFiniteError",
@@ -101,6 +102,10 @@ class HookTypeError(ClearspanError, TypeError):
 
 class HookFailedError(ClearspanError, RuntimeError):
     """A hook function raised what would end a loop or a stream without a word."""
+
+
+class ModelBusyError(ClearspanError, TimeoutError):
+    """A run that waits for another on the same model, whose hook function does not return."""
 
 
 class UnwritableError(ClearspanError, RuntimeError):

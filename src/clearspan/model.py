@@ -1,6 +1,6 @@
 """The model: a Hugging Face model with its components, hook points, taps and weights. State; it runs nothing."""
 
-import contextlib
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.architectures import ArchitectureAdapter
-from clearspan.checks import check_flags, device_of
+from clearspan.checks import check_flags, device_of, number_of
 from clearspan.components import (
     Binding,
     BlockBridge,
@@ -22,7 +22,7 @@ from clearspan.components import (
 )
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.modules import dequantised, execution_device
-from clearspan.hf.segments import arguments_of
+from clearspan.hf.segments import ArgumentsOf
 from clearspan.hf.taps import Taps
 from clearspan.index import PointIndex, PointTable
 from clearspan.inputs import Batch, Input, PaddingSide, Text, batch_of
@@ -69,7 +69,6 @@ class Model(ModelWeights):
         taps: What carries values to hook points and back.
         processing: What processing did to its weights; nothing, unless `processed` made it.
         remembered: What runs have worked out of this model and may use again, by what it depends on.
-        running: The whole sequence of the run under way, or a generation's prompt; None between runs.
     """
 
     embed: EmbeddingBridge
@@ -90,13 +89,20 @@ class Model(ModelWeights):
         self.adapter = adapter
         self.cfg = adapter.cfg
         self.text = Text(tokenizer, self.cfg)
+        # What is handed to components must not refer to this object: a model is to be free when its bridge is.
+        this, arguments = weakref.ref(self), ArgumentsOf(hf_model)
+
+        def sharing_weights(parameter: Tensor) -> Sequence[str]:
+            model = this()
+            return () if model is None else sharing(model.components, parameter)
+
         binding = Binding(
             hf_model,
             self.cfg,
             adapter.weight_processing_conversions,
-            self._arguments_of,
+            arguments,
             dequantised,
-            lambda parameter: sharing(self.components, parameter),
+            sharing_weights,
         )
         self.blocks: tuple[BlockBridge, ...] = ()
         components = []
@@ -108,6 +114,9 @@ class Model(ModelWeights):
             else:
                 setattr(self, key, template.bind(binding, key))
                 components.append(getattr(self, key))
+        arguments.blocks = [block.module for block in self.blocks]
+        arguments.embedding_width = self.embed.width
+        arguments.returns_tuple = self.blocks[0].returns_tuple
         points = hook_points(components)
         points["hook_logits"] = logits_point(self.cfg)
         for point in points.values():
@@ -118,33 +127,26 @@ class Model(ModelWeights):
         self.taps = Taps(hf_model, self.index)
         self.processing: tuple[Step, ...] = ()
         self.remembered: dict[object, Any] = {}
-        self.running: Batch | None = None
-
-    def _arguments_of(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
-        """Returns what the model gives a module of a block besides its input, from a run that no listener sees."""
-        with self.taps.suspended():
-            return arguments_of(
-                self.hf_model,
-                [block.module for block in self.blocks],
-                module,
-                value,
-                embedding_width=self.embed.width,
-                returns_tuple=self.blocks[0].returns_tuple,
-            )
 
     @property
     def device(self) -> torch.device:
         """The device of the token embedding, to which inputs go."""
         return execution_device(self.embed.module)
 
-    @contextlib.contextmanager
-    def running_on(self, batch: Batch) -> Iterator[None]:
-        """Lets interventions know which rows and positions a run has, while the context is open."""
-        before, self.running = self.running, batch
-        try:
-            yield
-        finally:
-            self.running = before
+    @property
+    def patience(self) -> float:
+        """Seconds that a run waits while another thread's run on this model is inside a hook function; it can be set.
+
+        After them it raises `ModelBusyError`. All bridges to the model share it.
+        """
+        return self.taps.turns.patience
+
+    @patience.setter
+    def patience(self, seconds: float) -> None:
+        found = number_of("patience", seconds)
+        if not found > 0:
+            raise InvalidArgumentError(f"patience={seconds!r}", expected="seconds, more than 0")
+        self.taps.turns.patience = found
 
     # --- hook points -------------------------------------------------------------------------------------------------
 

@@ -277,7 +277,7 @@ def test_a_hook_that_raises_leaves_the_model_clean(where, bridge, tokens):
     with bridge.hooks(fwd_hooks=changes), pytest.raises(RuntimeError, match="the user's own error"):
         bridge.run_with_cache(tokens)
     assert is_clean(bridge.hf_model)
-    assert not bridge.taps._pending
+    assert not bridge.taps._passage.pending
     assert torch.equal(bridge(tokens), base)
 
 

@@ -42,7 +42,7 @@ def test_an_edit_of_a_run_that_was_broken_off_is_gone(written, where, bridge, to
     is_on[0] = False
     torch.testing.assert_close(bridge(tokens.flip(1)), base)
     bridge.reset_hooks()
-    assert not bridge.taps._pending
+    assert not bridge.taps._passage.pending
 
 
 def test_a_plain_forward_inside_a_hook_is_the_models_own(bridge, tokens):

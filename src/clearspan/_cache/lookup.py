@@ -15,6 +15,7 @@ from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedEr
 from clearspan.hf.recording import Recording
 from clearspan.inputs import Batch
 from clearspan.model import Model
+from clearspan.modes import with_gradients
 from clearspan.points import Derived, HookPoint, get_act_name, nearest, read
 from clearspan.points.names import check_name
 
@@ -160,8 +161,8 @@ class CacheLookup(Mapping[str, Tensor]):
         if point.name in recording.values:
             return recording.values[point.name]
         self._run_weights.check(self._weights_of(point), f"{point.name} is computed with weights that are")
-        with torch.set_grad_enabled(self.is_on_graph and torch.is_grad_enabled()):
-            return read(point.access, recording.raw(point.place), self._rows, {})
+        are_on = self.is_on_graph and torch.is_grad_enabled()
+        return with_gradients(are_on, lambda: read(point.access, recording.raw(point.place), self._rows, {}))
 
     def _weights_of(self, point: HookPoint) -> Iterable[Tensor | None]:
         """Returns the live parameters with which a point is computed on look-up."""

@@ -12,6 +12,7 @@ from clearspan.components import NormalizationBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.modules import execution_device
 from clearspan.model import Model
+from clearspan.modes import with_gradients
 from clearspan.weights.processing import final_norm
 
 
@@ -93,6 +94,6 @@ def lens(cache: CacheLookup, stack: Float[Tensor, "depth *batch_pos d_model"]) -
     streams = stack if cache.has_positions else stack[..., None, :]
     streams = streams if cache.has_batch_dim else streams[:, None]
     home = execution_device(cache.model.blocks[-1].module)
-    with torch.set_grad_enabled(cache.is_on_graph and torch.is_grad_enabled()):
-        logits = [read_out(cache.model, stream.to(home)).to(stack.device) for stream in streams]
+    are_on = cache.is_on_graph and torch.is_grad_enabled()
+    logits = [with_gradients(are_on, read_out, cache.model, one.to(home)).to(stack.device) for one in streams]
     return torch.stack(logits).reshape(*stack.shape[:-1], -1)

@@ -13,7 +13,9 @@ from clearspan.errors import InvalidArgumentError, UnwritableError
 from clearspan.hf.modules import refuse_compiled
 from clearspan.hf.segments import Stopped, starting_at, stopping_at
 from clearspan.index import Segment
+from clearspan.interrupts import let_through
 from clearspan.model import Model
+from clearspan.scopes import is_foreign
 
 ReturnType = Literal["logits", "loss", "both"]
 Output = Tensor | tuple[Tensor, Tensor] | None
@@ -26,7 +28,10 @@ def run(
     return_type: ReturnType | None,
     loss_per_token: bool = False,
 ) -> Output:
-    """Runs the model and returns what was asked for; a run that stops at a layer returns the residual stream there."""
+    """Runs the model and returns what was asked for; a run that stops at a layer returns the residual stream there.
+
+    It is part of the run under way, `model.taps.run`.
+    """
     check_return_type(return_type)
     start, stop = segment
     if return_type in ("loss", "both") and (stop is not None or given.batch.tokens is None or given.batch.width < 2):
@@ -35,17 +40,14 @@ def run(
             "a loss needs logits and at least two tokens",
             got=what if stop is not None or given.batch.tokens is None else "one token",
         )
-    model.taps.writers.clear()
-    with model.running_on(given.sequence):
-        if segment == (None, None):
-            output = model.hf_model(**given.kwargs).logits
-        else:
-            _refuse_kv_cache(given, segment)
-            output = run_segment(model, given, start, stop)
+    if segment == (None, None):
+        output = let_through(model.hf_model, **given.kwargs).logits
+    else:
+        _refuse_kv_cache(given, segment)
+        output = run_segment(model, given, start, stop)
     lost = gradients_lost(model)
     if lost is not None:
         guard_gradients(model, output.residual if isinstance(output, Stopped) else output, lost)
-    model.taps.writers.clear()
     if isinstance(output, Stopped):
         return output.residual
     logits = output
@@ -77,8 +79,8 @@ def _refuse_kv_cache(given: ModelInput, segment: Segment) -> None:
 def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | None) -> Tensor | Stopped:
     """Runs some of the blocks; returns logits, or the residual stream where it stopped."""
     blocks = [block.module for block in model.blocks]
-    if not model.taps.is_suspended:
-        model.index.check_reached((point for point in model.index if point.is_listening), (start, stop))
+    if not model.taps.turns.is_away:
+        model.index.check_reached((point for point in model.index if point.is_heard), (start, stop))
     refuse_compiled([model.hf_model, *blocks])
     with contextlib.ExitStack() as stack:
         if start is not None:
@@ -99,7 +101,7 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
         if stop is not None:
             stack.enter_context(stopping_at(blocks, stop))
         try:
-            return model.hf_model(**given.kwargs).logits
+            return let_through(model.hf_model, **given.kwargs).logits
         except Stopped as stopped:
             return stopped
 
@@ -115,11 +117,13 @@ def gradients_lost(model: Model) -> str | None:
 
 def guard_gradients(model: Model, output: Tensor, lost: str) -> None:
     """Has a later `backward` raise if by then a listener is gone that wrote in this forward."""
-    writers = list(model.taps.writers)
+    run = model.taps.present
+    writers = [] if run is None else list(run.writers)
 
     def check(_: Tensor) -> None:
         for point, listener in writers:
-            if listener not in point.listeners("fwd"):
+            is_on = listener in point.listeners("fwd")
+            if not is_on or not (listener.is_heard or is_foreign()):
                 raise UnwritableError(
                     "gradients would be wrong: a hook that wrote in the forward is gone",
                     where=point.name,

@@ -50,7 +50,7 @@ def read_out(
     check_width(model, residual, is_residual=True)
     if tokens is not None:
         tokens = _checked_tokens(model, tokens)
-    with model.taps.suspended():
+    with model.taps.turns.unseen():
         if tokens is None or model.unembed.is_quantised:
             given = ModelInput(Batch(None, embeds=residual), {"inputs_embeds": residual, "use_cache": False})
             logits = run_segment(model, given, model.cfg.n_layers, None)

@@ -19,6 +19,7 @@ from clearspan.hf.derived import Arrival
 from clearspan.hf.recording import Recording
 from clearspan.hf.storages import Copies
 from clearspan.index import Segment
+from clearspan.interrupts import let_through
 from clearspan.model import Model
 from clearspan.points import HookPoint, NamesFilter
 
@@ -38,7 +39,10 @@ def run_with_cache(
     pos_slice: PosSlice = None,
     incl_bwd: bool | Scalar = False,
 ) -> tuple[Output, ActivationCache]:
-    """Runs the model and keeps what was asked for. The arguments are those of `TransformerBridge.run_with_cache`."""
+    """Runs the model and keeps what was asked for. The arguments are those of `TransformerBridge.run_with_cache`.
+
+    It is part of the run under way, `model.taps.run`.
+    """
     if not callable(incl_bwd):
         check_flags(incl_bwd=incl_bwd)
     choice = choose(model, names_filter, segment)
@@ -76,7 +80,8 @@ def plan_cache(
     device: torch.device | str | None,
 ) -> CachePlan:
     """Returns what a cache will keep. The arguments are those of `TransformerBridge.plan_cache`."""
-    return cache_room.planned(model, choose(model, names_filter), input_shape, pos_slice, device)
+    with model.taps.turns.unseen():  # the model is copied, and nobody may be at work on it
+        return cache_room.planned(model, choose(model, names_filter), input_shape, pos_slice, device)
 
 
 def _run_backward(
@@ -114,11 +119,11 @@ def _run_backward(
         output = run(model, given, segment, "both" if needs_loss else "logits")
     logits, loss = output if isinstance(output, tuple) else (output, None)
     assert logits is not None, "both return types have logits"
-    total = loss if scalar is None else _number(scalar(logits))
+    total = loss if scalar is None else _number(let_through(scalar, logits))
     assert total is not None, "without a function it is the loss"
     ends = [(name, what) for name, there in found.items() for what in there]
     tensors = [what.output if isinstance(what, Arrival) else what for _, what in ends]
-    at_ends = torch.autograd.grad(total, tensors, allow_unused=True)
+    at_ends = let_through(torch.autograd.grad, total, tensors, allow_unused=True)
     gradients: dict[str, Tensor] = {}
     for (name, what), gradient in zip(ends, at_ends, strict=True):
         if gradient is not None:

@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from clearspan._forward.forward import run_segment
@@ -17,6 +16,7 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.hf.segments import Stopped, narrowed
 from clearspan.hf.sequence import Prefix, empty
 from clearspan.model import Model, check_bridge
+from clearspan.modes import no_grad
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,9 @@ class BaseRun:
                 run on these alone. None for all.
         """
         copies = len(residual) // self.rows
-        mlp = None if keep is None or stop < self.model.cfg.n_layers else positionwise_mlp(self.model)
-        with contextlib.ExitStack() as stack:
-            if mlp is not None and keep is not None and len(keep) < residual.shape[1]:
-                stack.enter_context(narrowed(mlp.module, keep))
-            return self._run({"inputs_embeds": residual}, start, stop, first, copies, hooks)
+        is_shorter = keep is not None and stop == self.model.cfg.n_layers and len(keep) < residual.shape[1]
+        kept = keep if is_shorter else None
+        return self._run({"inputs_embeds": residual}, start, stop, first, copies, hooks, kept)
 
     def read_out(self, residual: Tensor, first: int, hooks: Hooks) -> Tensor:
         """Returns the logits that the model makes of last residual streams, with hooks on what reads them out."""
@@ -84,7 +82,14 @@ class BaseRun:
         return self._run({"inputs_embeds": residual}, self.model.cfg.n_layers, None, first, copies, hooks)
 
     def _run(
-        self, value: dict[str, Tensor], start: int | None, stop: int | None, first: int, copies: int, hooks: Hooks
+        self,
+        value: dict[str, Tensor],
+        start: int | None,
+        stop: int | None,
+        first: int,
+        copies: int,
+        hooks: Hooks,
+        keep: Sequence[int] | None = None,
     ) -> Tensor:
         kwargs = {**self.given.kwargs, "use_cache": False}
         for name in ("input_ids", "inputs_embeds", "past_key_values"):
@@ -97,13 +102,18 @@ class BaseRun:
         if first:
             assert self.prefix is not None, "a run of the last positions has keys and values of those before"
             kwargs |= {"past_key_values": self.prefix.cache(first), "use_cache": True}
-        with attached(self.model, hooks, segment=(start, stop)) as listeners:
+        mlp = None if keep is None else positionwise_mlp(self.model)
+        with (
+            self.model.taps.run(),
+            contextlib.nullcontext() if mlp is None or keep is None else narrowed(mlp.module, keep),
+            attached(self.model, hooks, segment=(start, stop)) as listeners,
+        ):
             output = run_segment(self.model, ModelInput(self.given.batch, kwargs), start, stop)
             check_fired(listeners)
         return output.residual if isinstance(output, Stopped) else output
 
 
-@torch.no_grad()
+@no_grad
 def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hooks, *, with_prefix: bool) -> BaseRun:
     """Runs the model and returns what other runs continue from.
 
@@ -124,7 +134,7 @@ def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hook
     kv_cache = empty() if with_prefix else None
     own = {} if kv_cache is None else {"past_key_values": kv_cache, "use_cache": True}
     wanted = ModelInput(given.batch, {**given.kwargs, **own})
-    with attached(model, hooks) as listeners:
+    with model.taps.run(given.sequence), attached(model, hooks) as listeners:
         logits, cache = caching.run_with_cache(
             model,
             wanted,
@@ -167,7 +177,7 @@ def check_undisturbed(model: Model) -> None:
         raise InvalidArgumentError(
             "runs are compared on a model in evaluation mode", got="training mode", fix="bridge.hf_model.eval()"
         )
-    listening = next((point for point in model.index if point.is_listening), None)
+    listening = next((point for point in model.index if point.is_heard), None)
     if listening is not None:
         raise InvalidArgumentError(
             "hooks are on the model, which would be called with the rows and positions of batches",

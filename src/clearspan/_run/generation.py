@@ -21,8 +21,9 @@ from clearspan.checks import is_whole
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.generation import GenerationRecording
 from clearspan.inputs import Batch, Input, PaddingSide
+from clearspan.interrupts import let_through
 from clearspan.model import Model
-from clearspan.points import Direction, HookPoint, Listener, NamesFilter
+from clearspan.points import NamesFilter
 
 _SPECULATION = "it runs tokens that are then thrown away"
 _OWN_LOOP = "it decides itself what the model is run on"
@@ -104,7 +105,7 @@ def generate_with_cache(
     with (
         hooked(model, fwd_hooks, itertools.count(), prompt) as listeners,
         model.taps.record(choice.points.values(), choice.plan, recording),
-        recording.following(model.hf_model, lambda: model.taps.is_suspended),
+        recording.following(model.hf_model, lambda: model.taps.turns.is_away or not model.taps.is_recording),
     ):
         generated = run(model, prompt, **keywords)
         hooks.check_fired(listeners)
@@ -136,15 +137,10 @@ def check_no_filter(names_filter: NamesFilter) -> None:
 
 
 @contextlib.contextmanager
-def hooked(
-    model: Model, fwd_hooks: Hooks, steps: Iterator[int], prompt: Prompt
-) -> Iterator[list[tuple[HookPoint, Listener, Direction]]]:
+def hooked(model: Model, fwd_hooks: Hooks, steps: Iterator[int], prompt: Prompt) -> Iterator[hooks.Attached]:
     """Keeps generation's hooks on, and numbers its forwards for them, while the context is open."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(model.taps.follower.counting(steps))
-        stack.enter_context(model.running_on(prompt.batch))
-        # Without hooks of its own, generation inside a hook function is the plain model's.
-        yield stack.enter_context(hooks.attached(model, fwd_hooks)) if fwd_hooks else []
+    with model.taps.run(prompt.batch, steps), hooks.attached(model, fwd_hooks) as listeners:
+        yield listeners
 
 
 def run(model: Model, prompt: Prompt, **keywords: Any) -> Any:
@@ -159,8 +155,8 @@ def run(model: Model, prompt: Prompt, **keywords: Any) -> Any:
         kwargs["disable_compile"] = True
     hf_model: Any = model.hf_model  # its class has `generate` where it is a causal language model
     if prompt.batch.tokens is None:
-        return hf_model.generate(inputs_embeds=prompt.batch.embeds, **kwargs)
-    return hf_model.generate(prompt.batch.tokens, **kwargs)
+        return let_through(hf_model.generate, inputs_embeds=prompt.batch.embeds, **kwargs)
+    return let_through(hf_model.generate, prompt.batch.tokens, **kwargs)
 
 
 def _settings(model: Model, prompt: Prompt) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -9,6 +10,10 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
+
+from clearspan.errors import InvalidArgumentError
+from clearspan.interrupts import let_through
+from clearspan.scopes import HERE, Scope
 
 Item = TypeVar("Item")
 
@@ -29,6 +34,13 @@ class _Ended:
     """The end of the items, and what the function raised, if it did."""
 
     error: BaseException | None
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """The function's turn, and what it is asked from."""
+
+    scope: Scope | None = field(default_factory=HERE.get)
 
 
 @dataclass(frozen=True)
@@ -80,10 +92,11 @@ class Handover(Iterator[Item]):
 
     def __init__(self, function: Callable[[Callable[[Item], None]], None]) -> None:
         self._function = function
-        self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._turns: queue.SimpleQueue[_Turn | None] = queue.SimpleQueue()
         self._items: queue.SimpleQueue[_Handed[Item] | _Ended] = queue.SimpleQueue()
         self._modes = _Modes()
         self._is_over = False
+        self._process = os.getpid()
         context = contextvars.copy_context()
         # A daemon, so that a handover left open does not keep the interpreter from ending.
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="clearspan-handover", daemon=True)
@@ -97,11 +110,17 @@ class Handover(Iterator[Item]):
         """
         if self._is_over:
             raise StopIteration
+        if self._process != os.getpid():
+            raise InvalidArgumentError(
+                "a stream goes on in another process than the one that it was made in",
+                reason="a forked process has not the thread that generates",
+                fix="make it in the process that reads it",
+            )
         if self._thread.ident is None:
             self._thread.start()
-        self._turns.put(True)
+        self._turns.put(_Turn())
         try:
-            answer = self._items.get()
+            answer = let_through(self._items.get)
         except BaseException:  # an interrupt of the thread that waits: the other one must not run by itself
             self.close()
             raise
@@ -117,8 +136,8 @@ class Handover(Iterator[Item]):
     def close(self) -> None:
         """Ends the function where it is, or at the next item that it would hand out; returns when it has ended."""
         self._is_over = True
-        if self._thread.ident is not None:
-            self._turns.put(False)
+        if self._thread.ident is not None and self._process == os.getpid():
+            self._turns.put(None)
             self._thread.join()
 
     def _run(self) -> None:
@@ -138,5 +157,7 @@ class Handover(Iterator[Item]):
         self._wait()
 
     def _wait(self) -> None:
-        if not self._turns.get():
+        turn = self._turns.get()
+        if turn is None:
             raise _Abandoned
+        HERE.set(turn.scope)  # whoever asks, the function goes on inside of what it is asked from

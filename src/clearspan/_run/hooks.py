@@ -2,10 +2,11 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, cast
+from typing import Generic, Literal, TypeVar, cast
 
 from torch import Tensor
 
+from clearspan import interrupts
 from clearspan._run.sources import Source, Sources, gathered
 from clearspan.checks import check_choice, check_flags
 from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
@@ -14,7 +15,9 @@ from clearspan.inputs import Batch
 from clearspan.interventions import Intervention, Site, Written, located
 from clearspan.interventions.intervention import interventions_of
 from clearspan.model import Model
+from clearspan.modes import Modes
 from clearspan.points import Direction, HookFunction, HookPoint, Listener, Side
+from clearspan.scopes import HERE, Scope, end
 
 Hooks = Sequence[tuple[Names, HookFunction]]
 """Pairs of a point's name, several names, a compiled pattern or a predicate of names; and a function."""
@@ -31,8 +34,8 @@ def attached(
     segment: Segment = (None, None),
     reset_hooks_end: bool = True,
     clear_contexts: bool = False,
-) -> Iterator[list[tuple[HookPoint, Listener, Direction]]]:
-    """Attaches hooks while the context is open; if one cannot be attached, none is.
+) -> Iterator[Attached]:
+    """Attaches hooks to the run under way while the context is open; if one cannot be attached, none is.
 
     All names are looked up before anything is attached. A predicate is asked about the points in the segment alone, and
     for backward hooks about those that have a gradient.
@@ -42,35 +45,122 @@ def attached(
         fwd_hooks: Functions of values.
         bwd_hooks: Functions of gradients.
         segment: The part of the model that is run.
-        reset_hooks_end: Whether the hooks come off at the end.
+        reset_hooks_end: Whether the hooks come off at the end. Those that stay see every forward of the model.
         clear_contexts: Whether the `ctx` of their points is emptied at the end.
 
     Raises:
         UnknownPointError: A name is unknown, or a predicate holds for none.
         HookTypeError: A hook is not callable.
     """
-    check_flags(reset_hooks_end=reset_hooks_end, clear_contexts=clear_contexts)
-    model.taps.check_not_in_hook()
-    wanted: list[tuple[HookPoint, str, HookFunction, Direction]] = []
+    if fwd_hooks or bwd_hooks:  # without any, a run inside a hook function is the plain model's
+        model.taps.check_not_in_hook()
+    listeners = _looked_up(model, fwd_hooks, bwd_hooks, segment, model.taps.present)
+    try:
+        _put_on(listeners)
+        yield listeners
+    finally:
+        _take_off(listeners, stay=not reset_hooks_end, clear_contexts=clear_contexts)
+
+
+Hookable = TypeVar("Hookable", bound=Model)
+
+
+class Hooked(contextlib.ContextDecorator, Generic[Hookable]):
+    """Keeps hooks on while the context is open; the forwards of this context (`contextvars`) alone see them.
+
+    The arguments are those of `TransformerBridge.hooks`.
+    """
+
+    def __init__(
+        self,
+        model: Hookable,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        interventions: Sequence[Intervention] = (),
+        sources: Mapping[str, Source] | None = None,
+    ) -> None:
+        self._model = model
+        self._hooks, self._bwd_hooks, self._interventions, self._sources = fwd_hooks, bwd_hooks, interventions, sources
+        self._resets, self._clears = reset_hooks_end, clear_contexts
+        self._listeners: Attached = ()
+        self._scope: Scope | None = None
+
+    def _recreate_cm(self) -> "Hooked[Hookable]":  # each call of a decorated function is a context of its own
+        return Hooked(
+            self._model,
+            self._hooks,
+            self._bwd_hooks,
+            self._resets,
+            self._clears,
+            self._interventions,
+            self._sources,
+        )
+
+    def __enter__(self) -> Hookable:
+        model = self._model
+        check_flags(reset_hooks_end=self._resets, clear_contexts=self._clears)
+        if self._scope is not None:
+            raise InvalidArgumentError("these hooks are on already", fix="with bridge.hooks(...): once more")
+        model.taps.check_not_in_hook()
+        own = edits(model, self._hooks, self._interventions, self._sources)
+        scope = Scope()
+        self._listeners = _looked_up(model, own, self._bwd_hooks, (None, None), scope)
+        try:
+            with model.taps.changing():
+                interrupts.stay()
+                self._scope, self._modes = scope, Modes()
+                model.taps.turns.opened.append(scope)
+                _put_on(self._listeners)
+            HERE.set(scope)  # after `changing`, which sets it back
+        except BaseException:
+            self.__exit__()
+            raise
+        return model
+
+    @interrupts.clean_up(lambda hooked: hooked._scope is not None)
+    def __exit__(self, kind: object = None, *_: object) -> None:
+        with interrupts.held_off():
+            scope, self._scope = self._scope, None
+            if scope is None:
+                return
+            if kind is not None:
+                self._modes.set_back()
+            interrupts.leave()
+            end(scope)
+            self._model.taps.turns.opened.remove(scope)
+            listeners, self._listeners = self._listeners, ()
+            with self._model.taps.changing():
+                _take_off(listeners, stay=not self._resets, clear_contexts=self._clears)
+
+
+def _looked_up(
+    model: Model, fwd_hooks: Hooks, bwd_hooks: Hooks, segment: Segment, scope: Scope | None
+) -> list[tuple[HookPoint, Listener, Direction]]:
+    """Returns hooks as listeners of a scope, with their points; none is on its point yet."""
+    found: list[tuple[HookPoint, Listener, Direction]] = []
     directions: list[tuple[Direction, Hooks]] = [("fwd", fwd_hooks), ("bwd", bwd_hooks)]
     for direction, hooks in directions:
         for names, function in _pairs(hooks, f"{direction}_hooks"):
             for point, name in model.index.matching(names, segment, with_gradient=direction == "bwd"):
-                wanted.append((point, name, function, direction))
-    with contextlib.ExitStack() as stack:
-        listeners: list[tuple[HookPoint, Listener, Direction]] = []
-        for point, name, function, direction in wanted:
-            listener = point.add_hook(function, direction, name=name)
-            stack.callback(point.remove, listener)
-            listeners.append((point, listener, direction))
-        try:
-            yield listeners
-        finally:
-            if clear_contexts:
-                for point, _, _ in listeners:
-                    point.ctx.clear()
-            if not reset_hooks_end:
-                stack.pop_all()
+                found.append((point, Listener(function, name, scope=scope), direction))
+    return found
+
+
+def _put_on(listeners: Attached) -> None:
+    for point, listener, direction in listeners:
+        point.put(listener, direction)
+
+
+def _take_off(listeners: Attached, *, stay: bool, clear_contexts: bool) -> None:
+    for point, listener, _ in reversed(listeners):
+        if stay:
+            listener.scope = None  # like those of `add_hook`, until `reset_hooks`
+        else:
+            point.remove(listener)
+        if clear_contexts:
+            point.ctx.clear()
 
 
 def _pairs(hooks: object, what: str) -> Iterator[tuple[Names, HookFunction]]:
@@ -147,7 +237,8 @@ class SiteWriter:
     def __call__(self, value: Tensor, *, hook: HookPoint) -> None:
         """Writes into the value what belongs into the columns that it shows."""
         width = hook.width if hook.width is not None else value.shape[self._site.sequence_axis]
-        batch = self._model.running if self._model.running is not None else _unpadded(value, width)
+        run = self._model.taps.present
+        batch = _unpadded(value, width) if run is None or run.batch is None else run.batch
         written = self._written
         is_generating = hook.step is not None
         if written is None or written.batch is not batch or written.is_generating != is_generating:
@@ -216,8 +307,11 @@ def _writer(placed: Sequence[Placed], sources: Sources) -> HookFunction:
 
 def add_hook(model: Model, name: Names, hook: HookFunction, dir: Direction, is_permanent: bool) -> None:
     """Puts a function on points. The arguments are those of `TransformerBridge.add_hook`."""
-    for point, found in model.index.matching(name):
-        point.add_hook(hook, dir, is_permanent, name=found)
+    points = model.index.matching(name)
+    with model.taps.changing(), contextlib.ExitStack() as stack:
+        for point, found in points:
+            stack.callback(point.remove, point.add_hook(hook, dir, is_permanent, name=found))
+        stack.pop_all()
 
 
 def reset_hooks(
@@ -226,8 +320,9 @@ def reset_hooks(
     """Takes hooks off all points. The arguments are those of `TransformerBridge.reset_hooks`."""
     check_flags(clear_contexts=clear_contexts, including_permanent=including_permanent)
     check_choice(("fwd", "bwd", "both"), direction=direction)
-    for point in model.index:
-        if point.is_listening:
-            point.remove_hooks(direction, including_permanent)
-        if clear_contexts:
-            point.ctx.clear()
+    with model.taps.changing():
+        for point in model.index:
+            if point.is_listening:
+                point.remove_hooks(direction, including_permanent)
+            if clear_contexts:
+                point.ctx.clear()

@@ -3,19 +3,18 @@
 from collections.abc import Mapping
 from typing import TypeVar
 
-import torch
-
 from clearspan.checks import check_flags
 from clearspan.errors import UnreadableWeightError
 from clearspan.hf.loading import bridge_config
 from clearspan.hf.modules import sharing_copy, untie
 from clearspan.model import Model
+from clearspan.modes import no_grad
 from clearspan.weights.processing import process
 
 Own = TypeVar("Own", bound=Model)
 
 
-@torch.no_grad()
+@no_grad
 def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
     """Returns a new model with processed weights. The steps are the arguments of `TransformerBridge.processed`."""
     check_flags(**{name: wanted for name, wanted in steps.items() if wanted is not None})

@@ -1,7 +1,6 @@
 """The runs of a model: its forward, with hooks and interventions, with a cache."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +58,8 @@ def forward(
             **forward_kwargs,
         )
     given, segment = prepared(model, input, **forward_kwargs)
-    return model_forward.run(model, given, segment, return_type, loss_per_token)
+    with model.taps.run(given.sequence):
+        return model_forward.run(model, given, segment, return_type, loss_per_token)
 
 
 def run_with_hooks(
@@ -80,22 +80,24 @@ def run_with_hooks(
 
     The arguments are those of `TransformerBridge.run_with_hooks`.
     """
+    model.taps.check_not_in_hook()
     given, segment = prepared(model, input, **forward_kwargs)
     fwd_hooks = edits(model, fwd_hooks, interventions, sources, given.sequence)
-    with attached(
-        model,
-        fwd_hooks,
-        bwd_hooks,
-        segment=segment,
-        reset_hooks_end=reset_hooks_end,
-        clear_contexts=clear_contexts,
-    ) as listeners:
-        model.taps.refuse_writes = lost = gradients_lost(model)
+    check_flags(reset_hooks_end=reset_hooks_end, clear_contexts=clear_contexts)
+    with (
+        model.taps.run(given.sequence) as run,
+        attached(
+            model,
+            fwd_hooks,
+            bwd_hooks,
+            segment=segment,
+            reset_hooks_end=reset_hooks_end,
+            clear_contexts=clear_contexts,
+        ) as listeners,
+    ):
+        run.refuse_writes = lost = gradients_lost(model)
         check_recomputation(listeners, lost)
-        try:
-            output = model_forward.run(model, given, segment, return_type, loss_per_token)
-        finally:
-            model.taps.refuse_writes = None
+        output = model_forward.run(model, given, segment, return_type, loss_per_token)
         check_fired(listeners)
         return output
 
@@ -120,8 +122,7 @@ def run_with_cache(
     check_flags(remove_batch_dim=remove_batch_dim)
     given, segment = prepared(model, input, **forward_kwargs)
     own = edits(model, fwd_hooks, interventions, sources, given.sequence)
-    with contextlib.ExitStack() as stack:
-        listeners = stack.enter_context(attached(model, own, segment=segment)) if own else []
+    with model.taps.run(given.sequence), attached(model, own, segment=segment) as listeners:
         output, cache = caching.run_with_cache(
             model,
             given,
@@ -135,19 +136,3 @@ def run_with_cache(
         )
         check_fired(listeners)
     return output, cache.remove_batch_dim() if remove_batch_dim else cache
-
-
-@contextlib.contextmanager
-def hooks(
-    model: Model,
-    fwd_hooks: Hooks = (),
-    bwd_hooks: Hooks = (),
-    reset_hooks_end: bool = True,
-    clear_contexts: bool = False,
-    interventions: Sequence[Intervention] = (),
-    sources: Mapping[str, Source] | None = None,
-) -> Iterator[None]:
-    """Keeps hooks on while the context is open. The arguments are those of `TransformerBridge.hooks`."""
-    own = edits(model, fwd_hooks, interventions, sources)
-    with attached(model, own, bwd_hooks, reset_hooks_end=reset_hooks_end, clear_contexts=clear_contexts):
-        yield

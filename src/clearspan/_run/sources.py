@@ -14,6 +14,7 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input, untold_padding
 from clearspan.interventions import Action, Site, SourcePosition, Taken, Written
 from clearspan.model import Model
+from clearspan.modes import no_grad
 from clearspan.shapes import Axes
 
 
@@ -228,7 +229,7 @@ def checked_sources(sources: Mapping[str, Source] | None) -> Mapping[str, Source
     return given
 
 
-@torch.no_grad()
+@no_grad
 def gathered(
     model: Model, sites: Iterable[Site], sources: Mapping[str, Source] | None, like: Batch | None = None
 ) -> Sources:
@@ -277,7 +278,8 @@ def _run(model: Model, run: str, names: list[str], sources: Mapping[str, Source]
                 expected="tensors by hook point's full name",
             )
         return SourceRun(tensors)
-    logits, cache = run_with_cache(model, prepare(model, batch), names_filter=names)
+    with model.taps.run(batch):
+        logits, cache = run_with_cache(model, prepare(model, batch), names_filter=names)
     assert isinstance(logits, Tensor), "a run for logits returns them"
     return SourceRun({name: cache[name] for name in names}, batch, logits)
 

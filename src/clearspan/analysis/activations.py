@@ -13,6 +13,7 @@ from clearspan.checks import check_counts, whole_numbers
 from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.inputs import Batch, Input, Place, Positions
 from clearspan.model import check_bridge
+from clearspan.modes import no_grad
 from clearspan.points import Address, get_act_name
 
 Layers = int | Sequence[int] | None
@@ -150,7 +151,7 @@ def target_ids_of(bridge: TransformerBridge, targets: Targets, rows: int, name: 
     return torch.tensor(ids, device=bridge.device).expand(rows)
 
 
-@torch.no_grad()
+@no_grad
 def gathered(
     bridge: TransformerBridge,
     input: Input,

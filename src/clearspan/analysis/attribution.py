@@ -18,6 +18,7 @@ from clearspan.effects import Draws, Effects, Label
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input, Positions
 from clearspan.model import check_bridge
+from clearspan.modes import no_grad
 from clearspan.plots import picture
 from clearspan.results import number
 
@@ -141,7 +142,7 @@ class DirectLogitAttribution(Effects):
         return super().plot(metric, draws=draws, **at)
 
 
-@torch.no_grad()
+@no_grad
 def direct_logit_attribution(
     bridge: TransformerBridge,
     input: Input,

@@ -15,6 +15,7 @@ from clearspan.checks import check_counts, check_flags
 from clearspan.effects import Effects
 from clearspan.errors import InputError, InvalidArgumentError, NotFiniteError
 from clearspan.inputs import Batch
+from clearspan.modes import no_grad
 from clearspan.results import Columns, counted
 from clearspan.statistics import standard_error
 from clearspan.sweep.metrics import NextTokenLoss, check_predicted
@@ -155,7 +156,7 @@ class LossByPosition(Effects):
         return {**super().columns(), "rows": self.counts.tolist()}
 
 
-@torch.no_grad()
+@no_grad
 def loss_by_position(
     bridge: TransformerBridge, corpus: Corpus, *, length: int = 512, batch_size: int = 8
 ) -> LossByPosition:
@@ -249,7 +250,7 @@ class Repetition(Effects):
         )
 
 
-@torch.no_grad()
+@no_grad
 def evaluate_repetition(
     bridge: TransformerBridge,
     *,

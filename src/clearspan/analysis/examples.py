@@ -17,6 +17,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, check_flags, is_whole, whole_numbers
 from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.model import check_bridge
+from clearspan.modes import no_grad
 from clearspan.plots import heatmap, plotly_text, shaded_tokens
 from clearspan.plots.charts import ends
 from clearspan.points import HookPoint
@@ -181,7 +182,7 @@ class MaxActivatingExamples(Result):
         return self.top.activations[row, self.top.texts[row] >= 0]
 
 
-@torch.no_grad()
+@no_grad
 def max_activating_examples(
     bridge: TransformerBridge,
     texts: Corpus,

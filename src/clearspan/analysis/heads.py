@@ -15,6 +15,7 @@ from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
 from clearspan.model import check_bridge
+from clearspan.modes import no_grad
 from clearspan.points import HookFunction, nearest
 from clearspan.results import Columns, counted
 
@@ -75,7 +76,7 @@ class HeadScores(Effects):
         return self.mean("previous_token")
 
 
-@torch.no_grad()
+@no_grad
 def head_scores(
     bridge: TransformerBridge,
     *,
@@ -239,7 +240,7 @@ class DetectedHeads(Effects):
         """None: the table is in order."""
 
 
-@torch.no_grad()
+@no_grad
 def detect_heads(
     bridge: TransformerBridge,
     input: Input,

@@ -20,6 +20,7 @@ from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, PaddingSide, row_numbers
 from clearspan.model import check_bridge
+from clearspan.modes import no_grad
 from clearspan.plots.charts import heatmap
 from clearspan.results import Columns, Result
 from clearspan.sweep.metrics import LogitDifference
@@ -411,7 +412,7 @@ class IOIEvaluation(Result):
         )
 
 
-@torch.no_grad()
+@no_grad
 def evaluate_ioi(
     bridge: TransformerBridge,
     prompts: IOIPrompts | None = None,

@@ -20,6 +20,7 @@ from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input, Place, Positions
 from clearspan.model import check_bridge
+from clearspan.modes import no_grad
 from clearspan.plots.charts import heatmap, lines
 from clearspan.plots.labels import plotly_text, positions
 from clearspan.results import Columns, Result, melted
@@ -89,7 +90,7 @@ class LensReadings(Result):
         return lines(series, x=self.depths, x_title="depth", value_title="nats", title=title)
 
 
-@torch.no_grad()
+@no_grad
 def lens_readings(
     bridge: TransformerBridge,
     input: Input,

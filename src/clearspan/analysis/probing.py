@@ -16,6 +16,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, check_kind, check_positive, tensor_of
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input, Place, Positions
+from clearspan.modes import no_grad
 from clearspan.plots import lines
 from clearspan.points import Address
 from clearspan.progress import Progress, shown
@@ -234,7 +235,7 @@ class Probes(Result):
         return figure.update_layout(xaxis_type="category", yaxis_range=[0, 1.03])
 
 
-@torch.no_grad()
+@no_grad
 def train_probe(
     bridge: TransformerBridge,
     input: Input,

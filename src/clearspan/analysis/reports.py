@@ -19,6 +19,7 @@ from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.inputs import Batch, Input, Place
 from clearspan.interventions import Patch
 from clearspan.model import check_bridge
+from clearspan.modes import no_grad
 from clearspan.plots import heatmap, plotly_text, positions
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, counted
@@ -85,7 +86,7 @@ class Predictions(Result):
         return figure.update_traces(text=text, texttemplate="%{text}")
 
 
-@torch.no_grad()
+@no_grad
 def predictions(
     bridge: TransformerBridge,
     input: Input,
@@ -189,7 +190,7 @@ class CausalEffect(Effects):
         return max(before_last, sizes.max().item() / 10, 1e-4)
 
 
-@torch.no_grad()
+@no_grad
 def causal_effect(
     bridge: TransformerBridge,
     input: Input,
@@ -382,7 +383,7 @@ def _plain(values: Tensor) -> Any:
     return finite(values.double().round(decimals=6).tolist())
 
 
-@torch.no_grad()
+@no_grad
 def report(
     bridge: TransformerBridge,
     input: Input,

@@ -22,6 +22,7 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Batch
 from clearspan.model import check_bridge
+from clearspan.modes import no_grad
 from clearspan.plots.charts import lines
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, melted
@@ -301,7 +302,7 @@ def _gradients(bridge: TransformerBridge, batch: Batch, affines: list[tuple[Tens
     return torch.stack(losses).cpu()
 
 
-@torch.no_grad()
+@no_grad
 def _real_streams(bridge: TransformerBridge, batch: Batch) -> list[Float[Tensor, "place d_model"]]:
     """Returns the stream at every depth of a batch's real tokens, row after row."""
     names, n_layers = stream_names(bridge.cfg.n_layers), bridge.cfg.n_layers
@@ -331,7 +332,7 @@ class LensDivergence(Effects):
         return self.select(lens="tuned lens").mean()
 
 
-@torch.no_grad()
+@no_grad
 def lens_divergence(
     bridge: TransformerBridge, corpus: Corpus, lens: Translator, *, batch_size: int = 8, length: int = 128
 ) -> LensDivergence:

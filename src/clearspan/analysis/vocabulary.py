@@ -14,6 +14,7 @@ from clearspan.checks import check_counts, is_whole
 from clearspan.components import NormalizationBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge
+from clearspan.modes import no_grad
 from clearspan.plots.charts import heatmap
 from clearspan.plots.labels import plotly_text
 from clearspan.results import Columns, Result
@@ -127,7 +128,7 @@ class SingularReadings(Result):
         return figure.update_traces(text=text, texttemplate="%{text}")
 
 
-@torch.no_grad()
+@no_grad
 def singular_readings(
     bridge: TransformerBridge,
     matrix: ReadableMatrix,

@@ -19,6 +19,7 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Patch
 from clearspan.model import check_bridge
+from clearspan.modes import no_grad
 from clearspan.plots.charts import lines
 from clearspan.points import Address, HookFunction, HookPoint, get_act_name
 from clearspan.results import Columns, Result, counted
@@ -48,7 +49,7 @@ UnitEffects = Mapping[str, Callable[[Tensor], Float[Tensor, "row *unit"]]]
 """For each layer, in order: the hook point whose gradient is needed, and the effects of its units given that."""
 
 
-@torch.no_grad()
+@no_grad
 def attribution_patch(
     bridge: TransformerBridge,
     clean: Input,
@@ -441,7 +442,7 @@ class _Layer:
         norm = self.pair.bridge.blocks[self.layer].attn.submodules.get(f"{self.unit.name}_norm")
         return isinstance(norm, NormalizationBridge) and "head" not in norm.input_axes.replace("kv_head", "head")
 
-    @torch.no_grad()
+    @no_grad
     def _inside(self, name: str, which: Which) -> tuple[Pattern, Pattern]:
         """Returns scores or patterns of the base run `[row, ...]`, and with changes `[variant, row, ...]`."""
         rows, positions, heads = self.source.shape[:3]

@@ -21,6 +21,7 @@ from clearspan.circuits.graph import ComputationalGraph, Edge
 from clearspan.circuits.runs import PairRun, PairRuns
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
+from clearspan.modes import no_grad
 from clearspan.results import counted, size
 from clearspan.sweep import Direction, Effects, Metric
 
@@ -28,7 +29,7 @@ Scheme = Literal["midpoint", "paper"]
 """Where on each step of EAP-IG the gradient is taken: at its middle, or at its end as in the paper."""
 
 
-@torch.no_grad()
+@no_grad
 def edge_attribution(
     bridge: TransformerBridge,
     clean: Input,

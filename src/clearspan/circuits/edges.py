@@ -24,6 +24,7 @@ from clearspan.circuits.runs import copies_at_a_time, listed, swept
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch, Scale
+from clearspan.modes import no_grad
 from clearspan.points import Address, HookFunction, HookPoint
 from clearspan.progress import Progress
 from clearspan.sweep import Direction, Effects, Grid, Metric, Pair
@@ -332,7 +333,7 @@ def _summed(changes: Sequence[Stream]) -> Stream:
 # --- what receivers read ---------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
+@no_grad
 def _patched(
     pair: Pair[Any],
     graph: ComputationalGraph,

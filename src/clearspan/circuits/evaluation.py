@@ -21,6 +21,7 @@ from clearspan.circuits.runs import PairRun, PairRuns, copies_at_a_time, listed
 from clearspan.effects import Draws, Label
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
+from clearspan.modes import no_grad
 from clearspan.points import HookFunction, HookPoint
 from clearspan.results import counted, number
 from clearspan.sweep import Effects, Metric
@@ -188,7 +189,7 @@ class CircuitRuns:
     n_forwards: int = 0
 
     @classmethod
-    @torch.no_grad()
+    @no_grad
     def of(
         cls,
         bridge: TransformerBridge,
@@ -257,7 +258,7 @@ class CircuitRuns:
         """Returns the metric of each circuit's run, on the CPU."""
         return self.metrics_of(self.masks(circuits))
 
-    @torch.no_grad()
+    @no_grad
     def metrics_of(self, masks: Masks) -> Float[Tensor, "circuit row"]:
         """Returns the metric of each circuit's run, for circuits as masks.
 

@@ -15,6 +15,7 @@ from clearspan.cache import ActivationCache
 from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
+from clearspan.modes import no_grad
 from clearspan.progress import Progress
 from clearspan.results import number
 from clearspan.sweep import Direction, Effects, Grid, LogitMetric, Metric, Pair, Sweep
@@ -88,7 +89,7 @@ class PairRuns(Pair[Metric]):
         """Where runs stop: after the last block where only some logits are read out, else at the logits (None)."""
         return self.bridge.cfg.n_layers if self.reads_some_logits else None
 
-    @torch.no_grad()
+    @no_grad
     def source_run(self, names: Sequence[str]) -> PairRun:
         """Returns the run that gives values, with some points kept."""
         output, cache = self.bridge.run_with_cache(self.source, list(names), stop_at_layer=self.stop)

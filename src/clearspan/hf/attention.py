@@ -5,6 +5,7 @@ import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from clearspan.errors import NotSeenError
 from clearspan.hf.modules import execution_device
 from clearspan.hf.storages import Relocation
-from clearspan.hf.watch import RouterWatch, SoftmaxWatch, Visit, Visits
+from clearspan.hf.watch import RouterWatch, SoftmaxWatch, Visit, Visits, run_under
 from clearspan.points import Side
 
 if TYPE_CHECKING:
@@ -32,13 +33,19 @@ def _never() -> bool:
     return False
 
 
+_IS_NATIVE: ContextVar[bool] = ContextVar("clearspan native attention", default=False)
+"""Whether the configured implementation of attention is running, or being asked for."""
+
+
 class ObservedConfig:
     """A module's own view of its config, which names this library's attention implementation."""
 
-    _attn_implementation = IMPLEMENTATION
-
     def __init__(self, original: Any) -> None:
         self.original = original
+
+    @property
+    def _attn_implementation(self) -> str:
+        return self.original._attn_implementation if _IS_NATIVE.get() else IMPLEMENTATION
 
     def __getattr__(self, name: str) -> Any:
         if "original" not in vars(self):  # while it is being copied
@@ -146,14 +153,14 @@ class AttentionCall(Call):
             rows, heads, positions, _ = self.query.shape
             return self.query.new_empty(rows, positions, heads, self.value.shape[-1]), None
         module = self.module
-        shown: Any = module.config
-        config = shown.original if isinstance(shown, ObservedConfig) else shown
-        vars(module)["config"] = config  # flash attention reads its own name there
+        before = _IS_NATIVE.get()
         try:
+            _IS_NATIVE.set(True)  # flash attention reads its own name in the module's config
+            config: Any = module.config
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, _eager(module))
             return attend(module, self.query, self.key, self.value, self.mask, **self.kwargs)
         finally:
-            vars(module)["config"] = shown
+            _IS_NATIVE.set(before)
 
     def _run_eagerly(self) -> Any:
         mask = additive_mask(self.mask, self.query, self.key, self.module, self.kwargs)
@@ -166,8 +173,8 @@ class AttentionCall(Call):
         inside = {side: visit for side, visit in visits.items() if side in (Side.SCORES, Side.PATTERN)}
         if not inside:
             return call._run_natively()
-        with SoftmaxWatch(inside, is_paused) as watch:
-            output = call._run_eagerly()
+        watch = SoftmaxWatch(inside, is_paused)
+        output = run_under(watch, call._run_eagerly)
         watch.check(self.module)
         return output
 
@@ -185,8 +192,9 @@ class AttentionCall(Call):
         narrow = replace(self, value=self.key[..., :1])  # what the pattern multiplies does not matter
         here, home = self.query.device, execution_device(self.module)
         there = narrow if here == home else narrow.to(Relocation(home))
-        with torch.no_grad(), SoftmaxWatch({Side.SCORES: see, Side.PATTERN: see}, _never) as watch:
-            there._run_eagerly()
+        watch = SoftmaxWatch({Side.SCORES: see, Side.PATTERN: see}, _never)
+        with torch.no_grad():
+            run_under(watch, there._run_eagerly)
         watch.check(self.module)
         scores, pattern = seen
         return scores.to(here), pattern.to(here)
@@ -291,11 +299,10 @@ class ForwardCall(Call):
 
     def _run_for(self, visits: Visits, is_paused: Callable[[], bool]) -> Any:
         if Side.ROUTER in visits:
-            call, mode = self, RouterWatch(visits[Side.ROUTER], is_paused)
+            call, watch = self, RouterWatch(visits[Side.ROUTER], is_paused)
         else:
-            call, mode = self._eager_call(), SoftmaxWatch(visits, is_paused)
-        with mode as watch:
-            output = call._run_natively()
+            call, watch = self._eager_call(), SoftmaxWatch(visits, is_paused)
+        output = run_under(watch, call._run_natively)
         watch.check(self.module)
         return output
 

@@ -146,7 +146,7 @@ class SeparateGradients:
     def add(self, point: HookPoint) -> None:
         """Adds a part's point, in the order in which the parts fire."""
         assert isinstance(point.access, Derived), "only derived points have targets"
-        if not any(calls for _, _, calls in self._points) and point.listeners("bwd"):
+        if not any(calls for _, _, calls in self._points) and point.heard("bwd"):
             self._source.register_hook(self._at_source)
         self._points.append((point, point.access.part, point.backward_calls()))
 
@@ -154,8 +154,9 @@ class SeparateGradients:
         """Keeps what a target saw: its raw tensor in the model's graph, and the input of its module."""
         reaching = [(point, part) for point, part, _ in self._points if target in self._derivation.reached_by(part)]
         for point, part in reaching:
-            if point.gradient_sink is not None:
-                point.gradient_sink(point, Arrival(self._derivation, part, target, output, self._source, entered))
+            sink = point.gradient_sink
+            if sink is not None:
+                sink(point, Arrival(self._derivation, part, target, output, self._source, entered))
         if reaching and output.requires_grad and any(calls for _, _, calls in self._points):
             self._outputs[target] = (output.detach(), entered.detach())
             output.register_hook(lambda gradient: self._gradients.__setitem__(target, gradient))

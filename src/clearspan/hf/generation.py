@@ -13,6 +13,7 @@ from clearspan.hf.attention import AttentionCall, least_score
 from clearspan.hf.recording import Contents, Recording
 from clearspan.hf.storages import Relocation
 from clearspan.hf.tensors import as_tokens, primary_input
+from clearspan.hf.torch_hooks import before
 from clearspan.points import HookPoint, Layout, Place, Side, read
 
 
@@ -97,13 +98,13 @@ class GenerationRecording(Recording):
             is_paused: Asked at each forward: True leaves it out, since it belongs to another run.
         """
 
-        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             if not is_paused():
                 ids = primary_input(args, kwargs)
                 assert len(ids) == self._rows, "a generation that multiplies rows is refused before it starts"
                 self._next_forward(ids.shape[1], starts_over=kwargs.get("past_key_values") is None)
 
-        handle = model.register_forward_pre_hook(enter, with_kwargs=True)
+        handle = before(model, enter)
         try:
             yield
         finally:

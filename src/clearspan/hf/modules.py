@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.errors import CompiledModelError, UnreadableWeightError
+from clearspan.hf.torch_hooks import nothing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,13 +110,9 @@ def sharing_copy(model: "PreTrainedModel") -> "PreTrainedModel":
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
+            for key in [key for key, hook in hooks.items() if hook is nothing]:
                 del hooks[key]
     return copied
-
-
-def _is_ours(hook: object) -> bool:
-    return str(vars(hook).get("__module__", getattr(hook, "__module__", ""))).startswith("clearspan.")
 
 
 def untie(model: "PreTrainedModel") -> None:

@@ -70,9 +70,8 @@ class _Diverted:
         self.own = own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        first, *others = _observers[self.module]
         forward = self.own or functools.partial(type(self.module).forward, self.module)
-        return first(ForwardCall(self.module, forward, args, kwargs, observers=tuple(others)))
+        return ForwardCall(self.module, forward, args, kwargs, observers=_of(self.module)).run()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         module = memo.get(id(self.module))  # nobody observes a copy of the model
@@ -101,5 +100,9 @@ def _register() -> None:
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> Any:
-    first, *others = _observers[module]
-    return first(AttentionCall(module, query, key, value, attention_mask, kwargs, observers=tuple(others)))
+    return AttentionCall(module, query, key, value, attention_mask, kwargs, observers=_of(module)).run()
+
+
+def _of(module: nn.Module) -> tuple[Observer, ...]:
+    """Returns a module's observers; none, where another thread has taken them off in the moment of the call."""
+    return tuple(_observers.get(module, ()))

@@ -15,6 +15,7 @@ from clearspan.hf.modules import around
 from clearspan.hf.observers import observed
 from clearspan.hf.storages import Relocation, storages
 from clearspan.hf.tensors import as_tokens, primary_input, primary_output
+from clearspan.hf.torch_hooks import after
 from clearspan.points import HookPoint, Layout, Place, Side
 
 Transform = Callable[[Tensor, int], Tensor]
@@ -293,7 +294,7 @@ class Recording:
         try:
             for ends in plan.ends:
                 hook = self._plain_hook(ends, is_paused) if ends.are_plain else self._hook(ends, is_paused)
-                handles.append(ends.module.register_forward_hook(hook, with_kwargs=True))
+                handles.append(after(ends.module, hook))
             with observed({inside.module: self._observer(inside, is_paused) for inside in plan.insides}):
                 yield
         finally:
@@ -305,7 +306,7 @@ class Recording:
         entry = None if ends.entry is None else ends.entry.key
         exit_ = ends.exits[0].key if ends.exits else None
 
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
             if is_paused():
                 return
             if entry is not None:
@@ -316,7 +317,7 @@ class Recording:
         return keep
 
     def _hook(self, ends: Ends, is_paused: Callable[[], bool]) -> Callable[..., None]:
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
             if is_paused():
                 return
             if ends.entry is not None:

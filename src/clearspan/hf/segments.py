@@ -1,14 +1,18 @@
 """Running some of the blocks: skipped ones are stepped over, and a run ends after the last one asked for."""
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clearspan.hf.tensors import primary_output, with_input
+from clearspan.hf.torch_hooks import after, before
+from clearspan.hf.turns import turns_of
+from clearspan.scopes import HERE
 
 
 class Stopped(Exception):  # noqa: N818 (it ends a run as asked, and is no error)
@@ -22,7 +26,7 @@ class Stopped(Exception):  # noqa: N818 (it ends a run as asked, and is no error
 class _Reached(Exception):  # noqa: N818 (likewise)
     """Ends a forward at a module, with the arguments that it was called with."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         super().__init__("the forward was stopped at a module's input")
         self.args = args
         self.kwargs = kwargs
@@ -32,7 +36,7 @@ class _Reached(Exception):  # noqa: N818 (likewise)
 def starting_at(
     blocks: Sequence[nn.Module], start: int, residual: Tensor, *, returns_tuple: bool = False
 ) -> Iterator[None]:
-    """While the context is open, forwards skip the blocks before `start`, which gets the given residual stream.
+    """While the context is open, its own forwards skip the blocks before `start`, which gets the residual stream.
 
     Args:
         blocks: The model's blocks.
@@ -40,32 +44,33 @@ def starting_at(
         residual: The residual stream entering it.
         returns_tuple: Whether blocks return a tuple, the residual stream first.
     """
+    own = HERE.get()
 
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return with_input(args, kwargs, residual)
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return with_input(args, kwargs, residual) if HERE.get() is own else None
 
     with contextlib.ExitStack() as stack:
         for index, block in enumerate(blocks[:start]):
             stack.enter_context(_stepped_over(block, residual if index == start - 1 else None, returns_tuple))
         if start == 0:
-            stack.callback(blocks[0].register_forward_pre_hook(enter, prepend=True, with_kwargs=True).remove)
+            stack.callback(before(blocks[0], enter, first=True).remove)
         yield
 
 
 @contextlib.contextmanager
 def stopping_at(blocks: Sequence[nn.Module], stop: int) -> Iterator[None]:
-    """While the context is open, forwards raise `Stopped` before block `stop`, or after the last block."""
+    """While the context is open, its own forwards raise `Stopped` before block `stop`, or after the last block."""
+    own = HERE.get()
 
-    def on_entry(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise Stopped(args[0] if args else kwargs["hidden_states"])
+    def on_entry(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if HERE.get() is own:
+            raise Stopped(args[0] if args else kwargs["hidden_states"])
 
-    def on_exit(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        raise Stopped(primary_output(output))
+    def on_exit(_: nn.Module, __: tuple[Any, ...], ___: Mapping[str, Any], output: Any) -> None:
+        if HERE.get() is own:
+            raise Stopped(primary_output(output))
 
-    if stop == 0:
-        handle = blocks[0].register_forward_pre_hook(on_entry, with_kwargs=True)
-    else:
-        handle = blocks[stop - 1].register_forward_hook(on_exit)
+    handle = before(blocks[0], on_entry) if stop == 0 else after(blocks[stop - 1], on_exit)
     try:
         yield
     finally:
@@ -74,7 +79,7 @@ def stopping_at(blocks: Sequence[nn.Module], stop: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def narrowed(module: nn.Module, positions: Sequence[int]) -> Iterator[None]:
-    """While the context is open, a module that treats each position alone computes some positions only.
+    """While the context is open, a module that treats each position alone computes some positions only in its forwards.
 
     Its output is zero at the others, which nobody may read.
 
@@ -82,9 +87,8 @@ def narrowed(module: nn.Module, positions: Sequence[int]) -> Iterator[None]:
         module: From one tensor `[batch, pos, ...]` to another.
         positions: Which, in the tensor that it is given.
     """
-    run = module.forward
 
-    def forward(value: Tensor) -> Tensor:
+    def forward(run: Callable[..., Any], value: Tensor) -> Tensor:
         index = torch.tensor(positions, device=value.device)
         found = run(value.index_select(1, index))
         return found.new_zeros(*value.shape[:2], *found.shape[2:]).index_copy_(1, index, found)
@@ -96,7 +100,7 @@ def narrowed(module: nn.Module, positions: Sequence[int]) -> Iterator[None]:
 def _stepped_over(
     block: nn.Module, replacement: Tensor | None, returns_tuple: bool
 ) -> contextlib.AbstractContextManager[None]:
-    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+    def forward(_: Callable[..., Any], hidden_states: Tensor, *__: Any, **___: Any) -> Any:
         left = hidden_states if replacement is None else replacement
         return (left, None) if returns_tuple else left
 
@@ -104,9 +108,19 @@ def _stepped_over(
 
 
 @contextlib.contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replaces a module's forward while the context is open."""
-    own = vars(module).get("forward")  # where another library has put one
+def _replaced(module: nn.Module, replacement: Callable[..., Any]) -> Iterator[None]:
+    """Replaces a module's forward while the context is open, in the context's own forwards of the model.
+
+    Args:
+        module: The module.
+        replacement: Called with the module's own forward, and with what that would be called with.
+    """
+    own, here = vars(module).get("forward"), HERE.get()  # another library may have put one there
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        run = own or functools.partial(type(module).forward, module)
+        return replacement(run, *args, **kwargs) if HERE.get() is here else run(*args, **kwargs)
+
     vars(module)["forward"] = forward
     try:
         yield
@@ -116,7 +130,41 @@ def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             vars(module)["forward"] = own
 
 
-def arguments_of(
+class ArgumentsOf:
+    """What a model's own forward passes to a module of a block after its first input, from a run that nobody sees.
+
+    Attributes:
+        model: The Hugging Face model.
+        blocks: Its blocks.
+        embedding_width: Width of the token embedding.
+        returns_tuple: Whether blocks return a tuple.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.blocks: Sequence[nn.Module] = ()
+        self.embedding_width = 0
+        self.returns_tuple = False
+
+    def __call__(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
+        """Returns the arguments of a block, or of a module in one, by name.
+
+        Args:
+            module: The module.
+            value: Its input `[batch, pos, d_model]`.
+        """
+        with turns_of(self.model).unseen():
+            return _arguments_of(
+                self.model,
+                self.blocks,
+                module,
+                value,
+                embedding_width=self.embedding_width,
+                returns_tuple=self.returns_tuple,
+            )
+
+
+def _arguments_of(
     model: nn.Module,
     blocks: Sequence[nn.Module],
     module: nn.Module,
@@ -143,12 +191,15 @@ def arguments_of(
     if not taken:
         return {}
 
-    def reached(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Reached(args, kwargs)
+    own = HERE.get()
+
+    def reached(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if HERE.get() is own:
+            raise _Reached(args, kwargs)
 
     layer = next(index for index, block in enumerate(blocks) if any(part is module for part in block.modules()))
     embeddings = value.new_zeros(*value.shape[:2], embedding_width)
-    handle = module.register_forward_pre_hook(reached, with_kwargs=True)
+    handle = before(module, reached)
     try:
         with torch.no_grad(), starting_at(blocks, layer, torch.zeros_like(value), returns_tuple=returns_tuple):
             model(inputs_embeds=embeddings, use_cache=False)

@@ -3,14 +3,18 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from clearspan.points import Stretch
+from clearspan.hf.derived import Pending
+from clearspan.hf.torch_hooks import after, before
+from clearspan.hf.turns import Turns
+from clearspan.points import Derivation, Stretch
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -19,60 +23,77 @@ KeysAndValues = tuple[Tensor, Tensor]
 """Keys and values of one layer, `[row, kv_head, pos, d_head]`."""
 
 
+class Passage(threading.local):
+    """What is on its way in the forward under way, in the thread that does it.
+
+    Attributes:
+        stretch: Where in the sequence the forward is.
+        rows: Rows of the input of modules that are running, by their paths.
+        pending: Edits of derived values between their source and their targets.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets what a forward left that did not come to its end."""
+        self.stretch = Stretch()
+        self.rows: dict[str, int] = {}
+        self.pending: dict[Derivation, Pending] = {}
+
+
 class Follower:
-    """While installed, sets a model's stretch when a forward starts and resets it when the forward ends.
+    """While installed, sets the stretch when a forward of the model starts and resets it when the forward ends.
 
     Args:
         model: The Hugging Face model.
-        is_suspended: Asked at each forward: True leaves it out, since it runs inside a hook function.
-
-    Attributes:
-        stretch: The stretch of the forward under way.
+        passage: Whose stretch.
+        turns: The turns on the model. A forward inside a hook function is left out.
     """
 
-    def __init__(self, model: nn.Module, is_suspended: Callable[[], bool]) -> None:
-        self.stretch = Stretch()
+    def __init__(self, model: nn.Module, passage: Passage, turns: Turns) -> None:
         self._model = model
-        self._is_suspended = is_suspended
-        self._steps: Iterator[int] = iter(())
-        self._entry = contextlib.ExitStack()
-        self._exit = contextlib.ExitStack()
-
-    @contextlib.contextmanager
-    def counting(self, steps: Iterator[int]) -> Iterator[None]:
-        """Numbers the forwards of a generation by these steps while the context is open."""
-        before, self._steps = self._steps, steps
-        try:
-            yield
-        finally:
-            self._steps = before
+        self._passage = passage
+        self._turns = turns
+        self._handles = contextlib.ExitStack()
+        self._exit: int | None = None
+        self._users = 0
 
     def install(self) -> None:
-        """Puts the torch hooks on the model."""
-        handle = self._model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
-        self._entry.callback(handle.remove)
+        """Puts the torch hooks on the model, if they are not there; each call is undone by one of `remove`."""
+        self._users += 1
+        if self._users > 1:
+            return
+        entry = before(self._model, self._enter, first=True)
+        self._handles.callback(entry.remove)
+        exit_ = after(self._model, self._leave, always=True)
+        self._handles.callback(exit_.remove)
+        self._exit = exit_.id
+
+    def go_last(self) -> None:
+        """Has the forward end after the torch hooks of the points at the model's own output."""
+        assert self._exit is not None, "it is installed"
+        hooks: Any = self._model._forward_hooks  # an OrderedDict
+        hooks.move_to_end(self._exit)
 
     def remove(self) -> None:
-        """Takes them off."""
-        self._entry.close()
-        self._exit.close()
+        """Takes them off, when nobody needs them any more."""
+        self._users -= 1
+        if not self._users:
+            self._handles.close()
 
-    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._is_suspended():
+    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if self._turns.is_away:
             return
-        kwargs = self._by_name(args, kwargs)
-        self.stretch.position = _positions_before(kwargs)
-        self.stretch.length = _length(kwargs)
-        self.stretch.step = next(self._steps, None)
-        # Registered anew in each forward, so that it runs after the hooks of the points at the model's own output.
-        self._exit.close()
-        self._exit.callback(self._model.register_forward_hook(self._leave, always_call=True).remove)
+        kwargs, run = self._by_name(args, kwargs), self._turns.present(self._passage)
+        step = None if run is None or run.steps is None else next(run.steps, None)
+        self._passage.stretch = Stretch(_positions_before(kwargs), step, _length(kwargs))
 
     def _leave(self, *_: Any) -> None:
-        if not self._is_suspended():
-            self.stretch.position, self.stretch.step, self.stretch.length = 0, None, None
+        if not self._turns.is_away:
+            self._passage.stretch = Stretch()
 
-    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the model's arguments by the names of its forward's parameters."""
         if not args:
             return kwargs
@@ -80,7 +101,7 @@ class Follower:
         return {**by_position.arguments, **kwargs}
 
 
-def _positions_before(kwargs: dict[str, Any]) -> int | Tensor:
+def _positions_before(kwargs: Mapping[str, Any]) -> int | Tensor:
     """Returns how many positions the KV cache of a forward holds."""
     past = kwargs.get("past_key_values")
     count = 0 if past is None else past.get_seq_length()
@@ -88,7 +109,7 @@ def _positions_before(kwargs: dict[str, Any]) -> int | Tensor:
     return count.clone() if isinstance(count, Tensor) else count
 
 
-def _length(kwargs: dict[str, Any]) -> int | None:
+def _length(kwargs: Mapping[str, Any]) -> int | None:
     """Returns how many tokens go into a forward."""
     for name in ("input_ids", "inputs_embeds"):
         if kwargs.get(name) is not None:

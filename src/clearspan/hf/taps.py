@@ -1,7 +1,7 @@
 """Taps: torch hooks on the untouched modules, there only while someone listens, that carry values to hook points."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from clearspan.hf.derived import Pending
 from clearspan.hf.modules import around, refuse_compiled
 from clearspan.hf.observers import observed
 from clearspan.hf.recording import Recording, RecordingPlan
-from clearspan.hf.sequence import Follower
+from clearspan.hf.sequence import Follower, Passage
 from clearspan.hf.tensors import as_tokens, from_tokens, primary_input, primary_output, with_input, with_output
+from clearspan.hf.torch_hooks import after, before, nothing
+from clearspan.hf.turns import Run, turns_of
 from clearspan.points import (
     Converted,
     Derivation,
@@ -23,13 +25,14 @@ from clearspan.points import (
     HookPoint,
     InPlace,
     Layout,
-    Listener,
     Place,
     SharedRow,
     Side,
+    Stretch,
     Whole,
     read,
 )
+from clearspan.scopes import HERE, Scope, called_in, is_foreign
 
 
 @dataclass(frozen=True)
@@ -61,27 +64,20 @@ class Taps:
         points: All its hook points.
 
     Attributes:
-        refuse_writes: Why a write must not happen in the present run, or None.
-        writers: The listeners on points that were written since the list was last emptied.
-        is_suspended: Whether a hook function is running: the taps ignore a forward of the model inside it.
-        follower: Tells the points where in the sequence a forward is, while any torch hook is installed.
+        turns: Whose turn it is on the model.
     """
 
     def __init__(self, model: nn.Module, points: Iterable[HookPoint]) -> None:
         self.model = model
-        self.refuse_writes: str | None = None
-        self.writers: list[tuple[HookPoint, Listener]] = []
-        self.is_suspended = False
-        self.follower = Follower(model, lambda: self.is_suspended)
-        self._rows: dict[str, int] = {}
-        self._recording: Recording | None = None
+        self.turns = turns_of(model)
+        self._passage = Passage()
+        self._follower = Follower(model, self._passage, self.turns)
         self._sources: dict[Place, list[HookPoint]] = {}
         self._places: dict[_Anchor, list[Place]] = {}
         self._arriving: dict[Place, list[Derivation]] = {}
         self._leaving: dict[Place, list[Derivation]] = {}
         self._parts: dict[Derivation, list[HookPoint]] = {}
         self._concerned: dict[_Anchor, list[HookPoint]] = {}
-        self._pending: dict[Derivation, Pending] = {}
         self._installed: dict[_Anchor, contextlib.ExitStack] = {}
         for point in points:
             self._sources.setdefault(point.place, []).append(point)
@@ -93,8 +89,7 @@ class Taps:
                 for target in derivation.reached_by(point.access.part):
                     self._add(point, target)
                     _append_new(self._arriving.setdefault(target, []), derivation)
-            point._changed = self._update
-            point._stretch = self.follower.stretch
+            point.be_kept_by(self)
 
     def _add(self, point: HookPoint, place: Place) -> None:
         """Notes that a point needs a tap at a place."""
@@ -103,6 +98,35 @@ class Taps:
         _append_new(self._places.setdefault(anchor, []), place)
 
     # --- a run -------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def run(self, batch: Any = None, steps: Iterator[int] | None = None) -> Iterator[Run]:
+        """While the context is open, does one run, in its turn.
+
+        Args:
+            batch: The whole sequence of the run, or a generation's prompt.
+            steps: Numbers of the forwards, where it is a generation.
+
+        Raises:
+            ModelBusyError: Another thread's run is inside a hook function that does not return.
+        """
+        run = Run(self._passage, batch, steps)
+        with self.turns.taken(run):
+            try:
+                if steps is not None:
+                    self._follower.install()
+                yield run
+            finally:
+                if steps is not None:
+                    self._follower.remove()
+                run.forget()  # what a backward hook's context keeps of it is empty
+                if not self.turns.is_away:
+                    self._passage.clear()
+
+    @property
+    def present(self) -> Run | None:
+        """The run under way in this context, or None; a hook function is inside its run."""
+        return self.turns.present(self._passage)
 
     @contextlib.contextmanager
     def record(self, points: Iterable[HookPoint], plan: RecordingPlan, recording: Recording) -> Iterator[None]:
@@ -117,35 +141,28 @@ class Taps:
             recording: Where to keep it.
         """
         self.check_not_in_hook()
+        run = self.present
+        assert run is not None, "values are kept in a run"
         refuse_compiled(plan.around)
         heard = [point for point in points if _Anchor.of(point.place) in self._installed] if self._installed else []
         if heard:
             plan = RecordingPlan.of(self.model, plan.places - {point.place for point in heard})
         recording.wanted = frozenset(point.name for point in heard)
-        self._recording = recording
+        run.recording = recording
         try:
-            with recording.hooks(plan, lambda: self.is_suspended):
+            with recording.hooks(plan, lambda: HERE.get() is not run):
                 yield
         finally:
-            self._recording = None
+            run.recording = None
 
     def check_not_in_hook(self) -> None:
-        """Raises if a hook function is running."""
-        if self.is_suspended:
+        """Raises if a hook function is running in this context."""
+        if self.turns.is_away:
             raise InvalidArgumentError(
                 "a run with hooks or a cache was started inside a hook function",
                 reason="the run that called the function is still under way on the same model",
                 fix="run it before and use the result in the hook; bridge(...) inside a hook is the plain model",
             )
-
-    @contextlib.contextmanager
-    def suspended(self) -> Iterator[None]:
-        """While the context is open, the taps ignore the model's forwards: no listener and no cache sees them."""
-        was, self.is_suspended = self.is_suspended, True
-        try:
-            yield
-        finally:
-            self.is_suspended = was
 
     @property
     def is_listening(self) -> bool:
@@ -154,12 +171,26 @@ class Taps:
 
     @property
     def is_recording(self) -> bool:
-        """Whether a run's values are being kept."""
-        return self._recording is not None
+        """Whether the values of the run under way are being kept."""
+        run = self.present
+        return run is not None and run.recording is not None
 
     # --- torch hooks -------------------------------------------------------------------------------------------------
 
-    def _update(self, point: HookPoint) -> None:
+    @property
+    def stretch(self) -> Stretch:
+        """Where in the sequence the forward under way in this thread is."""
+        return self._passage.stretch
+
+    def call(self, name: str, outer: Scope | None, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a hook function, to which the model is the plain one; see `Turns.call`."""
+        return self.turns.call(name, outer, function, *args)
+
+    def changing(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context in which torch hooks come and go, while no run is under way but one that this is in."""
+        return contextlib.nullcontext() if self.turns.are_quiet else self.turns.taken(Scope())
+
+    def changed(self, point: HookPoint) -> None:
         """Installs or removes the torch hooks of the point's places, as its listeners require."""
         self._set(_Anchor.of(point.place))
         if isinstance(point.access, Derived):
@@ -170,16 +201,18 @@ class Taps:
         wanted = any(point.is_listening for point in self._concerned[anchor])
         if wanted and anchor not in self._installed:
             installed = self._install(anchor)
-            if not self._installed:
-                self.follower.install()
             self._installed[anchor] = installed
+            self._follower.install()
+            if not anchor.module:
+                self._follower.go_last()
         elif not wanted and anchor in self._installed:
             self._installed.pop(anchor).close()
-            if not self._installed:
-                self.follower.remove()
+            self._follower.remove()
             for place in self._places[anchor]:
                 for derivation in (*self._arriving.get(place, ()), *self._leaving.get(place, ())):
-                    self._pending.pop(derivation, None)
+                    self._passage.pending.pop(derivation, None)
+            if not self._installed and not self.turns.is_away:
+                self._passage.clear()  # a forward that was broken off does not end
 
     def _install(self, anchor: _Anchor) -> contextlib.ExitStack:
         module = self.model.get_submodule(anchor.module)
@@ -191,12 +224,14 @@ class Taps:
             match anchor.side:
                 case Side.INPUT:
                     # Before other torch hooks, which may give the module a copy: an in-place write needs the original.
-                    handle = module.register_forward_pre_hook(self._on_entry(places), with_kwargs=True, prepend=True)
-                    stack.callback(handle.remove)
+                    hook = self._where_seen(self._on_entry(places), nothing)
+                    stack.callback(before(module, hook, first=True).remove)
                 case Side.OUTPUT:
-                    stack.callback(module.register_forward_hook(self._on_exit(places), with_kwargs=True).remove)
+                    hook = self._where_seen(self._on_exit(places), nothing)
+                    stack.callback(after(module, hook).remove)
                 case _:
-                    stack.enter_context(observed({module: self._observer(places)}))
+                    observer = self._where_seen(self._observer(places), lambda call: call.run())
+                    stack.enter_context(observed({module: observer}))
             return stack.pop_all()
         raise AssertionError("an ExitStack suppresses no exception")
 
@@ -208,21 +243,31 @@ class Taps:
         """Keeps the number of rows of a module's input while the module runs."""
         module = self.model.get_submodule(path)
 
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not self.is_suspended:
-                self._rows[path] = len(primary_input(args, kwargs))
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            if not self.turns.is_away:
+                self._passage.rows[path] = len(primary_input(args, kwargs))
 
         def forget(*_: Any) -> None:
-            if not self.is_suspended:
-                self._rows.pop(path, None)
+            if not self.turns.is_away:
+                self._passage.rows.pop(path, None)
 
-        stack.callback(module.register_forward_pre_hook(note, with_kwargs=True, prepend=True).remove)
-        stack.callback(module.register_forward_hook(forget, always_call=True).remove)
+        stack.callback(before(module, note, first=True).remove)
+        stack.callback(after(module, forget, always=True).remove)
+
+    def _where_seen(self, hook: Callable[..., Any], unseen: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a hook for the forwards that the taps look at, and what is called in the others."""
+
+        def called(*args: Any) -> Any:
+            if HERE.get() is None:
+                if torch._C._current_graph_task_id() < 0 or not is_foreign():
+                    return hook(*args)
+                return called_in(self.turns.scope_of_graph(), hook, *args)
+            return unseen(*args) if self.turns.is_away else hook(*args)
+
+        return called
 
     def _on_entry(self, places: Sequence[Place]) -> Callable[..., Any]:
-        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self.is_suspended:
-                return None
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             raw = new = primary_input(args, kwargs)
             for place in places:
                 new = self._through(place, new, new)
@@ -231,9 +276,7 @@ class Taps:
         return enter
 
     def _on_exit(self, places: Sequence[Place]) -> Callable[..., Any]:
-        def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if self.is_suspended:
-                return None
+        def leave(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
             result = output
             for place in places:
                 raw = primary_output(result, place.item)
@@ -248,19 +291,20 @@ class Taps:
             return lambda raw: self._through(place, raw, raw)
 
         def observe(call: Call) -> Any:
-            if self.is_suspended:
-                return call.run()
             visited = [place for place in places if any(map(self._is_concerned, self._sources[place]))]
-            return call.run_watched({place.side: visit(place) for place in visited}, lambda: self.is_suspended)
+            if not visited:
+                return call.run()
+            return call.run_watched({place.side: visit(place) for place in visited}, lambda: self.turns.is_away)
 
         return observe
 
     def _is_concerned(self, point: HookPoint) -> bool:
         """Whether someone listens to a point, or its value is kept, in the forward under way."""
-        return point.is_listening or self._is_wanted(point)
+        return point.is_heard or self._is_wanted(point)
 
     def _is_wanted(self, point: HookPoint) -> bool:
-        return self._recording is not None and point.name in self._recording.wanted
+        run = self.present
+        return run is not None and run.recording is not None and point.name in run.recording.wanted
 
     # --- the way of a tensor -----------------------------------------------------------------------------------------
 
@@ -272,10 +316,10 @@ class Taps:
             given: The tensor, in the module's own layout.
             entered: The module's input, likewise.
         """
-        rows = self._rows.get(place.rows_of, 1)
+        rows = self._passage.rows.get(place.rows_of, 1)
         raw = new = as_tokens(given, place.layout, rows)
         for derivation in self._arriving.get(place, ()):
-            pending = self._pending.get(derivation)
+            pending = self._passage.pending.get(derivation)
             if pending is not None:
                 new = pending.arrive(place, new, as_tokens(entered, place.layout, rows))
         new = self._pass(place, new)
@@ -285,34 +329,36 @@ class Taps:
         """Offers the raw tensor to the place's points in order; returns the one that the model uses."""
         points = self._sources.get(place, ())
         for derivation in self._leaving.get(place, ()):
-            self._pending.pop(derivation, None)  # left by an earlier forward
+            self._passage.pending.pop(derivation, None)  # left by an earlier forward
+        run = self.present
+        recording = None if run is None else run.recording
         for point in points:
-            wanted = self._is_wanted(point)
-            if not point.is_listening and (not wanted or self._is_lazy(point)):
+            wanted, heard = recording is not None and point.name in recording.wanted, point.is_heard
+            if not heard and (not wanted or self._is_lazy(point)):
                 continue
-            value = read(point.access, raw, self._rows.get(place.rows_of), self._edits_so_far(point, raw))
-            if point.is_listening:
-                with self.suspended():
-                    value, edited = point.offer(value)
+            value = read(point.access, raw, self._passage.rows.get(place.rows_of), self._edits_so_far(point, raw))
+            if heard:
+                value, edited = self.turns.call(point.name, HERE.get(), point.offer, value)
+                if edited and run is not None:
+                    self._check_write(point, run)
+                    run.writers += [(point, listener) for listener in point.heard("fwd")]
                 if edited:
-                    self._check_write(point)
-                    self.writers += [(point, listener) for listener in point.listeners("fwd")]
                     # The model will write into this tensor, which must not be the user's own.
                     raw = self._write(point, raw, value.clone() if place.is_overwritten else value)
-                if point.listens_backward:
+                if point.is_heard_backward:
                     raw, value = self._await_gradient(point, raw, value, edited)
-            if wanted and self._recording is not None and not self._is_lazy(point):
-                self._recording.keep_value(point, value)
-        if self._recording is not None and any(map(self._is_wanted, points)):
-            self._recording.keep_raw(place, raw)
+            if wanted and recording is not None and not self._is_lazy(point):
+                recording.keep_value(point, value)
+        if recording is not None and any(point.name in recording.wanted for point in points):
+            recording.keep_raw(place, raw)
         return raw
 
-    def _check_write(self, point: HookPoint) -> None:
-        if self.refuse_writes is not None:
+    def _check_write(self, point: HookPoint, run: Run) -> None:
+        if run.refuse_writes is not None:
             raise UnwritableError(
                 "this write would be lost",
                 where=point.name,
-                reason=self.refuse_writes,
+                reason=run.refuse_writes,
                 fix="with bridge.hooks(fwd_hooks=...): around forward and backward",
             )
 
@@ -338,7 +384,7 @@ class Taps:
         apart from the graph.
         """
         if not value.is_floating_point():
-            if point.listeners("bwd"):
+            if point.heard("bwd"):
                 raise PointNotReachedError("token ids have no gradient", where=point.name)
             return raw, value
         if not torch.is_grad_enabled():
@@ -349,7 +395,7 @@ class Taps:
             )
         match point.access:
             case Derived(derivation) if not (edited or derivation.is_in_series or self._may_be_edited(derivation)):
-                pending = self._pending.get(derivation)
+                pending = self._passage.pending.get(derivation)
                 if pending is None:
                     # A node of its own, to whose gradient a change is added.
                     raw = raw.view_as(raw) if raw.requires_grad else raw.detach().requires_grad_()
@@ -368,31 +414,32 @@ class Taps:
                 pending.only_gradient &= not edited
             case _:
                 raw = self._write(point, raw, value)
-        if point.gradient_sink is not None:
-            point.gradient_sink(point, value)
+        sink = point.gradient_sink
+        if sink is not None:
+            sink(point, value)
         for call in point.backward_calls():
             value.register_hook(call)
         return raw, value
 
     def _may_be_edited(self, derivation: Derivation) -> bool:
         """Whether a listener on a part of the derivation could change it in the forward."""
-        return any(point.listeners("fwd") for point in self._parts[derivation])
+        return any(point.heard("fwd") for point in self._parts[derivation])
 
     def _edits_so_far(self, point: HookPoint, raw: Tensor) -> dict[str, Tensor]:
-        pending = self._pending.get(point.access.derivation) if isinstance(point.access, Derived) else None
+        pending = self._passage.pending.get(point.access.derivation) if isinstance(point.access, Derived) else None
         return pending.edits if pending is not None and pending.source is raw else {}
 
     def _edits(self, derivation: Derivation, raw: Tensor) -> Pending:
-        pending = self._pending.get(derivation)
+        pending = self._passage.pending.get(derivation)
         if pending is None or pending.source is not raw:
-            pending = self._pending[derivation] = Pending(derivation, raw)
+            pending = self._passage.pending[derivation] = Pending(derivation, raw)
         return pending
 
     def _is_lazy(self, point: HookPoint) -> bool:
         """Whether the point's value can be computed on look-up from the raw tensor that is kept."""
         if not isinstance(point.access, Derived):
             return False
-        pending = self._pending.get(point.access.derivation)
+        pending = self._passage.pending.get(point.access.derivation)
         return pending is None or pending.only_gradient
 
 

@@ -1,5 +1,6 @@
 """Which of a module's inputs and outputs is the tensor that the field means, and how rows and positions lie in it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -9,19 +10,21 @@ from clearspan.points import Layout
 INPUT_NAMES = ("hidden_states", "input_ids", "inputs_embeds", "input", "x")
 
 
-def primary_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def primary_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """Returns a module's first positional input, or the keyword in its place."""
     return args[0] if args else kwargs[_keyword(kwargs)]
 
 
-def with_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def with_input(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """Returns the inputs with the first one replaced."""
     if args:
         return (value, *args[1:]), kwargs
     return args, {**kwargs, _keyword(kwargs): value}
 
 
-def _keyword(kwargs: dict[str, Any]) -> str:
+def _keyword(kwargs: Mapping[str, Any]) -> str:
     return next(name for name in INPUT_NAMES if kwargs.get(name) is not None)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clearspan.errors import NotSeenError
+from clearspan.interrupts import held_off
 from clearspan.points import Side
 
 Visit = Callable[[Tensor], Tensor]
@@ -18,6 +19,15 @@ Visits = Mapping[Side, Visit]
 _SOFTMAXES = frozenset({torch.nn.functional.softmax, torch.softmax, Tensor.softmax})
 _PRODUCTS = frozenset({torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
 _LINEARS = frozenset({torch.nn.functional.linear})
+
+
+def run_under(mode: TorchFunctionMode, function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function under a mode, while interrupts wait but in hook functions.
+
+    Torch takes a mode off while its function runs. An interrupt there could put it back when all is over.
+    """
+    with held_off(), mode:
+        return function(*args)
 
 
 class SoftmaxWatch(TorchFunctionMode):

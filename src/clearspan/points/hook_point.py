@@ -1,6 +1,8 @@
 """Hook points: a name, axes, and listeners in order."""
 
 import contextlib
+import itertools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -13,6 +15,7 @@ from clearspan.errors import HookFailedError, HookTypeError, HookValueError, Inv
 from clearspan.points.address import Address
 from clearspan.points.place import Access, Place, Whole
 from clearspan.points.signature import by_position
+from clearspan.scopes import HERE, Scope, is_inside
 from clearspan.shapes import Axes
 
 Direction = Literal["fwd", "bwd"]
@@ -39,17 +42,29 @@ class Listener:
         function: The user's function.
         name: The name under which the point was asked for, which the function sees as `hook.name`.
         is_permanent: Whether `reset_hooks` leaves it.
+        scope: The stretch of code whose forwards it sees, or None for every forward of the model.
         calls: How often it was called.
     """
 
     function: HookFunction
     name: str
     is_permanent: bool = False
+    scope: Scope | None = None
     calls: int = 0
     _by_position: Called = field(init=False)
 
     def __post_init__(self) -> None:
         self._by_position = by_position(self.function, self.name)
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether it sees forwards of the present context."""
+        return self.scope is None or is_inside(self.scope)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it belongs to code that is under way in another context."""
+        return self.scope is not None and self.scope.is_elsewhere
 
     def call(self, value: Tensor, point: "HookPoint") -> Tensor | None:
         """Calls the function, and counts that.
@@ -71,7 +86,7 @@ class Listener:
 
 @dataclass
 class Stretch:
-    """Where in the sequence the forward under way is. A model's points share one; the taps set it.
+    """Where in the sequence the forward under way is. A model's points share one a thread; the taps set it.
 
     Attributes:
         position: See `HookPoint.position`; a tensor if the KV cache counts in one.
@@ -82,6 +97,45 @@ class Stretch:
     position: int | Tensor = 0
     step: int | None = None
     length: int | None = None
+
+
+class Keeper(Protocol):
+    """Who puts the torch hooks of points in place: the taps of their model."""
+
+    @property
+    def stretch(self) -> Stretch:
+        """Where in the sequence the forward under way in this thread is."""
+        ...
+
+    def call(self, name: str, outer: Scope | None, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a point's function from within a scope; inside of it the model is the plain one."""
+        ...
+
+    def changing(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context in which listeners come and go, as a whole or not at all."""
+        ...
+
+    def changed(self, point: "HookPoint") -> None:
+        """Puts the torch hooks in place that the point's listeners require, and takes off others."""
+        ...
+
+
+class _Unkept:
+    """The keeper of a point that is of no model."""
+
+    stretch = Stretch()
+
+    def call(self, name: str, outer: Scope | None, function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+    def changing(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def changed(self, point: "HookPoint") -> None:
+        pass
+
+
+_UNKEPT = _Unkept()
 
 
 @dataclass(eq=False, repr=False)
@@ -98,8 +152,6 @@ class HookPoint:
         aliases: Other names of the same value with the same effect of a write.
         sizes: Sizes of the axes that the model fixes; the others are the input's.
         ctx: A dictionary for the listeners' own use.
-        gradient_sink: In a run that records gradients, gets the point and a tensor with the value's gradient, or an
-            object that computes the gradient.
     """
 
     name: str
@@ -109,10 +161,25 @@ class HookPoint:
     aliases: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     ctx: dict[str, Any] = field(default_factory=dict)
-    gradient_sink: "Sink | None" = None
     _listeners: dict[Direction, list[Listener]] = field(default_factory=lambda: {"fwd": [], "bwd": []})
-    _changed: Callable[["HookPoint"], None] = field(default=lambda _: None)
-    _stretch: Stretch = field(default_factory=Stretch)
+    _sinks: list[tuple[Sink, Scope | None]] = field(default_factory=list)
+    _keeper_or_none: Callable[[], Keeper | None] = field(default=lambda: _UNKEPT)
+    _past: Stretch | None = None
+
+    def be_kept_by(self, keeper: Keeper) -> None:
+        """Has a keeper put torch hooks in place. The point does not keep it, nor its model, from being freed."""
+        self._keeper_or_none = weakref.ref(keeper)
+
+    @property
+    def _keeper(self) -> Keeper:
+        keeper = self._keeper_or_none()
+        if keeper is None:
+            raise InvalidArgumentError(
+                "the bridge of this hook point is gone",
+                where=self.name,
+                fix="keep the bridge for as long as its points are used",
+            )
+        return keeper
 
     def layer(self) -> int:
         """Returns the layer in the point's name.
@@ -147,6 +214,10 @@ class HookPoint:
         return int(self._stretch.position)
 
     @property
+    def _stretch(self) -> Stretch:
+        return self._keeper.stretch if self._past is None else self._past
+
+    @property
     def step(self) -> int | None:
         """Number of this forward in `bridge.generate`: 0 for the prompt, then 1, 2, ...; None outside generation."""
         return self._stretch.step
@@ -158,17 +229,31 @@ class HookPoint:
 
     @property
     def is_listening(self) -> bool:
-        """Whether any function is on the point."""
-        return bool(self._listeners["fwd"]) or self.listens_backward
+        """Whether any function is on the point, of whatever context."""
+        return bool(self._listeners["fwd"] or self._listeners["bwd"] or self._sinks)
 
     @property
-    def listens_backward(self) -> bool:
-        """Whether something needs the value's gradient."""
-        return bool(self._listeners["bwd"]) or self.gradient_sink is not None
+    def is_heard(self) -> bool:
+        """Whether something needs the value, or its gradient, in forwards of the present context."""
+        return self.is_listening and bool(self.heard("fwd") or self.is_heard_backward)
+
+    @property
+    def is_heard_backward(self) -> bool:
+        """Whether something needs the value's gradient in forwards of the present context."""
+        return bool(self.heard("bwd")) or self.gradient_sink is not None
+
+    @property
+    def gradient_sink(self) -> Sink | None:
+        """What gets the point and a tensor with the value's gradient, or an object that computes the gradient."""
+        return next((sink for sink, scope in self._sinks if scope is None or is_inside(scope)), None)
 
     def listeners(self, dir: Direction) -> tuple[Listener, ...]:
         """Returns the listeners of a direction, in order."""
         return tuple(self._listeners[dir])
+
+    def heard(self, dir: Direction) -> tuple[Listener, ...]:
+        """Returns the listeners of a direction that see forwards of the present context, in order."""
+        return tuple([listener for listener in self._listeners[dir] if listener.is_heard])
 
     def add_hook(
         self,
@@ -194,33 +279,43 @@ class HookPoint:
         if not isinstance(dir, str) or dir not in self._listeners:
             raise InvalidArgumentError(f"unknown direction {dir!r}", expected="'fwd' or 'bwd'", where=self.name)
         listener = Listener(hook, name or self.name, is_permanent)
-        there = self._listeners[dir]
-        there.insert(0 if prepend else len(there), listener)
-        try:
-            self._changed(self)
-        except BaseException:
-            there.remove(listener)
-            raise
+        self.put(listener, dir, prepend=prepend)
         return listener
+
+    def put(self, listener: Listener, dir: Direction, *, prepend: bool = False) -> None:
+        """Puts a listener on the point, or raises and leaves the point as it was."""
+        there = self._listeners[dir]
+        with self._keeper.changing():
+            there.insert(0 if prepend else len(there), listener)
+            try:
+                self._keeper.changed(self)
+            except BaseException:
+                there.remove(listener)
+                raise
 
     def remove(self, listener: Listener) -> None:
         """Takes one listener off, if it is still on."""
-        for there in self._listeners.values():
-            if listener in there:
-                there.remove(listener)
-        self._changed(self)
+        with self._keeper.changing():
+            for there in self._listeners.values():
+                if listener in there:
+                    there.remove(listener)
+            self._keeper.changed(self)
 
     def remove_hooks(self, dir: Literal["fwd", "bwd", "both"] = "both", including_permanent: bool = False) -> None:
         """Takes off all functions of a direction; permanent ones only if asked.
+
+        Those of a `with bridge.hooks()` that is open in another thread or task stay.
 
         Raises:
             InvalidArgumentError: `dir` is none of the three.
         """
         check_choice(("fwd", "bwd", "both"), dir=dir)
-        for direction, there in self._listeners.items():
-            if dir in (direction, "both"):
-                there[:] = [one for one in there if one.is_permanent and not including_permanent]
-        self._changed(self)
+        with self._keeper.changing():
+            for direction, there in self._listeners.items():
+                if dir in (direction, "both"):
+                    kept = [one.is_elsewhere or (one.is_permanent and not including_permanent) for one in there]
+                    there[:] = itertools.compress(there, kept)
+            self._keeper.changed(self)
 
     def offer(self, value: Tensor) -> tuple[Tensor, bool]:
         """Calls the listeners in order on a dense private copy of the value.
@@ -229,7 +324,7 @@ class HookPoint:
             The value after the last listener, and whether any of them changed it.
         """
         current, changed = _private_copy(value), False
-        listeners = self.listeners("fwd")  # a function may take hooks off, or put them on for later
+        listeners = self.heard("fwd")  # a function may take hooks off, or put them on for later
         for listener in listeners:
             version = None if current.is_inference() else current._version
             result = listener.call(current, self._named(listener.name))
@@ -243,26 +338,31 @@ class HookPoint:
 
     @contextlib.contextmanager
     def giving_gradient_to(self, sink: "Sink") -> Iterator[None]:
-        """While the context is open, gives `sink` in each forward the tensor with the value's gradient."""
-        self.gradient_sink = sink
-        self._changed(self)
+        """While the context is open, gives `sink` the tensor with the value's gradient in each forward of this run."""
+        one = (sink, HERE.get())
         try:
+            with self._keeper.changing():
+                self._sinks.append(one)
+                self._keeper.changed(self)
             yield
         finally:
-            self.gradient_sink = None
-            self._changed(self)
+            with self._keeper.changing():
+                self._sinks.remove(one)
+                self._keeper.changed(self)
 
     def backward_calls(self) -> list[Callable[[Tensor], Tensor | None]]:
         """Returns the backward listeners as tensor hooks of torch: from a gradient to an edited one, or None."""
         stretch = replace(self._stretch)  # by the time of backward the forward is over
+        run = HERE.get()
 
         def tensor_hook(listener: Listener) -> Callable[[Tensor], Tensor | None]:
             def call(gradient: Tensor) -> Tensor | None:
                 given = gradient.clone(memory_format=torch.contiguous_format)
                 version = given._version
                 point = self._named(listener.name)
-                seen = point if stretch == self._stretch else replace(point, _stretch=stretch)
-                result = listener.call(given, seen)
+                seen = point if stretch == self._stretch else replace(point, _past=stretch)
+                # A thread of autograd's has no context: what it calls belongs to the run of the forward.
+                result = self._keeper.call(self.name, HERE.get() or run, listener.call, given, seen)
                 if result is None or result is given:
                     return given if given._version != version else None
                 self._check(result, gradient)
@@ -270,7 +370,7 @@ class HookPoint:
 
             return call
 
-        return [tensor_hook(listener) for listener in self._listeners["bwd"]]
+        return [tensor_hook(listener) for listener in self.heard("bwd")]
 
     def _named(self, name: str) -> "HookPoint":
         """Returns the point under one of its names; it shares everything but the name."""

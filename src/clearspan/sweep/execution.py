@@ -12,6 +12,7 @@ from clearspan._run.continuation import BaseRun
 from clearspan._run.hooks import Hooks, Placed, hooks_of
 from clearspan._run.sources import Sources
 from clearspan.interventions import Written
+from clearspan.modes import no_grad
 from clearspan.points import Address
 from clearspan.sweep.plan import Tile
 from clearspan.sweep.readings import Readings
@@ -36,7 +37,7 @@ class Execution:
     readings: Readings
     background: tuple[Written, ...] = ()
 
-    @torch.no_grad()
+    @no_grad
     def run(self, tile: Tile) -> dict[str, Float[Tensor, "cell row"]]:
         """Returns each metric of a batch's cells, in the batch's order, on the CPU."""
         return self.readings.measured(self._logits(tile))

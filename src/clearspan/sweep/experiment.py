@@ -20,6 +20,7 @@ from clearspan.hf.loading import revision_of
 from clearspan.inputs import Batch
 from clearspan.interventions import Intervention
 from clearspan.model import check_bridge
+from clearspan.modes import no_grad
 from clearspan.sweep.grid import Grid
 from clearspan.sweep.metrics import LogitMetric, parse_metric
 
@@ -192,7 +193,7 @@ def _rows(tensor: Tensor) -> Rows:
     return tuple(map(tuple, tensor.tolist()))
 
 
-@torch.no_grad()
+@no_grad
 def fingerprint(model: torch.nn.Module) -> str:
     """Returns a digest of all parameters and stored buffers: names, dtypes, shapes and every value.
 

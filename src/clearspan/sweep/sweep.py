@@ -22,6 +22,7 @@ from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention
 from clearspan.interventions.intervention import interventions_of
 from clearspan.model import check_bridge
+from clearspan.modes import no_grad
 from clearspan.progress import Progress, shown
 from clearspan.sweep.execution import Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, fingerprint, versions
@@ -166,7 +167,7 @@ class Sweep:
 
     # --- run ---------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @no_grad
     def run(self, memory: int | None = None, *, progress: bool | Progress = True) -> Effects:
         """Runs the cells that were not run yet, and returns the metrics of all.
 
@@ -227,7 +228,7 @@ class Sweep:
         units = {name: one.unit for name, one in self.metrics.items() if isinstance(one, LogitMetric) and one.unit}
         return Effects(shaped, axes, found.base, found.sources, texts, units=units)
 
-    @torch.no_grad()
+    @no_grad
     def check(self, cells: int = 8, seed: int = 0) -> float:
         """Returns the largest difference of some cells from one whole forward for each, over the largest value.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clearspan._run import runs
+from clearspan._run.hooks import Hooked
 from clearspan.checks import tensor_of
 from clearspan.errors import ClearspanError, InvalidArgumentError, UnreadableWeightError
 from clearspan.model import Model
@@ -217,7 +218,7 @@ class _Verifier:
         base = runs.forward(model, tokens)
         noise = relative(base, self._alone[: len(points)])
         try:
-            with runs.hooks(model, fwd_hooks=[(point.name, write) for point in points]):
+            with Hooked(model, [(point.name, write) for point in points]):
                 logits, cache = runs.run_with_cache(model, tokens, self._is_readable)
         except ClearspanError as error:
             for point in points:

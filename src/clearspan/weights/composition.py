@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
+from clearspan.modes import no_grad
 from clearspan.plots import heatmap
 from clearspan.results import Columns, Result
 from clearspan.weights.factored_matrix import FactoredMatrix, triangular
@@ -71,7 +72,7 @@ class CompositionScores(Result):
         return heatmap(values, x=names, y=names, x_title="reader", y_title="writer", name="score", title=self.title)
 
 
-@torch.no_grad()
+@no_grad
 def composition_scores(
     OV: FactoredMatrix, QK: FactoredMatrix, mode: Composition, *, samples: int = 4, seed: int = 0
 ) -> CompositionScores:

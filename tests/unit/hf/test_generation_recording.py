@@ -13,6 +13,7 @@ def test_a_forward_more_than_the_sequence_needs_is_cut_off(bridge, tokens):
     recording = GenerationRecording(choice.points, len(tokens))
     with (
         torch.no_grad(),
+        bridge.taps.run(),
         bridge.taps.record(choice.points.values(), choice.plan, recording),
         recording.following(bridge.hf_model, lambda: False),
     ):

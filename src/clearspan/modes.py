@@ -1,0 +1,55 @@
+"""Torch's modes in this thread, changed so that an interrupt leaves them as they were, at whatever instant it comes.
+
+The end of `with torch.no_grad():` is several instructions long, and an interrupt between them would leave gradients
+off for the rest of the program.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+def with_gradients(
+    are_on: bool, function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs
+) -> Result:
+    """Calls a function with gradients on, or off."""
+    before = torch.is_grad_enabled()
+    try:
+        torch._C._set_grad_enabled(are_on)
+        return function(*args, **kwargs)
+    finally:
+        torch._C._set_grad_enabled(before)  # one call, before which no interrupt can come
+
+
+def no_grad(function: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Returns a function that computes without gradients."""
+
+    @functools.wraps(function)
+    def without(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        return with_gradients(False, function, *args, **kwargs)
+
+    return without
+
+
+class Modes:
+    """The modes that an interrupted forward can leave behind, as they are when it begins."""
+
+    __slots__ = ("_functions", "_gradients")
+
+    def __init__(self) -> None:
+        count = torch._C._len_torch_function_stack()
+        self._functions = [torch._C._get_function_stack_at(index) for index in range(count)]
+        self._gradients = torch.is_grad_enabled()
+
+    def set_back(self) -> None:
+        """Makes them what they were."""
+        while torch._C._len_torch_function_stack():
+            torch._C._pop_torch_function_stack()
+        for mode in self._functions:
+            torch._C._push_on_torch_function_stack(mode)
+        torch._C._set_grad_enabled(self._gradients)
