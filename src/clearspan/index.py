@@ -1,6 +1,7 @@
 """The index of a model's hook points: by name and alias, by predicate, by the part of the forward they are in."""
 
 import re
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -34,12 +35,15 @@ Names = str | Sequence[str] | re.Pattern[str] | Callable[[str], bool]
 class HookDict(dict[str, HookPoint]):
     """Names to hook points; a name that is not there raises as everywhere else, with the nearest ones."""
 
-    def __init__(self, find: Callable[[str], HookPoint]) -> None:
+    def __init__(self, index: "PointIndex") -> None:
         super().__init__()
-        self._find = find
+        self._index = weakref.ref(index)  # which has this
 
     def __missing__(self, name: str) -> HookPoint:
-        return self._find(name)
+        index = self._index()
+        if index is None:
+            raise KeyError(name)
+        return index.find(name)
 
 
 class PointIndex:
@@ -60,7 +64,7 @@ class PointIndex:
         components: Sequence[GeneralizedComponent],
         adapter: ArchitectureAdapter,
     ) -> None:
-        self.by_name = HookDict(self.find)
+        self.by_name = HookDict(self)
         self.by_name.update({name: point for point in points.values() for name in (point.name, *point.aliases)})
         self._points = list(points.values())
         self._at: dict[Place, list[HookPoint]] = {}

@@ -116,7 +116,7 @@ class Model(ModelWeights):
                 components.append(getattr(self, key))
         arguments.blocks = [block.module for block in self.blocks]
         arguments.embedding_width = self.embed.width
-        arguments.returns_tuple = self.blocks[0].returns_tuple
+        arguments.returns_tuple = any(block.returns_tuple for block in self.blocks)
         points = hook_points(components)
         points["hook_logits"] = logits_point(self.cfg)
         for point in points.values():

@@ -103,7 +103,7 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
         try:
             return let_through(model.hf_model, **given.kwargs).logits
         except Stopped as stopped:
-            return stopped
+            return stopped.with_traceback(None)  # which would keep the frames, and these the model
 
 
 def gradients_lost(model: Model) -> str | None:

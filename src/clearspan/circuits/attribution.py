@@ -150,7 +150,7 @@ def attribution_patch(
         axes=axes,
         texts=position_texts(bridge, pair.base, axes),
         units=pair.units,
-        pair=pair,
+        pair=pair.of_result(),
         unit=unit,
         units_of=axes,
         before=graded.value,

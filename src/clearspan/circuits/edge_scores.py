@@ -116,7 +116,7 @@ def edge_attribution(
         axes={"sender": tuple(map(str, graph.senders)), "receiver": tuple(map(str, graph.receivers))},
         units=pair.units,
         graph=graph,
-        pair=pair,
+        pair=pair.of_result(),
         before=base.value,
         after=source.value,
         steps=steps,

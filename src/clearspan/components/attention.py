@@ -1,5 +1,6 @@
 """Attention: queries, keys, values, scores, patterns and what each head adds."""
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -266,7 +267,7 @@ class HeadResults(Derivation):
     """Each head's own contribution, `z @ W_O[head]`; a write acts on the output projection's output."""
 
     def __init__(self, attention: GeneralAttentionBridge) -> None:
-        self.attention = attention
+        self.attention = weakref.proxy(attention)  # which has the points that have this
         self.targets: tuple[Place, ...] = (attention.o.place(Side.OUTPUT),)
 
     def weights(self) -> tuple[Tensor, ...]:
@@ -302,7 +303,7 @@ class PathInputs(Derivation):
     is_in_series = False
 
     def __init__(self, attention: GeneralAttentionBridge, norm: Callable[[Tensor], Tensor] | None) -> None:
-        self.attention = attention
+        self.attention = weakref.proxy(attention)
         self.norm = norm
         self._at: dict[Place, list[tuple[Projection, Access]]] = {}
         for projection in attention.path_projections:

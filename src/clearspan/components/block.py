@@ -1,5 +1,6 @@
 """Transformer blocks: the residual stream, and what each sublayer reads from it and adds to it."""
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Self, cast
@@ -207,7 +208,7 @@ class MLPInput(Derivation):
     is_in_series = False
 
     def __init__(self, mlp: MLPBridge | MoEBridge, norm: NormalizationBridge | None) -> None:
-        self.mlp = mlp
+        self.mlp = weakref.proxy(mlp)  # which has the point that has this
         self.norm: Callable[[Tensor], Tensor] | None = None if norm is None else norm.module.forward
         self.targets: tuple[Place, ...] = (mlp.first.place(Side.INPUT),)
 

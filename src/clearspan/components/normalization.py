@@ -1,5 +1,6 @@
 """Norms: their scale and normalised value, computed from the input."""
 
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Self
@@ -106,7 +107,7 @@ class NormParts(Derivation):
     """A norm's scale and normalised value; a write acts on the norm's output."""
 
     def __init__(self, norm: NormalizationBridge) -> None:
-        self.norm = norm
+        self.norm = weakref.proxy(norm)  # which has the points that have this
         self.targets: tuple[Place, ...] = (norm.place(Side.OUTPUT),)
 
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:

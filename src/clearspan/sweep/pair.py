@@ -1,7 +1,8 @@
 """Pairs: a clean and a corrupted input, what is measured of them, and which of them is changed."""
 
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal, Self, TypeVar, get_args
 
 from torch import Tensor
@@ -51,7 +52,7 @@ class Pair(Generic[Own]):
         ('corrupted', 'clean')
     """
 
-    bridge: TransformerBridge
+    _bridge: TransformerBridge | weakref.ref[TransformerBridge]
     clean: Batch
     corrupted: Batch
     metric: Own
@@ -92,6 +93,26 @@ class Pair(Generic[Own]):
         if first.attention is not None or second.attention is not None:
             raise InvalidArgumentError("a pair is padded by a mask of two axes", got="a mask of four axes")
         return cls(bridge, first, second.laid_out_as(first), metric, direction)
+
+    @property
+    def bridge(self) -> TransformerBridge:
+        """The model.
+
+        Raises:
+            InvalidArgumentError: This is the pair of a result, and the bridge was deleted.
+        """
+        bridge = self._bridge() if isinstance(self._bridge, weakref.ref) else self._bridge
+        if bridge is None:
+            raise InvalidArgumentError(
+                "the bridge of these results is gone",
+                reason="results do not keep a model in memory",
+                fix="keep the bridge for as long as results are to be compared with runs",
+            )
+        return bridge
+
+    def of_result(self) -> Self:
+        """Returns the pair as a result holds it: it does not keep the model in memory."""
+        return replace(self, _bridge=weakref.ref(self.bridge))
 
     @property
     def base_name(self) -> str:
