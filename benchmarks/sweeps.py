@@ -21,6 +21,7 @@ from transformers import GPTBigCodeForCausalLM
 import clearspan
 from clearspan.interventions import Patch
 from clearspan.sweep import Grid, LogitDifference, Metric, Sweep, grid
+from clearspan.sweep.experiment import fingerprint
 from hand_written import (
     CORRECT,
     INCORRECT,
@@ -152,6 +153,19 @@ def rows(contest: Contest, times: Times, found: Mapping[str, float]) -> list[lis
     ]
 
 
+def hashing(model: GPTBigCodeForCausalLM, rounds: int, clock: Clock) -> str:
+    """Returns what it takes to know the weights again, which is done when a sweep begins, is saved, and goes on."""
+    tokens = random_tokens(1, 32)
+    times = timed(
+        {"hash": lambda: fingerprint(model), "forward": lambda: model(tokens, use_cache=False)}, rounds, clock
+    )
+    size = sum(parameter.nbytes for parameter in model.parameters()) / 2**20
+    return (
+        f"\nhash of all weights, {size:.0f} MiB: {seconds(times.median('hash'))}, "
+        f"{times.ratio('hash', 'forward'):.1f} x a forward of 1 x 32 tokens"
+    )
+
+
 def main() -> int:
     """Prints a table for each grid, and returns the exit code."""
     arguments = parser("Measures sweeps of activation patching.", rounds=7)
@@ -174,6 +188,7 @@ def main() -> int:
             times = measured(contest, options.rounds, clock)
             header = ["", "time of all cells", "faster than the loop", "than tiles by hand", "error"]
             print(table(header, rows(contest, times, found)), flush=True)
+        print(hashing(model, options.rounds, clock))
     return 0 if is_right else 1
 
 

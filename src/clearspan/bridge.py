@@ -29,6 +29,7 @@ from clearspan.index import Names
 from clearspan.inputs import Input, PaddingSide
 from clearspan.interventions import Intervention
 from clearspan.model import Model
+from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
 from clearspan.verification import Level, Verification, verify
 
@@ -69,6 +70,7 @@ class TransformerBridge(Model):
         **forward_kwargs: Any
     ) -> None: ...
     # fmt: on
+    @eager
     def __call__(
         self,
         input: Input | None = None,
@@ -79,6 +81,7 @@ class TransformerBridge(Model):
         """Runs the model; see `forward`."""
         return runs.forward(self, input, return_type, loss_per_token, **forward_kwargs)
 
+    @eager
     def forward(
         self,
         input: Input | None = None,
@@ -154,6 +157,7 @@ class TransformerBridge(Model):
             **model_kwargs,
         )
 
+    @eager
     def read_out(
         self, residual: Float[Tensor, "batch pos d_model"], tokens: Sequence[int] | None = None
     ) -> Float[Tensor, "batch pos d_vocab"]:
@@ -189,6 +193,7 @@ class TransformerBridge(Model):
         **forward_kwargs: Any
     ) -> None: ...
     # fmt: on
+    @eager
     def run_with_hooks(
         self,
         input: Input | None = None,
@@ -266,6 +271,7 @@ class TransformerBridge(Model):
         """
         return Hooked(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts, interventions, sources)
 
+    @eager
     def add_hook(
         self,
         name: Names,
@@ -283,6 +289,7 @@ class TransformerBridge(Model):
         """
         add_hook(self, name, hook, dir, is_permanent)
 
+    @eager
     def reset_hooks(
         self,
         clear_contexts: bool = True,
@@ -323,6 +330,7 @@ class TransformerBridge(Model):
         **forward_kwargs: Any
     ) -> tuple[None, ActivationCache]: ...
     # fmt: on
+    @eager
     def run_with_cache(
         self,
         input: Input | None = None,
@@ -451,6 +459,7 @@ class TransformerBridge(Model):
         return_cache: Literal[True], names_filter: NamesFilter = ..., **generate_kwargs: Any
     ) -> tuple[Any, ActivationCache]: ...
     # fmt: on
+    @eager
     def generate(
         self,
         input: Input | None = None,
@@ -531,6 +540,7 @@ class TransformerBridge(Model):
         self, input: Input | None = None, max_tokens_per_yield: int = 1, fwd_hooks: Hooks = (), **generate_kwargs: Any
     ) -> Generator[Any, None, None]: ...
 
+    @eager
     def generate_stream(
         self,
         input: Input | None = None,
@@ -588,6 +598,7 @@ class TransformerBridge(Model):
 
     # --- the model as a whole ----------------------------------------------------------------------------------------
 
+    @eager
     def verify(self, level: Level = "quick", tokens: Tensor | None = None) -> Verification:
         """Checks this very model: that its points show what they promise, and that writes do. Returns the findings.
 

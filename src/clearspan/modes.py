@@ -5,8 +5,9 @@ off for the rest of the program.
 """
 
 import functools
+import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -34,6 +35,40 @@ def no_grad(function: Callable[Params, Result]) -> Callable[Params, Result]:
         return with_gradients(False, function, *args, **kwargs)
 
     return without
+
+
+def uncompiled(function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:
+    """Calls a function as it is, also within code under `torch.compile`."""
+    # Importing the compiler takes a second, and without it nothing is compiled.
+    if "torch._dynamo" not in sys.modules:
+        return function(*args, **kwargs)
+    if not _UNCOMPILED:
+        _UNCOMPILED.append(torch._dynamo.disable(_called))
+    return _UNCOMPILED[0](function, *args, **kwargs)
+
+
+def eager(function: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Returns a function that runs as it is also where it is called from code under `torch.compile`.
+
+    Compiled code would call hooks or not as it did when it was compiled. With `fullgraph=True` torch raises.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        return uncompiled(function, *args, **kwargs)
+
+    # What the compiler asks of a function before it goes into it.
+    for name, value in {"_torchdynamo_disable": True, "_torchdynamo_disable_msg": _WHY}.items():
+        setattr(run, name, value)
+    return run
+
+
+def _called(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+_UNCOMPILED: list[Callable[..., Any]] = []
+_WHY = "clearspan runs a model as it is, with its hooks"
 
 
 class Modes:

@@ -6,6 +6,8 @@ import pytest
 
 import clearspan
 from clearspan.errors import HookFailedError
+from clearspan.hf.observers import observed
+from clearspan.hf.torch_hooks import StandIn, after
 from tests.concurrency.cleanliness import Cleanliness
 from tests.concurrency.test_interrupts import JOBS, OTHER, TOKENS, doubled
 from tests.zoo import build
@@ -56,9 +58,9 @@ def matrix(family, stride):
 
 @pytest.mark.parametrize("family", FAMILIES[:3])
 def test_an_exception_leaves_nothing(family):
-    count, dirty = matrix(family, 11)
+    count, dirty = matrix(family, 41)
     assert dirty == []
-    assert count > 60
+    assert count > 15
 
 
 @pytest.mark.slow
@@ -79,7 +81,7 @@ def test_hooks_that_raise_leave_nothing_at_any_point(family, error):
     def fail(value, hook):
         raise error
 
-    for point in list(bridge.index)[::3]:
+    for point in list(bridge.index)[::6]:
         beside = [("blocks.0.attn.hook_pattern", doubled), ("blocks.0.hook_resid_pre", doubled), (point.name, fail)]
         with pytest.raises(expected):
             bridge.run_with_hooks(TOKENS, beside)
@@ -111,3 +113,29 @@ def test_hooks_that_cannot_all_be_put_on_leave_none():
         with pytest.raises(clearspan.errors.CompiledModelError):
             attempt()
         assert clean.state() == clean.before
+
+
+def test_what_is_lost_on_a_model_is_found_and_taken_off():
+    """Hooks of a bridge that is gone, and whatever else a run that was torn apart could leave."""
+    model = build("bloom")
+    lost = clearspan.boot(model)
+    clean = Cleanliness(clearspan.boot(model), TOKENS)
+    lost.add_hook("blocks.0.attn.hook_pattern", doubled, is_permanent=True)
+    lost.add_hook("blocks.1.hook_resid_post", doubled)
+    del lost
+    bridge = clearspan.boot(model)
+    module = bridge.blocks[1].module
+    after(module, lambda *_: None)
+    observation = observed({bridge.blocks[2].attn.module: lambda call: call.run()})
+    observation.__enter__()
+    StandIn(module.mlp, lambda run, *args: run(*args) * 2)
+    users = module.register_forward_hook(lambda *_: None)
+    kept = []
+    bridge.add_hook("blocks.2.hook_resid_post", lambda value, hook: kept.append(1), is_permanent=True)
+    bridge.reset_hooks()
+    bridge.run_with_hooks(TOKENS)
+    assert kept
+    bridge.reset_hooks(including_permanent=True)
+    assert users.id in module._forward_hooks
+    users.remove()
+    assert clean.faults() == []

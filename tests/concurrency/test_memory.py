@@ -1,4 +1,4 @@
-"""What is kept, and by whom: after `del` nothing of ours refers to a model, and a run keeps nothing that it was given."""
+"""What is kept, and by whom: after `del` nothing of ours refers to a model, and a run keeps nothing it was given."""
 
 import contextlib
 import gc

@@ -15,6 +15,7 @@ from clearspan.hf.segments import Stopped, starting_at, stopping_at
 from clearspan.index import Segment
 from clearspan.interrupts import let_through
 from clearspan.model import Model
+from clearspan.modes import uncompiled
 from clearspan.scopes import is_foreign
 
 ReturnType = Literal["logits", "loss", "both"]
@@ -41,7 +42,7 @@ def run(
             got=what if stop is not None or given.batch.tokens is None else "one token",
         )
     if segment == (None, None):
-        output = let_through(model.hf_model, **given.kwargs).logits
+        output = let_through(uncompiled, model.hf_model, **given.kwargs).logits
     else:
         _refuse_kv_cache(given, segment)
         output = run_segment(model, given, start, stop)
@@ -101,7 +102,7 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
         if stop is not None:
             stack.enter_context(stopping_at(blocks, stop))
         try:
-            return let_through(model.hf_model, **given.kwargs).logits
+            return let_through(uncompiled, model.hf_model, **given.kwargs).logits
         except Stopped as stopped:
             return stopped.with_traceback(None)  # which would keep the frames, and these the model
 

@@ -15,7 +15,7 @@ from clearspan.inputs import Batch
 from clearspan.interventions import Intervention, Site, Written, located
 from clearspan.interventions.intervention import interventions_of
 from clearspan.model import Model
-from clearspan.modes import Modes
+from clearspan.modes import Modes, eager
 from clearspan.points import Direction, HookFunction, HookPoint, Listener, Side
 from clearspan.scopes import HERE, Scope, end
 
@@ -98,6 +98,7 @@ class Hooked(contextlib.ContextDecorator, Generic[Hookable]):
             self._sources,
         )
 
+    @eager
     def __enter__(self) -> Hookable:
         model = self._model
         check_flags(reset_hooks_end=self._resets, clear_contexts=self._clears)
@@ -320,9 +321,7 @@ def reset_hooks(
     """Takes hooks off all points. The arguments are those of `TransformerBridge.reset_hooks`."""
     check_flags(clear_contexts=clear_contexts, including_permanent=including_permanent)
     check_choice(("fwd", "bwd", "both"), direction=direction)
-    with model.taps.changing():
+    model.taps.reset(direction, including_permanent)
+    if clear_contexts:
         for point in model.index:
-            if point.is_listening:
-                point.remove_hooks(direction, including_permanent)
-            if clear_contexts:
-                point.ctx.clear()
+            point.ctx.clear()

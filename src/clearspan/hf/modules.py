@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,12 @@ def around(model: nn.Module, paths: Iterable[str]) -> tuple[nn.Module, ...]:
 
 
 def refuse_compiled(modules: Iterable[nn.Module]) -> None:
-    """Raises if one of the modules is compiled.
+    """Raises if one of the modules is compiled; has code that is compiled around them look at their hooks.
 
     Raises:
         CompiledModelError: It names the module.
     """
+    _have_hooks_guarded()
     for module in modules:
         forward = vars(module).get("forward")
         if module._compiled_call_impl is not None or (
@@ -42,6 +44,19 @@ def refuse_compiled(modules: Iterable[nn.Module]) -> None:
                 f"{type(module).__name__} is compiled, and compiled code drops torch hooks quietly",
                 fix="listen on a model that is not compiled: load it again without .compile()",
             )
+
+
+def _have_hooks_guarded() -> None:
+    """Has compiled functions that call modules be compiled anew where hooks have come to these.
+
+    As torch is set, a function that was compiled when no hook was there never asks again. What was compiled under that
+    setting is dropped, once in a process.
+    """
+    # Importing the compiler takes a second, and without it nothing is compiled.
+    settings: Any = sys.modules.get("torch._dynamo.config")
+    if settings is not None and settings.skip_nnmodule_hook_guards:
+        settings.skip_nnmodule_hook_guards = False
+        torch._dynamo.reset()
 
 
 def execution_device(module: nn.Module) -> torch.device:

@@ -3,12 +3,13 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from clearspan.hf.attention import IMPLEMENTATION, AttentionCall, ForwardCall, ObservedConfig, Observer
+from clearspan.hf.torch_hooks import StandIn
 
 _observers: dict[nn.Module, list[Observer]] = {}
 
@@ -48,34 +49,27 @@ def _divert(module: nn.Module, configs: dict[int, ObservedConfig]) -> None:
         config = vars(module)["config"]
         vars(module)["config"] = configs.setdefault(id(config), ObservedConfig(config))
         return
-    own = vars(module).get("forward")  # where another library has put one
-    vars(module)["forward"] = _Diverted(module, own)
+
+    def forward(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return ForwardCall(module, run, args, kwargs, observers=_of(module)).run()
+
+    StandIn(module, forward)
 
 
 def _restore(module: nn.Module) -> None:
-    diverted = vars(module).get("forward")
-    if not isinstance(diverted, _Diverted):
-        vars(module)["config"] = vars(module)["config"].original
-        return
-    del vars(module)["forward"]
-    if diverted.own is not None:
-        vars(module)["forward"] = diverted.own
+    diverted, config = vars(module).get("forward"), vars(module).get("config")
+    if isinstance(config, ObservedConfig):
+        vars(module)["config"] = config.original
+    elif isinstance(diverted, StandIn):
+        diverted.restore()
 
 
-class _Diverted:
-    """A module's forward that sends its calls to the observers."""
-
-    def __init__(self, module: nn.Module, own: Callable[..., Any] | None) -> None:
-        self.module = module
-        self.own = own
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        forward = self.own or functools.partial(type(self.module).forward, self.module)
-        return ForwardCall(self.module, forward, args, kwargs, observers=_of(self.module)).run()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        module = memo.get(id(self.module))  # nobody observes a copy of the model
-        return self.own or functools.partial(type(self.module).forward, module)
+def forget_lost(model: nn.Module, kept: Container[nn.Module]) -> None:
+    """Ends the observation of a model's modules but some, where who observed them is lost."""
+    for module in model.modules():
+        if module in _observers and module not in kept:
+            del _observers[module]
+            _restore(module)
 
 
 def uses_interface(module: nn.Module) -> bool:

@@ -1,7 +1,6 @@
 """Running some of the blocks: skipped ones are stepped over, and a run ends after the last one asked for."""
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.hf.tensors import primary_output, with_input
-from clearspan.hf.torch_hooks import after, before
+from clearspan.hf.torch_hooks import StandIn, after, before
 from clearspan.hf.turns import turns_of
 from clearspan.scopes import HERE
 
@@ -115,19 +114,16 @@ def _replaced(module: nn.Module, replacement: Callable[..., Any]) -> Iterator[No
         module: The module.
         replacement: Called with the module's own forward, and with what that would be called with.
     """
-    own, here = vars(module).get("forward"), HERE.get()  # another library may have put one there
+    here = HERE.get()
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        run = own or functools.partial(type(module).forward, module)
+    def forward(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return replacement(run, *args, **kwargs) if HERE.get() is here else run(*args, **kwargs)
 
-    vars(module)["forward"] = forward
+    stand_in = StandIn(module, forward)
     try:
         yield
     finally:
-        del vars(module)["forward"]
-        if own is not None:
-            vars(module)["forward"] = own
+        stand_in.restore()
 
 
 class ArgumentsOf:

@@ -58,6 +58,7 @@ class Follower:
         self._handles = contextlib.ExitStack()
         self._exit: int | None = None
         self._users = 0
+        self.handles: set[int] = set()
 
     def install(self) -> None:
         """Puts the torch hooks on the model, if they are not there; each call is undone by one of `remove`."""
@@ -68,7 +69,7 @@ class Follower:
         self._handles.callback(entry.remove)
         exit_ = after(self._model, self._leave, always=True)
         self._handles.callback(exit_.remove)
-        self._exit = exit_.id
+        self._exit, self.handles = exit_.id, {entry.id, exit_.id}
 
     def go_last(self) -> None:
         """Has the forward end after the torch hooks of the points at the model's own output."""

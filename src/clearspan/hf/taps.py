@@ -1,22 +1,24 @@
 """Taps: torch hooks on the untouched modules, there only while someone listens, that carry values to hook points."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
 from clearspan.hf.attention import Call
 from clearspan.hf.derived import Pending
 from clearspan.hf.modules import around, refuse_compiled
-from clearspan.hf.observers import observed
+from clearspan.hf.observers import forget_lost, observed
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.sequence import Follower, Passage
 from clearspan.hf.tensors import as_tokens, from_tokens, primary_input, primary_output, with_input, with_output
-from clearspan.hf.torch_hooks import after, before, nothing
+from clearspan.hf.torch_hooks import after, before, nothing, take_off_lost
 from clearspan.hf.turns import Run, turns_of
 from clearspan.points import (
     Converted,
@@ -65,11 +67,14 @@ class Taps:
 
     Attributes:
         turns: Whose turn it is on the model.
+        points: The hook points.
     """
 
     def __init__(self, model: nn.Module, points: Iterable[HookPoint]) -> None:
         self.model = model
         self.turns = turns_of(model)
+        self.turns.taps.add(self)
+        self.points = list(points)
         self._passage = Passage()
         self._follower = Follower(model, self._passage, self.turns)
         self._sources: dict[Place, list[HookPoint]] = {}
@@ -79,7 +84,8 @@ class Taps:
         self._parts: dict[Derivation, list[HookPoint]] = {}
         self._concerned: dict[_Anchor, list[HookPoint]] = {}
         self._installed: dict[_Anchor, contextlib.ExitStack] = {}
-        for point in points:
+        self._handles: set[int] = set()
+        for point in self.points:
             self._sources.setdefault(point.place, []).append(point)
             self._add(point, point.place)
             if isinstance(point.access, Derived):
@@ -197,6 +203,24 @@ class Taps:
             for target in point.access.derivation.reached_by(point.access.part):
                 self._set(_Anchor.of(target))
 
+    def reset(self, direction: Literal["fwd", "bwd", "both"], including_permanent: bool) -> None:
+        """Takes the functions off all points; also those of other bridges to the model, and what was lost on it."""
+        with self.changing():
+            everyone = list(self.turns.taps)
+            for point in itertools.chain.from_iterable(taps.points for taps in everyone):
+                if point.is_listening:
+                    point.remove_hooks(direction, including_permanent)
+            if self.turns.are_a_run:
+                return  # whose own torch hooks are on
+            kept, observed_modules = set[int](), set[nn.Module]()
+            for taps in everyone:
+                kept |= taps._handles | taps._follower.handles
+                observed_modules |= {
+                    self.model.get_submodule(one.module) for one in taps._installed if one.side is None
+                }
+            forget_lost(self.model, observed_modules)
+            take_off_lost(self.model, kept, observed_modules)
+
     def _set(self, anchor: _Anchor) -> None:
         wanted = any(point.is_listening for point in self._concerned[anchor])
         if wanted and anchor not in self._installed:
@@ -225,10 +249,10 @@ class Taps:
                 case Side.INPUT:
                     # Before other torch hooks, which may give the module a copy: an in-place write needs the original.
                     hook = self._where_seen(self._on_entry(places), nothing)
-                    stack.callback(before(module, hook, first=True).remove)
+                    self._hold(before(module, hook, first=True), stack)
                 case Side.OUTPUT:
                     hook = self._where_seen(self._on_exit(places), nothing)
-                    stack.callback(after(module, hook).remove)
+                    self._hold(after(module, hook), stack)
                 case _:
                     observer = self._where_seen(self._observer(places), lambda call: call.run())
                     stack.enter_context(observed({module: observer}))
@@ -251,8 +275,14 @@ class Taps:
             if not self.turns.is_away:
                 self._passage.rows.pop(path, None)
 
-        stack.callback(before(module, note, first=True).remove)
-        stack.callback(after(module, forget, always=True).remove)
+        self._hold(before(module, note, first=True), stack)
+        self._hold(after(module, forget, always=True), stack)
+
+    def _hold(self, handle: RemovableHandle, stack: contextlib.ExitStack) -> None:
+        """Has a torch hook taken off when the stack is closed."""
+        self._handles.add(handle.id)
+        stack.callback(self._handles.discard, handle.id)
+        stack.callback(handle.remove)
 
     def _where_seen(self, hook: Callable[..., Any], unseen: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a hook for the forwards that the taps look at, and what is called in the others."""

@@ -1,6 +1,7 @@
-"""Torch hooks of this library's on a model's modules: how they are put there, and how they are found again."""
+"""What this library puts on modules, torch hooks and forwards: how it gets there, and how it is found again."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +24,8 @@ class TorchHook:
         """Calls the function."""
         return self._function(*args)
 
+    __call__._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess] - the compiler stops there
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return nothing
 
@@ -32,6 +35,52 @@ class TorchHook:
 
 def nothing(*_: Any) -> None:
     """Changes nothing, as a torch hook."""
+
+
+class StandIn:
+    """A forward in the place of a module's own, until `restore`. Copies of the module have their own.
+
+    Args:
+        module: The module.
+        function: Called with the forward whose place it takes, and with what that would be called with.
+    """
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        self._module = module
+        self._function = function
+        self._before: Callable[..., Any] | None = vars(module).get("forward")  # where another library has put one
+        vars(module)["forward"] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the function."""
+        return self._function(self._own(self._module), *args, **kwargs)
+
+    def _own(self, module: nn.Module) -> Callable[..., Any]:
+        return self._before or functools.partial(type(module).forward, module)
+
+    def restore(self) -> None:
+        """Puts the forward back that was there before."""
+        del vars(self._module)["forward"]
+        if self._before is not None:
+            vars(self._module)["forward"] = self._before
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        return self._own(memo[id(self._module)])
+
+
+def take_off_lost(model: nn.Module, kept: Container[int], diverted: Container[nn.Module]) -> None:
+    """Takes what is of this library off a model's modules, but hooks with these ids, and these modules' forwards."""
+    for module in model.modules():
+        tables = (
+            (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        )
+        for hooks, *others in tables:
+            for key in [key for key, hook in hooks.items() if isinstance(hook, TorchHook) and key not in kept]:
+                for table in (hooks, *others):
+                    table.pop(key, None)
+        while module not in diverted and isinstance(vars(module).get("forward"), StandIn):
+            vars(module)["forward"].restore()
 
 
 def before(module: nn.Module, function: Callable[..., Any], *, first: bool = False) -> RemovableHandle:

@@ -23,6 +23,7 @@ from clearspan.scopes import HERE, Scope, adopted, called_in, is_inside
 
 if TYPE_CHECKING:
     from clearspan.hf.recording import Recording
+    from clearspan.hf.taps import Taps
     from clearspan.points import HookPoint, Listener
 
 Result = TypeVar("Result")
@@ -89,11 +90,13 @@ class Turns:
     Attributes:
         patience: Seconds that a run waits while the one before it is inside a hook function.
         opened: The stretches with hooks on the model that are open, in any context.
+        taps: Those of all bridges to the model.
     """
 
     def __init__(self) -> None:
         self.patience = PATIENCE
         self.opened: list[Scope] = []
+        self.taps: weakref.WeakSet[Taps] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._owner: Scope | None = None
         self._call: Call | None = None
@@ -115,6 +118,11 @@ class Turns:
     def are_quiet(self) -> bool:
         """Whether this context is in a turn of its own, and no interrupt can come."""
         return self._owner is not None and is_inside(self._owner) and are_held_off()
+
+    @property
+    def are_a_run(self) -> bool:
+        """Whether the turn under way is a run."""
+        return isinstance(self._owner, Run)
 
     def present(self, owner: object) -> Run | None:
         """Returns the run of an owner under way in this context, or None; a hook function is inside its run."""

@@ -1,5 +1,6 @@
 import json
 
+import peft
 import pytest
 import torch
 from safetensors import safe_open
@@ -263,6 +264,27 @@ def test_a_sweep_does_not_go_on_with_other_weights(tokens, others, make_bridge, 
             case "as an experiment":
                 Sweep.of(experiment, bridge)
     bridge.hf_model.get_parameter(name).data.view(-1)[20] -= 0.1
+
+
+@pytest.mark.parametrize("is_merged", [True, False])
+def test_a_sweep_does_not_go_on_after_an_adapter_was_merged(tokens, others, make_bridge, tmp_path, is_merged):
+    bridge = make_bridge()
+    sweep = _interrupted(bridge, tokens, others)
+    sweep.save(tmp_path / "sweep.safetensors")
+    weight = bridge.blocks[1].attn.module.c_attn.weight
+    version, before = weight._version, weight.detach().clone()
+    adapted = peft.get_peft_model(bridge.hf_model, peft.LoraConfig(target_modules=["c_attn"], init_lora_weights=False))
+    (adapted.merge_and_unload if is_merged else adapted.unload)()
+    assert bridge.blocks[1].attn.module.c_attn.weight is weight
+    assert weight._version == version  # torch does not count the merge
+    assert torch.equal(weight, before) != is_merged
+    if not is_merged:
+        Sweep.load(tmp_path / "sweep.safetensors", bridge).run(progress=False)
+        return
+    with pytest.raises(InvalidArgumentError, match="the weights are not those"):
+        sweep.run(progress=False)
+    with pytest.raises(InvalidArgumentError, match="made for another model"):
+        Sweep.load(tmp_path / "sweep.safetensors", bridge)
 
 
 def test_a_sweep_that_was_interrupted_goes_on(bridge, tokens, others):
