@@ -233,6 +233,7 @@ class TransformerBridge(Model):
             PointNotReachedError: A hook cannot fire, or did not fire, in this run.
             HookValueError, HookTypeError: A function returned a value of the wrong shape, dtype or device.
             UnwritableError: A write that gradient checkpointing would lose.
+            ModelBusyError: Another thread's run is inside a hook function that does not return; see `patience`.
 
         Example:
             >>> import clearspan
@@ -267,7 +268,9 @@ class TransformerBridge(Model):
     ) -> contextlib.AbstractContextManager[Self]:
         """Keeps hooks on while the context is open: for several runs, generation, or a forward and its backward.
 
-        The arguments are those of `run_with_hooks`. Sources are run once, when the context opens.
+        The arguments are those of `run_with_hooks`. Sources are run once, when the context opens. The hooks see the
+        forwards of this context (`contextvars`) alone: what other threads and tasks run meanwhile is as it would be
+        without them.
         """
         return Hooked(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts, interventions, sources)
 
@@ -279,7 +282,9 @@ class TransformerBridge(Model):
         dir: Direction = "fwd",
         is_permanent: bool = False,
     ) -> None:
-        """Puts a function on a point, or on all that a predicate holds for, until `reset_hooks`.
+        """Puts a function on a point, or on all that a predicate holds for, until `reset_hooks`; on all or on none.
+
+        It sees every forward of the model, in whatever thread.
 
         Args:
             name: A point's name, or a predicate of names.
@@ -296,7 +301,9 @@ class TransformerBridge(Model):
         direction: Literal["fwd", "bwd", "both"] = "both",
         including_permanent: bool = False,
     ) -> None:
-        """Takes hooks off all points.
+        """Takes hooks off all points, also those of other bridges to this model, and of bridges that are gone.
+
+        Those of a `with bridge.hooks()` that is open in another thread or task stay.
 
         Args:
             clear_contexts: Whether every point's `ctx` is emptied too.

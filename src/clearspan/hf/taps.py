@@ -212,14 +212,11 @@ class Taps:
                     point.remove_hooks(direction, including_permanent)
             if self.turns.are_a_run:
                 return  # whose own torch hooks are on
-            kept, observed_modules = set[int](), set[nn.Module]()
-            for taps in everyone:
-                kept |= taps._handles | taps._follower.handles
-                observed_modules |= {
-                    self.model.get_submodule(one.module) for one in taps._installed if one.side is None
-                }
-            forget_lost(self.model, observed_modules)
-            take_off_lost(self.model, kept, observed_modules)
+            handles = set[int]().union(*(taps._handles | taps._follower.handles for taps in everyone))
+            inside = [anchor.module for taps in everyone for anchor in taps._installed if anchor.side is None]
+            watched = set(map(self.model.get_submodule, inside))
+            forget_lost(self.model, watched)
+            take_off_lost(self.model, handles, watched)
 
     def _set(self, anchor: _Anchor) -> None:
         wanted = any(point.is_listening for point in self._concerned[anchor])
