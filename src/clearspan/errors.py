@@ -5,6 +5,7 @@ from collections.abc import Sequence
 __all__ = [
     "AbsentPointError",
     "CacheTooLargeError",
+    "CheckpointError",
     "CheckpointNotFoundError",
     "ClearspanError",
     "CompiledModelError",
@@ -22,6 +23,7 @@ __all__ = [
     "NotCachedError",
     "NotFiniteError",
     "NotSeenError",
+    "OutOfRangeError",
     "PointNotReachedError",
     "TiedWeightWarning",
     "TokenRangeError",
@@ -136,6 +138,10 @@ class InvalidArgumentError(ClearspanError, ValueError):
     """An argument of the wrong value."""
 
 
+class OutOfRangeError(InvalidArgumentError, IndexError):
+    """An index of a place that is not there."""
+
+
 class InputError(ClearspanError, ValueError):
     """Text or token ids that the model cannot take."""
 
@@ -154,6 +160,10 @@ class UnsupportedArchitectureError(ClearspanError, ValueError):
 
 class CheckpointNotFoundError(ClearspanError, FileNotFoundError):
     """A name that is neither a checkpoint folder nor a model that can be fetched."""
+
+
+class CheckpointError(ClearspanError, ValueError):
+    """A checkpoint whose weights cannot be read, or do not fit its config."""
 
 
 class NotCachedError(ClearspanError, KeyError):
