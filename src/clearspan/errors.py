@@ -1,6 +1,7 @@
 """What can go wrong. Every error says, one fact a line, what, expected, got, where, nearest, why and the fix."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 __all__ = [
     "AbsentPointError",
@@ -80,6 +81,24 @@ class ClearspanError(Exception):
 
     def __str__(self) -> str:  # KeyError would show the message's repr
         return self.message
+
+
+@contextlib.contextmanager
+def argument(name: str) -> Iterator[None]:
+    """Has errors that are raised while the context is open say which argument they are about, of several of a kind.
+
+    Example:
+        >>> with argument("corrupted"):
+        ...     raise InputError("an empty list has no rows")
+        Traceback (most recent call last):
+        clearspan.errors.InputError: an empty list has no rows
+          argument: corrupted
+    """
+    try:
+        yield
+    except ClearspanError as error:
+        error.message += f"\n  argument: {name}"
+        raise
 
 
 class UnknownPointError(ClearspanError, KeyError):
