@@ -22,9 +22,9 @@ from clearspan._run.processed import processed
 from clearspan._run.sources import Source
 from clearspan.architectures import adapter_class
 from clearspan.cache import ActivationCache
-from clearspan.checks import check_flags
+from clearspan.checks import check_flags, device_of, dtype_of
 from clearspan.errors import UnknownArgumentError
-from clearspan.hf.loading import bridge_config, check_model, load_model
+from clearspan.hf.loading import bridge_config, check_model, check_tokenizer, load_model
 from clearspan.index import Names
 from clearspan.inputs import Input, PaddingSide
 from clearspan.interventions import Intervention
@@ -701,6 +701,7 @@ def boot(
     Raises:
         UnsupportedArchitectureError: The architecture has no adapter.
         CheckpointNotFoundError: The name is no checkpoint.
+        CheckpointError: Its weights are missing, damaged, or of other sizes than its config says.
         CompiledModelError: The model is the result of `torch.compile`.
         UnknownArgumentError: Keywords for loading, for a model that is loaded already.
 
@@ -710,6 +711,11 @@ def boot(
         >>> bridge.cfg.n_layers, bridge.cfg.n_heads, bridge.cfg.n_key_value_heads
         (5, 8, 1)
     """
+    if dtype != "auto":
+        dtype = dtype_of(dtype)
+    if device is not None:
+        device = device_of(device)
+    check_tokenizer(tokenizer)
     if isinstance(model, str | Path):
         hf_model, own_tokenizer = load_model(model, dtype, **from_pretrained_kwargs)
     else:

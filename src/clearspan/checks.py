@@ -166,6 +166,18 @@ def tensor_of(name: str, given: object) -> Tensor:
     return found
 
 
+def dtype_of(given: object) -> torch.dtype:
+    """Returns a dtype of real numbers, also one given by torch's name.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    found = vars(torch).get(given) if isinstance(given, str) else given
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InvalidArgumentError(f"dtype={given!r}"[:80], expected="a dtype of real numbers, such as torch.float32")
+    return found
+
+
 def device_of(given: object) -> torch.device:
     """Returns a device that is there.
 

@@ -31,6 +31,7 @@ class TransformerBridgeConfig:
         hf: The Hugging Face config's own entries, for what only one family knows.
         output_logits_soft_cap: Where the model caps its logits by `cap * tanh(logits / cap)`, or None.
         logit_scale: What the model multiplies the unembedding's output by.
+        has_table: Whether rotations or biases lie in a table of `n_ctx` positions, and no more can be computed.
     """
 
     d_model: int
@@ -60,10 +61,16 @@ class TransformerBridgeConfig:
     uses_split_attention: bool = False
     output_logits_soft_cap: float | None = None
     logit_scale: float = 1.0
+    has_table: bool = False
 
     def __post_init__(self) -> None:
         self.d_head = self.d_head or self.d_model // self.n_heads
         self.d_mlp = self.d_mlp or 4 * self.d_model
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is no position past `n_ctx`: the model looks positions up in a table."""
+        return self.has_table or self.positional_embedding_type == "standard"
 
     def update(self, values: dict[str, object]) -> None:
         """Sets fields by name; a name that is no field raises."""

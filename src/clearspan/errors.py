@@ -1,10 +1,12 @@
 """What can go wrong. Every error says, one fact a line, what, expected, got, where, nearest, why and the fix."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 __all__ = [
     "AbsentPointError",
     "CacheTooLargeError",
+    "CheckpointError",
     "CheckpointNotFoundError",
     "ClearspanError",
     "CompiledModelError",
@@ -22,6 +24,7 @@ __all__ = [
     "NotCachedError",
     "NotFiniteError",
     "NotSeenError",
+    "OutOfRangeError",
     "PointNotReachedError",
     "TiedWeightWarning",
     "TokenRangeError",
@@ -80,6 +83,24 @@ class ClearspanError(Exception):
         return self.message
 
 
+@contextlib.contextmanager
+def argument(name: str) -> Iterator[None]:
+    """Has errors that are raised while the context is open say which argument they are about, of several of a kind.
+
+    Example:
+        >>> with argument("corrupted"):
+        ...     raise InputError("an empty list has no rows")
+        Traceback (most recent call last):
+        clearspan.errors.InputError: an empty list has no rows
+          argument: corrupted
+    """
+    try:
+        yield
+    except ClearspanError as error:
+        error.message += f"\n  argument: {name}"
+        raise
+
+
 class UnknownPointError(ClearspanError, KeyError):
     """A hook point's name that no architecture has."""
 
@@ -136,6 +157,10 @@ class InvalidArgumentError(ClearspanError, ValueError):
     """An argument of the wrong value."""
 
 
+class OutOfRangeError(InvalidArgumentError, IndexError):
+    """An index of a place that is not there."""
+
+
 class InputError(ClearspanError, ValueError):
     """Text or token ids that the model cannot take."""
 
@@ -154,6 +179,10 @@ class UnsupportedArchitectureError(ClearspanError, ValueError):
 
 class CheckpointNotFoundError(ClearspanError, FileNotFoundError):
     """A name that is neither a checkpoint folder nor a model that can be fetched."""
+
+
+class CheckpointError(ClearspanError, ValueError):
+    """A checkpoint whose weights cannot be read, or do not fit its config."""
 
 
 class NotCachedError(ClearspanError, KeyError):

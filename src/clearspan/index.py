@@ -20,7 +20,7 @@ from clearspan.points import (
     is_short_name,
     nearest,
 )
-from clearspan.points.names import check_name
+from clearspan.points.names import check_name, check_predicate
 from clearspan.shapes import Axes
 
 TOKEN_AXES = ("batch", "pos")
@@ -151,6 +151,7 @@ class PointIndex:
         if isinstance(names, re.Pattern):
             holds: Callable[[str], object] = names.search
         elif callable(names):
+            check_predicate(names)
             holds = names
         else:
             return [(self.find(name), name) for name in dict.fromkeys(_listed(names))]

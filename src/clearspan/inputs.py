@@ -53,6 +53,9 @@ class Batch:
     is_one: bool = False
     is_bare: bool = False
 
+    def __post_init__(self) -> None:
+        _check_parts(self)
+
     @property
     def value(self) -> Tensor:
         """The token ids, or the embeddings."""
@@ -341,15 +344,76 @@ def batch_of(
     if isinstance(input, Batch):
         if attention_mask is not None:
             raise InvalidArgumentError("a Batch has a mask of its own", got="attention_mask=")
-        return input.to(device)
+        return _checked(input, device, d_vocab)
     found = _as_rows(input, text, prepend_bos, padding_side)
     if attention_mask is not None:
         if found.mask is not None and found.texts is None:
             raise InvalidArgumentError("the input has a mask of its own", got="attention_mask= as well")
         found = _masked(found, attention_mask)
-    if found.tokens is not None:
-        _check_ids(found.tokens, d_vocab)
-    return found.to(device)
+    return _checked(found, device, d_vocab)
+
+
+def _checked(batch: Batch, device: torch.device, d_vocab: int) -> Batch:
+    """Returns a batch on a device, if the model has its ids and can read its values."""
+    if batch.tokens is not None:
+        _check_ids(batch.tokens, d_vocab)
+    if batch.value.is_meta and device.type != "meta":
+        raise InputError("a tensor on the meta device has no values to run", got=f"{batch.value.dtype} on meta")
+    if batch.mask is not None:
+        _or_none(batch.mask)
+    return batch.to(device)
+
+
+def check_dense(name: str, given: Tensor) -> None:
+    """Raises InputError unless a tensor has its values in strides, one behind the other."""
+    if given.layout is not torch.strided or given.is_nested or given.is_quantized:
+        kind = "a nested tensor" if given.is_nested else given.dtype if given.is_quantized else given.layout
+        fix = None if given.is_nested else f"{name}.dequantize()" if given.is_quantized else f"{name}.to_dense()"
+        raise InputError(f"{name} cannot be read", expected="a dense tensor", got=str(kind), fix=fix)
+
+
+def check_has_values(name: str, given: Tensor) -> None:
+    """Raises InputError unless a tensor is dense and not on the meta device."""
+    check_dense(name, given)
+    if given.is_meta:
+        raise InputError(f"{name} on the meta device has no values", expected="a tensor on a CPU or an accelerator")
+
+
+def _check_parts(batch: Batch) -> None:
+    """Raises InputError unless the parts of a batch are tensors that lie row on row and column on column.
+
+    It looks at no value, which would wait for an accelerator.
+    """
+    tokens, embeds, mask = batch.tokens, batch.embeds, batch.mask
+    if tokens is not None and not (_is_tensor(tokens, 2) and _is_whole(tokens) and tokens.numel()):
+        raise InputError("tokens= are no token ids", expected="whole numbers [row, pos], not empty", got=_told(tokens))
+    if embeds is not None and not (_is_tensor(embeds, 3) and embeds.shape[0] and embeds.shape[1]):
+        raise InputError("embeds= are no embeddings", expected="[row, pos, d_model], not empty", got=_told(embeds))
+    if (tokens is None) == (embeds is None):
+        raise InputError("a batch has token ids or embeddings", got="neither" if tokens is None else "both")
+    shape = batch.value.shape[:2]
+    if mask is not None and not (_is_tensor(mask, 2) and _is_whole(mask) and mask.shape == shape):
+        raise InputError("mask= does not fit the input", expected=f"whole numbers {list(shape)}", got=_told(mask))
+    if batch.attention is not None and not _is_tensor(batch.attention, 4):
+        raise InputError("attention= is a mask of four axes", expected="a tensor", got=_told(batch.attention))
+    texts = batch.texts
+    if texts is not None and not (
+        isinstance(texts, tuple) and len(texts) == len(batch.value) and all(isinstance(one, str) for one in texts)
+    ):
+        raise InputError("texts= are one for each row", expected=f"a tuple of {len(batch.value)}", got=repr(texts)[:80])
+    check_flags(is_one=batch.is_one, is_bare=batch.is_bare)
+
+
+def _is_tensor(value: object, axes: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim == axes
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+
+
+def _told(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]
 
 
 def _as_rows(input: Any, text: "Text", prepend_bos: bool | None, side: PaddingSide | None) -> Batch:
@@ -359,13 +423,13 @@ def _as_rows(input: Any, text: "Text", prepend_bos: bool | None, side: PaddingSi
             return replace(_encoded([input], text, prepend_bos, side), is_one=True)
         case Tensor():
             return _of_tensor(input)
-        case np.ndarray() if input.dtype.kind not in "biufc":
+        case np.ndarray() if input.dtype.kind in "biufc":
+            return _of_tensor(_of_array(input))
+        case np.ndarray() if input.dtype.kind in "OSTU":
             return _as_rows(input.tolist(), text, prepend_bos, side)
-        case np.ndarray():
-            return _of_tensor(torch.from_numpy(input))
         case Mapping():
             return _of_mapping(input, text, prepend_bos, side)
-        case bytes() | int() | float() | None:
+        case bytes() | int() | float() | None | set() | frozenset() | np.ndarray():
             raise _unusable(input)
         case Iterable():
             return _of_list(list(input), text, prepend_bos, side)
@@ -385,7 +449,7 @@ def _of_list(rows: list[Any], text: "Text", prepend_bos: bool | None, side: Padd
         case [[Mapping(), *_], *_]:
             return _encoded([text.templated(conversation) for conversation in rows], text, False, side)
         case [int() | np.integer(), *_] if all(map(is_whole, rows)):
-            return _of_tensor(torch.tensor([int(one) for one in rows]))
+            return _of_tensor(_row_of_ids([int(one) for one in rows]))
         case [Tensor() | list() | tuple() | np.ndarray(), *_]:
             return _padded([_row_of_ids(row) for row in rows], text, side)
     raise _unusable(rows)
@@ -398,12 +462,20 @@ def _of_mapping(given: Mapping[str, Any], text: "Text", prepend_bos: bool | None
         mask = given.get("attention_mask")
         if mask is None:
             return found
+        if not isinstance(mask, Iterable):
+            raise InputError("the attention mask is no tensor", expected="[row, pos] of 0 and 1", got=repr(mask)[:80])
         own = mask if isinstance(mask, Tensor | np.ndarray) else list(mask)
         if found.mask is None:
             return _masked(found, own)
         # Rows of different lengths were padded here, by the same rule for ids and masks.
-        ragged = _padded([_row_of_ids(row) for row in cast("list[Any]", own)], text, side)
-        return replace(found, mask=_or_none(ragged.ids * found.mask))
+        rows = [_row_of_ids(row, "mask") for row in cast("list[Any]", own)]
+        if [len(row) for row in rows] != found.lengths.tolist():
+            raise InputError(
+                "the attention mask does not fit the input",
+                expected=f"rows of {found.lengths.tolist()}",
+                got=f"rows of {[len(row) for row in rows]}",
+            )
+        return replace(found, mask=_or_none(_padded(rows, text, side).ids * found.mask))
     for name in ("text", "messages"):
         if given.get(name) is not None:
             return _as_rows(given[name], text, prepend_bos, side)
@@ -423,7 +495,16 @@ def _encoded(rows: Sequence[str], text: "Text", prepend_bos: bool | None, side: 
     return Batch(tokens, mask, texts=tuple(rows))
 
 
+def _of_array(value: np.ndarray) -> Tensor:
+    """Returns an array of numbers as a tensor of its own, whatever its strides and the order of its bytes."""
+    try:
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+    except TypeError:  # torch has no such numbers
+        raise _unusable(value) from None
+
+
 def _of_tensor(value: Tensor) -> Batch:
+    check_dense("input", value)
     if value.is_floating_point():
         if value.ndim != 3 or not value.numel():
             raise InputError(
@@ -434,6 +515,7 @@ def _of_tensor(value: Tensor) -> Batch:
         return Batch(None, embeds=value, is_bare=True)
     if value.dtype == torch.bool or value.is_complex():
         raise InputError("token ids are whole numbers", got=str(value.dtype))
+    check_has_values("input", value)
     value = value if value.dtype in (torch.int32, torch.int64) else value.long()
     rows = value[None] if value.ndim == 1 else value
     if rows.ndim != 2 or not rows.numel():
@@ -452,6 +534,9 @@ def _masked(batch: Batch, mask: Any) -> Batch:
         given = torch.as_tensor(mask)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError("the attention mask is no tensor", expected="[row, pos] of 0 and 1", got=str(error)) from None
+    check_has_values("attention_mask", given)
+    if given.is_complex():
+        raise InputError("the attention mask is not one of padding", expected="0 and 1", got=str(given.dtype))
     given = given[None] if given.ndim == 1 and batch.rows == 1 else given
     if given.ndim == 4:
         return replace(batch, attention=given, mask=None, is_bare=False)
@@ -511,13 +596,16 @@ def _or_none(mask: Tensor) -> Tensor | None:
     return None if bool((counts == mask.shape[1]).all()) else whole
 
 
-def _row_of_ids(row: Any) -> Int[Tensor, "pos"]:
+def _row_of_ids(row: Any, what: Literal["token ids", "mask"] = "token ids") -> Int[Tensor, "pos"]:
+    if isinstance(row, Tensor):
+        check_has_values("input", row)
     try:
         found = torch.as_tensor(row)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise _unusable(row) from None
-    if found.is_floating_point() or found.ndim != 1 or not found.numel():
-        raise InputError("a row of token ids is a list of whole numbers, not empty", got=repr(row)[:80])
+    is_ids = not (found.is_floating_point() or found.is_complex() or (found.dtype == torch.bool and what != "mask"))
+    if not is_ids or found.ndim != 1 or not found.numel():
+        raise InputError(f"a row of {what} is a list of whole numbers, not empty", got=repr(row)[:80])
     return found.long()
 
 

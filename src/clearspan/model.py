@@ -21,6 +21,7 @@ from clearspan.components import (
     logits_point,
 )
 from clearspan.errors import InvalidArgumentError
+from clearspan.hf.loading import check_tokenizer
 from clearspan.hf.modules import dequantised, execution_device
 from clearspan.hf.segments import ArgumentsOf
 from clearspan.hf.taps import Taps
@@ -190,6 +191,7 @@ class Model(ModelWeights):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+        check_tokenizer(tokenizer)
         self.text.tokenizer_or_none = tokenizer
 
     def to_batch(

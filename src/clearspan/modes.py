@@ -27,6 +27,35 @@ def with_gradients(
         torch._C._set_grad_enabled(before)  # one call, before which no interrupt can come
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Returns what autocast computes in on a device now, or None where it is off."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if kind in _AUTOCAST and torch.is_autocast_enabled(kind) else None
+
+
+def with_autocast(dtype: torch.dtype | None, device: torch.device, function: Callable[[], Result]) -> Result:
+    """Calls a function as autocast to a dtype would have it on a device and on the CPU, or without autocast (None)."""
+    kinds = [kind for kind in ("cpu", device.type) if kind in _AUTOCAST]
+    before = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds}
+    caches = torch.is_autocast_cache_enabled()
+    try:
+        torch.set_autocast_cache_enabled(False)  # casts of weights are kept to the end of a context, and here is none
+        for kind in kinds:
+            torch.set_autocast_enabled(kind, dtype is not None)
+            if dtype is not None:
+                torch.set_autocast_dtype(kind, dtype)
+        return function()
+    finally:
+        for kind, (was_on, was) in before.items():
+            torch.set_autocast_enabled(kind, was_on)
+            torch.set_autocast_dtype(kind, was)
+        torch.set_autocast_cache_enabled(caches)
+
+
+_AUTOCAST = ("cpu", "cuda", "mps")
+"""Kinds of device that autocast is known on."""
+
+
 def no_grad(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """Returns a function that computes without gradients."""
 

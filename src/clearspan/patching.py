@@ -16,7 +16,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.checks import whole_numbers
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, argument
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch
 from clearspan.model import check_bridge
@@ -327,7 +327,8 @@ def _patched(
     *by: str,
 ) -> Patched:
     check_bridge(model)
-    batch = model.to_batch(corrupted_tokens)
+    with argument("corrupted_tokens"):
+        batch = model.to_batch(corrupted_tokens)
     cells = _grid(model, point, by, "clean", batch.longest, {})
     sweep = Sweep(model, batch, cells, metric, sources={"clean": clean_cache})
     return sweep.run(progress=False).mean()

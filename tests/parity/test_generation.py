@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import CompileConfig
 
+from clearspan.errors import UnknownArgumentError
+
 OPTIONS = {"max_new_tokens": 6, "do_sample": False}
 
 
@@ -78,7 +80,7 @@ def test_hooks_fire_where_generation_would_compile_the_model(bridge, tokens):
 
 
 def test_unknown_options_are_refused(bridge, tokens):
-    with pytest.raises(ValueError, match="max_new_tokns"):
+    with pytest.raises(UnknownArgumentError, match="unknown keyword 'max_new_tokns'"):
         bridge.generate(tokens, max_new_tokns=3)
 
 

@@ -209,6 +209,67 @@ def test_autocast(bridge, tokens):
     assert cache["result", 1].shape == (2, 7, 4, 48)
 
 
+INSIDE = ("blocks.1.attn.hook_pattern", "blocks.1.attn.hook_attn_scores", "blocks.1.attn.hook_result")
+CASTS = {"under autocast": (True, False), "outside of it": (False, True)}
+
+
+def looked_up(make, is_cast):
+    """Returns what a cache shows, looked up under autocast or not."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_cast):
+        cache = make()
+        return {name: cache[name] for name in INSIDE if name in cache}
+
+
+@pytest.mark.parametrize("how", ["run", "in a file", "elsewhere", "generated"])
+@pytest.mark.parametrize("where", CASTS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])
+def test_a_look_up_is_the_runs_own_whatever_autocast_is_on_by_then(family, where, how, tmp_path):
+    bridge = clearspan.boot(build(family))
+    ids = torch.randint(1, 97, (2, 9))
+    was_on, is_on = CASTS[where]
+
+    def made():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=was_on):
+            if how == "generated":
+                return bridge.generate(ids, max_new_tokens=3, do_sample=False, return_cache=True)[1]
+            return bridge.run_with_cache(ids)[1]
+
+    def stored():
+        cache = made()
+        if how == "in a file":
+            cache.save(tmp_path / "cache")
+            return clearspan.ActivationCache.load(tmp_path / "cache", bridge)
+        return cache.to("cpu") if how == "elsewhere" else cache
+
+    own, later = looked_up(made, was_on), stored()
+    found = looked_up(lambda: later, is_on)
+    assert found.keys() == own.keys()
+    for name in own:
+        assert found[name].dtype == own[name].dtype
+        assert torch.equal(found[name], own[name]), name
+    assert torch.is_autocast_cache_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_bigcode", "gpt_neox"])
+@pytest.mark.parametrize("name", ["blocks.1.hook_q_input", "blocks.1.attn.hook_result", "blocks.1.attn.hook_z"])
+def test_torch_func_differentiates_through_a_write(family, name):
+    bridge = clearspan.boot(build(family))
+    ids = torch.randint(1, 97, (2, 5))
+    direction = torch.randn(bridge.hook_dict[name].sizes.get("d_model", bridge.cfg.d_head))
+
+    def total(factor):
+        added = [(name, lambda value, hook: value + factor * direction)]
+        return bridge.run_with_hooks(ids, fwd_hooks=added).square().mean()
+
+    factor = torch.tensor(0.5)
+    leaf = factor.clone().requires_grad_()
+    expected = torch.autograd.grad(total(leaf), leaf)[0]
+    assert expected
+    torch.testing.assert_close(torch.func.grad(total)(factor), expected)
+    assert torch.equal(bridge.blocks[1].attn.W_O[0], bridge.W_O[1, 0])
+
+
 def test_a_forward_that_somebody_put_on_a_block_is_still_there(bridge, tokens):
     block = bridge.hf_model.transformer.h[0]
     own = block.forward

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import clearspan
 from clearspan.cli import app
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, NotFiniteError
 
 
 def patched_block(self, hidden_states, **kwargs):
@@ -52,6 +52,34 @@ def test_a_value_that_the_model_overwrites_is_a_failed_check():
     explanations = {check.what: check.explanation for check in found.failures}
     identity = "blocks.1.hook_resid_pre + blocks.1.hook_attn_out == blocks.1.hook_resid_mid"
     assert "blocks.1.hook_attn_out" in explanations[identity], explanations
+
+
+@pytest.mark.parametrize("variant", ["gemma2", "llama eager", "bloom"])
+def test_logits_that_are_not_finite_in_the_model_itself_are_no_fault_of_the_adapter(variant):
+    model = build(variant).double()  # softmax in float32 takes the least number of float64 for -inf
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1, :3] = 0
+    assert model(torch.ones_like(mask), attention_mask=mask).logits.isnan().any()
+    found = clearspan.boot(model).verify()
+    assert found.passed, str(found)
+    unchecked = [check for check in found.unavailable if "without this library" in check.explanation]
+    assert [check.what for check in unchecked] == ["row of 9 tokens padded on the left to 12"]
+    assert [(check.group, check.error) for check in unchecked] == [("padding", None)]
+    assert "  1 of padding could not be checked. The model's own forward, without this library, gives" in str(found)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_a_model_that_gives_no_numbers_is_not_verified():
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(NotFiniteError) as error:
+        clearspan.boot(model).verify()
+    assert str(error.value).splitlines() == [
+        "the model's own logits are not finite, so there is nothing to verify",
+        "  where: LlamaForCausalLM in torch.float32, without this library",
+        "  fix: bridge.to(torch.float32), or other tokens=",
+    ]
 
 
 def test_a_full_verification_finds_it_in_every_layer():

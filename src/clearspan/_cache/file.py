@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clearspan.checks import path_of
+from clearspan.checks import dtype_of, path_of
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError
 from clearspan.files import replacing
@@ -92,6 +92,7 @@ def write(stored: StoredCache, path: str | Path, cfg: TransformerBridgeConfig) -
     if any(tensor.is_meta for tensor in tensors.values()):
         raise InvalidArgumentError("a cache on the meta device cannot be saved", reason="it has no values")
     written, views = packed(tensors)
+    autocast = stored.contents.autocast
     facts = {
         "sizes": _sizes(cfg),
         "points": stored.points,
@@ -107,6 +108,7 @@ def write(stored: StoredCache, path: str | Path, cfg: TransformerBridgeConfig) -
         },
         "checksums": stored.checksums,
         "batch": _facts_of(stored.batch),
+        "autocast": None if autocast is None else str(autocast).removeprefix("torch."),
         "views": {name: astuple(view) for name, view in views.items()},
     }
     with replacing(path) as new:
@@ -141,7 +143,7 @@ def read(path: str | Path, cfg: TransformerBridgeConfig, device: torch.device | 
         facts["rows"],
         facts["rows_shown"],
         facts["positions_shown"],
-        Contents(raw, values, calls),
+        Contents(raw, values, calls, None if facts.get("autocast") is None else dtype_of(facts["autocast"])),
         {name: tensors[f"{name}_grad"] for name in facts["gradients"]},
         facts["checksums"],
         _batch(facts["batch"]),

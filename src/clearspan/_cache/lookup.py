@@ -15,7 +15,7 @@ from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedEr
 from clearspan.hf.recording import Recording
 from clearspan.inputs import Batch
 from clearspan.model import Model
-from clearspan.modes import with_gradients
+from clearspan.modes import with_autocast, with_gradients
 from clearspan.points import Derived, HookPoint, get_act_name, nearest, read
 from clearspan.points.names import check_name
 
@@ -162,7 +162,13 @@ class CacheLookup(Mapping[str, Tensor]):
             return recording.values[point.name]
         self._run_weights.check(self._weights_of(point), f"{point.name} is computed with weights that are")
         are_on = self.is_on_graph and torch.is_grad_enabled()
-        return with_gradients(are_on, lambda: read(point.access, recording.raw(point.place), self._rows, {}))
+
+        def value() -> Tensor:
+            return with_gradients(are_on, lambda: read(point.access, recording.raw(point.place), self._rows, {}))
+
+        if not (isinstance(point.access, Derived) or recording.is_deferred(point.place)):
+            return value()
+        return with_autocast(recording.autocast, self.model.device, value)
 
     def _weights_of(self, point: HookPoint) -> Iterable[Tensor | None]:
         """Returns the live parameters with which a point is computed on look-up."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clearspan.checks import check_kind, is_whole, tensor_of
 from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError
-from clearspan.inputs import Batch, Input, PaddingSide
+from clearspan.inputs import Batch, Input, PaddingSide, check_has_values
 from clearspan.model import Model
 from clearspan.points import nearest
 
@@ -98,15 +98,14 @@ def prepare(
             fix="bridge.hf_model.config.return_dict = True",
         )
     given = either(input, inputs_embeds)
-    if not (past_key_values is None or isinstance(past_key_values, _KVCache)):
-        raise InvalidArgumentError(
-            "past_key_values= is a KV cache", expected="transformers.DynamicCache()", got=repr(past_key_values)[:80]
-        )
+    check_kv_cache(past_key_values)
     seen = 0 if past_key_values is None else past_key_values.get_seq_length()
     past, mask = _split(attention_mask, seen)
     batch = model.to_batch(given, mask, prepend_bos, padding_side)
     if batch.embeds is not None:
         check_width(model, batch.embeds, is_residual)
+    if batch.attention is not None:
+        _check_square(model, batch, seen)
     check_length(model, seen + batch.width, seen)
     kwargs: dict[str, Any] = dict(model_kwargs)
     kwargs["use_cache"] = past_key_values is not None
@@ -116,23 +115,76 @@ def prepare(
     if whole is not None:
         kwargs["attention_mask"] = whole
     if position_ids is not None:
-        kwargs["position_ids"] = _checked_positions(position_ids, batch)
+        kwargs["position_ids"] = _checked_positions(model, position_ids, batch)
     elif whole is not None and whole.ndim == 2 and not model.adapter.makes_positions_from_mask:
         kwargs["position_ids"] = (whole.cumsum(-1) - 1).clamp(min=0)[:, seen:]
     kwargs["input_ids" if batch.embeds is None else "inputs_embeds"] = batch.value
     return ModelInput(batch, kwargs)
 
 
-def _checked_positions(given: object, batch: Batch) -> Int[Tensor, "row pos"]:
+def _checked_positions(model: Model, given: object, batch: Batch) -> Int[Tensor, "row pos"]:
     """Returns position ids on a batch's device; one row is for all."""
+    if "position_ids" not in inspect.signature(type(model.hf_model).forward).parameters:
+        raise InvalidArgumentError(
+            "position_ids have no effect on this model",
+            where=type(model.hf_model).__name__,
+            reason="its positions follow from the order of the tokens and the mask",
+            fix="leave position_ids out",
+        )
     ids = tensor_of("position_ids", given)
-    if ids.is_floating_point() or ids.ndim != 2 or ids.shape[1] != batch.width or len(ids) not in (1, batch.rows):
+    check_has_values("position_ids", ids)
+    if (
+        ids.is_floating_point()
+        or ids.dtype == torch.bool
+        or ids.ndim != 2
+        or ids.shape[1] != batch.width
+        or len(ids) not in (1, batch.rows)
+    ):
         raise InvalidArgumentError(
             "position_ids do not fit the input",
             expected=f"whole numbers [{batch.rows}, {batch.width}]",
             got=f"{ids.dtype} {list(ids.shape)}",
         )
+    if model.cfg.is_limited and not 0 <= int(ids.min()) <= int(ids.max()) < model.cfg.n_ctx:
+        raise InvalidArgumentError(
+            "position_ids are not in the model's table of positions",
+            expected=f"0 to {model.cfg.n_ctx - 1}",
+            got=f"{int(ids.min())} to {int(ids.max())}",
+        )
     return ids.to(batch.device)
+
+
+def _check_square(model: Model, batch: Batch, seen: int) -> None:
+    """Raises unless a mask of four axes is one that the model's attention takes as it is."""
+    mask = batch.attention
+    assert mask is not None, "the caller has one"
+    rows, heads, queries, keys = mask.shape
+    fits = rows in (1, batch.rows) and heads in (1, model.cfg.n_heads) and queries == batch.width
+    # A KV cache of fixed length, or of a sliding window, has keys of its own number.
+    if not (fits and (seen or keys == batch.width)):
+        raise InputError(
+            "the attention mask does not fit the input",
+            expected=f"[{batch.rows}, 1 or {model.cfg.n_heads}, {batch.width}, {seen + batch.width}]",
+            got=str(list(mask.shape)),
+        )
+    is_added = model.hf_model.config._attn_implementation == "eager"
+    kinds = {dtype for dtype in (model.hf_model.dtype, None if is_added else torch.bool) if dtype is not None}
+    if mask.dtype not in kinds and not (mask.is_floating_point() and torch.is_autocast_enabled(mask.device.type)):
+        raise InputError(
+            "an attention mask of four axes goes to attention as it is",
+            expected=" or ".join(sorted(map(str, kinds))) + (": 0, or the least number where it hides" * is_added),
+            got=str(mask.dtype),
+        )
+    if bool(mask.isnan().any()):
+        raise InputError("the attention mask has values that are no numbers", got="NaN")
+
+
+def check_kv_cache(past_key_values: object) -> None:
+    """Raises unless something is a Hugging Face cache, or None."""
+    if not (past_key_values is None or isinstance(past_key_values, _KVCache)):
+        raise InvalidArgumentError(
+            "past_key_values= is a KV cache", expected="transformers.DynamicCache()", got=repr(past_key_values)[:80]
+        )
 
 
 @runtime_checkable
@@ -165,7 +217,8 @@ def _split(mask: Tensor | None, seen: int) -> tuple[Tensor | None, Tensor | None
     """Returns a mask's part for the tokens in a KV cache, and that for the input."""
     if mask is None or not seen:
         return None, mask
-    whole = torch.as_tensor(mask)
+    whole = tensor_of("attention_mask", mask)
+    check_has_values("attention_mask", whole)
     return (None, whole) if whole.ndim != 2 else (whole[:, :seen], whole[:, seen:])
 
 
@@ -185,11 +238,20 @@ def check_width(model: Model, value: Tensor, is_residual: bool) -> None:
             expected=f"[batch, pos, {'d_model' if width == model.cfg.d_model else 'width'}={width}]",
             got=str(list(value.shape)),
         )
+    if value.dtype != model.hf_model.dtype and not (
+        torch.is_autocast_enabled(value.device.type) or any(value.dtype == one.dtype for one in model.parameters())
+    ):
+        raise InputError(
+            "a tensor of numbers is taken as embeddings or a residual stream",
+            expected=f"the model's dtype, {model.hf_model.dtype}",
+            got=str(value.dtype),
+            fix=f"value.to({model.hf_model.dtype})",
+        )
 
 
 def check_length(model: Model, length: int, seen: int = 0) -> None:
-    """Raises if a model with learned positions is given more than it has."""
-    if model.cfg.positional_embedding_type == "standard" and length > model.cfg.n_ctx:
+    """Raises if a model with a table of positions is given more than it has."""
+    if model.cfg.is_limited and length > model.cfg.n_ctx:
         raise InputError(
             "the input is longer than the model's context",
             expected=f"at most {model.cfg.n_ctx} tokens",

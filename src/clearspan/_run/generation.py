@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from clearspan._cache.room import Choice, choose
-from clearspan._forward.given import check_length, check_width, either
+from clearspan._forward.given import check_width, either
 from clearspan._run import caching, hooks
 from clearspan._run.handover import Handover
 from clearspan._run.hooks import Hooks
+from clearspan._run.settings import checked_settings
 from clearspan.cache import ActivationCache
 from clearspan.checks import is_whole
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InputError, InvalidArgumentError
 from clearspan.hf.generation import GenerationRecording
 from clearspan.inputs import Batch, Input, PaddingSide
 from clearspan.interrupts import let_through
@@ -78,8 +79,13 @@ def prepare(
     batch = model.to_batch(either(input, inputs_embeds), attention_mask, prepend_bos, padding_side)
     if batch.embeds is not None:
         check_width(model, batch.embeds, is_residual=False)
-    check_length(model, batch.width + (generate_kwargs.get("max_new_tokens") or 0))
-    kwargs = {"attention_mask": batch.real, **generate_kwargs}
+    if batch.attention is not None:
+        raise InputError(
+            "a generation takes a mask of padding",
+            expected=f"attention_mask {list(batch.value.shape[:2])}",
+            got=str(list(batch.attention.shape)),
+        )
+    kwargs = {"attention_mask": batch.real, **checked_settings(model, batch, generate_kwargs)}
     if "pad_token_id" not in kwargs and model.hf_model.generation_config.pad_token_id is None:
         pad = None if model.tokenizer is None else model.tokenizer.pad_token_id
         kwargs["pad_token_id"] = 0 if pad is None else pad

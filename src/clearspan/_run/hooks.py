@@ -52,6 +52,7 @@ def attached(
         UnknownPointError: A name is unknown, or a predicate holds for none.
         HookTypeError: A hook is not callable.
     """
+    fwd_hooks, bwd_hooks = list(_pairs(fwd_hooks, "fwd_hooks")), list(_pairs(bwd_hooks, "bwd_hooks"))
     if fwd_hooks or bwd_hooks:  # without any, a run inside a hook function is the plain model's
         model.taps.check_not_in_hook()
     listeners = _looked_up(model, fwd_hooks, bwd_hooks, segment, model.taps.present)

@@ -10,7 +10,7 @@ from torch import Tensor
 from clearspan._forward.given import prepare
 from clearspan._run.caching import run_with_cache
 from clearspan.cache import ActivationCache
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, argument
 from clearspan.inputs import Batch, Input, untold_padding
 from clearspan.interventions import Action, Site, SourcePosition, Taken, Written
 from clearspan.model import Model
@@ -267,7 +267,8 @@ def _run(model: Model, run: str, names: list[str], sources: Mapping[str, Source]
     if isinstance(source, ActivationCache):
         cache = source
         return SourceRun({name: _with_rows(cache, name) for name in names}, cache.batch)
-    batch = batch_of_source(model, source, like)
+    with argument(f"sources, {run!r}"):
+        batch = batch_of_source(model, source, like)
     if batch is None:
         tensors = cast("Mapping[str, Tensor]", source)
         lacking = [name for name in names if name not in tensors]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, argument
 from clearspan.inputs import Batch, Input
 from clearspan.model import check_bridge
 
@@ -31,13 +31,17 @@ def texts_of(bridge: TransformerBridge, corpus: Corpus) -> Iterator[Int[Tensor, 
         [3, 0, 5]
     """
     if not _is_many(corpus):
-        yield from _rows(bridge.to_batch(cast("Input", corpus)))
+        with argument("corpus"):
+            rows = list(_rows(bridge.to_batch(cast("Input", corpus))))
+        yield from rows
         return
     for text in cast("Iterable[Input]", corpus):
         if _is_empty(text):
             yield torch.empty(0, dtype=torch.long)
         else:
-            yield from _rows(bridge.to_batch(text))
+            with argument("corpus"):
+                rows = list(_rows(bridge.to_batch(text)))
+            yield from rows
 
 
 def pieces(bridge: TransformerBridge, corpus: Corpus, length: int) -> Batch:
@@ -61,7 +65,7 @@ def pieces(bridge: TransformerBridge, corpus: Corpus, length: int) -> Batch:
     most = min(length, bridge.cfg.n_ctx)
     cut = [piece for text in texts_of(bridge, corpus) for piece in text.split(most) if len(piece)]
     if not cut:
-        raise InvalidArgumentError("there is nothing to read", expected="at least one text", got="none")
+        raise InvalidArgumentError("there is nothing to read", expected="a corpus of at least one text", got="none")
     return bridge.to_batch(cast("Input", cut), padding_side="right")
 
 

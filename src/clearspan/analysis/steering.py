@@ -18,7 +18,7 @@ from clearspan.analysis.activations import Activations, Layers, gathered, points
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, check_flags, check_kind
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, argument
 from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Input, Positions
 from clearspan.interventions import Add, Constant, Intervention, ProjectOut
@@ -368,10 +368,10 @@ def fit_steering_vector(
     if method not in get_args(SteeringMethod):
         raise InvalidArgumentError(f"unknown method {method!r}", expected="'mean_difference' or 'paired_pca'")
     names = points_of(bridge, name, layers)
-    more, less = (
-        gathered(bridge, side, names, positions=positions, mask=mask, batch_size=batch_size)
-        for side, mask in ((positive, positive_mask), (negative, negative_mask))
-    )
+    with argument("positive" if positive_mask is None else "positive, or positive_mask"):
+        more = gathered(bridge, positive, names, positions=positions, mask=positive_mask, batch_size=batch_size)
+    with argument("negative" if negative_mask is None else "negative, or negative_mask"):
+        less = gathered(bridge, negative, names, positions=positions, mask=negative_mask, batch_size=batch_size)
     counts = (len(more.texts), len(less.texts))
     if method == "paired_pca" and counts[0] != counts[1]:
         raise InvalidArgumentError(
@@ -497,7 +497,8 @@ def steering_sweep(
     loss = NextTokenLoss()
     found = swept(input, {"next-token loss": loss} if metric is None else metric, attention_mask, positions)
     if unrelated is not None:
-        cost = swept(unrelated, {COST: loss}, unrelated_mask, None)
+        with argument("unrelated" if unrelated_mask is None else "unrelated, or unrelated_mask"):
+            cost = swept(unrelated, {COST: loss}, unrelated_mask, None)
         found = replace(
             found,
             values={**found.values, **cost.values},

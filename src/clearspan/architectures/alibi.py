@@ -52,7 +52,11 @@ class MPTArchitectureAdapter(DecoderAdapter):
     """MPT."""
 
     uses_combined_qkv = True
-    config_values: ClassVar[dict[str, object]] = {**LAYER_NORM, "positional_embedding_type": "alibi"}
+    config_values: ClassVar[dict[str, object]] = {
+        **LAYER_NORM,
+        "positional_embedding_type": "alibi",
+        "has_table": True,
+    }
     embed_name = "transformer.wte"
     blocks_name = "transformer.blocks"
     final_norm_name = "transformer.norm_f"

@@ -44,7 +44,11 @@ class GPT2ArchitectureAdapter(DecoderAdapter):
 class GPTJArchitectureAdapter(DecoderAdapter):
     """GPT-J."""
 
-    config_values: ClassVar[dict[str, object]] = {**LAYER_NORM, "positional_embedding_type": "rotary"}
+    config_values: ClassVar[dict[str, object]] = {
+        **LAYER_NORM,
+        "positional_embedding_type": "rotary",
+        "has_table": True,
+    }
     embed_name = "transformer.wte"
     blocks_name = "transformer.h"
     final_norm_name = "transformer.ln_f"

@@ -102,13 +102,21 @@ def _views(result: Any, source: WeightTensor) -> Any:
     """Returns a function's result, in which views of the source act on writes as the source does."""
     if isinstance(result, tuple | list):
         return type(result)(_views(part, source) for part in result) if type(result) in (tuple, list) else result
-    if isinstance(result, Tensor) and result is not source._leaf and _address(result) == _address(source):
+    if not isinstance(result, Tensor) or result is source._leaf or _is_wrapped(result):
+        return result
+    if _address(result) == _address(source):
         return WeightTensor.of(result, before=source._before, after=source._after)
     return result
 
 
 def _address(tensor: Tensor) -> int | None:
-    return None if tensor.is_meta else tensor.untyped_storage().data_ptr()
+    """Returns where a tensor's storage begins; None where it has none of its own."""
+    return None if tensor.is_meta or _is_wrapped(tensor) else tensor.untyped_storage().data_ptr()
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Whether a transform of torch.func follows the tensor, whose storage cannot be seen then."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def write_through(shown: Tensor, source: Tensor, revert: Callable[[Tensor], Tensor]) -> Tensor:

@@ -197,7 +197,7 @@ class GenerationRecording(Recording):
             query = queries[forward]
             call = shell.filled(query.tensor.transpose(1, 2), all_keys[:, :, query.end - shell.n_keys : query.end])
             with torch.no_grad():
-                scores, pattern = call.inside()
+                scores, pattern = self._computed(call)
             pieces[forward] = _Piece(scores if place.side is Side.SCORES else pattern, None, query.end)
         return pieces
 
@@ -260,7 +260,7 @@ class GenerationRecording(Recording):
     def contents(self) -> Contents:
         """Returns what is kept, joined; this computes scores and patterns."""
         shown = [point for name, point in self._points.items() if name not in self.values and self.has(point)]
-        return Contents({point.place.key: self.raw(point.place) for point in shown}, self.values, {})
+        return Contents({point.place.key: self.raw(point.place) for point in shown}, self.values, {}, self.autocast)
 
 
 def _among_all_keys(piece: _Piece, length: int, fill: float) -> Tensor:

@@ -1,14 +1,22 @@
 """Loading: a hub id, a local folder, or the embedded model; and the sizes that a model's config gives."""
 
+import pickle
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from clearspan.architectures import ArchitectureAdapter, adapter_class
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import CheckpointNotFoundError, CompiledModelError, InvalidArgumentError
+from clearspan.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CompiledModelError,
+    InvalidArgumentError,
+    UnknownArgumentError,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +36,7 @@ def load_model(
 
     Raises:
         CheckpointNotFoundError: The folder is no checkpoint, or nothing of this name can be fetched.
+        CheckpointError: Weights are missing, damaged, or of other sizes.
         UnsupportedArchitectureError: The architecture has no adapter.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -47,13 +56,47 @@ def load_model(
         ) from error
     for architecture in config.architectures or ():
         adapter_class(architecture)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **keywords)
+    model = _weighted(AutoModelForCausalLM, name, source, dtype=dtype, **keywords)
     model.config.name_or_path = str(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
     except (OSError, ValueError):  # a checkpoint without tokenizer files
         tokenizer = None
     return model.eval(), tokenizer
+
+
+def _weighted(auto_class: Any, name: str | Path, source: str, **keywords: Any) -> "PreTrainedModel":
+    """Returns a checkpoint's model with all weights that its config asks for.
+
+    Raises:
+        CheckpointError: Weights are missing, damaged, or of other sizes.
+        UnknownArgumentError: A keyword that nothing takes.
+    """
+    try:
+        model, found = auto_class.from_pretrained(source, **keywords, output_loading_info=True)
+    except torch.OutOfMemoryError:
+        raise
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise UnknownArgumentError(
+            f"unknown keyword {str(error).rpartition('argument ')[2]}", where="from_pretrained", reason=str(error)
+        ) from error
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"cannot load the weights of {str(name)!r}",
+            expected="whole files of weights, of the sizes in config.json",
+            reason=next(iter(str(error).splitlines()), type(error).__name__),
+        ) from error
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"weights are missing from {str(name)!r}",
+            got=", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""),
+            reason="transformers would draw them at random",
+            fix="clearspan.boot(model), with a model that you loaded and gave its weights",
+        )
+    return model
 
 
 _TRUST = "boot(..., trust_remote_code=True), once you have read its code"
@@ -75,6 +118,21 @@ def _check_folder(source: str) -> None:
             f"{source!r} is a folder, but not a checkpoint",
             expected="config.json, weights, and tokenizer files, as save_pretrained writes them",
             got=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "an empty folder",
+        )
+
+
+def check_tokenizer(tokenizer: object) -> None:
+    """Raises unless the object is a tokenizer, or None."""
+    if tokenizer is None:
+        return
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InvalidArgumentError(
+            f"tokenizer={tokenizer!r}"[:80],
+            expected="a tokenizer of transformers, or None",
+            got=type(tokenizer).__name__,
+            fix="transformers.AutoTokenizer.from_pretrained(...)",
         )
 
 

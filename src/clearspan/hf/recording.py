@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.hf.attention import AttentionCall, Call, Observer, StoredCall
-from clearspan.hf.modules import around
+from clearspan.hf.modules import around, execution_device
 from clearspan.hf.observers import observed
 from clearspan.hf.storages import Relocation, storages
 from clearspan.hf.tensors import as_tokens, primary_input, primary_output
 from clearspan.hf.torch_hooks import after
+from clearspan.modes import autocast_dtype, with_autocast
 from clearspan.points import HookPoint, Layout, Place, Side
 
 Transform = Callable[[Tensor, int], Tensor]
@@ -95,11 +96,13 @@ class Contents:
         raw: Raw tensors by their place's key.
         values: Values in canonical axes by their point's name.
         calls: Attention's calls by their module's path.
+        autocast: What autocast computed in during the run, or None where it was off.
     """
 
     raw: Mapping[str, Tensor]
     values: Mapping[str, Tensor]
     calls: Mapping[str, StoredCall]
+    autocast: torch.dtype | None = None
 
 
 def _inside(path: str) -> list[Place]:
@@ -125,6 +128,7 @@ class Recording:
     Attributes:
         values: Values in canonical axes by point's name; they take precedence over raw tensors.
         wanted: Names of the points whose values come from the taps.
+        autocast: What autocast computed in during the run, or None where it was off: look-ups compute as the run did.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class Recording:
     ) -> None:
         self.values: dict[str, Tensor] = {}
         self.wanted: frozenset[str] = frozenset()
+        self.autocast: torch.dtype | None = None
         self._rows = rows
         self._raw: dict[str, Tensor] = {}
         self._calls: dict[str, AttentionCall] = {}
@@ -243,13 +248,14 @@ class Recording:
         stored = {path: call for path, call in calls.items() if call is not None}
         left_out = {place.key for path in stored for place in _inside(path)}
         raw = {key: tensor for key, tensor in self._raw.items() if key not in left_out}
-        return Contents(raw, self.values, stored)
+        return Contents(raw, self.values, stored, self.autocast)
 
     @staticmethod
     def of(contents: Contents, rows: int, model: nn.Module) -> "Recording":
         """Returns a recording with the contents of another one, of a run with this many rows."""
         new = Recording(rows)
         new._raw, new.values = dict(contents.raw), dict(contents.values)
+        new.autocast = contents.autocast
         new._calls = {path: call.restored(model.get_submodule(path)) for path, call in contents.calls.items()}
         new._versions = {name: tensor._version for name, tensor in new._named() if not tensor.is_inference()}
         return new
@@ -275,10 +281,14 @@ class Recording:
         if not tensor.is_inference():
             self._versions[key] = tensor._version
 
+    def _computed(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
+        """Returns a call's scores and pattern, computed as the run would have."""
+        return with_autocast(self.autocast, execution_device(call.module), call.inside)
+
     def _keep_inside(self, call: AttentionCall, places: Iterable[Place]) -> None:
         seen = {Side.QUERY: call.query, Side.KEY: call.key}
         if any(place.side not in seen for place in places):
-            seen[Side.SCORES], seen[Side.PATTERN] = call.inside()
+            seen[Side.SCORES], seen[Side.PATTERN] = self._computed(call)
         for place in places:
             self.keep_raw(place, as_tokens(seen[place.side], place.layout, self._rows))
 
@@ -291,6 +301,7 @@ class Recording:
             is_paused: Asked at each tensor: True leaves it out, since it belongs to another forward.
         """
         handles = []
+        self.autocast = autocast_dtype(execution_device(plan.around[0]))
         try:
             for ends in plan.ends:
                 hook = self._plain_hook(ends, is_paused) if ends.are_plain else self._hook(ends, is_paused)

@@ -26,7 +26,9 @@ class Constant:
         except (TypeError, ValueError) as error:
             raise InvalidArgumentError("a constant is made of numbers", got=f"{values!r}"[:80]) from error
         if given.is_complex() or not given.numel() or not given.ndim:
-            raise InvalidArgumentError("a constant is a tensor of numbers with an axis", got=str(list(given.shape)))
+            raise InvalidArgumentError(
+                "a constant is a tensor of numbers with an axis", got=f"{values!r}"[:80], expected="[..., d], not empty"
+            )
         self.tensor = given.to("cpu", torch.float64, copy=True)
         self._as: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._hash: int | None = None

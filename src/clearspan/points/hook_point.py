@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from clearspan.checks import check_choice
+from clearspan.checks import check_choice, check_flags, check_kind
 from clearspan.errors import HookFailedError, HookTypeError, HookValueError, InvalidArgumentError
 from clearspan.points.address import Address
 from clearspan.points.place import Access, Place, Whole
@@ -274,8 +274,11 @@ class HookPoint:
 
         Raises:
             HookTypeError: `hook` cannot be called with a value and a point.
-            InvalidArgumentError: `dir` is neither of the two.
+            InvalidArgumentError: `dir` is neither of the two, or another argument is of the wrong kind.
         """
+        check_flags(is_permanent=is_permanent, prepend=prepend)
+        if name is not None:
+            check_kind(str, name=name)
         if not isinstance(dir, str) or dir not in self._listeners:
             raise InvalidArgumentError(f"unknown direction {dir!r}", expected="'fwd' or 'bwd'", where=self.name)
         listener = Listener(hook, name or self.name, is_permanent)

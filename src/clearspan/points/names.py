@@ -1,9 +1,11 @@
 """Names of hook points: short names, nearest names, and selections by name, list or predicate."""
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError, UnknownPointError
 from clearspan.points.catalogue import VOCABULARY
 
@@ -37,7 +39,7 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
 
     Raises:
         UnknownPointError: No point has the short name.
-        InvalidArgumentError: The layer, or which of a block's norms, is missing.
+        InvalidArgumentError: The layer, or which of a block's norms, is missing; or the layer or component is none.
 
     Example:
         >>> get_act_name("q", 3)
@@ -50,6 +52,8 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
     check_name(name)
     if not isinstance(layer_type, str | None):
         raise InvalidArgumentError(f"layer_type={layer_type!r}"[:80], expected="a component, such as 'ln1'")
+    if layer is not None:
+        check_counts(0, layer=layer)
     if ("." in name or name.startswith("hook_")) and layer is None:
         return name
     match = re.fullmatch(r"([a-z_]+?)(\d+)([a-z]*\d?)", name)
@@ -71,6 +75,12 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
             f"several norms of a block have {name!r}", fix=f"get_act_name({name!r}, {layer}, 'ln1')"
         )
     component = layer_type or ("attn" if name in _IN_ATTENTION else "mlp" if name in _IN_MLP else None)
+    prefix = ".".join(["blocks.{l}", *([component] if component else [])])
+    if f"{prefix}.hook_{name}" not in _SHORT_OF:
+        homes = [full.split(".")[-2] for full, short in _SHORT_OF.items() if short == name and full.count(".") == 3]
+        raise UnknownPointError(
+            f"no hook point {name!r} is in {component!r}", expected=" or ".join(map(repr, homes)) or None
+        )
     return ".".join([f"blocks.{layer}", *([component] if component else []), f"hook_{name}"])
 
 
@@ -78,6 +88,23 @@ def check_name(name: object) -> None:
     """Raises InvalidArgumentError unless something is text, as the names of hook points are."""
     if not isinstance(name, str):
         raise InvalidArgumentError("a hook point is given by its name", got=repr(name)[:80])
+
+
+def check_predicate(predicate: Callable[..., object]) -> None:
+    """Raises InvalidArgumentError unless a function can be called with a name alone."""
+    try:
+        signature = inspect.signature(predicate)
+    except ValueError:  # a function of C that does not tell
+        return
+    try:
+        signature.bind("hook_embed")
+    except TypeError as error:
+        raise InvalidArgumentError(
+            "a predicate of names cannot be called with a name",
+            expected="names=lambda name: ...",
+            got=f"a function of {signature}"[:80],
+            reason=str(error),
+        ) from None
 
 
 def is_short_name(name: str) -> bool:

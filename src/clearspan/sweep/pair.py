@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clearspan._run.continuation import check_undisturbed
 from clearspan.bridge import TransformerBridge
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, argument
 from clearspan.inputs import Batch, Input
 from clearspan.sweep.metrics import LogitMetric, Metric
 
@@ -85,14 +85,17 @@ class Pair(Generic[Own]):
         checked_direction(direction)
         check_undisturbed(bridge)
         batches = []
-        for one in (clean, corrupted):
-            given = bridge.to_batch(one)
-            is_told = attention_mask is None or not given.is_bare
-            batches.append(given if is_told else bridge.to_batch(one, attention_mask))
+        for name, one in (("clean", clean), ("corrupted", corrupted)):
+            with argument(name):
+                given = bridge.to_batch(one)
+                is_told = attention_mask is None or not given.is_bare
+                batches.append(given if is_told else bridge.to_batch(one, attention_mask))
         first, second = batches
         if first.attention is not None or second.attention is not None:
             raise InvalidArgumentError("a pair is padded by a mask of two axes", got="a mask of four axes")
-        return cls(bridge, first, second.laid_out_as(first), metric, direction)
+        with argument("corrupted"):
+            second = second.laid_out_as(first)
+        return cls(bridge, first, second, metric, direction)
 
     @property
     def bridge(self) -> TransformerBridge:

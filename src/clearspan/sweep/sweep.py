@@ -16,7 +16,7 @@ from clearspan._run.sources import Source, batch_of_source, checked_sources, gat
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, check_kind, path_of
 from clearspan.effects import Effects
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, argument
 from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention
@@ -304,7 +304,10 @@ class Sweep:
 
     def _source_inputs(self) -> dict[str, Batch]:
         """Returns the sources that were given as inputs."""
-        found = {name: batch_of_source(self.bridge, source, self.batch) for name, source in self.sources.items()}
+        found: dict[str, Batch | None] = {}
+        for name, source in self.sources.items():
+            with argument(f"sources, {name!r}"):
+                found[name] = batch_of_source(self.bridge, source, self.batch)
         return {name: given for name, given in found.items() if given is not None}
 
     # --- files -------------------------------------------------------------------------------------------------------
@@ -387,7 +390,9 @@ def _named(metric: Metric | Mapping[str, Metric]) -> dict[str, Metric]:
             found = {"metric" if name == "<lambda>" else str(name): metric}
     if not found or not all(callable(one) for one in found.values()):
         raise InvalidArgumentError(
-            "a sweep measures a metric", expected="a function of logits, a LogitMetric, or several by name"
+            "a sweep measures a metric",
+            expected="a function of logits, a LogitMetric, or several by name",
+            got=repr(metric)[:80],
         )
     return found
 

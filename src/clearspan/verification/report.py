@@ -72,7 +72,7 @@ class Verification:
 
     @property
     def unavailable(self) -> tuple[Check, ...]:
-        """What was not tried, since it needs a weight that cannot be read; it raises by name."""
+        """What could not be checked, each with its reason: a weight that cannot be read, logits that are not finite."""
         return tuple(check for check in self.checks if check.passed and check.explanation)
 
     def groups(self) -> Iterator[tuple[Group, int, int, float | None]]:
@@ -100,8 +100,9 @@ class Verification:
         for group, held, count, error in self.groups():
             largest = "" if error is None else f", error at most {error:.1e}"
             lines.append(f"  {group:10}  {held} of {count}{largest}  ({GROUPS[group]})")
-        if self.unavailable:
-            lines.append(f"  of these, {len(self.unavailable)} were not tried. {self.unavailable[-1].explanation}")
+        last = {check.group: check.explanation for check in self.unavailable}
+        for group, count in Counter(check.group for check in self.unavailable).items():
+            lines.append(f"  {count} of {group} could not be checked. {last[group]}")
         for check in self.failures:
             error = "" if check.error is None else f" (error {check.error:.1e}, allowed {check.tolerance:.1e})"
             lines.append(f"  FAILED {check.group}: {check.what}{error}")

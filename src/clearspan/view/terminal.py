@@ -167,7 +167,7 @@ def show_verification(found: Verification, console: Console) -> None:
         table.add_row(mark, group, f"{held}/{count}", largest, Text(GROUPS[group], style="dim"))
     console.print(Padding(table, (1, 0, 1, 2)))
     for check in found.unavailable:
-        console.print(Text.assemble(("not tried ", "yellow"), (check.group, "bold"), f"  {check.what}"))
+        console.print(Text.assemble(("not checked ", "yellow"), (check.group, "bold"), f"  {check.what}"))
     for check in found.failures:
         error = "" if check.error is None else f"  error {check.error:.1e}, allowed {check.tolerance:.1e}"
         console.print(Text.assemble(("failed ", "bold red"), (check.group, "bold"), f"  {check.what}{error}"))

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from types import EllipsisType
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from clearspan.errors import InvalidArgumentError
+from clearspan.checks import check_counts, check_kind, device_of, is_whole
+from clearspan.errors import InvalidArgumentError, OutOfRangeError
 
 Index = int | slice | EllipsisType | Tensor | list[int]
 
@@ -33,7 +34,7 @@ class FactoredMatrix:
         B: `[..., inner, right]`.
 
     Raises:
-        InvalidArgumentError: The inner sizes differ, or a factor is no matrix.
+        InvalidArgumentError: The inner sizes differ, a factor is no matrix, or they differ in dtype or device.
 
     Example:
         >>> import clearspan
@@ -45,13 +46,27 @@ class FactoredMatrix:
     """
 
     def __init__(self, A: Float[Tensor, "... left inner"], B: Float[Tensor, "... inner right"]) -> None:
+        check_kind(Tensor, A=A, B=B)
         if A.ndim < 2 or B.ndim < 2 or A.shape[-1] != B.shape[-2]:
             raise InvalidArgumentError(
                 "cannot multiply these factors",
                 expected="A [..., left, inner] and B [..., inner, right]",
                 got=f"A {list(A.shape)} and B {list(B.shape)}",
             )
-        leading = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+        if A.dtype != B.dtype or A.dtype == torch.bool or A.device != B.device:
+            raise InvalidArgumentError(
+                "cannot multiply these factors",
+                expected="numbers of one dtype, on one device",
+                got=f"A {A.dtype} on {A.device} and B {B.dtype} on {B.device}",
+            )
+        try:
+            leading = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+        except RuntimeError:
+            raise InvalidArgumentError(
+                "cannot multiply these factors",
+                expected="leading axes that broadcast",
+                got=f"A {list(A.shape)} and B {list(B.shape)}",
+            ) from None
         self.A = A.expand(*leading, *A.shape[-2:])
         self.B = B.expand(*leading, *B.shape[-2:])
 
@@ -94,6 +109,8 @@ class FactoredMatrix:
 
     def unsqueeze(self, axis: int) -> "FactoredMatrix":
         """Returns it with one more leading axis, of size 1."""
+        if not is_whole(axis):
+            raise InvalidArgumentError(f"axis={axis!r}"[:80], expected="a whole number")
         at = axis if axis >= 0 else axis + self.ndim + 1
         if not 0 <= at <= self.ndim - 2:
             raise InvalidArgumentError(
@@ -106,6 +123,10 @@ class FactoredMatrix:
 
         Leading axes are indexed as in a tensor. An index of the matrix's own axes picks rows of `A` and columns of `B`;
         there an integer leaves an axis of size 1.
+
+        Raises:
+            OutOfRangeError: A place that is not there; it is an IndexError.
+            InvalidArgumentError: Too many indices, or something that is none.
         """
         given = index if isinstance(index, tuple) else (index,)
         count = sum(1 for one in given if one is not None and one is not ...)
@@ -124,8 +145,17 @@ class FactoredMatrix:
                 matrix.append(slice(one, one + 1 or None) if isinstance(one, int) else one)
         rows = matrix[0] if matrix else slice(None)
         columns = matrix[1] if len(matrix) > 1 else slice(None)
-        A, B = self.A[tuple(leading)] if leading else self.A, self.B[tuple(leading)] if leading else self.B
-        return FactoredMatrix(A[..., rows, :], B[..., columns])
+        for place, size in zip((one for one in given if one is not None), self.shape, strict=False):
+            if is_whole(place) and not -size <= place < size:
+                raise OutOfRangeError(
+                    f"index {place} is not there", expected=f"-{size} to {size - 1}", where=repr(self)
+                )
+        try:
+            A, B = self.A[tuple(leading)] if leading else self.A, self.B[tuple(leading)] if leading else self.B
+            return FactoredMatrix(A[..., rows, :], B[..., columns])
+        except (IndexError, TypeError) as error:
+            kind = OutOfRangeError if "out of" in str(error) else InvalidArgumentError
+            raise kind(f"[{index!r}] is no index of this matrix"[:120], reason=str(error), where=repr(self)) from error
 
     # --- products ----------------------------------------------------------------------------------------------------
 
@@ -146,7 +176,12 @@ class FactoredMatrix:
         return self.B @ self.A
 
     def __matmul__(self, other: "Tensor | FactoredMatrix") -> "Tensor | FactoredMatrix":
-        """Returns the product with a vector (a vector), or with a matrix (factored)."""
+        """Returns the product with a vector (a vector), or with a matrix (factored).
+
+        Raises:
+            InvalidArgumentError: It is none, or its size is another one.
+        """
+        self._check_operand(other, self.rdim, "right")
         if isinstance(other, FactoredMatrix):
             inner = self.B @ other.A
             if self.mdim <= other.mdim:
@@ -157,13 +192,32 @@ class FactoredMatrix:
         return FactoredMatrix(self.A, self.B @ other)
 
     def __rmatmul__(self, other: Tensor) -> "Tensor | FactoredMatrix":
-        """Returns the product of a vector (a vector), or of a matrix (factored), with it."""
+        """Returns the product of a vector (a vector), or of a matrix (factored), with it.
+
+        Raises:
+            InvalidArgumentError: It is none, or its size is another one.
+        """
+        self._check_operand(other, self.ldim, "left")
         if other.ndim == 1:
             return ((other @ self.A)[..., None, :] @ self.B)[..., 0, :]
         return FactoredMatrix(other @ self.A, self.B)
 
+    def _check_operand(self, other: object, size: int, side: Literal["left", "right"]) -> None:
+        """Raises unless something can stand on a side of this matrix in a product."""
+        check_kind(Tensor, FactoredMatrix, other=other)
+        assert isinstance(other, Tensor | FactoredMatrix), "checked above"
+        axis = -1 if side == "left" or other.ndim == 1 else -2
+        if not other.ndim or other.shape[axis] != size:
+            raise InvalidArgumentError(
+                f"cannot multiply this on the {side} of {self!r}",
+                expected=f"a vector of {size}, or a matrix with {size} {'columns' if side == 'left' else 'rows'}",
+                got=str(list(other.shape)),
+            )
+
     def __mul__(self, scalar: float | Tensor) -> "FactoredMatrix":
         """Returns it times a number, or times one number for each matrix, `[..., 1, 1]`."""
+        if not isinstance(scalar, Tensor | int | float):
+            raise InvalidArgumentError(f"scalar={scalar!r}"[:80], expected="a number, or a tensor [..., 1, 1]")
         if isinstance(scalar, Tensor) and scalar.ndim and scalar.shape[-2:] != (1, 1):
             raise InvalidArgumentError(
                 "a factored matrix is multiplied by numbers", expected="[..., 1, 1]", got=str(list(scalar.shape))
@@ -236,6 +290,7 @@ class FactoredMatrix:
 
     def get_corner(self, k: int = 3) -> Tensor:
         """Returns the product's first `k` entries along each axis."""
+        check_counts(k=k)
         leading = (slice(k),) * (self.ndim - 2)
         return self.A[leading][..., :k, :] @ self.B[leading][..., :k]
 
@@ -243,7 +298,8 @@ class FactoredMatrix:
 
     def to(self, target: torch.device | str | torch.dtype) -> "FactoredMatrix":
         """Returns it with both factors on a device, or in a dtype."""
-        return self._each(lambda factor: factor.to(target))
+        where = target if isinstance(target, torch.dtype) else device_of(target)
+        return self._each(lambda factor: factor.to(where))
 
     def detach(self) -> "FactoredMatrix":
         """Returns it off the graph."""

@@ -149,6 +149,7 @@ def test_values_that_overflow_raise():
         "the values at blocks.0.hook_resid_pre are not finite",
         "  got: torch.float16",
         "  fix: clearspan.boot(model, dtype=torch.float32), if they overflow",
+        "  argument: positive",
     ]
 
 

@@ -14,7 +14,7 @@ from clearspan.analysis.activations import Layers, Targets, layers_of, points_of
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, tensor_of, whole_numbers
 from clearspan.effects import Draws, Effects, Label
-from clearspan.errors import InvalidArgumentError, NotFiniteError
+from clearspan.errors import InvalidArgumentError, NotFiniteError, argument
 from clearspan.inputs import Batch, Input, Positions, row_numbers
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace
 from clearspan.model import check_bridge
@@ -138,7 +138,10 @@ class InterchangeExamples:
                 padding, or as above.
         """
         check_bridge(bridge)
-        first, other = bridge.to_batch(base, base_mask), bridge.to_batch(source, source_mask)
+        with argument("base" if base_mask is None else "base, or base_mask"):
+            first = bridge.to_batch(base, base_mask)
+        with argument("source" if source_mask is None else "source, or source_mask"):
+            other = bridge.to_batch(source, source_mask)
         among = None
         if answers is not None:
             if not isinstance(answers, Sequence | Tensor) or not len(answers):
