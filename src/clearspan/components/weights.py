@@ -116,7 +116,7 @@ def _address(tensor: Tensor) -> int | None:
 
 def _is_wrapped(tensor: Tensor) -> bool:
     """Whether a transform of torch.func follows the tensor, whose storage cannot be seen then."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def write_through(shown: Tensor, source: Tensor, revert: Callable[[Tensor], Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ def generation_keywords(model: Any) -> set[str]:
     Args:
         model: A Hugging Face model that can generate.
     """
-    from transformers.utils import TransformersKwargs
+    from transformers.utils.generic import TransformersKwargs
 
     functions = (model.generate, model.prepare_inputs_for_generation, model.forward)
     named = {name for function in functions for name in inspect.signature(function).parameters}
