@@ -405,7 +405,8 @@ def test_it_prints_plots_and_exports(exact):
         (
             {"corrupted": CORRUPTED[:, :5]},
             "the two inputs do not lie position on position\n"
-            "  expected: as many rows, and as many real tokens in each\n  got: [5, 5] and [6, 6] real tokens",
+            "  expected: as many rows, and as many real tokens in each\n  got: [5, 5] and [6, 6] real tokens\n"
+            "  argument: corrupted",
         ),
         (
             {"metric": KLDivergence("base")},
