@@ -119,7 +119,8 @@ def test_mistakes_are_named(bridge, runs):
         activation_patching(bridge, clean, corrupted[:, :4], _metric)
     assert str(error.value) == (
         "the two inputs do not lie position on position\n"
-        "  expected: as many rows, and as many real tokens in each\n  got: [4, 4] and [6, 6] real tokens"
+        "  expected: as many rows, and as many real tokens in each\n  got: [4, 4] and [6, 6] real tokens\n"
+        "  argument: corrupted"
     )
     with pytest.raises(InvalidArgumentError, match="'resid_pre' cannot be patched by head"):
         activation_patching(bridge, clean, corrupted, _metric, by=("layer", "head"))
