@@ -36,6 +36,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def with_autocast(dtype: torch.dtype | None, device: torch.device, function: Callable[[], Result]) -> Result:
     """Calls a function as autocast to a dtype would have it on a device and on the CPU, or without autocast (None)."""
     kinds = [kind for kind in ("cpu", device.type) if kind in _AUTOCAST]
+    if dtype is None and not any(map(torch.is_autocast_enabled, kinds)):
+        return function()
     before = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds}
     caches = torch.is_autocast_cache_enabled()
     try:

@@ -61,7 +61,8 @@ def _have_hooks_guarded() -> None:
 
 def execution_device(module: nn.Module) -> torch.device:
     """Returns the device on which a module runs: where its weight is, or where accelerate brings it."""
-    device = next(module.parameters()).device
+    own = (parameter for parameter in module._parameters.values() if parameter is not None)
+    device = next(itertools.chain(own, module.parameters())).device
     return device if device.type != "meta" else next(_brought_to(module), device)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clearspan.hf.attention import IMPLEMENTATION, AttentionCall, ForwardCall, ObservedConfig, Observer
+from clearspan.hf.attention import IMPLEMENTATION, AttentionCall, Call, ForwardCall, ObservedConfig, Observer
 from clearspan.hf.torch_hooks import StandIn
 
 _observers: dict[nn.Module, list[Observer]] = {}
@@ -51,7 +51,8 @@ def _divert(module: nn.Module, configs: dict[int, ObservedConfig]) -> None:
         return
 
     def forward(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return ForwardCall(module, run, args, kwargs, observers=_of(module)).run()
+        first, others = _observers_of(module)
+        return first(ForwardCall(module, run, args, kwargs, observers=others))
 
     StandIn(module, forward)
 
@@ -94,9 +95,12 @@ def _register() -> None:
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> Any:
-    return AttentionCall(module, query, key, value, attention_mask, kwargs, observers=_of(module)).run()
+    first, others = _observers_of(module)
+    return first(AttentionCall(module, query, key, value, attention_mask, kwargs, observers=others))
 
 
-def _of(module: nn.Module) -> tuple[Observer, ...]:
-    """Returns a module's observers; none, where another thread has taken them off in the moment of the call."""
-    return tuple(_observers.get(module, ()))
+def _observers_of(module: nn.Module) -> tuple[Observer, tuple[Observer, ...]]:
+    """Returns a module's first observer, and the others."""
+    # Another thread may have taken them all off in the moment of the call.
+    first, *others = tuple(_observers.get(module, ())) or (Call.run,)
+    return first, tuple(others)

@@ -18,6 +18,7 @@ from clearspan.hf.tensors import as_tokens, primary_input, primary_output
 from clearspan.hf.torch_hooks import after
 from clearspan.modes import autocast_dtype, with_autocast
 from clearspan.points import HookPoint, Layout, Place, Side
+from clearspan.scopes import HERE, Scope
 
 Transform = Callable[[Tensor, int], Tensor]
 
@@ -293,32 +294,30 @@ class Recording:
             self.keep_raw(place, as_tokens(seen[place.side], place.layout, self._rows))
 
     @contextlib.contextmanager
-    def hooks(self, plan: RecordingPlan, is_paused: Callable[[], bool]) -> Iterator[None]:
+    def hooks(self, plan: RecordingPlan) -> Iterator[None]:
         """While the context is open, keeps the plan's raw tensors, by one torch hook a module.
 
-        Args:
-            plan: What to keep.
-            is_paused: Asked at each tensor: True leaves it out, since it belongs to another forward.
+        Forwards of any scope but the present one, such as those inside hook functions, are left out.
         """
-        handles = []
+        handles, owner = [], HERE.get()
         self.autocast = autocast_dtype(execution_device(plan.around[0]))
         try:
             for ends in plan.ends:
-                hook = self._plain_hook(ends, is_paused) if ends.are_plain else self._hook(ends, is_paused)
-                handles.append(after(ends.module, hook))
-            with observed({inside.module: self._observer(inside, is_paused) for inside in plan.insides}):
+                hook = self._plain_hook(ends, owner) if ends.are_plain else self._hook(ends, owner)
+                handles.append(after(ends.module, hook, is_for_one=True))
+            with observed({inside.module: self._observer(inside, owner) for inside in plan.insides}):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _plain_hook(self, ends: Ends, is_paused: Callable[[], bool]) -> Callable[..., None]:
+    def _plain_hook(self, ends: Ends, owner: Scope | None) -> Callable[..., None]:
         raw = self._raw
         entry = None if ends.entry is None else ends.entry.key
         exit_ = ends.exits[0].key if ends.exits else None
 
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            if is_paused():
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any = None) -> None:
+            if HERE.get() is not owner:
                 return
             if entry is not None:
                 self._keep(raw, entry, args[0] if args else primary_input(args, kwargs), 1)
@@ -327,9 +326,9 @@ class Recording:
 
         return keep
 
-    def _hook(self, ends: Ends, is_paused: Callable[[], bool]) -> Callable[..., None]:
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-            if is_paused():
+    def _hook(self, ends: Ends, owner: Scope | None) -> Callable[..., None]:
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any = None) -> None:
+            if HERE.get() is not owner:
                 return
             if ends.entry is not None:
                 entered = primary_input(args, kwargs)
@@ -340,7 +339,7 @@ class Recording:
 
         return keep
 
-    def _observer(self, inside: Inside, is_paused: Callable[[], bool]) -> Observer:
+    def _observer(self, inside: Inside, owner: Scope | None) -> Observer:
         path = next(iter(inside.places.values())).module
 
         def visit(place: Place) -> Callable[[Tensor], Tensor]:
@@ -351,13 +350,13 @@ class Recording:
             return keep
 
         def observe(call: Call) -> Any:
-            if is_paused():
+            if HERE.get() is not owner:
                 return call.run()
             # With dropout, or where others may edit it, what multiplies the values is known only while the call runs.
             is_shared = bool(call.observers or call.watchers)
             if not isinstance(call, AttentionCall) or is_shared or call.kwargs.get("dropout"):
                 visits = {side: visit(place) for side, place in inside.places.items()}
-                return call.run_watched(visits, is_paused, is_last=True)
+                return call.run_watched(visits, lambda: HERE.get() is not owner, is_last=True)
             kept = call.detached() if torch.is_grad_enabled() else call
             if not self._defers or not inside.has_square:
                 self._keep_inside(kept, inside.places.values())

@@ -67,7 +67,7 @@ def _run(copied: nn.Module, places: Iterable[Place], recording: Recording, kwarg
     with contextlib.ExitStack() as stack:
         for context in (torch.no_grad(), torch.random.fork_rng([]), ShapesAlone()):
             stack.enter_context(context)
-        stack.enter_context(recording.hooks(plan, lambda: False))
+        stack.enter_context(recording.hooks(plan))
         stack.enter_context(observed({module: lambda call: call.run() for module in others if module not in kept}))
         copied(**given)
 

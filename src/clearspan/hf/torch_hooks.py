@@ -12,19 +12,13 @@ NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 """The keywords of a hook's call in whose moment another thread puts the hook on or takes it off."""
 
 
-class TorchHook:
-    """A function on a module. Copies of the module do not have it, and it is not pickled with the module."""
+class TorchHook(functools.partial[Any]):
+    """A function on a module. Copies of the module do not have it, and it is not pickled with the module.
 
-    __slots__ = ("_function",)
+    As a partial, it is called as fast as the function.
+    """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        """Calls the function."""
-        return self._function(*args)
-
-    __call__._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess] - the compiler stops there
+    __slots__ = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return nothing
@@ -95,21 +89,31 @@ def before(module: nn.Module, function: Callable[..., Any], *, first: bool = Fal
     def called(on: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NO_KEYWORDS) -> Any:
         return function(on, args, kwargs)
 
-    return module.register_forward_pre_hook(TorchHook(called), with_kwargs=True, prepend=first)
+    return module.register_forward_pre_hook(_uncompiled(called), with_kwargs=True, prepend=first)
 
 
-def after(module: nn.Module, function: Callable[..., Any], *, always: bool = False) -> RemovableHandle:
+def after(
+    module: nn.Module, function: Callable[..., Any], *, always: bool = False, is_for_one: bool = False
+) -> RemovableHandle:
     """Has a function called with a module, its arguments, its keywords and its output after each forward of the module.
 
     Args:
         module: The module.
         function: What it returns, unless it is None, takes the output's place.
         always: Whether it is called also where the forward raises; then without keywords, and the output is None.
+        is_for_one: Whether the function does nothing in the forwards of other threads, where it may be called without
+            keywords. It costs less, and is for runs, which are never compiled.
     """
-    if always:
-        return module.register_forward_hook(TorchHook(function), always_call=True)
+    if is_for_one:
+        return module.register_forward_hook(TorchHook(function), with_kwargs=True)
 
     def called(on: nn.Module, args: tuple[Any, ...], *others: Any) -> Any:
         return function(on, args, *others) if len(others) > 1 else function(on, args, NO_KEYWORDS, *others)
 
-    return module.register_forward_hook(TorchHook(called), with_kwargs=True)
+    return module.register_forward_hook(_uncompiled(called), with_kwargs=not always, always_call=always)
+
+
+def _uncompiled(function: Callable[..., Any]) -> TorchHook:
+    """Returns a hook at which the compiler stops."""
+    vars(function)["_torchdynamo_disable"] = True
+    return TorchHook(function)
