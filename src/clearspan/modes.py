@@ -88,10 +88,15 @@ def eager(function: Callable[Params, Result]) -> Callable[Params, Result]:
     def run(*args: Params.args, **kwargs: Params.kwargs) -> Result:
         return uncompiled(function, *args, **kwargs)
 
+    return closed_to_compiler(run)
+
+
+def closed_to_compiler(function: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Marks a function into which the compiler does not go. What it calls is still compiled, but by `uncompiled`."""
     # What the compiler asks of a function before it goes into it.
     for name, value in {"_torchdynamo_disable": True, "_torchdynamo_disable_msg": _WHY}.items():
-        setattr(run, name, value)
-    return run
+        setattr(function, name, value)
+    return function
 
 
 def _called(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

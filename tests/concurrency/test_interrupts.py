@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import clearspan
+from clearspan._run import hooks
+from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Intervention, Patch, Scale, Zero
 from clearspan.modes import with_gradients
 from clearspan.sweep import LogitDifference, Sweep, grid
@@ -18,6 +20,9 @@ from tests.zoo import build
 TOKENS = torch.tensor([[5, 9, 2, 40]])
 OTHER = TOKENS.flip(1)
 FAMILIES = ["llama", "gpt2", "bloom"]
+
+# A file that was open in the moment of an interrupt is closed by the collector, and Python says so.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def doubled(value, hook):
@@ -170,6 +175,28 @@ def test_an_interrupt_leaves_nothing(family):
     interrupted, dirty = draw(family, 48, os.environ.get("SEED", "0"))
     assert dirty == []
     assert interrupted > 15
+
+
+def test_an_interrupt_in_the_moment_in_which_hooks_are_on_takes_them_off(monkeypatch):
+    bridge = clearspan.boot(build("llama"))
+    clean, plain = Cleanliness(bridge, TOKENS), bridge(TOKENS)
+
+    def interrupted(function):
+        function()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hooks, "uncompiled", interrupted)
+    hooked = bridge.hooks([("blocks.0.attn.hook_z", doubled)])
+    with pytest.raises(KeyboardInterrupt), hooked:
+        pass
+    monkeypatch.undo()
+    assert clean.faults() == []
+    with hooked:  # it can be used again
+        assert not torch.equal(bridge(TOKENS), plain)
+        with pytest.raises(InvalidArgumentError, match="these hooks are on already"), hooked:
+            pass
+        assert not torch.equal(bridge(TOKENS), plain)
+    assert torch.equal(bridge(TOKENS), plain)
 
 
 @pytest.mark.slow

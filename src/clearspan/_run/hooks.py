@@ -15,7 +15,7 @@ from clearspan.inputs import Batch
 from clearspan.interventions import Intervention, Site, Written, located
 from clearspan.interventions.intervention import interventions_of
 from clearspan.model import Model
-from clearspan.modes import Modes, eager
+from clearspan.modes import Modes, closed_to_compiler, uncompiled
 from clearspan.points import Direction, HookFunction, HookPoint, Listener, Side
 from clearspan.scopes import HERE, Scope, end
 
@@ -99,27 +99,30 @@ class Hooked(contextlib.ContextDecorator, Generic[Hookable]):
             self._sources,
         )
 
-    @eager
+    @closed_to_compiler
     def __enter__(self) -> Hookable:
-        model = self._model
-        check_flags(reset_hooks_end=self._resets, clear_contexts=self._clears)
         if self._scope is not None:
             raise InvalidArgumentError("these hooks are on already", fix="with bridge.hooks(...): once more")
+        try:
+            uncompiled(self._open)
+        except BaseException:  # an interrupt can come also when they are on
+            self.__exit__()
+            raise
+        return self._model
+
+    def _open(self) -> None:
+        model = self._model
+        check_flags(reset_hooks_end=self._resets, clear_contexts=self._clears)
         model.taps.check_not_in_hook()
         own = edits(model, self._hooks, self._interventions, self._sources)
         scope = Scope()
         self._listeners = _looked_up(model, own, self._bwd_hooks, (None, None), scope)
-        try:
-            with model.taps.changing():
-                interrupts.stay()
-                self._scope, self._modes = scope, Modes()
-                model.taps.turns.opened.append(scope)
-                _put_on(self._listeners)
-            HERE.set(scope)  # after `changing`, which sets it back
-        except BaseException:
-            self.__exit__()
-            raise
-        return model
+        with model.taps.changing():
+            interrupts.stay()
+            self._scope, self._modes = scope, Modes()
+            model.taps.turns.opened.append(scope)
+            _put_on(self._listeners)
+        HERE.set(scope)  # after `changing`, which sets it back
 
     @interrupts.clean_up(lambda hooked: hooked._scope is not None)
     def __exit__(self, kind: object = None, *_: object) -> None:

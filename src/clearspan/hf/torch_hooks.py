@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from clearspan.modes import closed_to_compiler
+
 NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 """The keywords of a hook's call in whose moment another thread puts the hook on or takes it off."""
 
@@ -89,7 +91,7 @@ def before(module: nn.Module, function: Callable[..., Any], *, first: bool = Fal
     def called(on: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NO_KEYWORDS) -> Any:
         return function(on, args, kwargs)
 
-    return module.register_forward_pre_hook(_uncompiled(called), with_kwargs=True, prepend=first)
+    return module.register_forward_pre_hook(TorchHook(closed_to_compiler(called)), with_kwargs=True, prepend=first)
 
 
 def after(
@@ -110,10 +112,6 @@ def after(
     def called(on: nn.Module, args: tuple[Any, ...], *others: Any) -> Any:
         return function(on, args, *others) if len(others) > 1 else function(on, args, NO_KEYWORDS, *others)
 
-    return module.register_forward_hook(_uncompiled(called), with_kwargs=not always, always_call=always)
-
-
-def _uncompiled(function: Callable[..., Any]) -> TorchHook:
-    """Returns a hook at which the compiler stops."""
-    vars(function)["_torchdynamo_disable"] = True
-    return TorchHook(function)
+    return module.register_forward_hook(
+        TorchHook(closed_to_compiler(called)), with_kwargs=not always, always_call=always
+    )
