@@ -18,6 +18,7 @@ MODULES = [name for _, name, _ in pkgutil.walk_packages(clearspan.__path__, "cle
 GENERATED = ROOT / "docs/reference"
 WRITTEN = (page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent != GENERATED)
 PAGES = [ROOT / "README.md", *WRITTEN, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
+LONG = {"causal-abstraction.md", "circuits.md", "lenses.md"}  # these train and search, for a quarter of a minute each
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -27,7 +28,10 @@ def test_examples_in_docstrings(name):
     assert results.failed == 0
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.name in LONG else (), id=page.name) for page in PAGES],
+)
 def test_examples_in_pages(page):
     results = doctest.testfile(str(page), module_relative=False, optionflags=FLAGS)
     assert results.failed == 0
