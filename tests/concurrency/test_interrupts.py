@@ -116,6 +116,8 @@ class Interrupted:
 
     def __enter__(self):
         self.before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        # In a job of the background it is ignored.
+        self.interrupt_before = signal.signal(signal.SIGINT, signal.default_int_handler)
         return self
 
     def after(self, seconds, job, bridge):
@@ -133,6 +135,7 @@ class Interrupted:
 
     def __exit__(self, *_):
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGINT, self.interrupt_before)
         signal.signal(signal.SIGALRM, self.before)
 
 
@@ -141,7 +144,6 @@ def draw(family, draws, seed):
     bridge = clearspan.boot(build(family))
     chance = random.Random(seed)
     interrupted, dirty = 0, []
-    clean = Cleanliness(bridge, TOKENS)
     lasts = {}
     for job in JOBS:
         times = []
@@ -152,6 +154,7 @@ def draw(family, draws, seed):
             bridge.reset_hooks()
         lasts[job] = min(times)
     with Interrupted() as interrupts:
+        clean = Cleanliness(bridge, TOKENS)
         for number in range(draws):
             job = JOBS[number % len(JOBS)]
             hit = interrupts.after(max(1e-6, chance.random() * lasts[job] * 1.1), job, bridge)
