@@ -27,7 +27,7 @@ from clearspan._cache.readings import (
     through_norm,
     token_ids,
 )
-from clearspan._cache.run_weights import RunWeights, weight_slots
+from clearspan._cache.run_weights import RunWeights
 from clearspan._cache.slices import BatchSlice, Picks, PosSlice, plain
 from clearspan._cache.stacks import Mode, NeuronSlice, Stack, depth_of, neuron_results, residual
 from clearspan._forward.readout import norm_at
@@ -186,7 +186,7 @@ class ActivationCache(CacheLookup):
             Recording.of(stored.contents, stored.rows, model.hf_model),
             batch=stored.batch,
             gradients=stored.gradients,
-            run_weights=RunWeights(weight_slots(model), stored.checksums),
+            run_weights=RunWeights(model, stored.checksums),
         )
         cache = cache.apply_slice_to_batch_dim(stored.rows_shown)
         return cache.apply_slice_to_pos_dim(stored.positions_shown)

@@ -141,6 +141,10 @@ class CompiledModelError(ClearspanError, RuntimeError):
     """A compiled model or module, which drops torch hooks quietly."""
 
 
+class ModelChangedError(ClearspanError, RuntimeError):
+    """A model whose parts are not those that it was booted with."""
+
+
 class InexactProcessingError(ClearspanError, ValueError):
     """A step of weight processing that would change what the model computes."""
 

@@ -1,5 +1,6 @@
 """The model: a Hugging Face model with its components, hook points, taps and weights. State; it runs nothing."""
 
+import functools
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -20,8 +21,9 @@ from clearspan.components import (
     hook_points,
     logits_point,
 )
+from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError
-from clearspan.hf.loading import check_tokenizer
+from clearspan.hf.loading import check_tokenizer, current
 from clearspan.hf.modules import dequantised, execution_device
 from clearspan.hf.segments import ArgumentsOf
 from clearspan.hf.taps import Taps
@@ -62,7 +64,6 @@ class Model(ModelWeights):
     Attributes:
         hf_model: The model itself, untouched.
         adapter: What is known of its architecture.
-        cfg: Its sizes.
         text: What turns text into tokens and back.
         blocks: Its blocks as live components.
         components: Its live components in the order of the forward, blocks one by one.
@@ -88,8 +89,7 @@ class Model(ModelWeights):
     ) -> None:
         self.hf_model = hf_model
         self.adapter = adapter
-        self.cfg = adapter.cfg
-        self.text = Text(tokenizer, self.cfg)
+        self.text = Text(tokenizer, adapter.cfg)
         # What is handed to components must not refer to this object: a model is to be free when its bridge is.
         this, arguments = weakref.ref(self), ArgumentsOf(hf_model)
 
@@ -97,37 +97,53 @@ class Model(ModelWeights):
             model = this()
             return () if model is None else sharing(model.components, parameter)
 
+        def follow() -> None:
+            model = this()
+            if model is not None:
+                model.taps.follow()
+
         binding = Binding(
             hf_model,
-            self.cfg,
+            functools.partial(current, adapter.cfg, hf_model),
             adapter.weight_processing_conversions,
             arguments,
             dequantised,
             sharing_weights,
+            follow,
         )
         self.blocks: tuple[BlockBridge, ...] = ()
         components = []
         for key, template in adapter.component_mapping.items():
             if isinstance(template, BlockBridge):
-                layers = range(self.cfg.n_layers)
+                layers = range(adapter.cfg.n_layers)
                 self.blocks = tuple(template.at_layer(i).bind(binding, f"blocks.{i}") for i in layers)
                 components += self.blocks
             else:
                 setattr(self, key, template.bind(binding, key))
                 components.append(getattr(self, key))
-        arguments.blocks = [block.module for block in self.blocks]
+        arguments.blocks = [block.module_path for block in self.blocks]
         arguments.embedding_width = self.embed.width
         arguments.returns_tuple = any(block.returns_tuple for block in self.blocks)
         points = hook_points(components)
-        points["hook_logits"] = logits_point(self.cfg)
+        points["hook_logits"] = logits_point(adapter.cfg)
         for point in points.values():
             if "." not in point.name:
                 setattr(self, point.name, point)
         self.components = tuple(components)
         self.index = PointIndex(points, components, adapter)
+        self._of_vocabulary = [point for point in self.index if "d_vocab" in point.sizes]
         self.taps = Taps(hf_model, self.index)
         self.processing: tuple[Step, ...] = ()
         self.remembered: dict[object, Any] = {}
+
+    @property
+    def cfg(self) -> TransformerBridgeConfig:
+        """The model's sizes, as they are now: a vocabulary may have been resized, weights cast."""
+        cfg = current(self.adapter.cfg, self.hf_model)
+        for point in self._of_vocabulary:
+            if point.sizes["d_vocab"] != cfg.d_vocab:
+                point.sizes = {**point.sizes, "d_vocab": cfg.d_vocab}
+        return cfg
 
     @property
     def device(self) -> torch.device:
@@ -287,7 +303,6 @@ class Model(ModelWeights):
         if not (isinstance(where, torch.dtype) and where.is_floating_point):
             where = device_of(where)
         nn.Module.to(self.hf_model, where)
-        self.cfg.dtype = self.hf_model.dtype
         return self
 
     def eval(self) -> Self:

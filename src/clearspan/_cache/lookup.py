@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from clearspan._cache.run_weights import RunWeights, weight_slots
+from clearspan._cache.run_weights import RunWeights
 from clearspan._cache.slices import BatchSlice, PosSlice, check_columns, picked, plain, position_index
 from clearspan.checks import whole
 from clearspan.components import GeneralizedComponent
@@ -18,6 +18,7 @@ from clearspan.model import Model
 from clearspan.modes import with_autocast, with_gradients
 from clearspan.points import Derived, HookPoint, get_act_name, nearest, read
 from clearspan.points.names import check_name
+from clearspan.tree import module_at
 
 Key = str | tuple[str, int] | tuple[str, int, str]
 _POSITIONS = ("pos", "q_pos")
@@ -64,7 +65,7 @@ class CacheLookup(Mapping[str, Tensor]):
         self._rows = batch.rows
         self._column_of_row: Tensor | None = None
         self._gradients = dict(gradients or {})
-        self._run_weights = run_weights or RunWeights(weight_slots(model))
+        self._run_weights = run_weights or RunWeights(model)
         self._row_choices: tuple[BatchSlice, ...] = ()
         self._pos_choices: tuple[PosSlice, ...] = (0,) if one_position else ()
 
@@ -176,7 +177,7 @@ class CacheLookup(Mapping[str, Tensor]):
             return point.access.derivation.weights()
         if not self._recording.is_deferred(point.place):
             return ()
-        return self.model.hf_model.get_submodule(point.place.module)._parameters.values()
+        return module_at(self.model.hf_model, point.place.module)._parameters.values()
 
     def _check_unedited(self, point: HookPoint) -> None:
         recording = self._recording

@@ -62,7 +62,7 @@ def choose(model: Model, names: NamesFilter, segment: Segment = (None, None)) ->
     if key in choices:
         return choices[key]
     points = model.index.select(names, segment)
-    plan = RecordingPlan.of(model.hf_model, {point.place for point in points})
+    plan = RecordingPlan.of({point.place for point in points})
     choice = Choice({point.name: point for point in points}, plan, model.index)
     if key is not None:
         if len(choices) >= REMEMBERED:

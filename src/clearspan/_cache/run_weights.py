@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearspan.components import GeneralizedComponent, NormalizationBridge
 from clearspan.errors import EditedEntryError, UnreadableWeightError
 from clearspan.model import Model
+from clearspan.tree import Branch, branches, modules_at
 
 CHUNK = 1 << 22
 """Elements of a weight that are read at a time for its checksum."""
@@ -22,12 +23,10 @@ class WeightSlot:
     Attributes:
         part: The component.
         name: The parameter's name there.
-        parameters: The parameters of the component's module, by name.
     """
 
     part: GeneralizedComponent
     name: str
-    parameters: Mapping[str, Tensor | None]
 
     @property
     def path(self) -> str:
@@ -35,7 +34,20 @@ class WeightSlot:
         return f"{self.part.path}.{self.name}"
 
 
-def weight_slots(model: Model) -> tuple[WeightSlot, ...]:
+@dataclass(frozen=True)
+class WeightSlots:
+    """Where the weights of a model are, and the ways to their modules."""
+
+    slots: tuple[WeightSlot, ...]
+    ways: tuple[Branch, ...]
+
+    def parameters(self, hf_model: nn.Module) -> list[Tensor | None]:
+        """Returns the parameters that are there now; None where there is none."""
+        modules = modules_at(hf_model, self.ways)
+        return [modules[slot.part.module_path]._parameters.get(slot.name) for slot in self.slots]
+
+
+def weight_slots(model: Model) -> WeightSlots:
     """Returns where the weights are that a cache computes with: of what writes to the residual stream, or reads it.
 
     Attention's own are sinks, where it has them: patterns are computed with these.
@@ -47,7 +59,8 @@ def weight_slots(model: Model) -> tuple[WeightSlot, ...]:
         parts += [part for part in block.submodules.values() if isinstance(part, NormalizationBridge)]
         parts += [block.attn, block.attn.o, *(part for key, part in block.mlp.submodules.items() if key == "out")]
     parts += model.components[model.components.index(model.blocks[-1]) + 1 :]
-    known = tuple(WeightSlot(part, name, part.module._parameters) for part in parts for name in part.module._parameters)
+    slots = tuple(WeightSlot(part, name) for part in parts for name in part.module._parameters)
+    known = WeightSlots(slots, branches(part.module_path for part in parts))
     return model.remembered.setdefault("weight_slots", known)
 
 
@@ -58,15 +71,16 @@ class RunWeights:
     they are known by checksums, compared when a weight is first used.
 
     Args:
-        slots: Where the weights are.
+        model: The model.
         checksums: Those of a file, by the weight's name; by default the weights are those that the model has now.
     """
 
-    def __init__(self, slots: Sequence[WeightSlot], checksums: Mapping[str, int] | None = None) -> None:
-        self._slots = slots
+    def __init__(self, model: Model, checksums: Mapping[str, int] | None = None) -> None:
+        known = weight_slots(model)
+        self._slots = known.slots
         self._checksums = checksums
         # This is done in every run with a cache, so it does no more than it must.
-        self._seen = [slot.parameters.get(slot.name) for slot in slots]
+        self._seen = known.parameters(model.hf_model)
         self._versions = _versions(self._seen)
 
     @functools.cached_property
@@ -111,7 +125,7 @@ class RunWeights:
         """Returns the checksums of the weights that are as they were in the run and can be read, by name."""
         found = {}
         for slot in self._slots:
-            parameter = slot.parameters.get(slot.name)
+            parameter = slot.part.module._parameters.get(slot.name)
             try:
                 if parameter is not None and self._is_current(parameter):
                     found[slot.path] = checksum(slot.part.weight(slot.name))

@@ -127,8 +127,7 @@ class FrozenNorm:
     @classmethod
     def of(cls, norm: NormalizationBridge, scale: Tensor | None = None, weights: Weights = as_it_is) -> Self:
         """Returns a norm with a scale; by default with 1."""
-        has_weight = norm.module._parameters.get("weight") is not None
-        weight = weights(norm, norm.w) if has_weight else None
+        weight = weights(norm, norm.w) if norm.has("weight") else None
         if scale is None:
             scale = torch.ones(1, device=None if weight is None else weight.device)
         return cls(exact(scale), weight, not norm.uses_rms_norm)

@@ -18,7 +18,7 @@ Own = TypeVar("Own", bound=Model)
 def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
     """Returns a new model with processed weights. The steps are the arguments of `TransformerBridge.processed`."""
     check_flags(**{name: wanted for name, wanted in steps.items() if wanted is not None})
-    _refuse_quantised(model)
+    _check_readable(model)
     hf_model = sharing_copy(model.hf_model)
     adapter = type(model.adapter)
     cfg = bridge_config(hf_model, adapter)
@@ -30,10 +30,14 @@ def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
     return new
 
 
-def _refuse_quantised(model: Model) -> None:
+def _check_readable(model: Model) -> None:
+    """Raises if a weight is quantised, or inside a wrapper."""
     for component in model.components:
         for part in component.walk():
-            if part.name is not None and "weight" in part.module._parameters and part.is_quantised:
+            if part.name is None or part.submodules or not part.has("weight"):
+                continue
+            part.parameter("weight")
+            if part.is_quantised:
                 raise UnreadableWeightError(
                     "a quantised model cannot be processed",
                     where=part.path,

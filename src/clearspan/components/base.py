@@ -16,6 +16,7 @@ from clearspan.conversions import ParamProcessingConversion
 from clearspan.errors import (
     InvalidArgumentError,
     MissingWeightError,
+    ModelChangedError,
     TiedWeightWarning,
     UnreadableWeightError,
     UnwritableError,
@@ -35,6 +36,7 @@ from clearspan.points import (
     nearest,
 )
 from clearspan.shapes import axes, sizes
+from clearspan.tree import module_at
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,26 @@ class Binding:
 
     Attributes:
         model: The Hugging Face model, which is only referred to.
-        cfg: Its sizes.
+        cfg_now: Returns its sizes as they are now.
         weight_conversions: The adapter's conversions by canonical name, with `{i}` for the layer.
         arguments_of: Returns what the model itself passes to a module of a block after its input.
         dequantised: Returns a copy of a module's quantised parameter, or None for one that is not quantised.
         sharing: Returns the canonical names of the weights that share a parameter.
+        follow: Brings torch hooks to modules that have taken others' place.
     """
 
     model: nn.Module
-    cfg: TransformerBridgeConfig
+    cfg_now: Callable[[], TransformerBridgeConfig]
     weight_conversions: Mapping[str, ParamProcessingConversion]
     arguments_of: Callable[[nn.Module, Tensor], dict[str, Any]] = lambda _, __: {}
     dequantised: Callable[[nn.Module, str], Tensor | None] = lambda _, __: None
     sharing: Callable[[Tensor], Sequence[str]] = lambda _: ()
+    follow: Callable[[], None] = lambda: None
+
+    @property
+    def cfg(self) -> TransformerBridgeConfig:
+        """The model's sizes."""
+        return self.cfg_now()
 
 
 @dataclass(eq=False, repr=False)
@@ -73,7 +82,6 @@ class GeneralizedComponent:
         layout: How rows and positions lie in the module's input and output.
         output_is_overwritten: Whether the model writes into the output's storage afterwards.
         path: Canonical path of a live component, such as `blocks.3.attn`.
-        module: The Hugging Face module itself.
         module_path: The module's path in the Hugging Face model.
         parent_path: Path of the Hugging Face module around it.
     """
@@ -85,7 +93,6 @@ class GeneralizedComponent:
     output_is_overwritten: bool = field(default=False, kw_only=True)
 
     path: str = field(init=False)
-    module: nn.Module = field(init=False)
     module_path: str = field(init=False)
     parent_path: str = field(init=False)
     hook_in: HookPoint = field(init=False)
@@ -117,12 +124,21 @@ class GeneralizedComponent:
         live.path = path
         live.parent_path = parent
         live.module_path = ".".join(part for part in (parent, self.name) if part)
-        live.module = _module_at(binding.model, live.module_path, path)
+        _check_is_there(binding.model, live.module_path, path)
         live.submodules = {
             key: part.bind(binding, f"{path}.{key}", live.module_path) for key, part in self.submodules.items()
         }
         live.__dict__.update(live.submodules)  # `in`, a keyword, is reached by getattr
         return live
+
+    @property
+    def module(self) -> nn.Module:
+        """The Hugging Face module itself, the one that is there now.
+
+        Raises:
+            ModelChangedError: There is none any more.
+        """
+        return module_at(self._bound.model, self.module_path)
 
     @property
     def cfg(self) -> TransformerBridgeConfig:
@@ -175,7 +191,7 @@ class GeneralizedComponent:
         Returns:
             The module's output; of a tuple, the first.
         """
-        _ = self._bound
+        self._bound.follow()
         own = value.clone()  # a write in place, as at `hook_resid_mid`, must not reach the caller's tensor
         output = self.module(own, **self.call_arguments(value))
         return output[0] if isinstance(output, tuple) else output
@@ -217,7 +233,7 @@ class GeneralizedComponent:
         Raises:
             UnreadableWeightError: It is offloaded, or quantised in an unknown way.
         """
-        return None if self.module._parameters.get("bias") is None else self.weight("bias")
+        return self.weight("bias") if self.has("bias") else None
 
     def weight(self, name: str) -> Tensor:
         """Returns a live parameter of the component's module; if it is quantised, a copy that refuses writes.
@@ -277,15 +293,49 @@ class GeneralizedComponent:
 
         Raises:
             MissingWeightError: The module has no such parameter.
+            UnreadableWeightError: Only a module in it has: it is a wrapper.
         """
-        parameter = self.module._parameters.get(name)
+        module = self.module
+        parameter = module._parameters.get(name)
         if parameter is None:
+            inner = self._holder(name)
+            if inner is not None:
+                raise UnreadableWeightError(
+                    f"the {name} of {self.path} is not known",
+                    where=f"{type(module).__name__} at {self.module_path}",
+                    reason=f"it wraps a {type(inner).__name__}, and what it makes of that one's {name} cannot be told",
+                    fix="points that need no weight; or replace the wrapper by one module with the weight that acts",
+                )
             raise MissingWeightError(
                 f"{self.path} has no {name}",
-                where=f"{type(self.module).__name__} at {self.module_path}",
+                where=f"{type(module).__name__} at {self.module_path}",
                 reason="the model's own module has none, and zeros are not made up",
             )
         return parameter
+
+    def shape(self, name: str) -> torch.Size:
+        """Returns the shape of a parameter of the component's module; of a wrapper, that of the module in it.
+
+        Raises:
+            MissingWeightError: There is no such parameter.
+        """
+        holder = self._holder(name)
+        parameter = self.parameter(name) if holder is None else holder._parameters[name]
+        assert parameter is not None, "the holder has it"
+        return parameter.shape
+
+    def has(self, name: str) -> bool:
+        """Whether the component's module has such a parameter; of a wrapper, whether the module in it has."""
+        return self._holder(name) is not None
+
+    def _holder(self, name: str) -> nn.Module | None:
+        """Returns the component's module, or the first in it, that has such a parameter; None where none has."""
+        return next((part for part in self.module.modules() if part._parameters.get(name) is not None), None)
+
+    def setting(self, *names: str) -> Any:
+        """Returns the first of these attributes that the component's module has, or a module in it; or None."""
+        settings = map(vars, self.module.modules())
+        return next((own[name] for own in settings for name in names if own.get(name) is not None), None)
 
     _shown: ClassVar[tuple[str, ...]] = ("cfg", "is_quantised", "module", "module_path", "path", "submodules", "weight")
     """What `dir` lists of every component, besides its points, parts and weights."""
@@ -309,12 +359,13 @@ class GeneralizedComponent:
         return f"{type(self).__name__}({self.name!r}){where}"
 
 
-def _module_at(model: nn.Module, module_path: str, path: str) -> nn.Module:
+def _check_is_there(model: nn.Module, module_path: str, path: str) -> None:
     try:
-        return model.get_submodule(module_path)
-    except AttributeError:
+        module_at(model, module_path)
+    except ModelChangedError:
         parent, _, name = module_path.rpartition(".")
-        around = _module_at(model, parent, path) if parent else model
+        _check_is_there(model, parent, path)
+        around = module_at(model, parent)
         there = [child for child, _ in around.named_children()]
         raise InvalidArgumentError(
             f"{path} is not where the adapter says",

@@ -39,12 +39,12 @@ class EmbeddingBridge(GeneralizedComponent):
     @property
     def width(self) -> int:
         """The embedding's own width; a projection to the residual stream's may follow."""
-        return self.parameter("weight").shape[1]
+        return self.shape("weight")[1]
 
     @property
     def n_tokens(self) -> int:
         """How many tokens it has now: it may have been resized."""
-        return len(self.parameter("weight"))
+        return self.shape("weight")[0]
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, including the embedding's own width."""

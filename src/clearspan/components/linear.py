@@ -31,7 +31,8 @@ class LinearBridge(GeneralizedComponent):
     @property
     def widths(self) -> tuple[int, int]:
         """The widths of input and output."""
-        return vars(self.module)["in_features"], vars(self.module)["out_features"]
+        outward, inward = self.shape("weight")
+        return inward, outward
 
     def raw_ends(self) -> Iterator[HookPoint]:
         """Yields input and output, each of the residual stream's width or of its own."""
@@ -59,5 +60,5 @@ class TransposedLinearBridge(LinearBridge):
     @property
     def widths(self) -> tuple[int, int]:
         """The widths of input and output."""
-        inward, outward = self.parameter("weight").shape
+        inward, outward = self.shape("weight")
         return inward, outward

@@ -171,7 +171,7 @@ class RouterBridge(GeneralizedComponent):
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, including how many experts there are, and how many are chosen."""
-        return {**super().sizes(), "expert": len(self.parameter("weight")), "k": vars(self.module)["top_k"]}
+        return {**super().sizes(), "expert": self.shape("weight")[0], "k": self.setting("top_k")}
 
     def raw_ends(self) -> Iterator[HookPoint]:
         """Yields the input. The output is three tensors, which have points of the mixture."""

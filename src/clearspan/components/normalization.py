@@ -58,13 +58,12 @@ class NormalizationBridge(GeneralizedComponent):
     @property
     def eps(self) -> float:
         """What the module adds to the variance."""
-        own = vars(self.module)
-        return own.get("eps", own.get("variance_epsilon", self.cfg.eps))
+        own = self.setting("eps", "variance_epsilon")
+        return self.cfg.eps if own is None else own
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, including the norm's own width."""
-        weight = self.module._parameters.get("weight")
-        width = {} if weight is None else {"width": weight.shape[0], "d_head": weight.shape[0]}
+        width = dict.fromkeys(("width", "d_head"), self.shape("weight")[0]) if self.has("weight") else {}
         return {**super().sizes(), **width}
 
     def points(self) -> Iterator[HookPoint]:
@@ -90,7 +89,7 @@ class NormalizationBridge(GeneralizedComponent):
 
     def affine(self, normalized: Tensor) -> Tensor:
         """Returns the norm's output for a normalised value."""
-        scaled = normalized if self.module._parameters.get("weight") is None else normalized * self.w
+        scaled = normalized * self.w if self.has("weight") else normalized
         bias = self.bias_or_none()
         return scaled if bias is None else scaled + bias
 

@@ -181,6 +181,15 @@ def bridge_config(model: "PreTrainedModel", adapter: type[ArchitectureAdapter]) 
     )
 
 
+def current(cfg: TransformerBridgeConfig, model: "PreTrainedModel") -> TransformerBridgeConfig:
+    """Returns the sizes of a model, with those that can have changed brought up to date."""
+    size = model.config.vocab_size
+    if size != cfg.d_vocab:
+        cfg.d_vocab, cfg.hf = size, {**cfg.hf, "vocab_size": size}
+    cfg.dtype = model.dtype
+    return cfg
+
+
 def _entries(config: "PretrainedConfig") -> dict[str, Any]:
     """Returns the config's entries under their own names and under the common ones."""
     own = config.to_dict()

@@ -19,15 +19,6 @@ ROWS = 256
 """How many rows are dequantised at a time, which bounds the memory in use."""
 
 
-def around(model: nn.Module, paths: Iterable[str]) -> tuple[nn.Module, ...]:
-    """Returns the modules at these paths and all modules that contain them, each once, the model first."""
-    seen = {""}
-    for path in paths:
-        parts = path.split(".")
-        seen.update(".".join(parts[:end]) for end in range(1, len(parts) + 1))
-    return tuple(model.get_submodule(path) for path in sorted(seen))
-
-
 def refuse_compiled(modules: Iterable[nn.Module]) -> None:
     """Raises if one of the modules is compiled; has code that is compiled around them look at their hooks.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.hf.attention import AttentionCall, Call, Observer, StoredCall
-from clearspan.hf.modules import around, execution_device
+from clearspan.hf.modules import execution_device
 from clearspan.hf.observers import observed
 from clearspan.hf.storages import Relocation, storages
 from clearspan.hf.tensors import as_tokens, primary_input, primary_output
@@ -19,15 +19,16 @@ from clearspan.hf.torch_hooks import after
 from clearspan.modes import autocast_dtype, with_autocast
 from clearspan.points import HookPoint, Layout, Place, Side
 from clearspan.scopes import HERE, Scope
+from clearspan.tree import Branch, branches, module_at
 
 Transform = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
 class Ends:
-    """What is kept of one module: its input, its outputs."""
+    """What is kept of the module at a path: its input, its outputs."""
 
-    module: nn.Module
+    path: str
     entry: Place | None
     exits: tuple[Place, ...]
 
@@ -42,9 +43,9 @@ class Ends:
 
 @dataclass(frozen=True)
 class Inside:
-    """What is kept of the inside of one module."""
+    """What is kept of the inside of the module at a path."""
 
-    module: nn.Module
+    path: str
     places: Mapping[Side, Place]
 
     @property
@@ -57,36 +58,37 @@ class Inside:
 class RecordingPlan:
     """Which modules give the raw tensors of a choice of points. One plan serves every run of that choice.
 
+    It names modules by their paths: in each run they are those that are there.
+
     Attributes:
         places: The raw tensors.
         ends: Modules whose input or output is kept.
         insides: Modules whose inside is kept.
-        around: All these modules and those that contain them.
+        ways: The ways to all these modules.
     """
 
     places: frozenset[Place]
     ends: tuple[Ends, ...]
     insides: tuple[Inside, ...]
-    around: tuple[nn.Module, ...]
+    ways: tuple[Branch, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, places: Iterable[Place]) -> "RecordingPlan":
-        """Returns the plan for these raw tensors of a model."""
+    def of(cls, places: Iterable[Place]) -> "RecordingPlan":
+        """Returns the plan for these raw tensors."""
         places = frozenset(places)
         at: dict[str, list[Place]] = {}
         for place in sorted(places, key=lambda place: place.key):
             at.setdefault(place.module, []).append(place)
         ends, insides = [], []
         for path, here in at.items():
-            module = model.get_submodule(path)
             entry = next((place for place in here if place.side is Side.INPUT), None)
             exits = tuple(place for place in here if place.side is Side.OUTPUT)
             if entry is not None or exits:
-                ends.append(Ends(module, entry, exits))
+                ends.append(Ends(path, entry, exits))
             inside = {place.side: place for place in here if place.side.is_inside}
             if inside:
-                insides.append(Inside(module, inside))
-        return cls(places, tuple(ends), tuple(insides), around(model, at))
+                insides.append(Inside(path, inside))
+        return cls(places, tuple(ends), tuple(insides), branches(at))
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,7 @@ class Recording:
         new = Recording(rows)
         new._raw, new.values = dict(contents.raw), dict(contents.values)
         new.autocast = contents.autocast
-        new._calls = {path: call.restored(model.get_submodule(path)) for path, call in contents.calls.items()}
+        new._calls = {path: call.restored(module_at(model, path)) for path, call in contents.calls.items()}
         new._versions = {name: tensor._version for name, tensor in new._named() if not tensor.is_inference()}
         return new
 
@@ -294,18 +296,22 @@ class Recording:
             self.keep_raw(place, as_tokens(seen[place.side], place.layout, self._rows))
 
     @contextlib.contextmanager
-    def hooks(self, plan: RecordingPlan) -> Iterator[None]:
+    def hooks(self, plan: RecordingPlan, modules: Mapping[str, nn.Module]) -> Iterator[None]:
         """While the context is open, keeps the plan's raw tensors, by one torch hook a module.
 
         Forwards of any scope but the present one, such as those inside hook functions, are left out.
+
+        Args:
+            plan: What to keep.
+            modules: The plan's modules by their paths.
         """
         handles, owner = [], HERE.get()
-        self.autocast = autocast_dtype(execution_device(plan.around[0]))
+        self.autocast = autocast_dtype(execution_device(modules[""]))
         try:
             for ends in plan.ends:
                 hook = self._plain_hook(ends, owner) if ends.are_plain else self._hook(ends, owner)
-                handles.append(after(ends.module, hook, is_for_one=True))
-            with observed({inside.module: self._observer(inside, owner) for inside in plan.insides}):
+                handles.append(after(modules[ends.path], hook, is_for_one=True))
+            with observed({modules[inside.path]: self._observer(inside, owner) for inside in plan.insides}):
                 yield
         finally:
             for handle in handles:
@@ -340,8 +346,6 @@ class Recording:
         return keep
 
     def _observer(self, inside: Inside, owner: Scope | None) -> Observer:
-        path = next(iter(inside.places.values())).module
-
         def visit(place: Place) -> Callable[[Tensor], Tensor]:
             def keep(tensor: Tensor) -> Tensor:
                 self.keep_raw(place, as_tokens(tensor, place.layout, self._rows))
@@ -364,10 +368,10 @@ class Recording:
             kept = replace(kept, value=kept.key)  # values are not needed, and may lie in the fused projection
             if self._relocation is not None:
                 kept = kept.to(self._relocation)
-            self._calls[path] = kept
+            self._calls[inside.path] = kept
             for name, tensor in kept.tensors().items():
                 if not tensor.is_inference():
-                    self._versions[f"{path}:{name}"] = tensor._version
+                    self._versions[f"{inside.path}:{name}"] = tensor._version
             return call.run()
 
         return observe

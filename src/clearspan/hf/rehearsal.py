@@ -17,6 +17,7 @@ from clearspan.hf.observers import observed, uses_interface
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.tensors import primary_input
 from clearspan.points import Place
+from clearspan.tree import modules_at
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 ELSEWHERE = torch.device("meta", 1)
@@ -59,15 +60,16 @@ def rehearse(
 
 
 def _run(copied: nn.Module, places: Iterable[Place], recording: Recording, kwargs: Mapping[str, Any]) -> None:
-    plan = RecordingPlan.of(copied, places)
-    kept = {inside.module for inside in plan.insides}
+    plan = RecordingPlan.of(places)
+    modules = modules_at(copied, plan.ways)
+    kept = {modules[inside.path] for inside in plan.insides}
     # Attention that is not recorded is observed too, so that no kernel runs.
     others = [module for module in copied.modules() if "config" in vars(module) and uses_interface(module)]
     given = tree_map_only(Tensor, lambda tensor: tensor.to(META if tensor.is_floating_point() else CPU), dict(kwargs))
     with contextlib.ExitStack() as stack:
         for context in (torch.no_grad(), torch.random.fork_rng([]), ShapesAlone()):
             stack.enter_context(context)
-        stack.enter_context(recording.hooks(plan))
+        stack.enter_context(recording.hooks(plan, modules))
         stack.enter_context(observed({module: lambda call: call.run() for module in others if module not in kept}))
         copied(**given)
 

@@ -12,6 +12,7 @@ from clearspan.hf.tensors import primary_output, with_input
 from clearspan.hf.torch_hooks import StandIn, after, before
 from clearspan.hf.turns import turns_of
 from clearspan.scopes import HERE
+from clearspan.tree import module_at
 
 
 class Stopped(Exception):  # noqa: N818 (it ends a run as asked, and is no error)
@@ -131,14 +132,14 @@ class ArgumentsOf:
 
     Attributes:
         model: The Hugging Face model.
-        blocks: Its blocks.
+        blocks: Paths of its blocks.
         embedding_width: Width of the token embedding.
         returns_tuple: Whether blocks return a tuple.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.blocks: Sequence[nn.Module] = ()
+        self.blocks: Sequence[str] = ()
         self.embedding_width = 0
         self.returns_tuple = False
 
@@ -152,7 +153,7 @@ class ArgumentsOf:
         with turns_of(self.model).unseen():
             return _arguments_of(
                 self.model,
-                self.blocks,
+                [module_at(self.model, path) for path in self.blocks],
                 module,
                 value,
                 embedding_width=self.embedding_width,

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +49,16 @@ class Follower:
         model: The Hugging Face model.
         passage: Whose stretch.
         turns: The turns on the model. A forward inside a hook function is left out.
+        follow: Returns what brings torch hooks to modules that have taken others' place, or None.
     """
 
-    def __init__(self, model: nn.Module, passage: Passage, turns: Turns) -> None:
+    def __init__(
+        self, model: nn.Module, passage: Passage, turns: Turns, follow: Callable[[], Callable[[], None] | None]
+    ) -> None:
         self._model = model
         self._passage = passage
         self._turns = turns
+        self._follow = follow
         self._handles = contextlib.ExitStack()
         self._exit: int | None = None
         self._users = 0
@@ -86,6 +90,9 @@ class Follower:
     def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self._turns.is_away:
             return
+        follow = self._follow()
+        if follow is not None:
+            follow()
         kwargs, run = self._by_name(args, kwargs), self._turns.present(self._passage)
         step = None if run is None or run.steps is None else next(run.steps, None)
         self._passage.stretch = Stretch(_positions_before(kwargs), step, _length(kwargs))

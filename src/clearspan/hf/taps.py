@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
 from clearspan.hf.attention import Call
 from clearspan.hf.derived import Pending
-from clearspan.hf.modules import around, refuse_compiled
+from clearspan.hf.modules import refuse_compiled
 from clearspan.hf.observers import forget_lost, observed
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.sequence import Follower, Passage
@@ -35,6 +36,7 @@ from clearspan.points import (
     read,
 )
 from clearspan.scopes import HERE, Scope, called_in, is_foreign
+from clearspan.tree import branches, module_at, modules_at
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,19 @@ class _Anchor:
     def of(cls, place: Place) -> "_Anchor":
         """Returns the anchor at which a place is reached."""
         return cls(place.module, None if place.side.is_inside else place.side)
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """The torch hooks of one anchor.
+
+    Attributes:
+        modules: The modules that they are on, by path.
+        hooks: Closed, it takes them off.
+    """
+
+    modules: Mapping[str, nn.Module]
+    hooks: contextlib.ExitStack
 
 
 class Taps:
@@ -76,14 +91,14 @@ class Taps:
         self.turns.taps.add(self)
         self.points = list(points)
         self._passage = Passage()
-        self._follower = Follower(model, self._passage, self.turns)
+        self._follower = Follower(model, self._passage, self.turns, weakref.WeakMethod(self.follow))
         self._sources: dict[Place, list[HookPoint]] = {}
         self._places: dict[_Anchor, list[Place]] = {}
         self._arriving: dict[Place, list[Derivation]] = {}
         self._leaving: dict[Place, list[Derivation]] = {}
         self._parts: dict[Derivation, list[HookPoint]] = {}
         self._concerned: dict[_Anchor, list[HookPoint]] = {}
-        self._installed: dict[_Anchor, contextlib.ExitStack] = {}
+        self._installed: dict[_Anchor, _Tap] = {}
         self._handles: set[int] = set()
         for point in self.points:
             self._sources.setdefault(point.place, []).append(point)
@@ -119,6 +134,7 @@ class Taps:
         run = Run(self._passage, batch, steps)
         with self.turns.taken(run):
             try:
+                self.follow()
                 if steps is not None:
                     self._follower.install()
                 yield run
@@ -149,14 +165,15 @@ class Taps:
         self.check_not_in_hook()
         run = self.present
         assert run is not None, "values are kept in a run"
-        refuse_compiled(plan.around)
         heard = [point for point in points if _Anchor.of(point.place) in self._installed] if self._installed else []
         if heard:
-            plan = RecordingPlan.of(self.model, plan.places - {point.place for point in heard})
+            plan = RecordingPlan.of(plan.places - {point.place for point in heard})
+        modules = modules_at(self.model, plan.ways)
+        refuse_compiled(modules.values())
         recording.wanted = frozenset(point.name for point in heard)
         run.recording = recording
         try:
-            with recording.hooks(plan):
+            with recording.hooks(plan, modules):
                 yield
         finally:
             run.recording = None
@@ -213,21 +230,24 @@ class Taps:
             if self.turns.are_a_run:
                 return  # whose own torch hooks are on
             handles = set[int]().union(*(taps._handles | taps._follower.handles for taps in everyone))
-            inside = [anchor.module for taps in everyone for anchor in taps._installed if anchor.side is None]
-            watched = set(map(self.model.get_submodule, inside))
+            watched = {
+                tap.modules[anchor.module]
+                for taps in everyone
+                for anchor, tap in taps._installed.items()
+                if anchor.side is None
+            }
             forget_lost(self.model, watched)
             take_off_lost(self.model, handles, watched)
 
     def _set(self, anchor: _Anchor) -> None:
         wanted = any(point.is_listening for point in self._concerned[anchor])
         if wanted and anchor not in self._installed:
-            installed = self._install(anchor)
-            self._installed[anchor] = installed
+            self._installed[anchor] = self._install(anchor)
             self._follower.install()
             if not anchor.module:
                 self._follower.go_last()
         elif not wanted and anchor in self._installed:
-            self._installed.pop(anchor).close()
+            self._installed.pop(anchor).hooks.close()
             self._follower.remove()
             for place in self._places[anchor]:
                 for derivation in (*self._arriving.get(place, ()), *self._leaving.get(place, ())):
@@ -235,13 +255,34 @@ class Taps:
             if not self._installed and not self.turns.is_away:
                 self._passage.clear()  # a forward that was broken off does not end
 
-    def _install(self, anchor: _Anchor) -> contextlib.ExitStack:
-        module = self.model.get_submodule(anchor.module)
-        refuse_compiled(around(self.model, [anchor.module]))
+    def follow(self) -> None:
+        """Brings torch hooks from modules that have been replaced to those that are there now.
+
+        Raises:
+            ModelChangedError: There is none any more.
+        """
+        left = [
+            anchor
+            for anchor, tap in self._installed.items()
+            if any(module_at(self.model, path) is not module for path, module in tap.modules.items())
+        ]
+        if left:
+            with self.changing():
+                for anchor in left:
+                    new = self._install(anchor)
+                    self._installed[anchor].hooks.close()
+                    self._installed[anchor] = new
+
+    def _install(self, anchor: _Anchor) -> _Tap:
         places = self._places[anchor]
+        rows_of = {place.rows_of for place in places if self._needs_rows(place)}
+        around = modules_at(self.model, branches([anchor.module, *rows_of]))
+        modules = {path: around[path] for path in (anchor.module, *rows_of)}
+        module = modules[anchor.module]
+        refuse_compiled(around.values())
         with contextlib.ExitStack() as stack:
-            for path in {place.rows_of for place in places if self._needs_rows(place)}:
-                self._note_rows(path, stack)
+            for path in rows_of:
+                self._note_rows(path, modules[path], stack)
             match anchor.side:
                 case Side.INPUT:
                     # Before other torch hooks, which may give the module a copy: an in-place write needs the original.
@@ -253,16 +294,15 @@ class Taps:
                 case _:
                     observer = self._where_seen(self._observer(places), lambda call: call.run())
                     stack.enter_context(observed({module: observer}))
-            return stack.pop_all()
+            return _Tap(modules, stack.pop_all())
         raise AssertionError("an ExitStack suppresses no exception")
 
     def _needs_rows(self, place: Place) -> bool:
         shared = any(isinstance(point.access, SharedRow) for point in self._sources.get(place, ()))
         return shared or place.layout is Layout.FLAT
 
-    def _note_rows(self, path: str, stack: contextlib.ExitStack) -> None:
+    def _note_rows(self, path: str, module: nn.Module, stack: contextlib.ExitStack) -> None:
         """Keeps the number of rows of a module's input while the module runs."""
-        module = self.model.get_submodule(path)
 
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             if not self.turns.is_away:

@@ -72,11 +72,15 @@ def take_off_lost(model: nn.Module, kept: Container[int], diverted: Container[nn
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
         )
         for hooks, *others in tables:
-            for key in [key for key, hook in hooks.items() if isinstance(hook, TorchHook) and key not in kept]:
+            for key in [key for key, hook in hooks.items() if _is_ours(hook) and key not in kept]:
                 for table in (hooks, *others):
                     table.pop(key, None)
         while module not in diverted and isinstance(vars(module).get("forward"), StandIn):
             vars(module)["forward"].restore()
+
+
+def _is_ours(hook: object) -> bool:
+    return isinstance(hook, TorchHook) or hook is nothing
 
 
 def before(module: nn.Module, function: Callable[..., Any], *, first: bool = False) -> RemovableHandle:

@@ -1,5 +1,6 @@
 """Weights of the whole model by the letters of the field: those of all layers are stacked."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -44,12 +45,16 @@ class ModelWeights:
         False
     """
 
-    cfg: TransformerBridgeConfig
     blocks: tuple[BlockBridge, ...]
     components: tuple[GeneralizedComponent, ...]
     embed: EmbeddingBridge
     pos_embed: PosEmbedBridge
     unembed: UnembeddingBridge
+
+    @property
+    @abstractmethod
+    def cfg(self) -> TransformerBridgeConfig:
+        """The model's sizes."""
 
     W_Q = Stacked("attn", "Query weights `[layer, head, d_model, d_head]`")
     W_K = Stacked("attn", "Key weights `[layer, kv_head, d_model, d_head]`")

@@ -37,11 +37,15 @@ from clearspan.weights.algebra import (
 class Processable(Protocol):
     """What the steps need of a model."""
 
-    cfg: TransformerBridgeConfig
     blocks: tuple[BlockBridge, ...]
     components: tuple[GeneralizedComponent, ...]
     embed: EmbeddingBridge
     unembed: UnembeddingBridge
+
+    @property
+    def cfg(self) -> TransformerBridgeConfig:
+        """The model's sizes."""
+        ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yields the model's parameters."""
