@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clearspan import weights as weights
     from clearspan.bridge import TransformerBridge as TransformerBridge
     from clearspan.bridge import boot as boot
+    from clearspan.bridge import unhook as unhook
     from clearspan.cache import ActivationCache as ActivationCache
     from clearspan.effects import Effects as Effects
     from clearspan.errors import ClearspanError as ClearspanError
@@ -59,6 +60,7 @@ _HOMES = {
     "get_act_name": "clearspan.points",
     "grid": "clearspan.sweep",
     "register_function": "clearspan.interventions",
+    "unhook": "clearspan.bridge",
 }
 _MODULES = (
     "analysis",

@@ -4,6 +4,7 @@ It is long by its documentation, not by what it does.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -23,8 +24,9 @@ from clearspan._run.sources import Source
 from clearspan.architectures import adapter_class
 from clearspan.cache import ActivationCache
 from clearspan.checks import check_flags, device_of, dtype_of
-from clearspan.errors import UnknownArgumentError
+from clearspan.errors import HooksOnModelWarning, UnknownArgumentError
 from clearspan.hf.loading import bridge_config, check_model, check_tokenizer, load_model
+from clearspan.hf.taps import heard, reset
 from clearspan.index import Names
 from clearspan.inputs import Input, PaddingSide
 from clearspan.interventions import Intervention
@@ -703,6 +705,7 @@ def boot(
         CheckpointNotFoundError: The name is no checkpoint.
         CheckpointError: Its weights are missing, damaged, or of other sizes than its config says.
         CompiledModelError: The model is the result of `torch.compile`.
+        HooksOnModelWarning: A warning: hooks of another bridge act on the model; `clearspan.unhook` takes them off.
         UnknownArgumentError: Keywords for loading, for a model that is loaded already.
 
     Example:
@@ -730,9 +733,39 @@ def boot(
             nn.Module.to(hf_model, dtype)
     if device is not None:
         nn.Module.to(hf_model, device)
+    _warn_of_hooks(hf_model)
     adapter_type = adapter_class(type(hf_model).__name__)
     adapter = adapter_type(bridge_config(hf_model, adapter_type))
     return TransformerBridge(hf_model, adapter, tokenizer if tokenizer is not None else own_tokenizer)
+
+
+def unhook(model: "PreTrainedModel | TransformerBridge") -> None:
+    """Takes all hooks off a model that bridges have put on it, permanent ones included, whichever bridge they are of.
+
+    Hooks of a `with bridge.hooks()` that is open in another thread or task stay, and so do torch hooks of your own.
+
+    Args:
+        model: The Hugging Face model, or a bridge to it.
+
+    Example:
+        >>> import clearspan
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> bridge.add_hook("blocks.0.hook_resid_post", lambda value, hook: value * 0)
+        >>> clearspan.unhook(bridge.hf_model)
+        >>> bridge.hook_dict["blocks.0.hook_resid_post"].is_listening
+        False
+    """
+    hf_model = model.hf_model if isinstance(model, TransformerBridge) else model
+    check_model(hf_model)
+    reset(hf_model)
+
+
+def _warn_of_hooks(model: "PreTrainedModel") -> None:
+    names = heard(model)
+    if names:
+        where = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        text = f"hooks of another bridge are on this model, at {where}; clearspan.unhook(model) takes them off"
+        warnings.warn(text, HooksOnModelWarning, stacklevel=3)
 
 
 TransformerBridge.__module__ = ActivationCache.__module__ = "clearspan"

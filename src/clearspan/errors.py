@@ -217,5 +217,9 @@ class NotFiniteError(ClearspanError, ArithmeticError):
     """Values that are infinite or not numbers, from which nothing can be read."""
 
 
+class HooksOnModelWarning(UserWarning):
+    """Hooks of another bridge, which act on a model that is booted."""
+
+
 class TiedWeightWarning(UserWarning):
     """A write into a parameter that is another weight too."""

@@ -11,6 +11,8 @@ from clearspan.errors import (
     ClearspanError,
     CompiledModelError,
     EditedEntryError,
+    HooksOnModelWarning,
+    InvalidArgumentError,
     ModelChangedError,
     UnreadableWeightError,
 )
@@ -35,6 +37,10 @@ class Halved(nn.Module):
     def forward(self, *args, **kwargs):
         output = self.inner(*args, **kwargs)
         return (output[0] * 0.5, *output[1:]) if isinstance(output, tuple) else output * 0.5
+
+
+def doubled(value, hook):
+    return value * 2
 
 
 def replace(model, path, new):
@@ -206,3 +212,32 @@ def test_weights_inside_a_wrapper_are_not_made_up():
     ):
         with pytest.raises(UnreadableWeightError, match="it wraps a"):
             read()
+
+
+def test_boot_warns_of_hooks_of_another_bridge_and_unhook_takes_them_off():
+    model = build("llama")
+    plain = model(TOKENS, use_cache=False).logits
+    bridge = clearspan.boot(model)
+    bridge.add_hook("blocks.1.hook_resid_post", lambda value, hook: value * 2, is_permanent=True)
+    bridge.add_hook("blocks.0.attn.hook_pattern", lambda value, hook: value * 0.5)
+    with pytest.warns(HooksOnModelWarning, match=r"at blocks.0.attn.hook_pattern, blocks.1.hook_resid_post; .*unhook"):
+        bridge = clearspan.boot(model)
+    assert not torch.equal(bridge(TOKENS), plain)
+    clearspan.unhook(model)
+    assert torch.equal(bridge(TOKENS), plain)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    clearspan.boot(model)  # without a warning, which would be an error
+    bridge.add_hook("blocks.1.hook_resid_post", lambda value, hook: value * 2)
+    clearspan.unhook(bridge)
+    assert torch.equal(bridge(TOKENS), plain)
+    with pytest.raises(InvalidArgumentError, match="cannot boot this object"):
+        clearspan.unhook("llama")
+
+
+def test_a_copy_of_a_model_with_hooks_is_plain():
+    bridge = clearspan.boot(build("llama"))
+    plain = bridge(TOKENS)
+    with bridge.hooks([("blocks.1.attn.hook_pattern", lambda value, hook: value * 0), ("embed.hook_out", doubled)]):
+        copied = copy.deepcopy(bridge.hf_model)
+    assert torch.equal(copied(TOKENS, use_cache=False).logits, plain)
+    assert torch.equal(clearspan.boot(copied)(TOKENS), plain)

@@ -10,6 +10,7 @@ from clearspan import interrupts
 from clearspan._run.sources import Source, Sources, gathered
 from clearspan.checks import check_choice, check_flags
 from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
+from clearspan.hf.taps import reset
 from clearspan.index import Names, Segment
 from clearspan.inputs import Batch
 from clearspan.interventions import Intervention, Site, Written, located
@@ -325,7 +326,7 @@ def reset_hooks(
     """Takes hooks off all points. The arguments are those of `TransformerBridge.reset_hooks`."""
     check_flags(clear_contexts=clear_contexts, including_permanent=including_permanent)
     check_choice(("fwd", "bwd", "both"), direction=direction)
-    model.taps.reset(direction, including_permanent)
+    reset(model.hf_model, direction, including_permanent=including_permanent)
     if clear_contexts:
         for point in model.index:
             point.ctx.clear()

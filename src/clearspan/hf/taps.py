@@ -210,8 +210,8 @@ class Taps:
         return self.turns.call(name, outer, function, *args)
 
     def changing(self) -> contextlib.AbstractContextManager[None]:
-        """Returns a context in which torch hooks come and go, while no run is under way but one that this is in."""
-        return contextlib.nullcontext() if self.turns.are_quiet else self.turns.taken(Scope())
+        """Returns a context in which torch hooks come and go; see `Turns.changing`."""
+        return self.turns.changing()
 
     def changed(self, point: HookPoint) -> None:
         """Installs or removes the torch hooks of the point's places, as its listeners require."""
@@ -219,25 +219,6 @@ class Taps:
         if isinstance(point.access, Derived):
             for target in point.access.derivation.reached_by(point.access.part):
                 self._set(_Anchor.of(target))
-
-    def reset(self, direction: Literal["fwd", "bwd", "both"], including_permanent: bool) -> None:
-        """Takes the functions off all points; also those of other bridges to the model, and what was lost on it."""
-        with self.changing():
-            everyone = list(self.turns.taps)
-            for point in itertools.chain.from_iterable(taps.points for taps in everyone):
-                if point.is_listening:
-                    point.remove_hooks(direction, including_permanent)
-            if self.turns.are_a_run:
-                return  # whose own torch hooks are on
-            handles = set[int]().union(*(taps._handles | taps._follower.handles for taps in everyone))
-            watched = {
-                tap.modules[anchor.module]
-                for taps in everyone
-                for anchor, tap in taps._installed.items()
-                if anchor.side is None
-            }
-            forget_lost(self.model, watched)
-            take_off_lost(self.model, handles, watched)
 
     def _set(self, anchor: _Anchor) -> None:
         wanted = any(point.is_listening for point in self._concerned[anchor])
@@ -508,6 +489,35 @@ class Taps:
             return False
         pending = self._passage.pending.get(point.access.derivation)
         return pending is None or pending.only_gradient
+
+
+def heard(model: nn.Module) -> list[str]:
+    """Returns the names of the points with listeners, of any bridge to a model."""
+    points = itertools.chain.from_iterable(taps.points for taps in turns_of(model).taps)
+    return sorted({point.name for point in points if point.is_listening})
+
+
+def reset(
+    model: nn.Module, direction: Literal["fwd", "bwd", "both"] = "both", *, including_permanent: bool = True
+) -> None:
+    """Takes the functions off all points of all bridges to a model, and what was lost on it."""
+    turns = turns_of(model)
+    with turns.changing():
+        everyone = list(turns.taps)
+        for point in itertools.chain.from_iterable(taps.points for taps in everyone):
+            if point.is_listening:
+                point.remove_hooks(direction, including_permanent)
+        if turns.are_a_run:
+            return  # whose own torch hooks are on
+        handles = set[int]().union(*(taps._handles | taps._follower.handles for taps in everyone))
+        watched = {
+            tap.modules[anchor.module]
+            for taps in everyone
+            for anchor, tap in taps._installed.items()
+            if anchor.side is None
+        }
+        forget_lost(model, watched)
+        take_off_lost(model, handles, watched)
 
 
 def _append_new(items: list[Any], item: Any) -> None:

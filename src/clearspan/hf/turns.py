@@ -204,6 +204,10 @@ class Turns:
                 if not is_inner:
                     self._hand_on()
 
+    def changing(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context in which torch hooks come and go, while no run is under way but one that this is in."""
+        return contextlib.nullcontext() if self.are_quiet else self.taken(Scope())
+
     @contextlib.contextmanager
     def unseen(self) -> Iterator[None]:
         """While the context is open, the model is the plain one here: no listener and no cache sees its forwards."""
