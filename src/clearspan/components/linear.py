@@ -31,8 +31,7 @@ class LinearBridge(GeneralizedComponent):
     @property
     def widths(self) -> tuple[int, int]:
         """The widths of input and output."""
-        outward, inward = self.shape("weight")
-        return inward, outward
+        return self.setting("in_features"), self.setting("out_features")  # a packed weight has another shape
 
     def raw_ends(self) -> Iterator[HookPoint]:
         """Yields input and output, each of the residual stream's width or of its own."""

@@ -244,7 +244,7 @@ class Taps:
         """
         left = [
             anchor
-            for anchor, tap in self._installed.items()
+            for anchor, tap in list(self._installed.items())  # another thread may change it
             if any(module_at(self.model, path) is not module for path, module in tap.modules.items())
         ]
         if left:
@@ -492,9 +492,9 @@ class Taps:
 
 
 def heard(model: nn.Module) -> list[str]:
-    """Returns the names of the points with listeners, of any bridge to a model."""
+    """Returns the names of the points of any bridge to a model with functions that act until they are taken off."""
     points = itertools.chain.from_iterable(taps.points for taps in turns_of(model).taps)
-    return sorted({point.name for point in points if point.is_listening})
+    return sorted({point.name for point in points if point.has_lasting})
 
 
 def reset(

@@ -57,6 +57,11 @@ class Listener:
         self._by_position = by_position(self.function, self.name)
 
     @property
+    def has_lasting(self) -> bool:
+        """Whether a function is on the point that acts in every forward of the model until it is taken off."""
+        return any(listener.scope is None for there in self._listeners.values() for listener in there)
+
+    @property
     def is_heard(self) -> bool:
         """Whether it sees forwards of the present context."""
         return self.scope is None or is_inside(self.scope)
@@ -231,6 +236,11 @@ class HookPoint:
     def is_listening(self) -> bool:
         """Whether any function is on the point, of whatever context."""
         return bool(self._listeners["fwd"] or self._listeners["bwd"] or self._sinks)
+
+    @property
+    def has_lasting(self) -> bool:
+        """Whether a function is on the point that acts in every forward of the model until it is taken off."""
+        return any(listener.scope is None for there in self._listeners.values() for listener in there)
 
     @property
     def is_heard(self) -> bool:
