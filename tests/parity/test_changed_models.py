@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tests.zoo import MODELS, build
 from torch import nn
 
 import clearspan
@@ -16,7 +17,6 @@ from clearspan.errors import (
     ModelChangedError,
     UnreadableWeightError,
 )
-from tests.zoo import MODELS, build
 
 TOKENS = torch.tensor([[5, 9, 2, 40, 7]])
 

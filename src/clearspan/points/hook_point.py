@@ -57,11 +57,6 @@ class Listener:
         self._by_position = by_position(self.function, self.name)
 
     @property
-    def has_lasting(self) -> bool:
-        """Whether a function is on the point that acts in every forward of the model until it is taken off."""
-        return any(listener.scope is None for there in self._listeners.values() for listener in there)
-
-    @property
     def is_heard(self) -> bool:
         """Whether it sees forwards of the present context."""
         return self.scope is None or is_inside(self.scope)
