@@ -1,6 +1,7 @@
 """Models whose modules are replaced after they were booted: all is as it would be if they were booted now."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -226,7 +227,9 @@ def test_boot_warns_of_hooks_of_another_bridge_and_unhook_takes_them_off():
     clearspan.unhook(model)
     assert torch.equal(bridge(TOKENS), plain)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    clearspan.boot(model)  # without a warning, which would be an error
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clearspan.boot(model)
     bridge.add_hook("blocks.1.hook_resid_post", lambda value, hook: value * 2)
     clearspan.unhook(bridge)
     assert torch.equal(bridge(TOKENS), plain)
