@@ -92,7 +92,7 @@ def eager(function: Callable[Params, Result]) -> Callable[Params, Result]:
 
 
 def closed_to_compiler(function: Callable[Params, Result]) -> Callable[Params, Result]:
-    """Marks a function into which the compiler does not go. What it calls is still compiled, but by `uncompiled`."""
+    """Marks a function into which the compiler does not go. What it calls by `uncompiled` is not compiled either."""
     # What the compiler asks of a function before it goes into it.
     for name, value in {"_torchdynamo_disable": True, "_torchdynamo_disable_msg": _WHY}.items():
         setattr(function, name, value)

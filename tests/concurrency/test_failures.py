@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 import clearspan
-from clearspan.errors import HookFailedError
+from clearspan.errors import HookFailedError, HooksOnModelWarning
 from clearspan.hf.observers import observed
 from clearspan.hf.torch_hooks import StandIn, after
 from tests.concurrency.cleanliness import Cleanliness
@@ -123,7 +123,8 @@ def test_what_is_lost_on_a_model_is_found_and_taken_off():
     lost.add_hook("blocks.0.attn.hook_pattern", doubled, is_permanent=True)
     lost.add_hook("blocks.1.hook_resid_post", doubled)
     del lost
-    bridge = clearspan.boot(model)
+    with pytest.warns(HooksOnModelWarning, match="blocks.0.attn.hook_pattern, blocks.1.hook_resid_post"):
+        bridge = clearspan.boot(model)
     module = bridge.blocks[1].module
     after(module, lambda *_: None)
     observation = observed({bridge.blocks[2].attn.module: lambda call: call.run()})

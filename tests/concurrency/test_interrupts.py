@@ -22,7 +22,9 @@ OTHER = TOKENS.flip(1)
 FAMILIES = ["llama", "gpt2", "bloom"]
 
 # A file that was open in the moment of an interrupt is closed by the collector, and Python says so.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def doubled(value, hook):

@@ -59,8 +59,8 @@ def moved(module):
 
 
 def parts(bridge):
-    """Returns the components that have modules of their own, but for the containers of all others."""
-    return [part for component in bridge.components for part in component.walk() if part.name is not None and part.name]
+    """Returns the components that have modules of their own."""
+    return [part for component in bridge.components for part in component.walk() if part.name]
 
 
 def found(look_up):
@@ -167,6 +167,22 @@ def test_a_resized_vocabulary(bridge):
     assert f"d_vocab={size}" in str(bridge.points("hook_logits"))
     assert bridge(torch.full_like(TOKENS, size - 1)).shape[-1] == size
     assert_as_booted_now(bridge)
+
+
+def test_weights_that_are_cast():
+    bridge = clearspan.boot(build("llama"))
+    bridge.hf_model.to(torch.float64)
+    assert bridge.cfg.dtype == bridge.blocks[0].cfg.dtype == torch.float64
+    assert_as_booted_now(bridge)
+
+
+@pytest.mark.parametrize("path", ["model.layers.1", "model.layers.1.mlp", "model.layers.1.self_attn"])
+def test_a_model_with_a_wrapped_container_is_not_processed(path):
+    bridge = clearspan.boot(build("llama"))
+    assert not any(part.is_wrapped for component in bridge.components for part in component.walk())
+    replace(bridge.hf_model, path, Halved(bridge.hf_model.get_submodule(path)))
+    with pytest.raises(UnreadableWeightError, match=rf"cannot be processed\n  where: Halved at {path}\n"):
+        bridge.processed()
 
 
 def test_what_a_cache_computes_with_replaced_weights_is_refused():

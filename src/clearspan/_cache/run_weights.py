@@ -42,7 +42,7 @@ class WeightSlots:
     ways: tuple[Branch, ...]
 
     def parameters(self, hf_model: nn.Module) -> list[Tensor | None]:
-        """Returns the parameters that are there now; None where there is none."""
+        """Returns the parameter that each slot has now, or None."""
         modules = modules_at(hf_model, self.ways)
         return [modules[slot.part.module_path]._parameters.get(slot.name) for slot in self.slots]
 

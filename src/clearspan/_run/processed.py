@@ -31,9 +31,16 @@ def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
 
 
 def _check_readable(model: Model) -> None:
-    """Raises if a weight is quantised, or inside a wrapper."""
+    """Raises if a weight is quantised, or a module is inside a wrapper."""
     for component in model.components:
         for part in component.walk():
+            if part.is_wrapped:
+                raise UnreadableWeightError(
+                    "a model with wrapped modules cannot be processed",
+                    where=f"{type(part.module).__name__} at {part.module_path}",
+                    reason="what the wrapper does to the output is not known, and processed weights may change it",
+                    fix="process it before it is wrapped",
+                )
             if part.name is None or part.submodules or not part.has("weight"):
                 continue
             part.parameter("weight")

@@ -182,6 +182,12 @@ class GeneralizedComponent:
         for part in self.submodules.values():
             yield from part.walk()
 
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether a wrapper has taken the module's place, and hands on the parts of the module in it."""
+        children = self.module._modules
+        return any(part.name and part.name.partition(".")[0] not in children for part in self.submodules.values())
+
     def __call__(self, value: Tensor) -> Tensor:
         """Runs the component's own module alone; its listeners fire.
 
