@@ -336,7 +336,10 @@ class GeneralizedComponent:
 
     def _holder(self, name: str) -> nn.Module | None:
         """Returns the component's module, or the first in it, that has such a parameter; None where none has."""
-        return next((part for part in self.module.modules() if part._parameters.get(name) is not None), None)
+        module = self.module
+        if module._parameters.get(name) is not None:  # nearly always, and asked for in every run
+            return module
+        return next((part for part in module.modules() if part._parameters.get(name) is not None), None)
 
     def setting(self, *names: str) -> Any:
         """Returns the first of these attributes that the component's module has, or a module in it; or None."""
