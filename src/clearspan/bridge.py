@@ -25,12 +25,13 @@ from clearspan.architectures import adapter_class
 from clearspan.cache import ActivationCache
 from clearspan.checks import check_flags, device_of, dtype_of
 from clearspan.errors import HooksOnModelWarning, UnknownArgumentError
-from clearspan.hf.loading import bridge_config, check_model, check_tokenizer, load_model
+from clearspan.hf.loading import bridge_config, check_model, load_model
 from clearspan.hf.taps import heard, reset
+from clearspan.hf.tokenizers import NO_TOKENIZER, check_tokenizer
 from clearspan.index import Names
 from clearspan.inputs import Input, PaddingSide
 from clearspan.interventions import Intervention
-from clearspan.model import Model
+from clearspan.model import Model, handed_over
 from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
 from clearspan.verification import Level, Verification, verify
@@ -694,7 +695,8 @@ def boot(
 
     Args:
         model: A hub id, a checkpoint's folder, `"tiny-bigcode"` (the embedded model), or a loaded `PreTrainedModel`.
-        tokenizer: For a loaded model, or instead of the checkpoint's own. Without any, the bridge takes tokens only.
+        tokenizer: For a loaded model, or instead of the checkpoint's own. Without any, or where the checkpoint's cannot
+            turn text into the model's ids, the bridge takes token ids only, and text raises `NoTokenizerError`.
         dtype: Of the weights; `"auto"` is the checkpoint's own.
         device: Where to move the model; by default it stays where it is.
         **from_pretrained_kwargs: For `AutoModelForCausalLM.from_pretrained`. `trust_remote_code` is False by default:
@@ -705,6 +707,8 @@ def boot(
         CheckpointNotFoundError: The name is no checkpoint.
         CheckpointError: Its weights are missing, damaged, or of other sizes than its config says.
         CompiledModelError: The model is the result of `torch.compile`.
+        InvalidArgumentError: The tokenizer given cannot turn text into the model's ids.
+        TokenizerWarning: A warning: the tokenizer given covers much less than the vocabulary.
         HooksOnModelWarning: A warning: hooks of another bridge act on the model; `clearspan.unhook` takes them off.
         UnknownArgumentError: Keywords for loading, for a model that is loaded already.
 
@@ -720,7 +724,7 @@ def boot(
         device = device_of(device)
     check_tokenizer(tokenizer)
     if isinstance(model, str | Path):
-        hf_model, own_tokenizer = load_model(model, dtype, **from_pretrained_kwargs)
+        hf_model, own = load_model(model, dtype, **from_pretrained_kwargs)
     else:
         check_model(model)
         if from_pretrained_kwargs:
@@ -728,7 +732,7 @@ def boot(
                 f"unknown keywords {', '.join(from_pretrained_kwargs)}",
                 reason="the model is loaded already; keywords for from_pretrained go with a name or a folder",
             )
-        hf_model, own_tokenizer = model, None
+        hf_model, own = model, NO_TOKENIZER
         if dtype != "auto":
             nn.Module.to(hf_model, dtype)
     if device is not None:
@@ -736,7 +740,9 @@ def boot(
     _warn_of_hooks(hf_model)
     adapter_type = adapter_class(type(hf_model).__name__)
     adapter = adapter_type(bridge_config(hf_model, adapter_type))
-    return TransformerBridge(hf_model, adapter, tokenizer if tokenizer is not None else own_tokenizer)
+    bridge = TransformerBridge(hf_model, adapter)
+    bridge.text.own = own.serving(bridge.embed.n_tokens) if tokenizer is None else handed_over(bridge, tokenizer)
+    return bridge
 
 
 def unhook(model: "PreTrainedModel | TransformerBridge") -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "PointNotReachedError",
     "TiedWeightWarning",
     "TokenRangeError",
+    "TokenizerWarning",
     "UnknownArgumentError",
     "UnknownPointError",
     "UnplannableError",
@@ -219,6 +220,10 @@ class NotFiniteError(ClearspanError, ArithmeticError):
 
 class HooksOnModelWarning(UserWarning):
     """Hooks of another bridge, which act on a model that is booted."""
+
+
+class TokenizerWarning(UserWarning):
+    """A tokenizer that may be another model's."""
 
 
 class TiedWeightWarning(UserWarning):

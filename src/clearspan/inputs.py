@@ -17,6 +17,7 @@ from torch import Tensor
 from clearspan.checks import check_flags, is_whole, tensor_of, wholes
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError, TokenRangeError
+from clearspan.hf.tokenizers import OwnTokenizer
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedTokenizerBase
@@ -625,22 +626,13 @@ class Text:
     """Turns text into tokens and back.
 
     Args:
-        tokenizer: A Hugging Face tokenizer, or None.
+        own: A tokenizer, or why there is none.
         cfg: Says whether a BOS is put first by default, and how long an input may be.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase | None", cfg: TransformerBridgeConfig) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, own: OwnTokenizer, cfg: TransformerBridgeConfig) -> None:
+        self.own = own
         self._cfg = cfg
-
-    @property
-    def tokenizer_or_none(self) -> "PreTrainedTokenizerBase | None":
-        """The tokenizer, or None."""
-        return self._tokenizer
-
-    @tokenizer_or_none.setter
-    def tokenizer_or_none(self, tokenizer: "PreTrainedTokenizerBase | None") -> None:
-        self._tokenizer = tokenizer
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -649,13 +641,14 @@ class Text:
         Raises:
             NoTokenizerError: There is none.
         """
-        if self._tokenizer is None:
+        if self.own.tokenizer is None:
             raise NoTokenizerError(
                 "this bridge has no tokenizer, so it takes no text",
                 where=self._cfg.model_name or self._cfg.architecture,
+                reason=self.own.fault,
                 fix="clearspan.boot(model, tokenizer=...), or pass token ids as a tensor [batch, pos]",
             )
-        return self._tokenizer
+        return self.own.tokenizer
 
     def encode(
         self,
@@ -735,7 +728,7 @@ class Text:
         width = max(map(len, rows))
         if all(len(row) == width for row in rows):
             return torch.tensor(rows), None
-        known = self._tokenizer
+        known = self.own.tokenizer
         side = side or cast("PaddingSide", "right" if known is None else known.padding_side)
         if not isinstance(side, str) or side not in ("left", "right"):
             raise InvalidArgumentError(f"unknown padding_side {side!r}", expected="'left' or 'right'")

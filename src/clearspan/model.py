@@ -1,6 +1,7 @@
 """The model: a Hugging Face model with its components, hook points, taps and weights. State; it runs nothing."""
 
 import functools
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -22,11 +23,12 @@ from clearspan.components import (
     logits_point,
 )
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InvalidArgumentError
-from clearspan.hf.loading import check_tokenizer, current
+from clearspan.errors import InvalidArgumentError, TokenizerWarning
+from clearspan.hf.loading import current
 from clearspan.hf.modules import dequantised, execution_device
 from clearspan.hf.segments import ArgumentsOf
 from clearspan.hf.taps import Taps
+from clearspan.hf.tokenizers import NO_TOKENIZER, OwnTokenizer, check_tokenizer, tokenizer_doubt, tokenizer_fault
 from clearspan.index import PointIndex, PointTable
 from clearspan.inputs import Batch, Input, PaddingSide, Text, batch_of
 from clearspan.points import HookPoint, NamesFilter
@@ -58,6 +60,31 @@ def check_bridge(bridge: object) -> None:
         )
 
 
+def handed_over(model: "Model", tokenizer: "PreTrainedTokenizerBase | None") -> OwnTokenizer:
+    """Returns a tokenizer that a user hands over for a model; warns the caller's caller where it may be another's.
+
+    Raises:
+        InvalidArgumentError: It is no tokenizer of transformers, or cannot turn text into the model's ids.
+    """
+    check_tokenizer(tokenizer)
+    if tokenizer is None:
+        return NO_TOKENIZER
+    d_vocab = model.embed.n_tokens
+    where = f"{type(tokenizer).__name__} for {model.cfg.model_name or model.cfg.architecture}"
+    fault = tokenizer_fault(tokenizer, d_vocab)
+    if fault is not None:
+        raise InvalidArgumentError(
+            "this tokenizer cannot turn text into the model's ids",
+            where=where,
+            reason=fault,
+            fix="the tokenizer that the model was trained with; or none, and token ids in place of text",
+        )
+    doubt = tokenizer_doubt(tokenizer, d_vocab)
+    if doubt is not None:
+        warnings.warn(f"{doubt} ({where})", TokenizerWarning, stacklevel=3)
+    return OwnTokenizer(tokenizer)
+
+
 class Model(ModelWeights):
     """A Hugging Face model under canonical names: what all runs take, and what they leave as it was.
 
@@ -85,11 +112,11 @@ class Model(ModelWeights):
         self,
         hf_model: "PreTrainedModel",
         adapter: ArchitectureAdapter,
-        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        own: OwnTokenizer = NO_TOKENIZER,
     ) -> None:
         self.hf_model = hf_model
         self.adapter = adapter
-        self.text = Text(tokenizer, adapter.cfg)
+        self.text = Text(own, adapter.cfg)
         # What is handed to components must not refer to this object: a model is to be free when its bridge is.
         this, arguments = weakref.ref(self), ArgumentsOf(hf_model)
 
@@ -202,13 +229,18 @@ class Model(ModelWeights):
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase | None":
-        """The tokenizer, or None; it can be set."""
-        return self.text.tokenizer_or_none
+        """The tokenizer, or None; it can be set.
+
+        Raises:
+            InvalidArgumentError: It is set to something that is no tokenizer of transformers, or that cannot turn text
+                into the model's ids: ordinary tokens are outside the vocabulary, or every text has the same ids.
+            TokenizerWarning: A warning: it covers much less than the vocabulary, so it may be another model's.
+        """
+        return self.text.own.tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: "PreTrainedTokenizerBase | None") -> None:
-        check_tokenizer(tokenizer)
-        self.text.tokenizer_or_none = tokenizer
+        self.text.own = handed_over(self, tokenizer)
 
     def to_batch(
         self,

@@ -23,7 +23,7 @@ def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
     adapter = type(model.adapter)
     cfg = bridge_config(hf_model, adapter)
     cfg.default_prepend_bos = model.cfg.default_prepend_bos
-    new = type(model)(hf_model, adapter(cfg), model.text.tokenizer_or_none)
+    new = type(model)(hf_model, adapter(cfg), model.text.own)
     new.processing = (*model.processing, *process(new, steps))
     if model.tied and not new.tied:
         untie(hf_model)

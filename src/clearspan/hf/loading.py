@@ -17,9 +17,10 @@ from clearspan.errors import (
     InvalidArgumentError,
     UnknownArgumentError,
 )
+from clearspan.hf.tokenizers import OwnTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
 EMBEDDED = ("tiny-bigcode",)
 """Models that are part of the package."""
@@ -29,8 +30,8 @@ UNLIMITED = 2048
 
 def load_model(
     name: str | Path, dtype: torch.dtype | Literal["auto"], **from_pretrained_kwargs: Any
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
-    """Returns a model in eval mode and its tokenizer, None where the checkpoint has none.
+) -> "tuple[PreTrainedModel, OwnTokenizer]":
+    """Returns a model in eval mode and its tokenizer, or why it has none.
 
     A checkpoint's own code runs only with `trust_remote_code=True`; without it transformers would ask on the terminal.
 
@@ -39,7 +40,7 @@ def load_model(
         CheckpointError: Weights are missing, damaged, or of other sizes.
         UnsupportedArchitectureError: The architecture has no adapter.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     source = str(files("clearspan") / "models" / str(name)) if name in EMBEDDED else str(name)
     _check_folder(source)
@@ -58,11 +59,7 @@ def load_model(
         adapter_class(architecture)
     model = _weighted(AutoModelForCausalLM, name, source, dtype=dtype, **keywords)
     model.config.name_or_path = str(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
-    except (OSError, ValueError):  # a checkpoint without tokenizer files
-        tokenizer = None
-    return model.eval(), tokenizer
+    return model.eval(), load_tokenizer(source, **hub)
 
 
 def _weighted(auto_class: Any, name: str | Path, source: str, **keywords: Any) -> "PreTrainedModel":
@@ -118,21 +115,6 @@ def _check_folder(source: str) -> None:
             f"{source!r} is a folder, but not a checkpoint",
             expected="config.json, weights, and tokenizer files, as save_pretrained writes them",
             got=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "an empty folder",
-        )
-
-
-def check_tokenizer(tokenizer: object) -> None:
-    """Raises unless the object is a tokenizer, or None."""
-    if tokenizer is None:
-        return
-    from transformers import PreTrainedTokenizerBase
-
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise InvalidArgumentError(
-            f"tokenizer={tokenizer!r}"[:80],
-            expected="a tokenizer of transformers, or None",
-            got=type(tokenizer).__name__,
-            fix="transformers.AutoTokenizer.from_pretrained(...)",
         )
 
 

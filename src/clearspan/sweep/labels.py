@@ -31,7 +31,7 @@ def position_texts(
         >>> position_texts(bridge, batch, {"layer": range(2), "position": [1, 2, (0, 1)]})
         {'position': ('1 import', '2', '0, 1 <|endoftext|>import')}
     """
-    if batch.tokens is None or bridge.text.tokenizer_or_none is None:
+    if batch.tokens is None or bridge.tokenizer is None:
         return {}
     rows = [[row[column] for column in own] for row, own in zip(batch.tokens.tolist(), batch.real_columns, strict=True)]
 
