@@ -29,11 +29,12 @@ from clearspan.hf.loading import bridge_config, check_model, load_model
 from clearspan.hf.taps import heard, reset
 from clearspan.hf.tokenizers import NO_TOKENIZER, check_tokenizer
 from clearspan.index import Names
-from clearspan.inputs import Input, PaddingSide
+from clearspan.inputs import Input
 from clearspan.interventions import Intervention
 from clearspan.model import Model, handed_over
 from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
+from clearspan.text import PaddingSide
 from clearspan.verification import Level, Verification, verify
 
 if TYPE_CHECKING:

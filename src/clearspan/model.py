@@ -30,8 +30,9 @@ from clearspan.hf.segments import ArgumentsOf
 from clearspan.hf.taps import Taps
 from clearspan.hf.tokenizers import NO_TOKENIZER, OwnTokenizer, check_tokenizer, tokenizer_doubt, tokenizer_fault
 from clearspan.index import PointIndex, PointTable
-from clearspan.inputs import Batch, Input, PaddingSide, Text, batch_of
+from clearspan.inputs import Batch, Input, Reader, batch_of
 from clearspan.points import HookPoint, NamesFilter
+from clearspan.text import Chat, Messages, PaddingSide, Text
 from clearspan.weights import ModelWeights
 from clearspan.weights.model_weights import sharing
 from clearspan.weights.processing import Step
@@ -116,7 +117,6 @@ class Model(ModelWeights):
     ) -> None:
         self.hf_model = hf_model
         self.adapter = adapter
-        self.text = Text(own, adapter.cfg)
         # What is handed to components must not refer to this object: a model is to be free when its bridge is.
         this, arguments = weakref.ref(self), ArgumentsOf(hf_model)
 
@@ -148,6 +148,7 @@ class Model(ModelWeights):
             else:
                 setattr(self, key, template.bind(binding, key))
                 components.append(getattr(self, key))
+        self.text = Text(own, adapter.cfg, self.embed)
         arguments.blocks = [block.module_path for block in self.blocks]
         arguments.embedding_width = self.embed.width
         arguments.returns_tuple = any(block.returns_tuple for block in self.blocks)
@@ -248,6 +249,9 @@ class Model(ModelWeights):
         attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
+        *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = False,
     ) -> Batch:
         """Returns an input as a batch: token ids with the mask of what is padded, on the model's device.
 
@@ -256,13 +260,19 @@ class Model(ModelWeights):
         Args:
             input: Text, a list of texts; token ids `[row, pos]` as a tensor, an array or lists, which may differ in
                 length; a tokenizer's output or rows of a dataset (mappings with `input_ids`, or with `text`); chat
-                messages; embeddings `[row, pos, d_model]`; or a batch.
+                messages, or a list of conversations; embeddings `[row, pos, d_model]`; or a batch.
             attention_mask: `[row, pos]`, 1 for real tokens: of token ids that are padded already.
-            prepend_bos: Whether text gets one BOS first; by default as `cfg.default_prepend_bos` says.
+            prepend_bos: Whether text gets one BOS first; by default as `cfg.default_prepend_bos` says, and for chat
+                messages as their template does.
             padding_side: Where shorter rows are filled; by default on the tokenizer's side.
+            add_generation_prompt: Whether the start of an answer follows chat messages; by default it does, except
+                after a message of the assistant's.
+            continue_final_message: Whether the last chat message is left open, to be continued; None for one of the
+                assistant's.
 
         Raises:
-            InputError: Nothing that can be run: an empty text, ids outside the vocabulary, a mask of another shape.
+            InputError: Nothing that can be run: an empty text, ids outside the vocabulary, a mask of another shape,
+                chat messages that the tokenizer has no template for.
             NoTokenizerError: Text without a tokenizer.
 
         Example:
@@ -274,53 +284,64 @@ class Model(ModelWeights):
         """
         return batch_of(
             input,
-            self.text,
+            Reader(self.text, prepend_bos, padding_side, Chat(add_generation_prompt, continue_final_message)),
             self.device,
             d_vocab=self.embed.n_tokens,
             attention_mask=attention_mask,
-            prepend_bos=prepend_bos,
-            padding_side=padding_side,
         )
 
     def to_tokens(
         self,
-        input: str | Sequence[str],
+        input: str | Sequence[str] | Messages | Sequence[Messages],
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
         *,
         truncate: bool = False,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = False,
     ) -> Tensor:
         """Returns token ids `[batch, pos]` on the model's device.
 
         Texts of different lengths are padded, which the tensor alone does not tell: `to_batch` keeps the mask.
 
         Args:
-            input: Text, or a list of texts.
-            prepend_bos: Whether each row starts with one BOS; by default as `cfg.default_prepend_bos` says.
+            input: Text, or a list of texts; chat messages, or a list of conversations, as the tokenizer's template
+                writes them.
+            prepend_bos: Whether each row starts with one BOS; by default as `cfg.default_prepend_bos` says, and for
+                chat messages as their template does.
             padding_side: Where shorter rows are filled; by default the tokenizer's side.
             truncate: Whether to cut a text at the end of the context.
+            add_generation_prompt: As for `to_batch`.
+            continue_final_message: As for `to_batch`.
 
         Raises:
-            InputError: An empty string, or no string.
+            InputError: An empty string, no string, or messages that the tokenizer has no template for.
             NoTokenizerError: There is no tokenizer.
         """
-        return self.text.encode(input, prepend_bos, padding_side, truncate)[0].to(self.device)
+        chat = Chat(add_generation_prompt, continue_final_message)
+        return self.text.encode(input, prepend_bos, padding_side, truncate, chat).tokens.to(self.device)
 
     def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
         """Returns the text of a row of ids or of one id, or a list of texts for `[batch, pos]`."""
         return self.text.decode(tokens)
 
     def to_str_tokens(
-        self, input: str | Sequence[str] | Tensor, prepend_bos: bool | None = None
+        self, input: str | Sequence[str] | Messages | Tensor, prepend_bos: bool | None = None
     ) -> list[str] | list[list[str]]:
-        """Returns each token's own text: a list for one row, a list of lists for several."""
+        """Returns what each token adds to the text: a list for one row, a list of lists for several.
+
+        Joined they are the row's text, but for tokens that are part of a character: each is the replacement character.
+        """
         return self.text.str_tokens(input, prepend_bos)
 
     def to_single_token(self, string: str) -> int:
         """Returns the id of a text that is one token.
 
+        A text that starts with a space is encoded as behind a word: some tokenizers put a space of their own first.
+
         Raises:
-            InputError: It is none, or more than one.
+            InputError: It is none, or more than one, or the tokenizer's unknown token.
+            NoTokenizerError: There is no tokenizer.
         """
         return self.text.single_token(string)
 

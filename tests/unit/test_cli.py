@@ -61,7 +61,7 @@ def test_the_version_is_printed():
 
 @pytest.mark.parametrize("arguments", [(), ("--text", "x", "--file", "y")])
 def test_one_of_text_and_file(arguments):
-    refused(2, "error: give either --text or --file, and not both\n", "report", *arguments)
+    refused(2, "error: give one of --text, --file and --tokens\n", "report", *arguments)
 
 
 def test_files_that_cannot_be_read(tmp_path):

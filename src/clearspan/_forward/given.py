@@ -11,9 +11,10 @@ from torch import Tensor
 
 from clearspan.checks import check_kind, is_whole, tensor_of
 from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError
-from clearspan.inputs import Batch, Input, PaddingSide, check_has_values
+from clearspan.inputs import Batch, Input, check_has_values
 from clearspan.model import Model
 from clearspan.points import nearest
+from clearspan.text import PaddingSide
 
 _INSTEAD = {
     "input_ids": "bridge(tokens)",

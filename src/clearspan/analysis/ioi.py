@@ -18,12 +18,13 @@ from clearspan.analysis.evaluations import Estimate, estimate
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
-from clearspan.inputs import Batch, PaddingSide, row_numbers
+from clearspan.inputs import Batch, row_numbers
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
 from clearspan.plots.charts import heatmap
 from clearspan.results import Columns, Result
 from clearspan.sweep.metrics import LogitDifference
+from clearspan.text import PaddingSide
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

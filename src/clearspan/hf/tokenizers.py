@@ -1,9 +1,9 @@
 """Tokenizers: a checkpoint's own, and whether one can turn text into the ids of a model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InputError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,7 +105,7 @@ def _no_return(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> st
     """Returns the fault that no text comes back from its ids, or None where one does."""
     for text in texts:
         ids = ids_of(tokenizer, text)
-        if ids and _plain(str(tokenizer.decode(ids))) == _plain(text):
+        if ids and _plain(decoded(tokenizer, ids)) == _plain(text):
             return None
     return "the tokenizer turns no text that it was tried on back into itself"
 
@@ -118,6 +118,49 @@ def _plain(text: str) -> str:
 def ids_of(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Returns a text's ids, without special tokens around them, however long it is."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def decoded(tokenizer: "PreTrainedTokenizerBase", ids: list[int], *, skip_special_tokens: bool = False) -> str:
+    """Returns the text of ids as it is: without the cleaning by which some tokenizers drop spaces before commas."""
+    return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
+
+
+def templated(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+) -> str:
+    """Returns chat messages as the text that the tokenizer's template makes of them.
+
+    Raises:
+        InputError: The tokenizer has no template, or the template refuses the messages.
+    """
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        raise InputError(
+            "the tokenizer has no chat template",
+            where=type(tokenizer).__name__,
+            reason="it is a base model's, or the template was not saved with it",
+            fix="bridge.tokenizer.chat_template = ..., or pass text",
+        )
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(one) for one in messages],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise InputError(
+            "the tokenizer's chat template cannot write these messages",
+            expected="messages with a role and content, in the order that the template allows",
+            got=repr(list(messages))[:200],
+            reason=str(error),
+        ) from error
+    return str(text)
 
 
 def tokenizer_doubt(tokenizer: "PreTrainedTokenizerBase", d_vocab: int) -> str | None:
