@@ -13,7 +13,7 @@ from clearspan.analysis import (
     next_token_loss,
     repeated_tokens,
 )
-from clearspan.errors import InputError, InvalidArgumentError, NotFiniteError, NoTokenizerError
+from clearspan.errors import InputError, InvalidArgumentError, NotFiniteError
 from clearspan.sweep import NextTokenLoss
 
 TEXTS = ["import os, sys", "def f(self, x):\n    return self.x + x", "x = 1"]
