@@ -257,7 +257,7 @@ class Text:
             raise InputError(
                 f"{text!r} is not a single token",
                 expected="one token",
-                got=f"{len(ids)}: {self._pieces(ids)}, ids {ids}",
+                got=f"{len(ids)}: {[self.word(token) for token in ids]}, ids {ids}",
                 fix=f"{ids[0]} for its first token alone; clearspan.sweep.answered(bridge, prompts, answers) for the "
                 "log-probability of all its tokens",
             )
