@@ -108,9 +108,6 @@ def test_without_a_template_or_a_tokenizer_the_error_says_so(bridge):
 
 def test_what_the_template_refuses_raises_with_its_reason(bridge):
     refusing = "{% if messages[0].role != 'user' %}{{ raise_exception('the first is not the user') }}{% endif %}"
-        "{% if messages[0].role != 'user' %}{{ raise_exception('the first message is the user\\'s') }}{% endif %}"
-        + CHAT
-    )
     with pytest.raises(InputError) as error:
         booted(refusing + CHAT).to_tokens([ANSWER])
     assert str(error.value).splitlines() == [
