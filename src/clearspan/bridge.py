@@ -494,6 +494,8 @@ class TransformerBridge(Model):
 
         Args:
             input: Text, a list of texts, token ids `[batch, pos]`, and all else that `to_batch` takes; or embeddings.
+                Chat messages are answered, and a last message of the assistant's is continued; for another ending give
+                `to_batch(messages, ...)`.
             prepend_bos: As for `forward`.
             padding_side: Where shorter texts are filled.
             attention_mask: `[batch, pos]` of a token tensor with padding.

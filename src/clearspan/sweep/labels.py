@@ -21,7 +21,7 @@ def position_texts(
         axes: Places on each axis by name; a position counts among a row's real tokens. Several at once are a tuple.
 
     Returns:
-        By axis, one text a place, with white space visible; empty without tokens.
+        By axis, one text a place, with white space visible; none for an axis where rows have no token in common.
 
     Example:
         >>> import clearspan
@@ -36,7 +36,10 @@ def position_texts(
 
     def text_of(place: object) -> str:
         own = place if isinstance(place, tuple) else (place,)
-        return f"{', '.join(map(str, own))} {''.join(map(token_at, own))}".rstrip()
+        return f"{plain(place)} {''.join(map(token_at, own))}".rstrip()
+
+    def plain(place: object) -> str:
+        return ", ".join(map(str, place if isinstance(place, tuple) else (place,)))
 
     def token_at(position: object) -> str:
         if not isinstance(position, int):
@@ -44,4 +47,6 @@ def position_texts(
         found = {row[position] for row in rows if -len(row) <= position < len(row)}
         return bridge.text.label(found.pop(), _WIDTH) if len(found) == 1 else ""
 
-    return {axis: tuple(map(text_of, axes[axis])) for axis in POSITION_AXES if axis in axes}
+    places = {axis: tuple(axes[axis]) for axis in POSITION_AXES if axis in axes}
+    found = {axis: tuple(map(text_of, own)) for axis, own in places.items()}
+    return {axis: texts for axis, texts in found.items() if texts != tuple(map(plain, places[axis]))}
