@@ -247,6 +247,7 @@ class GenerationRecording(Recording):
                 yield from ((f"{path}:{name}", tensor) for name, tensor in shell.call.tensors().items())
 
     def moved(self, there: Relocation) -> Self:
+        """As in a recording of one forward."""
         new = super().moved(there)
         new._pieces = {
             key: {forward: piece.to(there) for forward, piece in pieces.items()} for key, pieces in self._pieces.items()

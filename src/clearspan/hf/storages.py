@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-
 _VERSION_OF_NEW = 1
 """What torch counts for a tensor that was given its storage by `set_`."""
 
