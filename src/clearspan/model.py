@@ -23,6 +23,7 @@ from clearspan.components import (
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError
+from clearspan.hf.adapted import acting, adapted, sources
 from clearspan.hf.loading import check_tokenizer, current
 from clearspan.hf.modules import dequantised, execution_device
 from clearspan.hf.segments import ArgumentsOf
@@ -108,6 +109,9 @@ class Model(ModelWeights):
             adapter.weight_processing_conversions,
             arguments,
             dequantised,
+            acting,
+            adapted,
+            sources,
             sharing_weights,
             follow,
         )

@@ -270,13 +270,13 @@ class HeadResults(Derivation):
         self.attention = weakref.proxy(attention)  # which has the points that have this
         self.targets: tuple[Place, ...] = (attention.o.place(Side.OUTPUT),)
 
-    def weights(self) -> tuple[Tensor, ...]:
-        """Returns the output weight."""
-        return (self.attention.o.parameter("weight"),)
+    def sources(self) -> Sequence[Any]:
+        """Returns what the output weight is made of."""
+        return self.attention.o.sources("weight")
 
     def weights_to_write(self) -> tuple[Tensor, ...]:
         """Returns the output weight."""
-        return self.weights()
+        return (self.attention.o.parameter("weight"),)
 
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
         """Returns `[batch, pos, head, d_model]`."""
