@@ -23,7 +23,8 @@ from clearspan.components import (
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError
-from clearspan.hf.adapted import acting, adapted, sources
+from clearspan.hf.adapted import adapted
+from clearspan.hf.adapters import acting, sources
 from clearspan.hf.loading import check_tokenizer, current
 from clearspan.hf.modules import dequantised, execution_device
 from clearspan.hf.segments import ArgumentsOf

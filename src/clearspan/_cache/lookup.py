@@ -12,7 +12,7 @@ from clearspan._cache.slices import BatchSlice, PosSlice, check_columns, picked,
 from clearspan.checks import whole
 from clearspan.components import GeneralizedComponent
 from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
-from clearspan.hf.adapted import Switches, sources
+from clearspan.hf.adapters import Switches, sources
 from clearspan.hf.recording import Recording
 from clearspan.inputs import Batch
 from clearspan.model import Model

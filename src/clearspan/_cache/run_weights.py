@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clearspan.components import GeneralizedComponent, NormalizationBridge
 from clearspan.errors import EditedEntryError, UnreadableWeightError
-from clearspan.hf.adapted import Switches, sources
+from clearspan.hf.adapters import Switches, sources
 from clearspan.model import Model
 from clearspan.tree import Branch, branches, modules_at
 

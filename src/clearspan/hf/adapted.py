@@ -1,36 +1,23 @@
-"""Modules with adapters of peft: which module acts, and the weight that a base layer and its adapters make together.
+"""Weights that a base layer and its adapters of peft make together, and models without adapters.
 
-Nothing here imports peft: its classes are known by name. Plain LoRA is added up. Every other adapter of a linear map or
-an embedding is asked for its outputs, which say what its weight is, whatever its algebra. Both are compared with what
-the module does.
+Plain LoRA is added up. Every other adapter of a linear map or an embedding is asked for its outputs, which say what its
+weight is, whatever its algebra. A linear map's weight is compared with what the module does.
 """
 
 import copy
-import functools
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from clearspan.errors import UnreadableWeightError
+from clearspan.hf.adapters import acting, active, active_adapters, kind_of, tuners
 from clearspan.hf.modules import HOOKS, dequantised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Kind = Literal["tuner", "parameters", "norm", "copies", "tokens"]
-_KINDS: dict[str, Kind] = {
-    "ParamWrapper": "parameters",
-    "LNTuningLayer": "norm",
-    "ModulesToSaveWrapper": "copies",
-    "TrainableTokensWrapper": "tokens",
-    "BaseTunerLayer": "tuner",
-}
-"""By class: a tuner adds to a layer or scales it, one of parameters to a parameter by name; others stand in for it."""
 
 PROBES = 4
 """Random inputs on which a weight is compared with its module."""
@@ -39,89 +26,6 @@ TOLERANCE = 64.0
 QUANTISED = 0.03
 """The same where the base is quantised, since 8 bit kernels round their input too; measured at most 1.2e-2."""
 
-
-@functools.cache
-def kind_of(module_type: type[nn.Module]) -> Kind | None:
-    """Returns the kind of a module of peft; None for any other module."""
-    names = [base.__name__ for base in module_type.__mro__ if base.__module__.partition(".")[0] == "peft"]
-    return next((kind for name, kind in _KINDS.items() if name in names), None) if names else None
-
-
-# --- which module acts -----------------------------------------------------------------------------------------------
-
-
-def acting(module: nn.Module) -> nn.Module:
-    """Returns the module whose parameters are used where an adapter is: its copy of the module, or the base layer."""
-    while (kind := kind_of(type(module))) is not None:
-        module = _inner(module, kind)
-    return module
-
-
-def _inner(module: Any, kind: Kind) -> nn.Module:
-    """Returns the module that acts in the place of one of peft, or that it adapts."""
-    if kind == "tokens":
-        return module._modules["token_adapter"]
-    if kind == "copies":
-        active = module.active_adapters
-        is_off = module.disable_adapters or not active or any(name not in module._adapters for name in active)
-        return module._modules["original_module"] if is_off else module._modules["modules_to_save"][active[0]]
-    if kind == "norm" and not (module.disable_adapters or module.merged) and module.active_adapters:
-        return module._modules["ln_tuning_layers"][module.active_adapters[0]]
-    return module._modules["base_layer"]
-
-
-def _tuners(module: nn.Module) -> Iterator[tuple[Any, Kind]]:
-    """Yields the tuners between a module and the parameters that it uses, outer ones first."""
-    while (kind := kind_of(type(module))) is not None:
-        if kind in ("tuner", "parameters"):
-            yield module, kind
-        module = _inner(module, kind)
-
-
-def _active(tuner: Any) -> list[str]:
-    """Returns the names of the adapters that act in a tuner beside the base layer."""
-    if tuner.disable_adapters or tuner.merged:
-        return []
-    here = {name for names in tuner.adapter_layer_names for name in getattr(tuner, names)}
-    return [name for name in tuner.active_adapters if name in here]
-
-
-def active_adapters(module: nn.Module) -> list[str]:
-    """Returns the names of the adapters whose part is in a module's weights, but not in one parameter."""
-    return list(dict.fromkeys(name for tuner, _ in _tuners(module) for name in _active(tuner)))
-
-
-@dataclass(frozen=True)
-class Switches:
-    """What says, beside parameters, which weights act: adapters that are on, active, merged, and how they are scaled.
-
-    Attributes:
-        module: The module of peft that they are on.
-        settings: As they were when this was made.
-    """
-
-    module: nn.Module
-    settings: tuple[object, ...]
-
-
-def sources(module: nn.Module) -> list[Tensor | Switches]:
-    """Returns all that a module's weights are made of: its parameters; with adapters, theirs and their switches."""
-    if kind_of(type(module)) is None:
-        return [parameter for parameter in module._parameters.values() if parameter is not None]
-    return [*module.parameters(), *module.buffers(), *switches(module)]
-
-
-def switches(module: nn.Module) -> Iterator[Switches]:
-    """Yields the switches of a module's adapters, and those of modules in it."""
-    for part in module.modules():
-        if kind_of(type(part)) is not None:
-            peft: Any = part
-            scaling = tuple((name, repr(scale)) for name, scale in dict(vars(part).get("scaling", {})).items())
-            settings = peft.disable_adapters, tuple(peft.active_adapters), tuple(peft.merged_adapters), scaling
-            yield Switches(part, settings)
-
-
-# --- weights ---------------------------------------------------------------------------------------------------------
 
 
 def adapted(module: nn.Module, name: str, where: str) -> Tensor | None:
@@ -144,7 +48,7 @@ def adapted(module: nn.Module, name: str, where: str) -> Tensor | None:
     for tuner, _ in layer.tuners:
         if tuner.disable_adapters and tuner.merged:
             raise layer.unreadable(name, "a merged adapter is disabled, and the next forward takes it out again")
-    if not any(_active(tuner) for tuner, _ in layer.tuners):
+    if not any(active(tuner) for tuner, _ in layer.tuners):
         return None
     with torch.autocast(layer.device.type, enabled=False):
         return layer.read(name)
@@ -160,7 +64,7 @@ class _Layer:
 
     def __init__(self, module: nn.Module, where: str) -> None:
         self.module, self.where = module, where
-        self.tuners = list(_tuners(module))
+        self.tuners = list(tuners(module))
         self.base: Any = acting(module)
 
     @property
@@ -202,7 +106,7 @@ class _Layer:
 
     def _added(self, name: str, tuners: list[Any]) -> Tensor | None:
         """Returns a parameter plus what tuners add to it; None where none does."""
-        added = [tuner.get_delta_weight(adapter) for tuner in tuners for adapter in _active(tuner)]
+        added = [tuner.get_delta_weight(adapter) for tuner in tuners for adapter in active(tuner)]
         if not added:
             return None
         value = self._value(name)
