@@ -693,7 +693,8 @@ def boot(
     A model loaded here is in eval mode; one handed over stays in the mode, dtype and attention implementation it has.
 
     Args:
-        model: A hub id, a checkpoint's folder, `"tiny-bigcode"` (the embedded model), or a loaded `PreTrainedModel`.
+        model: A hub id, a checkpoint's folder, an adapter's folder as peft saves it, `"tiny-bigcode"` (the embedded
+            model), a loaded `PreTrainedModel`, or a `PeftModel`, whose base model is then `bridge.hf_model`.
         tokenizer: For a loaded model, or instead of the checkpoint's own. Without any, the bridge takes tokens only.
         dtype: Of the weights; `"auto"` is the checkpoint's own.
         device: Where to move the model; by default it stays where it is.
@@ -704,6 +705,7 @@ def boot(
         UnsupportedArchitectureError: The architecture has no adapter.
         CheckpointNotFoundError: The name is no checkpoint.
         CheckpointError: Its weights are missing, damaged, or of other sizes than its config says.
+        InvalidArgumentError: It is no model, or has an adapter that changes the forward, such as a learned prompt.
         CompiledModelError: The model is the result of `torch.compile`.
         HooksOnModelWarning: A warning: hooks of another bridge act on the model; `clearspan.unhook` takes them off.
         UnknownArgumentError: Keywords for loading, for a model that is loaded already.
@@ -722,13 +724,13 @@ def boot(
     if isinstance(model, str | Path):
         hf_model, own_tokenizer = load_model(model, dtype, **from_pretrained_kwargs)
     else:
-        check_model(model)
+        loaded = check_model(model)
         if from_pretrained_kwargs:
             raise UnknownArgumentError(
                 f"unknown keywords {', '.join(from_pretrained_kwargs)}",
                 reason="the model is loaded already; keywords for from_pretrained go with a name or a folder",
             )
-        hf_model, own_tokenizer = model, None
+        hf_model, own_tokenizer = loaded, None
         if dtype != "auto":
             nn.Module.to(hf_model, dtype)
     if device is not None:
@@ -756,8 +758,7 @@ def unhook(model: "PreTrainedModel | TransformerBridge") -> None:
         False
     """
     hf_model = model.hf_model if isinstance(model, TransformerBridge) else model
-    check_model(hf_model)
-    reset(hf_model)
+    reset(check_model(hf_model))
 
 
 def _warn_of_hooks(model: "PreTrainedModel") -> None:

@@ -351,6 +351,18 @@ class GeneralizedComponent:
         assert parameter is not None, "the holder has it"
         return parameter
 
+    def checked_parameter(self, name: str) -> Tensor:
+        """Returns a live parameter of the component's module, if adapters make one weight of it.
+
+        Raises:
+            MissingWeightError: The module has no such parameter.
+            UnreadableWeightError: Adapters make no one weight of it, or a wrapper does.
+        """
+        parameter = self.parameter(name)
+        if not parameter.is_meta:
+            self._bound.adapted(self.module, name, self.path)
+        return parameter
+
     def shape(self, name: str) -> torch.Size:
         """Returns the shape of a parameter of the component's module; of a wrapper, that of the module in it.
 

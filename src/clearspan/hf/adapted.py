@@ -119,18 +119,20 @@ class _Layer:
     def _linear(self, name: str, *, is_transposed: bool) -> Tensor | None:
         """Returns the weight or the bias of a linear map, compared with what the module does."""
         run = _alone(self.module)
+        width = self.base._parameters["weight"].shape[0] if is_transposed else self.base.in_features
+        nothing = torch.zeros(1, width, device=self.device, dtype=self._dtype)
         has_bias = self.base._parameters.get("bias") is not None
+        if not has_bias and run(nothing).any():
+            raise self.unreadable(name, "the adapter adds a bias to a base layer that has none")
         if self._is_plain():
             stored, changed = self._added("weight", [tuner for tuner, _ in self.tuners]), None
             assert stored is not None, "an adapter is active"
             weight, bias = stored.T if is_transposed else stored, self._value("bias") if has_bias else None
         else:
-            width = self.base._parameters["weight"].shape[0] if is_transposed else self.base.in_features
-            units = torch.eye(width, device=self.device, dtype=self._dtype)
             without_bias = _alone(self.module, neutral=self.base)
-            stored = without_bias(units) - without_bias(units[:1] * 0)
-            weight, stored = stored.T, stored if is_transposed else stored.T
-            bias = changed = run(units[:1] * 0)[0] if has_bias else None
+            found = without_bias(torch.eye(width, device=self.device, dtype=self._dtype)) - without_bias(nothing)
+            weight, stored = found.T, found if is_transposed else found.T
+            bias = changed = run(nothing)[0] if has_bias else None
         self._check(run, weight, bias, name)
         return stored if name == "weight" else changed
 
