@@ -12,7 +12,7 @@ from clearspan._cache.slices import BatchSlice, PosSlice, check_columns, picked,
 from clearspan.checks import whole
 from clearspan.components import GeneralizedComponent
 from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
-from clearspan.hf.adapters import Switches, sources
+from clearspan.hf.adapters import Adapted, sources
 from clearspan.hf.recording import Recording
 from clearspan.inputs import Batch
 from clearspan.model import Model
@@ -172,7 +172,7 @@ class CacheLookup(Mapping[str, Tensor]):
             return value()
         return with_autocast(recording.autocast, self.model.device, value)
 
-    def _weights_of(self, point: HookPoint) -> Iterable[Tensor | Switches]:
+    def _weights_of(self, point: HookPoint) -> Iterable[Tensor | Adapted]:
         """Returns what the weights are made of with which a point is computed on look-up."""
         if isinstance(point.access, Derived):
             return point.access.derivation.sources()

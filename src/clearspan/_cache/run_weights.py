@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clearspan.components import GeneralizedComponent, NormalizationBridge
 from clearspan.errors import EditedEntryError, UnreadableWeightError
-from clearspan.hf.adapters import Switches, sources
+from clearspan.hf.adapters import Adapted, sources
 from clearspan.model import Model
 from clearspan.tree import Branch, branches, modules_at
 
@@ -17,7 +17,7 @@ CHUNK = 1 << 22
 """Elements of a weight that are read at a time for its checksum."""
 
 
-Source = Tensor | Switches
+Source = Tensor | Adapted
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def weight_slots(model: Model) -> WeightSlots:
 class RunWeights:
     """Tells whether the weights that look-ups and stacks compute with are still those of the run.
 
-    In the process of the run they are known by their parameters, by torch's count of edits, and by the switches of
+    In the process of the run they are known by their parameters, by torch's count of edits, and by the settings of
     adapters. In a cache from a file they are known by checksums, compared when a weight is first used.
 
     Args:
@@ -89,8 +89,10 @@ class RunWeights:
         # This is done in every run with a cache, so it does no more than it must.
         self._seen = self._where.sources(model.hf_model)
         self._versions = _versions(self._seen)
-        slots = () if checksums is None else self._where.slots()
-        self._unchecked = {id(slot.part.parameter(slot.name)): slot for slot in slots if slot.path in checksums}
+        self._unchecked: dict[int, list[WeightSlot]] = {}
+        for slot in () if checksums is None else self._where.slots():
+            if slot.path in checksums:
+                self._unchecked.setdefault(_key(slot.part.sources(slot.name)[0]), []).append(slot)
 
     @functools.cached_property
     def _known(self) -> dict[int, object]:
@@ -102,32 +104,25 @@ class RunWeights:
         """Raises if something that weights are made of is not as it was in the run.
 
         Args:
-            made_of: Live parameters, and switches of adapters.
+            made_of: Live parameters, and modules with adapters as they are.
             what: What they are, for the error's text.
         """
         # One that is offloaded cannot be read either, which says more.
-        found = [source for source in made_of if isinstance(source, Switches) or not source.is_meta]
-        if not self._are_current(found):
+        if not self._are_current([source for source in made_of if isinstance(source, Adapted) or not source.is_meta]):
             raise EditedEntryError(
                 f"{what} not those of the cache's run",
                 reason="they were changed since, or the cache is from a file of another checkpoint's",
                 fix="run_with_cache again, or compute it before changing the weights",
             )
 
-    def _are_current(self, found: Sequence[Source]) -> bool:
-        for slot in [self._unchecked.pop(id(source)) for source in found if id(source) in self._unchecked]:
-            self._compare(slot)
-        known = self._known
-        return all(
-            _key(source) in known and known[_key(source)] == version
-            for source, version in zip(found, _versions(found), strict=True)
-        )
-
-    def _compare(self, slot: WeightSlot) -> None:
-        """Takes a weight as that of the run if its checksum is that of the file."""
-        if self._checksums is not None and checksum(slot.part.weight(slot.name)) == self._checksums[slot.path]:
-            made_of = slot.part.sources(slot.name)
-            self._known.update(zip(map(_key, made_of), _versions(made_of), strict=True))
+    def _are_current(self, made_of: Sequence[Source]) -> bool:
+        found = list(zip(map(_key, made_of), _versions(made_of), strict=True))
+        for key, version in found:
+            if self._checksums is not None and key in self._unchecked:
+                slots = self._unchecked.pop(key)
+                if all(checksum(slot.part.weight(slot.name)) == self._checksums[slot.path] for slot in slots):
+                    self._known[key] = version
+        return all(key in self._known and self._known[key] == version for key, version in found)
 
     def checksums(self) -> dict[str, int]:
         """Returns the checksums of the weights that are as they were in the run and can be read, by name."""
@@ -142,17 +137,17 @@ class RunWeights:
 
 
 def _key(source: Source) -> int:
-    return id(source.module if isinstance(source, Switches) else source)
+    return id(source.module if isinstance(source, Adapted) else source)
 
 
-def _versions(found: Sequence[Source]) -> list[object]:
-    """Returns torch's counts of edits of tensors, and the settings of switches."""
+def _versions(made_of: Sequence[Source]) -> list[object]:
+    """Returns torch's counts of edits of tensors, and those of modules with adapters."""
     try:
-        return [source.settings if isinstance(source, Switches) else source._version for source in found]
+        return [source.version if isinstance(source, Adapted) else source._version for source in made_of]
     except RuntimeError:  # tensors made under inference mode count none
         return [
-            source.settings if isinstance(source, Switches) else None if source.is_inference() else source._version
-            for source in found
+            None if isinstance(source, Tensor) and source.is_inference() else _versions([source])[0]
+            for source in made_of
         ]
 
 

@@ -19,13 +19,13 @@ Own = TypeVar("Own", bound=Model)
 def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
     """Returns a new model with processed weights. The steps are the arguments of `TransformerBridge.processed`."""
     check_flags(**{name: wanted for name, wanted in steps.items() if wanted is not None})
+    _check_readable(model)
     hf_model = sharing_copy(model.hf_model)
     merge(hf_model)
     adapter = type(model.adapter)
     cfg = bridge_config(hf_model, adapter)
     cfg.default_prepend_bos = model.cfg.default_prepend_bos
     new = type(model)(hf_model, adapter(cfg), model.text.tokenizer_or_none)
-    _check_readable(new)
     new.processing = (*model.processing, *process(new, steps))
     if model.tied and not new.tied:
         untie(hf_model)

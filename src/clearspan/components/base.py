@@ -51,7 +51,7 @@ class Binding:
         dequantised: Returns a copy of a module's quantised parameter, or None for one that is not quantised.
         acting: Returns the module whose parameters a module uses: itself, or one in it where it is an adapter's.
         adapted: Returns a weight to which adapters add, or None for one that is a parameter.
-        sources: Returns all that a module's weights are made of.
+        sources: Returns what a module's weights are made of.
         sharing: Returns the canonical names of the weights that share a parameter.
         follow: Brings torch hooks to modules that have taken others' place.
     """
@@ -152,7 +152,7 @@ class GeneralizedComponent:
         return self._bound.acting(self.module)
 
     def sources(self, name: str) -> Sequence[Any]:
-        """Returns all that a weight is made of: its parameter; with adapters, all of the module's, and their switches."""
+        """Returns what a weight is made of: its parameter, or a record of the module where an adapter is on it."""
         parameter = self.module._parameters.get(name)
         return self._bound.sources(self.module) if parameter is None else [parameter]
 
@@ -201,7 +201,7 @@ class GeneralizedComponent:
     @property
     def is_wrapped(self) -> bool:
         """Whether a wrapper has taken the module's place, and hands on the parts of the module in it."""
-        children = self.module._modules
+        children = self.acting._modules
         return any(part.name and part.name.partition(".")[0] not in children for part in self.submodules.values())
 
     def __call__(self, value: Tensor) -> Tensor:

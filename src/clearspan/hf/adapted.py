@@ -27,7 +27,6 @@ QUANTISED = 0.03
 """The same where the base is quantised, since 8 bit kernels round their input too; measured at most 1.2e-2."""
 
 
-
 def adapted(module: nn.Module, name: str, where: str) -> Tensor | None:
     """Returns a weight as a base layer and its active adapters make it, on the graph of the parameters of both.
 
@@ -77,8 +76,7 @@ class _Layer:
         adapters = ", ".join(map(repr, active_adapters(self.module))) or "none"
         return UnreadableWeightError(
             f"the {name} of {self.where} cannot be told",
-            where=f"{type(self.module).__module__.rpartition('.')[0]}.{type(self.module).__name__} of "
-            f"{type(self.base).__name__}, active adapters: {adapters}",
+            where=f"{type(self.module).__name__} of {type(self.base).__name__}, active adapters: {adapters}",
             reason=reason,
             fix="points that need no weight; or peft_model.merge_and_unload(), and boot what it returns",
         )

@@ -6,7 +6,7 @@ Nothing here imports peft: its classes are known by name.
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
@@ -70,30 +70,38 @@ def active_adapters(module: nn.Module) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Switches:
-    """What says, beside parameters, which weights act: adapters that are on, active, merged, and how they are scaled.
+class Adapted:
+    """What the weights of a module with adapters are made of, at one moment.
 
     Attributes:
-        module: The module of peft that they are on.
-        settings: As they were when this was made.
+        module: The module of peft.
+        tensors: All its parameters and buffers.
+        version: Torch's count of edits of each, and how its adapters are set.
     """
 
     module: nn.Module
-    settings: tuple[object, ...]
+    tensors: tuple[Tensor, ...]
+    version: tuple[object, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Self:
+        """Returns what a module's weights are made of now."""
+        tensors = (*module.parameters(), *module.buffers())
+        edits = tuple((id(one), None if one.is_inference() else one._version) for one in tensors)
+        return cls(module, tensors, (edits, *settings(module)))
 
 
-def sources(module: nn.Module) -> list[Tensor | Switches]:
-    """Returns all that a module's weights are made of: its parameters; with adapters, theirs and their switches."""
+def sources(module: nn.Module) -> "list[Tensor] | list[Adapted]":
+    """Returns what a module's weights are made of: its parameters, or one record of what an adapter is on."""
     if kind_of(type(module)) is None:
         return [parameter for parameter in module._parameters.values() if parameter is not None]
-    return [*module.parameters(), *module.buffers(), *switches(module)]
+    return [Adapted.of(module)]
 
 
-def switches(module: nn.Module) -> Iterator[Switches]:
-    """Yields the switches of a module's adapters, and those of modules in it."""
+def settings(module: nn.Module) -> Iterator[tuple[object, ...]]:
+    """Yields how each module of peft in a module is set: off, active and merged adapters, and how they are scaled."""
     for part in module.modules():
         if kind_of(type(part)) is not None:
             peft: Any = part
             scaling = tuple((name, repr(scale)) for name, scale in dict(vars(part).get("scaling", {})).items())
-            settings = peft.disable_adapters, tuple(peft.active_adapters), tuple(peft.merged_adapters), scaling
-            yield Switches(part, settings)
+            yield peft.disable_adapters, tuple(peft.active_adapters), tuple(peft.merged_adapters), scaling

@@ -55,7 +55,7 @@ def _changes_forward(kind: str, where: str, reason: str) -> InvalidArgumentError
         expected="adapters that change weights, such as LoRA",
         where=where,
         reason=reason,
-        fix="clearspan.boot(peft_model.get_base_model()), which is the model without what the adapter does there",
+        fix="clearspan.boot(base_model), which is the model without what the adapter does there",
     )
 
 
@@ -108,7 +108,9 @@ def add_adapter(model: "PreTrainedModel", folder: str) -> None:
     wrong = sorted({*found.missing_keys, *found.unexpected_keys})
     if wrong:
         names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise _not_for(model, folder, got=names, reason="only one of the model and the adapter's file has these weights")
+        raise _not_for(
+            model, folder, got=names, reason="only one of the model and the adapter's file has these weights"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -97,7 +97,7 @@ class Derivation(ABC):
         return self.targets
 
     def sources(self) -> Sequence[Any]:
-        """Returns what the weights are made of that `read` uses: live parameters, and the switches of adapters."""
+        """Returns what the weights are made of that `read` uses: live parameters, or records of adapters."""
         return ()
 
     def weights_to_write(self) -> tuple[Tensor, ...]:
