@@ -5,9 +5,10 @@ from typing import Any
 
 import peft
 import torch
-from tests.zoo import build
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from tests.zoo import build
 
 SPREAD = 0.1
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")

@@ -68,7 +68,7 @@ def assert_same_weights(bridge, reference):
 def with_two(variant="llama"):
     """Returns a model with two adapters, the first active."""
     model = adapted(variant)
-    model.add_adapter("second", all_linear(model.base_model.model))
+    model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))
     model.set_adapter("second")
     randomise(model, 7)
     model.set_adapter("default")
@@ -637,8 +637,8 @@ def test_a_folder_without_a_base_model(folder):
     change(path, base_model_name_or_path=None)
     with pytest.raises(
         CheckpointNotFoundError,
-        match=r"is an adapter, and does not say of which model\n  expected: base_model_name_or_path in adapter_config.json"
-        r"\n  fix: clearspan.boot\(peft.PeftModel.from_pretrained\(base_model, folder\)\)",
+        match=r"is an adapter, and does not say of which model\n  expected: base_model_name_or_path in adapter_config"
+        r".json\n  fix: clearspan.boot\(peft.PeftModel.from_pretrained\(base_model, folder\)\)",
     ):
         clearspan.boot(path)
     change(path, base_model_name_or_path="./nowhere")
@@ -660,11 +660,11 @@ def wrong(path, variant, **changes):
         (lambda path: wrong(path, "llama", hidden_size=64), "size mismatch for .*lora_A"),
         (
             lambda path: wrong(path, "llama", num_hidden_layers=4),
-            r"got: .*layers\.3\..* and 11 more\n  reason: only one of",
+            r"got: .*layers\.3\..* and 11 more\n  reason: only",
         ),
         (
             lambda path: wrong(path, "llama", num_hidden_layers=2),
-            r"got: .*layers\.2\..* and 11 more\n  reason: only one of",
+            r"got: .*layers\.2\..* and 11 more\n  reason: only",
         ),
         (lambda path: (path / "adapter_model.safetensors").write_bytes(b"123"), "header too small"),
         (lambda path: (path / "adapter_model.safetensors").unlink(), "reason: .*adapter"),
@@ -674,24 +674,20 @@ def wrong(path, variant, **changes):
 def test_a_folder_with_an_adapter_that_does_not_fit(folder, spoil, text):
     path, _ = folder
     spoil(path)
-    with pytest.raises(
-        CheckpointError,
-        match=rf"the adapter in '.*' cannot be put into its base model\n  expected: whole weights of .*\n(.*\n)*.*{text}",
-    ):
+    start = r"the adapter in '.*' cannot be put into its base model\n  expected: whole weights of .*\n(.*\n)*.*"
+    with pytest.raises(CheckpointError, match=start + text):
         clearspan.boot(path)
 
 
 def test_a_folder_with_an_adapter_that_cannot_be_loaded(folder, monkeypatch):
     path, _ = folder
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(
-        CheckpointError, match=r"is an adapter, and loading one takes peft\n  reason: .*\n  fix: pip install"
-    ):
+    with pytest.raises(CheckpointError, match=r"is an adapter, and loading one takes peft\n  reason: .*\n  fix: pip"):
         clearspan.boot(path)
     monkeypatch.undo()
     change(path, peft_type="PREFIX_TUNING")
     with pytest.raises(InvalidArgumentError, match="an adapter of the kind PREFIX_TUNING cannot be booted"):
         clearspan.boot(path)
     (path / "adapter_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot read adapter_config.json in"):
+    with pytest.raises(CheckpointError, match=r"cannot read adapter_config.json in"):
         clearspan.boot(path)

@@ -96,7 +96,7 @@ class RunWeights:
 
     @functools.cached_property
     def _known(self) -> dict[int, object]:
-        """Counts of edits, and settings, of what made the run's weights, by ids that `_seen` keeps from being another's."""
+        """What made the run's weights, in which version, by ids that `_seen` keeps from being another's."""
         seen = zip(self._seen, self._versions, strict=True)
         return {_key(source): version for source, version in seen if self._checksums is None}
 
@@ -145,10 +145,8 @@ def _versions(made_of: Sequence[Source]) -> list[object]:
     try:
         return [source.version if isinstance(source, Adapted) else source._version for source in made_of]
     except RuntimeError:  # tensors made under inference mode count none
-        return [
-            None if isinstance(source, Tensor) and source.is_inference() else _versions([source])[0]
-            for source in made_of
-        ]
+        counting = (None if isinstance(source, Tensor) and source.is_inference() else source for source in made_of)
+        return [None if source is None else _versions([source])[0] for source in counting]
 
 
 def checksum(values: Tensor) -> int:

@@ -264,7 +264,7 @@ class GeneralizedComponent:
 
         Raises:
             MissingWeightError: The module has no such parameter.
-            UnreadableWeightError: It is offloaded, quantised in an unknown way, or an adapter makes no one weight of it.
+            UnreadableWeightError: It is offloaded, quantised in an unknown way, or no one weight under its adapter.
         """
         parameter = self.parameter(name)
         values = None if parameter.is_meta else self._bound.adapted(self.module, name, self.path)

@@ -108,9 +108,7 @@ def add_adapter(model: "PreTrainedModel", folder: str) -> None:
     wrong = sorted({*found.missing_keys, *found.unexpected_keys})
     if wrong:
         names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise _not_for(
-            model, folder, got=names, reason="only one of the model and the adapter's file has these weights"
-        )
+        raise _not_for(model, folder, got=names, reason="only the model or only the file has these weights")
 
 
 def _first_line(error: Exception) -> str:
