@@ -40,15 +40,16 @@ class WeightSlot:
 
 @dataclass(frozen=True)
 class WeightSlots:
-    """Which components of a model have the weights, and the ways to their modules."""
+    """Which components of a model have the weights, the ways to their modules, and these modules' paths."""
 
     parts: tuple[GeneralizedComponent, ...]
     ways: tuple[Branch, ...]
+    paths: tuple[str, ...]
 
     def sources(self, hf_model: nn.Module) -> list[Source]:
         """Returns all that the weights are made of now."""
         modules = modules_at(hf_model, self.ways)
-        return [source for part in self.parts for source in sources(modules[part.module_path])]
+        return [source for path in self.paths for source in sources(modules[path])]
 
     def slots(self) -> Iterator[WeightSlot]:
         """Yields where each weight is now."""
@@ -68,7 +69,8 @@ def weight_slots(model: Model) -> WeightSlots:
         parts += [part for part in block.submodules.values() if isinstance(part, NormalizationBridge)]
         parts += [block.attn, block.attn.o, *(part for key, part in block.mlp.submodules.items() if key == "out")]
     parts += model.components[model.components.index(model.blocks[-1]) + 1 :]
-    known = WeightSlots(tuple(parts), branches(part.module_path for part in parts))
+    paths = tuple(part.module_path for part in parts)
+    known = WeightSlots(tuple(parts), branches(paths), paths)
     return model.remembered.setdefault("weight_slots", known)
 
 
@@ -90,8 +92,8 @@ class RunWeights:
         self._seen = self._where.sources(model.hf_model)
         self._versions = _versions(self._seen)
         self._unchecked: dict[int, list[WeightSlot]] = {}
-        for slot in () if checksums is None else self._where.slots():
-            if slot.path in checksums:
+        for slot in self._where.slots() if checksums else ():
+            if checksums and slot.path in checksums:
                 self._unchecked.setdefault(_key(slot.part.sources(slot.name)[0]), []).append(slot)
 
     @functools.cached_property
