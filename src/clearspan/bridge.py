@@ -699,7 +699,8 @@ def boot(
     A model loaded here is in eval mode; one handed over stays in the mode, dtype and attention implementation it has.
 
     Args:
-        model: A hub id, a checkpoint's folder, `"tiny-bigcode"` (the embedded model), or a loaded `PreTrainedModel`.
+        model: A hub id, a checkpoint's folder, an adapter's folder as peft saves it, `"tiny-bigcode"` (the embedded
+            model), a loaded `PreTrainedModel`, or a `PeftModel`, whose base model is then `bridge.hf_model`.
         tokenizer: For a loaded model, or instead of the checkpoint's own. Without any, or where the checkpoint's cannot
             turn text into the model's ids, the bridge takes token ids only, and text raises `NoTokenizerError`.
         dtype: Of the weights; `"auto"` is the checkpoint's own.
@@ -711,6 +712,7 @@ def boot(
         UnsupportedArchitectureError: The architecture has no adapter.
         CheckpointNotFoundError: The name is no checkpoint.
         CheckpointError: Its weights are missing, damaged, or of other sizes than its config says.
+        InvalidArgumentError: It is no model, or has an adapter that changes the forward, such as a learned prompt.
         CompiledModelError: The model is the result of `torch.compile`.
         InvalidArgumentError: The tokenizer given cannot turn text into the model's ids.
         TokenizerWarning: A warning: the tokenizer given covers much less than the vocabulary.
@@ -731,13 +733,13 @@ def boot(
     if isinstance(model, str | Path):
         hf_model, own = load_model(model, dtype, **from_pretrained_kwargs)
     else:
-        check_model(model)
+        loaded = check_model(model)
         if from_pretrained_kwargs:
             raise UnknownArgumentError(
                 f"unknown keywords {', '.join(from_pretrained_kwargs)}",
                 reason="the model is loaded already; keywords for from_pretrained go with a name or a folder",
             )
-        hf_model, own = model, NO_TOKENIZER
+        hf_model, own = loaded, NO_TOKENIZER
         if dtype != "auto":
             nn.Module.to(hf_model, dtype)
     if device is not None:
@@ -767,8 +769,7 @@ def unhook(model: "PreTrainedModel | TransformerBridge") -> None:
         False
     """
     hf_model = model.hf_model if isinstance(model, TransformerBridge) else model
-    check_model(hf_model)
-    reset(hf_model)
+    reset(check_model(hf_model))
 
 
 def _warn_of_hooks(model: "PreTrainedModel") -> None:

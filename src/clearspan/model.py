@@ -25,6 +25,8 @@ from clearspan.components import (
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError, TokenizerWarning
+from clearspan.hf.adapted import adapted
+from clearspan.hf.adapters import acting, sources
 from clearspan.hf.loading import bridge_config, current
 from clearspan.hf.modules import dequantised, execution_device
 from clearspan.hf.segments import ArgumentsOf
@@ -157,6 +159,9 @@ class Model(ModelWeights):
             adapter.weight_processing_conversions,
             arguments,
             dequantised,
+            acting,
+            adapted,
+            sources,
             sharing_weights,
             follow,
         )

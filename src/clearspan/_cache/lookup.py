@@ -12,6 +12,7 @@ from clearspan._cache.slices import BatchSlice, PosSlice, check_columns, picked,
 from clearspan.checks import whole
 from clearspan.components import GeneralizedComponent
 from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
+from clearspan.hf.adapters import Adapted, sources
 from clearspan.hf.recording import Recording
 from clearspan.inputs import Batch
 from clearspan.model import Model
@@ -172,13 +173,13 @@ class CacheLookup(Mapping[str, Tensor]):
             return found()
         return with_autocast(recording.autocast, self.model.device, found)
 
-    def _weights_of(self, point: HookPoint) -> Iterable[Tensor | None]:
-        """Returns the live parameters with which a point is computed on look-up."""
+    def _weights_of(self, point: HookPoint) -> Iterable[Tensor | Adapted]:
+        """Returns what the weights are made of with which a point is computed on look-up."""
         if isinstance(point.access, Derived):
-            return point.access.derivation.weights()
+            return point.access.derivation.sources()
         if not self._recording.is_deferred(point.place):
             return ()
-        return module_at(self.model.hf_model, point.place.module)._parameters.values()
+        return sources(module_at(self.model.hf_model, point.place.module))
 
     def _check_unedited(self, point: HookPoint) -> None:
         recording = self._recording
@@ -207,7 +208,7 @@ class CacheLookup(Mapping[str, Tensor]):
         Raises:
             EditedEntryError: The part's weights are not those of the run.
         """
-        self._run_weights.check(part.module._parameters.values(), f"the weights of {part.path} are")
+        self._run_weights.check(sources(part.module), f"the weights of {part.path} are")
         return weight if self.is_on_graph else weight.detach()
 
     def bias(self, part: GeneralizedComponent) -> Tensor | None:

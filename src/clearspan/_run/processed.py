@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from clearspan.checks import check_flags
 from clearspan.errors import UnreadableWeightError
+from clearspan.hf.adapted import merge
 from clearspan.hf.modules import sharing_copy, untie
 from clearspan.model import Model
 from clearspan.modes import no_grad
@@ -18,7 +19,9 @@ def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
     """Returns a new model with processed weights. The steps are the arguments of `TransformerBridge.processed`."""
     check_flags(**{name: wanted for name, wanted in steps.items() if wanted is not None})
     _check_readable(model)
-    new = model.on(sharing_copy(model.hf_model))
+    hf_model = sharing_copy(model.hf_model)
+    merge(hf_model)
+    new = model.on(hf_model)
     new.processing = (*model.processing, *process(new, steps))
     if model.tied and not new.tied:
         untie(new.hf_model)

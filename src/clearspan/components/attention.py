@@ -95,7 +95,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     def projection_weights(self) -> tuple[Tensor, ...]:
         """Returns the live weights of all linear maps except the output projection."""
         parts = (part for part in self.walk() if isinstance(part, LinearBridge) and part is not self.o)
-        return tuple(part.parameter("weight") for part in parts)
+        return tuple(part.checked_parameter("weight") for part in parts)
 
     def reads(self) -> Iterator[LinearMap]:
         """Yields the maps that read attention's input."""
@@ -270,13 +270,13 @@ class HeadResults(Derivation):
         self.attention = weakref.proxy(attention)  # which has the points that have this
         self.targets: tuple[Place, ...] = (attention.o.place(Side.OUTPUT),)
 
-    def weights(self) -> tuple[Tensor, ...]:
-        """Returns the output weight."""
-        return (self.attention.o.parameter("weight"),)
+    def sources(self) -> Sequence[Any]:
+        """Returns what the output weight is made of."""
+        return self.attention.o.sources("weight")
 
     def weights_to_write(self) -> tuple[Tensor, ...]:
         """Returns the output weight."""
-        return self.weights()
+        return (self.attention.o.checked_parameter("weight"),)
 
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
         """Returns `[batch, pos, head, d_model]`."""

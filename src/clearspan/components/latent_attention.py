@@ -6,7 +6,6 @@ from dataclasses import KW_ONLY, dataclass, field
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear
 
 from clearspan.components.attention import GeneralAttentionBridge, Projection
 from clearspan.components.linear import LinearBridge
@@ -89,7 +88,7 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         if "q_b" not in self.submodules:
             return value
         low, norm = self.submodules["q_a"], self.submodules["q_a_norm"]
-        return norm.module.forward(linear(value, low.weight("weight"), low.bias_or_none()))
+        return norm.module.forward(low.module.forward(value))
 
     def project(self, value: Tensor, projection: Projection) -> Tensor:
         """Returns queries by head for an input by head, `[batch, pos, head, d_model]`."""

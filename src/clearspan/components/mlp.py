@@ -167,7 +167,7 @@ class RouterBridge(GeneralizedComponent):
 
     def reads(self) -> Iterator[LinearMap]:
         """Yields the map to its logits."""
-        yield LinearMap(self.module, "weight", None, in_axis=-1, out_axis=-2)
+        yield LinearMap(self.acting, "weight", None, in_axis=-1, out_axis=-2)
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, including how many experts there are, and how many are chosen."""
@@ -259,5 +259,5 @@ class ExpertsBridge(GeneralizedComponent):
 
     def _map(self, weight: str) -> LinearMap:
         bias = f"{weight}_bias"
-        in_axis, out_axis = (-2, -1) if self.is_transposed else (-1, -2)
-        return LinearMap(self.module, weight, bias if bias in self.module._parameters else None, in_axis, out_axis)
+        module, (in_axis, out_axis) = self.acting, (-2, -1) if self.is_transposed else (-1, -2)
+        return LinearMap(module, weight, bias if bias in module._parameters else None, in_axis, out_axis)

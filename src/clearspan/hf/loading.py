@@ -17,6 +17,7 @@ from clearspan.errors import (
     InvalidArgumentError,
     UnknownArgumentError,
 )
+from clearspan.hf.peft_models import add_adapter, base_model, base_of, is_adapter_folder
 from clearspan.hf.tokenizers import OwnTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def load_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = str(files("clearspan") / "models" / str(name)) if name in EMBEDDED else str(name)
+    if is_adapter_folder(source):
+        return _adapted_model(source, dtype, **from_pretrained_kwargs)
     _check_folder(source)
     keywords = {"trust_remote_code": False, **from_pretrained_kwargs}
     hub = {key: value for key, value in keywords.items() if key in _HUB_KEYWORDS}
@@ -60,6 +63,24 @@ def load_model(
     model = _weighted(AutoModelForCausalLM, name, source, dtype=dtype, **keywords)
     model.config.name_or_path = str(name)
     return model.eval(), load_tokenizer(source, **hub)
+
+
+def _adapted_model(
+    folder: str, dtype: torch.dtype | Literal["auto"], **from_pretrained_kwargs: Any
+) -> "tuple[PreTrainedModel, OwnTokenizer]":
+    """Returns the base model of an adapter's folder with the adapter in it, and the folder's or base's tokenizer."""
+    base = base_of(folder)
+    try:
+        model, tokenizer = load_model(base, dtype, **from_pretrained_kwargs)
+    except CheckpointNotFoundError as error:
+        raise CheckpointNotFoundError(
+            f"cannot load {base!r}, the base model of the adapter in {folder!r}",
+            reason=error.message,
+            fix="clearspan.boot(peft.PeftModel.from_pretrained(base_model, folder))",
+        ) from error
+    add_adapter(model, folder)
+    has_own = any((Path(folder) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return model.eval(), load_tokenizer(folder) if has_own else tokenizer
 
 
 def _weighted(auto_class: Any, name: str | Path, source: str, **keywords: Any) -> "PreTrainedModel":
@@ -113,15 +134,21 @@ def _check_folder(source: str) -> None:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CheckpointNotFoundError(
             f"{source!r} is a folder, but not a checkpoint",
-            expected="config.json, weights, and tokenizer files, as save_pretrained writes them",
+            expected="config.json, weights, and tokenizer files, as save_pretrained writes them; or an adapter of peft",
             got=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "an empty folder",
         )
 
 
-def check_model(model: object) -> None:
-    """Raises unless the object is a Hugging Face model that can be listened to."""
+def check_model(model: object) -> "PreTrainedModel":
+    """Returns a Hugging Face model that can be listened to: the object, or the base model of a model of peft.
+
+    Raises:
+        CompiledModelError: It is compiled.
+        InvalidArgumentError: It is no such model.
+    """
     from transformers import PreTrainedModel
 
+    model = base_model(model)
     original = getattr(model, "_orig_mod", None)
     if original is not None:
         raise CompiledModelError(
@@ -135,6 +162,7 @@ def check_model(model: object) -> None:
             expected="a hub id, a folder, the name of an embedded model, or a loaded PreTrainedModel",
             got=type(model).__name__,
         )
+    return model
 
 
 def bridge_config(model: "PreTrainedModel", adapter: type[ArchitectureAdapter]) -> TransformerBridgeConfig:

@@ -46,7 +46,7 @@ _NOT_FINITE = (
     "The model's own forward, without this library, gives logits there that are infinite or not numbers, so there is "
     "nothing to compare."
 )
-_UNREADABLE = "It computes with a weight that is offloaded or quantised, whose values cannot be read."
+_UNREADABLE = "It computes with a weight whose values cannot be read: offloaded, quantised, or under an adapter."
 
 
 class _Verifier:
@@ -347,8 +347,11 @@ def _refused(group: Group, what: str, look: Callable[[], object]) -> Check | Non
 
 
 def _needs_what_cannot_be_read(point: HookPoint) -> bool:
-    """Whether a write to the point computes with a weight that is offloaded or quantised."""
-    weights = point.access.derivation.weights_to_write() if isinstance(point.access, Derived) else ()
+    """Whether a write to the point computes with a weight that is offloaded or quantised, or that adapters hide."""
+    try:
+        weights = point.access.derivation.weights_to_write() if isinstance(point.access, Derived) else ()
+    except UnreadableWeightError:
+        return True
     return any(weight.is_meta or not weight.is_floating_point() for weight in weights)
 
 
