@@ -33,7 +33,6 @@ class BloomArchitectureAdapter(DecoderAdapter):
             "attn_out": "self_attention.dense",
             "mlp_out": "mlp.dense_4h_to_h",
             "residual_is_normed": self.cfg.hf["apply_residual_connection_post_layernorm"],
-            "returns_tuple": True,
         }
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
@@ -62,7 +61,7 @@ class MPTArchitectureAdapter(DecoderAdapter):
     final_norm_name = "transformer.norm_f"
 
     def _wiring(self) -> dict[str, Any]:
-        return {"attn_out": "resid_attn_dropout", "mlp_out": "ffn.down_proj", "returns_tuple": True}
+        return {"attn_out": "resid_attn_dropout", "mlp_out": "ffn.down_proj"}
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
         rule = BlockedQKVConversionRule(self.cfg.n_heads, self.cfg.d_head, self.cfg.n_heads)

@@ -36,7 +36,7 @@ class FalconArchitectureAdapter(DecoderAdapter):
         return self._qkvo_weight_conversions(n_kv_heads, rows="n h", query_groups=groups)
 
     def _wiring(self) -> dict[str, Any]:
-        return {"is_parallel": self._is_parallel, "returns_tuple": True}
+        return {"is_parallel": self._is_parallel}
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
         norms = {key: self._norm(name) for key, name in self._norm_names().items()}

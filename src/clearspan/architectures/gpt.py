@@ -54,7 +54,7 @@ class GPTJArchitectureAdapter(DecoderAdapter):
     final_norm_name = "transformer.ln_f"
 
     def _wiring(self) -> dict[str, Any]:
-        return {"is_parallel": True, "returns_tuple": True}
+        return {"is_parallel": True}
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
         projections = self._linears(q="q_proj", k="k_proj", v="v_proj", o="out_proj")

@@ -16,6 +16,7 @@ from clearspan.errors import ClearspanError, UnplannableError
 from clearspan.hf.observers import observed, uses_interface
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.tensors import primary_input
+from clearspan.hf.torch_hooks import HOOK_TABLES
 from clearspan.points import Place
 from clearspan.tree import modules_at
 
@@ -113,7 +114,7 @@ def _without_numbers(model: nn.Module, experts: Iterable[nn.Module]) -> nn.Modul
     }
     for module in model.modules():
         own = vars(module)
-        memo |= {id(hooks): OrderedDict() for name, hooks in own.items() if name.endswith(_HOOKS)}
+        memo |= {id(hooks): OrderedDict() for name, hooks in own.items() if name.endswith(HOOK_TABLES)}
         if "_hf_hook" in own:
             memo[id(own["_hf_hook"])] = object()  # it holds the weights that accelerate brings in
         if isinstance(module, nn.Linear) and module.weight.dtype.itemsize == 1:
@@ -127,10 +128,6 @@ def _without_numbers(model: nn.Module, experts: Iterable[nn.Module]) -> nn.Modul
     for module in experts:
         vars(memo[id(module)])["forward"] = _of_its_inputs_shape
     return copied
-
-
-_HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
-"""Endings of the names of a module's tables of hooks."""
 
 
 def _twin(tensor: Tensor) -> Tensor:
