@@ -15,14 +15,11 @@ from torch import Tensor, nn
 from clearspan.errors import NotSeenError
 from clearspan.hf.modules import execution_device
 from clearspan.hf.storages import Relocation
-from clearspan.hf.watch import RouterWatch, SoftmaxWatch, Visit, Visits, run_under
+from clearspan.hf.watch import OperandsWatch, RouterWatch, SoftmaxWatch, Visit, Visits, run_under
 from clearspan.points import Side
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
-
-IMPLEMENTATION = "clearspan"
-"""Name of the attention function registered with transformers; only a layer that is observed gets it."""
 
 Observer = Callable[[Any], Any]
 """Takes a call, runs it in one way or another, and returns its output."""
@@ -37,15 +34,46 @@ _IS_NATIVE: ContextVar[bool] = ContextVar("clearspan native attention", default=
 """Whether the configured implementation of attention is running, or being asked for."""
 
 
-class ObservedConfig:
-    """A module's own view of its config, which names this library's attention implementation."""
+class ObservedName(str):
+    """The name of an attention implementation, under which transformers' registry has this library's function instead.
 
-    def __init__(self, original: Any) -> None:
+    It equals the name: a forward that asks which implementation runs takes the branch that it takes unobserved. Its
+    hash is another one, so that the registry, a dictionary, keeps the two apart.
+    """
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(("clearspan", str(self)))
+
+    def __repr__(self) -> str:
+        return f"'clearspan: {self}'"
+
+
+class ObservedConfig:
+    """A module's own view of its config, whose attention implementation is this library's function, by the same name.
+
+    Args:
+        original: The config.
+        attend: That function.
+    """
+
+    def __init__(self, original: Any, attend: Callable[..., Any]) -> None:
         self.original = original
+        self._attend = attend
 
     @property
-    def _attn_implementation(self) -> str:
-        return self.original._attn_implementation if _IS_NATIVE.get() else IMPLEMENTATION
+    def _attn_implementation(self) -> str | None:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        name = self.original._attn_implementation
+        if _IS_NATIVE.get():
+            return name
+        # What looks the function up may take this prefix off, and would then have a plain name.
+        observed = ObservedName((name or "eager").removeprefix("paged|"))
+        if observed not in ALL_ATTENTION_FUNCTIONS:
+            ALL_ATTENTION_FUNCTIONS.register(observed, self._attend)
+        return observed
 
     def __getattr__(self, name: str) -> Any:
         if "original" not in vars(self):  # while it is being copied
@@ -54,6 +82,13 @@ class ObservedConfig:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self.original, memo)  # nobody observes a copy of the model
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return _itself, (self.original,)
+
+
+def _itself(config: Any) -> Any:
+    return config
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
@@ -300,6 +335,8 @@ class ForwardCall(Call):
     def _run_for(self, visits: Visits, is_paused: Callable[[], bool]) -> Any:
         if Side.ROUTER in visits:
             call, watch = self, RouterWatch(visits[Side.ROUTER], is_paused)
+        elif visits.keys() <= {Side.QUERY, Side.KEY}:
+            call, watch = self, OperandsWatch(visits, is_paused)
         else:
             call, watch = self._eager_call(), SoftmaxWatch(visits, is_paused)
         output = run_under(watch, call._run_natively)

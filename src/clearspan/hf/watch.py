@@ -18,6 +18,7 @@ Visits = Mapping[Side, Visit]
 
 _SOFTMAXES = frozenset({torch.nn.functional.softmax, torch.softmax, Tensor.softmax})
 _PRODUCTS = frozenset({torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
+_KERNELS = frozenset({torch.nn.functional.scaled_dot_product_attention})
 _LINEARS = frozenset({torch.nn.functional.linear})
 
 
@@ -30,7 +31,52 @@ def run_under(mode: TorchFunctionMode, function: Callable[..., Any], *args: Any)
         return function(*args)
 
 
-class SoftmaxWatch(TorchFunctionMode):
+class OperandsWatch(TorchFunctionMode):
+    """Shows visitors queries and keys as multiplied, in whichever way a module multiplies them: nothing else changes.
+
+    Args:
+        visits: The visitors.
+        is_paused: Asked at each operation: True where it is not the module's own.
+    """
+
+    def __init__(self, visits: Visits, is_paused: Callable[[], bool]) -> None:
+        super().__init__()
+        self._visits = visits
+        self._is_paused = is_paused
+        self._is_multiplied = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not self._is_multiplied and not self._is_paused():
+            if func in _KERNELS:
+                args = (self._visited(Side.QUERY, args[0]), self._visited(Side.KEY, args[1]), *args[2:])
+                self._is_multiplied = True
+            elif func in _PRODUCTS and args[1].ndim > 2:
+                args = (*self._operands(args[0], args[1]), *args[2:])
+        return func(*args, **(kwargs or {}))
+
+    def _operands(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        self._is_multiplied = True
+        query, given = self._visited(Side.QUERY, query), key.transpose(-1, -2)
+        new = self._visited(Side.KEY, given)
+        return query, key if new is given else new.transpose(-1, -2)
+
+    def _visited(self, side: Side, tensor: Tensor) -> Tensor:
+        return self._visits[side](tensor) if side in self._visits else tensor
+
+    def check(self, module: nn.Module) -> None:
+        """Raises unless a product was seen."""
+        if not self._is_multiplied:
+            raise NotSeenError(
+                "attention's queries and keys cannot be reached here",
+                expected="a product of queries and keys, or torch's kernel for attention",
+                got="neither",
+                where=type(module).__name__,
+            )
+
+
+class SoftmaxWatch(OperandsWatch):
     """Shows visitors what attention computes: queries and keys as multiplied, the masked scores, the pattern.
 
     Scores are the softmax's input. A model with sinks joins each row's sink to its scores, and may then subtract the
@@ -43,11 +89,8 @@ class SoftmaxWatch(TorchFunctionMode):
     """
 
     def __init__(self, visits: Visits, is_paused: Callable[[], bool]) -> None:
-        super().__init__()
-        self._visits = visits
-        self._is_paused = is_paused
+        super().__init__(visits, is_paused)
         self._softmaxes = 0
-        self._is_multiplied = False
         self._scores_shape: torch.Size | None = None
         self._awaits_product = False
 
@@ -71,19 +114,9 @@ class SoftmaxWatch(TorchFunctionMode):
                 args = (self._beside_sink(args[0]), *args[1:])
         return func(*args, **kwargs)
 
-    def _operands(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        self._is_multiplied = True
-        if Side.QUERY in self._visits:
-            query = self._visits[Side.QUERY](query)
-        if Side.KEY in self._visits:
-            given = key.transpose(-1, -2)
-            new = self._visits[Side.KEY](given)
-            key = key if new is given else new.transpose(-1, -2)
-        return query, key
-
     def _scores(self, scores: Tensor) -> Tensor:
         self._scores_shape = scores.shape
-        return self._visits[Side.SCORES](scores) if Side.SCORES in self._visits else scores
+        return self._visited(Side.SCORES, scores)
 
     def _beside_sink(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
         """Returns the parts of a `torch.cat`; where they are scores and each row's sink, with the scores as edited."""
