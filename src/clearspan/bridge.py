@@ -26,6 +26,7 @@ from clearspan.cache import ActivationCache
 from clearspan.checks import check_flags, device_of, dtype_of
 from clearspan.errors import HooksOnModelWarning, UnknownArgumentError
 from clearspan.hf.loading import bridge_config, check_model, check_tokenizer, load_model
+from clearspan.hf.releases import warn_of_release, warn_of_what_is_left_out
 from clearspan.hf.taps import heard, reset
 from clearspan.index import Names
 from clearspan.inputs import Input, PaddingSide
@@ -706,6 +707,8 @@ def boot(
         CheckpointError: Its weights are missing, damaged, or of other sizes than its config says.
         CompiledModelError: The model is the result of `torch.compile`.
         HooksOnModelWarning: A warning: hooks of another bridge act on the model; `clearspan.unhook` takes them off.
+        UntestedReleaseWarning: A warning: transformers is newer than what this library is tested with.
+        LeftOutWarning: A warning: transformers 5.20 runs this model without the cap on attention's scores.
         UnknownArgumentError: Keywords for loading, for a model that is loaded already.
 
     Example:
@@ -733,6 +736,8 @@ def boot(
             nn.Module.to(hf_model, dtype)
     if device is not None:
         nn.Module.to(hf_model, device)
+    warn_of_release()
+    warn_of_what_is_left_out(hf_model)
     _warn_of_hooks(hf_model)
     adapter_type = adapter_class(type(hf_model).__name__)
     adapter = adapter_type(bridge_config(hf_model, adapter_type))

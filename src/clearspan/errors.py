@@ -18,6 +18,7 @@ __all__ = [
     "InexactProcessingError",
     "InputError",
     "InvalidArgumentError",
+    "LeftOutWarning",
     "MissingWeightError",
     "ModelBusyError",
     "NoTokenizerError",
@@ -33,6 +34,7 @@ __all__ = [
     "UnplannableError",
     "UnreadableWeightError",
     "UnsupportedArchitectureError",
+    "UntestedReleaseWarning",
     "UnwritableError",
 ]
 
@@ -219,6 +221,14 @@ class NotFiniteError(ClearspanError, ArithmeticError):
 
 class HooksOnModelWarning(UserWarning):
     """Hooks of another bridge, which act on a model that is booted."""
+
+
+class LeftOutWarning(UserWarning):
+    """The model does not compute something that its config asks for."""
+
+
+class UntestedReleaseWarning(UserWarning):
+    """transformers is newer than what this library is tested with."""
 
 
 class TiedWeightWarning(UserWarning):

@@ -104,7 +104,7 @@ def _run_backward(
         raise InvalidArgumentError(
             "incl_bwd=True does not work under gradient checkpointing",
             reason=lost,
-            fix="bridge.hf_model.activation_checkpointing_disable()",
+            fix="bridge.hf_model.eval(), which checkpoints nothing",
         )
     found: dict[str, list[Tensor | Arrival]] = {}
 

@@ -21,6 +21,9 @@ from clearspan.points import Side
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+_LEFT_OUT = {"sdpa": ("softcap",)}
+"""What implementations do not compute: transformers 5.20 runs sdpa without the cap, and later releases refuse to."""
+
 Observer = Callable[[Any], Any]
 """Takes a call, runs it in one way or another, and returns its output."""
 Setting = bool | int | float | str | None
@@ -198,8 +201,11 @@ class AttentionCall(Call):
             _IS_NATIVE.set(before)
 
     def _run_eagerly(self) -> Any:
-        mask = additive_mask(self.mask, self.query, self.key, self.module, self.kwargs)
-        return _eager(self.module)(self.module, self.query, self.key, self.value, mask, **self.kwargs)
+        config: Any = self.module.config
+        left_out = _LEFT_OUT.get(str(config._attn_implementation), ())
+        kwargs = {name: value for name, value in self.kwargs.items() if name not in left_out}
+        mask = additive_mask(self.mask, self.query, self.key, self.module, kwargs)
+        return _eager(self.module)(self.module, self.query, self.key, self.value, mask, **kwargs)
 
     def _run_for(self, visits: Visits, is_paused: Callable[[], bool]) -> Any:
         query = visits[Side.QUERY](self.query) if Side.QUERY in visits else self.query
