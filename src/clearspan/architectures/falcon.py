@@ -1,8 +1,9 @@
 """Falcon: multi-query, multi-head or grouped; parallel or sequential; rotary or alibi."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from clearspan.architectures.decoder import LAYER_NORM, DecoderAdapter
+from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY, DecoderAdapter
 from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, MLPBridge
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import GroupedQKVConversionRule, ParamProcessingConversion
@@ -13,6 +14,12 @@ class FalconArchitectureAdapter(DecoderAdapter):
 
     uses_combined_qkv = True
     config_values: ClassVar[dict[str, object]] = {**LAYER_NORM, "positional_embedding_type": "rotary"}
+    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **SPLIT_EVENLY,
+        "n_ctx": ("max_position_embeddings",),
+        "d_mlp": ("ffn_hidden_size",),
+        "act_fn": ("activation",),
+    }
     embed_name = "transformer.word_embeddings"
     blocks_name = "transformer.h"
     final_norm_name = "transformer.ln_f"

@@ -201,11 +201,11 @@ class AttentionCall(Call):
             _IS_NATIVE.set(before)
 
     def _run_eagerly(self) -> Any:
-        config: Any = self.module.config
+        eager, config = _eager(self.module), vars(self.module)["config"]
         left_out = _LEFT_OUT.get(str(config._attn_implementation), ())
         kwargs = {name: value for name, value in self.kwargs.items() if name not in left_out}
         mask = additive_mask(self.mask, self.query, self.key, self.module, kwargs)
-        return _eager(self.module)(self.module, self.query, self.key, self.value, mask, **kwargs)
+        return eager(self.module, self.query, self.key, self.value, mask, **kwargs)
 
     def _run_for(self, visits: Visits, is_paused: Callable[[], bool]) -> Any:
         query = visits[Side.QUERY](self.query) if Side.QUERY in visits else self.query

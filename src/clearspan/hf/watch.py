@@ -18,7 +18,12 @@ Visits = Mapping[Side, Visit]
 
 _SOFTMAXES = frozenset({torch.nn.functional.softmax, torch.softmax, Tensor.softmax})
 _PRODUCTS = frozenset({torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
-_KERNELS = frozenset({torch.nn.functional.scaled_dot_product_attention})
+_OPERANDS = {
+    torch.nn.functional.scaled_dot_product_attention: (0, ("query", "key")),
+    torch.baddbmm: (1, ("batch1", "batch2")),
+    Tensor.baddbmm: (1, ("batch1", "batch2")),
+}
+"""Functions that multiply queries and keys and do more: the place of queries among their arguments, and both names."""
 _LINEARS = frozenset({torch.nn.functional.linear})
 
 
@@ -43,20 +48,43 @@ class OperandsWatch(TorchFunctionMode):
         super().__init__()
         self._visits = visits
         self._is_paused = is_paused
+        self._softmaxes = 0
         self._is_multiplied = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if not self._is_multiplied and not self._is_paused():
-            if func in _KERNELS:
-                args = (self._visited(Side.QUERY, args[0]), self._visited(Side.KEY, args[1]), *args[2:])
-                self._is_multiplied = True
-            elif func in _PRODUCTS and args[1].ndim > 2:
-                args = (*self._operands(args[0], args[1]), *args[2:])
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if not self._is_paused():
+            if func in _SOFTMAXES:
+                self._softmaxes += 1
+            else:
+                args, kwargs = self._multiplied(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _multiplied(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns a function's arguments, with queries and keys as visited if it multiplies them."""
+        if self._softmaxes or self._is_multiplied:
+            return args, kwargs
+        if func in _PRODUCTS and args[1].ndim > 2:
+            return (*self._operands(args[0], args[1]), *args[2:]), kwargs
+        if func not in _OPERANDS:
+            return args, kwargs
+        first, names = _OPERANDS[func]
+        # Which are given by name depends on who calls.
+        named = {**dict(zip(names, args[first:], strict=False)), **kwargs}
+        query, key = (named.pop(name) for name in names)
+        if first:  # the second one is transposed already
+            query, key = self._operands(query, key)
+        else:
+            self._is_multiplied = True
+            query, key = self._visited(Side.QUERY, query), self._visited(Side.KEY, key)
+        return (*args[:first], query, key, *args[first + 2 :]), named
 
     def _operands(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns queries, and keys with their last two axes swapped, as visited."""
         self._is_multiplied = True
         query, given = self._visited(Side.QUERY, query), key.transpose(-1, -2)
         new = self._visited(Side.KEY, given)
@@ -90,7 +118,6 @@ class SoftmaxWatch(OperandsWatch):
 
     def __init__(self, visits: Visits, is_paused: Callable[[], bool]) -> None:
         super().__init__(visits, is_paused)
-        self._softmaxes = 0
         self._scores_shape: torch.Size | None = None
         self._awaits_product = False
 
@@ -108,10 +135,12 @@ class SoftmaxWatch(OperandsWatch):
                 if self._awaits_product:
                     self._awaits_product = False
                     args = (self._pattern(args[0]), *args[1:])
-                elif not self._softmaxes and args[1].ndim > 2:
-                    args = (*self._operands(args[0], args[1]), *args[2:])
+                else:
+                    args, kwargs = self._multiplied(func, args, kwargs)
             elif func is torch.cat and args and self._is_multiplied and not self._softmaxes:
                 args = (self._beside_sink(args[0]), *args[1:])
+            else:
+                args, kwargs = self._multiplied(func, args, kwargs)
         return func(*args, **kwargs)
 
     def _scores(self, scores: Tensor) -> Tensor:
