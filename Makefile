@@ -5,10 +5,17 @@ BIN := .venv/bin
 PEERS ?= ../peers
 SEED ?= 0
 
+# The oldest and the newest release of transformers that are supported, and the tests that run with them: the families'
+# parity, generation, runs that continue others, sweeps and verify, and all that touches transformers. torch is 2.13.0
+# throughout: the index has its other releases only with several gigabytes of CUDA.
+OLDEST := 5.20.0
+NEWEST := 5.24.0
+CORE := tests/parity tests/unit/hf
+
 # One thread a worker: tiny models are fastest so. A worker that is done takes tests from one that is not.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test check ci slow cover processors brute format train bench bench-check bench-peers clean
+.PHONY: demo test check ci slow cover processors brute oldest newest format train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
@@ -25,7 +32,7 @@ check: .venv/dev
 
 # All tiers there are, with the minutes that each takes.
 ci: .venv/dev
-	.ci/tiers check test slow cover processors brute bench-check
+	.ci/tiers check test oldest newest slow cover processors brute bench-check
 
 # Each architecture verified in full, its gradients against numeric ones, grids of sweeps on it; every public function
 # with wrong arguments; and what documents were made from.
@@ -44,6 +51,17 @@ processors: .venv/dev
 # Against plain transformers and torch hooks, drawn at random: make brute SEED=7 draws others than ci does.
 brute: .venv/dev
 	SEED=$(SEED) $(PYTEST) tests/brute
+
+oldest: .venv/releases/$(OLDEST)
+	$(call core,$(OLDEST))
+
+newest: .venv/releases/$(NEWEST)
+	$(call core,$(NEWEST))
+
+# Runs the core with a release of transformers, in front of the one that is installed.
+core = export PYTHONPATH=$(CURDIR)/.venv/releases/$(1); \
+	$(BIN)/python -c 'import transformers as t; assert t.__version__ == "$(1)", t.__version__' && \
+	$(PYTEST) $(CORE) -m "not slow"
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .
@@ -84,6 +102,12 @@ $(PEERS)/installed: constraints.txt benchmarks/peers/requirements.txt
 .venv/dev: .venv/demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev
 	@touch $@
+
+# transformers alone: what it needs is installed, and it says so when it is imported if a version does not fit.
+.venv/releases/%: | .venv/dev
+	rm -rf $@.part
+	$(BIN)/python -m pip install --quiet --no-deps --target $@.part transformers==$*
+	mv $@.part $@
 
 clean:
 	rm -rf .venv .coverage .pytest_cache .ruff_cache .hypothesis report.html

@@ -75,7 +75,15 @@ MODELS: dict[str, tuple[Callable[..., PreTrainedModel], dict[str, Any]]] = {
     "qwen3": (_family("Qwen3"), {**GROUPED, "head_dim": 16}),
     "gemma2": (
         _family("Gemma2"),
-        {**GROUPED, "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
+        {
+            **GROUPED,
+            "head_dim": 16,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 16,
+            "attn_logit_softcapping": 2.0,
+            # So it is by default, except in transformers 5.20, whose sdpa leaves the cap out.
+            "attn_implementation": "eager",
+        },
     ),
     "gemma3": (
         _family("Gemma3Text", model="Gemma3ForCausalLM"),

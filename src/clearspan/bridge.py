@@ -26,6 +26,7 @@ from clearspan.cache import ActivationCache
 from clearspan.checks import check_flags, device_of, dtype_of
 from clearspan.errors import HooksOnModelWarning, UnknownArgumentError
 from clearspan.hf.loading import bridge_config, check_model, load_model
+from clearspan.hf.releases import warn_of_release, warn_of_what_is_left_out
 from clearspan.hf.taps import heard, reset
 from clearspan.hf.tokenizers import NO_TOKENIZER, check_tokenizer
 from clearspan.index import Names
@@ -717,6 +718,8 @@ def boot(
         InvalidArgumentError: The tokenizer given cannot turn text into the model's ids.
         TokenizerWarning: A warning: the tokenizer given covers much less than the vocabulary.
         HooksOnModelWarning: A warning: hooks of another bridge act on the model; `clearspan.unhook` takes them off.
+        UntestedReleaseWarning: A warning: transformers is newer than what this library is tested with.
+        LeftOutWarning: A warning: transformers 5.20 runs this model without the cap on attention's scores.
         UnknownArgumentError: Keywords for loading, for a model that is loaded already.
 
     Example:
@@ -744,6 +747,8 @@ def boot(
             nn.Module.to(hf_model, dtype)
     if device is not None:
         nn.Module.to(hf_model, device)
+    warn_of_release()
+    warn_of_what_is_left_out(hf_model)
     _warn_of_hooks(hf_model)
     adapter_type = adapter_class(type(hf_model).__name__)
     adapter = adapter_type(bridge_config(hf_model, adapter_type))

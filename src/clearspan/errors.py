@@ -18,6 +18,7 @@ __all__ = [
     "InexactProcessingError",
     "InputError",
     "InvalidArgumentError",
+    "LeftOutWarning",
     "MissingWeightError",
     "ModelBusyError",
     "NoTokenizerError",
@@ -34,6 +35,7 @@ __all__ = [
     "UnplannableError",
     "UnreadableWeightError",
     "UnsupportedArchitectureError",
+    "UntestedReleaseWarning",
     "UnwritableError",
 ]
 
@@ -228,6 +230,14 @@ class HooksOnModelWarning(UserWarning):
 
 class TokenizerWarning(UserWarning):
     """A tokenizer that may be another model's."""
+
+
+class LeftOutWarning(UserWarning):
+    """The model does not compute something that its config asks for."""
+
+
+class UntestedReleaseWarning(UserWarning):
+    """transformers is newer than what this library is tested with."""
 
 
 class TiedWeightWarning(UserWarning):

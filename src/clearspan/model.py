@@ -178,7 +178,6 @@ class Model(ModelWeights):
         self.text = Text(own, adapter.cfg, self.embed)
         arguments.blocks = [block.module_path for block in self.blocks]
         arguments.embedding_width = self.embed.width
-        arguments.returns_tuple = any(block.returns_tuple for block in self.blocks)
         points = hook_points(components)
         points["hook_logits"] = logits_point(adapter.cfg)
         for point in points.values():

@@ -19,6 +19,7 @@ from clearspan.errors import ModelBusyError
 from clearspan.interventions import Intervention, Patch, Scale
 from clearspan.sweep import LogitDifference, Sweep, grid
 from tests.conftest import tiny_model
+from tests.releases import start_checkpointing
 from tests.zoo import build
 
 FAMILIES = ["gpt2", "llama", "bloom", "gemma2", "gptj"]
@@ -493,7 +494,7 @@ def test_backward_hooks_in_a_thread_of_another_are_inside_their_run(bridge):
 def test_a_forward_that_autograd_makes_again_sees_the_hooks_of_its_context(bridge):
     """A thread that Python did not start stands for autograd's, which a model on a GPU has."""
     model = bridge.hf_model.train()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    start_checkpointing(model)
     weight = model.transformer.h[0].mlp.c_fc.weight
     name = "blocks.0.mlp.hook_post"
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tests.conftest import tiny_model
+from tests.releases import start_checkpointing, stop_checkpointing
 from transformers import DynamicCache, GenerationConfig, GPTNeoConfig, GPTNeoForCausalLM
 
 import clearspan
@@ -400,7 +401,7 @@ def test_text_without_a_tokenizer(bridge):
 
 def test_write_that_gradient_checkpointing_would_lose(bridge, tokens):
     model = bridge.hf_model.train()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    start_checkpointing(model)
     hooks = [("blocks.1.hook_resid_mid", lambda value, hook: value * 2)]
     with pytest.raises(UnwritableError) as error:
         bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="loss")
@@ -415,7 +416,7 @@ def test_write_that_gradient_checkpointing_would_lose(bridge, tokens):
         bridge.run_with_cache(tokens, incl_bwd=True)
 
     for reentrant in (False, True):
-        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        start_checkpointing(model, reentrant=reentrant)
         with bridge.hooks(fwd_hooks=hooks):
             loss = bridge(tokens, return_type="loss")
         with pytest.raises(UnwritableError) as error:
@@ -424,7 +425,7 @@ def test_write_that_gradient_checkpointing_would_lose(bridge, tokens):
             "gradients would be wrong: a hook that wrote in the forward is gone",
             "  where: blocks.1.hook_resid_mid",
         ]
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    start_checkpointing(model)
 
     def gradients():
         model.zero_grad()
@@ -433,7 +434,7 @@ def test_write_that_gradient_checkpointing_would_lose(bridge, tokens):
         return [parameter.grad.clone() for parameter in model.parameters()]
 
     checkpointed = gradients()
-    model.activation_checkpointing_disable()
+    stop_checkpointing(model)
     for one, other in zip(checkpointed, gradients(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 

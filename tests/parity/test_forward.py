@@ -6,6 +6,7 @@ from tests.conftest import tiny_model
 from transformers import DynamicCache
 
 import clearspan
+from clearspan.hf.keywords import kv_cache_in
 from clearspan.points import Side
 
 
@@ -123,7 +124,7 @@ def test_a_kv_cache_is_extended_and_its_positions_seen(variant, tokens):
 
 def test_without_asking_no_kv_cache_is_made(bridge, tokens):
     made = []
-    handle = bridge.hf_model.register_forward_hook(lambda _, __, output: made.append(output.past_key_values))
+    handle = bridge.hf_model.register_forward_hook(lambda _, __, output: made.append(kv_cache_in(output)))
     bridge(tokens)
     handle.remove()
     assert made == [None]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.releases import on
 from tests.zoo import build
 from torch import Tensor
 from transformers import DynamicCache
@@ -219,7 +220,7 @@ def test_the_position_in_other_forwards(bridge, tokens):
         assert len(bridge.hf_model._forward_hooks) == 1
         seen.clear()
         with pytest.raises(RuntimeError):
-            bridge.hf_model(tokens, past_key_values=past, position_ids=torch.ones(1, 2, 3, 4, 5))
+            bridge.hf_model(tokens, **on(bridge.hf_model, past), position_ids=torch.ones(1, 2, 3, 4, 5))
         bridge.blocks[1].module(bridge.W_E[tokens])
         assert seen == [(None, 0)]
     assert (point.step, point.position) == (None, 0)

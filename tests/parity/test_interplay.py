@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tests.conftest import tiny_model
+from tests.releases import start_checkpointing
 from tests.zoo import build
 from transformers import DynamicCache
 
@@ -336,7 +337,7 @@ def test_inputs_of_other_kinds(wrong, bridge):
 
 def test_gradient_checkpointing_and_hooks_that_change_the_graph(bridge, tokens):
     model = bridge.train().hf_model
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    start_checkpointing(model)
     pattern = [("blocks.1.attn.hook_pattern", lambda value, hook: None)]
     for hooks in ({"fwd_hooks": pattern}, {"bwd_hooks": [("blocks.1.hook_resid_post", lambda value, hook: None)]}):
         with pytest.raises(UnwritableError, match="would be missing when the forward is made again"):

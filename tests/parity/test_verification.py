@@ -1,11 +1,13 @@
 """What `bridge.verify` finds on models in which something is wrong, and how it says so."""
 
+import inspect
 import json
 import types
 
 import pytest
 import torch
 from tests.zoo import build
+from torch import nn
 from typer.testing import CliRunner
 
 import clearspan
@@ -101,21 +103,22 @@ def test_a_contribution_that_is_not_what_is_added_is_found():
     assert all(check.group in ("identities", "writes") for check in found.failures)
 
 
-def attend_without_softmax(self, query, key, value, attention_mask=None):
-    """GPT-J's attention with a softmax of its own, as a fused kernel has one."""
-    scores = query @ key.transpose(-1, -2) / self.scale_attn + attention_mask
-    weights = (scores - scores.max(-1, keepdim=True).values).exp()
-    weights = weights / weights.sum(-1, keepdim=True)
-    return weights @ value, weights
+def fused_softmax(scores, dim=-1, dtype=None):
+    """A softmax that shows no operation of torch by this name, as that of a fused kernel."""
+    weights = (scores - scores.max(dim, keepdim=True).values).exp()
+    return weights / weights.sum(dim, keepdim=True)
 
 
 def test_what_cannot_be_seen_is_named_and_the_rest_verified():
-    model = build("gptj")
-    attention = model.transformer.h[1].attn
-    attention._attn = types.MethodType(attend_without_softmax, attention)
+    model = build("mpt")
+    attention = model.transformer.blocks[1].attn
+    code = inspect.unwrap(type(attention).forward)
+    functional = types.SimpleNamespace(**{**vars(nn.functional), "softmax": fused_softmax})
+    own = {**code.__globals__, "nn": types.SimpleNamespace(functional=functional)}
+    attention.forward = types.MethodType(types.FunctionType(code.__code__, own, argdefs=code.__defaults__), attention)
     found = clearspan.boot(model).verify("full")
     failed = {check.what.partition(",")[0] for check in found.failures}
-    assert failed == {f"blocks.1.attn.hook_{name}" for name in ("rot_q", "rot_k", "attn_scores", "pattern")}
+    assert failed == {f"blocks.1.attn.hook_{name}" for name in ("attn_scores", "pattern")}
     assert "got: 0 softmaxes" in found.failures[0].explanation
     assert any(check.what == "blocks.1.attn.hook_z, returned" and check.passed for check in found.checks)
 

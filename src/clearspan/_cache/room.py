@@ -15,6 +15,7 @@ from clearspan._forward.given import ModelInput, check_length
 from clearspan.checks import wholes
 from clearspan.components import ExpertsBridge
 from clearspan.errors import CacheTooLargeError, InvalidArgumentError, UnplannableError
+from clearspan.hf.keywords import without_kv_cache
 from clearspan.hf.modules import execution_device
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.rehearsal import ELSEWHERE, rehearse
@@ -140,7 +141,7 @@ def _without_state(model: Model, given: ModelInput) -> dict[str, Any]:
 
     What a run on a KV cache keeps of the positions in it is not counted.
     """
-    kwargs = {name: value for name, value in given.kwargs.items() if name != "past_key_values"}
+    kwargs = without_kv_cache(given.kwargs)
     if "inputs_embeds" in kwargs:  # a residual stream, where a run starts at a layer, may have another width
         shape = *kwargs["inputs_embeds"].shape[:2], model.embed.width
         kwargs["inputs_embeds"] = kwargs["inputs_embeds"].new_empty(shape, device="meta")

@@ -68,7 +68,7 @@ def check_return_type(return_type: object) -> None:
 
 
 def _refuse_kv_cache(given: ModelInput, segment: Segment) -> None:
-    if "past_key_values" in given.kwargs:
+    if given.kv_cache is not None:
         start, stop = segment
         raise InvalidArgumentError(
             "a KV cache goes with a run of the whole model",
@@ -95,8 +95,7 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
                 )
             if start == stop:
                 return Stopped(residual)
-            returns_tuple = model.blocks[0].returns_tuple
-            stack.enter_context(starting_at(blocks, start, residual, returns_tuple=returns_tuple))
+            stack.enter_context(starting_at(blocks, start, residual))
             if residual.shape[-1] != model.embed.width:  # a projection of the embedding comes before the blocks
                 given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:-1], model.embed.width)
         if stop is not None:

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -11,14 +11,19 @@ from torch import Tensor
 
 from clearspan.checks import check_kind, is_whole, tensor_of
 from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError
+from clearspan.hf.keywords import KV_CACHE, KV_CACHE_NAMES, kv_cache_in, kv_cache_keyword
 from clearspan.inputs import Batch, Input, check_has_values
 from clearspan.model import Model
 from clearspan.points import nearest
 from clearspan.text import PaddingSide
 
+if TYPE_CHECKING:
+    from transformers import Cache
+
 _INSTEAD = {
     "input_ids": "bridge(tokens)",
-    "use_cache": "past_key_values=transformers.DynamicCache(), which the run extends",
+    "use_cache": f"{KV_CACHE}=transformers.DynamicCache(), which the run extends",
+    **dict.fromkeys(KV_CACHE_NAMES[1:], f"{KV_CACHE}=..., whatever the model's own forward calls it"),
     "labels": "return_type='loss'",
     "return_dict": "bridge.hf_model(...) for the model's own output object",
     "output_attentions": "bridge.run_with_cache(...) and cache['pattern', layer]",
@@ -42,10 +47,14 @@ class ModelInput:
     kwargs: dict[str, Any]
 
     @property
+    def kv_cache(self) -> "Cache | None":
+        """The KV cache that the run extends, or None."""
+        return kv_cache_in(self.kwargs)
+
+    @property
     def sequence(self) -> Batch:
         """The whole sequence: the batch, after the tokens in a KV cache."""
-        past = self.kwargs.get("past_key_values")
-        seen = 0 if past is None else past.get_seq_length()
+        seen = self._seen
         if not seen:
             return self.batch
         mask, value = self.kwargs.get("attention_mask"), self.batch.value
@@ -55,8 +64,12 @@ class ModelInput:
     @property
     def size(self) -> tuple[int, int]:
         """Rows, and positions, those in a KV cache included."""
-        past = self.kwargs.get("past_key_values")
-        return self.batch.rows, self.batch.width + (0 if past is None else past.get_seq_length())
+        return self.batch.rows, self.batch.width + self._seen
+
+    @property
+    def _seen(self) -> int:
+        """Positions in the KV cache."""
+        return 0 if self.kv_cache is None else self.kv_cache.get_seq_length()
 
 
 def prepare(
@@ -111,7 +124,7 @@ def prepare(
     kwargs: dict[str, Any] = dict(model_kwargs)
     kwargs["use_cache"] = past_key_values is not None
     if past_key_values is not None:
-        kwargs["past_key_values"] = past_key_values
+        kwargs[kv_cache_keyword(model.hf_model)] = past_key_values
     whole = batch.attention if batch.attention is not None else _joined(past, batch)
     if whole is not None:
         kwargs["attention_mask"] = whole

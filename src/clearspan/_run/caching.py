@@ -47,7 +47,7 @@ def run_with_cache(
         check_flags(incl_bwd=incl_bwd)
     choice = choose(model, names_filter, segment)
     points = choice.points
-    may_defer = "past_key_values" not in given.kwargs
+    may_defer = given.kv_cache is None
     batch, pos_slice = given.batch, plain(pos_slice)
     check_columns(pos_slice, batch)
     terms = Terms.of((batch.rows, batch.width), pos_slice, device, may_defer=may_defer)
@@ -104,7 +104,7 @@ def _run_backward(
         raise InvalidArgumentError(
             "incl_bwd=True does not work under gradient checkpointing",
             reason=lost,
-            fix="bridge.hf_model.activation_checkpointing_disable()",
+            fix="bridge.hf_model.eval(), which checkpoints nothing",
         )
     found: dict[str, list[Tensor | Arrival]] = {}
 

@@ -13,6 +13,7 @@ from clearspan._run import caching
 from clearspan._run.hooks import Hooks, attached, check_fired
 from clearspan.components import MLPBridge
 from clearspan.errors import InvalidArgumentError
+from clearspan.hf.keywords import KV_CACHE, kv_cache_keyword, without_kv_cache
 from clearspan.hf.segments import Stopped, narrowed
 from clearspan.hf.sequence import Prefix, empty
 from clearspan.model import Model, check_bridge
@@ -91,8 +92,8 @@ class BaseRun:
         hooks: Hooks,
         keep: Sequence[int] | None = None,
     ) -> Tensor:
-        kwargs = {**self.given.kwargs, "use_cache": False}
-        for name in ("input_ids", "inputs_embeds", "past_key_values"):
+        kwargs = {**without_kv_cache(self.given.kwargs), "use_cache": False}
+        for name in ("input_ids", "inputs_embeds"):
             kwargs.pop(name, None)
         for name in ("attention_mask", "position_ids"):
             if name in kwargs:
@@ -101,7 +102,7 @@ class BaseRun:
         kwargs |= value
         if first:
             assert self.prefix is not None, "a run of the last positions has keys and values of those before"
-            kwargs |= {"past_key_values": self.prefix.cache(first), "use_cache": True}
+            kwargs |= {kv_cache_keyword(self.model.hf_model): self.prefix.cache(first), "use_cache": True}
         mlp = None if keep is None else positionwise_mlp(self.model)
         with (
             self.model.taps.run(),
@@ -124,15 +125,15 @@ def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hook
         hooks: Forward hooks of this run, whose effect is part of it.
         with_prefix: Whether keys and values are kept.
     """
-    if "past_key_values" in given.kwargs:
-        raise InvalidArgumentError("a run that others continue has no KV cache of its own", got="past_key_values")
+    if given.kv_cache is not None:
+        raise InvalidArgumentError("a run that others continue has no KV cache of its own", got=KV_CACHE)
     n_layers = model.cfg.n_layers
     names = {
         layer: f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
         for layer in layers
     }
     kv_cache = empty() if with_prefix else None
-    own = {} if kv_cache is None else {"past_key_values": kv_cache, "use_cache": True}
+    own = {} if kv_cache is None else {kv_cache_keyword(model.hf_model): kv_cache, "use_cache": True}
     wanted = ModelInput(given.batch, {**given.kwargs, **own})
     with model.taps.run(given.sequence), attached(model, hooks) as listeners:
         logits, cache = caching.run_with_cache(

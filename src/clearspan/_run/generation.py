@@ -21,6 +21,7 @@ from clearspan.cache import ActivationCache
 from clearspan.checks import is_whole
 from clearspan.errors import InputError, InvalidArgumentError
 from clearspan.hf.generation import GenerationRecording
+from clearspan.hf.keywords import KV_CACHE, kv_cache_in
 from clearspan.inputs import Batch, Input
 from clearspan.interrupts import let_through
 from clearspan.model import Model
@@ -158,7 +159,7 @@ def run(model: Model, prompt: Prompt, **keywords: Any) -> Any:
     hooks; so compiling is turned off where something listens.
     """
     kwargs = {**prompt.kwargs, **keywords}
-    may_compile = "past_key_values" in kwargs or _settings(model, prompt).get("cache_implementation") is not None
+    may_compile = kv_cache_in(kwargs) is not None or _settings(model, prompt).get("cache_implementation") is not None
     if may_compile and (model.taps.is_listening or model.taps.is_recording):
         kwargs["disable_compile"] = True
     hf_model: Any = model.hf_model  # its class has `generate` where it is a causal language model
@@ -176,11 +177,11 @@ def _settings(model: Model, prompt: Prompt) -> dict[str, Any]:
 
 def _check_cacheable(model: Model, prompt: Prompt) -> None:
     settings = _settings(model, prompt)
-    past = settings.get("past_key_values")
+    past = kv_cache_in(settings)
     if past is not None and past.get_seq_length():
         raise InvalidArgumentError(
             "return_cache=True starts with an empty KV cache",
-            got=f"past_key_values of {int(past.get_seq_length())} positions",
+            got=f"{KV_CACHE} of {int(past.get_seq_length())} positions",
             reason="positions that do not go through the model would be missing",
         )
     for name, reason in _UNCACHED.items():

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from clearspan._forward.given import check_kv_cache, check_length
 from clearspan.checks import check_counts, check_flags, check_kind, number_of, whole
 from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError
-from clearspan.hf.keywords import generation_keywords
+from clearspan.hf.keywords import KV_CACHE, KV_CACHE_NAMES, generation_keywords, kv_cache_keyword
 from clearspan.inputs import Batch
 from clearspan.model import Model
 from clearspan.points import nearest
@@ -69,8 +69,10 @@ def checked_settings(model: Model, batch: Batch, given: Mapping[str, Any]) -> di
         raise InvalidArgumentError(
             f"generation_config={config!r}"[:80], expected="a transformers.GenerationConfig", got=type(config).__name__
         )
-    check_kv_cache(given.get("past_key_values"))
     settings = dict(given)
+    if (kv_cache := settings.pop(KV_CACHE, None)) is not None:
+        check_kv_cache(kv_cache)
+        settings[kv_cache_keyword(model.hf_model)] = kv_cache
     for name, least in _COUNTS.items():
         if settings.get(name) is not None:
             found = whole(settings[name])
@@ -97,6 +99,10 @@ def _check_known(model: Model, given: Mapping[str, Any]) -> None:
         return
     known = generation_keywords(model.hf_model) if given else set()
     for name in given:
+        if name in KV_CACHE_NAMES and name != KV_CACHE:
+            raise UnknownArgumentError(
+                f"the bridge does not take {name!r}", fix=f"{KV_CACHE}=..., whatever the model's own forward calls it"
+            )
         if name not in known:
             raise UnknownArgumentError(
                 f"unknown keyword {name!r}",

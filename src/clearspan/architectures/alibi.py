@@ -1,8 +1,9 @@
 """BLOOM and MPT: positions as a bias on attention's scores."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from clearspan.architectures.decoder import LAYER_NORM, DecoderAdapter
+from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY, DecoderAdapter
 from clearspan.components import EmbeddingBridge, GeneralizedComponent
 from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule, ParamProcessingConversion
 
@@ -12,6 +13,12 @@ class BloomArchitectureAdapter(DecoderAdapter):
 
     uses_combined_qkv = True
     config_values: ClassVar[dict[str, object]] = {**LAYER_NORM, "positional_embedding_type": "alibi"}
+    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **SPLIT_EVENLY,
+        "n_ctx": ("seq_length",),
+        "d_mlp": (),
+        "act_fn": (),
+    }
     embed_name = "transformer.word_embeddings"
     embed_norm_name: ClassVar[str] = "transformer.word_embeddings_layernorm"
     blocks_name = "transformer.h"
@@ -33,7 +40,6 @@ class BloomArchitectureAdapter(DecoderAdapter):
             "attn_out": "self_attention.dense",
             "mlp_out": "mlp.dense_4h_to_h",
             "residual_is_normed": self.cfg.hf["apply_residual_connection_post_layernorm"],
-            "returns_tuple": True,
         }
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
@@ -57,12 +63,18 @@ class MPTArchitectureAdapter(DecoderAdapter):
         "positional_embedding_type": "alibi",
         "has_table": True,
     }
+    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **SPLIT_EVENLY,
+        "n_ctx": ("max_seq_len",),
+        "d_mlp": (),
+        "act_fn": (),
+    }
     embed_name = "transformer.wte"
     blocks_name = "transformer.blocks"
     final_norm_name = "transformer.norm_f"
 
     def _wiring(self) -> dict[str, Any]:
-        return {"attn_out": "resid_attn_dropout", "mlp_out": "ffn.down_proj", "returns_tuple": True}
+        return {"attn_out": "resid_attn_dropout", "mlp_out": "ffn.down_proj"}
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
         rule = BlockedQKVConversionRule(self.cfg.n_heads, self.cfg.d_head, self.cfg.n_heads)

@@ -1,5 +1,6 @@
 """What an adapter is: one family's parts and layouts, as data without forward code; and the frame of a decoder."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from clearspan.components import (
@@ -29,6 +30,18 @@ LAYER_NORM: dict[str, object] = {
 }
 """`config_values` of families with layer norms, plain MLPs and learned positions; most differ in an entry or two."""
 
+SIZES: Mapping[str, tuple[str, ...]] = {
+    "n_ctx": ("max_position_embeddings", "max_seq_len", "seq_length"),
+    "d_head": ("head_dim",),
+    "d_mlp": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+    "act_fn": ("hidden_act", "activation_function", "hidden_activation", "activation"),
+    "n_key_value_heads": ("num_key_value_heads",),
+}
+"""`sizes` of a family that does not say which entries its code reads."""
+
+SPLIT_EVENLY: Mapping[str, tuple[str, ...]] = {"d_head": (), "n_key_value_heads": ()}
+"""`sizes` of heads that share `d_model` evenly, each with a key and a value of its own, whatever the config says."""
+
 
 class ArchitectureAdapter:
     """Where each canonical part of a family lives, and how its tensors convert.
@@ -44,6 +57,10 @@ class ArchitectureAdapter:
 
     config_values: ClassVar[dict[str, object]] = {}
     """Fields of `TransformerBridgeConfig` that the family fixes."""
+    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = SIZES
+    """For fields of `TransformerBridgeConfig`, the entries of the model's config that its own code reads, of which the
+    first that is set counts. Without one, a head is `d_model / n_heads` wide, an MLP `4 * d_model`, and keys and values
+    have as many heads as queries."""
     default_cfg: ClassVar[dict[str, object]] = {}
     """Further fields: options of how the family is shown."""
     uses_combined_qkv: ClassVar[bool] = False

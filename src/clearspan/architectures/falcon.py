@@ -1,8 +1,9 @@
 """Falcon: multi-query, multi-head or grouped; parallel or sequential; rotary or alibi."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from clearspan.architectures.decoder import LAYER_NORM, DecoderAdapter
+from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY, DecoderAdapter
 from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, MLPBridge
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import GroupedQKVConversionRule, ParamProcessingConversion
@@ -13,6 +14,12 @@ class FalconArchitectureAdapter(DecoderAdapter):
 
     uses_combined_qkv = True
     config_values: ClassVar[dict[str, object]] = {**LAYER_NORM, "positional_embedding_type": "rotary"}
+    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **SPLIT_EVENLY,
+        "n_ctx": ("max_position_embeddings",),
+        "d_mlp": ("ffn_hidden_size",),
+        "act_fn": ("activation",),
+    }
     embed_name = "transformer.word_embeddings"
     blocks_name = "transformer.h"
     final_norm_name = "transformer.ln_f"
@@ -36,7 +43,7 @@ class FalconArchitectureAdapter(DecoderAdapter):
         return self._qkvo_weight_conversions(n_kv_heads, rows="n h", query_groups=groups)
 
     def _wiring(self) -> dict[str, Any]:
-        return {"is_parallel": self._is_parallel, "returns_tuple": True}
+        return {"is_parallel": self._is_parallel}
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
         norms = {key: self._norm(name) for key, name in self._norm_names().items()}

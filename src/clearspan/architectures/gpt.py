@@ -1,8 +1,9 @@
 """GPT-2, GPT-J and GPT-NeoX (Pythia)."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from clearspan.architectures.decoder import LAYER_NORM, DecoderAdapter
+from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY, DecoderAdapter
 from clearspan.components import (
     AttentionBridge,
     GeneralAttentionBridge,
@@ -13,12 +14,21 @@ from clearspan.components import (
 )
 from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule, ParamProcessingConversion
 
+GPT_SIZES: Mapping[str, tuple[str, ...]] = {
+    **SPLIT_EVENLY,
+    "n_ctx": ("max_position_embeddings",),
+    "d_mlp": ("n_inner",),
+    "act_fn": ("activation_function",),
+}
+"""`sizes` of GPT-2 and of what was written after it."""
+
 
 class GPT2ArchitectureAdapter(DecoderAdapter):
     """GPT-2."""
 
     uses_combined_qkv = True
     config_values: ClassVar[dict[str, object]] = LAYER_NORM
+    sizes = GPT_SIZES
     embed_name = "transformer.wte"
     pos_embed_name = "transformer.wpe"
     blocks_name = "transformer.h"
@@ -49,12 +59,13 @@ class GPTJArchitectureAdapter(DecoderAdapter):
         "positional_embedding_type": "rotary",
         "has_table": True,
     }
+    sizes = GPT_SIZES
     embed_name = "transformer.wte"
     blocks_name = "transformer.h"
     final_norm_name = "transformer.ln_f"
 
     def _wiring(self) -> dict[str, Any]:
-        return {"is_parallel": True, "returns_tuple": True}
+        return {"is_parallel": True}
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
         projections = self._linears(q="q_proj", k="k_proj", v="v_proj", o="out_proj")
@@ -73,6 +84,12 @@ class GPTNeoXArchitectureAdapter(DecoderAdapter):
         **LAYER_NORM,
         "positional_embedding_type": "rotary",
         "eps_attr": "layer_norm_eps",
+    }
+    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **SPLIT_EVENLY,
+        "n_ctx": ("max_position_embeddings",),
+        "d_mlp": ("intermediate_size",),
+        "act_fn": ("hidden_act",),
     }
     embed_name = "gpt_neox.embed_in"
     blocks_name = "gpt_neox.layers"

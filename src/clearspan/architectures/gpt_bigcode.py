@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from clearspan.architectures.decoder import LAYER_NORM, DecoderAdapter
+from clearspan.architectures.gpt import GPT_SIZES
 from clearspan.components import GeneralizedComponent, JointQKVAttentionBridge
 from clearspan.conversions import (
     BlockedQKVConversionRule,
@@ -56,13 +57,14 @@ class MQAQKVConversionRule(BlockedQKVConversionRule):
 class GPTBigCodeArchitectureAdapter(DecoderAdapter):
     """GPTBigCode (StarCoder 1, SantaCoder), with `multi_query` true or false.
 
-    The config's `n_key_value_heads` decides: 1 (or unknown) is multi-query, `n_heads` is one key and value for each
-    query head, fused head by head.
+    The model's code reads `multi_query` alone: one key and value for all query heads, or one for each, fused head by
+    head. For sizes without a Hugging Face config, `n_key_value_heads` says it: 1 (or unknown) is multi-query.
     """
 
     uses_combined_qkv = True
     default_cfg: ClassVar[dict[str, object]] = {"uses_split_attention": True}
     config_values: ClassVar[dict[str, object]] = {**LAYER_NORM, "split_attention_weights": True}
+    sizes = GPT_SIZES
     embed_name = "transformer.wte"
     pos_embed_name = "transformer.wpe"
     blocks_name = "transformer.h"
@@ -70,7 +72,7 @@ class GPTBigCodeArchitectureAdapter(DecoderAdapter):
 
     @property
     def _is_multi_query(self) -> bool:
-        return self.cfg.n_key_value_heads in (None, 1)
+        return self.cfg.hf.get("multi_query", self.cfg.n_key_value_heads in (None, 1))
 
     @property
     def qkv_conversion_rule(self) -> QKVConversionRule:

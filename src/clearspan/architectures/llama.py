@@ -1,5 +1,6 @@
 """Llama, and families that differ from it only in their parts: norms, fused maps, multipliers, wiring."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from clearspan.architectures.decoder import DecoderAdapter
@@ -29,6 +30,13 @@ class LlamaArchitectureAdapter(DecoderAdapter):
         "attn_only": False,
         "uses_rms_norm": True,
         "eps_attr": "rms_norm_eps",
+    }
+    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "n_ctx": ("max_position_embeddings",),
+        "d_head": ("head_dim",),
+        "d_mlp": ("intermediate_size",),
+        "act_fn": ("hidden_act",),
+        "n_key_value_heads": ("num_key_value_heads",),
     }
     embed_name = "model.embed_tokens"
     blocks_name = "model.layers"
@@ -95,6 +103,11 @@ class Olmo2ArchitectureAdapter(LlamaArchitectureAdapter):
 
 class Gemma2ArchitectureAdapter(LlamaArchitectureAdapter):
     """Gemma 2."""
+
+    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **LlamaArchitectureAdapter.sizes,
+        "act_fn": ("hidden_activation",),
+    }
 
     def __init__(self, cfg: TransformerBridgeConfig) -> None:
         super().__init__(cfg)
@@ -177,8 +190,9 @@ class Cohere2ArchitectureAdapter(LlamaArchitectureAdapter):
 
     def _parts(self) -> dict[str, GeneralizedComponent]:
         # Only layers with a sliding window rotate queries and keys.
+        hf = self.cfg.hf
+        slides = [kind == "sliding_attention" and hf["sliding_window"] is not None for kind in hf["layer_types"]]
         attentions = [
-            AttentionBridge(name="self_attn", has_rotary=kind == "sliding_attention", submodules=self._projections())
-            for kind in self.cfg.hf["layer_types"]
+            AttentionBridge(name="self_attn", has_rotary=one, submodules=self._projections()) for one in slides
         ]
         return {"ln1": self._norm("input_layernorm"), "attn": PerLayer(attentions), "mlp": self._mlp()}

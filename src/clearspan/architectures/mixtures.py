@@ -1,5 +1,9 @@
 """Mixtures of experts on the frame of Llama: Mixtral, Qwen 3 MoE, GPT-OSS, DeepSeek V3."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
+from clearspan.architectures.decoder import SPLIT_EVENLY
 from clearspan.architectures.llama import LlamaArchitectureAdapter, Qwen3ArchitectureAdapter
 from clearspan.components import (
     AttentionBridge,
@@ -57,6 +61,9 @@ class Qwen3MoeArchitectureAdapter(Qwen3ArchitectureAdapter):
 class GptOssArchitectureAdapter(LlamaArchitectureAdapter):
     """GPT-OSS."""
 
+    # Its experts have a gate of their own, whatever `hidden_act` says.
+    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {**LlamaArchitectureAdapter.sizes, "act_fn": ()}
+
     def _attention(self) -> GeneralAttentionBridge:
         return AttentionBridge(name="self_attn", has_rotary=True, has_sinks=True, submodules=self._projections())
 
@@ -66,6 +73,9 @@ class GptOssArchitectureAdapter(LlamaArchitectureAdapter):
 
 class DeepseekV3ArchitectureAdapter(LlamaArchitectureAdapter):
     """DeepSeek V3 and R1."""
+
+    # Each query head has a key and a value of its own, made of the latent one.
+    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {**LlamaArchitectureAdapter.sizes, **SPLIT_EVENLY}
 
     def _attention(self) -> GeneralAttentionBridge:
         hf = self.cfg.hf

@@ -1,8 +1,9 @@
 """OPT: norms before its sublayers or, in the 350m model, after them; embeddings of a width of their own."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from clearspan.architectures.decoder import LAYER_NORM, DecoderAdapter
+from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY, DecoderAdapter
 from clearspan.components import (
     ActivationBridge,
     AttentionBridge,
@@ -21,6 +22,12 @@ class OPTArchitectureAdapter(DecoderAdapter):
 
     makes_positions_from_mask = True
     config_values: ClassVar[dict[str, object]] = LAYER_NORM
+    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **SPLIT_EVENLY,
+        "n_ctx": ("max_position_embeddings",),
+        "d_mlp": ("ffn_dim",),
+        "act_fn": ("activation_function",),
+    }
     embed_name = "model.decoder.embed_tokens"
     blocks_name = "model.decoder.layers"
     final_norm_name = "model.decoder.final_layer_norm"

@@ -48,7 +48,6 @@ class BlockBridge(GeneralizedComponent):
         residual_multiplier: What the block multiplies both contributions by.
         norms_the_sum: Whether `ln1` and `ln2` come after a sublayer, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
-        returns_tuple: Whether the module returns a tuple, the residual stream first.
     """
 
     _: KW_ONLY
@@ -58,7 +57,6 @@ class BlockBridge(GeneralizedComponent):
     residual_multiplier: float = 1.0
     norms_the_sum: bool = False
     residual_is_normed: bool = False
-    returns_tuple: bool = False
 
     ln1: NormalizationBridge = field(init=False)
     attn: HeadAttentionBridge = field(init=False)

@@ -14,7 +14,8 @@ from torch.nn.functional import linear
 
 from clearspan.errors import UnreadableWeightError
 from clearspan.hf.adapters import acting, active, active_adapters, kind_of, tuners
-from clearspan.hf.modules import HOOKS, dequantised
+from clearspan.hf.modules import dequantised
+from clearspan.hf.torch_hooks import HOOK_TABLES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -186,7 +187,7 @@ def _alone(module: nn.Module, *, neutral: nn.Module | None = None) -> nn.Module:
     state = vars(own)
     state.pop("forward", None)
     state["_compiled_call_impl"] = None
-    state.update({name: OrderedDict() for name in state if name.endswith(HOOKS)})
+    state.update({name: OrderedDict() for name in state if name.endswith(HOOK_TABLES)})
     parts = module._modules.items()
     state["_modules"] = {name: None if part is None else _alone(part, neutral=neutral) for name, part in parts}
     if module is neutral:

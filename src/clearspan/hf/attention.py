@@ -16,14 +16,14 @@ from clearspan.errors import NotSeenError
 from clearspan.hf.modules import execution_device
 from clearspan.hf.storages import Relocation
 from clearspan.hf.torch_hooks import itself
-from clearspan.hf.watch import RouterWatch, SoftmaxWatch, Visit, Visits, run_under
+from clearspan.hf.watch import OperandsWatch, RouterWatch, SoftmaxWatch, Visit, Visits, run_under
 from clearspan.points import Side
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-IMPLEMENTATION = "clearspan"
-"""Name of the attention function registered with transformers; only a layer that is observed gets it."""
+_LEFT_OUT = {"sdpa": ("softcap",)}
+"""What implementations do not compute: transformers 5.20 runs sdpa without the cap, and later releases refuse to."""
 
 Observer = Callable[[Any], Any]
 """Takes a call, runs it in one way or another, and returns its output."""
@@ -38,15 +38,46 @@ _IS_NATIVE: ContextVar[bool] = ContextVar("clearspan native attention", default=
 """Whether the configured implementation of attention is running, or being asked for."""
 
 
-class ObservedConfig:
-    """A module's own view of its config, which names this library's attention implementation."""
+class ObservedName(str):
+    """The name of an attention implementation, under which transformers' registry has this library's function instead.
 
-    def __init__(self, original: Any) -> None:
+    It equals the name: a forward that asks which implementation runs takes the branch that it takes unobserved. Its
+    hash is another one, so that the registry, a dictionary, keeps the two apart.
+    """
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(("clearspan", str(self)))
+
+    def __repr__(self) -> str:
+        return f"'clearspan: {self}'"
+
+
+class ObservedConfig:
+    """A module's own view of its config, whose attention implementation is this library's function, by the same name.
+
+    Args:
+        original: The config.
+        attend: That function.
+    """
+
+    def __init__(self, original: Any, attend: Callable[..., Any]) -> None:
         self.original = original
+        self._attend = attend
 
     @property
-    def _attn_implementation(self) -> str:
-        return self.original._attn_implementation if _IS_NATIVE.get() else IMPLEMENTATION
+    def _attn_implementation(self) -> str | None:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        name = self.original._attn_implementation
+        if _IS_NATIVE.get():
+            return name
+        # What looks the function up may take this prefix off, and would then have a plain name.
+        observed = ObservedName((name or "eager").removeprefix("paged|"))
+        if observed not in ALL_ATTENTION_FUNCTIONS:
+            ALL_ATTENTION_FUNCTIONS.register(observed, self._attend)
+        return observed
 
     def __getattr__(self, name: str) -> Any:
         if "original" not in vars(self):  # while it is being copied
@@ -167,8 +198,11 @@ class AttentionCall(Call):
             _IS_NATIVE.set(before)
 
     def _run_eagerly(self) -> Any:
-        mask = additive_mask(self.mask, self.query, self.key, self.module, self.kwargs)
-        return _eager(self.module)(self.module, self.query, self.key, self.value, mask, **self.kwargs)
+        eager, config = _eager(self.module), vars(self.module)["config"]
+        left_out = _LEFT_OUT.get(str(config._attn_implementation), ())
+        kwargs = {name: value for name, value in self.kwargs.items() if name not in left_out}
+        mask = additive_mask(self.mask, self.query, self.key, self.module, kwargs)
+        return eager(self.module, self.query, self.key, self.value, mask, **kwargs)
 
     def _run_for(self, visits: Visits, is_paused: Callable[[], bool]) -> Any:
         query = visits[Side.QUERY](self.query) if Side.QUERY in visits else self.query
@@ -304,6 +338,8 @@ class ForwardCall(Call):
     def _run_for(self, visits: Visits, is_paused: Callable[[], bool]) -> Any:
         if Side.ROUTER in visits:
             call, watch = self, RouterWatch(visits[Side.ROUTER], is_paused)
+        elif visits.keys() <= {Side.QUERY, Side.KEY}:
+            call, watch = self, OperandsWatch(visits, is_paused)
         else:
             call, watch = self._eager_call(), SoftmaxWatch(visits, is_paused)
         output = run_under(watch, call._run_natively)

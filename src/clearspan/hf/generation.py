@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from clearspan.hf.attention import AttentionCall, least_score
+from clearspan.hf.keywords import kv_cache_in
 from clearspan.hf.recording import Contents, Recording
 from clearspan.hf.storages import Relocation
 from clearspan.hf.tensors import as_tokens, primary_input
@@ -102,7 +103,7 @@ class GenerationRecording(Recording):
             if not is_paused():
                 ids = primary_input(args, kwargs)
                 assert len(ids) == self._rows, "a generation that multiplies rows is refused before it starts"
-                self._next_forward(ids.shape[1], starts_over=kwargs.get("past_key_values") is None)
+                self._next_forward(ids.shape[1], starts_over=kv_cache_in(kwargs) is None)
 
         handle = before(model, enter)
         try:

@@ -1,11 +1,63 @@
-"""Keywords of Hugging Face's `generate`: those that a model takes."""
+"""Keywords of Hugging Face's forwards and of its `generate`: what the installed release of transformers calls them."""
 
+import functools
 import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from clearspan.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+KV_CACHE = "past_key_values"
+"""This library's keyword for a KV cache, whatever the model's forward calls it."""
+KV_CACHE_NAMES = (KV_CACHE, "cache", "cache_params")
+"""What forwards call their KV cache: `past_key_values` up to transformers 5.23, `cache` from 5.24 on."""
+
+
+def kv_cache_keyword(model: nn.Module) -> str:
+    """Returns what a model's forward calls its KV cache.
+
+    Raises:
+        InvalidArgumentError: The forward takes none.
+    """
+    return _kv_cache_keyword(type(model))
+
+
+@functools.cache
+def _kv_cache_keyword(kind: type[nn.Module]) -> str:
+    names = inspect.signature(kind.forward).parameters
+    for name in KV_CACHE_NAMES:
+        if name in names:
+            return name
+    raise InvalidArgumentError(
+        "this model takes no KV cache",
+        expected=f"one of {', '.join(KV_CACHE_NAMES)} among the parameters of its forward",
+        got=", ".join(names),
+        where=kind.__name__,
+    )
+
+
+def kv_cache_in(keywords: Mapping[str, Any]) -> "Cache | None":
+    """Returns the KV cache among the keywords of a forward, under whichever name; or None.
+
+    Forwards also take the name of an earlier release, and rename it after torch hooks have seen it.
+    """
+    return next((keywords[name] for name in KV_CACHE_NAMES if keywords.get(name) is not None), None)
+
+
+def without_kv_cache(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keywords of a forward without its KV cache."""
+    return {name: value for name, value in keywords.items() if name not in KV_CACHE_NAMES}
 
 
 def generation_keywords(model: Any) -> set[str]:
     """Returns the keywords that a model's `generate` does something with: settings, and arguments of its forward.
+
+    A KV cache is among them under this library's keyword.
 
     Args:
         model: A Hugging Face model that can generate.
@@ -17,4 +69,5 @@ def generation_keywords(model: Any) -> set[str]:
     # These are taken out of the keywords by name, in code of `generate` that no signature shows.
     hidden = {"tokenizer", "assistant_tokenizer", "trust_remote_code"}
     settings = vars(model.generation_config).keys()
-    return {*named, *hidden, *settings, *TransformersKwargs.__optional_keys__} - {"self", "kwargs", "model_kwargs"}
+    known = {*named, *hidden, *settings, *TransformersKwargs.__optional_keys__} - {"self", "kwargs", "model_kwargs"}
+    return known - {*KV_CACHE_NAMES} | {KV_CACHE}

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from clearspan.architectures import ArchitectureAdapter, adapter_class
+from clearspan.architectures.decoder import SIZES
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import (
     CheckpointError,
@@ -170,20 +171,22 @@ def bridge_config(model: "PreTrainedModel", adapter: type[ArchitectureAdapter]) 
 
     Args:
         model: The Hugging Face model.
-        adapter: Its adapter's class, which says what the config calls the norms' epsilon.
+        adapter: Its adapter's class, which says which entries of the config the model's code reads.
     """
     config: PretrainedConfig = model.config
+    found = {field: _first(config, *names) for field, names in {**SIZES, **adapter.sizes}.items()}
+    eps = _first(config, str(adapter.config_values.get("eps_attr")))
     return TransformerBridgeConfig(
         d_model=config.hidden_size,
         n_heads=config.num_attention_heads,
         n_layers=config.num_hidden_layers,
-        n_ctx=_first(config, "max_position_embeddings", "max_seq_len", "seq_length") or UNLIMITED,
+        n_ctx=found["n_ctx"] or UNLIMITED,
         d_vocab=config.vocab_size,
-        d_head=_first(config, "head_dim") or 0,
-        d_mlp=_first(config, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 0,
-        act_fn=_first(config, "hidden_act", "activation_function", "hidden_activation", "activation") or "",
-        eps=_first(config, str(adapter.config_values.get("eps_attr"))) or 1e-5,
-        n_key_value_heads=_first(config, "num_key_value_heads"),
+        d_head=found["d_head"] or 0,
+        d_mlp=found["d_mlp"] or 0,
+        act_fn=found["act_fn"] or "",
+        eps=1e-5 if eps is None else eps,
+        n_key_value_heads=found["n_key_value_heads"],
         architecture=type(model).__name__,
         model_name=config.name_or_path or "",
         dtype=model.dtype,

@@ -14,8 +14,6 @@ from clearspan.errors import CompiledModelError, UnreadableWeightError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
-"""Endings of the names of a module's tables of hooks."""
 ROWS = 256
 """How many rows are dequantised at a time, which bounds the memory in use."""
 

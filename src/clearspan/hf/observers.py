@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clearspan.hf.attention import IMPLEMENTATION, AttentionCall, Call, ForwardCall, ObservedConfig, Observer
+from clearspan.hf.attention import AttentionCall, Call, ForwardCall, ObservedConfig, Observer
 from clearspan.hf.torch_hooks import StandIn
 
 _observers: dict[nn.Module, list[Observer]] = {}
@@ -25,7 +25,6 @@ def observed(observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
     if not observers:
         yield
         return
-    _register()
     configs: dict[int, ObservedConfig] = {}
     try:
         for module, observer in observers.items():
@@ -47,7 +46,7 @@ def _divert(module: nn.Module, configs: dict[int, ObservedConfig]) -> None:
     """Sends a module's calls to its observers."""
     if uses_interface(module):
         config = vars(module)["config"]
-        vars(module)["config"] = configs.setdefault(id(config), ObservedConfig(config))
+        vars(module)["config"] = configs.setdefault(id(config), ObservedConfig(config, _attend))
         return
 
     def forward(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -83,13 +82,6 @@ def uses_interface(module: nn.Module) -> bool:
 @functools.cache
 def _names_interface(kind: type[nn.Module]) -> bool:
     return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(kind.forward).__code__.co_names
-
-
-def _register() -> None:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _attend)
 
 
 def _attend(

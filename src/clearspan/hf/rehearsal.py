@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clearspan.errors import ClearspanError, UnplannableError
-from clearspan.hf.modules import HOOKS
 from clearspan.hf.observers import observed, uses_interface
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.tensors import primary_input
+from clearspan.hf.torch_hooks import HOOK_TABLES
 from clearspan.points import Place
 from clearspan.tree import modules_at
 
@@ -114,7 +114,7 @@ def _without_numbers(model: nn.Module, experts: Iterable[nn.Module]) -> nn.Modul
     }
     for module in model.modules():
         own = vars(module)
-        memo |= {id(hooks): OrderedDict() for name, hooks in own.items() if name.endswith(HOOKS)}
+        memo |= {id(hooks): OrderedDict() for name, hooks in own.items() if name.endswith(HOOK_TABLES)}
         if "_hf_hook" in own:
             memo[id(own["_hf_hook"])] = object()  # it holds the weights that accelerate brings in
         if isinstance(module, nn.Linear) and module.weight.dtype.itemsize == 1:

@@ -1,7 +1,10 @@
 """Running some of the blocks: skipped ones are stepped over, and a run ends after the last one asked for."""
 
 import contextlib
+import copy
 import inspect
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.hf.tensors import primary_output, with_input
-from clearspan.hf.torch_hooks import StandIn, after, before
+from clearspan.hf.torch_hooks import HOOK_TABLES, StandIn, after, before
 from clearspan.hf.turns import turns_of
+from clearspan.modes import no_grad
 from clearspan.scopes import HERE
 from clearspan.tree import module_at
 
@@ -33,16 +37,13 @@ class _Reached(Exception):  # noqa: N818 (likewise)
 
 
 @contextlib.contextmanager
-def starting_at(
-    blocks: Sequence[nn.Module], start: int, residual: Tensor, *, returns_tuple: bool = False
-) -> Iterator[None]:
+def starting_at(blocks: Sequence[nn.Module], start: int, residual: Tensor) -> Iterator[None]:
     """While the context is open, its own forwards skip the blocks before `start`, which gets the residual stream.
 
     Args:
         blocks: The model's blocks.
         start: The first one that runs.
         residual: The residual stream entering it.
-        returns_tuple: Whether blocks return a tuple, the residual stream first.
     """
     own = HERE.get()
 
@@ -51,7 +52,7 @@ def starting_at(
 
     with contextlib.ExitStack() as stack:
         for index, block in enumerate(blocks[:start]):
-            stack.enter_context(_stepped_over(block, residual if index == start - 1 else None, returns_tuple))
+            stack.enter_context(_stepped_over(block, residual if index == start - 1 else None))
         if start == 0:
             stack.callback(before(blocks[0], enter, first=True).remove)
         yield
@@ -97,14 +98,45 @@ def narrowed(module: nn.Module, positions: Sequence[int]) -> Iterator[None]:
         yield
 
 
-def _stepped_over(
-    block: nn.Module, replacement: Tensor | None, returns_tuple: bool
-) -> contextlib.AbstractContextManager[None]:
-    def forward(_: Callable[..., Any], hidden_states: Tensor, *__: Any, **___: Any) -> Any:
-        left = hidden_states if replacement is None else replacement
-        return (left, None) if returns_tuple else left
+def _stepped_over(block: nn.Module, replacement: Tensor | None) -> contextlib.AbstractContextManager[None]:
+    def forward(_: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        kind = type(block)
+        if kind not in _TUPLE_LENGTHS:
+            _TUPLE_LENGTHS[kind] = _tuple_length(block, hidden_states, *args, **kwargs)
+        left, length = hidden_states if replacement is None else replacement, _TUPLE_LENGTHS[kind]
+        return left if length is None else (left, *[None] * (length - 1))
 
     return _replaced(block, forward)
+
+
+_TUPLE_LENGTHS: "weakref.WeakKeyDictionary[type[nn.Module], int | None]" = weakref.WeakKeyDictionary()
+"""For each class of blocks, the length of the tuple that it returns, or None for a tensor; known once one was run."""
+
+
+@no_grad
+def _tuple_length(block: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> int | None:
+    """Runs a block that is to be skipped, and returns the length of the tuple that it gives, or None for a tensor.
+
+    Releases of transformers differ in it, and no signature says it. No hook on the block is called, and random numbers
+    that it draws are drawn again.
+    """
+    devices = [hidden_states.device] if hidden_states.is_cuda else []
+    with torch.random.fork_rng(devices):
+        output = _without_hooks(block)(hidden_states, *args, **kwargs)
+    return len(output) if isinstance(output, tuple) else None
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """Returns a module of the same parameters, without torch hooks and without this library's forwards, throughout."""
+    plain = copy.copy(module)
+    own = vars(plain)
+    own |= {name: OrderedDict() for name in own if name.endswith(HOOK_TABLES)}
+    own["_modules"] = {
+        name: None if child is None else _without_hooks(child) for name, child in module._modules.items()
+    }
+    if isinstance(own.get("forward"), StandIn):
+        del own["forward"]
+    return plain
 
 
 @contextlib.contextmanager
@@ -134,14 +166,12 @@ class ArgumentsOf:
         model: The Hugging Face model.
         blocks: Paths of its blocks.
         embedding_width: Width of the token embedding.
-        returns_tuple: Whether blocks return a tuple.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.blocks: Sequence[str] = ()
         self.embedding_width = 0
-        self.returns_tuple = False
 
     def __call__(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
         """Returns the arguments of a block, or of a module in one, by name.
@@ -157,7 +187,6 @@ class ArgumentsOf:
                 module,
                 value,
                 embedding_width=self.embedding_width,
-                returns_tuple=self.returns_tuple,
             )
 
 
@@ -168,7 +197,6 @@ def _arguments_of(
     value: Tensor,
     *,
     embedding_width: int,
-    returns_tuple: bool,
 ) -> dict[str, Any]:
     """Returns what the model's own forward passes to a module of a block after its first input: masks, positions.
 
@@ -181,7 +209,6 @@ def _arguments_of(
         module: A block, or a module in one.
         value: The module's input `[batch, pos, d_model]`.
         embedding_width: Width of the token embedding.
-        returns_tuple: Whether blocks return a tuple.
     """
     first, *others = inspect.signature(type(module).forward).parameters.values()
     taken = [one.name for one in others if one.kind is not inspect.Parameter.VAR_KEYWORD][1:]
@@ -198,7 +225,7 @@ def _arguments_of(
     embeddings = value.new_zeros(*value.shape[:2], embedding_width)
     handle = before(module, reached)
     try:
-        with torch.no_grad(), starting_at(blocks, layer, torch.zeros_like(value), returns_tuple=returns_tuple):
+        with torch.no_grad(), starting_at(blocks, layer, torch.zeros_like(value)):
             model(inputs_embeds=embeddings, use_cache=False)
     except _Reached as there:
         bound = inspect.signature(type(module).forward).bind(module, *there.args, **there.kwargs)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.hf.derived import Pending
+from clearspan.hf.keywords import kv_cache_in
 from clearspan.hf.torch_hooks import after, before
 from clearspan.hf.turns import Turns
 from clearspan.points import Derivation, Stretch
@@ -111,7 +112,7 @@ class Follower:
 
 def _positions_before(kwargs: Mapping[str, Any]) -> int | Tensor:
     """Returns how many positions the KV cache of a forward holds."""
-    past = kwargs.get("past_key_values")
+    past = kv_cache_in(kwargs)
     count = 0 if past is None else past.get_seq_length()
     # A cache of fixed length counts in this very tensor; reading it here would wait for the device.
     return count.clone() if isinstance(count, Tensor) else count

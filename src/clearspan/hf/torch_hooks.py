@@ -14,6 +14,9 @@ Thing = TypeVar("Thing")
 NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 """The keywords of a hook's call in whose moment another thread puts the hook on or takes it off."""
 
+HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
+"""Endings of the names of a module's tables of hooks."""
+
 
 class TorchHook(functools.partial[Any]):
     """A function on a module. Copies of the module do not have it, nor has what is pickled.

@@ -18,6 +18,12 @@ Visits = Mapping[Side, Visit]
 
 _SOFTMAXES = frozenset({torch.nn.functional.softmax, torch.softmax, Tensor.softmax})
 _PRODUCTS = frozenset({torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
+_OPERANDS = {
+    torch.nn.functional.scaled_dot_product_attention: (0, ("query", "key")),
+    torch.baddbmm: (1, ("batch1", "batch2")),
+    Tensor.baddbmm: (1, ("batch1", "batch2")),
+}
+"""Functions that multiply queries and keys and do more: the place of queries among their arguments, and both names."""
 _LINEARS = frozenset({torch.nn.functional.linear})
 
 
@@ -30,12 +36,8 @@ def run_under(mode: TorchFunctionMode, function: Callable[..., Any], *args: Any)
         return function(*args)
 
 
-class SoftmaxWatch(TorchFunctionMode):
-    """Shows visitors what attention computes: queries and keys as multiplied, the masked scores, the pattern.
-
-    Scores are the softmax's input. A model with sinks joins each row's sink to its scores, and may then subtract the
-    row's maximum. There they are shown before they are joined: afterwards they depend on the sink, and scores of two
-    runs could not be compared.
+class OperandsWatch(TorchFunctionMode):
+    """Shows visitors queries and keys as multiplied, in whichever way a module multiplies them: nothing else changes.
 
     Args:
         visits: The visitors.
@@ -48,6 +50,74 @@ class SoftmaxWatch(TorchFunctionMode):
         self._is_paused = is_paused
         self._softmaxes = 0
         self._is_multiplied = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self._is_paused():
+            if func in _SOFTMAXES:
+                self._softmaxes += 1
+            else:
+                args, kwargs = self._multiplied(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _multiplied(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns a function's arguments, with queries and keys as visited if it multiplies them."""
+        if self._softmaxes or self._is_multiplied:
+            return args, kwargs
+        if func in _PRODUCTS and args[1].ndim > 2:
+            return (*self._operands(args[0], args[1]), *args[2:]), kwargs
+        if func not in _OPERANDS:
+            return args, kwargs
+        first, names = _OPERANDS[func]
+        # Which are given by name depends on who calls.
+        named = {**dict(zip(names, args[first:], strict=False)), **kwargs}
+        query, key = (named.pop(name) for name in names)
+        if first:  # the second one is transposed already
+            query, key = self._operands(query, key)
+        else:
+            self._is_multiplied = True
+            query, key = self._visited(Side.QUERY, query), self._visited(Side.KEY, key)
+        return (*args[:first], query, key, *args[first + 2 :]), named
+
+    def _operands(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns queries, and keys with their last two axes swapped, as visited."""
+        self._is_multiplied = True
+        query, given = self._visited(Side.QUERY, query), key.transpose(-1, -2)
+        new = self._visited(Side.KEY, given)
+        return query, key if new is given else new.transpose(-1, -2)
+
+    def _visited(self, side: Side, tensor: Tensor) -> Tensor:
+        return self._visits[side](tensor) if side in self._visits else tensor
+
+    def check(self, module: nn.Module) -> None:
+        """Raises unless a product was seen."""
+        if not self._is_multiplied:
+            raise NotSeenError(
+                "attention's queries and keys cannot be reached here",
+                expected="a product of queries and keys, or torch's kernel for attention",
+                got="neither",
+                where=type(module).__name__,
+            )
+
+
+class SoftmaxWatch(OperandsWatch):
+    """Shows visitors what attention computes: queries and keys as multiplied, the masked scores, the pattern.
+
+    Scores are the softmax's input. A model with sinks joins each row's sink to its scores, and may then subtract the
+    row's maximum. There they are shown before they are joined: afterwards they depend on the sink, and scores of two
+    runs could not be compared.
+
+    Args:
+        visits: The visitors.
+        is_paused: Asked at each operation: True where it is not the module's own.
+    """
+
+    def __init__(self, visits: Visits, is_paused: Callable[[], bool]) -> None:
+        super().__init__(visits, is_paused)
         self._scores_shape: torch.Size | None = None
         self._awaits_product = False
 
@@ -65,25 +135,17 @@ class SoftmaxWatch(TorchFunctionMode):
                 if self._awaits_product:
                     self._awaits_product = False
                     args = (self._pattern(args[0]), *args[1:])
-                elif not self._softmaxes and args[1].ndim > 2:
-                    args = (*self._operands(args[0], args[1]), *args[2:])
+                else:
+                    args, kwargs = self._multiplied(func, args, kwargs)
             elif func is torch.cat and args and self._is_multiplied and not self._softmaxes:
                 args = (self._beside_sink(args[0]), *args[1:])
+            else:
+                args, kwargs = self._multiplied(func, args, kwargs)
         return func(*args, **kwargs)
-
-    def _operands(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        self._is_multiplied = True
-        if Side.QUERY in self._visits:
-            query = self._visits[Side.QUERY](query)
-        if Side.KEY in self._visits:
-            given = key.transpose(-1, -2)
-            new = self._visits[Side.KEY](given)
-            key = key if new is given else new.transpose(-1, -2)
-        return query, key
 
     def _scores(self, scores: Tensor) -> Tensor:
         self._scores_shape = scores.shape
-        return self._visits[Side.SCORES](scores) if Side.SCORES in self._visits else scores
+        return self._visited(Side.SCORES, scores)
 
     def _beside_sink(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
         """Returns the parts of a `torch.cat`; where they are scores and each row's sink, with the scores as edited."""
