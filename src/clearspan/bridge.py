@@ -33,7 +33,7 @@ from clearspan.interventions import Intervention
 from clearspan.model import Model
 from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
-from clearspan.verification import Level, Verification, verify
+from clearspan.verification import Level, Verification, verify, warn_of_structure
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -736,7 +736,9 @@ def boot(
     _warn_of_hooks(hf_model)
     adapter_type = adapter_class(type(hf_model).__name__)
     adapter = adapter_type(bridge_config(hf_model, adapter_type))
-    return TransformerBridge(hf_model, adapter, tokenizer if tokenizer is not None else own_tokenizer)
+    bridge = TransformerBridge(hf_model, adapter, tokenizer if tokenizer is not None else own_tokenizer)
+    warn_of_structure(bridge)
+    return bridge
 
 
 def unhook(model: "PreTrainedModel | TransformerBridge") -> None:

@@ -161,6 +161,10 @@ class InvalidArgumentError(ClearspanError, ValueError):
     """An argument of the wrong value."""
 
 
+class AdapterError(InvalidArgumentError):
+    """An adapter that does not fit its model: a part is missing, of another kind, or not where it says."""
+
+
 class OutOfRangeError(InvalidArgumentError, IndexError):
     """An index of a place that is not there."""
 
@@ -219,6 +223,10 @@ class NotFiniteError(ClearspanError, ArithmeticError):
 
 class HooksOnModelWarning(UserWarning):
     """Hooks of another bridge, which act on a model that is booted."""
+
+
+class AdapterWarning(UserWarning):
+    """An adapter that leaves parts of its model out, or says sizes that these do not have."""
 
 
 class TiedWeightWarning(UserWarning):

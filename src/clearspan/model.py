@@ -18,6 +18,7 @@ from clearspan.components import (
     NormalizationBridge,
     PosEmbedBridge,
     UnembeddingBridge,
+    check_parts,
     hook_points,
     logits_point,
 )
@@ -56,6 +57,10 @@ def check_bridge(bridge: object) -> None:
             got=type(bridge).__name__,
             fix="bridge = clearspan.boot(model)",
         )
+
+
+_FRAME = {"embed": EmbeddingBridge, "blocks": BlockBridge, "unembed": UnembeddingBridge}
+"""The parts that every adapter's mapping has."""
 
 
 class Model(ModelWeights):
@@ -113,6 +118,7 @@ class Model(ModelWeights):
         )
         self.blocks: tuple[BlockBridge, ...] = ()
         components = []
+        check_parts("", adapter.component_mapping, _FRAME)
         for key, template in adapter.component_mapping.items():
             if isinstance(template, BlockBridge):
                 layers = range(adapter.cfg.n_layers)

@@ -1,5 +1,6 @@
 """GPT-2, GPT-J and GPT-NeoX (Pythia)."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from clearspan.architectures.decoder import LAYER_NORM, DecoderAdapter
@@ -48,6 +49,9 @@ class GPTJArchitectureAdapter(DecoderAdapter):
         **LAYER_NORM,
         "positional_embedding_type": "rotary",
         "has_table": True,
+    }
+    irrelevant: ClassVar[Mapping[str, str]] = {
+        "*.attn.embed_positions": "sines and cosines of the rotation, which the config fixes"
     }
     embed_name = "transformer.wte"
     blocks_name = "transformer.h"
