@@ -24,7 +24,7 @@ from clearspan._run.sources import Source
 from clearspan.architectures import adapter_class
 from clearspan.cache import ActivationCache
 from clearspan.checks import check_flags, device_of, dtype_of
-from clearspan.errors import HooksOnModelWarning, UnknownArgumentError
+from clearspan.errors import AdapterError, ClearspanError, HooksOnModelWarning, UnknownArgumentError
 from clearspan.hf.loading import bridge_config, check_model, check_tokenizer, load_model
 from clearspan.hf.taps import heard, reset
 from clearspan.index import Names
@@ -33,7 +33,7 @@ from clearspan.interventions import Intervention
 from clearspan.model import Model
 from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
-from clearspan.verification import Level, Verification, verify, warn_of_structure
+from clearspan.verification import FAULTS, Level, Verification, verify, warn_of_structure
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -734,11 +734,28 @@ def boot(
     if device is not None:
         nn.Module.to(hf_model, device)
     _warn_of_hooks(hf_model)
-    adapter_type = adapter_class(type(hf_model).__name__)
-    adapter = adapter_type(bridge_config(hf_model, adapter_type))
-    bridge = TransformerBridge(hf_model, adapter, tokenizer if tokenizer is not None else own_tokenizer)
+    bridge = _bridged(hf_model, tokenizer if tokenizer is not None else own_tokenizer)
     warn_of_structure(bridge)
     return bridge
+
+
+def _bridged(hf_model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None") -> TransformerBridge:
+    """Returns the bridge to a model.
+
+    Raises:
+        AdapterError: Its adapter does not fit it.
+    """
+    adapter_type = adapter_class(type(hf_model).__name__)
+    try:
+        return TransformerBridge(hf_model, adapter_type(bridge_config(hf_model, adapter_type)), tokenizer)
+    except ClearspanError:
+        raise
+    except FAULTS as error:
+        raise AdapterError(
+            f"{adapter_type.__name__} does not fit {type(hf_model).__name__}",
+            reason=f"{type(error).__name__}: {error}",
+            fix="the adapter: CONTRIBUTING.md shows what it says",
+        ) from error
 
 
 def unhook(model: "PreTrainedModel | TransformerBridge") -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from clearspan.architectures import ArchitectureAdapter
+from clearspan.architectures import ADAPTERS, ArchitectureAdapter
 from clearspan.components import (
     BlockBridge,
     GatedMLPBridge,
@@ -55,6 +55,9 @@ def mutants(right: type[ArchitectureAdapter], model: PreTrainedModel) -> Iterato
     for what, change in _changes(adapter):
         yield Mutant(what, _changed(right, change))
     yield from _of_class(right)
+    for other in dict.fromkeys(ADAPTERS.values()):
+        if other is not right:
+            yield Mutant(f"the adapter of another family, {other.__name__}", other)
 
 
 def _changed(right: type[ArchitectureAdapter], change: Change) -> type[ArchitectureAdapter]:

@@ -66,7 +66,7 @@ def _settings(bridge: TransformerBridge) -> Looks:
             yield f"cfg.{field.name}", lambda name=field.name: getattr(bridge.cfg, name)
     for point in bridge.index:
         yield f"{point.name} axes", lambda point=point: (point.axes, tuple(sorted(point.sizes.items())))
-    for name in ("makes_positions_from_mask", "whole_sequences", "uses_combined_qkv"):
+    for name in ("whole_sequences", "uses_combined_qkv"):
         yield name, lambda name=name: getattr(bridge.adapter, name)
 
 
@@ -141,6 +141,9 @@ def _runs(bridge: TransformerBridge) -> Looks:
     mask[1, :3] = 0
     with torch.no_grad():
         cache = _looked(lambda: bridge.run_with_cache(ids, "blocks.1.hook_resid_pre")[1])
+    names = [f"{block.attn.path}.hook_rot_q" for block in bridge.blocks if block.attn.has_rotary][:1]
+    for name in names:
+        yield f"{name} padded", lambda name=name: bridge.run_with_cache(ids, name, attention_mask=mask)[1][name][mask.bool()]
     yield "from layer 1", lambda: bridge(cache["blocks.1.hook_resid_pre"], start_at_layer=1)
     yield "to layer 1", lambda: bridge(ids, stop_at_layer=1)
     yield "padded", lambda: bridge(ids, attention_mask=mask)[mask.bool()]

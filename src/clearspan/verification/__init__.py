@@ -3,6 +3,6 @@
 from clearspan.verification.report import Check, Verification
 from clearspan.verification.run import verify
 from clearspan.verification.structure import warn_of_structure
-from clearspan.verification.trial import Level
+from clearspan.verification.trial import FAULTS, Level
 
-__all__ = ["Check", "Level", "Verification", "verify", "warn_of_structure"]
+__all__ = ["FAULTS", "Check", "Level", "Verification", "verify", "warn_of_structure"]

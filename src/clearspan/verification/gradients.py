@@ -28,7 +28,7 @@ def gradients(trial: Trial) -> Iterator[Check]:
     """Yields the checks of gradients, on a model in single precision or better."""
     why_not = _why_not(trial)
     if why_not is not None:
-        trial.not_exercised.append(f"gradients: {why_not}")
+        trial.skip(f"gradients: {why_not}")
         return
     model, row = trial.model, trial.tokens[:1]
     layers = (None, *trial.layers())
@@ -58,7 +58,7 @@ def gradients(trial: Trial) -> Iterator[Check]:
         if measured:
             yield _check(name, found, min(measured, key=lambda one: abs(one - found)))
         else:
-            trial.not_exercised.append(f"the gradient at {name}: small writes there choose other experts")
+            trial.skip(f"the gradient at {name}: small writes there choose other experts")
 
 
 def _why_not(trial: Trial) -> str | None:

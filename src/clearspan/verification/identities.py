@@ -99,15 +99,13 @@ def _of_attention(attention: HeadAttentionBridge) -> Iterator[Statement]:
     scores, pattern, v, z, result = (f"{path}.hook_{name}" for name in ("attn_scores", "pattern", "v", "z", "result"))
 
     def attends(values: Values) -> Tensor:
-        found = values[pattern]
-        # A sink takes its share of each row.
-        return found / found.sum(-1, keepdim=True) if attention.has_sinks else found
+        share = values[pattern].sum(-1, keepdim=True) if attention.has_sinks else 1  # a sink takes the rest of each row
+        return values[scores].softmax(-1) * share
 
     yield Statement(
         f"softmax({scores}) == {pattern}" + (", but for the sink's share" if attention.has_sinks else ""),
         (scores,),
         pattern,
-        lambda values: values[scores].softmax(-1),
         attends,
     )
 

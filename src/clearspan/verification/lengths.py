@@ -52,7 +52,7 @@ def lengths(trial: Trial) -> Iterator[Check]:
     length = trial.tokens.shape[1]
     for name, limit in limits(trial.model.cfg.hf).items():
         if limit >= length:
-            trial.not_exercised.append(
+            trial.skip(
                 f"lengths past {name}={limit}, {_LIMITS[name]}: the inputs have {length} tokens; verify(tokens=...) with "
                 "longer rows tries it"
             )
@@ -64,7 +64,7 @@ def _context(model: Model, trial: Trial) -> Iterator[Check]:
     cfg = model.cfg
     longest = cfg.n_ctx + 1
     if longest > 2 * MOST["quick"] or model.device.type != "cpu":  # an index past a table ends a GPU's program
-        trial.not_exercised.append(f"inputs longer than the context of {cfg.n_ctx} tokens")
+        trial.skip(f"inputs longer than the context of {cfg.n_ctx} tokens")
         return
     tokens = torch.zeros(1, longest, dtype=torch.long, device=model.device)
     try:

@@ -7,20 +7,16 @@ from torch import Tensor
 
 from clearspan._run import runs
 from clearspan.points import HookPoint
-from clearspan.verification.identities import Statement
+from clearspan.verification.identities import statements as statements_of
 from clearspan.verification.report import Check
+from clearspan.verification.statement import Statement, relative
 from clearspan.verification.trial import FAULTS, FULL_PRECISION, QUANTISED, UNEQUAL, Trial, fault, refused
 
 
-def reads(trial: Trial, base: Tensor, statements: list[Statement]) -> Iterator[Check]:
-    """Yields the checks of reads and identities; statements that cannot be checked are taken out of the list.
-
-    Args:
-        trial: The model on trial.
-        base: The unbridged model's logits.
-        statements: The identities of its architecture.
-    """
-    model = trial.model
+def reads(trial: Trial) -> Iterator[Check]:
+    """Yields the checks of reads and identities; the trial's statements are then those that hold."""
+    model, base = trial.model, trial.base
+    trial.statements = list(statements_of(model))
     try:
         logits, trial.cache = runs.run_with_cache(model, trial.tokens)
     except FAULTS:
@@ -46,11 +42,11 @@ def reads(trial: Trial, base: Tensor, statements: list[Statement]) -> Iterator[C
     yield trial.compared("parity", "logits with everything listened to", logits, base)
     for point in points:
         yield _read(trial, point, heard)
-    statements[:] = [one for one in statements if all(name in trial.cache for name in one.points)]
-    for statement in tuple(statements):
+    trial.statements = [one for one in trial.statements if all(name in trial.cache for name in one.points)]
+    for statement in tuple(trial.statements):
         check = held(trial, statement)
         if check.explanation:
-            statements.remove(statement)
+            trial.statements.remove(statement)
         yield check
 
 
@@ -98,19 +94,11 @@ def unmasked(value: Tensor) -> Tensor:
     return torch.where(value > torch.finfo(value.dtype).min / 2, value, 0)
 
 
-def precision(trial: Trial, control: Trial, base: Tensor, statements: list[Statement]) -> Iterator[Check]:
-    """Yields how far the logits are from a copy of the model in float32, and that the identities hold there.
-
-    Args:
-        trial: The model on trial, in half precision.
-        control: The copy.
-        base: The model's logits.
-        statements: The identities, on the copy.
-    """
-    logits, control.cache = runs.run_with_cache(control.model, control.tokens)
-    error = Trial.compared(control, "precision", "", base, logits, float("inf")).error
+def precision(trial: Trial, control: Trial) -> Iterator[Check]:
+    """Yields how far the logits in half precision are from a copy in float32, and that the identities hold there."""
+    error = relative(trial.base, control.base)
     yield Check("precision", f"logits in {trial.model.hf_model.dtype} against float32", True, error, None)
-    for statement in statements:
+    for statement in statements_of(control.model):
         found = held(control, statement)
         passed = found.passed and (found.error or 0.0) <= FULL_PRECISION
         what = f"in float32: {statement.text}"

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from clearspan.components import LinearBridge
-from clearspan.verification.trial import relative
 
 Values = Mapping[str, Tensor]
 
@@ -43,3 +43,12 @@ class Statement:
         if row is not None:
             left, right = left[row], right[row]
         return relative(left, right)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Returns the largest absolute difference over the largest absolute value; inf where one is not a number."""
+    if found.shape != expected.shape:
+        return float("inf")
+    difference = (found.double() - expected.double()).abs().max()
+    error = (difference / expected.double().abs().max().clamp(min=torch.finfo(torch.float32).tiny)).item()
+    return error if error == error else float("inf")

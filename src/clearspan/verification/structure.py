@@ -134,8 +134,10 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
         case BlockBridge():
             for key in ("ln1", "ln2", "ln1_post", "ln2_post"):
                 norm = part.submodules.get(key)
-                if norm is not None and norm.has("weight"):
-                    yield f"the width of {norm.path}", cfg.d_model, norm.shape("weight")[-1]
+                if isinstance(norm, NormalizationBridge):
+                    yield from _of_norm(norm, cfg)
+        case NormalizationBridge(path="ln_final"):
+            yield from _of_norm(part, cfg)
         case EmbeddingBridge():
             yield "the rows of the token embedding", cfg.d_vocab, part.n_tokens
         case PosEmbedBridge():
@@ -144,6 +146,12 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
             yield "the width of the position embedding", cfg.d_model, width
         case LinearBridge(path="unembed"):
             yield "the outputs of the unembedding", cfg.d_vocab, part.widths[1]
+
+
+def _of_norm(norm: NormalizationBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
+    yield f"axes of {norm.path}", "batch pos d_model", norm.axes
+    if norm.has("weight"):
+        yield f"the width of {norm.path}", cfg.d_model, norm.shape("weight")[-1]
 
 
 def _of_attention(attention: GeneralAttentionBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
@@ -212,6 +220,10 @@ def _settings(model: Model) -> Iterator[tuple[str, str]]:
         got = getattr(cfg, name)
         if got != expected:
             yield f"cfg.{name} is {got!r}", f"By the model's config and the adapter's parts it should be {expected!r}."
+    for block in model.blocks:
+        ways = [name for name in ("is_parallel", "norms_the_sum", "residual_is_normed") if getattr(block, name)]
+        if len(ways) > 1:
+            yield f"{block.path} is {' and '.join(ways)}", "A block is wired in one of these ways."
     fused = all(isinstance(block.attn, JointQKVAttentionBridge) for block in model.blocks)
     if model.adapter.uses_combined_qkv != fused:
         why = "Queries, keys and values " + ("are one linear map." if fused else "are no one linear map.")
@@ -244,6 +256,7 @@ def _expected(model: Model) -> Iterator[tuple[str, object]]:
         yield "positional_embedding_type", "rotary"
     elif any(isinstance(part, PosEmbedBridge) for part in model.components):
         yield "positional_embedding_type", "standard"
+        yield "has_table", False  # of rotations or biases
     yield "eps_attr", _eps_attr(model)
 
 

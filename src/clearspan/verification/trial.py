@@ -1,6 +1,8 @@
 """A model on trial: what all checks of one verification share."""
 
 import contextlib
+import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +18,7 @@ from clearspan.errors import ClearspanError, UnreadableWeightError
 from clearspan.model import Model
 from clearspan.points import Address, HookPoint
 from clearspan.verification.report import Check, Group
+from clearspan.verification.statement import Statement, relative
 
 Level = Literal["quick", "full"]
 
@@ -71,6 +74,7 @@ class Trial:
         counter: Counts forwards.
         unreadable: Points that cannot be read on this model: what failed is reported once.
         not_exercised: What was not tried, each with the reason.
+        statements: The identities of its architecture; those that cannot be checked, or do not hold, are taken out.
     """
 
     model: Model
@@ -79,7 +83,31 @@ class Trial:
     counter: Counter
     unreadable: set[str] = field(default_factory=set)
     not_exercised: list[str] = field(default_factory=list)
+    statements: list[Statement] = field(default_factory=list)
     _cache: ActivationCache | None = None
+    _control: "Trial | None" = None
+
+    @functools.cached_property
+    def base(self) -> Tensor:
+        """The unbridged model's logits."""
+        return self.model.hf_model(self.tokens, use_cache=False).logits
+
+    def control(self) -> "Trial | None":
+        """Returns the trial of a copy of the model in the next better precision; None without room, or a better one.
+
+        Raises:
+            AdapterError: The adapter does not fit the copy.
+        """
+        dtype = torch.float32 if self.is_half else torch.float64
+        if self.model.hf_model.dtype == torch.float64 or not self.has_room("what rounding hides", dtype):
+            return None
+        if self._control is None:
+            hf_model = copy.deepcopy(self.model.hf_model).to(dtype)
+            model = type(self.model)(hf_model, type(self.model.adapter)(copy.copy(self.model.cfg)))
+            self._control = Trial(
+                model, self.level, self.tokens, self.counter, set(self.unreadable), self.not_exercised
+            )
+        return self._control
 
     @property
     def is_half(self) -> bool:
@@ -117,13 +145,18 @@ class Trial:
             kinds.setdefault((name, _kind(block)), []).append(layer)
         return [there[len(there) // 2] for there in kinds.values()]
 
+    def skip(self, what: str) -> None:
+        """Notes once that something was not tried."""
+        if what not in self.not_exercised:
+            self.not_exercised.append(what)
+
     def has_room(self, what: str, dtype: torch.dtype) -> bool:
         """Whether a copy of the model's weights fits into free memory; if not, it is noted as not exercised."""
         numbers = sum(parameter.numel() for parameter in self.model.parameters())
         free = free_bytes(self.model.device)
         if free is None or numbers * dtype.itemsize * 1.5 < free:
             return True
-        self.not_exercised.append(f"{what}: a copy of the weights in {dtype} does not fit into free memory")
+        self.skip(f"{what}: a copy of the weights in {dtype} does not fit into free memory")
         return False
 
     def compared(
@@ -133,15 +166,6 @@ class Trial:
         allowed = self.tolerance if tolerance is None else tolerance
         error = relative(found, expected)
         return Check(group, what, error <= allowed, error, allowed, "" if error <= allowed else UNEQUAL)
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    """Returns the largest absolute difference over the largest absolute value; inf where one is not a number."""
-    if found.shape != expected.shape:
-        return float("inf")
-    difference = (found.double() - expected.double()).abs().max()
-    error = (difference / expected.double().abs().max().clamp(min=torch.finfo(torch.float32).tiny)).item()
-    return error if error == error else float("inf")
 
 
 def guarded(group: Group, what: str, checks: Iterable[Check]) -> Iterator[Check]:

@@ -8,11 +8,12 @@ from torch import Tensor
 from clearspan._run import runs
 from clearspan._run.hooks import Hooked
 from clearspan.cache import ActivationCache
-from clearspan.points import Derived, HookPoint
-from clearspan.verification.identities import Statement
-from clearspan.verification.reads import tolerance_of
+from clearspan.points import Derived, HookPoint, InPlace
+from clearspan.verification.identities import statements
+from clearspan.verification.reads import held, tolerance_of, unmasked
 from clearspan.verification.report import Check
-from clearspan.verification.trial import FAULTS, Trial, layer_of, relative
+from clearspan.verification.statement import Statement, relative
+from clearspan.verification.trial import FAULTS, Trial, layer_of
 
 LEAST_EFFECT = 1e-6
 """Relative change of the logits below which a write counts as lost."""
@@ -32,13 +33,13 @@ class Writes:
     """The writes of one trial.
 
     Args:
-        trial: The model on trial.
-        statements: The identities that hold on it.
+        trial: The model on trial; its statements are those that hold.
     """
 
-    def __init__(self, trial: Trial, statements: Sequence[Statement]) -> None:
+    def __init__(self, trial: Trial) -> None:
         self._trial = trial
-        self._statements = statements
+        if not trial.statements:
+            trial.statements = [one for one in statements(trial.model) if held(trial, one).passed]
 
     def checks(self) -> Iterator[Check]:
         """Yields the checks of all writes."""
@@ -97,7 +98,7 @@ class Writes:
         for row, point in enumerate(points):
             effect, least = relative(logits[row], base[row]), max(LEAST_EFFECT, 3 * noise)
             why = self._lost(point, row, cache)
-            if not why and not effect > least:
+            if not why and not max(effect, self._norm_moved(point, row, cache)) > least:
                 why = f"the logits changed by {effect:.1e}, no more than noise. {_LOST}"
             yield Check("writes", f"{point.name}, {way}", not why, effect, least, why)
 
@@ -106,7 +107,26 @@ class Writes:
         for statement in self._computed_of(point):
             if not statement.error(cache, row) <= tolerance_of(self._trial, statement):
                 return f"with the point written, this does not hold: {statement.text}. {_LOST}"
-        return self._not_linear(point, row, cache)
+        return self._not_linear(point, row, cache) or self._overwritten(point, row, cache)
+
+    def _norm_moved(self, point: HookPoint, row: int, cache: ActivationCache) -> float:
+        """Returns how far a norm's output moved with its scale: another norm after it may undo that in the logits."""
+        norm, _, name = point.name.rpartition(".")
+        out = f"{norm}.hook_out"
+        is_scale = name == "hook_scale" and out in cache
+        return relative(cache[out][row], self._trial.cache[out][0]) if is_scale else 0.0
+
+    def _overwritten(self, point: HookPoint, row: int, cache: ActivationCache) -> str:
+        """Returns which value before the point its write in place has changed; nothing where none is."""
+        if not isinstance(point.access, InPlace) or self._trial.is_half:
+            return ""
+        block = point.name.rpartition(".")[0]
+        before = (f"{block}.attn.", f"{block}.ln1", f"{block}.hook_attn_out", f"{block}.hook_resid_pre")
+        for name in (one.name for one in self._trial.model.index if one.name.startswith(before)):
+            plain = self._trial.cache[name]
+            if plain.is_floating_point() and not relative(unmasked(cache[name][row]), unmasked(plain[0])) <= GATE:
+                return f"the write is in {name} too, which comes before it: `output_is_overwritten` is missing there"
+        return ""
 
     def _not_linear(self, point: HookPoint, row: int, cache: ActivationCache) -> str:
         """Returns why an MLP's linear branch is none; nothing where it is, or the point is something else."""
@@ -123,7 +143,7 @@ class Writes:
 
     def _computed_of(self, point: HookPoint) -> Iterable[Statement]:
         names = {point.name, *point.aliases}
-        return (statement for statement in self._statements if names & set(statement.causes))
+        return (statement for statement in self._trial.statements if names & set(statement.causes))
 
 
 def _needs_what_cannot_be_read(point: HookPoint) -> bool:
