@@ -59,8 +59,16 @@ def check_bridge(bridge: object) -> None:
         )
 
 
-_FRAME = {"embed": EmbeddingBridge, "blocks": BlockBridge, "unembed": UnembeddingBridge}
-"""The parts that every adapter's mapping has."""
+_FRAME = {
+    "embed": EmbeddingBridge,
+    "pos_embed": PosEmbedBridge,
+    "blocks": BlockBridge,
+    "ln_final": NormalizationBridge,
+    "unembed": UnembeddingBridge,
+}
+"""The kinds of the parts of an adapter's mapping that have a name of their own."""
+_NEEDED = ("embed", "blocks", "unembed")
+"""Those that every mapping has."""
 
 
 class Model(ModelWeights):
@@ -118,7 +126,8 @@ class Model(ModelWeights):
         )
         self.blocks: tuple[BlockBridge, ...] = ()
         components = []
-        check_parts("", adapter.component_mapping, _FRAME)
+        mapping = adapter.component_mapping
+        check_parts("", mapping, {key: kind for key, kind in _FRAME.items() if key in mapping or key in _NEEDED})
         for key, template in adapter.component_mapping.items():
             if isinstance(template, BlockBridge):
                 layers = range(adapter.cfg.n_layers)

@@ -64,8 +64,8 @@ def _settings(bridge: TransformerBridge) -> Looks:
     for field in dataclasses.fields(bridge.cfg):
         if field.name != "hf":
             yield f"cfg.{field.name}", lambda name=field.name: getattr(bridge.cfg, name)
-    for point in bridge.index:
-        yield f"{point.name} axes", lambda point=point: (point.axes, tuple(sorted(point.sizes.items())))
+    for name, point in bridge.hook_dict.items():
+        yield f"{name} axes", lambda point=point: (point.axes, tuple(sorted(point.sizes.items())))
     for name in ("whole_sequences", "uses_combined_qkv"):
         yield name, lambda name=name: getattr(bridge.adapter, name)
 
@@ -80,9 +80,9 @@ def _values(bridge: TransformerBridge) -> Looks:
 
     names = [(point.name, hear) for point in bridge.index]
     yield "heard", lambda: bool(bridge.run_with_hooks(_ids(bridge), fwd_hooks=names).sum() * 0 == 0)
-    for point in bridge.index:
-        yield f"{point.name} cached", lambda point=point: cache[point.name]
-        yield f"{point.name} heard", lambda point=point: heard[point.name]
+    for name, point in bridge.hook_dict.items():
+        yield f"{name} cached", lambda name=name: cache[name]
+        yield f"{name} heard", lambda point=point: heard[point.name]
 
 
 def _writes(bridge: TransformerBridge) -> Looks:
@@ -102,13 +102,14 @@ def _writes(bridge: TransformerBridge) -> Looks:
 
         logits = _looked(run)
         for row, point in enumerate(some):
-            yield f"{point.name} written", lambda row=row, logits=logits: logits[row]
+            for name in (point.name, *point.aliases):
+                yield f"{name} written", lambda row=row, logits=logits: logits[row]
 
 
 def _gradients(bridge: TransformerBridge) -> Looks:
     cache = _looked(lambda: bridge.run_with_cache(_ids(bridge), incl_bwd=True, return_type="loss")[1])
-    for point in bridge.index:
-        yield f"{point.name} gradient", lambda point=point: cache[f"{point.name}_grad"]
+    for name in bridge.hook_dict:
+        yield f"{name} gradient", lambda name=name: cache[f"{name}_grad"]
 
 
 def _weights(bridge: TransformerBridge) -> Looks:
@@ -149,9 +150,9 @@ def _runs(bridge: TransformerBridge) -> Looks:
     yield "padded", lambda: bridge(ids, attention_mask=mask)[mask.bool()]
     yield "too long", lambda: bridge(torch.ones(1, 65, dtype=torch.long)).shape
     generated = _looked(lambda: bridge.generate(ids[:, :5], max_new_tokens=3, do_sample=False, return_cache=True)[1])
-    for point in bridge.index:
-        if point.name.startswith(("blocks.1.", "hook_", "ln_final", "unembed")):
-            yield f"{point.name} generated", lambda point=point: generated[point.name]
+    for name in bridge.hook_dict:
+        if name.startswith(("blocks.1.", "hook_", "ln_final", "unembed")):
+            yield f"{name} generated", lambda name=name: generated[name]
 
 
 STEPS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases", "refactor_factored_attn_matrices")

@@ -1,7 +1,7 @@
 """Gradients: at points, they are what small writes there do to the loss."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ POINTS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_attn_out", "ho
 """Points that are tried, in one layer of each kind."""
 STEP = 2e-3
 """Size of a write over that of the value."""
-SIZES = (1.0, 0.1)
-"""Steps that are tried: a small one where a large one chooses other experts, or is no longer small."""
+SIZES = {torch.float32: (1.0, 0.1), torch.float64: (0.1, 0.01, 0.001)}
+"""Steps that are tried: small ones where a large one chooses other experts, or is no longer small."""
 TOLERANCE = 2e-2
 """Relative error allowed. Measured at most 3e-3 in float32; a branch that is missed makes 0.1 and more."""
-FAINT = 1e-4
+FAINT = 1e-3
 """Change of the loss, over the loss, below which rounding hides it."""
 
 
@@ -46,12 +46,13 @@ def gradients(trial: Trial) -> Iterator[Check]:
     names = [point.name for point in points]
     _, cache = with_gradients(True, functools.partial(runs.run_with_cache, model, row, names, incl_bwd=score))
     steps = {name: _step(cache[name], cache[f"{name}_grad"]) for name in names}
-    after, chosen = _written(trial, row, steps)
+    sizes = SIZES[model.hf_model.dtype]
+    after, chosen = _written(trial, row, steps, sizes)
     for index, name in enumerate(names):
         found = (steps[name] * cache[f"{name}_grad"]).double().sum().item()
         measured = []
-        for size_index, size in enumerate(SIZES):
-            first = 2 * (index * len(SIZES) + size_index)
+        for size_index, size in enumerate(sizes):
+            first = 2 * (index * len(sizes) + size_index)
             if all(torch.equal(one[first : first + 2], trial.cache[key][:1].expand_as(one[first : first + 2])) for key, one in chosen.items()):
                 up, down = (score(logits[None]).double().item() for logits in after[first : first + 2])
                 measured.append((up - down) / (2 * size))
@@ -77,19 +78,21 @@ def _step(value: Tensor, gradient: Tensor) -> Tensor:
     return gradient * (STEP * value.norm() / gradient.norm().clamp(min=1e-30))
 
 
-def _written(trial: Trial, row: Tensor, steps: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def _written(
+    trial: Trial, row: Tensor, steps: Mapping[str, Tensor], sizes: Sequence[float]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns logits with each step added, and subtracted, in each size: a row for each; and the experts chosen."""
-    rows = {name: 2 * len(SIZES) * index for index, name in enumerate(steps)}
+    rows = {name: 2 * len(sizes) * index for index, name in enumerate(steps)}
 
     def write(value: Tensor, hook: HookPoint) -> Tensor:
         edited = value.clone()
-        for index, size in enumerate(SIZES):
+        for index, size in enumerate(sizes):
             first = rows[hook.name] + 2 * index
             edited[first] += size * steps[hook.name][0]
             edited[first + 1] -= size * steps[hook.name][0]
         return edited
 
-    tokens = row.expand(2 * len(SIZES) * len(steps), -1)
+    tokens = row.expand(2 * len(sizes) * len(steps), -1)
     chosen = [point.name for point in trial.model.index if point.name.endswith("hook_expert_indices")]
     hooks = [(name, write) for name in steps]
     logits, cache = runs.run_with_cache(trial.model, tokens, chosen or ["hook_logits"], fwd_hooks=hooks)

@@ -42,8 +42,14 @@ def reads(trial: Trial) -> Iterator[Check]:
     yield trial.compared("parity", "logits with everything listened to", logits, base)
     for point in points:
         yield _read(trial, point, heard)
-    trial.statements = [one for one in trial.statements if all(name in trial.cache for name in one.points)]
     for statement in tuple(trial.statements):
+        missing = sorted(name for name in statement.points if name not in trial.cache)
+        if missing:
+            trial.statements.remove(statement)
+            if not any(name in model.hook_dict and not trial.is_readable(model.hook_dict[name].name) for name in missing):
+                why = f"The adapter has no {', '.join(missing)}: a part is missing, or has another name. {UNEQUAL}"
+                yield Check("identities", statement.text, False, explanation=why)
+            continue
         check = held(trial, statement)
         if check.explanation:
             trial.statements.remove(statement)

@@ -10,7 +10,6 @@ from torch import nn
 
 from clearspan.components import (
     AttentionBridge,
-    BlockBridge,
     EmbeddingBridge,
     ExpertsBridge,
     GatedMLPBridge,
@@ -131,12 +130,7 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
             yield f"the inputs of {part.path}", cfg.d_model, part.shape("weight")[-1]
         case ExpertsBridge():
             yield from _of_experts(part, cfg)
-        case BlockBridge():
-            for key in ("ln1", "ln2", "ln1_post", "ln2_post"):
-                norm = part.submodules.get(key)
-                if isinstance(norm, NormalizationBridge):
-                    yield from _of_norm(norm, cfg)
-        case NormalizationBridge(path="ln_final"):
+        case NormalizationBridge() if ".attn." not in part.path:
             yield from _of_norm(part, cfg)
         case EmbeddingBridge():
             yield "the rows of the token embedding", cfg.d_vocab, part.n_tokens
