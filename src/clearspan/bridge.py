@@ -217,7 +217,8 @@ class TransformerBridge(Model):
             fwd_hooks: Pairs of a name, several names, a compiled pattern or a predicate of names, and
                 `fn(value, hook)`. The function edits the value in
                 place, or returns one of the same shape and dtype, or returns None. Edits in place are known by torch's
-                count of them, which `value.data` and numpy go past: use `value` itself.
+                count of them, which `value.data` and numpy go past: use `value` itself. Where gradients are enabled the
+                value is on their graph (`value.retain_grad()`), but for derived ones, which refuse.
             bwd_hooks: Likewise with the value's gradient, called in the `backward` of what this run returns.
             reset_hooks_end: Whether the hooks come off at the end, also after an exception.
             clear_contexts: Whether the `ctx` of their points is emptied at the end.
@@ -232,7 +233,8 @@ class TransformerBridge(Model):
 
         Raises:
             UnknownPointError: A name is unknown, or a predicate holds for none; nothing was run.
-            PointNotReachedError: A hook cannot fire, or did not fire, in this run.
+            PointNotReachedError: A hook cannot fire, or did not fire, in this run; or a function asked a derived value
+                for its gradient.
             HookValueError, HookTypeError: A function returned a value of the wrong shape, dtype or device.
             UnwritableError: A write that gradient checkpointing would lose.
             ModelBusyError: Another thread's run is inside a hook function that does not return; see `patience`.

@@ -213,6 +213,10 @@ class UnreadableWeightError(ClearspanError, RuntimeError):
     """A weight that is there, but whose values cannot be read: offloaded, or quantised."""
 
 
+class NotPicklableError(ClearspanError, TypeError):
+    """An object that pickle cannot write, or not without its model."""
+
+
 class MissingWeightError(ClearspanError, AttributeError):
     """A weight that this architecture or checkpoint does not have."""
 

@@ -1,10 +1,11 @@
 """The model: a Hugging Face model with its components, hook points, taps and weights. State; it runs nothing."""
 
+import copy
 import functools
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,11 @@ from clearspan.components import (
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError
-from clearspan.hf.loading import check_tokenizer, current
+from clearspan.hf.loading import bridge_config, check_tokenizer, current
 from clearspan.hf.modules import dequantised, execution_device
 from clearspan.hf.segments import ArgumentsOf
 from clearspan.hf.taps import Taps
+from clearspan.hf.torch_hooks import take_off_copied
 from clearspan.index import PointIndex, PointTable
 from clearspan.inputs import Batch, Input, PaddingSide, Text, batch_of
 from clearspan.points import HookPoint, NamesFilter
@@ -37,6 +39,9 @@ from clearspan.weights.processing import Step
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
+
+
+Kind = TypeVar("Kind", bound="Model")
 
 
 def check_bridge(bridge: object) -> None:
@@ -69,6 +74,23 @@ _FRAME = {
 """The kinds of the parts of an adapter's mapping that have a name of their own."""
 _NEEDED = ("embed", "blocks", "unembed")
 """Those that every mapping has."""
+
+
+def of_model(
+    kind: type[Kind],
+    hf_model: "PreTrainedModel",
+    adapter: type[ArchitectureAdapter],
+    tokenizer: "PreTrainedTokenizerBase | None",
+    default_prepend_bos: bool,
+    processing: tuple[Step, ...],
+) -> Kind:
+    """Returns a model of a kind with settings of another."""
+    take_off_copied(hf_model)
+    cfg = bridge_config(hf_model, adapter)
+    cfg.default_prepend_bos = default_prepend_bos
+    new = kind(hf_model, adapter(cfg), tokenizer)
+    new.processing = processing
+    return new
 
 
 class Model(ModelWeights):
@@ -150,6 +172,21 @@ class Model(ModelWeights):
         self.taps = Taps(hf_model, self.index)
         self.processing: tuple[Step, ...] = ()
         self.remembered: dict[object, Any] = {}
+
+    def on(self, hf_model: "PreTrainedModel") -> Self:
+        """Returns what this is, on another model of the same architecture."""
+        return of_model(type(self), hf_model, type(self.adapter), *self._settings())
+
+    def _settings(self) -> tuple[Any, ...]:
+        return self.text.tokenizer_or_none, self.cfg.default_prepend_bos, self.processing
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Returns a bridge to a deep copy of the model, without hooks."""
+        return self.on(copy.deepcopy(self.hf_model, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Hooks are not written. A shallow copy is another bridge to the same model.
+        return of_model, (type(self), self.hf_model, type(self.adapter), *self._settings())
 
     @property
     def cfg(self) -> TransformerBridgeConfig:

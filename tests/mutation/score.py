@@ -1,8 +1,8 @@
-"""How many wrong adapters `verify` catches: `python -m tests.mutation.score [variant ...]`."""
+"""How many wrong adapters `verify` catches: `python -m tests.mutation.score [--every N] [variant ...]`."""
 
+import argparse
 import contextlib
 import itertools
-import sys
 import time
 import warnings
 from collections import Counter
@@ -106,14 +106,19 @@ def table(found: Iterable[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def main(variants: list[str]) -> None:
+def main() -> None:
     """Prints survivors as they are found, and the score."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--every", type=int, default=1, help="take one mutant of so many")
+    parser.add_argument("--whole", action="store_true", help="go on with a verification after its first failed check")
+    parser.add_argument("variants", nargs="*", help="models of the zoo; by default all")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     found: list[Verdict] = []
-    for variant in variants or zoo.MODELS:
+    for variant in asked.variants or zoo.MODELS:
         start = time.time()
-        own = list(verdicts(variant))
+        own = list(verdicts(variant, every=asked.every, whole=asked.whole))
         found += own
         for verdict in own:
             if verdict.fate in ("survivor", "traceback"):
@@ -123,4 +128,4 @@ def main(variants: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -159,17 +159,18 @@ class CacheLookup(Mapping[str, Tensor]):
     def _value(self, point: HookPoint) -> Tensor:
         self._check_unedited(point)
         recording = self._recording
-        if point.name in recording.values:
-            return recording.values[point.name]
+        value = recording.value(point)
+        if value is not None:
+            return value
         self._run_weights.check(self._weights_of(point), f"{point.name} is computed with weights that are")
         are_on = self.is_on_graph and torch.is_grad_enabled()
 
-        def value() -> Tensor:
+        def found() -> Tensor:
             return with_gradients(are_on, lambda: read(point.access, recording.raw(point.place), self._rows, {}))
 
         if not (isinstance(point.access, Derived) or recording.is_deferred(point.place)):
-            return value()
-        return with_autocast(recording.autocast, self.model.device, value)
+            return found()
+        return with_autocast(recording.autocast, self.model.device, found)
 
     def _weights_of(self, point: HookPoint) -> Iterable[Tensor | None]:
         """Returns the live parameters with which a point is computed on look-up."""

@@ -36,15 +36,16 @@ class WeightSlot:
 
 @dataclass(frozen=True)
 class WeightSlots:
-    """Where the weights of a model are, and the ways to their modules."""
+    """Where the weights of a model are: their modules' paths and the ways to them, in the order of the slots."""
 
     slots: tuple[WeightSlot, ...]
     ways: tuple[Branch, ...]
+    modules: tuple[str, ...]
 
     def parameters(self, hf_model: nn.Module) -> list[Tensor | None]:
         """Returns the parameter that each slot has now, or None."""
-        modules = modules_at(hf_model, self.ways)
-        return [modules[slot.part.module_path]._parameters.get(slot.name) for slot in self.slots]
+        at = modules_at(hf_model, self.ways)
+        return [at[path]._parameters.get(slot.name) for path, slot in zip(self.modules, self.slots, strict=True)]
 
 
 def weight_slots(model: Model) -> WeightSlots:
@@ -60,7 +61,8 @@ def weight_slots(model: Model) -> WeightSlots:
         parts += [block.attn, block.attn.o, *(part for key, part in block.mlp.submodules.items() if key == "out")]
     parts += model.components[model.components.index(model.blocks[-1]) + 1 :]
     slots = tuple(WeightSlot(part, name) for part in parts for name in part.module._parameters)
-    known = WeightSlots(slots, branches(part.module_path for part in parts))
+    modules = tuple(slot.part.module_path for slot in slots)
+    known = WeightSlots(slots, branches(modules), modules)
     return model.remembered.setdefault("weight_slots", known)
 
 

@@ -251,10 +251,11 @@ def check_width(model: Model, value: Tensor, is_residual: bool) -> None:
 
 def check_length(model: Model, length: int, seen: int = 0) -> None:
     """Raises if a model with a table of positions is given more than it has."""
-    if model.cfg.is_limited and length > model.cfg.n_ctx:
+    cfg = model.adapter.cfg
+    if cfg.is_limited and length > cfg.n_ctx:
         raise InputError(
             "the input is longer than the model's context",
-            expected=f"at most {model.cfg.n_ctx} tokens",
+            expected=f"at most {cfg.n_ctx} tokens",
             got=f"{length}" + (f" ({seen} of them in the KV cache)" if seen else ""),
             fix="bridge.to_tokens(text, truncate=True)",
         )
@@ -283,7 +284,7 @@ def resolve_segment(model: Model, start: int | None, stop: int | None) -> tuple[
     Raises:
         InvalidArgumentError: A layer that does not exist, or a stop before the start.
     """
-    n_layers = model.cfg.n_layers
+    n_layers = len(model.blocks)
 
     def resolve(layer: int | None, name: str) -> int | None:
         if layer is None:

@@ -393,6 +393,8 @@ class Taps:
                 if edited:
                     # The model will write into this tensor, which must not be the user's own.
                     raw = self._write(point, raw, value.clone() if place.is_overwritten else value)
+                elif value.requires_grad and torch.is_grad_enabled():
+                    raw = self._put_on_graph(point, raw, value)
                 if point.is_heard_backward:
                     raw, value = self._await_gradient(point, raw, value, edited)
             if wanted and recording is not None and not self._is_lazy(point):
@@ -424,6 +426,26 @@ class Taps:
                 pending.edits[part] = value
                 pending.only_gradient = False
                 return raw
+
+    def _put_on_graph(self, point: HookPoint, raw: Tensor, value: Tensor) -> Tensor:
+        """Has gradients flow through the value that functions were given; returns the raw tensor, with its old numbers.
+
+        Raises:
+            PointNotReachedError: A function asks a derived value for its gradient, which does not flow through it.
+        """
+        match point.access:
+            case Whole():
+                return torch.empty_like(raw).copy_(value)  # of the strides that the model's kernels expect
+            case Derived():
+                if value.retains_grad or value._backward_hooks or value.is_leaf:
+                    raise PointNotReachedError(
+                        "a function asked for the gradient of a derived value, which the model does not compute with",
+                        where=point.name,
+                        fix=f"bwd_hooks=[({point.name!r}, function)], or run_with_cache(..., incl_bwd=True)",
+                    )
+                return raw
+            case _:
+                return self._write(point, raw, value)
 
     def _await_gradient(self, point: HookPoint, raw: Tensor, value: Tensor, edited: bool) -> tuple[Tensor, Tensor]:
         """Registers the point's backward listeners on the value's gradient; returns raw tensor and value.
