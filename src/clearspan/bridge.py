@@ -24,7 +24,7 @@ from clearspan._run.sources import Source
 from clearspan.architectures import adapter_class
 from clearspan.cache import ActivationCache
 from clearspan.checks import check_flags, device_of, dtype_of
-from clearspan.errors import HooksOnModelWarning, UnknownArgumentError
+from clearspan.errors import AdapterError, ClearspanError, HooksOnModelWarning, UnknownArgumentError
 from clearspan.hf.loading import bridge_config, check_model, load_model
 from clearspan.hf.releases import warn_of_release, warn_of_what_is_left_out
 from clearspan.hf.taps import heard, reset
@@ -36,7 +36,7 @@ from clearspan.model import Model, handed_over
 from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
 from clearspan.text import PaddingSide
-from clearspan.verification import Level, Verification, verify
+from clearspan.verification import FAULTS, Level, Verification, verify, warn_of_structure
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -750,11 +750,29 @@ def boot(
     warn_of_release()
     warn_of_what_is_left_out(hf_model)
     _warn_of_hooks(hf_model)
-    adapter_type = adapter_class(type(hf_model).__name__)
-    adapter = adapter_type(bridge_config(hf_model, adapter_type))
-    bridge = TransformerBridge(hf_model, adapter)
+    bridge = _bridged(hf_model)
     bridge.text.own = own.serving(bridge.embed.n_tokens) if tokenizer is None else handed_over(bridge, tokenizer)
+    warn_of_structure(bridge)
     return bridge
+
+
+def _bridged(hf_model: "PreTrainedModel") -> TransformerBridge:
+    """Returns the bridge to a model, without a tokenizer.
+
+    Raises:
+        AdapterError: Its adapter does not fit it.
+    """
+    adapter_type = adapter_class(type(hf_model).__name__)
+    try:
+        return TransformerBridge(hf_model, adapter_type(bridge_config(hf_model, adapter_type)))
+    except ClearspanError:
+        raise
+    except FAULTS as error:
+        raise AdapterError(
+            f"{adapter_type.__name__} does not fit {type(hf_model).__name__}",
+            reason=f"{type(error).__name__}: {error}",
+            fix="the adapter: CONTRIBUTING.md shows what it says",
+        ) from error
 
 
 def unhook(model: "PreTrainedModel | TransformerBridge") -> None:

@@ -164,6 +164,10 @@ class InvalidArgumentError(ClearspanError, ValueError):
     """An argument of the wrong value."""
 
 
+class AdapterError(InvalidArgumentError):
+    """An adapter that does not fit its model: a part is missing, of another kind, or not where it says."""
+
+
 class OutOfRangeError(InvalidArgumentError, IndexError):
     """An index of a place that is not there."""
 
@@ -238,6 +242,10 @@ class LeftOutWarning(UserWarning):
 
 class UntestedReleaseWarning(UserWarning):
     """transformers is newer than what this library is tested with."""
+
+
+class AdapterWarning(UserWarning):
+    """An adapter that leaves parts of its model out, or says sizes that these do not have."""
 
 
 class TiedWeightWarning(UserWarning):

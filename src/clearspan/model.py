@@ -20,6 +20,7 @@ from clearspan.components import (
     NormalizationBridge,
     PosEmbedBridge,
     UnembeddingBridge,
+    check_parts,
     hook_points,
     logits_point,
 )
@@ -66,6 +67,18 @@ def check_bridge(bridge: object) -> None:
             got=type(bridge).__name__,
             fix="bridge = clearspan.boot(model)",
         )
+
+
+_FRAME = {
+    "embed": EmbeddingBridge,
+    "pos_embed": PosEmbedBridge,
+    "blocks": BlockBridge,
+    "ln_final": NormalizationBridge,
+    "unembed": UnembeddingBridge,
+}
+"""The kinds of the parts of an adapter's mapping that have a name of their own."""
+_NEEDED = ("embed", "blocks", "unembed")
+"""Those that every mapping has."""
 
 
 def handed_over(model: "Model", tokenizer: "PreTrainedTokenizerBase | None") -> OwnTokenizer:
@@ -167,6 +180,8 @@ class Model(ModelWeights):
         )
         self.blocks: tuple[BlockBridge, ...] = ()
         components = []
+        mapping = adapter.component_mapping
+        check_parts("", mapping, {key: kind for key, kind in _FRAME.items() if key in mapping or key in _NEEDED})
         for key, template in adapter.component_mapping.items():
             if isinstance(template, BlockBridge):
                 layers = range(adapter.cfg.n_layers)

@@ -57,6 +57,12 @@ class GeneralAttentionBridge(GeneralizedComponent):
     _key_axes = "batch pos kv_head d_head"
     _value_axes = "batch pos head d_head"
 
+    def claims(self) -> Iterator[str]:
+        """Yields the sinks, a parameter of attention's own module."""
+        yield from super().claims()
+        if self.has_sinks:
+            yield f"{self.module_path}.sinks"
+
     @property
     def n_heads(self) -> int:
         """Query heads."""
@@ -219,6 +225,10 @@ class HeadAttentionBridge(GeneralAttentionBridge):
 class AttentionBridge(HeadAttentionBridge):
     """Attention with a linear map each for queries, keys and values: submodules `q`, `k`, `v` and `o`."""
 
+    def required(self) -> Mapping[str, type[GeneralizedComponent]]:
+        """Returns the four maps."""
+        return dict.fromkeys((*PROJECTIONS, "o"), LinearBridge)
+
     def projected(self, projection: Projection) -> tuple[Place, Access]:
         """Returns the linear map's output, and how to read it by head."""
         heads = self.n_heads if projection == "q" else self.n_kv_heads
@@ -249,6 +259,10 @@ class JointQKVAttentionBridge(HeadAttentionBridge):
     split_qkv_matrix: Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]] | None = None
 
     qkv: LinearBridge = field(init=False)
+
+    def required(self) -> Mapping[str, type[GeneralizedComponent]]:
+        """Returns the two maps."""
+        return dict.fromkeys(("qkv", "o"), LinearBridge)
 
     def projected(self, projection: Projection) -> tuple[Place, Access]:
         """Returns the fused output, and how to read the projection's part of it by head."""

@@ -14,6 +14,7 @@ from clearspan.components.weights import AbsentWeight, LinearMap, Weight, Weight
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import ParamProcessingConversion
 from clearspan.errors import (
+    AdapterError,
     InvalidArgumentError,
     MissingWeightError,
     ModelChangedError,
@@ -123,8 +124,9 @@ class GeneralizedComponent:
             parent: Path of the Hugging Face module around this one.
 
         Raises:
-            InvalidArgumentError: The model has no module where the adapter says.
+            AdapterError: The model has no module where the adapter says, or a part is missing or of another kind.
         """
+        check_parts(path, self.submodules, self.required())
         live = copy.copy(self)
         live._binding = binding
         live.path = path
@@ -169,6 +171,18 @@ class GeneralizedComponent:
                 fix="use the live one, such as bridge.blocks[0].attn",
             )
         return self._binding
+
+    def required(self) -> "Mapping[str, type[GeneralizedComponent]]":
+        """Returns the parts that this kind of component must have, by name, each with its kind."""
+        return {}
+
+    def claims(self) -> Iterator[str]:
+        """Yields the paths of modules and parameters that the component accounts for, with all that is in them.
+
+        A component that has parts leaves what is in its module to them.
+        """
+        if self.name is not None and not self.submodules:
+            yield self.module_path
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the component's own points; those of one tensor in the order in which they fire."""
@@ -415,6 +429,23 @@ class GeneralizedComponent:
         return f"{type(self).__name__}({self.name!r}){where}"
 
 
+def check_parts(
+    path: str,
+    parts: Mapping[str, GeneralizedComponent],
+    required: Mapping[str, type[GeneralizedComponent]],
+) -> None:
+    """Raises AdapterError unless a component has its parts, each of its kind; other parts are not looked at."""
+    for key, kind in required.items():
+        part = parts.get(key)
+        if not isinstance(part, kind):
+            raise AdapterError(
+                f"{path or 'the mapping'} has no part {key!r}" if part is None else f"{path}.{key} is of another kind",
+                expected=f"{key!r}: {kind.__name__}",
+                got=", ".join(parts) or "no parts" if part is None else type(part).__name__,
+                fix="the component's submodules in the adapter",
+            )
+
+
 def _check_is_there(model: nn.Module, module_path: str, path: str) -> None:
     try:
         module_at(model, module_path)
@@ -423,7 +454,7 @@ def _check_is_there(model: nn.Module, module_path: str, path: str) -> None:
         _check_is_there(model, parent, path)
         around = module_at(model, parent)
         there = [child for child, _ in around.named_children()]
-        raise InvalidArgumentError(
+        raise AdapterError(
             f"{path} is not where the adapter says",
             expected=f"a module {name!r} in {parent or 'the model'}",
             got=", ".join(there) or "no modules",
@@ -452,6 +483,13 @@ class PerLayer(GeneralizedComponent):
 
     def at_layer(self, layer: int) -> GeneralizedComponent:
         """Returns the template of one layer."""
+        if not layer < len(self.templates):
+            raise AdapterError(
+                "a part that differs from layer to layer does not have them all",
+                expected=f"a template for layer {layer}",
+                got=f"{len(self.templates)} templates",
+                fix="PerLayer([...]) with as many templates as cfg.n_layers",
+            )
         return self.templates[layer].at_layer(layer)
 
 

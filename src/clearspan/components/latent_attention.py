@@ -1,6 +1,6 @@
 """Multi-head latent attention: keys and values of all heads come from one low-rank projection (DeepSeek)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 
 import torch
@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.components.attention import GeneralAttentionBridge, Projection
+from clearspan.components.base import GeneralizedComponent
 from clearspan.components.linear import LinearBridge
+from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.weights import AbsentWeight, LinearMap, Weight, WeightTensor
 from clearspan.conversions import HeadPartConversion, HeadsConversion
 from clearspan.errors import MissingWeightError, UnwritableError
@@ -42,6 +44,19 @@ class LatentAttentionBridge(GeneralAttentionBridge):
     _query_axes = "batch pos head d_head_qk"
     _key_axes = "batch pos head d_head_qk"
     _value_axes = "batch pos head d_head_v"
+
+    def required(self) -> Mapping[str, type[GeneralizedComponent]]:
+        """Returns the maps and norms of queries, keys and values, and the output projection."""
+        queries: dict[str, type[GeneralizedComponent]] = {"q": LinearBridge}
+        if "q" not in self.submodules:
+            queries = {"q_a": LinearBridge, "q_a_norm": NormalizationBridge, "q_b": LinearBridge}
+        return {
+            **queries,
+            "kv_a": LinearBridge,
+            "kv_a_norm": NormalizationBridge,
+            "kv_b": LinearBridge,
+            "o": LinearBridge,
+        }
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, including the heads' widths."""
