@@ -19,6 +19,7 @@ from clearspan.errors import (
     CheckpointNotFoundError,
     EditedEntryError,
     InvalidArgumentError,
+    UnknownArgumentError,
     UnreadableWeightError,
     UnwritableError,
 )
@@ -611,6 +612,12 @@ def test_adapters_that_change_the_forward_are_refused(config, reason):
         InvalidArgumentError, match=f"cannot be booted\n(.*\n)*  reason: {reason}\n  {re.escape(_ELSEWHERE)}"
     ):
         clearspan.boot(peft.get_peft_model(build("llama"), config))
+
+
+def test_mixed_batches_are_refused():
+    bridge = clearspan.boot(adapted("llama"))
+    with pytest.raises(UnknownArgumentError, match="adapter_names"):
+        bridge(TOKENS, adapter_names=["default"])
 
 
 @pytest.fixture
