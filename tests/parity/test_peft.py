@@ -19,6 +19,7 @@ from clearspan.errors import (
     CheckpointNotFoundError,
     EditedEntryError,
     InvalidArgumentError,
+    UnknownArgumentError,
     UnreadableWeightError,
     UnwritableError,
 )
@@ -235,6 +236,36 @@ def test_points_and_weights_are_of_the_adapters_that_act_now(variant):
         if name == "merged":
             before = fingerprint(bridge.hf_model)  # it is not taken out again to the last bit
     assert seen
+
+
+@pytest.mark.parametrize("variant", ["llama", pytest.param("gpt_oss", marks=pytest.mark.slow)])
+def test_the_inside_of_attention_that_an_adapter_holds_a_copy_of(variant):
+    config = peft.LoraConfig(target_modules=["lm_head"], modules_to_save=["self_attn"])
+    model = adapted(variant, config)
+    bridge, reference = clearspan.boot(model), clearspan.boot(merged(model))
+    assert_equal(bridge, reference)
+    assert bridge.verify().passed
+    seen = []
+    bridge.add_hook("blocks.1.attn.hook_pattern", lambda value, hook: seen.append(value.clone()))
+    bridge.add_hook("blocks.1.attn.hook_q", lambda value, hook: seen.append(value.clone()))
+    names = ["blocks.1.attn.hook_q", "blocks.1.attn.hook_pattern"]
+    plain = clearspan.boot(build(variant))
+    for _ in range(2):
+        for state, other in ((contextlib.nullcontext(), reference), (model.disable_adapter(), plain)):
+            seen.clear()
+            with state:
+                bridge(TOKENS)
+            for value, name in zip(seen, names, strict=True):
+                assert relative(value, other.run_with_cache(TOKENS, name)[1][name]) < POINTS
+    bridge.reset_hooks()
+    assert not any(part._forward_hooks or "forward" in vars(part) for part in model.modules())
+    assert type(model.base_model.model.model.layers[1].self_attn.original_module.config) is type(model.config)
+
+
+def test_an_adapter_on_positions_that_are_no_plain_table():
+    bridge = clearspan.boot(adapted("opt", peft.LoraConfig(target_modules=["embed_positions"])))
+    with pytest.raises(UnreadableWeightError, match="a OPTLearnedPositionalEmbedding does more than to look its input"):
+        _ = bridge.W_pos
 
 
 def test_a_weight_that_no_adapter_changes_is_live():
@@ -581,6 +612,12 @@ def test_adapters_that_change_the_forward_are_refused(config, reason):
         InvalidArgumentError, match=f"cannot be booted\n(.*\n)*  reason: {reason}\n  {re.escape(_ELSEWHERE)}"
     ):
         clearspan.boot(peft.get_peft_model(build("llama"), config))
+
+
+def test_mixed_batches_are_refused():
+    bridge = clearspan.boot(adapted("llama"))
+    with pytest.raises(UnknownArgumentError, match="adapter_names"):
+        bridge(TOKENS, adapter_names=["default"])
 
 
 @pytest.fixture

@@ -90,6 +90,8 @@ class _Layer:
             return self._added(name, [tuner for tuner, _ in self.tuners if tuner.parameter_name == name])
         if any(kind == "parameters" for _, kind in self.tuners):
             raise self.unreadable(name, "adapters of different kinds lie upon one another")
+        if name == "bias" and self._is_plain():
+            return None
         match self.base:
             case nn.Embedding():
                 return self._table()
@@ -124,7 +126,7 @@ class _Layer:
         if not has_bias and run(nothing).any():
             raise self.unreadable(name, "the adapter adds a bias to a base layer that has none")
         if self._is_plain():
-            stored, changed = self._added("weight", [tuner for tuner, _ in self.tuners]), None
+            stored = changed = self._added("weight", [tuner for tuner, _ in self.tuners])
             assert stored is not None, "an adapter is active"
             weight, bias = stored.T if is_transposed else stored, self._value("bias") if has_bias else None
         else:
@@ -168,11 +170,10 @@ class _Layer:
 
     def _table(self) -> Tensor:
         """Returns an embedding's table: its outputs for all ids, before a scale of the embedding's own."""
-        table = self.base._parameters["weight"]
-        ids = torch.arange(len(table), device=self.device)
-        with torch.no_grad():
-            if not torch.equal(_alone(self.base, neutral=self.base)(ids[:PROBES]), table[:PROBES]):
-                raise self.unreadable("weight", f"a {type(self.base).__name__} does more than to look its input up")
+        scales = "embed_scale" in {*vars(self.base), *self.base._buffers}
+        if type(self.base).forward is not nn.Embedding.forward and not scales:
+            raise self.unreadable("weight", f"a {type(self.base).__name__} does more than to look its input up")
+        ids = torch.arange(len(self.base._parameters["weight"]), device=self.device)
         return _alone(self.module, neutral=self.base)(ids)
 
 

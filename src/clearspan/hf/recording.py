@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from clearspan.hf.adapters import acting
 from clearspan.hf.attention import AttentionCall, Call, Observer, StoredCall
 from clearspan.hf.modules import execution_device
 from clearspan.hf.observers import observed
@@ -270,7 +271,7 @@ class Recording:
         new = Recording(rows)
         new._raw, new.values = dict(contents.raw), dict(contents.values)
         new.autocast = contents.autocast
-        new._calls = {path: call.restored(module_at(model, path)) for path, call in contents.calls.items()}
+        new._calls = {path: call.restored(acting(module_at(model, path))) for path, call in contents.calls.items()}
         new._versions = {name: tensor._version for name, tensor in new._named() if not tensor.is_inference()}
         return new
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
+from clearspan.hf.adapters import acting
 from clearspan.hf.attention import Call
 from clearspan.hf.derived import Pending
 from clearspan.hf.modules import refuse_compiled
@@ -245,7 +246,7 @@ class Taps:
         left = [
             anchor
             for anchor, tap in list(self._installed.items())  # another thread may change it
-            if any(module_at(self.model, path) is not module for path, module in tap.modules.items())
+            if any(self._there(anchor, path) is not module for path, module in tap.modules.items())
         ]
         if left:
             with self.changing():
@@ -253,6 +254,11 @@ class Taps:
                     new = self._install(anchor)
                     self._installed[anchor].hooks.close()
                     self._installed[anchor] = new
+
+    def _there(self, anchor: _Anchor, path: str) -> nn.Module:
+        """Returns the module at a path that a tap's hooks belong on now; of copies, the one whose inside is seen."""
+        module = module_at(self.model, path)
+        return acting(module) if anchor.side is None and path == anchor.module else module
 
     def _install(self, anchor: _Anchor) -> _Tap:
         places = self._places[anchor]
@@ -273,6 +279,7 @@ class Taps:
                     hook = self._where_seen(self._on_exit(places), nothing)
                     self._hold(after(module, hook), stack)
                 case _:
+                    modules[anchor.module] = acting(module)
                     observer = self._where_seen(self._observer(places), lambda call: call.run())
                     stack.enter_context(observed({module: observer}))
             return _Tap(modules, stack.pop_all())
