@@ -499,7 +499,7 @@ def _of_mapping(given: Mapping[str, Any], reader: Reader) -> Batch:
     )
 
 
-def _encoded(rows: list[Any], reader: Reader) -> Batch:
+def _encoded(rows: Sequence[Any], reader: Reader) -> Batch:
     """Returns texts, or conversations, as a batch."""
     tokens, mask, texts = reader.text.encode(rows, reader.prepend_bos, reader.side, chat=reader.chat)
     return Batch(tokens, mask, texts=texts)

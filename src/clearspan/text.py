@@ -266,8 +266,6 @@ class Text:
     def continuation(self, text: str) -> list[int]:
         """Returns the ids of a text that continues another, as an answer does.
 
-        A text that starts with a space is encoded as behind a word: some tokenizers put a space of their own first.
-
         Raises:
             InputError: No text, an empty one, or one with a token that the tokenizer does not know.
         """
@@ -275,10 +273,7 @@ class Text:
             raise InputError("an answer is text, or token ids", expected="text", got=repr(text)[:80])
         tokenizer = self.tokenizer
         self.written(text, BY_LAST_MESSAGE)
-        ids, before = ids_of(tokenizer, text), ids_of(tokenizer, "and")
-        if text.startswith(" "):
-            behind = ids_of(tokenizer, f"and{text}")
-            ids = behind[len(before) :] if before and behind[: len(before)] == before else ids
+        ids = self.continuing(text)
         if not ids:
             raise InputError("a text has no tokens", got=repr(text), where=type(tokenizer).__name__)
         self._check_known(text, ids)
@@ -290,6 +285,18 @@ class Text:
                 fix="a text of its vocabulary, or a token id",
             )
         return ids
+
+    def continuing(self, text: str) -> list[int]:
+        """Returns the ids that a text has behind a word where it starts with a space, and otherwise by itself.
+
+        Some tokenizers put a space of their own before a text.
+        """
+        before = ids_of(self.tokenizer, "and")
+        if text.startswith(" "):
+            behind = ids_of(self.tokenizer, f"and{text}")
+            if before and behind[: len(before)] == before:
+                return behind[len(before) :]
+        return ids_of(self.tokenizer, text)
 
     def padded(self, rows: Sequence[Sequence[int]], side: PaddingSide | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns rows of ids `[row, pos]` and the mask of real tokens, None where nothing is padded.

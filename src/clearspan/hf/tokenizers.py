@@ -75,7 +75,7 @@ def tokenizer_fault(tokenizer: "PreTrainedTokenizerBase", d_vocab: int) -> str |
         d_vocab: Rows of the model's token embedding.
     """
     vocabulary = tokenizer.get_vocab()
-    added = set(tokenizer.get_added_vocab())
+    added = _added(tokenizer)
     beyond = sorted((index, token) for token, index in vocabulary.items() if index >= d_vocab and token not in added)
     if beyond:
         return (
@@ -86,6 +86,14 @@ def tokenizer_fault(tokenizer: "PreTrainedTokenizerBase", d_vocab: int) -> str |
     words = (token for token in sorted(vocabulary, key=vocabulary.__getitem__) if token not in special)
     texts = [*_CHARACTERS, *(text for text, _ in zip(words, range(_WORDS), strict=False))]
     return _collapse(tokenizer, texts, len(vocabulary), d_vocab) or _no_return(tokenizer, texts)
+
+
+def _added(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
+    """Returns the tokens that were added to a tokenizer's own; the one kind without such has none."""
+    from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
+
+    is_open = isinstance(tokenizer, PreTrainedTokenizer | PreTrainedTokenizerFast)
+    return set(tokenizer.get_added_vocab()) if is_open else set()
 
 
 def _collapse(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], size: int, d_vocab: int) -> str | None:

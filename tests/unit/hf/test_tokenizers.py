@@ -6,7 +6,7 @@ from tests.conftest import tiny_model
 from tests.vocabularies import KINDS, SPECIAL, characters, words, wrapped
 from tests.zoo import MODELS, build
 from tokenizers import Tokenizer, decoders, models
-from transformers import GemmaTokenizer, GPT2Tokenizer
+from transformers import ByT5Tokenizer, GemmaTokenizer, GPT2Tokenizer
 
 import clearspan
 from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError, TokenizerWarning, TokenRangeError
@@ -52,6 +52,15 @@ def test_a_tokenizer_of_every_kind_is_used(tmp_path, kind):
     bridge = clearspan.boot(tmp_path)
     text = "the w3 A"
     assert bridge.to_tokens(text).tolist() == [[1, *tokenizer(text)["input_ids"]]]
+
+
+def test_a_tokenizer_in_python_is_used():
+    tokenizer = ByT5Tokenizer()
+    bridge = clearspan.boot(build("llama", vocab_size=384), tokenizer=tokenizer)
+    text = "é, os"
+    assert bridge.to_string(bridge.to_tokens(text)[0]) == text
+    assert tokenizer_fault(tokenizer, 259) is None  # those that stand for gaps were added
+    assert "ids 200 to 258 are outside" in str(tokenizer_fault(tokenizer, 200))
 
 
 def test_a_tokenizer_whose_ordinary_tokens_are_outside_the_vocabulary_is_refused():
