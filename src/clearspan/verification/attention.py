@@ -34,7 +34,8 @@ class Seen:
 
     def _keep(self, side: Side) -> Callable[[Tensor], Tensor]:
         def keep(tensor: Tensor) -> Tensor:
-            self.sides[side] = tensor.detach().clone()
+            if tensor.ndim == 4:  # BLOOM multiplies with rows and heads in one axis
+                self.sides[side] = tensor.detach().clone()
             return tensor
 
         return keep

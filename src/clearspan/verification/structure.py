@@ -3,7 +3,7 @@
 import fnmatch
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import islice
 
 from torch import nn
@@ -76,7 +76,7 @@ def _claims(model: Model) -> Iterator[tuple[str, str]]:
             owners = [part.path for part in _parts(model) if path in part.claims()]
             yield f"{path} is {' and '.join(owners)}", "Each module is one part: the adapter names it twice."
     irrelevant = model.adapter.irrelevant
-    for name in _unclaimed(model.hf_model, "", claimed):
+    for name in _unclaimed(model.hf_model, "", _at(model.hf_model, claimed)):
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in irrelevant):
             yield f"{name} is in no component", _UNCLAIMED
 
@@ -86,14 +86,20 @@ def _parts(model: Model) -> Iterator[GeneralizedComponent]:
         yield from component.walk()
 
 
-def _unclaimed(module: nn.Module, path: str, claimed: Counter[str]) -> Iterator[str]:
+def _at(model: nn.Module, paths: Iterable[str]) -> set[int]:
+    """Returns the ids of the modules and parameters at paths, wherever wrappers have moved them."""
+    ends = (path.rpartition(".") for path in paths)
+    return {id(getattr(module_at(model, around), name)) for around, _, name in ends}
+
+
+def _unclaimed(module: nn.Module, path: str, claimed: Container[int]) -> Iterator[str]:
     """Yields parameters and buffers in a module that are not, and are not inside, what is claimed."""
-    if path in claimed:
+    if id(module) in claimed:
         return
     start = f"{path}." if path else ""
     for own in (module._parameters, module._buffers):
         for name, tensor in own.items():
-            if tensor is not None and start + name not in claimed:
+            if tensor is not None and id(tensor) not in claimed:
                 yield start + name
     for name, child in module._modules.items():
         if child is not None:
