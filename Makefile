@@ -8,7 +8,7 @@ SEED ?= 0
 # One thread a worker: tiny models are fastest so. A worker that is done takes tests from one that is not.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test check ci slow cover processors brute format train bench bench-check bench-peers clean
+.PHONY: demo test check ci slow cover processors brute mutants format train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
@@ -44,6 +44,10 @@ processors: .venv/dev
 # Against plain transformers and torch hooks, drawn at random: make brute SEED=7 draws others than ci does.
 brute: .venv/dev
 	SEED=$(SEED) $(PYTEST) tests/brute
+
+# Every entry of every adapter dropped or changed: how many of these wrong adapters verify catches. It takes an hour.
+mutants: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation.score
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .
