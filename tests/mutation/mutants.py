@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -61,11 +62,11 @@ def mutants(right: type[ArchitectureAdapter], model: PreTrainedModel) -> Iterato
 
 
 def _changed(right: type[ArchitectureAdapter], change: Change) -> type[ArchitectureAdapter]:
-    def __init__(self: ArchitectureAdapter, cfg: TransformerBridgeConfig) -> None:
+    def made(self: ArchitectureAdapter, cfg: TransformerBridgeConfig) -> None:
         right.__init__(self, cfg)
         change(self)
 
-    return type(f"Mutant{right.__name__}", (right,), {"__init__": __init__})
+    return type(f"Mutant{right.__name__}", (right,), {"__init__": made})
 
 
 def _of_class(right: type[ArchitectureAdapter]) -> Iterator[Mutant]:
@@ -139,7 +140,10 @@ def _of_conversions(conversions: Mapping[str, ParamProcessingConversion]) -> Ite
         if isinstance(rearrange, RearrangeTensorConversion):
             left, right = (side.strip() for side in rearrange.pattern.split("->"))
             sizes = rearrange.axes_lengths
-            yield f"{key}: to n h m", _conversion(key, f"{left} -> n h m" if right == "n m h" else f"{left} -> n m h", sizes)
+            yield (
+                f"{key}: to n h m",
+                _conversion(key, f"{left} -> n h m" if right == "n m h" else f"{left} -> n m h", sizes),
+            )
             if "(n h)" in left:
                 yield f"{key}: heads inside", _conversion(key, f"{left.replace('(n h)', '(h n)')} -> {right}", sizes)
             for name, size in sizes.items():
@@ -181,7 +185,9 @@ def _ways(parts: Mapping[str, GeneralizedComponent], way: Way = ()) -> Iterator[
         yield from _ways(part.submodules, here)
 
 
-def _apply(adapter: ArchitectureAdapter, way: Way, change: Callable[[GeneralizedComponent], GeneralizedComponent]) -> None:
+def _apply(
+    adapter: ArchitectureAdapter, way: Way, change: Callable[[GeneralizedComponent], GeneralizedComponent]
+) -> None:
     def within(parts: Mapping[str, GeneralizedComponent], rest: Way) -> dict[str, GeneralizedComponent]:
         key, *others = rest
         part = parts[key]
@@ -232,7 +238,10 @@ def _of_mapping(adapter: ArchitectureAdapter) -> Iterator[tuple[str, Change]]:
     for key, part in adapter.component_mapping["blocks"].submodules.items():
         if isinstance(part, PerLayer):
             for index, template in enumerate(part.templates):
-                yield f"blocks.{key}: layer {index}'s in all", partial(_set_part, way=("blocks",), key=key, part=template)
+                yield (
+                    f"blocks.{key}: layer {index}'s in all",
+                    partial(_set_part, way=("blocks",), key=key, part=template),
+                )
             turned = PerLayer([*part.templates[1:], part.templates[0]])
             yield f"blocks.{key}: layers turned", partial(_set_part, way=("blocks",), key=key, part=turned)
 
@@ -257,7 +266,7 @@ def _of_parts(way: Way, parts: Mapping[str, GeneralizedComponent]) -> Iterator[t
     keys = list(parts)
     for key in keys:
         yield f"{where}: no {key}", put({other: part for other, part in parts.items() if other != key})
-    for first, second in zip(keys, keys[1:], strict=False):
+    for first, second in itertools.pairwise(keys):
         turned = {**parts, first: parts[second], second: parts[first]}
         yield f"{where}: {first} and {second} swapped", put(turned)
     if "k" in parts and "q" in parts:
@@ -272,7 +281,9 @@ def _of_parts(way: Way, parts: Mapping[str, GeneralizedComponent]) -> Iterator[t
             yield f"{where}: {old} as {new}", put({(new if key == old else key): part for key, part in parts.items()})
 
 
-def _of_part(part: GeneralizedComponent) -> Iterator[tuple[str, Callable[[GeneralizedComponent], GeneralizedComponent]]]:
+def _of_part(
+    part: GeneralizedComponent,
+) -> Iterator[tuple[str, Callable[[GeneralizedComponent], GeneralizedComponent]]]:
     if part.name is not None:
         yield "a path that is not there", _with(name="no_such_module")
         yield "no path", _with(name=None)
@@ -352,18 +363,25 @@ def _of_kind(part: GeneralizedComponent) -> Iterator[tuple[str, Any]]:
         case NormalizationBridge():
             yield "as LinearBridge", lambda old: LinearBridge(name=old.name)
         case JointGateMLPBridge():
-            yield "as MLPBridge", lambda old: MLPBridge(
-                name=old.name, submodules={"in": old.submodules["gate_up"], "out": old.submodules["out"]}
+            yield (
+                "as MLPBridge",
+                lambda old: MLPBridge(
+                    name=old.name, submodules={"in": old.submodules["gate_up"], "out": old.submodules["out"]}
+                ),
             )
         case GatedMLPBridge():
             yield "as MLPBridge", _as(MLPBridge)
             for key in ("in", "gate"):
-                yield f"as MLPBridge of {key}", lambda old, key=key: MLPBridge(
-                    name=old.name, submodules={"in": old.submodules[key], "out": old.submodules["out"]}
+                yield (
+                    f"as MLPBridge of {key}",
+                    lambda old, key=key: MLPBridge(
+                        name=old.name, submodules={"in": old.submodules[key], "out": old.submodules["out"]}
+                    ),
                 )
         case MLPBridge():
-            yield "as GatedMLPBridge", lambda old: GatedMLPBridge(
-                name=old.name, submodules={**old.submodules, "gate": old.submodules["in"]}
+            yield (
+                "as GatedMLPBridge",
+                lambda old: GatedMLPBridge(name=old.name, submodules={**old.submodules, "gate": old.submodules["in"]}),
             )
         case BlockBridge():
             pass

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clearspan import TransformerBridge
 from clearspan.components.weights import Weight
+from clearspan.points import Derived
 from clearspan.verification.writes import changed
 
 Numbers = Mapping[str, object]
@@ -86,9 +87,11 @@ def _values(bridge: TransformerBridge) -> Looks:
 
 
 def _writes(bridge: TransformerBridge) -> Looks:
-    points = [point for point in bridge.index]
-    for first in range(0, len(points), ROWS):
-        some = points[first : first + ROWS]
+    beside = [
+        point for point in bridge.index if isinstance(point.access, Derived) and not point.access.derivation.is_in_series
+    ]
+    rest = [point for point in bridge.index if point not in beside]
+    for some in [chunk[first : first + ROWS] for chunk in (rest, beside) for first in range(0, len(chunk), ROWS)]:
         rows = {point.name: row for row, point in enumerate(some)}
 
         def write(value: Tensor, hook, rows=rows) -> Tensor:
@@ -115,7 +118,9 @@ def _gradients(bridge: TransformerBridge) -> Looks:
 def _weights(bridge: TransformerBridge) -> Looks:
     live = [part for component in bridge.components for part in component.walk()]
     for part in live:
-        for name in sorted({key for kind in type(part).__mro__ for key, one in vars(kind).items() if isinstance(one, Weight)}):
+        for name in sorted(
+            {key for kind in type(part).__mro__ for key, one in vars(kind).items() if isinstance(one, Weight)}
+        ):
             yield f"{part.path}.{name}", lambda part=part, name=name: getattr(part, name)
     for name in ("W_E", "W_pos", "W_U", "b_U"):
         yield name, lambda name=name: getattr(bridge, name)
@@ -144,7 +149,10 @@ def _runs(bridge: TransformerBridge) -> Looks:
         cache = _looked(lambda: bridge.run_with_cache(ids, "blocks.1.hook_resid_pre")[1])
     names = [f"{block.attn.path}.hook_rot_q" for block in bridge.blocks if block.attn.has_rotary][:1]
     for name in names:
-        yield f"{name} padded", lambda name=name: bridge.run_with_cache(ids, name, attention_mask=mask)[1][name][mask.bool()]
+        yield (
+            f"{name} padded",
+            lambda name=name: bridge.run_with_cache(ids, name, attention_mask=mask)[1][name][mask.bool()],
+        )
     yield "from layer 1", lambda: bridge(cache["blocks.1.hook_resid_pre"], start_at_layer=1)
     yield "to layer 1", lambda: bridge(ids, stop_at_layer=1)
     yield "padded", lambda: bridge(ids, attention_mask=mask)[mask.bool()]

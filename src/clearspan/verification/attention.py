@@ -12,6 +12,7 @@ from clearspan.components import GeneralAttentionBridge, LatentAttentionBridge
 from clearspan.hf.attention import Call
 from clearspan.hf.observers import observed
 from clearspan.points import Side
+from clearspan.verification.reads import is_visible
 from clearspan.verification.report import Check
 from clearspan.verification.statement import relative
 from clearspan.verification.trial import UNEQUAL, Trial, guarded
@@ -47,13 +48,14 @@ _WATCHED = (Side.QUERY, Side.KEY, Side.SCORES, Side.PATTERN)
 def attention(trial: Trial) -> Iterator[Check]:
     """Yields the checks of all attentions that show queries and keys of their own."""
     model = trial.model
-    seen = {block.attn.path: Seen() for block in model.blocks}
-    ends = ("attn.hook_q", "attn.hook_k", "attn.q_norm.hook_out", "attn.k_norm.hook_out")
+    blocks = [block for block in model.blocks if trial.is_readable(f"{block.attn.path}.hook_pattern")]
+    seen = {block.attn.path: Seen() for block in blocks}
+    ends = ("attn.hook_q", "attn.hook_k", "attn.q_norm.hook_out", "attn.k_norm.hook_out", "attn.kv_a.hook_out")
     names = [name for name in model.hook_dict if name.endswith(ends) and trial.is_readable(model.hook_dict[name].name)]
-    with observed({block.attn.module: seen[block.attn.path].observe for block in model.blocks}):
+    with observed({block.attn.module: seen[block.attn.path].observe for block in blocks}):
         _, cache = runs.run_with_cache(model, trial.tokens, names)
     biased = []
-    for block in model.blocks:
+    for block in blocks:
         found = seen[block.attn.path].sides
         yield from guarded("attention", block.attn.path, _of_layer(cache, block.attn, found))
         if not block.attn.has_rotary:
@@ -61,11 +63,15 @@ def attention(trial: Trial) -> Iterator[Check]:
     yield from guarded("attention", "positions", _of_positions(trial, biased))
 
 
-def _of_layer(cache: ActivationCache, attention: GeneralAttentionBridge, seen: Mapping[Side, Tensor]) -> Iterator[Check]:
+def _of_layer(
+    cache: ActivationCache, attention: GeneralAttentionBridge, seen: Mapping[Side, Tensor]
+) -> Iterator[Check]:
     yield _sinks(attention, seen[Side.PATTERN])
     if Side.QUERY not in seen:  # one function multiplies and adds a bias (BLOOM)
         yield _scores(cache, attention, seen[Side.SCORES])
         return
+    if isinstance(attention, LatentAttentionBridge):
+        yield _latent_rotation(cache, attention, seen[Side.KEY])
     for side, key in ((Side.QUERY, "q"), (Side.KEY, "k")):
         expected = _expected(cache, attention, key)
         if expected is not None:
@@ -127,8 +133,18 @@ def _of_side(attention: GeneralAttentionBridge, key: str, used: Tensor, expected
 
 def _rotation(attention: GeneralAttentionBridge, what: str, *, turns: bool, is_turned: bool) -> Check:
     said, found = ("are rotated" if yes else "are not rotated" for yes in (turns, is_turned))
-    why = "" if turns == is_turned else f"In the product they {found} by position. `has_rotary` of the adapter is wrong."
+    why = (
+        "" if turns == is_turned else f"In the product they {found} by position. `has_rotary` of the adapter is wrong."
+    )
     return Check("attention", f"{what} of {attention.path} {said} by position", not why, explanation=why)
+
+
+def _latent_rotation(cache: ActivationCache, attention: LatentAttentionBridge, used: Tensor) -> Check:
+    """Returns the check of the keys' rotated channels, which all heads share, and which may change places."""
+    raw = cache[f"{attention.path}.kv_a.hook_out"][..., -attention.d_head_rope :]
+    shown = used[:, 0, :, attention.d_head_nope :]
+    is_turned = relative(shown.sort(-1).values, raw.sort(-1).values) > 10 * NOISE
+    return _rotation(attention, "keys", turns=attention.has_rotary, is_turned=is_turned)
 
 
 def _moved(used: Tensor, expected: Tensor) -> Tensor:
@@ -171,7 +187,7 @@ def _scores(cache: ActivationCache, attention: GeneralAttentionBridge, scores: T
 def _difference(cache: ActivationCache, attention: GeneralAttentionBridge, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Returns how far products and scores of the first two rows are apart, zero where a mask hides them."""
     product = _product(cache, attention)
-    visible = (scores > torch.finfo(scores.dtype).min / 2).all(0)
+    visible = is_visible(scores).all(0)
     return (product[0] - product[1]) * visible, torch.where(visible, scores[0] - scores[1], 0)
 
 
@@ -191,7 +207,7 @@ def _bias(cache: ActivationCache, attention: GeneralAttentionBridge, seen: Mappi
         product = seen[Side.QUERY] @ _repeated(seen[Side.KEY], seen[Side.QUERY]).transpose(-1, -2)
     else:
         product = _product(cache, attention)
-    visible = (scores > torch.finfo(scores.dtype).min / 2).all(0).expand_as(scores)
+    visible = is_visible(scores).all(0).expand_as(scores)
     apart = (product[0] - product[1])[visible[0]], (scores[0] - scores[1])[visible[0]]
     constant = (apart[0] * apart[1]).sum() / apart[0].square().sum().clamp(min=1e-30)
     return relative(scores[visible], (product * constant)[visible]) > 10 * NOISE

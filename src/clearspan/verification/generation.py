@@ -32,15 +32,17 @@ def generation(trial: Trial) -> Iterator[Check]:
 
     last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     given = running.prepare(model, prompt, None, "left", None, None, _GREEDY)
-    made, cache = running.generate_with_cache(model, given, [(last, note)], None)
+    made, cache = running.generate_with_cache(model, given, [(last, note)], trial.is_readable)
     width = prompt.shape[1]
     # A model that keeps no keys and values goes through the whole sequence at each step.
     expected = [(0, 0, width)]
-    expected += [((0, step, width + step), (width + step - 1, step, 1))[seen[step][2] == 1] for step in range(1, len(seen))]
+    expected += [
+        ((0, step, width + step), (width + step - 1, step, 1))[seen[step][2] == 1] for step in range(1, len(seen))
+    ]
     right = seen == expected and len(seen) == NEW
     why = "" if right else f"Hooks saw (position, step, tokens) {seen}, which should be {expected}. {UNEQUAL}"
     yield Check("generation", "hooks are told positions and steps", not why, explanation=why)
-    _, once = runs.run_with_cache(model, made[:, :-1])
+    _, once = runs.run_with_cache(model, made[:, :-1], trial.is_readable)
     if not _same_experts(trial, cache, once):
         trial.skip("a cache of a generation: rounding chose other experts there than in one forward")
         return
@@ -97,8 +99,12 @@ def _one_step(trial: Trial, prompt: Tensor, base: Tensor, last: str) -> Check:
     def hear(value: Tensor, hook: HookPoint) -> None:
         heard.append(value[:, -1].clone())
 
-    given = running.prepare(model, prompt, None, "left", None, None, {**_GREEDY, "max_new_tokens": 2, "min_new_tokens": 2})
+    given = running.prepare(
+        model, prompt, None, "left", None, None, {**_GREEDY, "max_new_tokens": 2, "min_new_tokens": 2}
+    )
     running.generate(model, given, [(last, write), ("hook_logits", hear)])
     moved = [relative(logits, base[:, step]) > max(LOOSE, trial.tolerance) for step, logits in enumerate(heard[:2])]
     why = "" if moved == [False, True] else f"Written at step 1, the logits of steps 0 and 1 moved: {moved}. {UNEQUAL}"
-    return Check("generation", f"a write to {last} at one step changes the logits of that step", not why, explanation=why)
+    return Check(
+        "generation", f"a write to {last} at one step changes the logits of that step", not why, explanation=why
+    )

@@ -12,7 +12,15 @@ from clearspan.points import HookPoint
 from clearspan.verification.report import Check
 from clearspan.verification.trial import Trial, layer_of
 
-POINTS = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_attn_out", "hook_mlp_out", "attn.hook_z", "hook_q_input")
+POINTS = (
+    "hook_embed",
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "attn.hook_z",
+    "hook_q_input",
+)
 """Points that are tried, in one layer of each kind."""
 STEP = 2e-3
 """Size of a write over that of the value."""
@@ -53,7 +61,10 @@ def gradients(trial: Trial) -> Iterator[Check]:
         measured = []
         for size_index, size in enumerate(sizes):
             first = 2 * (index * len(sizes) + size_index)
-            if all(torch.equal(one[first : first + 2], trial.cache[key][:1].expand_as(one[first : first + 2])) for key, one in chosen.items()):
+            if all(
+                torch.equal(one[first : first + 2], trial.cache[key][:1].expand_as(one[first : first + 2]))
+                for key, one in chosen.items()
+            ):
                 up, down = (score(logits[None]).double().item() for logits in after[first : first + 2])
                 measured.append((up - down) / (2 * size))
         if measured:

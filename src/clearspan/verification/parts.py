@@ -30,7 +30,9 @@ def parts(trial: Trial) -> Iterator[Check]:
             yield from guarded("parts", f"{part.path} alone", _alone(trial, part, block))
         if isinstance(block.attn, JointQKVAttentionBridge) and block.attn.split_qkv_matrix is not None:
             split = block.attn.split_qkv_matrix
-            yield from guarded("parts", f"split_qkv_matrix of {block.attn.path}", _split(trial, block.attn, split(block.attn.module)))
+            yield from guarded(
+                "parts", f"split_qkv_matrix of {block.attn.path}", _split(trial, block.attn, split(block.attn.module))
+            )
     yield from guarded("parts", "runs of some blocks", _segments(trial))
 
 
@@ -49,7 +51,10 @@ def _alone(trial: Trial, part: GeneralizedComponent, block: BlockBridge) -> Iter
     if part is block.mlp and block.mlp_out:
         ends.append(f"{block.path}.hook_mlp_out")
     found = part(value)
-    checks = [trial.compared("parts", f"{part.path} alone", found.reshape_as(there), there) for there in map(trial.cache.__getitem__, ends)]
+    checks = [
+        trial.compared("parts", f"{part.path} alone", found.reshape_as(there), there)
+        for there in map(trial.cache.__getitem__, ends)
+    ]
     yield min(checks, key=lambda check: check.error or 0.0)
 
 
@@ -65,6 +70,9 @@ def _split(trial: Trial, attention: JointQKVAttentionBridge, maps: Sequence[nn.L
 def _segments(trial: Trial) -> Iterator[Check]:
     """Yields that a run from a middle block on, and one up to it, are parts of the whole run."""
     model = trial.model
+    if any(point.is_listening for point in model.index):
+        trial.skip("runs of some blocks: hooks are on the model, which may be in parts that such runs leave out")
+        return
     middle = model.cfg.n_layers // 2
     stream = trial.cache[f"blocks.{middle}.hook_resid_pre"]
     rest = runs.forward(model, stream, start_at_layer=middle)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from clearspan._run import runs
+from clearspan.hf.attention import least_score
 from clearspan.points import HookPoint
 from clearspan.verification.identities import statements as statements_of
 from clearspan.verification.report import Check
@@ -46,7 +47,9 @@ def reads(trial: Trial) -> Iterator[Check]:
         missing = sorted(name for name in statement.points if name not in trial.cache)
         if missing:
             trial.statements.remove(statement)
-            if not any(name in model.hook_dict and not trial.is_readable(model.hook_dict[name].name) for name in missing):
+            if not any(
+                name in model.hook_dict and not trial.is_readable(model.hook_dict[name].name) for name in missing
+            ):
                 why = f"The adapter has no {', '.join(missing)}: a part is missing, or has another name. {UNEQUAL}"
                 yield Check("identities", statement.text, False, explanation=why)
             continue
@@ -88,7 +91,9 @@ def tolerance_of(trial: Trial, statement: Statement) -> float:
 def _out_of_reach(trial: Trial) -> Iterator[Check]:
     """Yields points at which a run fails, each with what it raised. They are looked for only if one does."""
     for point in trial.model.index:
-        failed = refused("reads", point.name, lambda point=point: runs.run_with_cache(trial.model, trial.tokens, point.name))
+        failed = refused(
+            "reads", point.name, lambda point=point: runs.run_with_cache(trial.model, trial.tokens, point.name)
+        )
         if failed is not None:
             yield Check("reads", point.name, False, explanation=failed.explanation)
 
@@ -97,7 +102,12 @@ def unmasked(value: Tensor) -> Tensor:
     """Returns a value with zeros where a mask hides it."""
     if not value.is_floating_point():
         return value
-    return torch.where(value > torch.finfo(value.dtype).min / 2, value, 0)
+    return torch.where(is_visible(value), value, 0)
+
+
+def is_visible(scores: Tensor) -> Tensor:
+    """Returns where no mask hides a value; masks in float64 may have float32's least number."""
+    return scores > least_score(scores.dtype) / 2
 
 
 def precision(trial: Trial, control: Trial) -> Iterator[Check]:
@@ -108,4 +118,6 @@ def precision(trial: Trial, control: Trial) -> Iterator[Check]:
         found = held(control, statement)
         passed = found.passed and (found.error or 0.0) <= FULL_PRECISION
         what = f"in float32: {statement.text}"
-        yield Check("precision", what, passed, found.error, FULL_PRECISION, "" if passed else found.explanation or UNEQUAL)
+        yield Check(
+            "precision", what, passed, found.error, FULL_PRECISION, "" if passed else found.explanation or UNEQUAL
+        )

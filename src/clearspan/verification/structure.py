@@ -31,6 +31,7 @@ from clearspan.hf.loading import bridge_config
 from clearspan.model import Model
 from clearspan.tree import module_at
 from clearspan.verification.report import Check
+from clearspan.verification.trial import FAULTS
 
 SHOWN = 5
 """Findings that a warning names."""
@@ -48,7 +49,10 @@ def findings(model: Model) -> Iterator[tuple[str, str]]:
 
 def warn_of_structure(model: Model) -> None:
     """Warns if the adapter leaves parts of the model out, or says sizes that these do not have."""
-    wrong = [f"{what}. {why}" for what, why in islice(findings(model), SHOWN)]
+    try:
+        wrong = [f"{what}. {why}" for what, why in islice(findings(model), SHOWN)]
+    except FAULTS as error:
+        wrong = [f"a part is of another kind than its module: {type(error).__name__}: {error}"]
     if wrong:
         said = "\n  ".join(wrong)
         text = f"the adapter does not fit {model.cfg.architecture}; bridge.verify() says more\n  {said}"
@@ -246,7 +250,11 @@ def _expected(model: Model) -> Iterator[tuple[str, object]]:
         yield "final_rms", any(norm.uses_rms_norm for norm in of_stream if norm.path == "ln_final")
     yield "gated_mlp", any(isinstance(block.mlp, GatedMLPBridge | MoEBridge) for block in blocks)
     yield "attn_only", False
-    yield "n_key_value_heads", blocks[0].attn.n_kv_heads
+    if isinstance(blocks[0].attn, LatentAttentionBridge):  # whose heads share keys and values
+        yield "d_head", blocks[0].attn.d_head_nope + blocks[0].attn.d_head_rope
+        yield "n_key_value_heads", own.n_key_value_heads
+    else:
+        yield "n_key_value_heads", blocks[0].attn.n_kv_heads
     splits = all(
         isinstance(block.attn, JointQKVAttentionBridge) and block.attn.split_qkv_matrix is not None for block in blocks
     )

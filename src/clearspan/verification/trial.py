@@ -216,5 +216,3 @@ def _kind(block: BlockBridge) -> tuple[object, ...]:
         shapes = [(key, tuple(one.shape)) for key, one in part.module._parameters.items() if one is not None]
         parts.append((type(part), *sorted({**settings, **places, "name": name}.items(), key=repr), *shapes))
     return tuple(parts)
-
-

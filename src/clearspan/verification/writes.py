@@ -18,7 +18,7 @@ from clearspan.verification.trial import FAULTS, Trial, layer_of
 
 LEAST_EFFECT = 1e-6
 """Relative change of the logits below which a write counts as lost."""
-ROWS = 32
+ROWS = 16
 """Writes tried in one forward, each in a row of its own."""
 GATE = 1e-4
 """Relative error allowed where a product of branches is compared with its factors."""
