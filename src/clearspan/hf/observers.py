@@ -21,7 +21,7 @@ def observed(observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
 
     Attention that uses transformers' interface gets another implementation in its own view of the config; the rest of
     the model, its masks included, stays as configured. Any other module's forward is wrapped. If a module has several
-    observers, each sees the call in turn. Where an adapter of peft holds several copies of a module, the one that acts is
+    observers, each sees the call in turn. Where an adapter of peft holds copies of a module, the one that acts is
     observed.
     """
     if not observers:
