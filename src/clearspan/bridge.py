@@ -618,13 +618,19 @@ class TransformerBridge(Model):
     def verify(self, level: Level = "quick", tokens: Tensor | None = None) -> Verification:
         """Checks this very model: that its points show what they promise, and that writes do. Returns the findings.
 
-        Logits are compared with the unbridged model's; every point is read; the identities between points are computed;
-        points are written and their effect is followed; padded rows are compared with rows alone. A model in half
-        precision is compared with a copy in float32, so that rounding is not taken for a fault.
+        Every parameter must be in a component; logits are compared with the unbridged model's; every point is read; the
+        identities between points and weights are computed; queries and keys are followed into their product; points are
+        written and their effect is followed; padded rows are compared with rows alone, a generation with one forward,
+        gradients with small writes, and each step of `processed()` with the model. What fails is tried on a copy in
+        better precision, so that rounding is not taken for a fault. What is wrong is in the findings, never raised.
 
         Args:
             level: `"quick"` writes in one layer of each kind; `"full"` in every layer, returned and in place.
-            tokens: Token ids `[batch, pos]`, at least two rows of four; by default random ones.
+            tokens: Token ids `[batch, pos]`, at least two rows of four; by default random ones, longer than the
+                config's windows where these are short.
+
+        Raises:
+            NotFiniteError: The model's own logits are not finite.
 
         Example:
             >>> import clearspan
@@ -711,6 +717,8 @@ def boot(
 
     Raises:
         UnsupportedArchitectureError: The architecture has no adapter.
+        AdapterError: Its adapter does not fit the model.
+        AdapterWarning: A warning: parts of the model are in no component, or have other sizes than the adapter says.
         CheckpointNotFoundError: The name is no checkpoint.
         CheckpointError: Its weights are missing, damaged, or of other sizes than its config says.
         InvalidArgumentError: It is no model, or has an adapter that changes the forward, such as a learned prompt.

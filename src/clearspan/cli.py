@@ -87,8 +87,9 @@ def verify(
 ) -> None:
     """Check that every hook point of a model reads and writes as it should.
 
-    On the model's own weights: parity with the unbridged model, identities between
-    points, the effect of writes, padding. Exits 1 if a check fails.
+    On the model's own weights: nothing is left out, parity with the unbridged model,
+    identities between points and weights, attention, writes, padding, gradients,
+    generation, processing. Exits 1 if a check fails.
     """
     found = _measured(model, lambda bridge: bridge.verify("full" if full else "quick"))
     if as_json:

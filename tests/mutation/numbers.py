@@ -88,7 +88,9 @@ def _values(bridge: TransformerBridge) -> Looks:
 
 def _writes(bridge: TransformerBridge) -> Looks:
     beside = [
-        point for point in bridge.index if isinstance(point.access, Derived) and not point.access.derivation.is_in_series
+        point
+        for point in bridge.index
+        if isinstance(point.access, Derived) and not point.access.derivation.is_in_series
     ]
     rest = [point for point in bridge.index if point not in beside]
     for some in [chunk[first : first + ROWS] for chunk in (rest, beside) for first in range(0, len(chunk), ROWS)]:

@@ -21,7 +21,9 @@ EVERY = 40
 def survivors() -> dict[tuple[str, str], str]:
     """Returns the reasons of what is known not to be caught, by patterns of variant and mutant."""
     lines = (Path(__file__).parent / "survivors.md").read_text().splitlines()
-    rows = [[cell.strip().strip("`") for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| `")]
+    rows = [
+        [cell.strip().strip("`") for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| `")
+    ]
     return {(variant, mutant): reason for variant, mutant, reason in rows}
 
 

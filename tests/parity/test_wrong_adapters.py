@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
@@ -23,7 +24,11 @@ from clearspan.verification import warn_of_structure
 class PhiArchitectureAdapter(LlamaArchitectureAdapter):
     """Phi, as it should be."""
 
-    config_values = {**LAYER_NORM, "positional_embedding_type": "rotary", "eps_attr": "layer_norm_eps"}
+    config_values: ClassVar[dict[str, object]] = {
+        **LAYER_NORM,
+        "positional_embedding_type": "rotary",
+        "eps_attr": "layer_norm_eps",
+    }
     final_norm_name = "model.final_layernorm"
 
     def _wiring(self):
@@ -41,7 +46,10 @@ class PhiArchitectureAdapter(LlamaArchitectureAdapter):
 class PhiWithoutRotation(PhiArchitectureAdapter):
     """Phi, without a word of its rotation."""
 
-    config_values = {**PhiArchitectureAdapter.config_values, "positional_embedding_type": "none"}
+    config_values: ClassVar[dict[str, object]] = {
+        **PhiArchitectureAdapter.config_values,
+        "positional_embedding_type": "none",
+    }
 
     def _parts(self):
         parts = super()._parts()
@@ -239,4 +247,4 @@ def test_the_check_of_structure_is_a_small_part_of_booting():
         warnings.simplefilter("error")
         share = fastest(lambda: warn_of_structure(bridge)) / fastest(lambda: clearspan.boot(model))
     print(f"{share:.1%} of booting")
-    assert share < 0.25  # measured 0.1; two numbers of milliseconds
+    assert share < 0.1  # measured 0.013

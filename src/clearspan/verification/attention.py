@@ -109,7 +109,7 @@ def _of_side(attention: GeneralAttentionBridge, key: str, used: Tensor, expected
     moved = _moved(used, expected)
     constant = torch.where(moved, _ratio(used, expected, moved), _ratio(used, expected, ~moved))
     error = relative(used[:, :, 0], (expected * constant)[:, :, 0])
-    why = f"At the first position they are not the same, times a constant: a norm is missing, or others are used. {UNEQUAL}"
+    why = f"At the first position they are not proportional: a norm is missing, or others are used. {UNEQUAL}"
     yield Check(
         "attention",
         f"{what} of {point} are used in the product",

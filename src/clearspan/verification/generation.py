@@ -96,7 +96,7 @@ def _one_step(trial: Trial, prompt: Tensor, base: Tensor, last: str) -> Check:
 
     heard: list[Tensor] = []
 
-    def hear(value: Tensor, hook: HookPoint) -> None:
+    def hear(value: Tensor, _: HookPoint) -> None:
         heard.append(value[:, -1].clone())
 
     given = running.prepare(

@@ -53,8 +53,8 @@ def lengths(trial: Trial) -> Iterator[Check]:
     for name, limit in limits(trial.model.cfg.hf).items():
         if limit >= length:
             trial.skip(
-                f"lengths past {name}={limit}, {_LIMITS[name]}: the inputs have {length} tokens; verify(tokens=...) with "
-                "longer rows tries it"
+                f"lengths past {name}={limit}, {_LIMITS[name]}: the inputs have {length} tokens; verify(tokens=...) "
+                "with longer rows tries it"
             )
     yield from _context(trial.model, trial)
 

@@ -45,7 +45,7 @@ def _step(trial: Trial, step: str, base: torch.Tensor) -> Iterator[Check]:
         return
     moved = (found - base).abs().max().item()
     why = (
-        f"It moves log-probabilities by up to {moved:.2g}: the adapter leaves something out of this step's way, such as "
-        "a norm, a rotation, or a part that reads or writes the residual stream."
+        f"It moves log-probabilities by up to {moved:.2g}: the adapter leaves something out of this step's way, such "
+        "as a norm, a rotation, or a part that reads or writes the residual stream."
     )
     yield Check("processing", step, False, check.error, check.tolerance, why)

@@ -102,7 +102,8 @@ class Trial:
         if self.model.hf_model.dtype == torch.float64 or not self.has_room("what rounding hides", dtype):
             return None
         if self._control is None:
-            hf_model = copy.deepcopy(self.model.hf_model).to(dtype)
+            hf_model = copy.deepcopy(self.model.hf_model)
+            nn.Module.to(hf_model, dtype)
             model = type(self.model)(hf_model, type(self.model.adapter)(copy.copy(self.model.cfg)))
             self._control = Trial(
                 model, self.level, self.tokens, self.counter, set(self.unreadable), self.not_exercised
