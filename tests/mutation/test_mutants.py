@@ -8,11 +8,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+
+from clearspan.architectures import ADAPTERS
 from tests import zoo
 from tests.mutation.mutants import mutants
 from tests.mutation.score import Verdict, table, verdicts
-
-from clearspan.architectures import ADAPTERS
 
 EVERY = 40
 """One mutant of so many is tried here."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from clearspan._run import runs
 from clearspan.checks import tensor_of
 from clearspan.errors import InvalidArgumentError, NotFiniteError
+from clearspan.hf.tokenizers import tokenizer_doubt, tokenizer_fault
 from clearspan.model import Model
 from clearspan.verification import structure
 from clearspan.verification.attention import attention
@@ -88,6 +89,7 @@ def _all(trial: Trial) -> Iterator[Check]:
     yield from _judged(trial, "padding", "padded rows", padding)
     yield from _judged(trial, "generation", "a short generation", generation)
     yield from guarded("structure", "the length of the context", lengths(trial))
+    yield from guarded("tokenizer", "text", _tokenizer(trial))
     exact = trial
     if trial.is_half:
         try:
@@ -107,6 +109,16 @@ def _all(trial: Trial) -> Iterator[Check]:
 def _plain(trial: Trial) -> Iterator[Check]:
     logits = runs.forward(trial.model, trial.tokens)
     yield trial.compared("parity", "logits with nothing listening, bit for bit", logits, trial.base, 0.0)
+
+
+def _tokenizer(trial: Trial) -> Iterator[Check]:
+    tokenizer, fault = trial.model.text.own
+    if tokenizer is None:
+        trial.not_exercised.append(f"text: {fault or 'the bridge has no tokenizer'}")
+        return
+    d_vocab = trial.model.embed.n_tokens
+    why = tokenizer_fault(tokenizer, d_vocab) or tokenizer_doubt(tokenizer, d_vocab)
+    yield Check("tokenizer", "texts become ids of the model and come back", why is None, explanation=why or "")
 
 
 Stage = Callable[[Trial], Iterable[Check]]
