@@ -213,7 +213,7 @@ class EditedEntryError(ClearspanError, RuntimeError):
 
 
 class UnreadableWeightError(ClearspanError, RuntimeError):
-    """A weight that is there, but whose values cannot be read: offloaded, quantised, or made by a wrapper or adapter."""
+    """A weight that is there, but whose values cannot be read: offloaded, quantised, or of a wrapper or adapter."""
 
 
 class NotPicklableError(ClearspanError, TypeError):

@@ -18,7 +18,7 @@ from clearspan.points import nearest
 from clearspan.text import PaddingSide
 
 if TYPE_CHECKING:
-    from transformers import Cache
+    from clearspan.hf.types import Cache
 
 _INSTEAD = {
     "input_ids": "bridge(tokens)",
