@@ -130,7 +130,7 @@ class Sequential(ADAPTERS["GPTJForCausalLM"]):
     """GPT-J without `is_parallel`."""
 
     def _wiring(self):
-        return {"returns_tuple": True}
+        return {}
 
 
 @pytest.mark.parametrize("adapter", [Swapped, Sequential])

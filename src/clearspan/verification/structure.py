@@ -209,9 +209,10 @@ def _has_mixtures(cfg: TransformerBridgeConfig) -> bool:
 
 def _of_experts(experts: ExpertsBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
     for each, axis in ((next(experts.reads()), "in_axis"), (next(experts.adds()), "out_axis")):
-        shape = each.module._parameters[each.weight]
-        if shape is not None and shape.ndim == 3:
-            yield f"d_model in {experts.path}.{each.weight}", cfg.d_model, shape.shape[getattr(each, axis)]
+        if not experts.has(each.weight):
+            yield f"whether {experts.path} has {each.weight}", True, False
+        elif len(shape := experts.shape(each.weight)) == 3:
+            yield f"d_model in {experts.path}.{each.weight}", cfg.d_model, shape[getattr(each, axis)]
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
