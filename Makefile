@@ -15,7 +15,7 @@ CORE := tests/parity tests/unit/hf
 # One thread a worker: tiny models are fastest so. A worker that is done takes tests from one that is not.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test check ci slow cover processors brute oldest newest format train bench bench-check bench-peers clean
+.PHONY: demo test check ci slow cover processors brute mutants oldest newest format train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
@@ -62,6 +62,9 @@ newest: .venv/releases/$(NEWEST)
 core = export PYTHONPATH=$(CURDIR)/.venv/releases/$(1); \
 	$(BIN)/python -c 'import transformers as t; assert t.__version__ == "$(1)", t.__version__' && \
 	$(PYTEST) $(CORE) -m "not slow"
+# Every entry of every adapter dropped or changed: how many of these wrong adapters verify catches. It takes an hour.
+mutants: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation.score
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

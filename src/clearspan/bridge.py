@@ -24,17 +24,19 @@ from clearspan._run.sources import Source
 from clearspan.architectures import adapter_class
 from clearspan.cache import ActivationCache
 from clearspan.checks import check_flags, device_of, dtype_of
-from clearspan.errors import HooksOnModelWarning, UnknownArgumentError
-from clearspan.hf.loading import bridge_config, check_model, check_tokenizer, load_model
+from clearspan.errors import AdapterError, ClearspanError, HooksOnModelWarning, UnknownArgumentError
+from clearspan.hf.loading import bridge_config, check_model, load_model
 from clearspan.hf.releases import warn_of_release, warn_of_what_is_left_out
 from clearspan.hf.taps import heard, reset
+from clearspan.hf.tokenizers import NO_TOKENIZER, check_tokenizer
 from clearspan.index import Names
-from clearspan.inputs import Input, PaddingSide
+from clearspan.inputs import Input
 from clearspan.interventions import Intervention
-from clearspan.model import Model
+from clearspan.model import Model, handed_over
 from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
-from clearspan.verification import Level, Verification, verify
+from clearspan.text import PaddingSide
+from clearspan.verification import FAULTS, Level, Verification, verify, warn_of_structure
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -218,7 +220,8 @@ class TransformerBridge(Model):
             fwd_hooks: Pairs of a name, several names, a compiled pattern or a predicate of names, and
                 `fn(value, hook)`. The function edits the value in
                 place, or returns one of the same shape and dtype, or returns None. Edits in place are known by torch's
-                count of them, which `value.data` and numpy go past: use `value` itself.
+                count of them, which `value.data` and numpy go past: use `value` itself. Where gradients are enabled the
+                value is on their graph (`value.retain_grad()`), but for derived ones, which refuse.
             bwd_hooks: Likewise with the value's gradient, called in the `backward` of what this run returns.
             reset_hooks_end: Whether the hooks come off at the end, also after an exception.
             clear_contexts: Whether the `ctx` of their points is emptied at the end.
@@ -233,7 +236,8 @@ class TransformerBridge(Model):
 
         Raises:
             UnknownPointError: A name is unknown, or a predicate holds for none; nothing was run.
-            PointNotReachedError: A hook cannot fire, or did not fire, in this run.
+            PointNotReachedError: A hook cannot fire, or did not fire, in this run; or a function asked a derived value
+                for its gradient.
             HookValueError, HookTypeError: A function returned a value of the wrong shape, dtype or device.
             UnwritableError: A write that gradient checkpointing would lose.
             ModelBusyError: Another thread's run is inside a hook function that does not return; see `patience`.
@@ -493,6 +497,8 @@ class TransformerBridge(Model):
 
         Args:
             input: Text, a list of texts, token ids `[batch, pos]`, and all else that `to_batch` takes; or embeddings.
+                Chat messages are answered, and a last message of the assistant's is continued; for another ending give
+                `to_batch(messages, ...)`.
             prepend_bos: As for `forward`.
             padding_side: Where shorter texts are filled.
             attention_mask: `[batch, pos]` of a token tensor with padding.
@@ -612,13 +618,19 @@ class TransformerBridge(Model):
     def verify(self, level: Level = "quick", tokens: Tensor | None = None) -> Verification:
         """Checks this very model: that its points show what they promise, and that writes do. Returns the findings.
 
-        Logits are compared with the unbridged model's; every point is read; the identities between points are computed;
-        points are written and their effect is followed; padded rows are compared with rows alone. A model in half
-        precision is compared with a copy in float32, so that rounding is not taken for a fault.
+        Every parameter must be in a component; logits are compared with the unbridged model's; every point is read; the
+        identities between points and weights are computed; queries and keys are followed into their product; points are
+        written and their effect is followed; padded rows are compared with rows alone, a generation with one forward,
+        gradients with small writes, and each step of `processed()` with the model. What fails is tried on a copy in
+        better precision, so that rounding is not taken for a fault. What is wrong is in the findings, never raised.
 
         Args:
             level: `"quick"` writes in one layer of each kind; `"full"` in every layer, returned and in place.
-            tokens: Token ids `[batch, pos]`, at least two rows of four; by default random ones.
+            tokens: Token ids `[batch, pos]`, at least two rows of four; by default random ones, longer than the
+                config's windows where these are short.
+
+        Raises:
+            NotFiniteError: The model's own logits are not finite.
 
         Example:
             >>> import clearspan
@@ -694,8 +706,10 @@ def boot(
     A model loaded here is in eval mode; one handed over stays in the mode, dtype and attention implementation it has.
 
     Args:
-        model: A hub id, a checkpoint's folder, `"tiny-bigcode"` (the embedded model), or a loaded `PreTrainedModel`.
-        tokenizer: For a loaded model, or instead of the checkpoint's own. Without any, the bridge takes tokens only.
+        model: A hub id, a checkpoint's folder, an adapter's folder as peft saves it, `"tiny-bigcode"` (the embedded
+            model), a loaded `PreTrainedModel`, or a `PeftModel`, whose base model is then `bridge.hf_model`.
+        tokenizer: For a loaded model, or instead of the checkpoint's own. Without any, or where the checkpoint's cannot
+            turn text into the model's ids, the bridge takes token ids only, and text raises `NoTokenizerError`.
         dtype: Of the weights; `"auto"` is the checkpoint's own.
         device: Where to move the model; by default it stays where it is.
         **from_pretrained_kwargs: For `AutoModelForCausalLM.from_pretrained`. `trust_remote_code` is False by default:
@@ -703,9 +717,14 @@ def boot(
 
     Raises:
         UnsupportedArchitectureError: The architecture has no adapter.
+        AdapterError: Its adapter does not fit the model.
+        AdapterWarning: A warning: parts of the model are in no component, or have other sizes than the adapter says.
         CheckpointNotFoundError: The name is no checkpoint.
         CheckpointError: Its weights are missing, damaged, or of other sizes than its config says.
+        InvalidArgumentError: It is no model, or has an adapter that changes the forward, such as a learned prompt.
         CompiledModelError: The model is the result of `torch.compile`.
+        InvalidArgumentError: The tokenizer given cannot turn text into the model's ids.
+        TokenizerWarning: A warning: the tokenizer given covers much less than the vocabulary.
         HooksOnModelWarning: A warning: hooks of another bridge act on the model; `clearspan.unhook` takes them off.
         UntestedReleaseWarning: A warning: transformers is newer than what this library is tested with.
         LeftOutWarning: A warning: transformers 5.20 runs this model without the cap on attention's scores.
@@ -723,15 +742,15 @@ def boot(
         device = device_of(device)
     check_tokenizer(tokenizer)
     if isinstance(model, str | Path):
-        hf_model, own_tokenizer = load_model(model, dtype, **from_pretrained_kwargs)
+        hf_model, own = load_model(model, dtype, **from_pretrained_kwargs)
     else:
-        check_model(model)
+        loaded = check_model(model)
         if from_pretrained_kwargs:
             raise UnknownArgumentError(
                 f"unknown keywords {', '.join(from_pretrained_kwargs)}",
                 reason="the model is loaded already; keywords for from_pretrained go with a name or a folder",
             )
-        hf_model, own_tokenizer = model, None
+        hf_model, own = loaded, NO_TOKENIZER
         if dtype != "auto":
             nn.Module.to(hf_model, dtype)
     if device is not None:
@@ -739,9 +758,29 @@ def boot(
     warn_of_release()
     warn_of_what_is_left_out(hf_model)
     _warn_of_hooks(hf_model)
+    bridge = _bridged(hf_model)
+    bridge.text.own = own.serving(bridge.embed.n_tokens) if tokenizer is None else handed_over(bridge, tokenizer)
+    warn_of_structure(bridge)
+    return bridge
+
+
+def _bridged(hf_model: "PreTrainedModel") -> TransformerBridge:
+    """Returns the bridge to a model, without a tokenizer.
+
+    Raises:
+        AdapterError: Its adapter does not fit it.
+    """
     adapter_type = adapter_class(type(hf_model).__name__)
-    adapter = adapter_type(bridge_config(hf_model, adapter_type))
-    return TransformerBridge(hf_model, adapter, tokenizer if tokenizer is not None else own_tokenizer)
+    try:
+        return TransformerBridge(hf_model, adapter_type(bridge_config(hf_model, adapter_type)))
+    except ClearspanError:
+        raise
+    except FAULTS as error:
+        raise AdapterError(
+            f"{adapter_type.__name__} does not fit {type(hf_model).__name__}",
+            reason=f"{type(error).__name__}: {error}",
+            fix="the adapter: CONTRIBUTING.md shows what it says",
+        ) from error
 
 
 def unhook(model: "PreTrainedModel | TransformerBridge") -> None:
@@ -761,8 +800,7 @@ def unhook(model: "PreTrainedModel | TransformerBridge") -> None:
         False
     """
     hf_model = model.hf_model if isinstance(model, TransformerBridge) else model
-    check_model(hf_model)
-    reset(hf_model)
+    reset(check_model(hf_model))
 
 
 def _warn_of_hooks(model: "PreTrainedModel") -> None:

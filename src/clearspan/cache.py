@@ -6,7 +6,7 @@ overloads that give labels their type.
 
 import copy
 from pathlib import Path
-from typing import Literal, Self, overload
+from typing import Any, Literal, Self, overload
 
 import torch
 from jaxtyping import Float
@@ -32,7 +32,7 @@ from clearspan._cache.slices import BatchSlice, Picks, PosSlice, plain
 from clearspan._cache.stacks import Mode, NeuronSlice, Stack, depth_of, neuron_results, residual
 from clearspan._forward.readout import norm_at
 from clearspan.checks import check_flags, check_kind, device_of
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, NotPicklableError
 from clearspan.hf.recording import Recording
 from clearspan.hf.storages import Relocation, storages
 from clearspan.model import Model, check_bridge
@@ -52,8 +52,7 @@ class ActivationCache(CacheLookup):
     and computes, at that moment, derived values (`hook_scale`, `hook_normalized`, `hook_result`, path inputs) and the
     inside of attention, by the model's own eager function on the run's queries, keys and mask. Entries are detached.
     They share storage with each other where their values do, so clone one before editing it in place: an entry whose
-    storage was written since it was kept raises when it is looked up (tensors made under
-    `torch.inference_mode` do not count edits, so there it does not). So does what would be computed with weights that
+    storage was written since it was kept raises when it is looked up. So does what would be computed with weights that
     were written since the run.
 
     The tools are exact on the model's own weights: they use the norms' weights, biases and scales, so that nothing has
@@ -100,12 +99,30 @@ class ActivationCache(CacheLookup):
 
         Scores and patterns that were not looked up yet are computed where the model is when they are, and moved.
         """
-        device = device_of(device)
+        return self._moved(Relocation(device_of(device)))
+
+    def _moved(self, there: Relocation) -> Self:
         new = copy.copy(self)
-        new._recording = self._recording.to(device)
-        there = Relocation(device)
+        new._recording = self._recording.moved(there)
         new._gradients = {name: there(gradient) for name, gradient in self._gradients.items()}
         return new
+
+    def __copy__(self) -> Self:
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Returns a cache with tensors of its own, of the same model."""
+        self.check_unedited()
+        return self._moved(Relocation(None))
+
+    def __reduce__(self) -> Any:
+        raise NotPicklableError(
+            "a cache cannot be pickled",
+            reason="it computes with its model, which would be written with it",
+            fix="cache.save(path), and clearspan.ActivationCache.load(path, bridge)",
+        )
 
     def toggle_autodiff(self, mode: bool = False) -> None:
         """Has what this cache computes with the model's weights be on their graph (True), or off it.

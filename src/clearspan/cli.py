@@ -48,22 +48,25 @@ def report(
     ] = "tiny-bigcode",
     text: Annotated[str | None, typer.Option("--text", "-t", help="The text to read.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="A UTF-8 file to read instead.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", help="Token ids to read instead, as 5,3,9: no tokenizer is needed.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write one self-contained HTML page here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
-    """Show what a model does with a text.
+    """Show what a model does with a text, or with token ids.
 
     Predictions, logit lens, attention heads and causal effects: in the terminal,
     and with --out as an interactive page that opens without a network.
     """
-    text = _read(text, file)
+    read = _read(text, file, tokens)
     if out is not None and not out.parent.is_dir():
         _fail(f"--out {out}: there is no folder {out.parent}", USAGE)
     if out is not None and out.is_dir():
         _fail(f"--out {out} is a folder; name a file, for instance {out / 'report.html'}", USAGE)
     from clearspan import analysis
 
-    found = _measured(model, lambda bridge: analysis.report(bridge, text))
+    found = _measured(model, lambda bridge: analysis.report(bridge, read))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), allow_nan=False))
     else:
@@ -84,8 +87,9 @@ def verify(
 ) -> None:
     """Check that every hook point of a model reads and writes as it should.
 
-    On the model's own weights: parity with the unbridged model, identities between
-    points, the effect of writes, padding. Exits 1 if a check fails.
+    On the model's own weights: nothing is left out, parity with the unbridged model,
+    identities between points and weights, attention, writes, padding, gradients,
+    generation, processing. Exits 1 if a check fails.
     """
     found = _measured(model, lambda bridge: bridge.verify("full" if full else "quick"))
     if as_json:
@@ -100,17 +104,25 @@ def verify(
         raise typer.Exit(FAILURE)
 
 
-def _read(text: str | None, file: Path | None) -> str:
-    """Returns the text of whichever of the two options was given."""
-    match text, file:
-        case (None, None) | (str(), Path()):
-            _fail("give either --text or --file, and not both", USAGE)
-        case None, Path():
-            text = _decoded(file)
-    assert text is not None, "one of the two is given"
+def _read(text: str | None, file: Path | None, tokens: str | None) -> str | list[int]:
+    """Returns the text, or the token ids, of whichever of the options was given."""
+    if sum(given is not None for given in (text, file, tokens)) != 1:
+        _fail("give one of --text, --file and --tokens", USAGE)
+    if tokens is not None:
+        return _ids(tokens)
+    text = text if file is None else _decoded(file)
+    assert text is not None, "one of the three is given"
     if not text:
         _fail("the text is empty" if file is None else f"{file} is empty", USAGE)
     return text
+
+
+def _ids(tokens: str) -> list[int]:
+    """Returns the token ids of a list with commas or spaces between them."""
+    parts = tokens.replace(",", " ").split()
+    if not parts or not all(part.isascii() and part.isdigit() for part in parts):
+        _fail(f"--tokens {tokens!r}: give token ids, as 5,3,9", USAGE)
+    return [int(part) for part in parts]
 
 
 def _decoded(file: Path) -> str:
@@ -126,10 +138,12 @@ def _decoded(file: Path) -> str:
 def _measured(model: str, measure: "Callable[[TransformerBridge], Found]") -> Found:
     """Returns what is measured of a model; ends the command where that cannot be."""
     import clearspan
-    from clearspan.errors import ClearspanError
+    from clearspan.errors import ClearspanError, NoTokenizerError
 
     try:
         return measure(clearspan.boot(model))
+    except NoTokenizerError as error:
+        _fail(f"{error}\n  or: --tokens 5,3,9, with token ids in place of text", FAILURE)
     except ClearspanError as error:
         _fail(str(error), FAILURE)
 

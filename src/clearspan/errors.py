@@ -29,6 +29,7 @@ __all__ = [
     "PointNotReachedError",
     "TiedWeightWarning",
     "TokenRangeError",
+    "TokenizerWarning",
     "UnknownArgumentError",
     "UnknownPointError",
     "UnplannableError",
@@ -163,6 +164,10 @@ class InvalidArgumentError(ClearspanError, ValueError):
     """An argument of the wrong value."""
 
 
+class AdapterError(InvalidArgumentError):
+    """An adapter that does not fit its model: a part is missing, of another kind, or not where it says."""
+
+
 class OutOfRangeError(InvalidArgumentError, IndexError):
     """An index of a place that is not there."""
 
@@ -208,7 +213,11 @@ class EditedEntryError(ClearspanError, RuntimeError):
 
 
 class UnreadableWeightError(ClearspanError, RuntimeError):
-    """A weight that is there, but whose values cannot be read: offloaded, or quantised."""
+    """A weight that is there, but whose values cannot be read: offloaded, quantised, or of a wrapper or adapter."""
+
+
+class NotPicklableError(ClearspanError, TypeError):
+    """An object that pickle cannot write, or not without its model."""
 
 
 class MissingWeightError(ClearspanError, AttributeError):
@@ -223,12 +232,20 @@ class HooksOnModelWarning(UserWarning):
     """Hooks of another bridge, which act on a model that is booted."""
 
 
+class TokenizerWarning(UserWarning):
+    """A tokenizer that may be another model's."""
+
+
 class LeftOutWarning(UserWarning):
     """The model does not compute something that its config asks for."""
 
 
 class UntestedReleaseWarning(UserWarning):
     """transformers is newer than what this library is tested with."""
+
+
+class AdapterWarning(UserWarning):
+    """An adapter that leaves parts of its model out, or says sizes that these do not have."""
 
 
 class TiedWeightWarning(UserWarning):

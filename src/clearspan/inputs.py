@@ -7,21 +7,17 @@ nowhere else.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan.checks import check_flags, is_whole, tensor_of, wholes
-from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InputError, InvalidArgumentError, NoTokenizerError, TokenRangeError
+from clearspan.checks import check_flags, is_whole, wholes
+from clearspan.errors import InputError, InvalidArgumentError, TokenRangeError
+from clearspan.text import BY_LAST_MESSAGE, Chat, PaddingSide, Text, is_conversation
 
-if TYPE_CHECKING:
-    from clearspan.hf.types import PreTrainedTokenizerBase
-
-PaddingSide = Literal["left", "right"]
 Positions = int | Sequence[int] | Sequence[Sequence[int]] | slice | None
 """Positions among a row's real tokens: one, several, a list for each row, a slice, or all (None)."""
 Place = tuple[int, int]
@@ -320,32 +316,45 @@ Input = (
 _ACCEPTED = "text, texts, token ids [row, pos], a tokenizer's output, rows of a dataset, chat messages, or a Batch"
 
 
+@dataclass(frozen=True)
+class Reader:
+    """What reads text, and how it was asked to.
+
+    Attributes:
+        text: Turns text into tokens.
+        prepend_bos: Whether text gets one BOS first.
+        side: Where shorter rows are filled.
+        chat: How conversations end.
+    """
+
+    text: Text
+    prepend_bos: bool | None = None
+    side: PaddingSide | None = None
+    chat: Chat = BY_LAST_MESSAGE
+
+
 def batch_of(
     input: Input,
-    text: "Text",
+    reader: Reader,
     device: torch.device,
     *,
     d_vocab: int,
     attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
-    prepend_bos: bool | None = None,
-    padding_side: PaddingSide | None = None,
 ) -> Batch:
     """Returns an input as a batch on a device. The arguments are those of `Model.to_batch`.
 
     Args:
         input: The input.
-        text: Turns text into tokens.
+        reader: Turns text into tokens.
         device: Where the batch goes.
         d_vocab: Ids of the vocabulary.
         attention_mask: Of token ids that are padded.
-        prepend_bos: Whether text gets one BOS first.
-        padding_side: Where shorter rows are filled.
     """
     if isinstance(input, Batch):
         if attention_mask is not None:
             raise InvalidArgumentError("a Batch has a mask of its own", got="attention_mask=")
         return _checked(input, device, d_vocab)
-    found = _as_rows(input, text, prepend_bos, padding_side)
+    found = _as_rows(input, reader)
     if attention_mask is not None:
         if found.mask is not None and found.texts is None:
             raise InvalidArgumentError("the input has a mask of its own", got="attention_mask= as well")
@@ -416,49 +425,49 @@ def _told(value: object) -> str:
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]
 
 
-def _as_rows(input: Any, text: "Text", prepend_bos: bool | None, side: PaddingSide | None) -> Batch:
+def _as_rows(input: Any, reader: Reader) -> Batch:
     """Returns an input as a batch, by what it is."""
     match input:
         case str():
-            return replace(_encoded([input], text, prepend_bos, side), is_one=True)
+            return replace(_encoded([input], reader), is_one=True)
         case Tensor():
             return _of_tensor(input)
         case np.ndarray() if input.dtype.kind in "biufc":
             return _of_tensor(_of_array(input))
         case np.ndarray() if input.dtype.kind in "OSTU":
-            return _as_rows(input.tolist(), text, prepend_bos, side)
+            return _as_rows(input.tolist(), reader)
         case Mapping():
-            return _of_mapping(input, text, prepend_bos, side)
+            return _of_mapping(input, reader)
         case bytes() | int() | float() | None | set() | frozenset() | np.ndarray():
             raise _unusable(input)
         case Iterable():
-            return _of_list(list(input), text, prepend_bos, side)
+            return _of_list(list(input), reader)
     raise _unusable(input)
 
 
-def _of_list(rows: list[Any], text: "Text", prepend_bos: bool | None, side: PaddingSide | None) -> Batch:
+def _of_list(rows: list[Any], reader: Reader) -> Batch:
     match rows:
         case []:
             raise InputError("an empty list has no rows", got="[]", expected=_ACCEPTED)
         case [str(), *_] if all(isinstance(row, str) for row in rows):
-            return _encoded(rows, text, prepend_bos, side)
+            return _encoded(rows, reader)
         case [Mapping(), *_] if all(isinstance(row, Mapping) for row in rows):
-            if {"role", "content"} <= rows[0].keys():
-                return replace(_encoded([text.templated(rows)], text, False, side), is_one=True)
-            return _of_mapping({key: [row.get(key) for row in rows] for key in rows[0]}, text, prepend_bos, side)
+            if is_conversation(rows):
+                return replace(_encoded(rows, reader), is_one=True)
+            return _of_mapping({key: [row.get(key) for row in rows] for key in rows[0]}, reader)
         case [[Mapping(), *_], *_]:
-            return _encoded([text.templated(conversation) for conversation in rows], text, False, side)
+            return _encoded(rows, reader)
         case [int() | np.integer(), *_] if all(map(is_whole, rows)):
             return _of_tensor(_row_of_ids([int(one) for one in rows]))
         case [Tensor() | list() | tuple() | np.ndarray(), *_]:
-            return _padded([_row_of_ids(row) for row in rows], text, side)
+            return _padded([_row_of_ids(row) for row in rows], reader)
     raise _unusable(rows)
 
 
-def _of_mapping(given: Mapping[str, Any], text: "Text", prepend_bos: bool | None, side: PaddingSide | None) -> Batch:
+def _of_mapping(given: Mapping[str, Any], reader: Reader) -> Batch:
     """Returns a tokenizer's output, or rows of a dataset, as a batch."""
     if given.get("input_ids") is not None:
-        found = _as_rows(given["input_ids"], text, prepend_bos, side)
+        found = _as_rows(given["input_ids"], reader)
         mask = given.get("attention_mask")
         if mask is None:
             return found
@@ -475,12 +484,12 @@ def _of_mapping(given: Mapping[str, Any], text: "Text", prepend_bos: bool | None
                 expected=f"rows of {found.lengths.tolist()}",
                 got=f"rows of {[len(row) for row in rows]}",
             )
-        return replace(found, mask=_or_none(_padded(rows, text, side).ids * found.mask))
+        return replace(found, mask=_or_none(_padded(rows, reader).ids * found.mask))
     for name in ("text", "messages"):
         if given.get(name) is not None:
-            return _as_rows(given[name], text, prepend_bos, side)
+            return _as_rows(given[name], reader)
     if given.get("inputs_embeds") is not None:
-        found = _as_rows(given["inputs_embeds"], text, prepend_bos, side)
+        found = _as_rows(given["inputs_embeds"], reader)
         mask = given.get("attention_mask")
         return found if mask is None else _masked(found, mask)
     raise InputError(
@@ -490,9 +499,10 @@ def _of_mapping(given: Mapping[str, Any], text: "Text", prepend_bos: bool | None
     )
 
 
-def _encoded(rows: Sequence[str], text: "Text", prepend_bos: bool | None, side: PaddingSide | None) -> Batch:
-    tokens, mask = text.encode(rows, prepend_bos, side)
-    return Batch(tokens, mask, texts=tuple(rows))
+def _encoded(rows: Sequence[Any], reader: Reader) -> Batch:
+    """Returns texts, or conversations, as a batch."""
+    tokens, mask, texts = reader.text.encode(rows, reader.prepend_bos, reader.side, chat=reader.chat)
+    return Batch(tokens, mask, texts=texts)
 
 
 def _of_array(value: np.ndarray) -> Tensor:
@@ -523,9 +533,9 @@ def _of_tensor(value: Tensor) -> Batch:
     return Batch(rows, is_bare=True)
 
 
-def _padded(rows: Sequence[Tensor], text: "Text", side: PaddingSide | None) -> Batch:
+def _padded(rows: Sequence[Tensor], reader: Reader) -> Batch:
     """Returns rows of ids as one batch, filled where they are shorter."""
-    return Batch(*text.padded([row.tolist() for row in rows], side))
+    return Batch(*reader.text.padded([row.tolist() for row in rows], reader.side))
 
 
 def _masked(batch: Batch, mask: Any) -> Batch:
@@ -619,182 +629,3 @@ def _check_ids(tokens: Tensor, d_vocab: int) -> None:
 
 def _unusable(input: object) -> InputError:
     return InputError("cannot run this input", expected=_ACCEPTED, got=f"{type(input).__name__} {input!r}"[:120])
-
-
-class Text:
-    """Turns text into tokens and back.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer, or None.
-        cfg: Says whether a BOS is put first by default, and how long an input may be.
-    """
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase | None", cfg: TransformerBridgeConfig) -> None:
-        self._tokenizer = tokenizer
-        self._cfg = cfg
-
-    @property
-    def tokenizer_or_none(self) -> "PreTrainedTokenizerBase | None":
-        """The tokenizer, or None."""
-        return self._tokenizer
-
-    @tokenizer_or_none.setter
-    def tokenizer_or_none(self, tokenizer: "PreTrainedTokenizerBase | None") -> None:
-        self._tokenizer = tokenizer
-
-    @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer.
-
-        Raises:
-            NoTokenizerError: There is none.
-        """
-        if self._tokenizer is None:
-            raise NoTokenizerError(
-                "this bridge has no tokenizer, so it takes no text",
-                where=self._cfg.model_name or self._cfg.architecture,
-                fix="clearspan.boot(model, tokenizer=...), or pass token ids as a tensor [batch, pos]",
-            )
-        return self._tokenizer
-
-    def encode(
-        self,
-        text: str | Sequence[str],
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide | None = None,
-        truncate: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Returns token ids `[batch, pos]` and the mask of real tokens, None where there is no padding.
-
-        Args:
-            text: One string, or one for each row.
-            prepend_bos: Whether each row starts with a BOS: one, also where the text itself begins with it. By default
-                as `cfg.default_prepend_bos` says, where the tokenizer has one. No other special token is added.
-            padding_side: Where shorter rows are filled; by default the tokenizer's own side.
-            truncate: Whether a text longer than the context is cut at its end.
-
-        Raises:
-            InputError: An empty string, or no string.
-            NoTokenizerError: There is no tokenizer.
-        """
-        tokenizer = self.tokenizer
-        side = tokenizer.padding_side if padding_side is None else padding_side
-        if not isinstance(side, str) or side not in ("left", "right"):
-            raise InvalidArgumentError(f"unknown padding_side {side!r}", expected="'left' or 'right'")
-        rows = [text] if isinstance(text, str) else list(text) if isinstance(text, Sequence | np.ndarray) else [text]
-        if not all(isinstance(row, str) for row in rows):
-            raise InputError("only text is encoded", expected="text, or a list of texts", got=repr(text)[:80])
-        check_flags(truncate=truncate)
-        if not rows or not all(rows):
-            raise InputError(
-                "an empty string has no tokens" if rows else "an empty list has no rows",
-                got=repr(text),
-                fix="for the BOS token alone, pass torch.tensor([[bridge.tokenizer.bos_token_id]])",
-            )
-        bos = tokenizer.bos_token_id
-        if prepend_bos is not None:
-            check_flags(prepend_bos=prepend_bos)
-        prepend = prepend_bos if prepend_bos is not None else self._cfg.default_prepend_bos and bos is not None
-        if prepend and bos is None:
-            raise InputError("prepend_bos=True, but the tokenizer has no BOS token", fix="prepend_bos=False")
-        # A text longer than the tokenizer's limit is reported, or cut, against the model's own context instead.
-        encoded = [list(tokenizer(row, add_special_tokens=False, verbose=False)["input_ids"]) for row in rows]
-        encoded = [[bos, *row] if prepend and row[:1] != [bos] else row for row in encoded]
-        if not all(encoded):
-            raise InputError("a text has no tokens", got=repr(text), where=type(tokenizer).__name__)
-        if truncate:
-            encoded = [row[: self._cfg.n_ctx] for row in encoded]
-        return self.padded(encoded, side)
-
-    def templated(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Returns chat messages as the text that the tokenizer's template makes of them, up to the model's answer.
-
-        Raises:
-            InputError: The tokenizer has no template.
-            NoTokenizerError: There is no tokenizer.
-        """
-        if self.tokenizer.chat_template is None:
-            raise InputError(
-                "the tokenizer has no chat template",
-                where=type(self.tokenizer).__name__,
-                fix="bridge.tokenizer.chat_template = ..., or pass text",
-            )
-        return str(
-            self.tokenizer.apply_chat_template(
-                [dict(one) for one in messages], tokenize=False, add_generation_prompt=True
-            )
-        )
-
-    def padded(self, rows: Sequence[Sequence[int]], side: PaddingSide | None = None) -> tuple[Tensor, Tensor | None]:
-        """Returns rows of ids `[row, pos]` and the mask of real tokens, None where nothing is padded.
-
-        Args:
-            rows: The ids.
-            side: Where shorter rows are filled; by default on the tokenizer's side, or on the right.
-        """
-        width = max(map(len, rows))
-        if all(len(row) == width for row in rows):
-            return torch.tensor(rows), None
-        known = self._tokenizer
-        side = side or cast("PaddingSide", "right" if known is None else known.padding_side)
-        if not isinstance(side, str) or side not in ("left", "right"):
-            raise InvalidArgumentError(f"unknown padding_side {side!r}", expected="'left' or 'right'")
-        pad = None if known is None else known.pad_token_id
-        tokens = torch.full((len(rows), width), pad if isinstance(pad, int) else 0)  # masked: the value is not seen
-        mask = torch.zeros_like(tokens)
-        for index, row in enumerate(rows):
-            span = slice(width - len(row), width) if side == "left" else slice(len(row))
-            tokens[index, span] = torch.tensor(row)
-            mask[index, span] = 1
-        return tokens, mask
-
-    def decode(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
-        """Returns the text of a row of ids (or one id), or a list of texts for rows."""
-        ids = self._ids(tokens)
-        if ids.ndim == 2:
-            return [str(self.tokenizer.decode(row.tolist())) for row in ids]
-        return str(self.tokenizer.decode(ids.reshape(-1).tolist()))
-
-    def str_tokens(
-        self, input: str | Sequence[str] | Tensor, prepend_bos: bool | None = None
-    ) -> list[str] | list[list[str]]:
-        """Returns each token's own text, as one list for a string or a row of ids and a list of lists for several."""
-        if isinstance(input, Tensor) or wholes(input):
-            ids = self._ids(input)
-            if ids.ndim == 2 and len(ids) > 1:
-                return [self._pieces(row.tolist()) for row in ids]
-            return self._pieces(ids.reshape(-1).tolist())
-        if isinstance(input, str):
-            return self._pieces(self.encode(input, prepend_bos)[0][0].tolist())
-        if not isinstance(input, Sequence | np.ndarray):
-            raise InputError("these are no texts", expected="text, texts, or token ids", got=repr(input)[:80])
-        return [self._pieces(self.encode(row, prepend_bos)[0][0].tolist()) for row in input]
-
-    @staticmethod
-    def _ids(tokens: object) -> Int[Tensor, "*row pos"]:
-        """Returns token ids as a tensor of a row, or of rows.
-
-        Raises:
-            InputError: They are no whole numbers, or some are negative.
-        """
-        ids = tensor_of("tokens", tokens)
-        is_ids = not (ids.is_floating_point() or ids.dtype == torch.bool) or not ids.numel()
-        if not is_ids or ids.ndim > 2 or (ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < 2**31):
-            raise InputError("these are no token ids", expected="one, a row, or rows", got=repr(tokens)[:80])
-        return ids.long()
-
-    def _pieces(self, ids: list[int]) -> list[str]:
-        return [str(self.tokenizer.decode([token])) for token in ids]
-
-    def single_token(self, text: str) -> int:
-        """Returns the id of a text that is one token.
-
-        Raises:
-            InputError: It is none, or more than one.
-        """
-        ids = self.encode(text, prepend_bos=False)[0][0].tolist()
-        if len(ids) != 1:
-            raise InputError(
-                f"{text!r} is not a single token", expected="one token", got=f"{len(ids)}: {self._pieces(ids)}"
-            )
-        return ids[0]

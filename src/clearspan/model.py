@@ -1,10 +1,12 @@
 """The model: a Hugging Face model with its components, hook points, taps and weights. State; it runs nothing."""
 
+import copy
 import functools
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +20,33 @@ from clearspan.components import (
     NormalizationBridge,
     PosEmbedBridge,
     UnembeddingBridge,
+    check_parts,
     hook_points,
     logits_point,
 )
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InvalidArgumentError
-from clearspan.hf.loading import check_tokenizer, current
+from clearspan.errors import InvalidArgumentError, TokenizerWarning
+from clearspan.hf.adapted import adapted
+from clearspan.hf.adapters import acting, sources
+from clearspan.hf.loading import bridge_config, current
 from clearspan.hf.modules import dequantised, execution_device
 from clearspan.hf.segments import ArgumentsOf
 from clearspan.hf.taps import Taps
+from clearspan.hf.tokenizers import NO_TOKENIZER, OwnTokenizer, check_tokenizer, tokenizer_doubt, tokenizer_fault
+from clearspan.hf.torch_hooks import take_off_copied
 from clearspan.index import PointIndex, PointTable
-from clearspan.inputs import Batch, Input, PaddingSide, Text, batch_of
+from clearspan.inputs import Batch, Input, Reader, batch_of
 from clearspan.points import HookPoint, NamesFilter
+from clearspan.text import Chat, Messages, PaddingSide, Text
 from clearspan.weights import ModelWeights
 from clearspan.weights.model_weights import sharing
 from clearspan.weights.processing import Step
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
+
+
+Kind = TypeVar("Kind", bound="Model")
 
 
 def check_bridge(bridge: object) -> None:
@@ -56,6 +67,60 @@ def check_bridge(bridge: object) -> None:
             got=type(bridge).__name__,
             fix="bridge = clearspan.boot(model)",
         )
+
+
+_FRAME = {
+    "embed": EmbeddingBridge,
+    "pos_embed": PosEmbedBridge,
+    "blocks": BlockBridge,
+    "ln_final": NormalizationBridge,
+    "unembed": UnembeddingBridge,
+}
+"""The kinds of the parts of an adapter's mapping that have a name of their own."""
+_NEEDED = ("embed", "blocks", "unembed")
+"""Those that every mapping has."""
+
+
+def handed_over(model: "Model", tokenizer: "PreTrainedTokenizerBase | None") -> OwnTokenizer:
+    """Returns a tokenizer that a user hands over for a model; warns the caller's caller where it may be another's.
+
+    Raises:
+        InvalidArgumentError: It is no tokenizer of transformers, or cannot turn text into the model's ids.
+    """
+    check_tokenizer(tokenizer)
+    if tokenizer is None:
+        return NO_TOKENIZER
+    d_vocab = model.embed.n_tokens
+    where = f"{type(tokenizer).__name__} for {model.cfg.model_name or model.cfg.architecture}"
+    fault = tokenizer_fault(tokenizer, d_vocab)
+    if fault is not None:
+        raise InvalidArgumentError(
+            "this tokenizer cannot turn text into the model's ids",
+            where=where,
+            reason=fault,
+            fix="the tokenizer that the model was trained with; or none, and token ids in place of text",
+        )
+    doubt = tokenizer_doubt(tokenizer, d_vocab)
+    if doubt is not None:
+        warnings.warn(f"{doubt} ({where})", TokenizerWarning, stacklevel=3)
+    return OwnTokenizer(tokenizer)
+
+
+def of_model(
+    kind: type[Kind],
+    hf_model: "PreTrainedModel",
+    adapter: type[ArchitectureAdapter],
+    own: OwnTokenizer,
+    default_prepend_bos: bool,
+    processing: tuple[Step, ...],
+) -> Kind:
+    """Returns a model of a kind with settings of another."""
+    take_off_copied(hf_model)
+    cfg = bridge_config(hf_model, adapter)
+    cfg.default_prepend_bos = default_prepend_bos
+    new = kind(hf_model, adapter(cfg), own)
+    new.processing = processing
+    return new
 
 
 class Model(ModelWeights):
@@ -85,11 +150,10 @@ class Model(ModelWeights):
         self,
         hf_model: "PreTrainedModel",
         adapter: ArchitectureAdapter,
-        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        own: OwnTokenizer = NO_TOKENIZER,
     ) -> None:
         self.hf_model = hf_model
         self.adapter = adapter
-        self.text = Text(tokenizer, adapter.cfg)
         # What is handed to components must not refer to this object: a model is to be free when its bridge is.
         this, arguments = weakref.ref(self), ArgumentsOf(hf_model)
 
@@ -108,11 +172,16 @@ class Model(ModelWeights):
             adapter.weight_processing_conversions,
             arguments,
             dequantised,
+            acting,
+            adapted,
+            sources,
             sharing_weights,
             follow,
         )
         self.blocks: tuple[BlockBridge, ...] = ()
         components = []
+        mapping = adapter.component_mapping
+        check_parts("", mapping, {key: kind for key, kind in _FRAME.items() if key in mapping or key in _NEEDED})
         for key, template in adapter.component_mapping.items():
             if isinstance(template, BlockBridge):
                 layers = range(adapter.cfg.n_layers)
@@ -121,6 +190,7 @@ class Model(ModelWeights):
             else:
                 setattr(self, key, template.bind(binding, key))
                 components.append(getattr(self, key))
+        self.text = Text(own, adapter.cfg, self.embed)
         arguments.blocks = [block.module_path for block in self.blocks]
         arguments.embedding_width = self.embed.width
         points = hook_points(components)
@@ -134,6 +204,21 @@ class Model(ModelWeights):
         self.taps = Taps(hf_model, self.index)
         self.processing: tuple[Step, ...] = ()
         self.remembered: dict[object, Any] = {}
+
+    def on(self, hf_model: "PreTrainedModel") -> Self:
+        """Returns what this is, on another model of the same architecture."""
+        return of_model(type(self), hf_model, type(self.adapter), *self._settings())
+
+    def _settings(self) -> tuple[Any, ...]:
+        return self.text.own, self.cfg.default_prepend_bos, self.processing
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Returns a bridge to a deep copy of the model, without hooks."""
+        return self.on(copy.deepcopy(self.hf_model, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Hooks are not written. A shallow copy is another bridge to the same model.
+        return of_model, (type(self), self.hf_model, type(self.adapter), *self._settings())
 
     @property
     def cfg(self) -> TransformerBridgeConfig:
@@ -201,13 +286,18 @@ class Model(ModelWeights):
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase | None":
-        """The tokenizer, or None; it can be set."""
-        return self.text.tokenizer_or_none
+        """The tokenizer, or None; it can be set.
+
+        Raises:
+            InvalidArgumentError: It is set to something that is no tokenizer of transformers, or that cannot turn text
+                into the model's ids: ordinary tokens are outside the vocabulary, or every text has the same ids.
+            TokenizerWarning: A warning: it covers much less than the vocabulary, so it may be another model's.
+        """
+        return self.text.own.tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: "PreTrainedTokenizerBase | None") -> None:
-        check_tokenizer(tokenizer)
-        self.text.tokenizer_or_none = tokenizer
+        self.text.own = handed_over(self, tokenizer)
 
     def to_batch(
         self,
@@ -215,6 +305,9 @@ class Model(ModelWeights):
         attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
+        *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = False,
     ) -> Batch:
         """Returns an input as a batch: token ids with the mask of what is padded, on the model's device.
 
@@ -223,13 +316,19 @@ class Model(ModelWeights):
         Args:
             input: Text, a list of texts; token ids `[row, pos]` as a tensor, an array or lists, which may differ in
                 length; a tokenizer's output or rows of a dataset (mappings with `input_ids`, or with `text`); chat
-                messages; embeddings `[row, pos, d_model]`; or a batch.
+                messages, or a list of conversations; embeddings `[row, pos, d_model]`; or a batch.
             attention_mask: `[row, pos]`, 1 for real tokens: of token ids that are padded already.
-            prepend_bos: Whether text gets one BOS first; by default as `cfg.default_prepend_bos` says.
+            prepend_bos: Whether text gets one BOS first; by default as `cfg.default_prepend_bos` says, and for chat
+                messages as their template does.
             padding_side: Where shorter rows are filled; by default on the tokenizer's side.
+            add_generation_prompt: Whether the start of an answer follows chat messages; by default it does, except
+                after a message of the assistant's.
+            continue_final_message: Whether the last chat message is left open, to be continued; None for one of the
+                assistant's.
 
         Raises:
-            InputError: Nothing that can be run: an empty text, ids outside the vocabulary, a mask of another shape.
+            InputError: Nothing that can be run: an empty text, ids outside the vocabulary, a mask of another shape,
+                chat messages that the tokenizer has no template for.
             NoTokenizerError: Text without a tokenizer.
 
         Example:
@@ -241,53 +340,64 @@ class Model(ModelWeights):
         """
         return batch_of(
             input,
-            self.text,
+            Reader(self.text, prepend_bos, padding_side, Chat(add_generation_prompt, continue_final_message)),
             self.device,
             d_vocab=self.embed.n_tokens,
             attention_mask=attention_mask,
-            prepend_bos=prepend_bos,
-            padding_side=padding_side,
         )
 
     def to_tokens(
         self,
-        input: str | Sequence[str],
+        input: str | Sequence[str] | Messages | Sequence[Messages],
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
         *,
         truncate: bool = False,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = False,
     ) -> Tensor:
         """Returns token ids `[batch, pos]` on the model's device.
 
         Texts of different lengths are padded, which the tensor alone does not tell: `to_batch` keeps the mask.
 
         Args:
-            input: Text, or a list of texts.
-            prepend_bos: Whether each row starts with one BOS; by default as `cfg.default_prepend_bos` says.
+            input: Text, or a list of texts; chat messages, or a list of conversations, as the tokenizer's template
+                writes them.
+            prepend_bos: Whether each row starts with one BOS; by default as `cfg.default_prepend_bos` says, and for
+                chat messages as their template does.
             padding_side: Where shorter rows are filled; by default the tokenizer's side.
             truncate: Whether to cut a text at the end of the context.
+            add_generation_prompt: As for `to_batch`.
+            continue_final_message: As for `to_batch`.
 
         Raises:
-            InputError: An empty string, or no string.
+            InputError: An empty string, no string, or messages that the tokenizer has no template for.
             NoTokenizerError: There is no tokenizer.
         """
-        return self.text.encode(input, prepend_bos, padding_side, truncate)[0].to(self.device)
+        chat = Chat(add_generation_prompt, continue_final_message)
+        return self.text.encode(input, prepend_bos, padding_side, truncate, chat).tokens.to(self.device)
 
     def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
         """Returns the text of a row of ids or of one id, or a list of texts for `[batch, pos]`."""
         return self.text.decode(tokens)
 
     def to_str_tokens(
-        self, input: str | Sequence[str] | Tensor, prepend_bos: bool | None = None
+        self, input: str | Sequence[str] | Messages | Tensor, prepend_bos: bool | None = None
     ) -> list[str] | list[list[str]]:
-        """Returns each token's own text: a list for one row, a list of lists for several."""
+        """Returns what each token adds to the text: a list for one row, a list of lists for several.
+
+        Joined they are the row's text, but for tokens that are part of a character: each is the replacement character.
+        """
         return self.text.str_tokens(input, prepend_bos)
 
     def to_single_token(self, string: str) -> int:
         """Returns the id of a text that is one token.
 
+        A text that starts with a space is encoded as behind a word: some tokenizers put a space of their own first.
+
         Raises:
-            InputError: It is none, or more than one.
+            InputError: It is none, or more than one, or the tokenizer's unknown token.
+            NoTokenizerError: There is no tokenizer.
         """
         return self.text.single_token(string)
 

@@ -314,7 +314,7 @@ def test_folder_that_is_no_checkpoint(tmp_path):
         clearspan.boot(str(tmp_path))
     assert message(error) == [
         f"{str(tmp_path)!r} is a folder, but not a checkpoint",
-        "  expected: config.json, weights, and tokenizer files, as save_pretrained writes them",
+        "  expected: config.json, weights, and tokenizer files, as save_pretrained writes them; or an adapter of peft",
         "  got: notes.txt",
     ]
     assert isinstance(error.value, FileNotFoundError)

@@ -22,6 +22,7 @@ MODULES = {
     "interventions": interventions,
 }
 TEXT, OTHER = "import os", "import re"
+TEXTS = [f"x = {i}" for i in range(4)]
 SMALL = {
     "vocab_size": 4096,
     "hidden_size": 16,
@@ -223,7 +224,7 @@ CALLS = {
     "analysis.logit_lens": _lines,
     "analysis.train_probe": lambda k: {
         "bridge": k.bridge,
-        "input": [f"x = {i}" for i in range(4)],
+        "input": TEXTS,
         "labels": ["a", "b"] * 2,
         "folds": 2,
         "layers": 0,
@@ -273,6 +274,8 @@ CALLS = {
     "circuits.ComputationalGraph": lambda k: {"n_layers": 2, "n_heads": 2, "n_kv_heads": 1},
     "patching.activation_patching": lambda k: {**k.pair, "layer": [0], "position": [-1], "progress": False},
     **{f"patching.{name}": _transformer_lens for name in patching.__all__ if name.startswith("get_act_patch")},
+    "sweep.AnswerLogProbability": lambda k: {"answers": ((3, 5),)},
+    "sweep.answered": lambda k: {**_lines(k), "answers": "\n"},
     "sweep.Effects": lambda k: {"values": {"score": torch.rand(2, 3)}, "axes": {"layer": (0, 1)}},
     "sweep.KLDivergence": lambda k: {},
     "sweep.LogitDifference": lambda k: {"correct": 3},

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.zoo import build
 from typer.testing import CliRunner
 
 import clearspan
@@ -61,7 +62,7 @@ def test_the_version_is_printed():
 
 @pytest.mark.parametrize("arguments", [(), ("--text", "x", "--file", "y")])
 def test_one_of_text_and_file(arguments):
-    refused(2, "error: give either --text or --file, and not both\n", "report", *arguments)
+    refused(2, "error: give one of --text, --file and --tokens\n", "report", *arguments)
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -103,3 +104,45 @@ def test_help_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--model" in done.stdout
+
+
+# --- token ids -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A checkpoint without tokenizer files, for which transformers makes up a tokenizer."""
+    build("gpt2").save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_a_report_on_token_ids_needs_no_tokenizer(folder, tmp_path):
+    out = tmp_path / "report.html"
+    result = run("report", "--model", folder, "--tokens", "5, 3,9", "--out", str(out))
+    assert result.exit_code == 0, result.stderr
+    assert "#5" in result.stdout
+    page = out.read_text(encoding="utf-8")
+    assert page.count('class="token"') == 3
+    assert "There is no tokenizer, so each is written\n  as its id." in page
+    assert '<div class="strip ids">' in page
+    data = json.loads(run("report", "--model", folder, "--tokens", "5 3 9", "--json").stdout)
+    assert (data["text"], [token["text"] for token in data["tokens"]]) == ("", ["#5", "#3", "#9"])
+
+
+def test_token_ids_of_a_model_with_a_tokenizer_show_their_text():
+    ids = clearspan.boot("tiny-bigcode").to_tokens("import os")[0].tolist()
+    data = json.loads(run("report", "--tokens", ",".join(map(str, ids)), "--json").stdout)
+    assert data["text"] == "<|endoftext|>import os"
+
+
+def test_text_for_a_model_without_a_tokenizer_names_the_option_for_ids(folder):
+    refused(1, "  or: --tokens 5,3,9, with token ids in place of text\n", "report", "--model", folder, "--text", "x")
+
+
+@pytest.mark.parametrize("tokens", ["", " , ", "5,x", "-1", "5.0", "²"])
+def test_what_are_no_token_ids_is_refused(tokens):
+    refused(2, f"error: --tokens {tokens!r}: give token ids, as 5,3,9\n", "report", f"--tokens={tokens}")
+
+
+def test_token_ids_outside_the_vocabulary_are_refused(folder):
+    refused(1, "token ids outside the vocabulary\n  expected: 0 to 96\n", "report", "-m", folder, "--tokens", "5,97")

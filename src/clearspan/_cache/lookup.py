@@ -12,6 +12,7 @@ from clearspan._cache.slices import BatchSlice, PosSlice, check_columns, picked,
 from clearspan.checks import whole
 from clearspan.components import GeneralizedComponent
 from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
+from clearspan.hf.adapters import Adapted, sources
 from clearspan.hf.recording import Recording
 from clearspan.inputs import Batch
 from clearspan.model import Model
@@ -159,25 +160,26 @@ class CacheLookup(Mapping[str, Tensor]):
     def _value(self, point: HookPoint) -> Tensor:
         self._check_unedited(point)
         recording = self._recording
-        if point.name in recording.values:
-            return recording.values[point.name]
+        value = recording.value(point)
+        if value is not None:
+            return value
         self._run_weights.check(self._weights_of(point), f"{point.name} is computed with weights that are")
         are_on = self.is_on_graph and torch.is_grad_enabled()
 
-        def value() -> Tensor:
+        def found() -> Tensor:
             return with_gradients(are_on, lambda: read(point.access, recording.raw(point.place), self._rows, {}))
 
         if not (isinstance(point.access, Derived) or recording.is_deferred(point.place)):
-            return value()
-        return with_autocast(recording.autocast, self.model.device, value)
+            return found()
+        return with_autocast(recording.autocast, self.model.device, found)
 
-    def _weights_of(self, point: HookPoint) -> Iterable[Tensor | None]:
-        """Returns the live parameters with which a point is computed on look-up."""
+    def _weights_of(self, point: HookPoint) -> Iterable[Tensor | Adapted]:
+        """Returns what the weights are made of with which a point is computed on look-up."""
         if isinstance(point.access, Derived):
-            return point.access.derivation.weights()
+            return point.access.derivation.sources()
         if not self._recording.is_deferred(point.place):
             return ()
-        return module_at(self.model.hf_model, point.place.module)._parameters.values()
+        return sources(module_at(self.model.hf_model, point.place.module))
 
     def _check_unedited(self, point: HookPoint) -> None:
         recording = self._recording
@@ -206,7 +208,7 @@ class CacheLookup(Mapping[str, Tensor]):
         Raises:
             EditedEntryError: The part's weights are not those of the run.
         """
-        self._run_weights.check(part.module._parameters.values(), f"the weights of {part.path} are")
+        self._run_weights.check(sources(part.module), f"the weights of {part.path} are")
         return weight if self.is_on_graph else weight.detach()
 
     def bias(self, part: GeneralizedComponent) -> Tensor | None:

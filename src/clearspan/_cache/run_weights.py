@@ -1,7 +1,7 @@
 """The weights that a cache computes with, checked to be those of its run."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +9,15 @@ from torch import Tensor, nn
 
 from clearspan.components import GeneralizedComponent, NormalizationBridge
 from clearspan.errors import EditedEntryError, UnreadableWeightError
+from clearspan.hf.adapters import Adapted, sources
 from clearspan.model import Model
 from clearspan.tree import Branch, branches, modules_at
 
 CHUNK = 1 << 22
 """Elements of a weight that are read at a time for its checksum."""
+
+
+Source = Tensor | Adapted
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,21 @@ class WeightSlot:
 
 @dataclass(frozen=True)
 class WeightSlots:
-    """Where the weights of a model are, and the ways to their modules."""
+    """Which components of a model have the weights, the ways to their modules, and these modules' paths."""
 
-    slots: tuple[WeightSlot, ...]
+    parts: tuple[GeneralizedComponent, ...]
     ways: tuple[Branch, ...]
+    paths: tuple[str, ...]
 
-    def parameters(self, hf_model: nn.Module) -> list[Tensor | None]:
-        """Returns the parameter that each slot has now, or None."""
+    def sources(self, hf_model: nn.Module) -> list[Source]:
+        """Returns all that the weights are made of now."""
         modules = modules_at(hf_model, self.ways)
-        return [modules[slot.part.module_path]._parameters.get(slot.name) for slot in self.slots]
+        return [source for path in self.paths for source in sources(modules[path])]
+
+    def slots(self) -> Iterator[WeightSlot]:
+        """Yields where each weight is now."""
+        for part in self.parts:
+            yield from (WeightSlot(part, name) for name, own in part.acting._parameters.items() if own is not None)
 
 
 def weight_slots(model: Model) -> WeightSlots:
@@ -59,16 +69,16 @@ def weight_slots(model: Model) -> WeightSlots:
         parts += [part for part in block.submodules.values() if isinstance(part, NormalizationBridge)]
         parts += [block.attn, block.attn.o, *(part for key, part in block.mlp.submodules.items() if key == "out")]
     parts += model.components[model.components.index(model.blocks[-1]) + 1 :]
-    slots = tuple(WeightSlot(part, name) for part in parts for name in part.module._parameters)
-    known = WeightSlots(slots, branches(part.module_path for part in parts))
+    paths = tuple(part.module_path for part in parts)
+    known = WeightSlots(tuple(parts), branches(paths), paths)
     return model.remembered.setdefault("weight_slots", known)
 
 
 class RunWeights:
     """Tells whether the weights that look-ups and stacks compute with are still those of the run.
 
-    In the process of the run they are known by their parameters, and by torch's count of edits. In a cache from a file
-    they are known by checksums, compared when a weight is first used.
+    In the process of the run they are known by their parameters, by torch's count of edits, and by the settings of
+    adapters. In a cache from a file they are known by checksums, compared when a weight is first used.
 
     Args:
         model: The model.
@@ -76,71 +86,69 @@ class RunWeights:
     """
 
     def __init__(self, model: Model, checksums: Mapping[str, int] | None = None) -> None:
-        known = weight_slots(model)
-        self._slots = known.slots
+        self._where = weight_slots(model)
         self._checksums = checksums
         # This is done in every run with a cache, so it does no more than it must.
-        self._seen = known.parameters(model.hf_model)
+        self._seen = self._where.sources(model.hf_model)
         self._versions = _versions(self._seen)
+        self._unchecked: dict[int, list[WeightSlot]] = {}
+        for slot in self._where.slots() if checksums else ():
+            if checksums and slot.path in checksums:
+                self._unchecked.setdefault(_key(slot.part.sources(slot.name)[0]), []).append(slot)
 
     @functools.cached_property
-    def _known(self) -> dict[int, int | None]:
-        """Counts of edits of the run's weights by the parameter's id, which `_seen` keeps from being another's."""
+    def _known(self) -> dict[int, object]:
+        """What made the run's weights, in which version, by ids that `_seen` keeps from being another's."""
         seen = zip(self._seen, self._versions, strict=True)
-        is_run = self._checksums is None
-        return {id(parameter): version for parameter, version in seen if is_run and parameter is not None}
+        return {_key(source): version for source, version in seen if self._checksums is None}
 
-    @functools.cached_property
-    def _unchecked(self) -> dict[int, WeightSlot]:
-        """Where the weights are that were not compared with a file's yet, by the parameter's id."""
-        slots = zip(self._seen, self._slots, strict=True)
-        return {id(parameter): slot for parameter, slot in slots if self._checksums and slot.path in self._checksums}
-
-    def check(self, parameters: Iterable[Tensor | None], what: str) -> None:
-        """Raises if a parameter is not as it was in the run.
+    def check(self, made_of: Iterable[Source], what: str) -> None:
+        """Raises if something that weights are made of is not as it was in the run.
 
         Args:
-            parameters: Live parameters.
+            made_of: Live parameters, and modules with adapters as they are.
             what: What they are, for the error's text.
         """
-        for parameter in parameters:
-            # One that is offloaded cannot be read either, which says more.
-            if parameter is not None and not parameter.is_meta and not self._is_current(parameter):
-                raise EditedEntryError(
-                    f"{what} not those of the cache's run",
-                    reason="they were changed since, or the cache is from a file of another checkpoint's",
-                    fix="run_with_cache again, or compute it before changing the weights",
-                )
+        # One that is offloaded cannot be read either, which says more.
+        if not self._are_current([source for source in made_of if isinstance(source, Adapted) or not source.is_meta]):
+            raise EditedEntryError(
+                f"{what} not those of the cache's run",
+                reason="they were changed since, or the cache is from a file of another checkpoint's",
+                fix="run_with_cache again, or compute it before changing the weights",
+            )
 
-    def _is_current(self, parameter: Tensor) -> bool:
-        key, version = id(parameter), _versions([parameter])[0]
-        if self._checksums is not None and key in self._unchecked:
-            slot = self._unchecked[key]
-            if checksum(slot.part.weight(slot.name)) == self._checksums[slot.path]:
-                self._known[key] = version
-            del self._unchecked[key]
-        return key in self._known and self._known[key] == version
+    def _are_current(self, made_of: Sequence[Source]) -> bool:
+        found = list(zip(map(_key, made_of), _versions(made_of), strict=True))
+        for key, version in found:
+            if self._checksums is not None and key in self._unchecked:
+                slots = self._unchecked.pop(key)
+                if all(checksum(slot.part.weight(slot.name)) == self._checksums[slot.path] for slot in slots):
+                    self._known[key] = version
+        return all(key in self._known and self._known[key] == version for key, version in found)
 
     def checksums(self) -> dict[str, int]:
         """Returns the checksums of the weights that are as they were in the run and can be read, by name."""
         found = {}
-        for slot in self._slots:
-            parameter = slot.part.module._parameters.get(slot.name)
+        for slot in self._where.slots():
             try:
-                if parameter is not None and self._is_current(parameter):
+                if self._are_current(slot.part.sources(slot.name)):
                     found[slot.path] = checksum(slot.part.weight(slot.name))
             except UnreadableWeightError:
                 continue
         return found
 
 
-def _versions(parameters: Sequence[Tensor | None]) -> list[int | None]:
-    """Returns torch's counts of edits."""
+def _key(source: Source) -> int:
+    return id(source.module if isinstance(source, Adapted) else source)
+
+
+def _versions(made_of: Sequence[Source]) -> list[object]:
+    """Returns torch's counts of edits of tensors, and those of modules with adapters."""
     try:
-        return [None if parameter is None else parameter._version for parameter in parameters]
+        return [source.version if isinstance(source, Adapted) else source._version for source in made_of]
     except RuntimeError:  # tensors made under inference mode count none
-        counting = (None if one is None or one.is_inference() else one for one in parameters)
-        return [None if one is None else one._version for one in counting]
+        counting = (None if isinstance(source, Tensor) and source.is_inference() else source for source in made_of)
+        return [None if source is None else _versions([source])[0] for source in counting]
 
 
 def checksum(values: Tensor) -> int:

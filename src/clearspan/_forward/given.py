@@ -12,12 +12,13 @@ from torch import Tensor
 from clearspan.checks import check_kind, is_whole, tensor_of
 from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError
 from clearspan.hf.keywords import KV_CACHE, KV_CACHE_NAMES, kv_cache_in, kv_cache_keyword
-from clearspan.inputs import Batch, Input, PaddingSide, check_has_values
+from clearspan.inputs import Batch, Input, check_has_values
 from clearspan.model import Model
 from clearspan.points import nearest
+from clearspan.text import PaddingSide
 
 if TYPE_CHECKING:
-    from transformers import Cache
+    from clearspan.hf.types import Cache
 
 _INSTEAD = {
     "input_ids": "bridge(tokens)",
@@ -264,10 +265,11 @@ def check_width(model: Model, value: Tensor, is_residual: bool) -> None:
 
 def check_length(model: Model, length: int, seen: int = 0) -> None:
     """Raises if a model with a table of positions is given more than it has."""
-    if model.cfg.is_limited and length > model.cfg.n_ctx:
+    cfg = model.adapter.cfg
+    if cfg.is_limited and length > cfg.n_ctx:
         raise InputError(
             "the input is longer than the model's context",
-            expected=f"at most {model.cfg.n_ctx} tokens",
+            expected=f"at most {cfg.n_ctx} tokens",
             got=f"{length}" + (f" ({seen} of them in the KV cache)" if seen else ""),
             fix="bridge.to_tokens(text, truncate=True)",
         )
@@ -296,7 +298,7 @@ def resolve_segment(model: Model, start: int | None, stop: int | None) -> tuple[
     Raises:
         InvalidArgumentError: A layer that does not exist, or a stop before the start.
     """
-    n_layers = model.cfg.n_layers
+    n_layers = len(model.blocks)
 
     def resolve(layer: int | None, name: str) -> int | None:
         if layer is None:

@@ -22,10 +22,11 @@ from clearspan.checks import is_whole
 from clearspan.errors import InputError, InvalidArgumentError
 from clearspan.hf.generation import GenerationRecording
 from clearspan.hf.keywords import KV_CACHE, kv_cache_in
-from clearspan.inputs import Batch, Input, PaddingSide
+from clearspan.inputs import Batch, Input
 from clearspan.interrupts import let_through
 from clearspan.model import Model
 from clearspan.points import NamesFilter
+from clearspan.text import BROKEN, PaddingSide
 
 _SPECULATION = "it runs tokens that are then thrown away"
 _OWN_LOOP = "it decides itself what the model is run on"
@@ -77,7 +78,9 @@ def prepare(
     generate_kwargs: Mapping[str, Any],
 ) -> Prompt:
     """Returns the prompt of an input. The arguments are those of `TransformerBridge.generate`."""
-    batch = model.to_batch(either(input, inputs_embeds), attention_mask, prepend_bos, padding_side)
+    batch = model.to_batch(
+        either(input, inputs_embeds), attention_mask, prepend_bos, padding_side, continue_final_message=None
+    )
     if batch.embeds is not None:
         check_width(model, batch.embeds, is_residual=False)
     if batch.attention is not None:
@@ -88,8 +91,7 @@ def prepare(
         )
     kwargs = {"attention_mask": batch.real, **checked_settings(model, batch, generate_kwargs)}
     if "pad_token_id" not in kwargs and model.hf_model.generation_config.pad_token_id is None:
-        pad = None if model.tokenizer is None else model.tokenizer.pad_token_id
-        kwargs["pad_token_id"] = 0 if pad is None else pad
+        kwargs["pad_token_id"] = model.text.pad_id
     return Prompt(batch, kwargs)
 
 
@@ -204,18 +206,8 @@ def _keeps_logits(model: Model, choice: Choice) -> bool:
 def _as_given(model: Model, prompt: Prompt, generated: Any) -> Any:
     if not prompt.is_text or not isinstance(generated, Tensor):
         return generated
-    texts = decode(model, generated)
+    texts = model.text.without_special(generated)
     return texts[0] if prompt.batch.is_one and len(texts) == 1 else texts
-
-
-def decode(model: Model, sequences: Tensor) -> list[str]:
-    """Returns the text of each row, without special tokens."""
-    assert model.tokenizer is not None, "text was encoded"
-    return [str(text) for text in model.tokenizer.batch_decode(sequences, skip_special_tokens=True)]
-
-
-BROKEN = "\ufffd"
-"""What a tokenizer gives for bytes that are no character, or are not one yet."""
 
 
 def stream(
@@ -300,14 +292,14 @@ def _texts(
 ) -> Generator[str | list[str], None, None]:
     """Yields the new text of each row, as soon as it is known and not earlier."""
     sequences = prompt.start
-    shown = decode(model, sequences)
+    shown = model.text.without_special(sequences)
     with contextlib.closing(chunks):
         for chunk in itertools.chain(chunks, [None]):
             if chunk is not None:
                 copies = len(chunk) // len(sequences)  # several sequences a row
                 sequences = torch.cat([sequences.repeat_interleave(copies, 0), chunk], 1)
                 shown = [text for text in shown for _ in range(copies)]
-            texts = decode(model, sequences)
+            texts = model.text.without_special(sequences)
             new = [_beyond(before, text, chunk is None) for before, text in zip(shown, texts, strict=True)]
             shown = [text if there else before for before, (text, there) in zip(shown, new, strict=True)]
             if any(there for _, there in new):

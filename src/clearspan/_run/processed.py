@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from clearspan.checks import check_flags
 from clearspan.errors import UnreadableWeightError
-from clearspan.hf.loading import bridge_config
+from clearspan.hf.adapted import merge
 from clearspan.hf.modules import sharing_copy, untie
 from clearspan.model import Model
 from clearspan.modes import no_grad
@@ -20,13 +20,11 @@ def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
     check_flags(**{name: wanted for name, wanted in steps.items() if wanted is not None})
     _check_readable(model)
     hf_model = sharing_copy(model.hf_model)
-    adapter = type(model.adapter)
-    cfg = bridge_config(hf_model, adapter)
-    cfg.default_prepend_bos = model.cfg.default_prepend_bos
-    new = type(model)(hf_model, adapter(cfg), model.text.tokenizer_or_none)
+    merge(hf_model)
+    new = model.on(hf_model)
     new.processing = (*model.processing, *process(new, steps))
     if model.tied and not new.tied:
-        untie(hf_model)
+        untie(new.hf_model)
     return new
 
 

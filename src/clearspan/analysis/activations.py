@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, whole_numbers
-from clearspan.errors import InvalidArgumentError, NotFiniteError
+from clearspan.errors import InvalidArgumentError, NotFiniteError, argument
 from clearspan.inputs import Batch, Input, Place, Positions
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
@@ -131,17 +131,19 @@ def target_ids_of(bridge: TransformerBridge, targets: Targets, rows: int, name: 
         InvalidArgumentError: Not one token for each row, or ids outside the vocabulary.
         InputError: A text that is not one token.
     """
-    match targets:
-        case str():
-            ids = [bridge.to_single_token(targets)]
-        case list() | tuple() if any(isinstance(target, str) for target in targets):
-            ids = [
-                bridge.to_single_token(one) if isinstance(one, str) else whole_numbers(name, one)[0] for one in targets
-            ]
-        case Tensor() | np.ndarray():
-            ids = whole_numbers(name, targets.reshape(-1))
-        case _:
-            ids = whole_numbers(name, targets)
+    with argument(name):
+        match targets:
+            case str():
+                ids = [bridge.to_single_token(targets)]
+            case list() | tuple() if any(isinstance(target, str) for target in targets):
+                ids = [
+                    bridge.to_single_token(target) if isinstance(target, str) else whole_numbers(name, target)[0]
+                    for target in targets
+                ]
+            case Tensor() | np.ndarray():
+                ids = whole_numbers(name, targets.reshape(-1))
+            case _:
+                ids = whole_numbers(name, targets)
     if len(ids) not in (1, rows) or not all(0 <= token < bridge.cfg.d_vocab for token in ids):
         raise InvalidArgumentError(
             f"{name} are one token for each row",

@@ -14,6 +14,7 @@ from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError, argument
 from clearspan.inputs import Batch, Input
 from clearspan.model import check_bridge
+from clearspan.text import is_conversation
 
 Corpus = Input | Iterable[Input]
 """Any input, or any number of them: texts, rows of token ids, rows of a dataset, chats."""
@@ -89,9 +90,7 @@ def _is_many(corpus: object) -> bool:
             return False
         case [int() | np.integer(), *_]:
             return False
-        case [Mapping() as first, *_]:
-            return not {"role", "content"} <= first.keys()
-    return isinstance(corpus, Iterable)
+    return not is_conversation(corpus) and isinstance(corpus, Iterable)
 
 
 def _is_empty(text: object) -> bool:

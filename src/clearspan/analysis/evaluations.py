@@ -272,14 +272,13 @@ def evaluate_repetition(
         period: Length of a block; half of the context where that is less.
         seed: Of the random tokens.
         prepend_bos: Whether a BOS stands first; by default as for any text.
-        vocabulary: Token ids to draw from; by default all but special ones, which takes a tokenizer.
+        vocabulary: Token ids to draw from; by default all but special ones.
         batch_size: Rows run at a time.
 
     Returns:
         Losses in nats and hits by copy, place and row.
 
     Raises:
-        NoTokenizerError: The bridge has no tokenizer, and no vocabulary is given.
         InputError: `prepend_bos=True`, and there is no BOS.
         InvalidArgumentError: No rows, a period of less than two tokens, an empty vocabulary, or an empty batch.
 

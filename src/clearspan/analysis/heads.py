@@ -98,13 +98,12 @@ def head_scores(
         rows: Random texts.
         period: Length of a block; half of the context where that is less.
         seed: Of the random tokens.
-        vocabulary: Token ids to draw from, uniformly; by default all but special ones, which takes a tokenizer.
+        vocabulary: Token ids to draw from, uniformly; by default all but special ones.
 
     Returns:
         Scores by layer, head and text, in attention from 0 to 1.
 
     Raises:
-        NoTokenizerError: The bridge has no tokenizer, and no vocabulary is given.
         InvalidArgumentError: No rows, a period of less than two tokens, or an unusable vocabulary.
 
     Example:

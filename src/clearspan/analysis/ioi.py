@@ -18,12 +18,13 @@ from clearspan.analysis.evaluations import Estimate, estimate
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
-from clearspan.inputs import Batch, PaddingSide, row_numbers
+from clearspan.inputs import Batch, row_numbers
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
 from clearspan.plots.charts import heatmap
 from clearspan.results import Columns, Result
 from clearspan.sweep.metrics import LogitDifference
+from clearspan.text import PaddingSide
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -279,17 +280,12 @@ def _single_tokens(bridge: TransformerBridge, names: Sequence[str], least: int) 
     check_bridge(bridge)
     if not _are_texts(names):
         raise InvalidArgumentError("there is no name", expected="a list of names", got=repr(names))
-
-    def ids_of(text: str) -> list[int]:
-        return bridge.to_batch(text, prepend_bos=False).ids[0].tolist()
-
-    # After a word, and not " Mary" alone: some tokenizers put a space of their own before a text.
-    before, unknown = ids_of("and"), bridge.text.tokenizer.unk_token_id
+    unknown = bridge.text.tokenizer.unk_token_id
     found: dict[str, int] = {}
     for name in dict.fromkeys(names):
-        *rest, last = ids_of(f"and {name}")
-        if rest == before and last != unknown and last not in found.values():
-            found[name] = last
+        ids = bridge.text.continuing(f" {name}")
+        if len(ids) == 1 and ids[0] != unknown and ids[0] not in found.values():
+            found[name] = ids[0]
     if len(found) < least:
         raise InvalidArgumentError(
             "too few names are single tokens",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clearspan._forward.readout import exact
 from clearspan.bridge import TransformerBridge
-from clearspan.checks import check_counts, check_flags, check_kind
+from clearspan.checks import check_counts, check_flags, check_kind, wholes
 from clearspan.errors import InputError, InvalidArgumentError
 from clearspan.model import check_bridge
 
@@ -99,10 +99,9 @@ def repeated_tokens(
         period: Length of a block; half of the context (without the BOS) where that is less.
         seed: Of the random tokens. Torch's own seed is neither read nor changed.
         prepend_bos: Whether a BOS stands first; by default as for any text.
-        vocabulary: Token ids to draw from, uniformly; by default all but special ones, which takes a tokenizer.
+        vocabulary: Token ids to draw from, uniformly; by default all but special ones.
 
     Raises:
-        NoTokenizerError: The bridge has no tokenizer, and no vocabulary is given.
         InputError: `prepend_bos=True`, and there is no BOS.
         InvalidArgumentError: No rows, a period of less than two tokens, or a vocabulary that is empty or has other ids
             than the model's.
@@ -159,8 +158,12 @@ def _given(bridge: TransformerBridge, vocabulary: Sequence[int] | Tensor) -> Int
 
 
 def _ordinary(bridge: TransformerBridge) -> Int[Tensor, "token"]:
-    """Returns the ids of all tokens but special ones."""
-    tokenizer = bridge.text.tokenizer
-    special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.long)
-    ids = torch.arange(min(bridge.cfg.d_vocab, len(tokenizer)))
-    return ids[~torch.isin(ids, special)]
+    """Returns the ids of all tokens but special ones: the tokenizer's, or without one those that the config names."""
+    tokenizer, d_vocab = bridge.tokenizer, bridge.cfg.d_vocab
+    if tokenizer is None:
+        named = (wholes(bridge.cfg.hf.get(f"{name}_token_id")) or () for name in ("bos", "eos", "pad"))
+        size, special = d_vocab, [token for each in named for token in each]
+    else:
+        size, special = min(d_vocab, len(tokenizer)), tokenizer.all_special_ids
+    ids = torch.arange(size)
+    return ids[~torch.isin(ids, torch.tensor(sorted(special), dtype=torch.long))]

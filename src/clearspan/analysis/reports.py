@@ -277,9 +277,9 @@ class Report:
 
     Attributes:
         model: Name and sizes.
-        text: As given; empty where token ids were given to a model without a tokenizer.
+        text: As given, or that of the token ids given; empty where a model without a tokenizer reads ids.
         token_ids: As the model reads it, BOS included.
-        words: The text of every token id that appears anywhere in the report, or the id without a tokenizer.
+        words: The text of every token id that appears anywhere in the report, or its id (`#5`) where it has none.
         predictions: Likeliest next tokens.
         lens: Logit lens.
         heads: Induction and previous-token scores, on random tokens rather than this text.
@@ -395,7 +395,7 @@ def report(
     """Returns everything that the page and the terminal show about one text.
 
     Args:
-        bridge: A model, without hooks on it. Without a tokenizer, tokens are shown as their ids.
+        bridge: A model, without hooks on it. Without a tokenizer, tokens are shown as their ids, `#5`.
         input: Any input of one row of tokens.
         k: Predictions kept for each position.
         attention_mask: 1 for real tokens, where bare token ids have padding.
@@ -417,17 +417,13 @@ def report(
     batch = bridge.to_batch(input, attention_mask)
     if batch.rows > 1:
         raise InvalidArgumentError("a report is about one text", expected="an input of one row", got=f"{batch.rows}")
-    tokens, has_words, layers = (
-        batch.ids[:, list(batch.real_columns[0])],
-        bridge.tokenizer is not None,
-        bridge.cfg.n_layers,
-    )
+    tokens, layers = batch.ids[:, list(batch.real_columns[0])], bridge.cfg.n_layers
     with shown(progress) as tell:
         found = predictions(bridge, tokens, k=k)
         tell("predictions", 1, 1)
         lens = logit_lens(bridge, tokens)
         tell("logit lens", 1, 1)
-        heads = head_scores(bridge, vocabulary=None if has_words else range(bridge.cfg.d_vocab))
+        heads = head_scores(bridge)
         tell("head scores", 1, 1)
         names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(layers)]
         _, cache = bridge.run_with_cache(tokens, names, return_type=None)
@@ -435,8 +431,8 @@ def report(
         tell("attention patterns", 1, 1)
         effect = causal_effect(bridge, tokens, progress=lambda _, done, total: tell("causal effect", done, total))
     ids = torch.cat([part.flatten() for part in (found.tokens, found.top_ids, lens.top_ids)]).unique().tolist()
-    words = Words({token: bridge.to_single_str_token(token) for token in ids} if has_words else {})
-    text = batch.texts[0] if batch.texts else "".join(words[token] for token in tokens[0].tolist()) if has_words else ""
+    words = Words({token: word for token in ids if (word := bridge.text.word(token))})
+    text = batch.texts[0] if batch.texts else "" if bridge.tokenizer is None else str(bridge.to_string(tokens[0]))
     cfg, parameters = bridge.cfg, sum(one.numel() for one in bridge.parameters())
     facts = ModelFacts(
         cfg.model_name, cfg.architecture, parameters, layers, cfg.n_heads, cfg.d_model, cfg.n_ctx, cfg.d_vocab

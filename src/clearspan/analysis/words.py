@@ -5,7 +5,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clearspan.model import Model
-from clearspan.plots.labels import visible
+from clearspan.plots import id_label
 
 
 class Words(dict[int, str]):
@@ -14,16 +14,14 @@ class Words(dict[int, str]):
     Example:
         >>> words = Words({7: "self"})
         >>> words[7], words[8]
-        ('self', '8')
+        ('self', '#8')
     """
 
     def __missing__(self, token: int) -> str:
-        return str(token)
+        return id_label(token)
 
 
 def words_of(bridge: Model, *ids: Int[Tensor, "..."]) -> Words:
-    """Returns the text of each token; of none where the bridge has no tokenizer."""
-    if bridge.tokenizer is None:
-        return Words()
+    """Returns how each token is written."""
     unique = torch.cat([part.flatten().cpu() for part in ids]).unique().tolist()
-    return Words({token: visible(bridge.to_single_str_token(token)) for token in unique})
+    return Words({token: bridge.text.label(token) for token in unique})

@@ -69,6 +69,8 @@ class ArchitectureAdapter:
     """Whether the model itself numbers positions by the padding mask."""
     whole_sequences: ClassVar[str | None] = None
     """Why a run cannot continue from the keys and values of earlier positions, or None if it can."""
+    irrelevant: ClassVar[Mapping[str, str]] = {"*inv_freq": "frequencies of the rotation, which the config fixes"}
+    """Parameters and buffers that no component accounts for, as patterns of their paths, each with the reason."""
     component_mapping: dict[str, GeneralizedComponent]
     weight_processing_conversions: dict[str, ParamProcessingConversion]
 

@@ -60,6 +60,9 @@ class GPTJArchitectureAdapter(DecoderAdapter):
         "has_table": True,
     }
     sizes = GPT_SIZES
+    irrelevant: ClassVar[Mapping[str, str]] = {
+        "*.attn.embed_positions": "sines and cosines of the rotation, which the config fixes"
+    }
     embed_name = "transformer.wte"
     blocks_name = "transformer.h"
     final_norm_name = "transformer.ln_f"

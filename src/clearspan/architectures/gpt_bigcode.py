@@ -1,5 +1,6 @@
 """GPTBigCode: GPT-2 with one key/value head (StarCoder 1, SantaCoder), or with as many as query heads."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -65,6 +66,7 @@ class GPTBigCodeArchitectureAdapter(DecoderAdapter):
     default_cfg: ClassVar[dict[str, object]] = {"uses_split_attention": True}
     config_values: ClassVar[dict[str, object]] = {**LAYER_NORM, "split_attention_weights": True}
     sizes = GPT_SIZES
+    irrelevant: ClassVar[Mapping[str, str]] = {"transformer.bias": "the causal mask"}
     embed_name = "transformer.wte"
     pos_embed_name = "transformer.wpe"
     blocks_name = "transformer.h"

@@ -6,7 +6,7 @@ from clearspan.components.attention import (
     HeadAttentionBridge,
     JointQKVAttentionBridge,
 )
-from clearspan.components.base import Binding, GeneralizedComponent, PerLayer, hook_points, logits_point
+from clearspan.components.base import Binding, GeneralizedComponent, PerLayer, check_parts, hook_points, logits_point
 from clearspan.components.block import BlockBridge, Identity
 from clearspan.components.embedding import EmbeddingBridge, PosEmbedBridge, UnembeddingBridge
 from clearspan.components.latent_attention import LatentAttentionBridge
@@ -49,6 +49,7 @@ __all__ = [
     "TransposedLinearBridge",
     "UnembeddingBridge",
     "WeightTensor",
+    "check_parts",
     "hook_points",
     "logits_point",
 ]

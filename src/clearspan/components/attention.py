@@ -57,6 +57,12 @@ class GeneralAttentionBridge(GeneralizedComponent):
     _key_axes = "batch pos kv_head d_head"
     _value_axes = "batch pos head d_head"
 
+    def claims(self) -> Iterator[str]:
+        """Yields the sinks, a parameter of attention's own module."""
+        yield from super().claims()
+        if self.has_sinks:
+            yield f"{self.module_path}.sinks"
+
     @property
     def n_heads(self) -> int:
         """Query heads."""
@@ -95,7 +101,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     def projection_weights(self) -> tuple[Tensor, ...]:
         """Returns the live weights of all linear maps except the output projection."""
         parts = (part for part in self.walk() if isinstance(part, LinearBridge) and part is not self.o)
-        return tuple(part.parameter("weight") for part in parts)
+        return tuple(part.checked_parameter("weight") for part in parts)
 
     def reads(self) -> Iterator[LinearMap]:
         """Yields the maps that read attention's input."""
@@ -219,6 +225,10 @@ class HeadAttentionBridge(GeneralAttentionBridge):
 class AttentionBridge(HeadAttentionBridge):
     """Attention with a linear map each for queries, keys and values: submodules `q`, `k`, `v` and `o`."""
 
+    def required(self) -> Mapping[str, type[GeneralizedComponent]]:
+        """Returns the four maps."""
+        return dict.fromkeys((*PROJECTIONS, "o"), LinearBridge)
+
     def projected(self, projection: Projection) -> tuple[Place, Access]:
         """Returns the linear map's output, and how to read it by head."""
         heads = self.n_heads if projection == "q" else self.n_kv_heads
@@ -250,6 +260,10 @@ class JointQKVAttentionBridge(HeadAttentionBridge):
 
     qkv: LinearBridge = field(init=False)
 
+    def required(self) -> Mapping[str, type[GeneralizedComponent]]:
+        """Returns the two maps."""
+        return dict.fromkeys(("qkv", "o"), LinearBridge)
+
     def projected(self, projection: Projection) -> tuple[Place, Access]:
         """Returns the fused output, and how to read the projection's part of it by head."""
         return self.qkv.place(Side.OUTPUT), Converted(QKVPartConversion(self.qkv_conversion_rule, projection))
@@ -270,13 +284,13 @@ class HeadResults(Derivation):
         self.attention = weakref.proxy(attention)  # which has the points that have this
         self.targets: tuple[Place, ...] = (attention.o.place(Side.OUTPUT),)
 
-    def weights(self) -> tuple[Tensor, ...]:
-        """Returns the output weight."""
-        return (self.attention.o.parameter("weight"),)
+    def sources(self) -> Sequence[Any]:
+        """Returns what the output weight is made of."""
+        return self.attention.o.sources("weight")
 
     def weights_to_write(self) -> tuple[Tensor, ...]:
         """Returns the output weight."""
-        return self.weights()
+        return (self.attention.o.checked_parameter("weight"),)
 
     def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
         """Returns `[batch, pos, head, d_model]`."""

@@ -14,6 +14,7 @@ from clearspan.components.weights import AbsentWeight, LinearMap, Weight, Weight
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import ParamProcessingConversion
 from clearspan.errors import (
+    AdapterError,
     InvalidArgumentError,
     MissingWeightError,
     ModelChangedError,
@@ -49,6 +50,9 @@ class Binding:
         weight_conversions: The adapter's conversions by canonical name, with `{i}` for the layer.
         arguments_of: Returns what the model itself passes to a module of a block after its input.
         dequantised: Returns a copy of a module's quantised parameter, or None for one that is not quantised.
+        acting: Returns the module whose parameters a module uses: itself, or one in it where it is an adapter's.
+        adapted: Returns a weight to which adapters add, or None for one that is a parameter.
+        sources: Returns what a module's weights are made of.
         sharing: Returns the canonical names of the weights that share a parameter.
         follow: Brings torch hooks to modules that have taken others' place.
     """
@@ -58,6 +62,9 @@ class Binding:
     weight_conversions: Mapping[str, ParamProcessingConversion]
     arguments_of: Callable[[nn.Module, Tensor], dict[str, Any]] = lambda _, __: {}
     dequantised: Callable[[nn.Module, str], Tensor | None] = lambda _, __: None
+    acting: Callable[[nn.Module], nn.Module] = lambda module: module
+    adapted: Callable[[nn.Module, str, str], Tensor | None] = lambda *_: None
+    sources: Callable[[nn.Module], Sequence[Any]] = lambda module: list(module._parameters.values())
     sharing: Callable[[Tensor], Sequence[str]] = lambda _: ()
     follow: Callable[[], None] = lambda: None
 
@@ -117,8 +124,9 @@ class GeneralizedComponent:
             parent: Path of the Hugging Face module around this one.
 
         Raises:
-            InvalidArgumentError: The model has no module where the adapter says.
+            AdapterError: The model has no module where the adapter says, or a part is missing or of another kind.
         """
+        check_parts(path, self.submodules, self.required())
         live = copy.copy(self)
         live._binding = binding
         live.path = path
@@ -141,6 +149,16 @@ class GeneralizedComponent:
         return module_at(self._bound.model, self.module_path)
 
     @property
+    def acting(self) -> nn.Module:
+        """The module whose parameters are used: the component's own, or one in it where that is an adapter's."""
+        return self._bound.acting(self.module)
+
+    def sources(self, name: str) -> Sequence[Any]:
+        """Returns what a weight is made of: its parameter, or a record of the module where an adapter is on it."""
+        parameter = self.module._parameters.get(name)
+        return self._bound.sources(self.module) if parameter is None else [parameter]
+
+    @property
     def cfg(self) -> TransformerBridgeConfig:
         """The model's sizes."""
         return self._bound.cfg
@@ -153,6 +171,18 @@ class GeneralizedComponent:
                 fix="use the live one, such as bridge.blocks[0].attn",
             )
         return self._binding
+
+    def required(self) -> "Mapping[str, type[GeneralizedComponent]]":
+        """Returns the parts that this kind of component must have, by name, each with its kind."""
+        return {}
+
+    def claims(self) -> Iterator[str]:
+        """Yields the paths of modules and parameters that the component accounts for, with all that is in them.
+
+        A component that has parts leaves what is in its module to them.
+        """
+        if self.name is not None and not self.submodules:
+            yield self.module_path
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the component's own points; those of one tensor in the order in which they fire."""
@@ -185,7 +215,7 @@ class GeneralizedComponent:
     @property
     def is_wrapped(self) -> bool:
         """Whether a wrapper has taken the module's place, and hands on the parts of the module in it."""
-        children = self.module._modules
+        children = self.acting._modules
         return any(part.name and part.name.partition(".")[0] not in children for part in self.submodules.values())
 
     def __call__(self, value: Tensor) -> Tensor:
@@ -242,14 +272,19 @@ class GeneralizedComponent:
         return self.weight("bias") if self.has("bias") else None
 
     def weight(self, name: str) -> Tensor:
-        """Returns a live parameter of the component's module; if it is quantised, a copy that refuses writes.
+        """Returns a live parameter of the component's module.
+
+        A quantised parameter, or one to which an adapter adds, comes as a copy of the values, which refuses writes.
 
         Raises:
             MissingWeightError: The module has no such parameter.
-            UnreadableWeightError: It is offloaded, or quantised in an unknown way.
+            UnreadableWeightError: It is offloaded, quantised in an unknown way, or no one weight under its adapter.
         """
         parameter = self.parameter(name)
-        values = None if parameter.is_meta else self._bound.dequantised(self.module, name)
+        values = None if parameter.is_meta else self._bound.adapted(self.module, name, self.path)
+        if values is not None:
+            return WeightTensor.of(values, before=self._refuse_sum)
+        values = None if parameter.is_meta else self._bound.dequantised(self.acting, name)
         if values is not None:
             return WeightTensor.of(values, before=self._refuse_write)
         if parameter.is_meta or not parameter.is_floating_point():
@@ -266,8 +301,9 @@ class GeneralizedComponent:
     @property
     def is_quantised(self) -> bool:
         """Whether the module's weight is quantised in a known way."""
-        has_weight = self.module._parameters.get("weight") is not None
-        return has_weight and self._bound.dequantised(self.module, "weight") is not None
+        acting = self.acting
+        has_weight = acting._parameters.get("weight") is not None
+        return has_weight and self._bound.dequantised(acting, "weight") is not None
 
     def _refuse_write(self) -> None:
         raise UnwritableError(
@@ -276,14 +312,24 @@ class GeneralizedComponent:
             fix="load the model without quantisation to edit its weights",
         )
 
+    def _refuse_sum(self) -> None:
+        raise UnwritableError(
+            f"the weight of {self.path} is made of a base weight and an adapter, and what was read is a copy",
+            where=f"{type(self.module).__name__} at {self.module_path}",
+            fix="peft_model.merge_and_unload(), and boot what it returns; or write the parameters in "
+            f"bridge.hf_model.get_submodule({self.module_path!r})",
+        )
+
     def told_of_ties(self, name: str, shown: Tensor, parameter: Tensor) -> Tensor:
         """Returns a weight; writing it warns if its parameter is another weight too.
 
         Args:
             name: The weight's name.
-            shown: The weight, a view of the parameter.
+            shown: The weight, a view of the parameter; or a copy, which refuses writes.
             parameter: The live parameter.
         """
+        if isinstance(shown, WeightTensor):
+            return shown
         others = [other for other in self._bound.sharing(parameter) if other != name]
         if not others:
             return shown
@@ -301,22 +347,34 @@ class GeneralizedComponent:
             MissingWeightError: The module has no such parameter.
             UnreadableWeightError: Only a module in it has: it is a wrapper.
         """
-        module = self.module
-        parameter = module._parameters.get(name)
-        if parameter is None:
-            inner = self._holder(name)
-            if inner is not None:
-                raise UnreadableWeightError(
-                    f"the {name} of {self.path} is not known",
-                    where=f"{type(module).__name__} at {self.module_path}",
-                    reason=f"it wraps a {type(inner).__name__}, and what it makes of that one's {name} cannot be told",
-                    fix="points that need no weight; or replace the wrapper by one module with the weight that acts",
-                )
+        module, holder = self.module, self._holder(name)
+        if holder is None:
             raise MissingWeightError(
                 f"{self.path} has no {name}",
                 where=f"{type(module).__name__} at {self.module_path}",
                 reason="the model's own module has none, and zeros are not made up",
             )
+        if holder is not module and holder is not self._bound.acting(module):
+            raise UnreadableWeightError(
+                f"the {name} of {self.path} is not known",
+                where=f"{type(module).__name__} at {self.module_path}",
+                reason=f"it wraps a {type(holder).__name__}, and what it makes of that one's {name} cannot be told",
+                fix="points that need no weight; or replace the wrapper by one module with the weight that acts",
+            )
+        parameter = holder._parameters[name]
+        assert parameter is not None, "the holder has it"
+        return parameter
+
+    def checked_parameter(self, name: str) -> Tensor:
+        """Returns a live parameter of the component's module, if adapters make one weight of it.
+
+        Raises:
+            MissingWeightError: The module has no such parameter.
+            UnreadableWeightError: Adapters make no one weight of it, or a wrapper does.
+        """
+        parameter = self.parameter(name)
+        if not parameter.is_meta:
+            self._bound.adapted(self.module, name, self.path)
         return parameter
 
     def shape(self, name: str) -> torch.Size:
@@ -335,10 +393,13 @@ class GeneralizedComponent:
         return self._holder(name) is not None
 
     def _holder(self, name: str) -> nn.Module | None:
-        """Returns the component's module, or the first in it, that has such a parameter; None where none has."""
+        """Returns the module that has such a parameter: the component's, an adapter's, or the first in a wrapper."""
         module = self.module
         if module._parameters.get(name) is not None:  # nearly always, and asked for in every run
             return module
+        acting = self._bound.acting(module)
+        if acting is not module:
+            return acting if acting._parameters.get(name) is not None else None
         return next((part for part in module.modules() if part._parameters.get(name) is not None), None)
 
     def setting(self, *names: str) -> Any:
@@ -368,6 +429,23 @@ class GeneralizedComponent:
         return f"{type(self).__name__}({self.name!r}){where}"
 
 
+def check_parts(
+    path: str,
+    parts: Mapping[str, GeneralizedComponent],
+    required: Mapping[str, type[GeneralizedComponent]],
+) -> None:
+    """Raises AdapterError unless a component has its parts, each of its kind; other parts are not looked at."""
+    for key, kind in required.items():
+        part = parts.get(key)
+        if not isinstance(part, kind):
+            raise AdapterError(
+                f"{path or 'the mapping'} has no part {key!r}" if part is None else f"{path}.{key} is of another kind",
+                expected=f"{key!r}: {kind.__name__}",
+                got=", ".join(parts) or "no parts" if part is None else type(part).__name__,
+                fix="the component's submodules in the adapter",
+            )
+
+
 def _check_is_there(model: nn.Module, module_path: str, path: str) -> None:
     try:
         module_at(model, module_path)
@@ -376,7 +454,7 @@ def _check_is_there(model: nn.Module, module_path: str, path: str) -> None:
         _check_is_there(model, parent, path)
         around = module_at(model, parent)
         there = [child for child, _ in around.named_children()]
-        raise InvalidArgumentError(
+        raise AdapterError(
             f"{path} is not where the adapter says",
             expected=f"a module {name!r} in {parent or 'the model'}",
             got=", ".join(there) or "no modules",
@@ -405,6 +483,13 @@ class PerLayer(GeneralizedComponent):
 
     def at_layer(self, layer: int) -> GeneralizedComponent:
         """Returns the template of one layer."""
+        if not layer < len(self.templates):
+            raise AdapterError(
+                "a part that differs from layer to layer does not have them all",
+                expected=f"a template for layer {layer}",
+                got=f"{len(self.templates)} templates",
+                fix="PerLayer([...]) with as many templates as cfg.n_layers",
+            )
         return self.templates[layer].at_layer(layer)
 
 

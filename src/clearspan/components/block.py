@@ -8,7 +8,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
-from clearspan.components.attention import HeadAttentionBridge, PathInputs
+from clearspan.components.attention import GeneralAttentionBridge, HeadAttentionBridge, PathInputs
 from clearspan.components.base import GeneralizedComponent
 from clearspan.components.mlp import MLPBridge, MoEBridge
 from clearspan.components.normalization import NormalizationBridge
@@ -79,6 +79,13 @@ class BlockBridge(GeneralizedComponent):
         own = cast("Self", super().at_layer(layer))
         own.name = f"{self.name}.{layer}"
         return own
+
+    def required(self) -> Mapping[str, type[GeneralizedComponent]]:
+        """Returns attention and the MLP, and the norms that are there."""
+        norms = {key for key in ("ln1", "ln2", "ln1_post", "ln2_post") if key in self.submodules}
+        mlp = self.submodules.get("mlp")
+        kind = MoEBridge if isinstance(mlp, MoEBridge) else MLPBridge
+        return {"attn": GeneralAttentionBridge, "mlp": kind, **dict.fromkeys(norms, NormalizationBridge)}
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns what its attention needs."""

@@ -1,15 +1,16 @@
 """Multi-head latent attention: keys and values of all heads come from one low-rank projection (DeepSeek)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear
 
 from clearspan.components.attention import GeneralAttentionBridge, Projection
+from clearspan.components.base import GeneralizedComponent
 from clearspan.components.linear import LinearBridge
+from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.weights import AbsentWeight, LinearMap, Weight, WeightTensor
 from clearspan.conversions import HeadPartConversion, HeadsConversion
 from clearspan.errors import MissingWeightError, UnwritableError
@@ -43,6 +44,19 @@ class LatentAttentionBridge(GeneralAttentionBridge):
     _query_axes = "batch pos head d_head_qk"
     _key_axes = "batch pos head d_head_qk"
     _value_axes = "batch pos head d_head_v"
+
+    def required(self) -> Mapping[str, type[GeneralizedComponent]]:
+        """Returns the maps and norms of queries, keys and values, and the output projection."""
+        queries: dict[str, type[GeneralizedComponent]] = {"q": LinearBridge}
+        if "q" not in self.submodules:
+            queries = {"q_a": LinearBridge, "q_a_norm": NormalizationBridge, "q_b": LinearBridge}
+        return {
+            **queries,
+            "kv_a": LinearBridge,
+            "kv_a_norm": NormalizationBridge,
+            "kv_b": LinearBridge,
+            "o": LinearBridge,
+        }
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, including the heads' widths."""
@@ -89,7 +103,7 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         if "q_b" not in self.submodules:
             return value
         low, norm = self.submodules["q_a"], self.submodules["q_a_norm"]
-        return norm.module.forward(linear(value, low.weight("weight"), low.bias_or_none()))
+        return norm.module.forward(low.module.forward(value))
 
     def project(self, value: Tensor, projection: Projection) -> Tensor:
         """Returns queries by head for an input by head, `[batch, pos, head, d_model]`."""

@@ -22,7 +22,7 @@ class LinearBridge(GeneralizedComponent):
     @property
     def map(self) -> LinearMap:
         """Where its parameters are."""
-        return LinearMap(self.module, "weight", "bias", in_axis=-1, out_axis=-2)
+        return LinearMap(self.acting, "weight", "bias", in_axis=-1, out_axis=-2)
 
     def reads(self) -> Iterator[LinearMap]:
         """Yields the map itself."""
@@ -54,7 +54,7 @@ class TransposedLinearBridge(LinearBridge):
     @property
     def map(self) -> LinearMap:
         """Where its parameters are."""
-        return LinearMap(self.module, "weight", "bias", in_axis=-2, out_axis=-1)
+        return LinearMap(self.acting, "weight", "bias", in_axis=-2, out_axis=-1)
 
     @property
     def widths(self) -> tuple[int, int]:

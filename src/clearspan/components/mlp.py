@@ -1,8 +1,8 @@
 """MLPs: plain and gated ones, and mixtures of experts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +33,13 @@ class MLPBridge(GeneralizedComponent):
     out: LinearBridge
     W_gate = AbsentWeight("the MLP is not gated")
     b_gate = AbsentWeight("the MLP is not gated")
+
+    def required(self) -> Mapping[str, type[GeneralizedComponent]]:
+        """Returns the linear maps; and the activation function, if the MLP has no module of its own."""
+        act = {"act": GeneralizedComponent} if self.name is None else {}
+        return {**dict.fromkeys(self._maps, LinearBridge), **act}
+
+    _maps: ClassVar[tuple[str, ...]] = ("in", "out")
 
     def _linear(self, key: str) -> LinearBridge:
         part = self.submodules[key]
@@ -104,6 +111,7 @@ class GatedMLPBridge(MLPBridge):
     """A gate through an activation function times a linear branch, then a linear map: `gate`, `in` and `out`."""
 
     hook_pre_linear: HookPoint
+    _maps = ("gate", "in", "out")
 
     @Weight
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
@@ -124,6 +132,8 @@ class GatedMLPBridge(MLPBridge):
 
 class JointGateMLPBridge(GatedMLPBridge):
     """A gated MLP whose gate and linear branch are the halves of one linear map: submodules `gate_up` and `out`."""
+
+    _maps = ("gate_up", "out")
 
     @Weight
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
@@ -167,7 +177,7 @@ class RouterBridge(GeneralizedComponent):
 
     def reads(self) -> Iterator[LinearMap]:
         """Yields the map to its logits."""
-        yield LinearMap(self.module, "weight", None, in_axis=-1, out_axis=-2)
+        yield LinearMap(self.acting, "weight", None, in_axis=-1, out_axis=-2)
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, including how many experts there are, and how many are chosen."""
@@ -195,6 +205,10 @@ class MoEBridge(GeneralizedComponent):
     b_in = AbsentWeight(_EACH_EXPERTS)
     b_gate = AbsentWeight(_EACH_EXPERTS)
     b_out = AbsentWeight(_EACH_EXPERTS)
+
+    def required(self) -> Mapping[str, type[GeneralizedComponent]]:
+        """Returns the router and the experts."""
+        return {"router": RouterBridge, "experts": ExpertsBridge}
 
     @property
     def first(self) -> GeneralizedComponent:
@@ -259,5 +273,5 @@ class ExpertsBridge(GeneralizedComponent):
 
     def _map(self, weight: str) -> LinearMap:
         bias = f"{weight}_bias"
-        in_axis, out_axis = (-2, -1) if self.is_transposed else (-1, -2)
-        return LinearMap(self.module, weight, bias if bias in self.module._parameters else None, in_axis, out_axis)
+        module, (in_axis, out_axis) = self.acting, (-2, -1) if self.is_transposed else (-1, -2)
+        return LinearMap(module, weight, bias if bias in module._parameters else None, in_axis, out_axis)

@@ -119,7 +119,7 @@ class NormParts(Derivation):
 
     def weights_to_write(self) -> tuple[Tensor, ...]:
         """Returns the norm's weight and bias."""
-        return tuple(parameter for parameter in self.norm.module._parameters.values() if parameter is not None)
+        return tuple(parameter for parameter in self.norm.acting._parameters.values() if parameter is not None)
 
     def write(self, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
         """Returns the norm's output for the edited scale or normalised value."""

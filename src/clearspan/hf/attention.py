@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clearspan.errors import NotSeenError
 from clearspan.hf.modules import execution_device
 from clearspan.hf.storages import Relocation
+from clearspan.hf.torch_hooks import itself
 from clearspan.hf.watch import OperandsWatch, RouterWatch, SoftmaxWatch, Visit, Visits, run_under
 from clearspan.points import Side
 
@@ -86,12 +87,8 @@ class ObservedConfig:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self.original, memo)  # nobody observes a copy of the model
 
-    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
-        return _itself, (self.original,)
-
-
-def _itself(config: Any) -> Any:
-    return config
+    def __reduce__(self) -> tuple[Any, ...]:
+        return itself, (self.original,)
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
@@ -268,7 +265,7 @@ def _moved(value: Any, there: Relocation) -> Any:
         case Tensor():
             return there(value)
     # Flex attention's mask is no tensor, but moves like one.
-    return value.to(there.device) if hasattr(value, "to") else value
+    return value.to(there.device) if there.device is not None and hasattr(value, "to") else value
 
 
 def _eager(module: nn.Module) -> Callable[..., Any]:

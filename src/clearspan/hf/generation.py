@@ -247,8 +247,9 @@ class GenerationRecording(Recording):
             for shell in shells.values():
                 yield from ((f"{path}:{name}", tensor) for name, tensor in shell.call.tensors().items())
 
-    def _moved(self, there: Relocation) -> Self:
-        new = super()._moved(there)
+    def moved(self, there: Relocation) -> Self:
+        """As in a recording of one forward."""
+        new = super().moved(there)
         new._pieces = {
             key: {forward: piece.to(there) for forward, piece in pieces.items()} for key, pieces in self._pieces.items()
         }

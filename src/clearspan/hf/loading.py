@@ -18,9 +18,11 @@ from clearspan.errors import (
     InvalidArgumentError,
     UnknownArgumentError,
 )
+from clearspan.hf.peft_models import add_adapter, base_model, base_of, is_adapter_folder
+from clearspan.hf.tokenizers import OwnTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
 EMBEDDED = ("tiny-bigcode",)
 """Models that are part of the package."""
@@ -30,8 +32,8 @@ UNLIMITED = 2048
 
 def load_model(
     name: str | Path, dtype: torch.dtype | Literal["auto"], **from_pretrained_kwargs: Any
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
-    """Returns a model in eval mode and its tokenizer, None where the checkpoint has none.
+) -> "tuple[PreTrainedModel, OwnTokenizer]":
+    """Returns a model in eval mode and its tokenizer, or why it has none.
 
     A checkpoint's own code runs only with `trust_remote_code=True`; without it transformers would ask on the terminal.
 
@@ -40,9 +42,11 @@ def load_model(
         CheckpointError: Weights are missing, damaged, or of other sizes.
         UnsupportedArchitectureError: The architecture has no adapter.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     source = str(files("clearspan") / "models" / str(name)) if name in EMBEDDED else str(name)
+    if is_adapter_folder(source):
+        return _adapted_model(source, dtype, **from_pretrained_kwargs)
     _check_folder(source)
     keywords = {"trust_remote_code": False, **from_pretrained_kwargs}
     hub = {key: value for key, value in keywords.items() if key in _HUB_KEYWORDS}
@@ -59,11 +63,25 @@ def load_model(
         adapter_class(architecture)
     model = _weighted(AutoModelForCausalLM, name, source, dtype=dtype, **keywords)
     model.config.name_or_path = str(name)
+    return model.eval(), load_tokenizer(source, **hub)
+
+
+def _adapted_model(
+    folder: str, dtype: torch.dtype | Literal["auto"], **from_pretrained_kwargs: Any
+) -> "tuple[PreTrainedModel, OwnTokenizer]":
+    """Returns the base model of an adapter's folder with the adapter in it, and the folder's or base's tokenizer."""
+    base = base_of(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
-    except (OSError, ValueError):  # a checkpoint without tokenizer files
-        tokenizer = None
-    return model.eval(), tokenizer
+        model, tokenizer = load_model(base, dtype, **from_pretrained_kwargs)
+    except CheckpointNotFoundError as error:
+        raise CheckpointNotFoundError(
+            f"cannot load {base!r}, the base model of the adapter in {folder!r}",
+            reason=error.message,
+            fix="clearspan.boot(peft.PeftModel.from_pretrained(base_model, folder))",
+        ) from error
+    add_adapter(model, folder)
+    has_own = any((Path(folder) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return model.eval(), load_tokenizer(folder) if has_own else tokenizer
 
 
 def _weighted(auto_class: Any, name: str | Path, source: str, **keywords: Any) -> "PreTrainedModel":
@@ -117,30 +135,21 @@ def _check_folder(source: str) -> None:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CheckpointNotFoundError(
             f"{source!r} is a folder, but not a checkpoint",
-            expected="config.json, weights, and tokenizer files, as save_pretrained writes them",
+            expected="config.json, weights, and tokenizer files, as save_pretrained writes them; or an adapter of peft",
             got=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "an empty folder",
         )
 
 
-def check_tokenizer(tokenizer: object) -> None:
-    """Raises unless the object is a tokenizer, or None."""
-    if tokenizer is None:
-        return
-    from transformers import PreTrainedTokenizerBase
+def check_model(model: object) -> "PreTrainedModel":
+    """Returns a Hugging Face model that can be listened to: the object, or the base model of a model of peft.
 
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise InvalidArgumentError(
-            f"tokenizer={tokenizer!r}"[:80],
-            expected="a tokenizer of transformers, or None",
-            got=type(tokenizer).__name__,
-            fix="transformers.AutoTokenizer.from_pretrained(...)",
-        )
-
-
-def check_model(model: object) -> None:
-    """Raises unless the object is a Hugging Face model that can be listened to."""
+    Raises:
+        CompiledModelError: It is compiled.
+        InvalidArgumentError: It is no such model.
+    """
     from transformers import PreTrainedModel
 
+    model = base_model(model)
     original = getattr(model, "_orig_mod", None)
     if original is not None:
         raise CompiledModelError(
@@ -154,6 +163,7 @@ def check_model(model: object) -> None:
             expected="a hub id, a folder, the name of an embedded model, or a loaded PreTrainedModel",
             got=type(model).__name__,
         )
+    return model
 
 
 def bridge_config(model: "PreTrainedModel", adapter: type[ArchitectureAdapter]) -> TransformerBridgeConfig:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.errors import CompiledModelError, UnreadableWeightError
-from clearspan.hf.torch_hooks import nothing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,13 +112,7 @@ def sharing_copy(model: "PreTrainedModel") -> "PreTrainedModel":
             reason="its weights are in memory only while a module runs",
             fix="load it without offloading",
         )
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
-    copied = copy.deepcopy(model, memo)
-    for module in copied.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if hook is nothing]:
-                del hooks[key]
-    return copied
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def untie(model: "PreTrainedModel") -> None:

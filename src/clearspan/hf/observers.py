@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from clearspan.hf.adapters import acting
 from clearspan.hf.attention import AttentionCall, Call, ForwardCall, ObservedConfig, Observer
 from clearspan.hf.torch_hooks import StandIn
 
@@ -20,11 +21,13 @@ def observed(observers: Mapping[nn.Module, Observer]) -> Iterator[None]:
 
     Attention that uses transformers' interface gets another implementation in its own view of the config; the rest of
     the model, its masks included, stays as configured. Any other module's forward is wrapped. If a module has several
-    observers, each sees the call in turn.
+    observers, each sees the call in turn. Where an adapter of peft holds copies of a module, the one that acts is
+    observed.
     """
     if not observers:
         yield
         return
+    observers = {acting(module): observer for module, observer in observers.items()}
     configs: dict[int, ObservedConfig] = {}
     try:
         for module, observer in observers.items():

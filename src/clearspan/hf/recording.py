@@ -10,10 +10,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from clearspan.hf.adapters import acting
 from clearspan.hf.attention import AttentionCall, Call, Observer, StoredCall
 from clearspan.hf.modules import execution_device
 from clearspan.hf.observers import observed
-from clearspan.hf.storages import Relocation, storages
+from clearspan.hf.storages import CountedViews, Relocation, storages
 from clearspan.hf.tensors import as_tokens, primary_input, primary_output
 from clearspan.hf.torch_hooks import after
 from clearspan.modes import autocast_dtype, with_autocast
@@ -148,6 +149,7 @@ class Recording:
         self._raw: dict[str, Tensor] = {}
         self._calls: dict[str, AttentionCall] = {}
         self._versions: dict[str, int] = {}
+        self._counted = CountedViews()
         self._transform = transform
         self._defers = may_defer
         self._relocation = relocation
@@ -158,7 +160,11 @@ class Recording:
         """Returns the raw tensor of a place, rows and positions first."""
         if place.key not in self._raw and place.side.is_inside:
             self._keep_inside(self._calls[place.module], [place])
-        return self._raw[place.key]
+        return self._counted.of(self._raw[place.key])
+
+    def value(self, point: HookPoint) -> Tensor | None:
+        """Returns the value of a point, or None where its raw tensor was kept instead."""
+        return self._counted.of(self.values[point.name]) if point.name in self.values else None
 
     def has(self, point: HookPoint) -> bool:
         """Whether the point's value was kept, or can be computed from what was."""
@@ -180,6 +186,8 @@ class Recording:
         return self._was_written(key, kept)
 
     def _was_written(self, key: str, tensor: Tensor) -> bool:
+        if tensor.is_inference():
+            return self._counted.was_written(tensor)
         return key in self._versions and tensor._version != self._versions[key]
 
     def is_deferred(self, place: Place) -> bool:
@@ -227,18 +235,22 @@ class Recording:
 
     def to(self, device: torch.device | str) -> Self:
         """Returns a recording of the same on a device; tensors that shared a storage share one there."""
-        return self._moved(Relocation(device))
+        return self.moved(Relocation(device))
 
-    def _moved(self, there: Relocation) -> Self:
+    def moved(self, there: Relocation) -> Self:
+        """Returns a recording of what `there` makes of the tensors."""
         new = copy.copy(self)
         new._transform, new._relocation = None, None
         new._raw = {key: there(tensor) for key, tensor in self._raw.items()}
         new.values = {name: there(tensor) for name, tensor in self.values.items()}
         new._calls = {path: call.to(there) for path, call in self._calls.items()}
+        pairs = [(name, before, after) for (name, before), (_, after) in zip(self._named(), new._named(), strict=True)]
+        if not any(after is before for _, before, after in pairs):
+            new._counted = CountedViews()
         new._versions = {
             name: self._versions[name] if after is before else after._version
-            for (name, before), (_, after) in zip(self._named(), new._named(), strict=True)
-            if name in self._versions
+            for name, before, after in pairs
+            if name in self._versions or (after is not before and not after.is_inference())
         }
         return new
 
@@ -259,7 +271,7 @@ class Recording:
         new = Recording(rows)
         new._raw, new.values = dict(contents.raw), dict(contents.values)
         new.autocast = contents.autocast
-        new._calls = {path: call.restored(module_at(model, path)) for path, call in contents.calls.items()}
+        new._calls = {path: call.restored(acting(module_at(model, path))) for path, call in contents.calls.items()}
         new._versions = {name: tensor._version for name, tensor in new._named() if not tensor.is_inference()}
         return new
 

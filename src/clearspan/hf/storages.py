@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+_VERSION_OF_NEW = 1
+"""What torch counts for a tensor that was given its storage by `set_`."""
+
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Returns the storages of some tensors, each once, with their bytes."""
@@ -60,12 +63,12 @@ class Relocation:
     """Brings tensors to a device. Tensors that shared a storage share one there; what is there already stays.
 
     Args:
-        device: The device.
+        device: The device; None copies every tensor where it is.
         copies: Copies made so far.
     """
 
-    def __init__(self, device: torch.device | str, copies: Copies | None = None) -> None:
-        self.device = torch.device(device)
+    def __init__(self, device: torch.device | str | None, copies: Copies | None = None) -> None:
+        self.device = None if device is None else torch.device(device)
         self._copies = Copies() if copies is None else copies
 
     def __call__(self, tensor: Tensor) -> Tensor:
@@ -79,7 +82,7 @@ class Relocation:
         return there.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def _bring(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device)
+        return tensor.clone() if self.device is None else tensor.to(self.device)
 
 
 def _fills(tensor: Tensor, whole: Tensor) -> bool:
@@ -88,6 +91,33 @@ def _fills(tensor: Tensor, whole: Tensor) -> bool:
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         count *= size if stride else 1
     return count >= whole.numel()
+
+
+class CountedViews:
+    """Views that count edits, of tensors that do not: those made under `torch.inference_mode`.
+
+    All views of one storage share one count, and keep the storage.
+    """
+
+    def __init__(self) -> None:
+        self._bytes: dict[int, Tensor] = {}
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Returns a view of all of a tensor that counts edits; the tensor itself if it does, or has no values."""
+        if not tensor.is_inference() or tensor.is_meta:
+            return tensor
+        storage = tensor.untyped_storage()
+        with torch.inference_mode(False), torch.no_grad():
+            if storage._cdata not in self._bytes:
+                empty = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+                self._bytes[storage._cdata] = empty.set_(storage, 0, (storage.nbytes(),), (1,))
+            elements = self._bytes[storage._cdata].view(tensor.dtype)
+            return elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def was_written(self, tensor: Tensor) -> bool:
+        """Whether anyone wrote into the storage of such a tensor through one of the views."""
+        written = self._bytes.get(tensor.untyped_storage()._cdata)
+        return written is not None and written._version > _VERSION_OF_NEW
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from clearspan.errors import InvalidArgumentError, PointNotReachedError, UnwritableError
+from clearspan.hf.adapters import acting
 from clearspan.hf.attention import Call
 from clearspan.hf.derived import Pending
 from clearspan.hf.modules import refuse_compiled
@@ -245,7 +246,7 @@ class Taps:
         left = [
             anchor
             for anchor, tap in list(self._installed.items())  # another thread may change it
-            if any(module_at(self.model, path) is not module for path, module in tap.modules.items())
+            if any(self._there(anchor, path) is not module for path, module in tap.modules.items())
         ]
         if left:
             with self.changing():
@@ -253,6 +254,11 @@ class Taps:
                     new = self._install(anchor)
                     self._installed[anchor].hooks.close()
                     self._installed[anchor] = new
+
+    def _there(self, anchor: _Anchor, path: str) -> nn.Module:
+        """Returns the module at a path that a tap's hooks belong on now; of copies, the one whose inside is seen."""
+        module = module_at(self.model, path)
+        return acting(module) if anchor.side is None and path == anchor.module else module
 
     def _install(self, anchor: _Anchor) -> _Tap:
         places = self._places[anchor]
@@ -273,6 +279,7 @@ class Taps:
                     hook = self._where_seen(self._on_exit(places), nothing)
                     self._hold(after(module, hook), stack)
                 case _:
+                    modules[anchor.module] = acting(module)
                     observer = self._where_seen(self._observer(places), lambda call: call.run())
                     stack.enter_context(observed({module: observer}))
             return _Tap(modules, stack.pop_all())
@@ -393,6 +400,8 @@ class Taps:
                 if edited:
                     # The model will write into this tensor, which must not be the user's own.
                     raw = self._write(point, raw, value.clone() if place.is_overwritten else value)
+                elif value.requires_grad and torch.is_grad_enabled():
+                    raw = self._put_on_graph(point, raw, value)
                 if point.is_heard_backward:
                     raw, value = self._await_gradient(point, raw, value, edited)
             if wanted and recording is not None and not self._is_lazy(point):
@@ -424,6 +433,26 @@ class Taps:
                 pending.edits[part] = value
                 pending.only_gradient = False
                 return raw
+
+    def _put_on_graph(self, point: HookPoint, raw: Tensor, value: Tensor) -> Tensor:
+        """Has gradients flow through the value that functions were given; returns the raw tensor, with its old numbers.
+
+        Raises:
+            PointNotReachedError: A function asks a derived value for its gradient, which does not flow through it.
+        """
+        match point.access:
+            case Whole():
+                return torch.empty_like(raw).copy_(value)  # of the strides that the model's kernels expect
+            case Derived():
+                if value.retains_grad or value._backward_hooks or value.is_leaf:
+                    raise PointNotReachedError(
+                        "a function asked for the gradient of a derived value, which the model does not compute with",
+                        where=point.name,
+                        fix=f"bwd_hooks=[({point.name!r}, function)], or run_with_cache(..., incl_bwd=True)",
+                    )
+                return raw
+            case _:
+                return self._write(point, raw, value)
 
     def _await_gradient(self, point: HookPoint, raw: Tensor, value: Tensor, edited: bool) -> tuple[Tensor, Tensor]:
         """Registers the point's backward listeners on the value's gradient; returns raw tensor and value.

@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from clearspan.modes import closed_to_compiler
 
+Thing = TypeVar("Thing")
 NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 """The keywords of a hook's call in whose moment another thread puts the hook on or takes it off."""
 
@@ -18,7 +19,7 @@ HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 
 
 class TorchHook(functools.partial[Any]):
-    """A function on a module. Copies of the module do not have it, and it is not pickled with the module.
+    """A function on a module. Copies of the module do not have it, nor has what is pickled.
 
     As a partial, it is called as fast as the function.
     """
@@ -28,12 +29,17 @@ class TorchHook(functools.partial[Any]):
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return nothing
 
-    def __reduce__(self) -> str:
-        return "nothing"
+    def __reduce__(self) -> tuple[Any, ...]:
+        return itself, (nothing,)
 
 
 def nothing(*_: Any) -> None:
     """Changes nothing, as a torch hook."""
+
+
+def itself(thing: Thing) -> Thing:
+    """Returns what it is given: what pickle writes in the place of something else."""
+    return thing
 
 
 class StandIn:
@@ -66,6 +72,9 @@ class StandIn:
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         return self._own(memo[id(self._module)])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return itself, (self._own(self._module),)
+
 
 def take_off_lost(model: nn.Module, kept: Container[int], diverted: Container[nn.Module]) -> None:
     """Takes what is of this library off a model's modules, but hooks with these ids, and these modules' forwards."""
@@ -80,6 +89,14 @@ def take_off_lost(model: nn.Module, kept: Container[int], diverted: Container[nn
                     table.pop(key, None)
         while module not in diverted and isinstance(vars(module).get("forward"), StandIn):
             vars(module)["forward"].restore()
+
+
+def take_off_copied(model: nn.Module) -> None:
+    """Takes off a copied or unpickled model what is in the place of this library's torch hooks there."""
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if hook is nothing]:
+                del hooks[key]
 
 
 def _is_ours(hook: object) -> bool:

@@ -17,6 +17,16 @@ def visible(token: str, width: int | None = None) -> str:
     return shown if width is None or len(shown) <= width else shown[: width - 1] + "…"
 
 
+def id_label(token: int) -> str:
+    """Returns how a token is written that has no text: a model without a tokenizer has none.
+
+    Example:
+        >>> id_label(5)
+        '#5'
+    """
+    return f"#{token}"
+
+
 def plotly_text(token: str, width: int | None = None) -> str:
     """Returns a token for a Plotly label, in which Plotly would read `<b>` and `&lt;` as markup.
 

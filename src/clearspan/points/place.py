@@ -2,10 +2,10 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -96,8 +96,8 @@ class Derivation(ABC):
         """Returns the targets on which a write of the part acts: by default all of them."""
         return self.targets
 
-    def weights(self) -> tuple[Tensor, ...]:
-        """Returns the live parameters that `read` uses."""
+    def sources(self) -> Sequence[Any]:
+        """Returns what the weights are made of that `read` uses: live parameters, or records of adapters."""
         return ()
 
     def weights_to_write(self) -> tuple[Tensor, ...]:

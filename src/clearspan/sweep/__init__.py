@@ -1,14 +1,24 @@
 """Sweeps: many interventions on one input, planned into few batched forwards that change no number."""
 
 from clearspan.effects import Effects
+from clearspan.sweep.answers import answered
 from clearspan.sweep.experiment import Experiment
 from clearspan.sweep.grid import Grid, grid
-from clearspan.sweep.metrics import KLDivergence, LogitDifference, LogitMetric, Metric, NextTokenLoss, Probability
+from clearspan.sweep.metrics import (
+    AnswerLogProbability,
+    KLDivergence,
+    LogitDifference,
+    LogitMetric,
+    Metric,
+    NextTokenLoss,
+    Probability,
+)
 from clearspan.sweep.pair import Direction, Pair
 from clearspan.sweep.plan import SweepPlan
 from clearspan.sweep.sweep import Sweep
 
 __all__ = [
+    "AnswerLogProbability",
     "Direction",
     "Effects",
     "Experiment",
@@ -22,5 +32,6 @@ __all__ = [
     "Probability",
     "Sweep",
     "SweepPlan",
+    "answered",
     "grid",
 ]

@@ -16,6 +16,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.checks import path_of
 from clearspan.errors import InvalidArgumentError
 from clearspan.files import write_text
+from clearspan.hf.adapters import settings
 from clearspan.hf.loading import revision_of
 from clearspan.inputs import Batch
 from clearspan.interventions import Intervention
@@ -197,6 +198,8 @@ def _rows(tensor: Tensor) -> Rows:
 def fingerprint(model: torch.nn.Module) -> str:
     """Returns a digest of all parameters and stored buffers: names, dtypes, shapes and every value.
 
+    With adapters, it is also of which are on, active and merged.
+
     It is computed anew each time, from the bytes: weights can change without a trace in torch's counters. Weights that
     are not in memory (on the meta device) count by name and shape alone.
     """
@@ -209,6 +212,8 @@ def fingerprint(model: torch.nn.Module) -> str:
         if first == name:  # a tied weight is read once
             for part in _bytes_of(tensor.detach()):
                 digest.update(part)
+    for setting in settings(model):
+        digest.update(repr(setting).encode())
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_flags, check_kind, is_whole, wholes
-from clearspan.errors import InvalidArgumentError, TokenRangeError
+from clearspan.errors import InvalidArgumentError, TokenRangeError, argument
 from clearspan.inputs import Batch
 from clearspan.model import check_bridge
 from clearspan.points import nearest
@@ -174,10 +174,15 @@ class LogitDifference(LogitMetric):
         incorrect: str | Sequence[str] | None = None,
         position: PerRow = -1,
     ) -> Self:
-        """Returns the metric for tokens given as text, one for all rows or one for each."""
+        """Returns the metric for tokens given as text, one for all rows or one for each.
+
+        Raises:
+            InputError: A text that is not a single token: the difference of two logits is that of two tokens.
+                `sweep.answered` measures answers of several.
+        """
         check_bridge(bridge)
-        other = None if incorrect is None else _ids(bridge, incorrect)
-        return cls(_ids(bridge, correct), other, position)
+        other = None if incorrect is None else _ids(bridge, incorrect, "incorrect")
+        return cls(_ids(bridge, correct, "correct"), other, position)
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -311,6 +316,78 @@ class NextTokenLoss(LogitMetric):
         return torch.where(is_real, found, 0).sum(-1) / counts
 
 
+@dataclass(frozen=True)
+class AnswerLogProbability(LogitMetric):
+    r"""The log-probability of an answer of any number of tokens, in nats: `sum over i of log p(a_i | prompt, a_<i)`.
+
+    The rows that run, those of a sweep's sources included, are prompts with their answers behind them; `sweep.answered`
+    makes both. A row's last token is the answer's, so that position -1 is no longer the prompt's.
+
+    Attributes:
+        answers: Token ids of each row's answer, or of one for all rows.
+
+    Example:
+        >>> import clearspan
+        >>> from clearspan.sweep import answered
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> batch, metric = answered(bridge, ["import os", "import re"], ["\nimport sys", "\nimport time"])
+        >>> metric(bridge(batch), batch).shape
+        torch.Size([2])
+    """
+
+    answers: tuple[tuple[int, ...], ...]
+
+    kind: ClassVar[str] = "answer_log_probability"
+
+    def __post_init__(self) -> None:
+        given = self.answers
+        kept = tuple(wholes(one) or () for one in given) if isinstance(given, list | tuple) else ()
+        if not kept or not all(kept):
+            raise InvalidArgumentError(
+                f"answers={given!r}"[:80], expected="a tuple of token ids for each row, or for all", where=self.kind
+            )
+        object.__setattr__(self, "answers", kept)
+
+    def places(self, batch: Batch) -> Int[Tensor, "row place"]:
+        """Returns the columns before each of a row's answer tokens; shorter answers repeat their last one.
+
+        Raises:
+            InvalidArgumentError: A row does not end with its answer behind a prompt.
+        """
+        found = []
+        for row, (real, answer) in enumerate(zip(batch.real_columns, self._by_row(batch), strict=True)):
+            there = None if batch.tokens is None else batch.tokens[row, list(real[-len(answer) :])].tolist()
+            if len(real) <= len(answer) or there not in (None, list(answer)):
+                raise InvalidArgumentError(
+                    f"row {row} is not a prompt with its answer behind it",
+                    expected=f"one token or more, then {list(answer)}",
+                    got=f"{len(real)} tokens" if there is None else f"{len(real)} tokens, the last of them {there}",
+                    fix="batch, metric = clearspan.sweep.answered(bridge, prompts, answers)",
+                )
+            found.append(real[-len(answer) - 1 : -1])
+        return _padded_out(found)
+
+    def of(self, logits: Float[Tensor, "*cell row place d_vocab"], context: Context) -> Float[Tensor, "*cell row"]:
+        """Returns the sum over the answer's tokens."""
+        answers = self._by_row(context.batch)
+        check_vocabulary([token for answer in answers for token in answer], logits.shape[-1])
+        ids = _padded_out(answers).to(logits.device)
+        found = log_softmax(logits).gather(-1, ids.expand(logits.shape[:-1])[..., None])[..., 0]
+        counts = torch.tensor([len(answer) for answer in answers], device=logits.device)
+        is_real = torch.arange(ids.shape[1], device=logits.device) < counts[:, None]
+        return torch.where(is_real, found, 0).sum(-1)
+
+    def _by_row(self, batch: Batch) -> tuple[tuple[int, ...], ...]:
+        """Returns each row's answer."""
+        if len(self.answers) not in (1, batch.rows):
+            raise InvalidArgumentError(
+                "the metric's answers are not one for each row",
+                expected=f"1 or {batch.rows}",
+                got=f"{len(self.answers)}",
+            )
+        return self.answers * (batch.rows if len(self.answers) == 1 else 1)
+
+
 def check_predicted(batch: Batch) -> None:
     """Raises if a row has no next token that is predicted.
 
@@ -356,7 +433,7 @@ Metric = LogitMetric | Callable[[Float[Tensor, "row pos d_vocab"]], Float[Tensor
 """A metric that says what it reads, or any function of all logits that gives a number for each row, or one for all."""
 
 KINDS: Mapping[str, type[LogitMetric]] = {
-    kind.kind: kind for kind in (LogitDifference, Probability, KLDivergence, NextTokenLoss)
+    kind.kind: kind for kind in (LogitDifference, Probability, KLDivergence, NextTokenLoss, AnswerLogProbability)
 }
 """Metrics by their name in JSON."""
 
@@ -373,7 +450,12 @@ def parse_metric(data: Mapping[str, Any]) -> LogitMetric:
         raise InvalidArgumentError(
             f"unknown metric {kind!r}", expected=", ".join(KINDS), nearest=nearest(str(kind), KINDS)
         )
-    return KINDS[kind](**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    return KINDS[kind](**{name: _as_tuples(value) for name, value in fields.items()})
+
+
+def _as_tuples(value: Any) -> Any:
+    """Returns lists, and lists in them, as tuples."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def one_place(position: PerRow, batch: Batch) -> Int[Tensor, "row 1"]:
@@ -417,8 +499,9 @@ def _checked(value: PerRow, rows: int, what: str) -> int:
     return rows
 
 
-def _ids(bridge: TransformerBridge, text: str | Sequence[str]) -> PerRow:
-    if isinstance(text, str):
-        return bridge.to_single_token(text)
-    check_kind(Sequence, text=text)
-    return tuple(bridge.to_single_token(token) for token in text)
+def _ids(bridge: TransformerBridge, text: str | Sequence[str], name: str) -> PerRow:
+    with argument(name):
+        if isinstance(text, str):
+            return bridge.to_single_token(text)
+        check_kind(Sequence, text=text)
+        return tuple(bridge.to_single_token(token) for token in text)

@@ -1,6 +1,8 @@
 """Verification on the user's own model: points show what they promise, and writes reach what reads them."""
 
 from clearspan.verification.report import Check, Verification
-from clearspan.verification.run import Level, verify
+from clearspan.verification.run import verify
+from clearspan.verification.structure import warn_of_structure
+from clearspan.verification.trial import FAULTS, Level
 
-__all__ = ["Check", "Level", "Verification", "verify"]
+__all__ = ["FAULTS", "Check", "Level", "Verification", "verify", "warn_of_structure"]

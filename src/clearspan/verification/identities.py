@@ -4,8 +4,7 @@ The same statements are checked on a run as it is and on one in which points wer
 everything that is computed of it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,49 +19,8 @@ from clearspan.components import (
     NormalizationBridge,
 )
 from clearspan.model import Model
-
-Values = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Statement:
-    """One identity.
-
-    Attributes:
-        text: What it says.
-        causes: Names of the points that it is computed of.
-        result: Name of the point that it must equal.
-        compute: Computes the left-hand side from the points' values.
-        expected: Computes the right-hand side, where it is not the result as it is.
-        through: The linear map whose weight it computes with, if any.
-    """
-
-    text: str
-    causes: tuple[str, ...]
-    result: str
-    compute: Callable[[Values], Tensor]
-    expected: Callable[[Values], Tensor] | None = None
-    through: LinearBridge | None = None
-
-    @property
-    def points(self) -> set[str]:
-        """Names of the points that it is about."""
-        return {*self.causes, self.result}
-
-    def error(self, values: Values, row: int | None = None) -> float:
-        """Returns the largest difference of the two sides over the largest value, in one row or in all."""
-        left = self.compute(values)
-        right = values[self.result] if self.expected is None else self.expected(values)
-        if row is not None:
-            left, right = left[row], right[row]
-        return relative(left, right)
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    """Returns the largest absolute difference over the largest absolute value; inf where one is not a number."""
-    difference = (found.double() - expected.double()).abs().max()
-    error = (difference / expected.double().abs().max().clamp(min=torch.finfo(torch.float32).tiny)).item()
-    return error if error == error else float("inf")
+from clearspan.verification.statement import Statement, Values
+from clearspan.verification.weights import of_weights
 
 
 def statements(model: Model) -> Iterator[Statement]:
@@ -76,9 +34,12 @@ def statements(model: Model) -> Iterator[Statement]:
             yield _sum(identity.terms, identity.total)
         for part in block.walk():
             yield from _of_component(part, block)
+            yield from of_weights(part)
     for part in model.components:
         if isinstance(part, NormalizationBridge):
             yield from _of_norm(part)
+        if not isinstance(part, BlockBridge):
+            yield from of_weights(part)
     yield _logits(model)
 
 
@@ -129,7 +90,7 @@ def _of_output_map(source: str, out: GeneralizedComponent) -> Iterator[Statement
             (source,),
             f"{out.path}.hook_out",
             lambda values: linear(values[source], out.matrix, out.bias_or_none()),
-            through=out,
+            through=(out,),
         )
 
 
@@ -138,15 +99,13 @@ def _of_attention(attention: HeadAttentionBridge) -> Iterator[Statement]:
     scores, pattern, v, z, result = (f"{path}.hook_{name}" for name in ("attn_scores", "pattern", "v", "z", "result"))
 
     def attends(values: Values) -> Tensor:
-        found = values[pattern]
-        # A sink takes its share of each row.
-        return found / found.sum(-1, keepdim=True) if attention.has_sinks else found
+        share = values[pattern].sum(-1, keepdim=True) if attention.has_sinks else 1  # a sink takes the rest of each row
+        return values[scores].softmax(-1) * share
 
     yield Statement(
         f"softmax({scores}) == {pattern}" + (", but for the sink's share" if attention.has_sinks else ""),
         (scores,),
         pattern,
-        lambda values: values[scores].softmax(-1),
         attends,
     )
 
@@ -163,13 +122,13 @@ def _of_attention(attention: HeadAttentionBridge) -> Iterator[Statement]:
         total = values[result].sum(2)
         return total if bias is None else total + bias
 
-    yield Statement(f"sum over heads of {result} + b_O == {out}", (result,), out, summed, through=attention.o)
+    yield Statement(f"sum over heads of {result} + b_O == {out}", (result,), out, summed, through=(attention.o,))
     yield Statement(
         f"{z} through W_O + b_O == {out}",
         (z,),
         out,
         lambda values: linear(values[z].flatten(2), attention.o.matrix, attention.o.bias_or_none()),
-        through=attention.o,
+        through=(attention.o,),
     )
 
 
@@ -182,4 +141,4 @@ def _logits(model: Model) -> Statement:
         return found if cap is None else cap * torch.tanh(found / cap)
 
     text = "unembed.hook_in through the unembedding, scaled and capped == hook_logits"
-    return Statement(text, ("unembed.hook_in",), "hook_logits", logits, through=unembed)
+    return Statement(text, ("unembed.hook_in",), "hook_logits", logits, through=(unembed,))

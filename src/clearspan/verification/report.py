@@ -6,14 +6,35 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Group = Literal["parity", "reads", "identities", "writes", "padding", "precision"]
+Group = Literal[
+    "structure",
+    "parity",
+    "reads",
+    "identities",
+    "attention",
+    "parts",
+    "writes",
+    "padding",
+    "gradients",
+    "generation",
+    "processing",
+    "tokenizer",
+    "precision",
+]
 
 GROUPS: dict[Group, str] = {
+    "structure": "every parameter is accounted for, once, and has the sizes that the adapter says",
     "parity": "the bridge runs the model's own code: logits equal the unbridged model's",
     "reads": "every point fires, in its axes, with the value that the cache has",
-    "identities": "points add up and compute to each other as the model's arithmetic says",
+    "identities": "points and weights add up and compute to each other as the model's arithmetic says",
+    "attention": "queries and keys are used as the adapter says: rotated or not, normed or not, with a sink or not",
+    "parts": "components alone, and stretches of blocks, compute what they do in the whole forward",
     "writes": "a write to a point moves the logits, and is in everything computed of that point",
     "padding": "each row of a padded batch has the logits that it has alone",
+    "gradients": "gradients at points are what small writes there do to the loss",
+    "generation": "tokens made one by one see what one forward sees, and hooks act at their step",
+    "processing": "each step of processed() keeps the log-probabilities, or is refused",
+    "tokenizer": "the tokenizer's ids are the model's",
     "precision": "how far half precision is from full; no fault of a point",
 }
 """The groups of checks, and what each shows."""
@@ -51,6 +72,7 @@ class Verification:
         dtype: Of the weights.
         checks: All checks, in order.
         forwards: Forward passes that it took.
+        not_exercised: What of the model was not tried, each with the reason, such as a window longer than the inputs.
     """
 
     model: str
@@ -59,6 +81,7 @@ class Verification:
     dtype: str
     checks: tuple[Check, ...]
     forwards: int
+    not_exercised: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -103,6 +126,7 @@ class Verification:
         last = {check.group: check.explanation for check in self.unavailable}
         for group, count in Counter(check.group for check in self.unavailable).items():
             lines.append(f"  {count} of {group} could not be checked. {last[group]}")
+        lines += [f"  not exercised: {what}" for what in self.not_exercised]
         for check in self.failures:
             error = "" if check.error is None else f" (error {check.error:.1e}, allowed {check.tolerance:.1e})"
             lines.append(f"  FAILED {check.group}: {check.what}{error}")

@@ -168,6 +168,8 @@ def show_verification(found: Verification, console: Console) -> None:
     console.print(Padding(table, (1, 0, 1, 2)))
     for check in found.unavailable:
         console.print(Text.assemble(("not checked ", "yellow"), (check.group, "bold"), f"  {check.what}"))
+    for what in found.not_exercised:
+        console.print(Text.assemble(("not exercised ", "yellow"), what))
     for check in found.failures:
         error = "" if check.error is None else f"  error {check.error:.1e}, allowed {check.tolerance:.1e}"
         console.print(Text.assemble(("failed ", "bold red"), (check.group, "bold"), f"  {check.what}{error}"))

@@ -265,7 +265,7 @@ def weights_of(components: Iterable[GeneralizedComponent]) -> dict[int, list[str
     for component in components:
         for part in component.walk():
             if part.name is not None:
-                for key, parameter in part.module._parameters.items():
+                for key, parameter in part.acting._parameters.items():
                     if parameter is not None:
                         name = f"{part.path}.{key}"
                         names.setdefault(id(parameter), {})[_LETTERS.get(name, name)] = None

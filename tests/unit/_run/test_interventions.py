@@ -71,7 +71,7 @@ def test_several_at_one_point_are_made_in_order(bridge, tokens):
 @torch.no_grad()
 def test_a_padded_source_gives_the_mean_of_its_real_positions(embedded):
     texts = ["import os", "def area(self):\n    return"]
-    tokens, mask = embedded.text.encode(texts)
+    tokens, mask, _ = embedded.text.encode(texts)
     _, cache = embedded.run_with_cache(tokens, attention_mask=mask)
     mean = cache["mlp_out", 2][mask.bool()].mean(0)
 

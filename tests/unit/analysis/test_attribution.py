@@ -252,7 +252,7 @@ def test_it_prints_and_ranks(embedded):
 def test_the_title_says_what_comes_after():
     found = direct_logit_attribution(clearspan.boot(build("gemma2")), torch.tensor([[1, 2]]), 3)
     assert found.cap == 30
-    assert found.title.startswith("direct attribution of the logit of 3 to each component, before the cap at 30: sum ")
+    assert found.title.startswith("direct attribution of the logit of #3 to each component, before the cap at 30: sum ")
 
 
 def test_it_plots(embedded):

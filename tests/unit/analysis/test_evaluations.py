@@ -13,7 +13,7 @@ from clearspan.analysis import (
     next_token_loss,
     repeated_tokens,
 )
-from clearspan.errors import InputError, InvalidArgumentError, NotFiniteError, NoTokenizerError
+from clearspan.errors import InputError, InvalidArgumentError, NotFiniteError
 from clearspan.sweep import NextTokenLoss
 
 TEXTS = ["import os, sys", "def f(self, x):\n    return self.x + x", "x = 1"]
@@ -295,9 +295,10 @@ def test_nothing_to_repeat_raises(embedded, given):
     assert str(error.value) == f"there is nothing to repeat\n  expected: rows >= 1, period >= 2\n  got: {got}"
 
 
-def test_without_a_tokenizer_it_raises(bridge_without_tokenizer):
-    with pytest.raises(NoTokenizerError):
-        evaluate_repetition(bridge_without_tokenizer)
+def test_without_a_tokenizer_all_tokens_but_those_that_the_config_names_are_drawn(bridge_without_tokenizer):
+    drawn = repeated_tokens(bridge_without_tokenizer, rows=40, period=15).tokens
+    assert drawn.unique().tolist() == list(range(1, bridge_without_tokenizer.cfg.d_vocab))  # 0 is BOS, EOS and padding
+    assert evaluate_repetition(bridge_without_tokenizer, rows=1, period=3).first_loss > 0
 
 
 @pytest.fixture

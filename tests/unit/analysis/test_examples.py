@@ -202,7 +202,7 @@ def test_the_window_is_what_the_model_saw_around_it(random_bridge, texts, contex
         assert example.at == min(place, before)
         assert example.tokens[example.at] == texts[example.text][example.position]
         assert example.activations[example.at] == example.value
-        assert example.words == tuple(map(str, example.tokens))
+        assert example.words == tuple(f"#{token}" for token in example.tokens)
 
 
 def test_texts_are_asked_for_as_they_are_needed_and_once(random_bridge, texts):

@@ -198,8 +198,8 @@ def test_it_prints_the_last_positions_and_plots_positions_by_depth(tokens, lens)
 
 def test_without_a_tokenizer_tokens_are_shown_as_ids():
     lens = logit_lens(clearspan.boot(tiny_model()), torch.tensor([[5, 6, 7]]))
-    assert lens.columns()["predicts"] == [str(i) for i in lens.columns()["id"]]
-    assert list(lens.plot().data[0].y) == ["0 5", "1 6", "2 7"]
+    assert lens.columns()["predicts"] == [f"#{i}" for i in lens.columns()["id"]]
+    assert list(lens.plot().data[0].y) == ["0 #5", "1 #6", "2 #7"]
 
 
 def test_a_lens_without_the_texts_own_tokens_plots_positions():

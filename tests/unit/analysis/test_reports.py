@@ -220,9 +220,9 @@ def test_every_stage_is_told(embedded):
 
 def test_a_report_on_token_ids_alone_labels_them_by_their_ids(random_bridge):
     found = report(random_bridge, [5, 90, 7])
-    assert (found.text, found.tokens, found.target) == ("", ("5", "90", "7"), str(found.effect.targets[0]))
+    assert (found.text, found.tokens, found.target) == ("", ("#5", "#90", "#7"), f"#{found.effect.targets[0]}")
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert [token["text"] for token in data["tokens"]] == ["5", "90", "7"]
+    assert [token["text"] for token in data["tokens"]] == ["#5", "#90", "#7"]
     assert 'data-token="2"' in html_page(found)
 
 

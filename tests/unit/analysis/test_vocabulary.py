@@ -193,7 +193,7 @@ def test_it_prints_and_plots(embedded):
 
 def test_without_a_tokenizer_tokens_are_ids(make_bridge):
     found = singular_readings(make_bridge(), "W_out", 0, k=1, tokens=2)
-    assert found.columns()["writes"][0] == " ".join(map(str, found.writes.ids[0, 0].tolist()))
+    assert found.columns()["writes"][0] == " ".join(f"#{token}" for token in found.writes.ids[0, 0].tolist())
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def test_a_sweep_labels_its_positions_and_a_row_that_lacks_one_is_left_out(bridg
     assert found.units == {"logit_difference": "logits"}
 
 
-def test_without_a_tokenizer_there_are_no_texts(bridge):
+def test_without_a_tokenizer_tokens_are_labelled_by_their_ids(bridge):
     model = clearspan.boot(bridge.hf_model)
     batch = model.to_batch(torch.tensor([[1, 2, 3]]))
-    assert position_texts(model, batch, {"position": range(3)}) == {}
+    assert position_texts(model, batch, {"position": range(3)}) == {"position": ("0 #1", "1 #2", "2 #3")}
     assert position_texts(bridge, bridge.to_batch(torch.zeros(1, 3, bridge.cfg.d_model)), {"position": [0]}) == {}

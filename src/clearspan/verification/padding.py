@@ -1,0 +1,61 @@
+"""Padding: rows of different lengths have the logits that they have alone."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from clearspan._forward.given import prepare
+from clearspan._run import runs
+from clearspan.verification.report import Check
+from clearspan.verification.trial import Trial
+
+_NOT_FINITE = (
+    "The model's own forward, without this library, gives logits there that are infinite or not numbers, so there is "
+    "nothing to compare."
+)
+
+
+def padding(trial: Trial) -> Iterator[Check]:
+    """Yields that rows of different lengths, padded on either side, have the logits that they have alone."""
+    tokens, length = trial.tokens, trial.tokens.shape[1]
+    lengths = [length, length - 3]
+    alone = [runs.forward(trial.model, tokens[:1])[0]]
+    logits, expected = _heard(trial, tokens[1:2, : lengths[1]])
+    alone.append(logits[0])
+    for side in ("left", "right"):
+        padded, mask = torch.zeros_like(tokens[:2]), torch.zeros_like(tokens[:2])
+        places = [slice(length - n, length) if side == "left" else slice(0, n) for n in lengths]
+        for row, (n, place) in enumerate(zip(lengths, places, strict=True)):
+            padded[row, place], mask[row, place] = tokens[row, :n], 1
+        logits, turned = _heard(trial, padded, mask)
+        own = logits if logits.isfinite().all() else _hf_padded(trial, padded, mask)
+        for row, place in enumerate(places):
+            what = f"row of {lengths[row]} tokens padded on the {side} to {length}"
+            if own[row, place].isfinite().all():
+                yield trial.compared("padding", what, logits[row, place], alone[row])
+            else:
+                yield Check("padding", what, True, explanation=_NOT_FINITE)
+        if turned is not None and expected is not None:
+            what = f"{_rotated(trial)} of a row padded on the {side} counts real tokens"
+            yield trial.compared("padding", what, turned[1, places[1]], expected[0])
+
+
+def _rotated(trial: Trial) -> str | None:
+    """Returns the name of the first point whose values depend on the positions that rows are told."""
+    names = (f"{block.attn.path}.hook_rot_q" for block in trial.model.blocks if block.attn.has_rotary)
+    return next((name for name in names if trial.is_readable(name)), None)
+
+
+def _heard(trial: Trial, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Returns logits, and rotated queries where there are any."""
+    name = _rotated(trial)
+    if name is None:
+        return runs.forward(trial.model, tokens, attention_mask=mask), None
+    logits, cache = runs.run_with_cache(trial.model, tokens, name, attention_mask=mask)
+    return logits, cache[name]
+
+
+def _hf_padded(trial: Trial, padded: Tensor, mask: Tensor) -> Tensor:
+    """Returns the logits that the model itself gives for padded rows, called as a run calls it."""
+    return trial.model.hf_model(**prepare(trial.model, padded, attention_mask=mask).kwargs).logits

@@ -1,0 +1,158 @@
+"""Identities of weights: each weight, read by its letter, computes one point of another."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from clearspan.components import (
+    EmbeddingBridge,
+    GatedMLPBridge,
+    GeneralAttentionBridge,
+    GeneralizedComponent,
+    HeadAttentionBridge,
+    LatentAttentionBridge,
+    LinearBridge,
+    MLPBridge,
+    MoEBridge,
+    PosEmbedBridge,
+    RouterBridge,
+)
+from clearspan.components.attention import Projection
+from clearspan.verification.statement import Statement, Values
+
+
+def of_weights(part: GeneralizedComponent) -> Iterator[Statement]:
+    """Yields the identities of one component's weights."""
+    match part:
+        case LinearBridge():
+            yield _of_map(part)
+        case GeneralAttentionBridge():
+            yield from _of_attention(part)
+        case MLPBridge():
+            yield from _of_mlp(part)
+        case MoEBridge():
+            yield from _of_mixture(part)
+        case RouterBridge():
+            yield _of_router(part)
+        case EmbeddingBridge():
+            yield _of_embedding(part)
+        case PosEmbedBridge():
+            yield _of_positions(part)
+
+
+def _of_map(part: LinearBridge) -> Statement:
+    into, out = f"{part.path}.hook_in", f"{part.path}.hook_out"
+    return Statement(
+        f"{into} through its weight and bias == {out}",
+        (into,),
+        out,
+        lambda values: linear(values[into], part.matrix, part.bias_or_none()),
+        through=(part,),
+    )
+
+
+def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
+    for projection in attention.path_projections:
+        yield _of_projection(attention, projection)
+    if isinstance(attention, LatentAttentionBridge):
+        yield _of_latent_values(attention)
+
+
+def _of_projection(attention: GeneralAttentionBridge, projection: Projection) -> Statement:
+    into, out = f"{attention.path}.hook_in", f"{attention.path}.hook_{projection}"
+    heads = attention.n_heads if projection == "q" else attention.n_kv_heads
+
+    def projected(values: Values) -> Tensor:
+        by_head = values[into].unsqueeze(2).expand(-1, -1, heads, -1)
+        return attention.project(by_head, projection)
+
+    letter = projection.upper()
+    holder = (attention.holder(projection),) if isinstance(attention, HeadAttentionBridge) else ()
+    return Statement(f"{into} through W_{letter} + b_{letter} == {out}", (into,), out, projected, through=holder)
+
+
+def _of_latent_values(attention: LatentAttentionBridge) -> Statement:
+    into, scale, out = (f"{attention.path}.{name}" for name in ("hook_in", "kv_a_norm.hook_scale", "hook_v"))
+
+    def projected(values: Values) -> Tensor:
+        return torch.einsum("bpm,hmv->bphv", values[into], attention.W_V) / values[scale].unsqueeze(-1)
+
+    text = f"{into} through W_V, over the latents' scale, == {out}"
+    return Statement(text, (into,), out, projected, through=(attention.kv_a, attention.kv_b))
+
+
+def _of_mlp(mlp: MLPBridge) -> Iterator[Statement]:
+    into = f"{mlp.first.path}.hook_in"
+
+    def through(weight: str, bias: str, holder: GeneralizedComponent) -> Callable[[Values], Tensor]:
+        def mapped(values: Values) -> Tensor:
+            added = getattr(mlp, bias) if holder.has("bias") else None
+            return linear(values[into], getattr(mlp, weight).T, added)
+
+        return mapped
+
+    letters = {"hook_pre": ("gate", "W_gate", "b_gate"), "hook_pre_linear": ("in", "W_in", "b_in")}
+    if not isinstance(mlp, GatedMLPBridge):
+        letters = {"hook_pre": ("in", "W_in", "b_in")}
+    for name, (key, weight, bias) in letters.items():
+        holder = mlp.submodules.get(key, mlp.submodules.get("gate_up"))
+        assert isinstance(holder, LinearBridge), f"{key} is a linear map"
+        out = f"{mlp.path}.{name}"
+        yield Statement(
+            f"{into} through {weight} + {bias} == {out}", (into,), out, through(weight, bias, holder), through=(holder,)
+        )
+    post, out = f"{mlp.path}.hook_post", mlp.submodules["out"]
+    yield Statement(
+        f"{post} through W_out + b_out == {out.path}.hook_out",
+        (post,),
+        f"{out.path}.hook_out",
+        lambda values: linear(values[post], mlp.W_out.T, mlp.b_out if out.has("bias") else None),
+        through=(mlp.out,),
+    )
+    if "act" in mlp.submodules:
+        for first, then in (("hook_pre", "act.hook_in"), ("act.hook_out", "hook_post")):
+            cause, result = f"{mlp.path}.{first}", f"{mlp.path}.{then}"
+            yield Statement(f"{cause} == {result}", (cause,), result, lambda values, cause=cause: values[cause])
+
+
+def _of_mixture(mixture: MoEBridge) -> Iterator[Statement]:
+    experts, out = f"{mixture.path}.experts.hook_out", f"{mixture.path}.hook_out"
+    shared = (f"{mixture.path}.shared.hook_out",) if "shared" in mixture.submodules else ()
+
+    def added(values: Values) -> Tensor:
+        return sum((values[name] for name in shared), values[experts])
+
+    yield Statement(f"{' + '.join((experts, *shared))} == {out}", (experts, *shared), out, added)
+
+
+def _of_router(router: RouterBridge) -> Statement:
+    into, out = f"{router.path}.hook_in", f"{router.path.rpartition('.')[0]}.hook_router_logits"
+
+    def scored(values: Values) -> Tensor:
+        weight = router.weight("weight")
+        return linear(values[into].to(weight.dtype), weight, router.bias_or_none())
+
+    return Statement(f"{into} through the router's weight == {out}", (into,), out, scored)
+
+
+def _of_embedding(embed: EmbeddingBridge) -> Statement:
+    ids, out = f"{embed.path}.hook_in", f"{embed.path}.hook_out"
+
+    def looked_up(values: Values) -> Tensor:
+        rows = embed.W_E[values[ids]]
+        # Gemma's module itself multiplies by a constant.
+        return rows * ((rows * values[out]).sum((1, 2), True) / rows.square().sum((1, 2), True))
+
+    return Statement(f"rows of W_E at {ids}, times a constant, == {out}", (ids,), out, looked_up)
+
+
+def _of_positions(positions: PosEmbedBridge) -> Statement:
+    out = "hook_pos_embed"
+
+    def looked_up(values: Values) -> Tensor:
+        rows, length = values[out].shape[:2]
+        return positions.W_pos[:length].expand(rows, -1, -1)
+
+    return Statement(f"the first rows of W_pos == {out}", (), out, looked_up)
