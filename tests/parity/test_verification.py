@@ -172,7 +172,7 @@ def test_command_gives_json():
     found = json.loads(result.stdout)
     assert found["passed"]
     assert found["level"] == "full"
-    assert {check["group"] for check in found["checks"]} == GROUPS.keys() - {"precision", "tokenizer"}
+    assert {check["group"] for check in found["checks"]} == GROUPS.keys() - {"precision"}
 
 
 def test_command_explains_a_failure_and_exits_one(tmp_path, monkeypatch):

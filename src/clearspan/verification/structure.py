@@ -251,9 +251,9 @@ def _expected(model: Model) -> Iterator[tuple[str, object]]:
         yield "final_rms", any(norm.uses_rms_norm for norm in of_stream if norm.path == "ln_final")
     yield "gated_mlp", any(isinstance(block.mlp, GatedMLPBridge | MoEBridge) for block in blocks)
     yield "attn_only", False
-    if isinstance(blocks[0].attn, LatentAttentionBridge):  # whose heads share keys and values
+    if isinstance(blocks[0].attn, LatentAttentionBridge):  # whose heads have a key and a value each, of one latent
         yield "d_head", blocks[0].attn.d_head_nope + blocks[0].attn.d_head_rope
-        yield "n_key_value_heads", own.n_key_value_heads
+        yield "n_key_value_heads", own.n_key_value_heads or own.n_heads
     else:
         yield "n_key_value_heads", blocks[0].attn.n_kv_heads
     splits = all(

@@ -124,6 +124,8 @@ class Writes:
         block = point.name.rpartition(".")[0]
         before = (f"{block}.attn.", f"{block}.ln1", f"{block}.hook_attn_out", f"{block}.hook_resid_pre")
         for name in (one.name for one in self._trial.model.index if one.name.startswith(before)):
+            if not self._trial.is_readable(name):
+                continue
             plain = self._trial.cache[name]
             if plain.is_floating_point() and not relative(unmasked(cache[name][row]), unmasked(plain[0])) <= GATE:
                 return f"the write is in {name} too, which comes before it: `output_is_overwritten` is missing there"
