@@ -62,6 +62,7 @@ newest: .venv/releases/$(NEWEST)
 core = export PYTHONPATH=$(CURDIR)/.venv/releases/$(1); \
 	$(BIN)/python -c 'import transformers as t; assert t.__version__ == "$(1)", t.__version__' && \
 	$(PYTEST) $(CORE) -m "not slow"
+
 # Every entry of every adapter dropped or changed: how many of these wrong adapters verify catches. It takes an hour.
 mutants: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation.score
