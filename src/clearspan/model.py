@@ -123,6 +123,11 @@ def of_model(
     return new
 
 
+def like(model: Kind, hf_model: "PreTrainedModel") -> Kind:
+    """Returns what a bridge is, on another model of the same architecture."""
+    return of_model(type(model), hf_model, *model._settings())
+
+
 class Model(ModelWeights):
     """A Hugging Face model under canonical names: what all runs take, and what they leave as it was.
 
@@ -205,20 +210,16 @@ class Model(ModelWeights):
         self.processing: tuple[Step, ...] = ()
         self.remembered: dict[object, Any] = {}
 
-    def on(self, hf_model: "PreTrainedModel") -> Self:
-        """Returns what this is, on another model of the same architecture."""
-        return of_model(type(self), hf_model, type(self.adapter), *self._settings())
-
     def _settings(self) -> tuple[Any, ...]:
-        return self.text.own, self.cfg.default_prepend_bos, self.processing
+        return type(self.adapter), self.text.own, self.cfg.default_prepend_bos, self.processing
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns a bridge to a deep copy of the model, without hooks."""
-        return self.on(copy.deepcopy(self.hf_model, memo))
+        return like(self, copy.deepcopy(self.hf_model, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Hooks are not written. A shallow copy is another bridge to the same model.
-        return of_model, (type(self), self.hf_model, type(self.adapter), *self._settings())
+        return of_model, (type(self), self.hf_model, *self._settings())
 
     @property
     def cfg(self) -> TransformerBridgeConfig:

@@ -263,17 +263,17 @@ def _of_parts(way: Way, parts: Mapping[str, GeneralizedComponent]) -> Iterator[t
             return lambda adapter: setattr(adapter, "component_mapping", new)
         return _at(way, _with(submodules=new))
 
-    keys = list(parts)
+    keys, pairs = list(parts), [*itertools.pairwise(parts)]
     for key in keys:
         yield f"{where}: no {key}", put({other: part for other, part in parts.items() if other != key})
-    for first, second in itertools.pairwise(keys):
+    for first, second in pairs:
         turned = {**parts, first: parts[second], second: parts[first]}
         yield f"{where}: {first} and {second} swapped", put(turned)
     if "k" in parts and "q" in parts:
         for first, second in (("q", "v"), ("v", "o")):
             yield f"{where}: {first} and {second} swapped", put({**parts, first: parts[second], second: parts[first]})
     for first, second in (("ln1", "ln2"), ("ln1_post", "ln2_post"), ("ln1", "ln1_post"), ("gate", "out")):
-        if first in parts and second in parts:
+        if first in parts and second in parts and (first, second) not in pairs:
             yield f"{where}: {first} and {second} swapped", put({**parts, first: parts[second], second: parts[first]})
     for first, second in (("ln1", "ln1_post"), ("ln2", "ln2_post")):
         if (first in parts) != (second in parts):

@@ -7,7 +7,7 @@ from clearspan.checks import check_flags
 from clearspan.errors import UnreadableWeightError
 from clearspan.hf.adapted import merge
 from clearspan.hf.modules import sharing_copy, untie
-from clearspan.model import Model
+from clearspan.model import Model, like
 from clearspan.modes import no_grad
 from clearspan.weights.processing import process
 
@@ -21,7 +21,7 @@ def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
     _check_readable(model)
     hf_model = sharing_copy(model.hf_model)
     merge(hf_model)
-    new = model.on(hf_model)
+    new = like(model, hf_model)
     new.processing = (*model.processing, *process(new, steps))
     if model.tied and not new.tied:
         untie(new.hf_model)

@@ -15,6 +15,7 @@ from clearspan.conversions import (
     QKVConversionRule,
 )
 from clearspan.conversions.qkv import wrong_rank
+from clearspan.errors import UnreadableWeightError
 
 
 class MQAQKVConversionRule(BlockedQKVConversionRule):
@@ -113,7 +114,14 @@ class GPTBigCodeArchitectureAdapter(DecoderAdapter):
         spaced, so the parameters are copies; `W_Q`, `W_K` and `W_V` of the bound component are views in both cases.
         """
         fused = attention.get_submodule("c_attn")
-        assert isinstance(fused, nn.Linear), f"c_attn is a {type(fused).__name__}, not a Linear"
+        if type(fused) is not nn.Linear or not fused.weight.is_floating_point():
+            raise UnreadableWeightError(
+                "queries, keys and values cannot be taken apart",
+                expected="a Linear with a weight of its own",
+                got=f"{type(fused).__name__}, quantised, wrapped or with an adapter",
+                where=f"c_attn of {type(attention).__name__}",
+                fix="bridge.blocks[layer].attn.W_Q, W_K and W_V",
+            )
         weights = self.qkv_conversion_rule.split(fused.weight.detach(), 0)
         biases = (None,) * 3 if fused.bias is None else self.qkv_conversion_rule.split(fused.bias.detach(), 0)
         q, k, v = (_linear(w, b, fused.weight.requires_grad) for w, b in zip(weights, biases, strict=True))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clearspan.hf.adapters import acting
 from clearspan.hf.tensors import primary_output, with_input
 from clearspan.hf.torch_hooks import HOOK_TABLES, StandIn, after, before
 from clearspan.hf.turns import turns_of
@@ -210,6 +211,7 @@ def _arguments_of(
         value: The module's input `[batch, pos, d_model]`.
         embedding_width: Width of the token embedding.
     """
+    module = acting(module)  # an adapter's own forward takes anything
     first, *others = inspect.signature(type(module).forward).parameters.values()
     taken = [one.name for one in others if one.kind is not inspect.Parameter.VAR_KEYWORD][1:]
     if not taken:

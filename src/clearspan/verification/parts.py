@@ -1,10 +1,10 @@
 """Components called alone, and runs of some of the blocks: they compute what they do in the whole forward."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from clearspan._run import runs
@@ -28,11 +28,8 @@ def parts(trial: Trial) -> Iterator[Check]:
         named = [part for part in block.walk() if part.name is not None and part is not block.mlp]
         for part in (*named, block.mlp):
             yield from guarded("parts", f"{part.path} alone", _alone(trial, part, block))
-        if isinstance(block.attn, JointQKVAttentionBridge) and block.attn.split_qkv_matrix is not None:
-            split = block.attn.split_qkv_matrix
-            yield from guarded(
-                "parts", f"split_qkv_matrix of {block.attn.path}", _split(trial, block.attn, split(block.attn.module))
-            )
+        if isinstance(block.attn, JointQKVAttentionBridge):
+            yield from guarded("parts", f"split_qkv_matrix of {block.attn.path}", _split(trial, block.attn))
     yield from guarded("parts", "runs of some blocks", _segments(trial))
 
 
@@ -58,8 +55,11 @@ def _alone(trial: Trial, part: GeneralizedComponent, block: BlockBridge) -> Iter
     yield min(checks, key=lambda check: check.error or 0.0)
 
 
-def _split(trial: Trial, attention: JointQKVAttentionBridge, maps: Sequence[nn.Linear]) -> Iterator[Check]:
-    """Yields that the three maps of a fused one give queries, keys and values."""
+def _split(trial: Trial, attention: JointQKVAttentionBridge) -> Iterator[Check]:
+    """Yields that the three maps of a fused one give queries, keys and values, where the adapter makes three of it."""
+    if attention.split_qkv_matrix is None:
+        return
+    maps = attention.split_qkv_matrix(attention.module)
     value = trial.cache[f"{attention.path}.hook_in"]
     for key, one in zip("qkv", maps, strict=True):
         expected = trial.cache[f"{attention.path}.hook_{key}"]

@@ -27,6 +27,7 @@ from clearspan.components import (
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import AdapterWarning
+from clearspan.hf.adapters import acting
 from clearspan.hf.loading import bridge_config
 from clearspan.model import Model
 from clearspan.tree import module_at
@@ -98,7 +99,7 @@ def _at(model: nn.Module, paths: Iterable[str]) -> set[int]:
 
 def _unclaimed(module: nn.Module, path: str, claimed: Container[int]) -> Iterator[str]:
     """Yields parameters and buffers in a module that are not, and are not inside, what is claimed."""
-    if id(module) in claimed:
+    if id(module) in claimed or id(module := acting(module)) in claimed:
         return
     start = f"{path}." if path else ""
     for own in (module._parameters, module._buffers):
