@@ -19,7 +19,7 @@ FAMILIES = [name for name in MODELS if " " not in name]
 def test_a_folder_without_tokenizer_files_has_no_tokenizer(tmp_path, family):
     model = build(family)
     model.save_pretrained(tmp_path)
-    bridge = clearspan.boot(tmp_path)
+    bridge = clearspan.boot(tmp_path, attn_implementation=model.config._attn_implementation)
     assert bridge.tokenizer is None
     with pytest.raises(NoTokenizerError) as error:
         bridge("text")
