@@ -61,7 +61,7 @@ class GPTJArchitectureAdapter(DecoderAdapter):
     }
     sizes = GPT_SIZES
     irrelevant: ClassVar[Mapping[str, str]] = {
-        "*.attn.embed_positions": "sines and cosines of the rotation, which the config fixes"
+        "*.embed_positions": "sines and cosines of the rotation, which the config fixes"
     }
     embed_name = "transformer.wte"
     blocks_name = "transformer.h"
