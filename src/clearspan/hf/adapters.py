@@ -57,7 +57,7 @@ def tuners(module: nn.Module) -> Iterator[tuple[Any, Kind]]:
 
 
 def active(tuner: Any) -> list[str]:
-    """Returns the names of the adapters that act in a tuner beside the base layer."""
+    """Returns the names of the adapters that add to a tuner's base layer now."""
     if tuner.disable_adapters or tuner.merged:
         return []
     here = {name for names in tuner.adapter_layer_names for name in getattr(tuner, names)}

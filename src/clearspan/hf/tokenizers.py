@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CHARACTERS = tuple(map(chr, (*range(33, 127), 0xE9, 0x3B1, 0x436, 0x5D0, 0x627, 0x915, 0x3042, 0x4E2D, 0xAC00)))
-"""Texts of which a usable tokenizer tells some apart: printable characters, and one of each of some other scripts."""
+"""A usable tokenizer gives some of these texts different ids: printable characters, and one of some other scripts."""
 _WORDS = 64
 """How many of the tokenizer's own words are such texts as well: it may know no single character."""
 _SPARE, _SPARE_SHARE = 1024, 0.1
