@@ -28,7 +28,7 @@ from clearspan.conversions import (
     ParamProcessingConversion,
     RearrangeTensorConversion,
 )
-from clearspan.errors import UnsupportedArchitectureError
+from clearspan.errors import UnreadableWeightError, UnsupportedArchitectureError
 
 
 def config(**values: object) -> TransformerBridgeConfig:
@@ -138,6 +138,18 @@ def tiny_attention(fused: nn.Linear) -> nn.Module:
 def test_split_without_bias(adapter):
     for part in adapter._split_qkv_matrix(tiny_attention(nn.Linear(48, 72, bias=False))):
         assert part.bias is None
+
+
+def test_a_fused_map_of_another_kind_is_not_split(adapter):
+    with pytest.raises(UnreadableWeightError) as error:
+        adapter._split_qkv_matrix(tiny_attention(nn.Bilinear(48, 48, 72)))
+    assert str(error.value).splitlines() == [
+        "queries, keys and values cannot be taken apart",
+        "  expected: a Linear with a weight of its own",
+        "  got: Bilinear, quantised, wrapped or with an adapter",
+        "  where: c_attn of Module",
+        "  fix: bridge.blocks[layer].attn.W_Q, W_K and W_V",
+    ]
 
 
 def test_split_with_heads_interleaved():
