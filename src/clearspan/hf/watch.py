@@ -16,8 +16,8 @@ Visit = Callable[[Tensor], Tensor]
 
 Visits = Mapping[Side, Visit]
 
-_SOFTMAXES = frozenset({torch.nn.functional.softmax, torch.softmax, Tensor.softmax})
-_PRODUCTS = frozenset({torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
+SOFTMAXES = frozenset({torch.nn.functional.softmax, torch.softmax, Tensor.softmax})
+PRODUCTS = frozenset({torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})
 _OPERANDS = {
     torch.nn.functional.scaled_dot_product_attention: (0, ("query", "key")),
     torch.baddbmm: (1, ("batch1", "batch2")),
@@ -56,7 +56,7 @@ class OperandsWatch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not self._is_paused():
-            if func in _SOFTMAXES:
+            if func in SOFTMAXES:
                 self._softmaxes += 1
             else:
                 args, kwargs = self._multiplied(func, args, kwargs)
@@ -68,7 +68,7 @@ class OperandsWatch(TorchFunctionMode):
         """Returns a function's arguments, with queries and keys as visited if it multiplies them."""
         if self._softmaxes or self._is_multiplied:
             return args, kwargs
-        if func in _PRODUCTS and args[1].ndim > 2:
+        if func in PRODUCTS and args[1].ndim > 2:
             return (*self._operands(args[0], args[1]), *args[2:]), kwargs
         if func not in _OPERANDS:
             return args, kwargs
@@ -126,12 +126,12 @@ class SoftmaxWatch(OperandsWatch):
     ) -> Any:
         kwargs = kwargs or {}
         if not self._is_paused():
-            if func in _SOFTMAXES:
+            if func in SOFTMAXES:
                 self._softmaxes += 1
                 self._awaits_product = True
                 if self._scores_shape is None:
                     args = (self._scores(args[0]), *args[1:])
-            elif func in _PRODUCTS:
+            elif func in PRODUCTS:
                 if self._awaits_product:
                     self._awaits_product = False
                     args = (self._pattern(args[0]), *args[1:])

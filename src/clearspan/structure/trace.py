@@ -1,0 +1,244 @@
+"""One forward of a model with what every module was given and gave: the facts that a structure is derived from."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from clearspan.hf.attention import AttentionCall, Call
+from clearspan.hf.observers import observed, uses_interface
+from clearspan.hf.torch_hooks import after, before
+from clearspan.hf.watch import PRODUCTS, SOFTMAXES
+
+Change = Callable[[Tensor], Tensor]
+"""Takes a module's output and returns the one to go on with."""
+
+
+@dataclass(eq=False)
+class Visit:
+    """One call of a module in a traced forward.
+
+    Attributes:
+        path: The module's path.
+        module: The module.
+        order: How many calls began before it.
+        args: What it was called with.
+        kwargs: What it was called with, by name.
+        entered: A copy of its first tensor, or None where it got none.
+        left: A copy of its output, of several the first; None where it gave no tensor.
+        returned: What kind of thing it returned: a tensor, a tuple, a list.
+        n_returned: How many things it returned.
+        is_overwritten: Whether its output was written into after it.
+    """
+
+    path: str
+    module: nn.Module
+    order: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    entered: Tensor | None = None
+    left: Tensor | None = None
+    returned: type = Tensor
+    n_returned: int = 1
+    is_overwritten: bool = False
+    given: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def depth(self) -> int:
+        """How many modules are around it."""
+        return self.path.count(".")
+
+    def is_in(self, path: str) -> bool:
+        """Whether the module is at a path or inside of what is there."""
+        return not path or self.path == path or self.path.startswith(f"{path}.")
+
+
+@dataclass(eq=False)
+class Attended:
+    """One product of queries and keys, and what became of it.
+
+    Attributes:
+        path: The module whose code attends.
+        order: Order of this module's call.
+        query: `[batch, head, pos, d_head]`, as multiplied.
+        key: `[batch, kv_head, pos, d_head]`, as multiplied.
+        value: `[batch, kv_head, pos, d_head]`, as multiplied.
+        result: `[batch, pos, head, d_head]`, what attention makes of the values.
+        uses_interface: Whether transformers' attention interface is called.
+        joins_heads: Whether rows and heads share an axis in the product.
+    """
+
+    path: str
+    order: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    result: Tensor
+    uses_interface: bool
+    joins_heads: bool = False
+
+
+@dataclass(eq=False)
+class Trace:
+    """A traced forward.
+
+    Attributes:
+        visits: All calls of modules, in the order in which they began.
+        attended: All products of queries and keys.
+        output: What the forward returned.
+    """
+
+    visits: list[Visit] = field(default_factory=list)
+    attended: list[Attended] = field(default_factory=list)
+    output: Any = None
+
+    def at(self, path: str) -> list[Visit]:
+        """Returns the calls of the module at a path."""
+        return [visit for visit in self.visits if visit.path == path]
+
+    def inside(self, visit: Visit) -> list[Visit]:
+        """Returns the calls that a call made, those that gave a tensor."""
+        found = []
+        for one in self.visits[visit.order + 1 :]:
+            if not one.is_in(visit.path) or one.path == visit.path:
+                break
+            if one.left is not None:
+                found.append(one)
+        return found
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """Returns the first tensor in what a module takes or gives, or None."""
+    match value:
+        case Tensor():
+            return value
+        case tuple() | list():
+            parts = value
+        case Mapping():
+            parts = value.values()
+        case _:
+            return None
+    return next((found for found in map(first_tensor, parts) if found is not None), None)
+
+
+def traced(model: nn.Module, run: Callable[[], Any], changes: Mapping[str, Change] | None = None) -> Trace:
+    """Runs something and returns what all modules of a model did.
+
+    Args:
+        model: The model whose modules are looked at.
+        run: What to run.
+        changes: What becomes of the outputs of modules, by path.
+    """
+    tracer = _Tracer(model, changes or {})
+    with torch.no_grad(), tracer.attached(), tracer:
+        tracer.trace.output = run()
+    for visit in tracer.trace.visits:
+        visit.is_overwritten = visit.given is not None and visit.given._version != tracer.versions[id(visit)]
+        visit.given = None
+    return tracer.trace
+
+
+class _Tracer(TorchFunctionMode):
+    """Hooks on all modules of a model, and a look at each softmax and the products around it."""
+
+    def __init__(self, model: nn.Module, changes: Mapping[str, Change]) -> None:
+        super().__init__()
+        self.model = model
+        self.changes = changes
+        self.trace = Trace()
+        self.versions: dict[int, int] = {}
+        self._paths = {module: path for path, module in model.named_modules()}
+        self._stack: list[Visit] = []
+        self._products: dict[int, tuple[Tensor, Tensor]] = {}
+        self._awaited: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """While the context is open, the hooks are on the modules."""
+        attending = {module: self._attend for module in self._paths if _attends_by_interface(module)}
+        with contextlib.ExitStack() as stack, observed(attending):
+            for module in self._paths:
+                stack.callback(before(module, self._enter, first=True).remove)
+                stack.callback(after(module, self._leave).remove)
+            yield
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        given = first_tensor(args)
+        if given is None:
+            given = first_tensor(kwargs)
+        entered = None if given is None else given.detach().clone()
+        visit = Visit(self._paths[module], module, len(self.trace.visits), args, kwargs, entered)
+        self.trace.visits.append(visit)
+        self._stack.append(visit)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        visit = self._stack.pop()
+        visit.returned = next((kind for kind in (Tensor, tuple, list) if isinstance(output, kind)), type(output))
+        visit.n_returned = len(output) if isinstance(output, tuple | list) else 1
+        result = first_tensor(output)
+        if result is None:
+            return None
+        change = self.changes.get(visit.path)
+        if change is not None:
+            result = change(result)
+            output = result if isinstance(output, Tensor) else type(output)((result, *output[1:]))
+        visit.left, visit.given = result.detach().clone(), result
+        self.versions[id(visit)] = result._version
+        return None if change is None else output
+
+    def _attend(self, call: Call) -> Any:
+        output = call.run()
+        if isinstance(call, AttentionCall):
+            query, key, value = (one.detach().clone() for one in (call.query, call.key, call.value))
+            result = output[0].detach().clone()
+            visit = self._stack[-1]
+            self.trace.attended.append(Attended(visit.path, visit.order, query, key, value, result, True))
+        return output
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self._stack and not _attends_by_interface(self._stack[-1].module):
+            self._see(func, args, kwargs or {}, result)
+        return result
+
+    def _see(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Notes queries, keys and values of a module that attends by itself."""
+        visit = self._stack[-1]
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            named = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
+            self._attended(visit, named["query"], named["key"], named["value"], result)
+        elif func in SOFTMAXES:
+            if visit.order in self._products:
+                self._awaited[visit.order] = self._products.pop(visit.order)
+        elif func in PRODUCTS or func in _ADDED_PRODUCTS:
+            operands = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)][-2:]
+            if len(operands) == 2 and min(one.ndim for one in operands) > 2:
+                if visit.order in self._awaited:
+                    query, key = self._awaited.pop(visit.order)
+                    self._attended(visit, query, key, operands[1], result)
+                else:
+                    self._products[visit.order] = operands[0], operands[1].transpose(-1, -2)
+
+    def _attended(self, visit: Visit, query: Tensor, key: Tensor, value: Tensor, result: Tensor) -> None:
+        rows = 0 if visit.entered is None else len(visit.entered)
+        joined = query.ndim == 3
+        heads = [one.detach().clone() for one in (query, key, value, result)]
+        if joined:
+            heads = [one.unflatten(0, (rows, -1)) for one in heads]
+        query, key, value, result = heads
+        if min(one.ndim for one in heads) == 4:
+            found = Attended(visit.path, visit.order, query, key, value, result.transpose(1, 2), False, joined)
+            self.trace.attended.append(found)
+
+
+_ADDED_PRODUCTS = frozenset({torch.baddbmm, Tensor.baddbmm})
+
+
+def _attends_by_interface(module: nn.Module) -> bool:
+    return "config" in vars(module) and uses_interface(module)
