@@ -1,0 +1,234 @@
+"""How a block is wired: what is added to the residual stream, in which order, and by which modules."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from clearspan.structure.algebra import coefficients, norm_kind, same, sum_of
+from clearspan.structure.finding import MissingStructureError
+from clearspan.structure.trace import Trace, Visit
+
+MOST = 4
+"""How many contributions a block may have."""
+
+
+@dataclass(eq=False)
+class Contribution:
+    """What one sublayer adds to the residual stream.
+
+    Attributes:
+        calls: The calls whose output it is, in the order of the forward.
+        value: It, before the block's own factor.
+        factor: What the block multiplies it by.
+        stage: Which of the block's stages it belongs to.
+        read: The stream that its sublayer reads.
+        post_norm: The norm on the sublayer's output, or None.
+        source: The calls whose output is the sublayer's before that norm.
+    """
+
+    calls: list[Visit]
+    value: Tensor
+    factor: float = 1.0
+    stage: int = 0
+    post_norm: Visit | None = None
+    source: list[Visit] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Wiring:
+    """How a block is wired.
+
+    Attributes:
+        block: The block's call.
+        contributions: What is added, in order.
+        streams: The residual stream before each stage, and after the last.
+        norms_the_sum: Norms of the stream after each contribution, if it is wired so.
+        carry: What the stream itself is multiplied by at each contribution.
+        is_normed_residual: Whether the stream goes on as its norm.
+    """
+
+    block: Visit
+    contributions: list[Contribution]
+    streams: list[Tensor]
+    norms_the_sum: list[Visit] = field(default_factory=list)
+    carry: float = 1.0
+    residual_norms: list[Visit] = field(default_factory=list)
+
+    def stage(self, index: int) -> list[Contribution]:
+        """Returns the contributions of a stage."""
+        return [one for one in self.contributions if one.stage == index]
+
+
+def find_wiring(trace: Trace, block: Visit) -> Wiring:
+    """Returns how a block is wired.
+
+    Raises:
+        MissingStructureError: The stream that leaves is no sum of the one that enters and of modules' outputs.
+    """
+    calls = _of_stream(trace, block)
+    for wired in (_before, _normed_residual, _after, _scaled):
+        found = wired(block, calls)
+        if found is not None:
+            for one in found.contributions:
+                _look_behind_norm(one, calls)
+            return found
+    raise MissingStructureError(f"what {block.path} adds to the residual stream is no sum of modules' outputs")
+
+
+def _of_stream(trace: Trace, block: Visit) -> list[Visit]:
+    """Returns the calls in a block whose output is as large as the stream."""
+    size = _entered(block).shape
+    return [
+        one
+        for one in trace.inside(block)
+        if one.left is not None
+        and one.left.is_floating_point()
+        and one.left.numel() == size.numel()
+        and one.left.shape[-1] == size[-1]
+    ]
+
+
+def _entered(visit: Visit) -> Tensor:
+    assert visit.entered is not None, "the call takes a tensor"
+    return visit.entered
+
+
+def _left(visit: Visit) -> Tensor:
+    assert visit.left is not None, "calls without an output are left out"
+    return visit.left
+
+
+def _classes(calls: Sequence[Visit]) -> list[list[Visit]]:
+    """Returns the calls in groups of one output."""
+    groups: list[list[Visit]] = []
+    for call in calls:
+        group = next((one for one in groups if same(_left(one[0]), _left(call))), None)
+        if group is None:
+            groups.append([call])
+        else:
+            group.append(call)
+    return groups
+
+
+def _before(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
+    """Returns the wiring of a block whose norms come before its sublayers, or on their outputs alone."""
+    start, end = _entered(block), _left(block)
+    added = end.double() - start.double()
+    groups = _classes(calls)
+    values = [_left(group[0]) for group in groups]
+    chosen = sum_of(values, added.to(end.dtype), MOST, added.abs().max())
+    if chosen is None:
+        return None
+    return _staged(block, [Contribution(groups[index], values[index]) for index in chosen], calls)
+
+
+def _staged(block: Visit, contributions: list[Contribution], calls: Sequence[Visit]) -> Wiring:
+    """Returns contributions laid in stages: a stage ends where something reads the stream that it leaves."""
+    contributions.sort(key=lambda one: min(call.order for call in one.calls))
+    stream = _entered(block).double()
+    streams, stage = [_entered(block)], 0
+    for index, one in enumerate(contributions):
+        one.stage = stage
+        shaped = one.value.double().reshape(stream.shape)
+        stream = stream + one.factor * shaped
+        is_last = index == len(contributions) - 1
+        value = stream.to(_left(block).dtype)
+        later = (call for call in calls_inside(block, calls) if call.order > min(call.order for call in one.calls))
+        if not is_last and any(_reads(call, value) for call in later):
+            stage += 1
+            streams.append(value)
+    streams.append(_left(block))
+    return Wiring(block, contributions, streams)
+
+
+def calls_inside(block: Visit, calls: Sequence[Visit]) -> Iterator[Visit]:
+    """Yields the calls in a block but the block's own."""
+    return (call for call in calls if call is not block)
+
+
+def _reads(call: Visit, stream: Tensor) -> bool:
+    return call.entered is not None and same(call.entered, stream)
+
+
+def _normed_residual(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
+    """Returns the wiring of a block whose residual branch takes the norm's output."""
+    start, end = _entered(block), _left(block)
+    norms = [call for call in calls if norm_kind(call)]
+    for first in (one for one in norms if same(one.entered, start)):
+        for second in (one for one in norms if one.order > first.order):
+            pairs = ((first, _entered(second)), (second, end))
+            groups = _classes(calls)
+            values = [_left(group[0]) for group in groups]
+            found: list[Contribution] = []
+            for norm, total in pairs:
+                added = total.double().reshape(end.shape) - _left(norm).double().reshape(end.shape)
+                chosen = sum_of(values, added.to(end.dtype), 1, added.abs().max())
+                if chosen is not None:
+                    found.append(Contribution(groups[chosen[0]], values[chosen[0]], stage=len(found)))
+            if len(found) == 2:
+                return Wiring(block, found, [start, _entered(second), end], residual_norms=[first, second])
+    return None
+
+
+def _after(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
+    """Returns the wiring of a block that norms the stream after each sublayer has added to it."""
+    stream, end = _entered(block), _left(block)
+    norms = [call for call in calls if norm_kind(call)]
+    found: list[Contribution] = []
+    passed: list[Visit] = []
+    streams = [stream]
+    while not same(stream, end):
+        step = next(_steps(stream, [one for one in norms if one not in passed], calls), None)
+        if step is None or len(found) == MOST:
+            return None
+        norm, contribution = step
+        contribution.stage = len(found)
+        found.append(contribution)
+        passed.append(norm)
+        stream = _left(norm).reshape(end.shape)
+        streams.append(stream)
+    return Wiring(block, found, streams, norms_the_sum=passed) if found else None
+
+
+def _steps(stream: Tensor, norms: Sequence[Visit], calls: Sequence[Visit]) -> Iterator[tuple[Visit, Contribution]]:
+    for norm in norms:
+        added = _entered(norm).double().reshape(stream.shape) - stream.double()
+        groups = _classes([call for call in calls if call.order < norm.order])
+        values = [_left(group[0]) for group in groups]
+        chosen = sum_of(values, added.to(stream.dtype), 1, added.abs().max())
+        if chosen is not None and float(added.abs().max()) > 0:
+            yield norm, Contribution(groups[chosen[0]], values[chosen[0]])
+
+
+def _scaled(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
+    """Returns the wiring of a block that multiplies what is added, or the stream, by numbers."""
+    start, end = _entered(block), _left(block)
+    groups = _classes(calls)
+    values = [_left(group[0]).reshape(end.shape) for group in groups]
+    for first in range(len(values)):
+        for second in range(first, len(values)):
+            parts = [values[first]] if first == second else [values[first], values[second]]
+            found = coefficients([start, *parts], end)
+            if found is None or abs(found[0] - 1) > 1e-3:
+                continue
+            picked = [groups[first]] if first == second else [groups[first], groups[second]]
+            made = [
+                Contribution(group, value, factor)
+                for group, value, factor in zip(picked, parts, found[1:], strict=True)
+            ]
+            return _staged(block, made, calls)
+    return None
+
+
+def _look_behind_norm(one: Contribution, calls: Sequence[Visit]) -> None:
+    """Finds the norm on a sublayer's output, and what it norms."""
+    norm = next((call for call in one.calls if norm_kind(call)), None)
+    if norm is None:
+        one.source = one.calls
+        return
+    behind = [call for call in calls if call.order < norm.order and same(_left(call), norm.entered)]
+    if behind:
+        one.post_norm, one.source = norm, behind
+    else:
+        one.source = one.calls
