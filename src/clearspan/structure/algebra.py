@@ -168,19 +168,39 @@ def as_tokens(value: Tensor, rows: int, positions: int) -> Tensor | None:
     return None
 
 
-def channels(target: Tensor, source: Tensor) -> tuple[list[int], float] | None:
-    """Returns from which channel of a source each channel of a target comes, and by which number it is multiplied.
+@dataclass(frozen=True)
+class Origin:
+    """Where the channels of a tensor come from.
+
+    Attributes:
+        visit: The call that gave them.
+        channels: For each channel, which of the call's output it is.
+        ratios: For each channel, what that is multiplied by.
+    """
+
+    visit: Visit
+    channels: tuple[int, ...]
+    ratios: tuple[float, ...]
+
+
+def origins(target: Tensor, calls: Sequence[tuple[Visit, Tensor]]) -> list[tuple[Visit, int, float] | None]:
+    """Returns for each channel of a tensor the last call that gave it, which channel it was there, and its multiple.
 
     Args:
         target: `[row, channel]`.
-        source: `[row, channel]`, for the same rows.
+        calls: Calls in order, each with its output `[row, channel]` for the same rows.
     """
-    wanted, there = target.double(), source.double()
-    norms = there.norm(dim=0).clamp(min=1e-300)
-    likeness = (wanted / wanted.norm(dim=0).clamp(min=1e-300)).T @ (there / norms)
-    found = likeness.abs().argmax(1)
-    ratios = (wanted * there[:, found]).sum(0) / norms[found].square()
-    ratio = float(ratios.median())
-    if not same((there[:, found] * ratio).to(target.dtype), target) or len(set(found.tolist())) < 2:
-        return None
-    return found.tolist(), rounded(ratio)
+    wanted = target.double()
+    units = wanted / wanted.norm(dim=0).clamp(min=1e-300)
+    found: list[tuple[Visit, int, float] | None] = [None] * wanted.shape[1]
+    least = 1 - tolerance(target.dtype) ** 2
+    for visit, there in calls:
+        exact = there.double()
+        norms = exact.norm(dim=0).clamp(min=1e-300)
+        likeness = units.T @ (exact / norms)
+        best = likeness.abs().argmax(1)
+        for channel, index in enumerate(best.tolist()):
+            if abs(float(likeness[channel, index])) > least and float(wanted[:, channel].norm()) > 0:
+                ratio = float(wanted[:, channel] @ exact[:, index] / norms[index].square())
+                found[channel] = (visit, index, ratio)
+    return found

@@ -1,0 +1,300 @@
+"""Attention's parts: which modules make queries, keys and values, and what becomes of what the heads found."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from clearspan.components import (
+    AttentionBridge,
+    GeneralAttentionBridge,
+    GeneralizedComponent,
+    JointQKVAttentionBridge,
+    LatentAttentionBridge,
+    NormalizationBridge,
+)
+from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule, QKVConversionRule
+from clearspan.points import Layout
+from clearspan.structure.algebra import as_tokens, linear_kind, norm_kind, origins, same
+from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.frame import linear_template
+from clearspan.structure.trace import Attended, Trace, Visit
+
+
+@dataclass(eq=False)
+class Projected:
+    """Where queries, keys or values come from.
+
+    Attributes:
+        map: The linear map's call; of several, that of the first channel.
+        channels: For each head's channel, which channel of the map's output it is.
+        others: The calls of further maps that give a part of the channels.
+        norm: The norm that they pass, or None.
+        is_turned: Whether positions change them after map and norm.
+        n_heads: How many heads differ.
+        d_head: Channels of a head.
+    """
+
+    map: Visit
+    channels: list[int]
+    others: list[Visit]
+    norm: Visit | None
+    is_turned: bool
+    n_heads: int
+    d_head: int
+
+    def heads(self) -> list[tuple[int, ...]]:
+        """Returns the channels of each head that differs from those before."""
+        split = [tuple(self.channels[i : i + self.d_head]) for i in range(0, len(self.channels), self.d_head)]
+        return list(dict.fromkeys(split))
+
+
+@dataclass(eq=False)
+class Attention:
+    """What was found of a layer's attention.
+
+    Attributes:
+        attended: The product of queries and keys.
+        query: Where queries come from.
+        key: Where keys come from.
+        value: Where values come from.
+        output: The output projection's call.
+        path: Path of the module with all of these.
+    """
+
+    attended: Attended
+    query: Projected
+    key: Projected
+    value: Projected
+    output: Visit
+    path: str
+    findings: list[tuple[str, str]] = field(default_factory=list)
+
+
+def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
+    """Returns the modules of one attention in a block.
+
+    Raises:
+        MissingStructureError: Heads' outputs reach the output projection changed, or projections are no linear maps.
+    """
+    rows, positions, _ = _shape(block)
+    inside = trace.inside(block)
+    output = _output(inside, attended, rows, positions)
+    earlier = [one for one in inside if one.order < output.order]
+    found = [
+        _projected(letter, heads, earlier, rows, positions)
+        for letter, heads in (("queries", attended.query), ("keys", attended.key), ("values", attended.value))
+    ]
+    paths = [attended.path, output.path, *(one.map.path for one in found)]
+    return Attention(attended, *found, output, _around(paths, block.path))
+
+
+def _shape(block: Visit) -> tuple[int, int, int]:
+    assert block.entered is not None, "a block reads the stream"
+    rows, positions, width = block.entered.shape
+    return rows, positions, width
+
+
+def _around(paths: Sequence[str], outermost: str) -> str:
+    """Returns the path of the innermost module that has all of these in it."""
+    parts = [path.split(".") for path in paths]
+    common = []
+    for names in zip(*parts, strict=False):
+        if len(set(names)) > 1:
+            break
+        common.append(names[0])
+    path = ".".join(common)
+    if path == outermost or not path.startswith(outermost):
+        raise MissingStructureError(f"attention in {outermost} has no module of its own")
+    return path
+
+
+def _output(inside: Sequence[Visit], attended: Attended, rows: int, positions: int) -> Visit:
+    heads = attended.result.reshape(rows, positions, -1)
+    for call in inside:
+        if call.order > attended.order and call.entered is not None and linear_kind(call):
+            entered = as_tokens(call.entered, rows, positions)
+            if entered is not None and same(entered, heads):
+                return call
+    raise MissingStructureError(
+        f"what the heads of {attended.path} found reaches no linear map as it is: "
+        "a gate, a norm or a sum lies between"
+    )
+
+
+def _projected(name: str, heads: Tensor, earlier: Sequence[Visit], rows: int, positions: int) -> Projected:
+    """Returns where queries, keys or values come from: position 0, which no rotation turns, tells channels apart."""
+    by_head = heads.transpose(1, 2)  # [row, pos, head, d_head]
+    d_head, target = by_head.shape[-1], by_head.flatten(2)
+    found = _origins(target[:, 0], earlier, rows, positions)
+    norm, chosen = None, found
+    if all(one is not None and norm_kind(one[0]) for one in found):
+        norm = found[0][0] if found[0] is not None else None
+        assert norm is not None and norm.entered is not None, "a norm has an input"
+        entered = as_tokens(norm.entered, rows, positions)
+        assert entered is not None, "as its output has"
+        before = [one for one in earlier if one.order < norm.order]
+        index = [one[1] for one in found if one is not None]
+        chosen = _origins(entered[:, 0][:, index], before, rows, positions)
+    missing = sum(one is None for one in chosen)
+    if missing:
+        raise MissingStructureError(f"{missing} of {len(chosen)} channels of {name} come from no linear map as they are")
+    present = [one for one in chosen if one is not None]
+    maps = list(dict.fromkeys(one[0] for one in present))
+    channels = [one[1] for one in present]
+    turned = not _is_there(target, found, rows, positions)
+    projected = Projected(maps[0], channels, maps[1:], norm, turned, 0, d_head)
+    projected.n_heads = len(projected.heads())
+    return projected
+
+
+Channel = tuple[Visit, int, float] | None
+
+
+def _origins(target: Tensor, calls: Sequence[Visit], rows: int, positions: int) -> list[Channel]:
+    given = []
+    for call in calls:
+        if call.left is not None and call.left.is_floating_point() and (linear_kind(call) or norm_kind(call)):
+            tokens = as_tokens(call.left, rows, positions)
+            if tokens is not None:
+                given.append((call, tokens[:, 0]))
+    return origins(target, given)
+
+
+def _is_there(target: Tensor, found: Sequence[Channel], rows: int, positions: int) -> bool:
+    """Whether channels are their origins' at all positions, not at the first alone."""
+    outputs: dict[Visit, Tensor] = {}
+    columns = []
+    for one in found:
+        assert one is not None, "checked by the caller"
+        visit, index, ratio = one
+        if visit not in outputs:
+            assert visit.left is not None, "calls without an output are left out"
+            tokens = as_tokens(visit.left, rows, positions)
+            assert tokens is not None, "found by the caller"
+            outputs[visit] = tokens
+        columns.append(outputs[visit][..., index] * ratio)
+    return same(torch.stack(columns, -1), target)
+
+
+# --- templates -------------------------------------------------------------------------------------------------------
+
+
+def attention_template(found: Attention, block: Visit, findings: Findings, where: str) -> GeneralAttentionBridge:
+    """Returns the template of an attention.
+
+    Raises:
+        MissingStructureError: Its projections are laid out in no way that components know.
+    """
+    q, k, v = found.query, found.key, found.value
+    findings.add(f"{where}.attn.o", f"{found.output.path} reads what the heads found")
+    parts = {"o": _linear(found, found.output), **dict(_norms(found, block))}
+    options = {
+        "name": _within(found.path, block.path),
+        "has_rotary": q.is_turned or k.is_turned,
+        "repeats_keys": found.attended.key.shape[1] > k.n_heads,
+        "has_sinks": "sinks" in _core(found, block),
+    }
+    if k.others:
+        return _latent(found, parts, options, block)
+    if len({q.map, k.map, v.map}) == 3:
+        for name, one in (("q", q), ("k", k), ("v", v)):
+            _check_order(name, one, exact=name == "v")
+            parts[name] = _linear(found, one.map)
+        findings.add(f"{where}.attn", f"queries, keys and values are {q.map.path}, {k.map.path}, {v.map.path}")
+        return AttentionBridge(**options, submodules=parts)
+    if q.map is k.map is v.map:
+        rule = _rule(q, k, v)
+        findings.add(f"{where}.attn", f"queries, keys and values are {q.map.path}, {type(rule).__name__}")
+        return JointQKVAttentionBridge(
+            **options, qkv_conversion_rule=rule, submodules={"qkv": _linear(found, q.map), **parts}
+        )
+    names = ", ".join(dict.fromkeys(one.map.path for one in (q, k, v)))
+    raise MissingStructureError(f"queries, keys and values come from {names}, each neither alone nor together")
+
+
+def _core(found: Attention, block: Visit) -> Sequence[str]:
+    module = block.module.get_submodule(_within(found.attended.path, block.path))
+    return list(module._parameters)
+
+
+def _within(path: str, around: str) -> str:
+    return path.removeprefix(f"{around}.")
+
+
+def _linear(found: Attention, visit: Visit) -> GeneralizedComponent:
+    return linear_template(visit, _within(visit.path, found.path), _layout(visit))
+
+
+def _layout(visit: Visit) -> Layout:
+    left = visit.left
+    assert left is not None, "calls without an output are left out"
+    return Layout.HEADS_FIRST if left.ndim == 4 else Layout.TOKENS
+
+
+def _norms(found: Attention, block: Visit) -> Iterator[tuple[str, GeneralizedComponent]]:
+    rows, positions, _ = _shape(block)
+    for name, one, head in (("q_norm", found.query, "head"), ("k_norm", found.key, "kv_head")):
+        if one.norm is None:
+            continue
+        kind, left = norm_kind(one.norm), one.norm.left
+        assert kind is not None and left is not None, "found as a norm"
+        first = left.ndim == 4 and left.shape[2] == positions and left.shape[1] != positions
+        yield name, NormalizationBridge(
+            name=_within(one.norm.path, found.path),
+            uses_rms_norm=kind.is_rms,
+            weight_offset=kind.offset,
+            axes=f"batch pos {head} d_head" if left.ndim == 4 else "batch pos width",
+            layout=Layout.HEADS_FIRST if first else Layout.TOKENS,
+        )
+
+
+def _check_order(name: str, one: Projected, *, exact: bool) -> None:
+    """Raises unless a map's output is heads one after the other; within a head, rotation may have reordered channels."""
+    heads = one.heads()
+    wanted = [tuple(range(index * one.d_head, (index + 1) * one.d_head)) for index in range(len(heads))]
+    found = heads if exact else [tuple(sorted(head)) for head in heads]
+    if found != wanted or one.others:
+        raise MissingStructureError(f"the channels of {name} are not the output of {one.map.path} head by head")
+
+
+def _rule(q: Projected, k: Projected, v: Projected) -> QKVConversionRule:
+    assert q.map.left is not None, "calls without an output are left out"
+    width = q.map.left.shape[-1]
+    for kind in (BlockedQKVConversionRule, GroupedQKVConversionRule):
+        rule = kind(q.n_heads, q.d_head, v.n_heads)
+        if (q.n_heads + 2 * v.n_heads) * q.d_head != width:
+            break
+        parts = (part.flatten().tolist() for part in rule.split(torch.arange(width), 0))
+        if all(_is_laid(one, part) for one, part in zip((q, k, v), parts, strict=True)):
+            return rule
+    raise MissingStructureError(f"the order of queries, keys and values in {q.map.path} is neither blocked nor grouped")
+
+
+def _is_laid(one: Projected, channels: Sequence[int]) -> bool:
+    heads = [tuple(channels[i : i + one.d_head]) for i in range(0, len(channels), one.d_head)]
+    return [tuple(sorted(head)) for head in one.heads()] == heads
+
+
+def _latent(
+    found: Attention, parts: dict[str, GeneralizedComponent], options: dict[str, object], block: Visit
+) -> LatentAttentionBridge:
+    """Returns attention whose keys come partly from values' map and partly from one that all heads share."""
+    q, k, v = found.query, found.key, found.value
+    up = v.map
+    low = next(one for one in (k.map, *k.others) if one is not up)
+    per_head = k.d_head
+    shared = {i for i, head in enumerate(k.heads())}
+    del shared
+    assert up.left is not None, "calls without an output are left out"
+    width = up.left.shape[-1] * (up.left.shape[1] if up.left.ndim == 4 and False else 1)
+    nope = width // q.n_heads - v.d_head
+    parts |= {"kv_a": _linear(found, low), "kv_b": linear_template(up, _within(up.path, found.path), Layout.HEADS_FIRST)}
+    return LatentAttentionBridge(
+        name=str(options["name"]),
+        submodules=parts,
+        d_head_nope=nope,
+        d_head_rope=per_head - nope,
+        d_head_v=v.d_head,
+    )
