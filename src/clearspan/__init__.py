@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from clearspan import patching as patching
     from clearspan import sweep as sweep
     from clearspan import weights as weights
+    from clearspan.architectures import register as register
     from clearspan.bridge import TransformerBridge as TransformerBridge
     from clearspan.bridge import boot as boot
     from clearspan.bridge import unhook as unhook
@@ -59,6 +60,7 @@ _HOMES = {
     "boot": "clearspan.bridge",
     "get_act_name": "clearspan.points",
     "grid": "clearspan.sweep",
+    "register": "clearspan.architectures",
     "register_function": "clearspan.interventions",
     "unhook": "clearspan.bridge",
 }

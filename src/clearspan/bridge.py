@@ -21,7 +21,7 @@ from clearspan._run import caching, generation, runs
 from clearspan._run.hooks import Hooked, Hooks, add_hook, edits, reset_hooks
 from clearspan._run.processed import processed
 from clearspan._run.sources import Source
-from clearspan.architectures import adapter_class
+from clearspan.architectures import AdapterSource, adapter_class, check_source, name_of
 from clearspan.cache import ActivationCache
 from clearspan.checks import check_flags, device_of, dtype_of
 from clearspan.errors import AdapterError, ClearspanError, HooksOnModelWarning, UnknownArgumentError
@@ -699,6 +699,7 @@ def boot(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     dtype: torch.dtype | Literal["auto"] = "auto",
     device: torch.device | str | None = None,
+    adapter: AdapterSource | None = None,
     **from_pretrained_kwargs: Any,
 ) -> TransformerBridge:
     """Returns a bridge to a model.
@@ -712,6 +713,8 @@ def boot(
             turn text into the model's ids, the bridge takes token ids only, and text raises `NoTokenizerError`.
         dtype: Of the weights; `"auto"` is the checkpoint's own.
         device: Where to move the model; by default it stays where it is.
+        adapter: The adapter of this model alone, such as a subclass of `clearspan.architectures.ArchitectureAdapter`;
+            by default the one that is registered for the model's class.
         **from_pretrained_kwargs: For `AutoModelForCausalLM.from_pretrained`. `trust_remote_code` is False by default:
             the code of a checkpoint runs only where you say so.
 
@@ -723,7 +726,8 @@ def boot(
         CheckpointError: Its weights are missing, damaged, or of other sizes than its config says.
         InvalidArgumentError: It is no model, or has an adapter that changes the forward, such as a learned prompt.
         CompiledModelError: The model is the result of `torch.compile`.
-        InvalidArgumentError: The tokenizer given cannot turn text into the model's ids.
+        InvalidArgumentError: The tokenizer given cannot turn text into the model's ids; or `adapter` is no adapter.
+        PlugInWarning: A warning: an installed package offers an adapter that cannot be loaded.
         TokenizerWarning: A warning: the tokenizer given covers much less than the vocabulary.
         HooksOnModelWarning: A warning: hooks of another bridge act on the model; `clearspan.unhook` takes them off.
         UntestedReleaseWarning: A warning: transformers is newer than what this library is tested with.
@@ -741,8 +745,10 @@ def boot(
     if device is not None:
         device = device_of(device)
     check_tokenizer(tokenizer)
+    if adapter is not None:
+        check_source(adapter)
     if isinstance(model, str | Path):
-        hf_model, own = load_model(model, dtype, **from_pretrained_kwargs)
+        hf_model, own = load_model(model, dtype, adapter, **from_pretrained_kwargs)
     else:
         loaded = check_model(model)
         if from_pretrained_kwargs:
@@ -758,26 +764,25 @@ def boot(
     warn_of_release()
     warn_of_what_is_left_out(hf_model)
     _warn_of_hooks(hf_model)
-    bridge = _bridged(hf_model)
+    bridge = _bridged(hf_model, adapter or adapter_class(type(hf_model).__name__))
     bridge.text.own = own.serving(bridge.embed.n_tokens) if tokenizer is None else handed_over(bridge, tokenizer)
     warn_of_structure(bridge)
     return bridge
 
 
-def _bridged(hf_model: "PreTrainedModel") -> TransformerBridge:
+def _bridged(hf_model: "PreTrainedModel", source: AdapterSource) -> TransformerBridge:
     """Returns the bridge to a model, without a tokenizer.
 
     Raises:
         AdapterError: Its adapter does not fit it.
     """
-    adapter_type = adapter_class(type(hf_model).__name__)
     try:
-        return TransformerBridge(hf_model, adapter_type(bridge_config(hf_model, adapter_type)))
+        return TransformerBridge(hf_model, source(bridge_config(hf_model, source)))
     except ClearspanError:
         raise
     except FAULTS as error:
         raise AdapterError(
-            f"{adapter_type.__name__} does not fit {type(hf_model).__name__}",
+            f"{name_of(source)} does not fit {type(hf_model).__name__}",
             reason=f"{type(error).__name__}: {error}",
             fix="the adapter: CONTRIBUTING.md shows what it says",
         ) from error

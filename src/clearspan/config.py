@@ -15,7 +15,7 @@ class TransformerBridgeConfig:
 
     Attributes:
         d_model: Width of the residual stream.
-        n_heads: Query heads.
+        n_heads: Query heads; 0 without attention.
         d_head: Width of a head.
         n_layers: Blocks.
         n_ctx: Most positions of one input.
@@ -28,7 +28,8 @@ class TransformerBridgeConfig:
         model_name: What was booted.
         dtype: Of the weights.
         default_prepend_bos: Whether text gets a BOS token where a call does not say.
-        hf: The Hugging Face config's own entries, for what only one family knows.
+        hf: The Hugging Face config's own entries, for what only one family knows; of a model that sees or hears too,
+            with those of its text model, which count where both have one.
         output_logits_soft_cap: Where the model caps its logits by `cap * tanh(logits / cap)`, or None.
         logit_scale: What the model multiplies the unembedding's output by.
         has_table: Whether rotations or biases lie in a table of `n_ctx` positions, and no more can be computed.
@@ -64,7 +65,7 @@ class TransformerBridgeConfig:
     has_table: bool = False
 
     def __post_init__(self) -> None:
-        self.d_head = self.d_head or self.d_model // self.n_heads
+        self.d_head = self.d_head or (self.d_model // self.n_heads if self.n_heads else 0)
         self.d_mlp = self.d_mlp or 4 * self.d_model
 
     @property

@@ -26,6 +26,7 @@ __all__ = [
     "NotFiniteError",
     "NotSeenError",
     "OutOfRangeError",
+    "PlugInWarning",
     "PointNotReachedError",
     "TiedWeightWarning",
     "TokenRangeError",
@@ -246,6 +247,10 @@ class UntestedReleaseWarning(UserWarning):
 
 class AdapterWarning(UserWarning):
     """An adapter that leaves parts of its model out, or says sizes that these do not have."""
+
+
+class PlugInWarning(UserWarning):
+    """An installed package that offers an adapter which cannot be loaded."""
 
 
 class TiedWeightWarning(UserWarning):

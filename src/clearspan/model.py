@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from clearspan.architectures import ArchitectureAdapter
+from clearspan.architectures import AdapterSource, ArchitectureAdapter
 from clearspan.checks import check_flags, device_of, number_of
 from clearspan.components import (
     Binding,
@@ -109,16 +109,16 @@ def handed_over(model: "Model", tokenizer: "PreTrainedTokenizerBase | None") -> 
 def of_model(
     kind: type[Kind],
     hf_model: "PreTrainedModel",
-    adapter: type[ArchitectureAdapter],
+    source: AdapterSource,
     own: OwnTokenizer,
     default_prepend_bos: bool,
     processing: tuple[Step, ...],
 ) -> Kind:
     """Returns a model of a kind with settings of another."""
     take_off_copied(hf_model)
-    cfg = bridge_config(hf_model, adapter)
+    cfg = bridge_config(hf_model, source)
     cfg.default_prepend_bos = default_prepend_bos
-    new = kind(hf_model, adapter(cfg), own)
+    new = kind(hf_model, source(cfg), own)
     new.processing = processing
     return new
 
@@ -211,7 +211,7 @@ class Model(ModelWeights):
         self.remembered: dict[object, Any] = {}
 
     def _settings(self) -> tuple[Any, ...]:
-        return type(self.adapter), self.text.own, self.cfg.default_prepend_bos, self.processing
+        return self.adapter.source, self.text.own, self.cfg.default_prepend_bos, self.processing
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns a bridge to a deep copy of the model, without hooks."""

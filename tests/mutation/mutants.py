@@ -70,13 +70,15 @@ def _changed(right: type[ArchitectureAdapter], change: Change) -> type[Architect
 
 
 def _of_class(right: type[ArchitectureAdapter]) -> Iterator[Mutant]:
-    """Yields mutants by what the class says: an attribute changed, a method of its own left to the class above it."""
+    """Yields mutants by what the class says: an attribute changed, or left to the class above it."""
     name = f"Mutant{right.__name__}"
-    for attribute in ("makes_positions_from_mask", "uses_combined_qkv"):
-        yield Mutant(attribute, type(name, (right,), {attribute: not getattr(right, attribute)}))
+    yield Mutant(
+        "makes_positions_from_mask",
+        type(name, (right,), {"makes_positions_from_mask": not right.makes_positions_from_mask}),
+    )
     yield Mutant("whole_sequences", type(name, (right,), {"whole_sequences": "a made-up reason"}))
-    values = {**right.config_values, "eps_attr": "no_such_entry"}
-    yield Mutant("config_values: eps_attr", type(name, (right,), {"config_values": values}))
+    sizes = {**right.sizes, "eps": ("no_such_entry",)}
+    yield Mutant("sizes: eps", type(name, (right,), {"sizes": sizes}))
     for method in [key for key, value in vars(right).items() if callable(value) or isinstance(value, property)]:
         above = next((vars(kind)[method] for kind in right.__mro__[1:] if method in vars(kind)), None)
         if above is not None:

@@ -68,7 +68,7 @@ def test_every_entry_of_an_adapter_has_a_mutant():
         "blocks.attn: has_rotary False",
         "blocks.mlp.in: layout FLAT",
         "blocks.mlp: output_is_overwritten False",
-        "blocks: ln2 and attn swapped",
+        "blocks: attn and ln2 swapped",
         "blocks: no ln2",
         "the adapter of another family, LlamaArchitectureAdapter",
     ):

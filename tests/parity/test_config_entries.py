@@ -6,7 +6,7 @@ from tests.zoo import MODELS, build
 
 import clearspan
 from clearspan.architectures import adapter_class
-from clearspan.architectures.decoder import SIZES
+from clearspan.architectures.adapter import SIZES
 
 OTHER = {
     "max_position_embeddings": 41,
@@ -22,6 +22,11 @@ OTHER = {
     "hidden_activation": "tanh",
     "activation": "tanh",
     "num_key_value_heads": 1,
+    "rms_norm_eps": 0.1,
+    "layer_norm_eps": 0.2,
+    "layer_norm_epsilon": 0.3,
+    "norm_eps": 0.4,
+    "norm_epsilon": 0.5,
 }
 """For each entry that a family of models may read, a value that no variant has."""
 

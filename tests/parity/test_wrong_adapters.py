@@ -9,49 +9,36 @@ from tests.zoo import GROUPED, IDS, build
 
 import clearspan
 from clearspan import TransformerBridge
-from clearspan.architectures import ADAPTERS
-from clearspan.architectures.decoder import LAYER_NORM
-from clearspan.architectures.llama import LlamaArchitectureAdapter
+from clearspan.architectures import ADAPTERS, ArchitectureAdapter, Sizes, parts
+from clearspan.architectures.llama import LLAMA_SIZES, LlamaArchitectureAdapter
 from clearspan.architectures.mixtures import MixtralArchitectureAdapter
-from clearspan.components import AttentionBridge
 from clearspan.errors import AdapterError, AdapterWarning
 from clearspan.hf.loading import bridge_config
 
+GPTJ = ADAPTERS["GPTJForCausalLM"]
 
-class PhiArchitectureAdapter(LlamaArchitectureAdapter):
+
+class PhiArchitectureAdapter(ArchitectureAdapter):
     """Phi, as it should be."""
 
-    config_values: ClassVar[dict[str, object]] = {
-        **LAYER_NORM,
-        "positional_embedding_type": "rotary",
-        "eps_attr": "layer_norm_eps",
-    }
-    final_norm_name = "model.final_layernorm"
+    sizes: ClassVar[Sizes] = {**LLAMA_SIZES, "eps": ("layer_norm_eps",)}
+    rotary = True
 
-    def _wiring(self):
-        return {"is_parallel": True}
-
-    def _parts(self):
-        projections = self._linears(q="q_proj", k="k_proj", v="v_proj", o="dense")
-        return {
-            "ln1": self._norm("input_layernorm"),
-            "attn": AttentionBridge(name="self_attn", has_rotary=True, submodules=projections),
-            "mlp": self._plain_mlp("mlp", "fc1", "fc2"),
-        }
+    def mapping(self, cfg):
+        blocks = parts.block(
+            "model.layers",
+            parallel=True,
+            ln1=parts.norm("input_layernorm"),
+            attn=parts.attention("self_attn", q="q_proj", k="k_proj", v="v_proj", o="dense", rotary=self.rotary),
+            mlp=parts.mlp("mlp", in_="fc1", out="fc2"),
+        )
+        return parts.decoder(embed="model.embed_tokens", blocks=blocks, ln_final=parts.norm("model.final_layernorm"))
 
 
 class PhiWithoutRotation(PhiArchitectureAdapter):
     """Phi, without a word of its rotation."""
 
-    config_values: ClassVar[dict[str, object]] = {
-        **PhiArchitectureAdapter.config_values,
-        "positional_embedding_type": "none",
-    }
-
-    def _parts(self):
-        parts = super()._parts()
-        parts["attn"].has_rotary = False
-        return parts
+    rotary = False
 
 
 @pytest.fixture
@@ -113,21 +100,23 @@ def test_a_shared_expert_that_the_adapter_leaves_out():
     assert any(one.startswith("processing: fold_ln") for one in wrong)
 
 
-class Swapped(ADAPTERS["GPTJForCausalLM"]):
+class Swapped(GPTJ):
     """GPT-J with queries and keys in each other's place, which no score on the diagonal tells."""
 
-    def _parts(self):
-        parts = super()._parts()
-        maps = parts["attn"].submodules
-        parts["attn"].submodules = {**maps, "q": maps["k"], "k": maps["q"]}
-        return parts
+    def mapping(self, cfg):
+        mapping = super().mapping(cfg)
+        attn = mapping["blocks"].submodules["attn"]
+        attn.submodules = {**attn.submodules, "q": attn.submodules["k"], "k": attn.submodules["q"]}
+        return mapping
 
 
-class Sequential(ADAPTERS["GPTJForCausalLM"]):
+class Sequential(GPTJ):
     """GPT-J without `is_parallel`."""
 
-    def _wiring(self):
-        return {}
+    def mapping(self, cfg):
+        mapping = super().mapping(cfg)
+        mapping["blocks"].is_parallel = False
+        return mapping
 
 
 @pytest.mark.parametrize("adapter", [Swapped, Sequential])
@@ -136,25 +125,28 @@ def test_wrong_adapters_are_reported_and_raise_nothing(adapter):
     assert wrong
 
 
-class Misplaced(ADAPTERS["GPTJForCausalLM"]):
+class Misplaced(GPTJ):
     """GPT-J with a path that is not there."""
 
-    final_norm_name = "transformer.ln_g"
+    def mapping(self, cfg):
+        return {**super().mapping(cfg), "ln_final": parts.norm("transformer.ln_g")}
 
 
-class Unmade(ADAPTERS["GPTJForCausalLM"]):
+class Unmade(GPTJ):
     """GPT-J with a part that it forgot to make."""
 
-    def _parts(self):
-        parts = super()._parts()
-        return {"ln1": parts["ln1"], "attn": parts["attn"]}
+    def mapping(self, cfg):
+        mapping = super().mapping(cfg)
+        blocks = mapping["blocks"]
+        blocks.submodules = {key: part for key, part in blocks.submodules.items() if key != "mlp"}
+        return mapping
 
 
-class Failing(ADAPTERS["GPTJForCausalLM"]):
+class Failing(GPTJ):
     """GPT-J by an adapter that reads what the config does not have."""
 
-    def _wiring(self):
-        return {"is_parallel": self.cfg.hf["no_such_entry"]}
+    def mapping(self, cfg):
+        return parts.decoder(embed=cfg.hf["no_such_entry"], blocks=super().mapping(cfg)["blocks"])
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def planned(
                 "cannot plan for this shape", expected="rows and positions, such as tokens.shape", got=repr(input_shape)
             )
     # Some models warn of ids that stand for padding.
-    ids = torch.full((rows, positions), int(model.hf_model.config.pad_token_id == 0))
+    ids = torch.full((rows, positions), int(model.cfg.hf.get("pad_token_id") == 0))
     terms = Terms.of((rows, positions), pos_slice, device)
     recording = _rehearsed(model, choice, terms, {"input_ids": ids, "use_cache": False})
     return plan_of(recording, choice.points.values(), terms)

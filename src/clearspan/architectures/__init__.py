@@ -1,7 +1,23 @@
-"""One adapter per family of architectures, and the registry of them."""
+"""One adapter per family of architectures, what makes them of parts, and the registry of them."""
 
-from clearspan.architectures.decoder import ArchitectureAdapter
+from clearspan.architectures import parts
+from clearspan.architectures.adapter import AdapterSource, ArchitectureAdapter, Sizes, name_of
 from clearspan.architectures.gpt_bigcode import GPTBigCodeArchitectureAdapter, MQAQKVConversionRule
-from clearspan.architectures.registry import ADAPTERS, adapter_class
+from clearspan.architectures.implied import implied
+from clearspan.architectures.registry import ADAPTERS, Registration, adapter_class, check_source, register
 
-__all__ = ["ADAPTERS", "ArchitectureAdapter", "GPTBigCodeArchitectureAdapter", "MQAQKVConversionRule", "adapter_class"]
+__all__ = [
+    "ADAPTERS",
+    "AdapterSource",
+    "ArchitectureAdapter",
+    "GPTBigCodeArchitectureAdapter",
+    "MQAQKVConversionRule",
+    "Registration",
+    "Sizes",
+    "adapter_class",
+    "check_source",
+    "implied",
+    "name_of",
+    "parts",
+    "register",
+]

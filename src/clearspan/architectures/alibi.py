@@ -1,86 +1,66 @@
 """BLOOM and MPT: positions as a bias on attention's scores."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY, DecoderAdapter
-from clearspan.components import EmbeddingBridge, GeneralizedComponent
-from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule, ParamProcessingConversion
+from clearspan.architectures.adapter import SPLIT_EVENLY, ArchitectureAdapter, Sizes
+from clearspan.architectures.parts import block, decoder, embedding, fused_attention, mlp, norm
+from clearspan.components import GeneralizedComponent
+from clearspan.config import TransformerBridgeConfig
+from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule
+
+SIZES: Sizes = {**SPLIT_EVENLY, "d_mlp": (), "act_fn": (), "eps": ("layer_norm_epsilon",)}
+"""An MLP of four times the width, and an activation function that the config does not choose."""
 
 
-class BloomArchitectureAdapter(DecoderAdapter):
+class BloomArchitectureAdapter(ArchitectureAdapter):
     """BLOOM."""
 
-    uses_combined_qkv = True
-    config_values: ClassVar[dict[str, object]] = {**LAYER_NORM, "positional_embedding_type": "alibi"}
-    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        **SPLIT_EVENLY,
-        "n_ctx": ("seq_length",),
-        "d_mlp": (),
-        "act_fn": (),
-    }
-    embed_name = "transformer.word_embeddings"
-    embed_norm_name: ClassVar[str] = "transformer.word_embeddings_layernorm"
-    blocks_name = "transformer.h"
-    final_norm_name = "transformer.ln_f"
+    sizes: ClassVar[Sizes] = {**SIZES, "n_ctx": ("seq_length",)}
 
-    def _components(self) -> dict[str, GeneralizedComponent]:
-        embed, *others = super()._components().items()
-        return dict([embed, ("embed_norm", self._norm(self.embed_norm_name)), *others])
-
-    def _embed(self) -> EmbeddingBridge:
-        return EmbeddingBridge(name=self.embed_name, ends_at=self.embed_norm_name)
-
-    def _weight_conversions(self) -> dict[str, ParamProcessingConversion]:
-        return self._qkvo_weight_conversions(n_kv_heads=self.cfg.n_heads, rows="n h")
-
-    def _wiring(self) -> dict[str, Any]:
-        # Attention and MLP add the residual stream themselves: their own contribution is the output of their last map.
-        return {
-            "attn_out": "self_attention.dense",
-            "mlp_out": "mlp.dense_4h_to_h",
-            "residual_is_normed": self.cfg.hf["apply_residual_connection_post_layernorm"],
-        }
-
-    def _parts(self) -> dict[str, GeneralizedComponent]:
-        rule = GroupedQKVConversionRule(self.cfg.n_heads, self.cfg.d_head, self.cfg.n_heads)
-        attention = self._joint_attention("self_attention", "query_key_value", "dense", rule)
-        attention.output_is_overwritten = True  # it is the residual stream: hook_resid_mid writes into it
-        return {
-            "ln1": self._norm("input_layernorm"),
-            "attn": attention,
-            "ln2": self._norm("post_attention_layernorm"),
-            "mlp": self._plain_mlp("mlp", "dense_h_to_4h", "dense_4h_to_h"),
-        }
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        embed_norm = "transformer.word_embeddings_layernorm"
+        rule = GroupedQKVConversionRule(cfg.n_heads, cfg.d_head, cfg.n_heads)
+        # Attention and MLP add the residual stream themselves: their own contribution is the output of their last map,
+        # and hook_resid_mid writes into attention's output.
+        attn = fused_attention(
+            "self_attention", qkv="query_key_value", o="dense", rule=rule, alibi=True, overwritten=True
+        )
+        blocks = block(
+            "transformer.h",
+            ln1=norm("input_layernorm"),
+            attn=attn,
+            attn_out="self_attention.dense",
+            ln2=norm("post_attention_layernorm"),
+            mlp=mlp("mlp", in_="dense_h_to_4h", out="dense_4h_to_h"),
+            mlp_out="mlp.dense_4h_to_h",
+            residual_is_normed=cfg.hf["apply_residual_connection_post_layernorm"],
+        )
+        return decoder(
+            embed=embedding("transformer.word_embeddings", ends_at=embed_norm),
+            embed_norm=norm(embed_norm),
+            blocks=blocks,
+            ln_final=norm("transformer.ln_f"),
+        )
 
 
-class MPTArchitectureAdapter(DecoderAdapter):
+class MPTArchitectureAdapter(ArchitectureAdapter):
     """MPT."""
 
-    uses_combined_qkv = True
-    config_values: ClassVar[dict[str, object]] = {
-        **LAYER_NORM,
-        "positional_embedding_type": "alibi",
-        "has_table": True,
-    }
-    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        **SPLIT_EVENLY,
-        "n_ctx": ("max_seq_len",),
-        "d_mlp": (),
-        "act_fn": (),
-    }
-    embed_name = "transformer.wte"
-    blocks_name = "transformer.blocks"
-    final_norm_name = "transformer.norm_f"
+    sizes: ClassVar[Sizes] = {**SIZES, "n_ctx": ("max_seq_len",)}
+    config_values: ClassVar[Mapping[str, object]] = {"has_table": True}
 
-    def _wiring(self) -> dict[str, Any]:
-        return {"attn_out": "resid_attn_dropout", "mlp_out": "ffn.down_proj"}
-
-    def _parts(self) -> dict[str, GeneralizedComponent]:
-        rule = BlockedQKVConversionRule(self.cfg.n_heads, self.cfg.d_head, self.cfg.n_heads)
-        return {
-            "ln1": self._norm("norm_1"),
-            "attn": self._joint_attention("attn", "Wqkv", "out_proj", rule),
-            "ln2": self._norm("norm_2"),
-            "mlp": self._plain_mlp("ffn", "up_proj", "down_proj"),
-        }
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        rule = BlockedQKVConversionRule(cfg.n_heads, cfg.d_head, cfg.n_heads)
+        blocks = block(
+            "transformer.blocks",
+            ln1=norm("norm_1"),
+            attn=fused_attention("attn", qkv="Wqkv", o="out_proj", rule=rule, alibi=True),
+            attn_out="resid_attn_dropout",
+            ln2=norm("norm_2"),
+            mlp=mlp("ffn", in_="up_proj", out="down_proj"),
+            mlp_out="ffn.down_proj",
+        )
+        return decoder(embed="transformer.wte", blocks=blocks, ln_final=norm("transformer.norm_f"))

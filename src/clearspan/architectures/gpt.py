@@ -1,118 +1,92 @@
 """GPT-2, GPT-J and GPT-NeoX (Pythia)."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY, DecoderAdapter
-from clearspan.components import (
-    AttentionBridge,
-    GeneralAttentionBridge,
-    GeneralizedComponent,
-    JointQKVAttentionBridge,
-    MLPBridge,
-    TransposedLinearBridge,
-)
-from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule, ParamProcessingConversion
+from clearspan.architectures.adapter import SPLIT_EVENLY, ArchitectureAdapter, Sizes
+from clearspan.architectures.parts import attention, block, decoder, fused_attention, linear, mlp, norm
+from clearspan.components import BlockBridge, GeneralizedComponent, JointQKVAttentionBridge, MLPBridge
+from clearspan.config import TransformerBridgeConfig
+from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule
 
-GPT_SIZES: Mapping[str, tuple[str, ...]] = {
+GPT_SIZES: Sizes = {
     **SPLIT_EVENLY,
     "n_ctx": ("max_position_embeddings",),
     "d_mlp": ("n_inner",),
     "act_fn": ("activation_function",),
+    "eps": ("layer_norm_epsilon",),
 }
 """`sizes` of GPT-2 and of what was written after it."""
 
 
-class GPT2ArchitectureAdapter(DecoderAdapter):
+def gpt2(attn: JointQKVAttentionBridge, mlp: MLPBridge) -> Mapping[str, GeneralizedComponent]:
+    """Returns the mapping of GPT-2 with other sublayers."""
+    return decoder(
+        embed="transformer.wte",
+        pos_embed="transformer.wpe",
+        blocks=block("transformer.h", ln1=norm("ln_1"), attn=attn, ln2=norm("ln_2"), mlp=mlp),
+        ln_final=norm("transformer.ln_f"),
+    )
+
+
+class GPT2ArchitectureAdapter(ArchitectureAdapter):
     """GPT-2."""
 
-    uses_combined_qkv = True
-    config_values: ClassVar[dict[str, object]] = LAYER_NORM
     sizes = GPT_SIZES
-    embed_name = "transformer.wte"
-    pos_embed_name = "transformer.wpe"
-    blocks_name = "transformer.h"
-    final_norm_name = "transformer.ln_f"
 
-    def _parts(self) -> dict[str, GeneralizedComponent]:
-        maps = {"in": TransposedLinearBridge(name="c_fc"), "out": TransposedLinearBridge(name="c_proj")}
-        return {
-            "ln1": self._norm("ln_1"),
-            "attn": self._attention(),
-            "ln2": self._norm("ln_2"),
-            "mlp": MLPBridge(name="mlp", submodules=maps),
-        }
-
-    def _attention(self) -> GeneralAttentionBridge:
-        return JointQKVAttentionBridge(
-            name="attn",
-            qkv_conversion_rule=BlockedQKVConversionRule(self.cfg.n_heads, self.cfg.d_head, self.cfg.n_heads),
-            submodules={"qkv": TransposedLinearBridge(name="c_attn"), "o": TransposedLinearBridge(name="c_proj")},
-        )
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        rule = BlockedQKVConversionRule(cfg.n_heads, cfg.d_head, cfg.n_heads)
+        qkv, o, inward, outward = (linear(name, transposed=True) for name in ("c_attn", "c_proj", "c_fc", "c_proj"))
+        return gpt2(fused_attention("attn", qkv=qkv, o=o, rule=rule), mlp("mlp", in_=inward, out=outward))
 
 
-class GPTJArchitectureAdapter(DecoderAdapter):
+class GPTJArchitectureAdapter(ArchitectureAdapter):
     """GPT-J."""
 
-    config_values: ClassVar[dict[str, object]] = {
-        **LAYER_NORM,
-        "positional_embedding_type": "rotary",
-        "has_table": True,
-    }
     sizes = GPT_SIZES
+    config_values: ClassVar[Mapping[str, object]] = {"has_table": True}
     irrelevant: ClassVar[Mapping[str, str]] = {
         "*.embed_positions": "sines and cosines of the rotation, which the config fixes"
     }
-    embed_name = "transformer.wte"
-    blocks_name = "transformer.h"
-    final_norm_name = "transformer.ln_f"
 
-    def _wiring(self) -> dict[str, Any]:
-        return {"is_parallel": True}
-
-    def _parts(self) -> dict[str, GeneralizedComponent]:
-        projections = self._linears(q="q_proj", k="k_proj", v="v_proj", o="out_proj")
-        return {
-            "ln1": self._norm("ln_1"),
-            "attn": AttentionBridge(name="attn", has_rotary=True, submodules=projections),
-            "mlp": self._plain_mlp("mlp", "fc_in", "fc_out"),
-        }
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        blocks = block(
+            "transformer.h",
+            parallel=True,
+            ln1=norm("ln_1"),
+            attn=attention("attn", q="q_proj", k="k_proj", v="v_proj", o="out_proj", rotary=True),
+            mlp=mlp("mlp", in_="fc_in", out="fc_out"),
+        )
+        return decoder(embed="transformer.wte", blocks=blocks, ln_final=norm("transformer.ln_f"))
 
 
-class GPTNeoXArchitectureAdapter(DecoderAdapter):
+class GPTNeoXArchitectureAdapter(ArchitectureAdapter):
     """GPT-NeoX (Pythia)."""
 
-    uses_combined_qkv = True
-    config_values: ClassVar[dict[str, object]] = {
-        **LAYER_NORM,
-        "positional_embedding_type": "rotary",
-        "eps_attr": "layer_norm_eps",
-    }
-    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    sizes: ClassVar[Sizes] = {
         **SPLIT_EVENLY,
         "n_ctx": ("max_position_embeddings",),
         "d_mlp": ("intermediate_size",),
         "act_fn": ("hidden_act",),
+        "eps": ("layer_norm_eps",),
     }
-    embed_name = "gpt_neox.embed_in"
-    blocks_name = "gpt_neox.layers"
-    final_norm_name = "gpt_neox.final_layer_norm"
 
-    def _weight_conversions(self) -> dict[str, ParamProcessingConversion]:
-        return self._qkvo_weight_conversions(n_kv_heads=self.cfg.n_heads, rows="n h")
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        return decoder(embed="gpt_neox.embed_in", blocks=self.blocks(cfg), ln_final=norm("gpt_neox.final_layer_norm"))
 
-    def _wiring(self) -> dict[str, Any]:
-        return {
-            "is_parallel": self.cfg.hf["use_parallel_residual"],
-            "attn_out": "post_attention_dropout",
-            "mlp_out": "post_mlp_dropout",
-        }
-
-    def _parts(self) -> dict[str, GeneralizedComponent]:
-        rule = GroupedQKVConversionRule(self.cfg.n_heads, self.cfg.d_head, self.cfg.n_heads)
-        return {
-            "ln1": self._norm("input_layernorm"),
-            "attn": self._joint_attention("attention", "query_key_value", "dense", rule, has_rotary=True),
-            "ln2": self._norm("post_attention_layernorm"),
-            "mlp": self._plain_mlp("mlp", "dense_h_to_4h", "dense_4h_to_h"),
-        }
+    def blocks(self, cfg: TransformerBridgeConfig) -> BlockBridge:
+        """Returns the blocks."""
+        rule = GroupedQKVConversionRule(cfg.n_heads, cfg.d_head, cfg.n_heads)
+        return block(
+            "gpt_neox.layers",
+            parallel=cfg.hf["use_parallel_residual"],
+            ln1=norm("input_layernorm"),
+            attn=fused_attention("attention", qkv="query_key_value", o="dense", rule=rule, rotary=True),
+            attn_out="post_attention_dropout",
+            ln2=norm("post_attention_layernorm"),
+            mlp=mlp("mlp", in_="dense_h_to_4h", out="dense_4h_to_h"),
+            mlp_out="post_mlp_dropout",
+        )

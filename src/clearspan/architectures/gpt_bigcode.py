@@ -5,15 +5,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from clearspan.architectures.decoder import LAYER_NORM, DecoderAdapter
-from clearspan.architectures.gpt import GPT_SIZES
-from clearspan.components import GeneralizedComponent, JointQKVAttentionBridge
-from clearspan.conversions import (
-    BlockedQKVConversionRule,
-    GroupedQKVConversionRule,
-    ParamProcessingConversion,
-    QKVConversionRule,
-)
+from clearspan.architectures.adapter import ArchitectureAdapter
+from clearspan.architectures.gpt import GPT_SIZES, gpt2
+from clearspan.architectures.parts import fused_attention, mlp
+from clearspan.components import GeneralizedComponent
+from clearspan.config import TransformerBridgeConfig
+from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule, QKVConversionRule
 from clearspan.conversions.qkv import wrong_rank
 from clearspan.errors import UnreadableWeightError
 
@@ -56,56 +53,36 @@ class MQAQKVConversionRule(BlockedQKVConversionRule):
                 raise wrong_rank(input_value)
 
 
-class GPTBigCodeArchitectureAdapter(DecoderAdapter):
+class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):
     """GPTBigCode (StarCoder 1, SantaCoder), with `multi_query` true or false.
 
     The model's code reads `multi_query` alone: one key and value for all query heads, or one for each, fused head by
     head. For sizes without a Hugging Face config, `n_key_value_heads` says it: 1 (or unknown) is multi-query.
     """
 
-    uses_combined_qkv = True
-    default_cfg: ClassVar[dict[str, object]] = {"uses_split_attention": True}
-    config_values: ClassVar[dict[str, object]] = {**LAYER_NORM, "split_attention_weights": True}
     sizes = GPT_SIZES
+    default_cfg: ClassVar[dict[str, object]] = {"uses_split_attention": True}
     irrelevant: ClassVar[Mapping[str, str]] = {"transformer.bias": "the causal mask"}
-    embed_name = "transformer.wte"
-    pos_embed_name = "transformer.wpe"
-    blocks_name = "transformer.h"
-    final_norm_name = "transformer.ln_f"
-
-    @property
-    def _is_multi_query(self) -> bool:
-        return self.cfg.hf.get("multi_query", self.cfg.n_key_value_heads in (None, 1))
 
     @property
     def qkv_conversion_rule(self) -> QKVConversionRule:
         """How `c_attn`'s output holds queries, keys and values."""
         n_heads, d_head = self.cfg.n_heads, self.cfg.d_head
-        if self._is_multi_query:
+        if self.cfg.hf.get("multi_query", self.cfg.n_key_value_heads in (None, 1)):
             return MQAQKVConversionRule(n_heads, d_head)
         return GroupedQKVConversionRule(n_heads, d_head, n_kv_heads=n_heads)
 
-    def _n_kv_heads(self) -> int:
-        return 1 if self._is_multi_query else self.cfg.n_heads
-
-    def _weight_conversions(self) -> dict[str, ParamProcessingConversion]:
-        rows = "(n h)" if self._is_multi_query else "n h"
-        return self._qkvo_weight_conversions(n_kv_heads=self._n_kv_heads(), rows=rows)
-
-    def _parts(self) -> dict[str, GeneralizedComponent]:
-        return {
-            "ln1": self._norm("ln_1"),
-            "attn": JointQKVAttentionBridge(
-                name="attn",
-                split_qkv_matrix=self._split_qkv_matrix,
-                qkv_conversion_rule=self.qkv_conversion_rule,
-                requires_attention_mask=True,  # eager attention here is causal only by its mask
-                attention_mask_4d=True,
-                submodules=self._linears(qkv="c_attn", o="c_proj"),
-            ),
-            "ln2": self._norm("ln_2"),
-            "mlp": self._plain_mlp("mlp", "c_fc", "c_proj"),
-        }
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        attn = fused_attention(
+            "attn",
+            qkv="c_attn",
+            o="c_proj",
+            rule=self.qkv_conversion_rule,
+            needs_mask=True,  # eager attention here is causal only by its mask
+            split=self._split_qkv_matrix,
+        )
+        return gpt2(attn, mlp("mlp", in_="c_fc", out="c_proj"))
 
     def _split_qkv_matrix(self, attention: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
         """Returns linear maps for queries, keys and values of a Hugging Face attention module.

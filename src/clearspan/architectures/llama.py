@@ -1,71 +1,116 @@
 """Llama, and families that differ from it only in their parts: norms, fused maps, multipliers, wiring."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
-from clearspan.architectures.decoder import DecoderAdapter
+from clearspan.architectures.adapter import ArchitectureAdapter, Sizes
+from clearspan.architectures.parts import (
+    HEADS,
+    KV_HEADS,
+    WIDTH,
+    attention,
+    block,
+    decoder,
+    embedding,
+    fused_attention,
+    fused_gated_mlp,
+    gated_mlp,
+    norm,
+    unembedding,
+)
 from clearspan.components import (
     AttentionBridge,
+    BlockBridge,
     EmbeddingBridge,
     GatedMLPBridge,
     GeneralAttentionBridge,
     GeneralizedComponent,
-    JointGateMLPBridge,
     NormalizationBridge,
     PerLayer,
+    UnembeddingBridge,
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import BlockedQKVConversionRule
 from clearspan.points import Layout
 
+LLAMA_SIZES: Sizes = {
+    "n_ctx": ("max_position_embeddings",),
+    "d_head": ("head_dim",),
+    "d_mlp": ("intermediate_size",),
+    "act_fn": ("hidden_act",),
+    "eps": ("rms_norm_eps",),
+    "n_key_value_heads": ("num_key_value_heads",),
+}
+"""`sizes` of Llama and of what was written after it."""
+LAYERS = "model.layers"
+EMBEDDING = "model.embed_tokens"
 
-class LlamaArchitectureAdapter(DecoderAdapter):
+rms = partial(norm, rms=True)
+
+
+def self_attention(
+    *,
+    q_norm: NormalizationBridge | None = None,
+    k_norm: NormalizationBridge | None = None,
+    rotary: bool = True,
+    sinks: bool = False,
+) -> AttentionBridge:
+    """Returns attention by Llama's names, with or without norms of queries and keys."""
+    maps = {key: f"{key}_proj" for key in ("q", "k", "v", "o")}
+    return attention("self_attn", **maps, q_norm=q_norm, k_norm=k_norm, rotary=rotary, sinks=sinks)
+
+
+def qwen3_attention() -> AttentionBridge:
+    """Returns attention that norms queries and keys by head."""
+    return self_attention(q_norm=rms("q_norm", axes=HEADS), k_norm=rms("k_norm", axes=KV_HEADS))
+
+
+def gated(name: str = "mlp") -> GatedMLPBridge:
+    """Returns a gated MLP by Llama's names."""
+    return gated_mlp(name, gate="gate_proj", in_="up_proj", out="down_proj")
+
+
+def pre_norm(
+    attn: GeneralizedComponent,
+    mlp: GeneralizedComponent,
+    *,
+    attn_out: str | None = None,
+    mlp_out: str | None = None,
+    residual_multiplier: float = 1.0,
+) -> BlockBridge:
+    """Returns blocks with an RMS norm before each sublayer."""
+    return block(
+        LAYERS,
+        ln1=rms("input_layernorm"),
+        attn=attn,
+        attn_out=attn_out,
+        ln2=rms("post_attention_layernorm"),
+        mlp=mlp,
+        mlp_out=mlp_out,
+        residual_multiplier=residual_multiplier,
+    )
+
+
+def llama(
+    blocks: BlockBridge,
+    *,
+    embed: str | EmbeddingBridge = EMBEDDING,
+    ln_final: NormalizationBridge | None = None,
+    unembed: str | UnembeddingBridge = "lm_head",
+) -> Mapping[str, GeneralizedComponent]:
+    """Returns the mapping of Llama with other blocks, and other parts around them."""
+    return decoder(embed=embed, blocks=blocks, ln_final=ln_final or rms("model.norm"), unembed=unembed)
+
+
+class LlamaArchitectureAdapter(ArchitectureAdapter):
     """Llama 1 to 3."""
 
-    config_values: ClassVar[dict[str, object]] = {
-        "normalization_type": "RMS",
-        "positional_embedding_type": "rotary",
-        "final_rms": True,
-        "gated_mlp": True,
-        "attn_only": False,
-        "uses_rms_norm": True,
-        "eps_attr": "rms_norm_eps",
-    }
-    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "n_ctx": ("max_position_embeddings",),
-        "d_head": ("head_dim",),
-        "d_mlp": ("intermediate_size",),
-        "act_fn": ("hidden_act",),
-        "n_key_value_heads": ("num_key_value_heads",),
-    }
-    embed_name = "model.embed_tokens"
-    blocks_name = "model.layers"
-    final_norm_name = "model.norm"
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
-    def _parts(self) -> dict[str, GeneralizedComponent]:
-        return {
-            "ln1": self._norm("input_layernorm"),
-            "attn": self._attention(),
-            "ln2": self._norm("post_attention_layernorm"),
-            "mlp": self._mlp(),
-        }
-
-    def _attention(self) -> GeneralAttentionBridge:
-        return AttentionBridge(name="self_attn", has_rotary=True, submodules=self._projections())
-
-    def _projections(self) -> dict[str, GeneralizedComponent]:
-        """Returns attention's linear maps `q`, `k`, `v`, `o`, and its norms on queries and keys."""
-        return {**self._linears(q="q_proj", k="k_proj", v="v_proj", o="o_proj"), **self._head_norms()}
-
-    def _head_norms(self) -> dict[str, GeneralizedComponent]:
-        """Returns `q_norm` and `k_norm`, if the family norms queries and keys."""
-        return {}
-
-    def _mlp(self) -> GeneralizedComponent:
-        return self._gated("mlp")
-
-    def _gated(self, name: str) -> GatedMLPBridge:
-        return GatedMLPBridge(name=name, submodules=self._linears(gate="gate_proj", in_="up_proj", out="down_proj"))
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        return llama(pre_norm(self_attention(), gated()))
 
 
 class MistralArchitectureAdapter(LlamaArchitectureAdapter):
@@ -76,123 +121,105 @@ class Qwen2ArchitectureAdapter(LlamaArchitectureAdapter):
     """Qwen 2 and 2.5."""
 
 
-class Qwen3ArchitectureAdapter(LlamaArchitectureAdapter):
+class Qwen3ArchitectureAdapter(ArchitectureAdapter):
     """Qwen 3."""
 
-    def _head_norms(self) -> dict[str, GeneralizedComponent]:
-        return {
-            "q_norm": NormalizationBridge(name="q_norm", axes="batch pos head d_head"),
-            "k_norm": NormalizationBridge(name="k_norm", axes="batch pos kv_head d_head"),
-        }
+    sizes = LLAMA_SIZES
+
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        return llama(pre_norm(qwen3_attention(), gated()))
 
 
-class Olmo2ArchitectureAdapter(LlamaArchitectureAdapter):
+class Olmo2ArchitectureAdapter(ArchitectureAdapter):
     """OLMo 2."""
 
-    def _parts(self) -> dict[str, GeneralizedComponent]:
-        return {
-            "attn": self._attention(),
-            "ln1_post": self._norm("post_attention_layernorm"),
-            "mlp": self._mlp(),
-            "ln2_post": self._norm("post_feedforward_layernorm"),
-        }
+    sizes = LLAMA_SIZES
 
-    def _head_norms(self) -> dict[str, GeneralizedComponent]:
-        return {key: NormalizationBridge(name=key, axes="batch pos width") for key in ("q_norm", "k_norm")}
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        attn = self_attention(q_norm=rms("q_norm", axes=WIDTH), k_norm=rms("k_norm", axes=WIDTH))
+        after = rms("post_attention_layernorm"), rms("post_feedforward_layernorm")
+        return llama(block(LAYERS, attn=attn, ln1_post=after[0], mlp=gated(), ln2_post=after[1]))
 
 
-class Gemma2ArchitectureAdapter(LlamaArchitectureAdapter):
+gemma_norm = partial(norm, rms=True, offset=1.0)
+
+
+def gemma(cfg: TransformerBridgeConfig, attn: GeneralAttentionBridge) -> Mapping[str, GeneralizedComponent]:
+    """Returns the mapping of Gemma 2 with other attention: norms before and after each sublayer, capped logits."""
+    blocks = block(
+        LAYERS,
+        ln1=gemma_norm("input_layernorm"),
+        attn=attn,
+        ln1_post=gemma_norm("post_attention_layernorm"),
+        ln2=gemma_norm("pre_feedforward_layernorm"),
+        mlp=gated(),
+        ln2_post=gemma_norm("post_feedforward_layernorm"),
+    )
+    unembed = unembedding("lm_head", softcap=cfg.hf.get("final_logit_softcapping"))
+    return llama(blocks, ln_final=gemma_norm("model.norm"), unembed=unembed)
+
+
+class Gemma2ArchitectureAdapter(ArchitectureAdapter):
     """Gemma 2."""
 
-    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        **LlamaArchitectureAdapter.sizes,
-        "act_fn": ("hidden_activation",),
-    }
+    sizes: ClassVar[Sizes] = {**LLAMA_SIZES, "act_fn": ("hidden_activation",)}
 
-    def __init__(self, cfg: TransformerBridgeConfig) -> None:
-        super().__init__(cfg)
-        cfg.output_logits_soft_cap = cfg.hf.get("final_logit_softcapping")
-
-    def _norm(self, name: str) -> NormalizationBridge:
-        return NormalizationBridge(name=name, weight_offset=1.0)
-
-    def _parts(self) -> dict[str, GeneralizedComponent]:
-        return {
-            "ln1": self._norm("input_layernorm"),
-            "attn": self._attention(),
-            "ln1_post": self._norm("post_attention_layernorm"),
-            "ln2": self._norm("pre_feedforward_layernorm"),
-            "mlp": self._mlp(),
-            "ln2_post": self._norm("post_feedforward_layernorm"),
-        }
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        return gemma(cfg, self_attention())
 
 
-class Gemma3ArchitectureAdapter(Gemma2ArchitectureAdapter):
+class Gemma3ArchitectureAdapter(ArchitectureAdapter):
     """Gemma 3, its text model."""
 
-    def _head_norms(self) -> dict[str, GeneralizedComponent]:
-        heads = {"q_norm": "head", "k_norm": "kv_head"}
-        return {
-            key: NormalizationBridge(
-                name=key, weight_offset=1.0, axes=f"batch pos {head} d_head", layout=Layout.HEADS_FIRST
-            )
-            for key, head in heads.items()
-        }
+    sizes = Gemma2ArchitectureAdapter.sizes
+
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        by_head = partial(gemma_norm, layout=Layout.HEADS_FIRST)
+        return gemma(cfg, self_attention(q_norm=by_head("q_norm", axes=HEADS), k_norm=by_head("k_norm", axes=KV_HEADS)))
 
 
-class Phi3ArchitectureAdapter(LlamaArchitectureAdapter):
+class Phi3ArchitectureAdapter(ArchitectureAdapter):
     """Phi-3 and Phi-4."""
 
-    uses_combined_qkv = True
+    sizes = LLAMA_SIZES
 
-    def _wiring(self) -> dict[str, Any]:
-        return {"attn_out": "resid_attn_dropout", "mlp_out": "resid_mlp_dropout"}
-
-    def _attention(self) -> GeneralAttentionBridge:
-        rule = BlockedQKVConversionRule(self.cfg.n_heads, self.cfg.d_head, self._n_kv_heads())
-        return self._joint_attention("self_attn", "qkv_proj", "o_proj", rule, has_rotary=True)
-
-    def _mlp(self) -> GeneralizedComponent:
-        return JointGateMLPBridge(name="mlp", submodules=self._linears(gate_up="gate_up_proj", out="down_proj"))
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        rule = BlockedQKVConversionRule(cfg.n_heads, cfg.d_head, cfg.n_key_value_heads or cfg.n_heads)
+        attn = fused_attention("self_attn", qkv="qkv_proj", o="o_proj", rule=rule, rotary=True)
+        mlp = fused_gated_mlp("mlp", gate_up="gate_up_proj", out="down_proj")
+        return llama(pre_norm(attn, mlp, attn_out="resid_attn_dropout", mlp_out="resid_mlp_dropout"))
 
 
-class GraniteArchitectureAdapter(LlamaArchitectureAdapter):
+class GraniteArchitectureAdapter(ArchitectureAdapter):
     """Granite 3."""
 
-    def __init__(self, cfg: TransformerBridgeConfig) -> None:
-        super().__init__(cfg)
-        cfg.logit_scale = 1 / cfg.hf["logits_scaling"]
+    sizes = LLAMA_SIZES
 
-    def _embed(self) -> EmbeddingBridge:
-        return EmbeddingBridge(name=self.embed_name, multiplier=self.cfg.hf["embedding_multiplier"])
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        hf = cfg.hf
+        return llama(
+            pre_norm(self_attention(), gated(), residual_multiplier=hf["residual_multiplier"]),
+            embed=embedding(EMBEDDING, multiplier=hf["embedding_multiplier"]),
+            unembed=unembedding("lm_head", scale=1 / hf["logits_scaling"]),
+        )
 
-    def _wiring(self) -> dict[str, Any]:
-        return {"residual_multiplier": self.cfg.hf["residual_multiplier"]}
 
-
-class Cohere2ArchitectureAdapter(LlamaArchitectureAdapter):
+class Cohere2ArchitectureAdapter(ArchitectureAdapter):
     """Command R7B and other Cohere 2 models."""
 
-    config_values: ClassVar[dict[str, object]] = {
-        **LlamaArchitectureAdapter.config_values,
-        "normalization_type": "LN",
-        "uses_rms_norm": False,
-        "final_rms": False,
-        "eps_attr": "layer_norm_eps",
-    }
+    sizes: ClassVar[Sizes] = {**LLAMA_SIZES, "eps": ("layer_norm_eps",)}
 
-    def __init__(self, cfg: TransformerBridgeConfig) -> None:
-        super().__init__(cfg)
-        cfg.logit_scale = cfg.hf["logit_scale"]
-
-    def _wiring(self) -> dict[str, Any]:
-        return {"is_parallel": True}
-
-    def _parts(self) -> dict[str, GeneralizedComponent]:
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
         # Only layers with a sliding window rotate queries and keys.
-        hf = self.cfg.hf
+        hf = cfg.hf
         slides = [kind == "sliding_attention" and hf["sliding_window"] is not None for kind in hf["layer_types"]]
-        attentions = [
-            AttentionBridge(name="self_attn", has_rotary=one, submodules=self._projections()) for one in slides
-        ]
-        return {"ln1": self._norm("input_layernorm"), "attn": PerLayer(attentions), "mlp": self._mlp()}
+        attn = PerLayer([self_attention(rotary=one) for one in slides])
+        blocks = block(LAYERS, parallel=True, ln1=norm("input_layernorm"), attn=attn, mlp=gated())
+        return llama(blocks, ln_final=norm("model.norm"), unembed=unembedding("lm_head", scale=hf["logit_scale"]))

@@ -1,77 +1,50 @@
 """OPT: norms before its sublayers or, in the 350m model, after them; embeddings of a width of their own."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY, DecoderAdapter
-from clearspan.components import (
-    ActivationBridge,
-    AttentionBridge,
-    EmbeddingBridge,
-    GeneralizedComponent,
-    LinearBridge,
-    MLPBridge,
-    NormalizationBridge,
-    PosEmbedBridge,
-)
+from clearspan.architectures.adapter import SPLIT_EVENLY, ArchitectureAdapter, Sizes
+from clearspan.architectures.parts import attention, block, decoder, embedding, mlp, norm, pos_embedding
+from clearspan.components import BlockBridge, GeneralizedComponent
+from clearspan.config import TransformerBridgeConfig
 from clearspan.points import Layout
 
 
-class OPTArchitectureAdapter(DecoderAdapter):
+class OPTArchitectureAdapter(ArchitectureAdapter):
     """OPT, with norms before its sublayers or, in the 350m model, after them."""
 
     makes_positions_from_mask = True
-    config_values: ClassVar[dict[str, object]] = LAYER_NORM
-    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    sizes: ClassVar[Sizes] = {
         **SPLIT_EVENLY,
         "n_ctx": ("max_position_embeddings",),
         "d_mlp": ("ffn_dim",),
         "act_fn": ("activation_function",),
+        "eps": ("layer_norm_epsilon",),
     }
-    embed_name = "model.decoder.embed_tokens"
-    blocks_name = "model.decoder.layers"
-    final_norm_name = "model.decoder.final_layer_norm"
 
-    @property
-    def _norms_before(self) -> bool:
-        return self.cfg.hf["do_layer_norm_before"]
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        """Returns the parts."""
+        is_projected = cfg.hf["word_embed_proj_dim"] != cfg.d_model
+        has_last = cfg.hf["do_layer_norm_before"] and not cfg.hf.get("_remove_final_layer_norm")
+        inward, outward = (f"model.decoder.project_{way}" if is_projected else None for way in ("in", "out"))
+        return decoder(
+            embed=embedding("model.decoder.embed_tokens", ends_at=inward),
+            project_in=inward,
+            pos_embed=pos_embedding("model.decoder.embed_positions", offset=2, from_mask=True),
+            blocks=self.blocks(norms_before=cfg.hf["do_layer_norm_before"]),
+            ln_final=norm("model.decoder.final_layer_norm") if has_last else None,
+            project_out=outward,
+        )
 
-    @property
-    def _is_projected(self) -> bool:
-        return self.cfg.hf["word_embed_proj_dim"] != self.cfg.d_model
-
-    def _components(self) -> dict[str, GeneralizedComponent]:
-        frame = super()._components()
-        positions = PosEmbedBridge(name="model.decoder.embed_positions", offset=2, input_is_positions=False)
-        inward, outward = ({}, {})
-        if self._is_projected:
-            inward = {"project_in": LinearBridge(name="model.decoder.project_in")}
-            outward = {"project_out": LinearBridge(name="model.decoder.project_out")}
-        if not self._norms_before or self.cfg.hf.get("_remove_final_layer_norm"):
-            del frame["ln_final"]
-        embed, unembed = frame.pop("embed"), frame.pop("unembed")
-        return {"embed": embed, **inward, "pos_embed": positions, **frame, **outward, "unembed": unembed}
-
-    def _embed(self) -> EmbeddingBridge:
-        ends_at = "model.decoder.project_in" if self._is_projected else None
-        return EmbeddingBridge(name=self.embed_name, ends_at=ends_at)
-
-    def _wiring(self) -> dict[str, Any]:
-        return {"norms_the_sum": not self._norms_before}
-
-    def _parts(self) -> dict[str, GeneralizedComponent]:
-        first = self._norm("self_attn_layer_norm")
-        first.output_is_overwritten = not self._norms_before  # it is the residual stream: hook_resid_mid writes into it
-        # The MLP gets rows and positions in one axis; a norm after the MLP gets them as two axes.
-        second = Layout.FLAT if self._norms_before else Layout.TOKENS
-        projections = self._linears(q="q_proj", k="k_proj", v="v_proj", o="out_proj")
-        return {
-            "ln1": first,
-            "attn": AttentionBridge(name="self_attn", submodules=projections),
-            "ln2": NormalizationBridge(name="final_layer_norm", layout=second),
-            "mlp": self._mlp(),
-        }
-
-    def _mlp(self) -> MLPBridge:
-        act = ActivationBridge(name="activation_fn", layout=Layout.FLAT)
-        return MLPBridge(submodules={**self._linears(Layout.FLAT, in_="fc1", out="fc2"), "act": act})
+    def blocks(self, *, norms_before: bool) -> BlockBridge:
+        """Returns the blocks."""
+        return block(
+            "model.decoder.layers",
+            norms_the_sum=not norms_before,
+            # After attention it is the residual stream: hook_resid_mid writes into it.
+            ln1=norm("self_attn_layer_norm", overwritten=not norms_before),
+            attn=attention("self_attn", q="q_proj", k="k_proj", v="v_proj", o="out_proj"),
+            # The MLP gets rows and positions in one axis; a norm after the MLP gets them as two axes.
+            ln2=norm("final_layer_norm", layout=Layout.FLAT if norms_before else Layout.TOKENS),
+            mlp=mlp(None, in_="fc1", act="activation_fn", out="fc2", layout=Layout.FLAT),
+        )

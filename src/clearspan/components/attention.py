@@ -33,6 +33,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
         attention_mask_4d: Whether that mask must be the additive `[batch, 1, q_pos, k_pos]`.
         repeats_keys: Whether the model repeats keys for all heads before the product.
         has_sinks: Whether a sink, which is no key, takes a share of each query's attention.
+        has_alibi: Whether positions are a bias on scores that grows with the distance.
     """
 
     _: KW_ONLY
@@ -41,6 +42,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     attention_mask_4d: bool = False
     repeats_keys: bool = False
     has_sinks: bool = False
+    has_alibi: bool = False
 
     hook_q: HookPoint = field(init=False)
     hook_k: HookPoint = field(init=False)
@@ -52,7 +54,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     hook_z: HookPoint = field(init=False)
     hook_result: HookPoint = field(init=False)
     o: LinearBridge = field(init=False)
-    _shown = ("has_rotary", "has_sinks", "n_heads", "n_kv_heads")
+    _shown = ("has_alibi", "has_rotary", "has_sinks", "n_heads", "n_kv_heads")
     _query_axes = "batch pos head d_head"
     _key_axes = "batch pos kv_head d_head"
     _value_axes = "batch pos head d_head"
@@ -86,7 +88,8 @@ class GeneralAttentionBridge(GeneralizedComponent):
     def _converted(self, key: str, weight: Tensor) -> Tensor:
         layer = self.path.split(".")[1]
         template = self.path.replace(f".{layer}.", ".{i}.", 1)
-        conversion = self._bound.weight_conversions[f"{template}.{key}.weight"]
+        known = self._bound.weight_conversions
+        conversion = known.get(f"{self.path}.{key}.weight") or known[f"{template}.{key}.weight"]
         return write_through(conversion.convert(weight), weight, conversion.revert)
 
     @property

@@ -100,8 +100,18 @@ class PosEmbedBridge(GeneralizedComponent):
             yield f"{self.path}.hook_in", "the module makes positions from the padding mask, which is its input"
 
 
+@dataclass(eq=False, repr=False)
 class UnembeddingBridge(LinearBridge):
-    """The unembedding, from the final norm's output to logits before any scale or cap of the model's."""
+    """The unembedding, from the final norm's output to logits before any scale or cap of the model's.
+
+    Attributes:
+        scale: What the model multiplies its output by.
+        softcap: Where the model caps the scaled logits by `cap * tanh(logits / cap)`, or None.
+    """
+
+    _: KW_ONLY
+    scale: float = 1.0
+    softcap: float | None = None
 
     output_axes = "batch pos d_vocab"
 

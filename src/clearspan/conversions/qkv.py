@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from clearspan.conversions.layouts import BaseTensorConversion
+from clearspan.conversions.layouts import BaseTensorConversion, RearrangeTensorConversion
 from clearspan.errors import InvalidArgumentError
 
 QKV = ("q", "k", "v")
@@ -17,9 +17,19 @@ class QKVConversionRule(BaseTensorConversion):
 
     Attributes:
         d_head: Width of a head.
+        n_kv_heads: Key and value heads.
     """
 
     d_head: int
+    n_kv_heads: int
+
+    @abstractmethod
+    def weight(self, part: str) -> RearrangeTensorConversion:
+        """Returns the conversion of a part's rows of the weight, as `split` gives them, to `[head, d_model, d_head]`.
+
+        Args:
+            part: `"q"`, `"k"` or `"v"`.
+        """
 
     @abstractmethod
     def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,6 +79,10 @@ class BlockedQKVConversionRule(QKVConversionRule):
         self.d_head = d_head
         self.n_kv_heads = n_kv_heads
 
+    def weight(self, part: str) -> RearrangeTensorConversion:
+        """Returns the conversion of a part's rows, which are flat."""
+        return RearrangeTensorConversion("(n h) m -> n m h", n=self.n_heads if part == "q" else self.n_kv_heads)
+
     def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns views of the three blocks, each flat."""
         queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
@@ -95,6 +109,13 @@ class GroupedQKVConversionRule(QKVConversionRule):
         self.d_head = d_head
         self.n_kv_heads = n_kv_heads
         self.group = n_heads // n_kv_heads
+
+    def weight(self, part: str) -> RearrangeTensorConversion:
+        """Returns the conversion of a part's rows, which lie by head, or for queries in groups of heads."""
+        if part == "q" and 1 not in (self.group, self.n_kv_heads):
+            return RearrangeTensorConversion("g n h m -> (g n) m h", g=self.n_kv_heads)
+        n_heads = self.n_kv_heads * self.group if part == "q" else self.n_kv_heads
+        return RearrangeTensorConversion("n h m -> n m h", n=n_heads)
 
     def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns views in which the axis is `[head, d_head]`; for queries in groups `[kv_head, group, d_head]`."""

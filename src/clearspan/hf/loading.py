@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from clearspan.architectures import ArchitectureAdapter, adapter_class
-from clearspan.architectures.decoder import SIZES
+from clearspan.architectures import AdapterSource, adapter_class, name_of
+from clearspan.architectures.adapter import FRAME_SIZES, SIZES, Size
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import (
+    AdapterError,
     CheckpointError,
     CheckpointNotFoundError,
     CompiledModelError,
@@ -31,11 +32,20 @@ UNLIMITED = 2048
 
 
 def load_model(
-    name: str | Path, dtype: torch.dtype | Literal["auto"], **from_pretrained_kwargs: Any
+    name: str | Path,
+    dtype: torch.dtype | Literal["auto"],
+    adapter: AdapterSource | None = None,
+    **from_pretrained_kwargs: Any,
 ) -> "tuple[PreTrainedModel, OwnTokenizer]":
     """Returns a model in eval mode and its tokenizer, or why it has none.
 
     A checkpoint's own code runs only with `trust_remote_code=True`; without it transformers would ask on the terminal.
+
+    Args:
+        name: A hub id, a folder, or an embedded model.
+        dtype: Of the weights; `"auto"` is the checkpoint's own.
+        adapter: The adapter that will serve it, or None for the registered one.
+        **from_pretrained_kwargs: For `from_pretrained`.
 
     Raises:
         CheckpointNotFoundError: The folder is no checkpoint, or nothing of this name can be fetched.
@@ -46,7 +56,7 @@ def load_model(
 
     source = str(files("clearspan") / "models" / str(name)) if name in EMBEDDED else str(name)
     if is_adapter_folder(source):
-        return _adapted_model(source, dtype, **from_pretrained_kwargs)
+        return _adapted_model(source, dtype, adapter, **from_pretrained_kwargs)
     _check_folder(source)
     keywords = {"trust_remote_code": False, **from_pretrained_kwargs}
     hub = {key: value for key, value in keywords.items() if key in _HUB_KEYWORDS}
@@ -59,7 +69,7 @@ def load_model(
             reason=str(error).splitlines()[0],
             fix=_TRUST if "trust_remote_code" in str(error) else None,
         ) from error
-    for architecture in config.architectures or ():
+    for architecture in () if adapter else config.architectures or ():
         adapter_class(architecture)
     model = _weighted(AutoModelForCausalLM, name, source, dtype=dtype, **keywords)
     model.config.name_or_path = str(name)
@@ -67,12 +77,12 @@ def load_model(
 
 
 def _adapted_model(
-    folder: str, dtype: torch.dtype | Literal["auto"], **from_pretrained_kwargs: Any
+    folder: str, dtype: torch.dtype | Literal["auto"], adapter: AdapterSource | None, **from_pretrained_kwargs: Any
 ) -> "tuple[PreTrainedModel, OwnTokenizer]":
     """Returns the base model of an adapter's folder with the adapter in it, and the folder's or base's tokenizer."""
     base = base_of(folder)
     try:
-        model, tokenizer = load_model(base, dtype, **from_pretrained_kwargs)
+        model, tokenizer = load_model(base, dtype, adapter, **from_pretrained_kwargs)
     except CheckpointNotFoundError as error:
         raise CheckpointNotFoundError(
             f"cannot load {base!r}, the base model of the adapter in {folder!r}",
@@ -166,37 +176,52 @@ def check_model(model: object) -> "PreTrainedModel":
     return model
 
 
-def bridge_config(model: "PreTrainedModel", adapter: type[ArchitectureAdapter]) -> TransformerBridgeConfig:
+def bridge_config(model: "PreTrainedModel", source: AdapterSource) -> TransformerBridgeConfig:
     """Returns the sizes of a model.
 
     Args:
         model: The Hugging Face model.
-        adapter: Its adapter's class, which says which entries of the config the model's code reads.
+        source: What makes its adapter, which says which entries of the config the model's code reads.
+
+    Raises:
+        AdapterError: The config does not say how wide the residual stream is, how many blocks or tokens there are.
     """
-    config: PretrainedConfig = model.config
-    found = {field: _first(config, *names) for field, names in {**SIZES, **adapter.sizes}.items()}
-    eps = _first(config, str(adapter.config_values.get("eps_attr")))
+    config = text_config(model)
+    sizes = {**FRAME_SIZES, **SIZES, **source.sizes}
+    found = {field: _size(config, size) for field, size in sizes.items()}
+    for field in ("d_model", "n_layers", "d_vocab"):
+        if found[field] is None:
+            raise AdapterError(
+                f"the config of {type(model).__name__} has no {field}",
+                expected=f"one of the entries {', '.join(names)}" if isinstance(names := sizes[field], tuple) else None,
+                where=f"{name_of(source)}.sizes",
+                fix=f"sizes = {{{field!r}: (entry,), ...}} in the adapter",
+            )
+    known = {field: value for field, value in found.items() if value is not None}
+    eps = _stored(config, sizes["eps"])
     return TransformerBridgeConfig(
-        d_model=config.hidden_size,
-        n_heads=config.num_attention_heads,
-        n_layers=config.num_hidden_layers,
-        n_ctx=found["n_ctx"] or UNLIMITED,
-        d_vocab=config.vocab_size,
-        d_head=found["d_head"] or 0,
-        d_mlp=found["d_mlp"] or 0,
-        act_fn=found["act_fn"] or "",
-        eps=1e-5 if eps is None else eps,
-        n_key_value_heads=found["n_key_value_heads"],
-        architecture=type(model).__name__,
-        model_name=config.name_or_path or "",
-        dtype=model.dtype,
-        hf=_entries(config),
+        **{
+            "n_heads": 0,  # no attention
+            "n_ctx": UNLIMITED,
+            "act_fn": "",
+            **({"eps_attr": eps} if eps else {}),
+            **known,
+            "architecture": type(model).__name__,
+            "model_name": model.config.name_or_path or "",
+            "dtype": model.dtype,
+            "hf": {**_entries(model.config), **_entries(config)},
+        }
     )
+
+
+def text_config(model: "PreTrainedModel") -> "PretrainedConfig":
+    """Returns the config of a model's language model: of a model that sees or hears too, the part for text."""
+    return model.config.get_text_config(decoder=True)
 
 
 def current(cfg: TransformerBridgeConfig, model: "PreTrainedModel") -> TransformerBridgeConfig:
     """Returns the sizes of a model, with those that can have changed brought up to date."""
-    size = model.config.vocab_size
+    size = text_config(model).vocab_size
     if size != cfg.d_vocab:
         cfg.d_vocab, cfg.hf = size, {**cfg.hf, "vocab_size": size}
     cfg.dtype = model.dtype
@@ -209,14 +234,29 @@ def _entries(config: "PretrainedConfig") -> dict[str, Any]:
     return {**own, **{common: own[name] for common, name in config.attribute_map.items() if name in own}}
 
 
-def _first(config: "PretrainedConfig", *names: str) -> Any:
+def _size(config: "PretrainedConfig", size: Size) -> Any:
+    """Returns the first entry that is set; or the size itself, where a source gives that."""
+    if not isinstance(size, tuple):
+        return size
+    name = _stored(config, size)
+    return None if name is None else _value(config, name)
+
+
+def _stored(config: "PretrainedConfig", names: Size) -> str | None:
     """Returns the first of these entries that the config has, under its own or a common name."""
-    for name in names:
-        stored = config.attribute_map.get(name, name)
-        value = vars(config).get(stored)
-        if value is not None:
-            return value
-    return None
+    known = names if isinstance(names, tuple) else ()
+    return next((name for name in known if _value(config, name) is not None), None)
+
+
+def _value(config: "PretrainedConfig", name: str) -> Any:
+    """Returns an entry, also one that a config of sizes in lists computes; None where there is none."""
+    stored = config.attribute_map.get(name, name)
+    computed = name in _COMPUTED and isinstance(vars(type(config)).get(stored), property)
+    return getattr(config, stored) if computed else vars(config).get(stored)
+
+
+_COMPUTED = frozenset(name for names in FRAME_SIZES.values() if isinstance(names, tuple) for name in names)
+"""Entries that are taken from a config's properties too (LongCat counts its layers so)."""
 
 
 def revision_of(model: "PreTrainedModel") -> str | None:

@@ -8,11 +8,11 @@ from itertools import islice
 
 from torch import nn
 
+from clearspan.architectures import implied
 from clearspan.components import (
     AttentionBridge,
     EmbeddingBridge,
     ExpertsBridge,
-    GatedMLPBridge,
     GeneralAttentionBridge,
     GeneralizedComponent,
     JointGateMLPBridge,
@@ -20,7 +20,6 @@ from clearspan.components import (
     LatentAttentionBridge,
     LinearBridge,
     MLPBridge,
-    MoEBridge,
     NormalizationBridge,
     PosEmbedBridge,
     RouterBridge,
@@ -230,42 +229,20 @@ def _settings(model: Model) -> Iterator[tuple[str, str]]:
         ways = [name for name in ("is_parallel", "norms_the_sum", "residual_is_normed") if getattr(block, name)]
         if len(ways) > 1:
             yield f"{block.path} is {' and '.join(ways)}", "A block is wired in one of these ways."
-    fused = all(isinstance(block.attn, JointQKVAttentionBridge) for block in model.blocks)
-    if model.adapter.uses_combined_qkv != fused:
-        why = "Queries, keys and values " + ("are one linear map." if fused else "are no one linear map.")
-        yield f"uses_combined_qkv is {model.adapter.uses_combined_qkv}", why
 
 
 def _expected(model: Model) -> Iterator[tuple[str, object]]:
     """Yields what fields of the config should be."""
-    own = bridge_config(model.hf_model, type(model.adapter))
+    own = bridge_config(model.hf_model, model.adapter.source)
     for name in ("d_model", "n_heads", "n_layers", "n_ctx", "d_vocab", "d_mlp", "act_fn", "dtype", "architecture"):
         yield name, getattr(own, name)
-    blocks = model.blocks
+    frame = {part.path: part for part in model.components if part not in model.blocks}
+    yield from implied(frame, model.blocks, own).items()
     norms = [part for part in _parts(model) if isinstance(part, NormalizationBridge)]
     of_stream = [norm for norm in norms if norm.path.rpartition(".")[2].startswith("ln")]
-    uses_rms = any(norm.uses_rms_norm for norm in of_stream)
-    yield "uses_rms_norm", uses_rms
-    yield "normalization_type", "RMS" if uses_rms else "LN"
     if of_stream:
         yield "eps", of_stream[0].eps
-        yield "final_rms", any(norm.uses_rms_norm for norm in of_stream if norm.path == "ln_final")
-    yield "gated_mlp", any(isinstance(block.mlp, GatedMLPBridge | MoEBridge) for block in blocks)
-    yield "attn_only", False
-    if isinstance(blocks[0].attn, LatentAttentionBridge):  # whose heads have a key and a value each, of one latent
-        yield "d_head", blocks[0].attn.d_head_nope + blocks[0].attn.d_head_rope
-        yield "n_key_value_heads", own.n_key_value_heads or own.n_heads
-    else:
-        yield "n_key_value_heads", blocks[0].attn.n_kv_heads
-    splits = all(
-        isinstance(block.attn, JointQKVAttentionBridge) and block.attn.split_qkv_matrix is not None for block in blocks
-    )
-    yield "uses_split_attention", splits
-    yield "split_attention_weights", splits
-    if any(block.attn.has_rotary for block in blocks):
-        yield "positional_embedding_type", "rotary"
-    elif any(isinstance(part, PosEmbedBridge) for part in model.components):
-        yield "positional_embedding_type", "standard"
+    if any(isinstance(part, PosEmbedBridge) for part in model.components):
         yield "has_table", False  # of rotations or biases
     yield "eps_attr", _eps_attr(model)
 

@@ -104,7 +104,7 @@ class Trial:
         if self._control is None:
             hf_model = copy.deepcopy(self.model.hf_model)
             nn.Module.to(hf_model, dtype)
-            model = type(self.model)(hf_model, type(self.model.adapter)(copy.copy(self.model.cfg)))
+            model = type(self.model)(hf_model, self.model.adapter.source(copy.copy(self.model.cfg)))
             self._control = Trial(
                 model, self.level, self.tokens, self.counter, set(self.unreadable), self.not_exercised
             )

@@ -1,16 +1,14 @@
 """What adapters declare is what the models do; and an adapter that does not fit says where."""
 
-import contextlib
-
 import pytest
 import torch
 from tests.zoo import MODELS, build
 from torch.nn.functional import cosine_similarity
 
 import clearspan
-from clearspan.architectures import ADAPTERS
-from clearspan.architectures.llama import LlamaArchitectureAdapter
-from clearspan.components import GeneralizedComponent, LatentAttentionBridge
+from clearspan.architectures import ArchitectureAdapter, parts
+from clearspan.architectures.llama import LlamaArchitectureAdapter, llama, pre_norm, self_attention
+from clearspan.components import LatentAttentionBridge
 from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.observers import observed
@@ -42,22 +40,16 @@ def test_queries_and_keys_are_used_as_projected_unless_there_are_rotated_ones(va
                 assert is_same == (bridge.why_absent(f"blocks.{layer}.attn.hook_rot_{letter}") is not None)
 
 
-@contextlib.contextmanager
-def adapting(adapter):
-    own, ADAPTERS["LlamaForCausalLM"] = ADAPTERS["LlamaForCausalLM"], adapter
-    try:
-        yield
-    finally:
-        ADAPTERS["LlamaForCausalLM"] = own
-
-
-class OtherMLP(LlamaArchitectureAdapter):
-    def _mlp(self) -> GeneralizedComponent:
-        return self._plain_mlp("mlp", "c_fc", "down_proj")
+class OtherMLP(ArchitectureAdapter):
+    def mapping(self, cfg):
+        return llama(pre_norm(self_attention(), parts.mlp("mlp", in_="c_fc", out="down_proj")))
 
 
 class OtherFrame(LlamaArchitectureAdapter):
-    blocks_name = "transformer.h"
+    def mapping(self, cfg):
+        mapping = super().mapping(cfg)
+        mapping["blocks"].name = "transformer.h"
+        return mapping
 
 
 @pytest.mark.parametrize(
@@ -87,8 +79,8 @@ class OtherFrame(LlamaArchitectureAdapter):
     ],
 )
 def test_a_module_that_is_not_there(adapter, message):
-    with adapting(adapter), pytest.raises(InvalidArgumentError) as error:
-        clearspan.boot(build("llama"))
+    with pytest.raises(InvalidArgumentError) as error:
+        clearspan.boot(build("llama"), adapter=adapter)
     assert str(error.value).splitlines() == message
 
 

@@ -1,0 +1,146 @@
+"""What follows from an adapter's mapping: fields of the sizes, and the conversions of attention's weights."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from clearspan.components import (
+    AttentionBridge,
+    BlockBridge,
+    GatedMLPBridge,
+    GeneralAttentionBridge,
+    GeneralizedComponent,
+    JointQKVAttentionBridge,
+    LatentAttentionBridge,
+    MoEBridge,
+    NormalizationBridge,
+    PosEmbedBridge,
+    UnembeddingBridge,
+)
+from clearspan.config import TransformerBridgeConfig
+from clearspan.conversions import ParamProcessingConversion, RearrangeTensorConversion
+
+Parts = Mapping[str, GeneralizedComponent]
+
+
+def layers_of(mapping: Parts, n_layers: int) -> list[GeneralizedComponent]:
+    """Returns the templates of all layers' blocks.
+
+    Raises:
+        AdapterError: A part that differs from layer to layer does not have them all.
+    """
+    blocks = mapping.get("blocks")
+    return [blocks.at_layer(layer) for layer in range(n_layers)] if isinstance(blocks, BlockBridge) else []
+
+
+def implied(frame: Parts, layers: Sequence[GeneralizedComponent], cfg: TransformerBridgeConfig) -> dict[str, object]:
+    """Returns the fields of the sizes that parts imply; of templates or of live parts.
+
+    Args:
+        frame: The parts outside the blocks, by canonical name.
+        layers: The block of each layer.
+        cfg: The model's sizes, for what parts leave to it.
+    """
+    mlps = [layer.submodules["mlp"] for layer in layers if "mlp" in layer.submodules]
+    unembed = frame.get("unembed")
+    return {
+        "gated_mlp": any(isinstance(mlp, GatedMLPBridge | MoEBridge) for mlp in mlps),
+        "attn_only": bool(layers) and not mlps,
+        **dict(_of_norms(frame, layers)),
+        **dict(_of_attention([part for layer in layers for part in _attentions(layer)], frame, cfg)),
+        **(
+            {"logit_scale": unembed.scale, "output_logits_soft_cap": unembed.softcap}
+            if isinstance(unembed, UnembeddingBridge)
+            else {}
+        ),
+    }
+
+
+def _of_norms(frame: Parts, layers: Iterable[GeneralizedComponent]) -> Iterator[tuple[str, object]]:
+    """Yields what norms of the residual stream imply, if it is known of each which kind it is."""
+    last = frame.get("ln_final")
+    norms = [
+        part
+        for parts in (frame, *(layer.submodules for layer in layers))
+        for key, part in parts.items()
+        if key.startswith("ln") and isinstance(part, NormalizationBridge)
+    ]
+    if all(norm.uses_rms_norm is not None for norm in norms):
+        uses_rms = any(norm.uses_rms_norm for norm in norms)
+        yield "uses_rms_norm", uses_rms
+        yield "normalization_type", "RMS" if uses_rms else "LN"
+        yield "final_rms", isinstance(last, NormalizationBridge) and bool(last.uses_rms_norm)
+
+
+def _attentions(layer: GeneralizedComponent) -> Iterator[GeneralAttentionBridge]:
+    return (part for part in layer.submodules.values() if isinstance(part, GeneralAttentionBridge))
+
+
+def _of_attention(
+    found: Sequence[GeneralAttentionBridge], frame: Parts, cfg: TransformerBridgeConfig
+) -> Iterator[tuple[str, object]]:
+    """Yields what attention implies: how positions come in, heads, and whether fused maps can be taken apart."""
+    has_table = any(isinstance(part, PosEmbedBridge) for part in frame.values())
+    kinds = {
+        "rotary": any(attention.has_rotary for attention in found),
+        "alibi": any(attention.has_alibi for attention in found),
+        "standard": has_table,
+        "none": True,
+    }
+    yield "positional_embedding_type", next(kind for kind, is_there in kinds.items() if is_there)
+    match next(iter(found), None):
+        case JointQKVAttentionBridge(qkv_conversion_rule=rule):
+            yield "n_key_value_heads", rule.n_kv_heads
+        case LatentAttentionBridge(d_head_nope=nope, d_head_rope=rope):
+            yield "d_head", nope + rope
+            yield "n_key_value_heads", cfg.n_heads  # each head has a key and a value of its own, made of the latent one
+        case GeneralAttentionBridge():
+            yield "n_key_value_heads", cfg.n_key_value_heads or cfg.n_heads
+        case None:
+            pass
+    splits = bool(found) and all(
+        isinstance(attention, JointQKVAttentionBridge) and attention.split_qkv_matrix is not None for attention in found
+    )
+    yield "uses_split_attention", splits
+    yield "split_attention_weights", splits
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def weight_conversions(
+    layers: Sequence[GeneralizedComponent], cfg: TransformerBridgeConfig
+) -> dict[str, ParamProcessingConversion]:
+    """Returns the conversions of attention's weights by canonical name, as the layout of each attention says.
+
+    Names have `{i}` for the layer where all layers convert in the same way, and otherwise the layer's number.
+    """
+    found: dict[str, dict[str, RearrangeTensorConversion]] = {}
+    for index, layer in enumerate(layers):
+        for key, part in layer.submodules.items():
+            if isinstance(part, GeneralAttentionBridge):
+                for letter, conversion in _conversions(part, cfg).items():
+                    found.setdefault(f"{key}.{letter}.weight", {})[str(index)] = conversion
+    return {
+        f"blocks.{layer}.{name}": ParamProcessingConversion(conversion)
+        for name, by_layer in found.items()
+        for layer, conversion in _joined(by_layer).items()
+    }
+
+
+def _joined(by_layer: dict[str, RearrangeTensorConversion]) -> dict[str, RearrangeTensorConversion]:
+    first, *others = by_layer.values()
+    return {"{i}": first} if all(repr(other) == repr(first) for other in others) else by_layer
+
+
+def _conversions(
+    attention: GeneralAttentionBridge, cfg: TransformerBridgeConfig
+) -> dict[str, RearrangeTensorConversion]:
+    n_kv_heads = cfg.n_key_value_heads or cfg.n_heads
+    match attention:
+        case JointQKVAttentionBridge(qkv_conversion_rule=rule):
+            inward = {part: rule.weight(part) for part in ("q", "k", "v")}
+        case AttentionBridge():
+            heads = {"q": cfg.n_heads, "k": n_kv_heads, "v": n_kv_heads}
+            inward = {part: RearrangeTensorConversion("(n h) m -> n m h", n=n) for part, n in heads.items()}
+        case _:
+            inward = {}
+    return {**inward, "o": RearrangeTensorConversion("m (n h) -> n h m", n=cfg.n_heads)}

@@ -1,0 +1,499 @@
+"""Builders of an adapter's parts: functions with explicit arguments that return component templates.
+
+An adapter's `mapping` is one call of `decoder`. A name is a module's path in the Hugging Face model, relative to the
+part around it; where a map or a norm is asked for, its name alone stands for the usual kind.
+
+Example:
+    >>> mapping = decoder(
+    ...     embed="model.embed_tokens",
+    ...     blocks=block(
+    ...         "model.layers",
+    ...         ln1=norm("input_layernorm", rms=True),
+    ...         attn=attention("self_attn", q="q_proj", k="k_proj", v="v_proj", o="o_proj", rotary=True),
+    ...         ln2=norm("post_attention_layernorm", rms=True),
+    ...         mlp=gated_mlp("mlp", gate="gate_proj", in_="up_proj", out="down_proj"),
+    ...     ),
+    ...     ln_final=norm("model.norm", rms=True),
+    ... )
+    >>> list(mapping), list(mapping["blocks"].submodules)
+    (['embed', 'blocks', 'ln_final', 'unembed'], ['ln1', 'attn', 'ln2', 'mlp'])
+"""
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from clearspan.components import (
+    ActivationBridge,
+    AttentionBridge,
+    BlockBridge,
+    EmbeddingBridge,
+    ExpertsBridge,
+    GatedMLPBridge,
+    GeneralizedComponent,
+    JointGateMLPBridge,
+    JointQKVAttentionBridge,
+    LatentAttentionBridge,
+    LinearBridge,
+    MLPBridge,
+    MoEBridge,
+    NormalizationBridge,
+    PosEmbedBridge,
+    RouterBridge,
+    TransposedLinearBridge,
+    UnembeddingBridge,
+)
+from clearspan.conversions import QKVConversionRule
+from clearspan.points import Layout
+
+STREAM = "batch pos d_model"
+HEADS = "batch pos head d_head"
+KV_HEADS = "batch pos kv_head d_head"
+WIDTH = "batch pos width"
+"""Axes of a norm: of the residual stream; of queries by head; of keys by head; of all heads together, or a latent."""
+
+Linear = str | LinearBridge
+Norm = NormalizationBridge | None
+Split = Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]]
+
+# --- linear maps and norms -------------------------------------------------------------------------------------------
+
+
+def linear(
+    name: str, *, transposed: bool = False, layout: Layout = Layout.TOKENS, overwritten: bool = False
+) -> LinearBridge:
+    """Returns a linear map.
+
+    Args:
+        name: Its module.
+        transposed: Whether its weight is `[in, out]`, as GPT-2's `Conv1D` has it.
+        layout: How rows and positions lie in its input and output.
+        overwritten: Whether the model writes into its output's storage afterwards.
+
+    Example:
+        >>> linear("c_fc", transposed=True)
+        TransposedLinearBridge('c_fc')
+    """
+    kind = TransposedLinearBridge if transposed else LinearBridge
+    return kind(name, layout=layout, output_is_overwritten=overwritten)
+
+
+def norm(
+    name: str,
+    *,
+    rms: bool = False,
+    offset: float = 0.0,
+    axes: str = STREAM,
+    layout: Layout = Layout.TOKENS,
+    overwritten: bool = False,
+) -> NormalizationBridge:
+    """Returns a layer norm, or an RMS norm.
+
+    Args:
+        name: Its module.
+        rms: Whether it is an RMS norm, which does not centre.
+        offset: What the model adds to the weight before it multiplies (1 in Gemma).
+        axes: Axes of its input and output, over the last of which it norms: `STREAM`, or of queries and keys `HEADS`,
+            `KV_HEADS` by head and `WIDTH` over all heads together.
+        layout: How rows and positions lie in its input and output.
+        overwritten: Whether the model writes into its output's storage afterwards.
+
+    Example:
+        >>> norm("q_norm", rms=True, axes=HEADS).axes
+        'batch pos head d_head'
+    """
+    return NormalizationBridge(
+        name, uses_rms_norm=rms, weight_offset=offset, axes=axes, layout=layout, output_is_overwritten=overwritten
+    )
+
+
+def _maps(layout: Layout = Layout.TOKENS, **maps: Linear | None) -> dict[str, GeneralizedComponent]:
+    """Returns linear maps by canonical name; `in_` stands for `in`, a keyword, and None for a map that is not there."""
+    return {
+        key.rstrip("_"): linear(one, layout=layout) if isinstance(one, str) else one
+        for key, one in maps.items()
+        if one is not None
+    }
+
+
+def _there(**parts: GeneralizedComponent | None) -> dict[str, GeneralizedComponent]:
+    return {key: part for key, part in parts.items() if part is not None}
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+def attention(
+    name: str,
+    *,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    q_norm: Norm = None,
+    k_norm: Norm = None,
+    rotary: bool = False,
+    alibi: bool = False,
+    sinks: bool = False,
+    repeats_keys: bool = False,
+) -> AttentionBridge:
+    """Returns attention with a linear map each for queries, keys and values.
+
+    Args:
+        name: Its module.
+        q: The map to queries.
+        k: The map to keys.
+        v: The map to values.
+        o: The output projection.
+        q_norm: The norm of queries.
+        k_norm: The norm of keys.
+        rotary: Whether positions are rotated into queries and keys.
+        alibi: Whether positions are a bias on scores.
+        sinks: Whether its module has a parameter `sinks`, which takes a share of each query's attention.
+        repeats_keys: Whether the model repeats keys for all heads before the product.
+
+    Example:
+        >>> attention("self_attn", q="q_proj", k="k_proj", v="v_proj", o="dense", rotary=True).submodules["o"]
+        LinearBridge('dense')
+    """
+    return AttentionBridge(
+        name,
+        submodules={**_maps(q=q, k=k, v=v, o=o), **_there(q_norm=q_norm, k_norm=k_norm)},
+        has_rotary=rotary,
+        has_alibi=alibi,
+        has_sinks=sinks,
+        repeats_keys=repeats_keys,
+    )
+
+
+def fused_attention(
+    name: str,
+    *,
+    qkv: Linear,
+    o: Linear,
+    rule: QKVConversionRule,
+    q_norm: Norm = None,
+    k_norm: Norm = None,
+    rotary: bool = False,
+    alibi: bool = False,
+    repeats_keys: bool = False,
+    needs_mask: bool = False,
+    split: Split | None = None,
+    overwritten: bool = False,
+) -> JointQKVAttentionBridge:
+    """Returns attention whose queries, keys and values come from one linear map.
+
+    Args:
+        name: Its module.
+        qkv: The map to queries, keys and values.
+        o: The output projection.
+        rule: How the map's outputs hold queries, keys and values: all of each in a block, `BlockedQKVConversionRule`,
+            or head by head, `GroupedQKVConversionRule`.
+        q_norm: The norm of queries.
+        k_norm: The norm of keys.
+        rotary: Whether positions are rotated into queries and keys.
+        alibi: Whether positions are a bias on scores.
+        repeats_keys: Whether the model repeats keys for all heads before the product.
+        needs_mask: Whether its module masks causally only by the mask `[batch, 1, q_pos, k_pos]` that it is given.
+        split: Returns three linear maps for the Hugging Face module, where they are asked for.
+        overwritten: Whether the model writes into its output's storage afterwards.
+
+    Example:
+        >>> from clearspan.conversions import BlockedQKVConversionRule
+        >>> rule = BlockedQKVConversionRule(n_heads=4, d_head=12, n_kv_heads=2)
+        >>> fused_attention("self_attn", qkv="qkv_proj", o="o_proj", rule=rule, rotary=True)
+        JointQKVAttentionBridge('self_attn')
+    """
+    return JointQKVAttentionBridge(
+        name,
+        submodules={**_maps(qkv=qkv, o=o), **_there(q_norm=q_norm, k_norm=k_norm)},
+        qkv_conversion_rule=rule,
+        has_rotary=rotary,
+        has_alibi=alibi,
+        repeats_keys=repeats_keys,
+        requires_attention_mask=needs_mask,
+        attention_mask_4d=needs_mask,
+        split_qkv_matrix=split,
+        output_is_overwritten=overwritten,
+    )
+
+
+def latent_attention(
+    name: str,
+    *,
+    kv_a: Linear,
+    kv_a_norm: NormalizationBridge,
+    kv_b: Linear,
+    o: Linear,
+    d_head_nope: int,
+    d_head_rope: int,
+    d_head_v: int,
+    q: Linear | None = None,
+    q_a: Linear | None = None,
+    q_a_norm: Norm = None,
+    q_b: Linear | None = None,
+) -> LatentAttentionBridge:
+    """Returns multi-head latent attention: keys and values of all heads come from one low-rank projection.
+
+    Args:
+        name: Its module.
+        kv_a: The map to the latent, and to the rotated channels that all keys share.
+        kv_a_norm: The norm of the latent.
+        kv_b: The map from the latent to keys and values.
+        o: The output projection.
+        d_head_nope: Channels of a head's query and key that are not rotated; they come first.
+        d_head_rope: Channels that are rotated.
+        d_head_v: Channels of a head's value.
+        q: The map to queries, or None where `q_a`, `q_a_norm` and `q_b` make them by a latent of their own.
+        q_a: The map to the queries' latent.
+        q_a_norm: Its norm.
+        q_b: The map from it to queries.
+
+    Example:
+        >>> latent_attention(
+        ...     "self_attn", q="q_proj", kv_a="kv_a_proj_with_mqa", kv_b="kv_b_proj", o="o_proj",
+        ...     kv_a_norm=norm("kv_a_layernorm", rms=True, axes=WIDTH), d_head_nope=12, d_head_rope=8, d_head_v=10,
+        ... ).d_head_nope
+        12
+    """
+    return LatentAttentionBridge(
+        name,
+        submodules={
+            **_maps(q=q, q_a=q_a, q_b=q_b),
+            **_there(q_a_norm=q_a_norm),
+            **_maps(kv_a=kv_a, o=o),
+            **_there(kv_a_norm=kv_a_norm),
+            **_maps(kv_b=kv_b),
+        },
+        d_head_nope=d_head_nope,
+        d_head_rope=d_head_rope,
+        d_head_v=d_head_v,
+    )
+
+
+# --- MLPs ------------------------------------------------------------------------------------------------------------
+
+
+def mlp(
+    name: str | None,
+    *,
+    in_: Linear,
+    out: Linear,
+    act: str | None = None,
+    layout: Layout = Layout.TOKENS,
+    overwritten: bool = False,
+) -> MLPBridge:
+    """Returns an MLP without a gate: two linear maps around an activation function.
+
+    Args:
+        name: Its module, or None where the block itself calls the maps.
+        in_: The map to the hidden layer.
+        out: The map from it.
+        act: The activation function's module, without a module of the MLP's.
+        layout: How rows and positions lie in all of it.
+        overwritten: Whether the model writes into its output's storage afterwards.
+
+    Example:
+        >>> mlp("mlp", in_="fc1", out="fc2").submodules
+        {'in': LinearBridge('fc1'), 'out': LinearBridge('fc2')}
+    """
+    maps = _maps(layout, in_=in_, out=out)
+    maps["out"].output_is_overwritten |= overwritten
+    acts = _there(act=None if act is None else ActivationBridge(act, layout=layout))
+    whole = Layout.TOKENS if name is None else layout
+    return MLPBridge(name, submodules={**maps, **acts}, layout=whole, output_is_overwritten=overwritten)
+
+
+def gated_mlp(name: str, *, gate: Linear, in_: Linear, out: Linear) -> GatedMLPBridge:
+    """Returns a gated MLP: `out(act(gate(x)) * in_(x))`.
+
+    Args:
+        name: Its module.
+        gate: The map to what goes through the activation function.
+        in_: The map to what it is multiplied with.
+        out: The map from the hidden layer.
+
+    Example:
+        >>> list(gated_mlp("mlp", gate="gate_proj", in_="up_proj", out="down_proj").submodules)
+        ['gate', 'in', 'out']
+    """
+    return GatedMLPBridge(name, submodules=_maps(gate=gate, in_=in_, out=out))
+
+
+def fused_gated_mlp(name: str, *, gate_up: Linear, out: Linear) -> JointGateMLPBridge:
+    """Returns a gated MLP whose gate and linear branch are the halves of one map's output.
+
+    Args:
+        name: Its module.
+        gate_up: The map to both, the gate first.
+        out: The map from the hidden layer.
+
+    Example:
+        >>> fused_gated_mlp("mlp", gate_up="gate_up_proj", out="down_proj")
+        JointGateMLPBridge('mlp')
+    """
+    return JointGateMLPBridge(name, submodules=_maps(gate_up=gate_up, out=out))
+
+
+def mixture(
+    name: str,
+    *,
+    router: str,
+    experts: str = "experts",
+    shared: GeneralizedComponent | None = None,
+    transposed: bool = False,
+) -> MoEBridge:
+    """Returns a mixture of experts.
+
+    Args:
+        name: Its module.
+        router: Its router's module.
+        experts: The module of all experts.
+        shared: The experts that see every token, if there are any.
+        transposed: Whether the experts' weights are `[expert, in, out]`.
+
+    Example:
+        >>> list(mixture("mlp", router="gate").submodules)
+        ['router', 'experts']
+    """
+    every = ExpertsBridge(experts, is_transposed=transposed)
+    return MoEBridge(name, submodules=_there(router=RouterBridge(router), experts=every, shared=shared))
+
+
+# --- blocks and the frame --------------------------------------------------------------------------------------------
+
+
+def block(
+    name: str,
+    *,
+    attn: GeneralizedComponent,
+    mlp: GeneralizedComponent,
+    ln1: Norm = None,
+    ln1_post: Norm = None,
+    ln2: Norm = None,
+    ln2_post: Norm = None,
+    parallel: bool = False,
+    attn_out: str | None = None,
+    mlp_out: str | None = None,
+    residual_multiplier: float = 1.0,
+    norms_the_sum: bool = False,
+    residual_is_normed: bool = False,
+) -> BlockBridge:
+    """Returns the blocks. A part that differs from layer to layer is a `PerLayer`.
+
+    Args:
+        name: Their list.
+        attn: Attention.
+        mlp: The MLP, or the mixture of experts.
+        ln1: The norm before attention.
+        ln1_post: The norm on attention's output.
+        ln2: The norm before the MLP.
+        ln2_post: The norm on the MLP's output.
+        parallel: Whether attention and MLP read the same residual stream; without `ln2` they share `ln1`.
+        attn_out: The module whose output attention adds, where that is not attention itself.
+        mlp_out: The module whose output the MLP adds, where that is not the MLP itself.
+        residual_multiplier: What both contributions are multiplied by.
+        norms_the_sum: Whether `ln1` and `ln2` come after a sublayer, on its sum with the residual stream.
+        residual_is_normed: Whether the residual branch takes the norm's output.
+
+    Example:
+        >>> both = attention("attn", q="q", k="k", v="v", o="o"), mlp("mlp", in_="up", out="down")
+        >>> block("transformer.h", ln1=norm("ln_1"), attn=both[0], mlp=both[1], parallel=True).is_parallel
+        True
+    """
+    return BlockBridge(
+        name,
+        submodules=_there(ln1=ln1, attn=attn, ln1_post=ln1_post, ln2=ln2, mlp=mlp, ln2_post=ln2_post),
+        is_parallel=parallel,
+        attn_out=attn_out,
+        mlp_out=mlp_out,
+        residual_multiplier=residual_multiplier,
+        norms_the_sum=norms_the_sum,
+        residual_is_normed=residual_is_normed,
+    )
+
+
+def embedding(name: str, *, multiplier: float = 1.0, ends_at: str | None = None) -> EmbeddingBridge:
+    """Returns the token embedding.
+
+    Args:
+        name: Its module.
+        multiplier: What the model multiplies the embedding by outside its module.
+        ends_at: The norm or projection through which it reaches the residual stream, or None.
+
+    Example:
+        >>> embedding("model.embed_tokens", multiplier=12.0).multiplier
+        12.0
+    """
+    return EmbeddingBridge(name, multiplier=multiplier, ends_at=ends_at)
+
+
+def pos_embedding(name: str, *, offset: int = 0, from_mask: bool = False) -> PosEmbedBridge:
+    """Returns a learned position embedding.
+
+    Args:
+        name: Its module.
+        offset: Rows of the table before that of position 0.
+        from_mask: Whether the module's input is the padding mask, not positions.
+
+    Example:
+        >>> pos_embedding("transformer.wpe").offset
+        0
+    """
+    return PosEmbedBridge(name, offset=offset, input_is_positions=not from_mask)
+
+
+def unembedding(name: str, *, scale: float = 1.0, softcap: float | None = None) -> UnembeddingBridge:
+    """Returns the unembedding.
+
+    Args:
+        name: Its module.
+        scale: What the model multiplies its output by.
+        softcap: Where the model caps the scaled logits by `cap * tanh(logits / cap)`, or None.
+
+    Example:
+        >>> unembedding("lm_head", scale=0.0625).scale
+        0.0625
+    """
+    return UnembeddingBridge(name, scale=scale, softcap=softcap)
+
+
+def decoder(
+    *,
+    embed: str | EmbeddingBridge,
+    blocks: BlockBridge,
+    embed_norm: Norm = None,
+    project_in: str | None = None,
+    pos_embed: str | PosEmbedBridge | None = None,
+    ln_final: Norm = None,
+    project_out: str | None = None,
+    unembed: str | UnembeddingBridge = "lm_head",
+) -> Mapping[str, GeneralizedComponent]:
+    """Returns the mapping of a decoder, in the order of its forward.
+
+    Args:
+        embed: The token embedding.
+        blocks: The blocks.
+        embed_norm: The norm of the embedding.
+        project_in: The map from the embedding to the residual stream, where their widths differ.
+        pos_embed: The learned position embedding.
+        ln_final: The norm after the last block.
+        project_out: The map from the residual stream to the unembedding's width.
+        unembed: The unembedding.
+
+    Example:
+        >>> parts = attention("attn", q="q", k="k", v="v", o="o"), mlp("mlp", in_="up", out="down")
+        >>> blocks = block("h", ln1=norm("ln_1"), attn=parts[0], ln2=norm("ln_2"), mlp=parts[1])
+        >>> list(decoder(embed="wte", pos_embed="wpe", blocks=blocks, ln_final=norm("ln_f")))
+        ['embed', 'pos_embed', 'blocks', 'ln_final', 'unembed']
+    """
+    return {
+        "embed": embedding(embed) if isinstance(embed, str) else embed,
+        **_there(embed_norm=embed_norm),
+        **_maps(project_in=project_in),
+        **_there(pos_embed=pos_embedding(pos_embed) if isinstance(pos_embed, str) else pos_embed),
+        "blocks": blocks,
+        **_there(ln_final=ln_final),
+        **_maps(project_out=project_out),
+        "unembed": unembedding(unembed) if isinstance(unembed, str) else unembed,
+    }
