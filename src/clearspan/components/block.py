@@ -269,6 +269,12 @@ class BlockBridge(GeneralizedComponent):
         """Returns the sublayers of a kind."""
         return tuple(sublayer for sublayer in self.sublayers if sublayer.kind == kind)
 
+    @property
+    def attentions(self) -> tuple[GeneralAttentionBridge, ...]:
+        """Its attentions, in the order of the forward; none in a block without heads."""
+        parts = (sublayer.part for sublayer in self.sublayers)
+        return tuple(part for part in parts if isinstance(part, GeneralAttentionBridge))
+
     def stream_before(self, stage: int) -> str:
         """Returns the name of the point with the stream that a stage reads; of the stream that leaves the last one."""
         if stage == 0:
@@ -285,9 +291,9 @@ class BlockBridge(GeneralizedComponent):
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns what its attention needs."""
-        for sublayer in self.of_kind("attn"):
-            if isinstance(sublayer.part, GeneralAttentionBridge) and sublayer.part.requires_attention_mask:
-                return sublayer.part.call_arguments(value)
+        for attention in self.attentions:
+            if attention.requires_attention_mask:
+                return attention.call_arguments(value)
         return self._bound.arguments_of(self.module, value)
 
     # --- points ------------------------------------------------------------------------------------------------------

@@ -38,12 +38,17 @@ def part_kind(name: str) -> SublayerKind:
 
 
 def required_kind(name: str, part: GeneralizedComponent | None) -> type[GeneralizedComponent]:
-    """Returns the kind of component that a sublayer of some name must be."""
+    """Returns the kind of component that a sublayer of some name must be.
+
+    A plain `GeneralizedComponent` is an opaque part, of which only the ends are known; attention cannot be one.
+    """
     match part_kind(name):
         case "attn":
             return GeneralAttentionBridge
-        case "mlp":
+        case "mlp" if type(part) is not GeneralizedComponent:
             return MoEBridge if isinstance(part, MoEBridge) else MLPBridge
+        case "mlp":
+            return GeneralizedComponent
         case "mixer":
             return GeneralizedComponent
 
