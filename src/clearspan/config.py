@@ -16,7 +16,7 @@ class TransformerBridgeConfig:
     Attributes:
         d_model: Width of the residual stream.
         n_heads: Query heads; 0 without attention.
-        d_head: Width of a head.
+        d_head: Width of a head; 0 without attention.
         n_layers: Blocks.
         n_ctx: Most positions of one input.
         d_vocab: Vocabulary.

@@ -17,6 +17,7 @@ from clearspan.components import (
     Binding,
     BlockBridge,
     EmbeddingBridge,
+    GeneralizedComponent,
     NormalizationBridge,
     PosEmbedBridge,
     UnembeddingBridge,
@@ -79,6 +80,14 @@ _FRAME = {
 """The kinds of the parts of an adapter's mapping that have a name of their own."""
 _NEEDED = ("embed", "blocks", "unembed")
 """Those that every mapping has."""
+
+
+def _blocks(template: GeneralizedComponent, n_layers: int, binding: Binding) -> Iterator[BlockBridge]:
+    """Yields the live blocks of a template."""
+    for layer in range(n_layers):
+        block = template.at_layer(layer).bind(binding, f"blocks.{layer}")
+        assert isinstance(block, BlockBridge), "a template of blocks"
+        yield block
 
 
 def handed_over(model: "Model", tokenizer: "PreTrainedTokenizerBase | None") -> OwnTokenizer:
@@ -188,9 +197,8 @@ class Model(ModelWeights):
         mapping = adapter.component_mapping
         check_parts("", mapping, {key: kind for key, kind in _FRAME.items() if key in mapping or key in _NEEDED})
         for key, template in adapter.component_mapping.items():
-            if isinstance(template, BlockBridge):
-                layers = range(adapter.cfg.n_layers)
-                self.blocks = tuple(template.at_layer(i).bind(binding, f"blocks.{i}") for i in layers)
+            if template.is_of(BlockBridge):
+                self.blocks = tuple(_blocks(template, adapter.cfg.n_layers, binding))
                 components += self.blocks
             else:
                 setattr(self, key, template.bind(binding, key))
@@ -282,6 +290,31 @@ class Model(ModelWeights):
         if reason is None:
             self.index.find(name)
         return reason
+
+    # --- layers ------------------------------------------------------------------------------------------------------
+
+    def layer_types(self) -> list[str]:
+        """Returns what each layer has: names of its sublayers, in the order of the forward.
+
+        `"attn, mlp"` is attention, then an MLP; `+` joins sublayers that read the same residual stream: `"attn+mlp"`,
+        `"attn+mixer, mlp"`. The names are those of the parts: `bridge.blocks[3].mixer`, `blocks.3.hook_mixer_out`.
+
+        Example:
+            >>> import clearspan
+            >>> clearspan.boot("tiny-bigcode").layer_types()[:2]
+            ['attn, mlp', 'attn, mlp']
+        """
+        return [block.layer_type for block in self.blocks]
+
+    def layers_with(self, part: str) -> list[int]:
+        """Returns the layers that have a sublayer of some name, such as `"attn"`, `"mixer"` or `"mlp"`.
+
+        Example:
+            >>> import clearspan
+            >>> clearspan.boot("tiny-bigcode").layers_with("attn")
+            [0, 1, 2, 3, 4]
+        """
+        return [layer for layer, block in enumerate(self.blocks) if part in block.sublayer_names]
 
     # --- text and tokens ---------------------------------------------------------------------------------------------
 

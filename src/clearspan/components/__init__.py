@@ -21,6 +21,7 @@ from clearspan.components.mlp import (
     RouterBridge,
 )
 from clearspan.components.normalization import NormalizationBridge
+from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind
 from clearspan.components.weights import LinearMap, WeightTensor
 
 __all__ = [
@@ -46,10 +47,13 @@ __all__ = [
     "PerLayer",
     "PosEmbedBridge",
     "RouterBridge",
+    "Sublayer",
+    "SublayerKind",
     "TransposedLinearBridge",
     "UnembeddingBridge",
     "WeightTensor",
     "check_parts",
     "hook_points",
     "logits_point",
+    "part_kind",
 ]

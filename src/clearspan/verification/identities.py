@@ -31,7 +31,7 @@ def statements(model: Model) -> Iterator[Statement]:
         if layer:
             yield _sum((f"blocks.{layer - 1}.hook_resid_post",), f"blocks.{layer}.hook_resid_pre")
         for identity in block.identities():
-            yield _sum(identity.terms, identity.total)
+            yield Statement(str(identity), identity.terms, identity.total, identity.added)
         for part in block.walk():
             yield from _of_component(part, block)
             yield from of_weights(part)
