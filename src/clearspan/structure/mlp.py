@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from clearspan.components import (
     ActivationBridge,
     ExpertsBridge,
@@ -16,10 +14,10 @@ from clearspan.components import (
     RouterBridge,
 )
 from clearspan.points import Layout
-from clearspan.structure.algebra import linear_kind, norm_kind, same
+from clearspan.structure.algebra import linear_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.frame import linear_template
-from clearspan.structure.trace import Trace, Visit, traced
+from clearspan.structure.trace import Trace, Visit, fresh_arguments, traced
 from clearspan.structure.wiring import Contribution
 
 
@@ -40,36 +38,36 @@ class _Maps:
     outward: Visit
 
 
-def mlp_template(
-    trace: Trace, block: Visit, contribution: Contribution, others: Sequence[Visit], findings: Findings, where: str
-) -> GeneralizedComponent:
-    """Returns the template of the sublayer that adds a contribution without attending.
+def find_mlp(
+    trace: Trace,
+    block: Visit,
+    whole: Visit | None,
+    contribution: Contribution,
+    outside: Sequence[Visit],
+    findings: Findings,
+    where: str,
+) -> tuple[GeneralizedComponent, Visit]:
+    """Returns the template of an MLP or a mixture, and the call that reads its input.
 
     Args:
         trace: The traced forward.
         block: The block's call.
+        whole: The call of the outermost module that adds the contribution, or None where a map alone does.
         contribution: What the sublayer adds.
-        others: Calls of the block's other sublayers.
+        outside: Calls of the block outside of its attention.
         findings: Where to say what was found.
         where: The block's canonical path.
 
     Raises:
         MissingStructureError: It is neither linear maps around an activation function, nor a known mixture.
     """
-    whole = _module_of(contribution)
-    inside = trace.inside(whole) if whole is not None else [one for one in trace.inside(block) if one not in others]
+    inside = trace.inside(whole) if whole is not None else list(outside)
     if whole is not None and any(_is_mixture(one) for one in inside):
-        return _mixture(block, whole, inside, findings, where)
+        return _mixture(block, whole, inside, findings, where), whole
     maps = _maps(block, whole, inside, contribution)
     names = ", ".join(one.path for one in (*maps.inward, maps.outward))
     findings.add(f"{where}.mlp", f"its maps are {names}")
-    return _template(block, maps, inside)
-
-
-def _module_of(contribution: Contribution) -> Visit | None:
-    """Returns the call of the outermost module with parts whose output is a contribution."""
-    whole = [one for one in contribution.source if one.module._modules]
-    return min(whole, key=lambda one: one.depth) if whole else None
+    return _template(block, maps, inside), maps.whole if maps.has_module else maps.inward[0]
 
 
 def _maps(block: Visit, whole: Visit | None, inside: Sequence[Visit], contribution: Contribution) -> _Maps:
@@ -136,21 +134,12 @@ def _is_linear_in(maps: _Maps, one: Visit) -> bool:
     """Whether the output map's input doubles when a map's output does: the linear branch, and not the gate."""
     whole = maps.whole
 
-    def run() -> object:
-        return whole.module(*_fresh(whole), **whole.kwargs)
-
-    changed = traced(whole.module, run, {one.path.removeprefix(f"{whole.path}."): lambda value: value * 2})
+    args, kwargs = fresh_arguments(whole)
+    inner = one.path.removeprefix(f"{whole.path}.")
+    changed = traced(whole.module, lambda: whole.module(*args, **kwargs), {inner: lambda value: value * 2})
     again = next(visit for visit in changed.visits if visit.path == maps.outward.path.removeprefix(f"{whole.path}."))
     assert maps.outward.entered is not None and again.entered is not None, "a map has an input"
     return same(again.entered, maps.outward.entered * 2)
-
-
-def _fresh(whole: Visit) -> tuple[object, ...]:
-    """Returns a call's arguments, with the first tensor as it was then."""
-    if not whole.args:
-        return ()
-    return (whole.entered.clone() if isinstance(whole.args[0], Tensor) and whole.entered is not None else whole.args[0],
-            *whole.args[1:])
 
 
 def _is_mixture(visit: Visit) -> bool:
@@ -178,8 +167,3 @@ def _mixture(
         "experts": ExpertsBridge(name=experts.path.removeprefix(f"{whole.path}."), is_transposed=is_transposed),
     }
     return MoEBridge(name=name, submodules=parts)
-
-
-def reads_stream(inside: Sequence[Visit], stream: Tensor) -> list[Visit]:
-    """Returns the norms that read a stream, in order."""
-    return [one for one in inside if same(one.entered, stream) and norm_kind(one)]

@@ -125,6 +125,20 @@ def first_tensor(value: Any) -> Tensor | None:
     return next((found for found in map(first_tensor, parts) if found is not None), None)
 
 
+def fresh_arguments(visit: Visit, value: Tensor | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns what a module was called with, with a new first tensor in the place of the one that it was given.
+
+    Args:
+        visit: The call.
+        value: The new tensor; by default a copy of what the first was then, since the model may have written into it.
+    """
+    new = visit.entered.clone() if value is None and visit.entered is not None else value
+    if visit.args and isinstance(visit.args[0], Tensor):
+        return (new, *visit.args[1:]), dict(visit.kwargs)
+    name = next((name for name, one in visit.kwargs.items() if isinstance(one, Tensor)), None)
+    return visit.args, {**visit.kwargs, **({} if name is None else {name: new})}
+
+
 def traced(model: nn.Module, run: Callable[[], Any], changes: Mapping[str, Change] | None = None) -> Trace:
     """Runs something and returns what all modules of a model did.
 

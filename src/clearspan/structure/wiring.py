@@ -21,8 +21,6 @@ class Contribution:
         calls: The calls whose output it is, in the order of the forward.
         value: It, before the block's own factor.
         factor: What the block multiplies it by.
-        stage: Which of the block's stages it belongs to.
-        read: The stream that its sublayer reads.
         post_norm: The norm on the sublayer's output, or None.
         source: The calls whose output is the sublayer's before that norm.
     """
@@ -30,7 +28,6 @@ class Contribution:
     calls: list[Visit]
     value: Tensor
     factor: float = 1.0
-    stage: int = 0
     post_norm: Visit | None = None
     source: list[Visit] = field(default_factory=list)
 
@@ -42,22 +39,16 @@ class Wiring:
     Attributes:
         block: The block's call.
         contributions: What is added, in order.
-        streams: The residual stream before each stage, and after the last.
+        streams: The residual stream that enters, and after each contribution.
         norms_the_sum: Norms of the stream after each contribution, if it is wired so.
-        carry: What the stream itself is multiplied by at each contribution.
-        is_normed_residual: Whether the stream goes on as its norm.
+        residual_norms: Norms whose output the stream goes on as, if it is wired so.
     """
 
     block: Visit
     contributions: list[Contribution]
     streams: list[Tensor]
     norms_the_sum: list[Visit] = field(default_factory=list)
-    carry: float = 1.0
     residual_norms: list[Visit] = field(default_factory=list)
-
-    def stage(self, index: int) -> list[Contribution]:
-        """Returns the contributions of a stage."""
-        return [one for one in self.contributions if one.stage == index]
 
 
 def find_wiring(trace: Trace, block: Visit) -> Wiring:
@@ -120,35 +111,18 @@ def _before(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
     chosen = sum_of(values, added.to(end.dtype), MOST, added.abs().max())
     if chosen is None:
         return None
-    return _staged(block, [Contribution(groups[index], values[index]) for index in chosen], calls)
+    return _summed(block, [Contribution(groups[index], values[index]) for index in chosen])
 
 
-def _staged(block: Visit, contributions: list[Contribution], calls: Sequence[Visit]) -> Wiring:
-    """Returns contributions laid in stages: a stage ends where something reads the stream that it leaves."""
+def _summed(block: Visit, contributions: list[Contribution]) -> Wiring:
+    """Returns contributions in the order in which they run, with the stream after each."""
     contributions.sort(key=lambda one: min(call.order for call in one.calls))
     stream = _entered(block).double()
-    streams, stage = [_entered(block)], 0
-    for index, one in enumerate(contributions):
-        one.stage = stage
-        shaped = one.value.double().reshape(stream.shape)
-        stream = stream + one.factor * shaped
-        is_last = index == len(contributions) - 1
-        value = stream.to(_left(block).dtype)
-        later = (call for call in calls_inside(block, calls) if call.order > min(call.order for call in one.calls))
-        if not is_last and any(_reads(call, value) for call in later):
-            stage += 1
-            streams.append(value)
-    streams.append(_left(block))
-    return Wiring(block, contributions, streams)
-
-
-def calls_inside(block: Visit, calls: Sequence[Visit]) -> Iterator[Visit]:
-    """Yields the calls in a block but the block's own."""
-    return (call for call in calls if call is not block)
-
-
-def _reads(call: Visit, stream: Tensor) -> bool:
-    return call.entered is not None and same(call.entered, stream)
+    streams = [_entered(block)]
+    for one in contributions[:-1]:
+        stream = stream + one.factor * one.value.double().reshape(stream.shape)
+        streams.append(stream.to(_left(block).dtype))
+    return Wiring(block, contributions, [*streams, _left(block)])
 
 
 def _normed_residual(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
@@ -165,7 +139,7 @@ def _normed_residual(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
                 added = total.double().reshape(end.shape) - _left(norm).double().reshape(end.shape)
                 chosen = sum_of(values, added.to(end.dtype), 1, added.abs().max())
                 if chosen is not None:
-                    found.append(Contribution(groups[chosen[0]], values[chosen[0]], stage=len(found)))
+                    found.append(Contribution(groups[chosen[0]], values[chosen[0]]))
             if len(found) == 2:
                 return Wiring(block, found, [start, _entered(second), end], residual_norms=[first, second])
     return None
@@ -183,7 +157,6 @@ def _after(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
         if step is None or len(found) == MOST:
             return None
         norm, contribution = step
-        contribution.stage = len(found)
         found.append(contribution)
         passed.append(norm)
         stream = _left(norm).reshape(end.shape)
@@ -217,7 +190,7 @@ def _scaled(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
                 Contribution(group, value, factor)
                 for group, value, factor in zip(picked, parts, found[1:], strict=True)
             ]
-            return _staged(block, made, calls)
+            return _summed(block, made)
     return None
 
 

@@ -1,0 +1,122 @@
+"""The sublayers of a block: of which kind each is, its template, and the norm that it reads the stream through."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clearspan.components import GeneralizedComponent
+from clearspan.structure.algebra import factor, norm_kind, same
+from clearspan.structure.attention import Attention, attention_template, find_attention
+from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.mlp import find_mlp
+from clearspan.structure.trace import Attended, Trace, Visit, fresh_arguments, traced
+from clearspan.structure.wiring import Contribution, Wiring
+
+
+@dataclass(eq=False)
+class Sublayer:
+    """One sublayer of a block.
+
+    Attributes:
+        kind: `attn`, `mlp` or `mixer`.
+        part: Its template.
+        contribution: What it adds.
+        reader: The call that reads its input.
+        stage: Which of the block's streams it reads.
+        norm: The call of the norm between stream and reader, or None.
+        multiplier: What its input is multiplied by, after the norm.
+    """
+
+    kind: str
+    part: GeneralizedComponent
+    contribution: Contribution
+    reader: Visit
+    stage: int = 0
+    norm: Visit | None = None
+    multiplier: float = 1.0
+
+
+def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str) -> list[Sublayer]:
+    """Returns the sublayers of a block, in the order in which they run.
+
+    Raises:
+        MissingStructureError: One is of no known kind, or reads no stream of the block.
+    """
+    block = wiring.block
+    attentions = [find_attention(trace, block, one) for one in _attending(trace, block)]
+    found: list[Sublayer] = []
+    taken: list[Attention] = []
+    for contribution in wiring.contributions:
+        attention = next((one for one in attentions if _gives(one, contribution)), None)
+        if attention is not None:
+            taken.append(attention)
+            part = attention_template(attention, block, findings, where)
+            found.append(Sublayer("attn", part, contribution, attention.query.map))
+    if len(taken) < len(attentions):
+        lost = next(one for one in attentions if one not in taken)
+        raise MissingStructureError(f"{lost.output.path} gives none of what {block.path} adds")
+    outside = [one for one in trace.inside(block) if not any(one.is_in(attention.path) for attention in taken)]
+    rest = [one for one in wiring.contributions if not any(one is other.contribution for other in found)]
+    for contribution in rest:
+        found.append(_other(trace, block, contribution, outside, findings, where))
+    found.sort(key=lambda one: min(call.order for call in one.contribution.calls))
+    for one in found:
+        _locate(one, wiring, trace)
+    return found
+
+
+def _attending(trace: Trace, block: Visit) -> list[Attended]:
+    return [one for one in trace.attended if one.path.startswith(f"{block.path}.")]
+
+
+def _gives(attention: Attention, contribution: Contribution) -> bool:
+    return any(same(one.left, attention.output.left) for one in contribution.source)
+
+
+def _other(
+    trace: Trace, block: Visit, contribution: Contribution, outside: list[Visit], findings: Findings, where: str
+) -> Sublayer:
+    """Returns the sublayer that adds a contribution without attending."""
+    modules = [one for one in contribution.source if one.module._modules]
+    whole = min(modules, key=lambda one: one.depth) if modules else None
+    if whole is not None and _mixes_positions(whole):
+        name = whole.path.removeprefix(f"{block.path}.")
+        findings.add(f"{where}.mixer", f"{whole.path} mixes positions without a softmax")
+        part = GeneralizedComponent(name=name, output_is_overwritten=whole.is_overwritten)
+        return Sublayer("mixer", part, contribution, whole)
+    part, reader = find_mlp(trace, block, whole, contribution, outside, findings, where)
+    return Sublayer("mlp", part, contribution, reader)
+
+
+def _mixes_positions(whole: Visit) -> bool:
+    """Whether a module's output at the last position changes with its input at the first."""
+    entered = whole.entered
+    if entered is None or entered.ndim != 3 or whole.left is None:
+        return False
+    changed = entered.clone()
+    changed[:, 0] += torch.linspace(-1, 1, entered.shape[-1], dtype=entered.dtype) * entered.abs().mean()
+    before, after = (_run_again(whole, value) for value in (entered, changed))
+    return before is not None and after is not None and not torch.equal(before[:, -1], after[:, -1])
+
+
+def _run_again(whole: Visit, value: Tensor) -> Tensor | None:
+    args, kwargs = fresh_arguments(whole, value)
+    return traced(whole.module, lambda: whole.module(*args, **kwargs)).visits[0].left
+
+
+def _locate(one: Sublayer, wiring: Wiring, trace: Trace) -> None:
+    """Finds which stream a sublayer reads, and through which norm."""
+    norms = [call for call in trace.inside(wiring.block) if norm_kind(call) and call.order < one.reader.order]
+    for stage, stream in enumerate(wiring.streams[:-1]):
+        if same(one.reader.entered, stream) and not wiring.residual_norms:
+            one.stage = stage
+            return
+        for norm in norms:
+            if not same(norm.entered, stream) or norm.left is None or one.reader.entered is None:
+                continue
+            multiplier = factor(norm.left, one.reader.entered)
+            if multiplier is not None:
+                one.stage, one.norm, one.multiplier = stage, norm, multiplier
+                return
+    raise MissingStructureError(f"{one.reader.path} reads the residual stream neither as it is nor through a norm")
