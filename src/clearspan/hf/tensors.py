@@ -58,6 +58,8 @@ def as_tokens(raw: Tensor, layout: Layout, rows: int) -> Tensor:
             return raw
         case Layout.HEADS_FIRST:
             return raw.transpose(1, 2)
+        case Layout.ONE_ROW:
+            return raw.unsqueeze(0)
         case Layout.FLAT:
             return raw if raw.ndim > 2 else raw.unflatten(0, (rows, -1))
 
@@ -69,5 +71,8 @@ def from_tokens(value: Tensor, layout: Layout, raw: Tensor) -> Tensor:
             return value
         case Layout.HEADS_FIRST:
             return value.transpose(1, 2)
+        case Layout.ONE_ROW:
+            # What is added to the rows of a batch may have as many rows itself.
+            return value[0] if len(value) == 1 else value
         case Layout.FLAT:
             return value if value.ndim == raw.ndim else value.flatten(0, 1)

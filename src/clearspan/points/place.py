@@ -33,6 +33,8 @@ class Layout(StrEnum):
     TOKENS = "batch pos ..."
     HEADS_FIRST = "batch head pos ..."
     FLAT = "(batch pos) ..."
+    ONE_ROW = "pos ..."
+    """One row for all rows of the batch, without an axis of rows."""
     ROWS_BY_ROWS = "batch head q_pos k_pos"
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clearspan._run import runs
 from clearspan.cache import ActivationCache
-from clearspan.components import GeneralAttentionBridge, LatentAttentionBridge
+from clearspan.components import GeneralAttentionBridge, LatentAttentionBridge, PosEmbedBridge
 from clearspan.hf.attention import Call
 from clearspan.hf.observers import observed
 from clearspan.points import Side
@@ -52,7 +52,7 @@ def attention(trial: Trial) -> Iterator[Check]:
     seen = {block.attn.path: Seen() for block in blocks}
     ends = ("attn.hook_q", "attn.hook_k", "attn.q_norm.hook_out", "attn.k_norm.hook_out", "attn.kv_a.hook_out")
     names = [name for name in model.hook_dict if name.endswith(ends) and trial.is_readable(model.hook_dict[name].name)]
-    with observed({block.attn.module: seen[block.attn.path].observe for block in blocks}):
+    with observed({block.attn.core_module: seen[block.attn.path].observe for block in blocks}):
         _, cache = runs.run_with_cache(model, trial.tokens, names)
     biased = []
     for block in blocks:
@@ -216,7 +216,7 @@ def _bias(cache: ActivationCache, attention: GeneralAttentionBridge, seen: Mappi
 def _of_positions(trial: Trial, biased: list[bool | None]) -> Iterator[Check]:
     """Yields the check of the config's kind of positions, where neither rotation nor an embedding tells it."""
     said = trial.model.cfg.positional_embedding_type
-    has_embedding = "hook_pos_embed" in trial.model.hook_dict
+    has_embedding = any(isinstance(part, PosEmbedBridge) for part in trial.model.components)
     if has_embedding or len(biased) < len(trial.model.blocks) or None in biased:
         return
     found = "alibi" if any(biased) else "none"

@@ -92,9 +92,14 @@ def _parts(model: Model) -> Iterator[GeneralizedComponent]:
 
 
 def _at(model: nn.Module, paths: Iterable[str]) -> set[int]:
-    """Returns the ids of the modules and parameters at paths, wherever wrappers have moved them."""
+    """Returns the ids of the modules and parameters at paths, wherever wrappers have moved them.
+
+    A parameter in one of these modules may be one of another module too, and is known there as well.
+    """
     ends = (path.rpartition(".") for path in paths)
-    return {id(getattr(module_at(model, around), name)) for around, _, name in ends}
+    there = [getattr(module_at(model, around), name) for around, _, name in ends]
+    inside = (parameter for one in there if isinstance(one, nn.Module) for parameter in one.parameters())
+    return {id(one) for one in (*there, *inside)}
 
 
 def _unclaimed(module: nn.Module, path: str, claimed: Container[int]) -> Iterator[str]:
@@ -145,8 +150,8 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
             yield from _of_norm(part, cfg)
         case EmbeddingBridge():
             yield "the rows of the token embedding", cfg.d_vocab, part.n_tokens
-        case PosEmbedBridge():
-            positions, width = part.shape("weight")
+        case PosEmbedBridge(table=str() as table):
+            positions, width = part.shape(table)
             yield "the positions of the position embedding", cfg.n_ctx, positions - part.offset
             yield "the width of the position embedding", cfg.d_model, width
         case LinearBridge(path="unembed"):
@@ -264,8 +269,9 @@ def _expected(model: Model) -> Iterator[tuple[str, object]]:
     yield "split_attention_weights", splits
     if any(block.attn.has_rotary for block in blocks):
         yield "positional_embedding_type", "rotary"
-    elif any(isinstance(part, PosEmbedBridge) for part in model.components):
-        yield "positional_embedding_type", "standard"
+    elif embeddings := [part for part in model.components if isinstance(part, PosEmbedBridge)]:
+        has_table = any(part.table is not None for part in embeddings)
+        yield "positional_embedding_type", "standard" if has_table else "sinusoidal"
         yield "has_table", False  # of rotations or biases
     yield "eps_attr", _eps_attr(model)
 
