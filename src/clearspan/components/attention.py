@@ -34,6 +34,8 @@ class GeneralAttentionBridge(GeneralizedComponent):
         attention_mask_4d: Whether that mask must be the additive `[batch, 1, q_pos, k_pos]`.
         repeats_keys: Whether the model repeats keys for all heads before the product.
         has_sinks: Whether a sink, which is no key, takes a share of each query's attention.
+        joins_heads: Whether rows and heads share an axis where queries and keys are multiplied, so that scores and
+            pattern are `[batch*head, q_pos, k_pos]` (XGLM, MVP).
         core: Path, in attention's module, of the module that multiplies queries and keys (BERT: `self`, with `o` at
             `output.dense`); empty where attention's module does it.
         norms_input: Whether the norm before attention is inside its module, so that the projections read the norm's
@@ -46,6 +48,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     attention_mask_4d: bool = False
     repeats_keys: bool = False
     has_sinks: bool = False
+    joins_heads: bool = False
     core: str = ""
     norms_input: bool = False
 
@@ -157,7 +160,10 @@ class GeneralAttentionBridge(GeneralizedComponent):
     def inside(self, side: Side) -> Place:
         """Returns a place inside attention."""
         by_head = side in (Side.QUERY, Side.KEY)
-        return Place(self.core_path, side, layout=Layout.HEADS_FIRST if by_head else Layout.ROWS_BY_ROWS)
+        apart = Layout.HEADS_FIRST if by_head else Layout.ROWS_BY_ROWS
+        joined = Layout.JOINED_HEADS if by_head else Layout.JOINED_SQUARE
+        rows_of = self.module_path if self.joins_heads else ""
+        return Place(self.core_path, side, layout=joined if self.joins_heads else apart, rows_of=rows_of)
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the points from the projections to the heads' results."""
