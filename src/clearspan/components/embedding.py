@@ -73,6 +73,9 @@ class PosEmbedBridge(GeneralizedComponent):
         offset: Rows of the table before that of position 0.
         input_is_positions: Whether the module's first input is positions, not a mask, a shape or token ids.
         table: Name of the parameter that holds a row for each position, or None where the module computes them.
+        padding_id: The token id that gets no position, where the model counts the others: the first has the row
+            `offset`, and tokens of this id the row before it (RoBERTa). The model's `position_ids` are then rows. None
+            where positions do not depend on ids.
         ends_in_embed: Whether its output goes through the norm or projection at which the token embedding ends, so that
             `hook_embed` has both, and this has no share of the residual stream that could be told apart (BERT).
     """
@@ -81,6 +84,7 @@ class PosEmbedBridge(GeneralizedComponent):
     offset: int = 0
     input_is_positions: bool = True
     table: str | None = "weight"
+    padding_id: int | None = None
     ends_in_embed: bool = False
 
     input_axes = "batch pos"

@@ -91,7 +91,8 @@ def _segments(trial: Trial) -> Iterator[Check]:
         start = runs.forward(model, trial.tokens, stop_at_layer=middle)
     for part, given in zip(embeds, told, strict=False):
         length = trial.tokens.shape[1]
-        are_positions = isinstance(given, Tensor) and _count_up(given, length)
+        first = 0 if part.padding_id is None else part.offset
+        are_positions = isinstance(given, Tensor) and _count_up(given - first, length)
         why = "" if are_positions == part.input_is_positions else "`input_is_positions` of the adapter is wrong."
         said = "positions" if part.input_is_positions else "no positions"
         yield Check("parts", f"the input of {part.path} is {said}", not why, explanation=why)

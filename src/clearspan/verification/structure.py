@@ -8,6 +8,7 @@ from itertools import islice
 
 from torch import nn
 
+from clearspan._forward.given import counting
 from clearspan.components import (
     AttentionBridge,
     EmbeddingBridge,
@@ -244,7 +245,9 @@ def _settings(model: Model) -> Iterator[tuple[str, str]]:
 def _expected(model: Model) -> Iterator[tuple[str, object]]:
     """Yields what fields of the config should be."""
     own = bridge_config(model.hf_model, type(model.adapter))
-    for name in ("d_model", "n_heads", "n_layers", "n_ctx", "d_vocab", "d_mlp", "act_fn", "dtype", "architecture"):
+    counted = counting(model)  # whose config counts rows of the table, those before the first position too
+    yield "n_ctx", own.n_ctx - (0 if counted is None else counted.offset)
+    for name in ("d_model", "n_heads", "n_layers", "d_vocab", "d_mlp", "act_fn", "dtype", "architecture"):
         yield name, getattr(own, name)
     blocks = model.blocks
     norms = [part for part in _parts(model) if isinstance(part, NormalizationBridge)]

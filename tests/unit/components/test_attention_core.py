@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tests.structures import SIZES, assert_verified, bridged, linears, norms, tiny, tokens
+from transformers import DynamicCache
 
 from clearspan._forward.readout import directions_of
 from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY
@@ -113,7 +114,38 @@ def megatron():
     return bridged(model, mapping, **ADAPTER)
 
 
-KINDS = {"bert": bert, "megatron": megatron}
+def roberta(name="Roberta", root="roberta", *, sums=True, **settings):
+    """RoBERTa and its kin, which count the tokens whose ids are not padding's."""
+    model = tiny(name, is_decoder=True, **{**SIZES, "pad_token_id": 1, **settings})
+
+    def head():
+        parts = {**linears(in_="lm_head.dense"), **norms(norm="lm_head.layer_norm")}
+        last = {} if sums else norms(ln_final=f"{root}.LayerNorm")
+        return {**last, "head": LogitHeadBridge(submodules=parts), "unembed": UnembeddingBridge(name="lm_head.decoder")}
+
+    mapping = encoder_like(
+        root,
+        sums=sums,
+        attention_norm=("attention.output.LayerNorm", "output.LayerNorm")
+        if sums
+        else ("attention.LayerNorm", "intermediate.LayerNorm"),
+        head=head,
+        ends_with="LayerNorm",
+        positions={"offset": 2, "padding_id": 1},
+    )
+
+    def counted(cfg):
+        cfg.n_ctx = cfg.hf["max_position_embeddings"] - 2
+        return mapping(cfg)
+
+    return bridged(model, counted, **ADAPTER)
+
+
+def prelayernorm():
+    return roberta("RobertaPreLayerNorm", "roberta_prelayernorm", sums=False)
+
+
+KINDS = {"bert": bert, "megatron": megatron, "roberta": roberta, "prelayernorm": prelayernorm}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,4 +213,67 @@ def test_a_head_that_is_not_linear_says_so():
         "  where: BertLMHeadModel\n"
         "  reason: a map with an activation function lies between the last block and the unembedding\n"
         "  fix: run the model: bridge(..., start_at_layer=...) takes a residual stream and gives logits"
+    )
+
+
+def rows_asked_for(model, run):
+    """Returns what the model's table of positions is asked for while something runs."""
+    asked = []
+    table = model.roberta.embeddings.position_embeddings
+    handle = table.register_forward_pre_hook(lambda _, given: asked.append(given[0].tolist()))
+    with torch.no_grad():
+        run()
+    handle.remove()
+    return asked
+
+
+def test_positions_counted_from_ids_are_those_of_the_bare_model():
+    bridge = roberta()
+    model = bridge.hf_model
+    ids = torch.tensor([[5, 6, 7, 8, 9], [1, 1, 5, 6, 7], [5, 1, 6, 7, 8]])
+    mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1], [1] * 5])
+    expected = [[2, 3, 4, 5, 6], [1, 1, 2, 3, 4], [2, 1, 3, 4, 5]]
+    assert rows_asked_for(model, lambda: model(ids, attention_mask=mask)) == [expected]
+    assert rows_asked_for(model, lambda: bridge(ids, attention_mask=mask)) == [expected]
+    assert rows_asked_for(model, lambda: bridge(ids)) == [expected]
+    assert torch.equal(bridge(ids), model(ids, use_cache=False).logits)
+    # Padding by another token, and embeddings, where the bare model would count padding.
+    other = torch.where(mask == 0, 7, ids)
+    assert rows_asked_for(model, lambda: bridge(other, attention_mask=mask)) == [expected]
+    embeds = bridge.W_E[ids].detach()
+    assert rows_asked_for(model, lambda: bridge(embeds, attention_mask=mask))[0][1] == expected[1]
+
+
+def test_positions_counted_from_ids_go_on_behind_a_kv_cache():
+    bridge = roberta()
+    ids = torch.tensor([[5, 6, 7, 8, 9], [1, 1, 5, 6, 7]])
+    mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])
+    cache = DynamicCache(config=bridge.hf_model.config)
+    bridge(ids[:, :3], attention_mask=mask[:, :3], past_key_values=cache)
+    rest = []
+    asked = rows_asked_for(
+        bridge.hf_model,
+        lambda: rest.append(bridge(ids[:, 3:], attention_mask=mask, past_key_values=cache)),
+    )
+    assert asked == [[[5, 6], [3, 4]]]
+    assert torch.allclose(rest[0], bridge(ids, attention_mask=mask)[:, 3:], atol=1e-5)
+
+
+def test_a_generation_counts_as_the_forward_does():
+    bridge = roberta()
+    ids = torch.tensor([[5, 6, 7]])
+    asked = rows_asked_for(bridge.hf_model, lambda: bridge.generate(ids, max_new_tokens=3, do_sample=False))
+    assert asked == [[[2, 3, 4]], [[5]], [[6]]]
+    # Transformers numbers them from 0 on in a generation, and from 2 on in a forward.
+    bare = rows_asked_for(
+        bridge.hf_model, lambda: bridge.hf_model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=1)
+    )
+    assert bare[0] == [[0, 1, 2]]
+
+
+def test_positions_outside_the_table_are_refused():
+    with pytest.raises(InvalidArgumentError) as raised:
+        roberta()(torch.tensor([[5, 6, 7]]), position_ids=torch.tensor([[0, 1, 2]]))
+    assert str(raised.value) == (
+        "position_ids are not in the model's table of positions\n  expected: 1 to 63\n  got: 0 to 2"
     )
