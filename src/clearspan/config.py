@@ -32,6 +32,8 @@ class TransformerBridgeConfig:
             with those of its text model, which count where both have one.
         output_logits_soft_cap: Where the model caps its logits by `cap * tanh(logits / cap)`, or None.
         logit_scale: What the model multiplies the unembedding's output by.
+        positional_embedding_type: How positions enter: `standard` (a table is added to the embedding), `sinusoidal`
+            (what is added is computed, for any length), `rotary`, `alibi`, or `none`.
         has_table: Whether rotations or biases lie in a table of `n_ctx` positions, and no more can be computed.
     """
 
@@ -52,7 +54,7 @@ class TransformerBridgeConfig:
     hf: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     normalization_type: Literal["LN", "RMS"] = "LN"
-    positional_embedding_type: Literal["standard", "rotary", "alibi", "none"] = "standard"
+    positional_embedding_type: Literal["standard", "sinusoidal", "rotary", "alibi", "none"] = "standard"
     final_rms: bool = False
     gated_mlp: bool = False
     attn_only: bool = False

@@ -77,7 +77,7 @@ class PointIndex:
         n_layers = adapter.cfg.n_layers
         paths = [component.path for component in components]
         first = next(index for index, path in enumerate(paths) if path.startswith("blocks."))
-        before = {"hook_embed", "hook_pos_embed", *paths[:first]}
+        before = {"hook_embed", "hook_pos_embed", "hook_type_embed", *paths[:first]}
         self._stage = {point.name: _stage(point.name, before, n_layers) for point in self._points}
 
     def __iter__(self) -> Iterator[HookPoint]:

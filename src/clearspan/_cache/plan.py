@@ -15,7 +15,7 @@ from clearspan.hf.recording import Recording
 from clearspan.hf.rehearsal import ShapesAlone
 from clearspan.hf.storages import Copies, Relocation
 from clearspan.index import PointIndex
-from clearspan.points import Address, HookPoint, Layout, Side
+from clearspan.points import Address, HookPoint, Side
 from clearspan.results import table
 from clearspan.shapes import Axes
 
@@ -241,8 +241,8 @@ class Bound:
     def of(cls, points: Iterable[HookPoint], index: PointIndex) -> "Bound":
         """Returns the bound of some points, by what all points tell of the raw tensors' widths."""
         places = {point.place.key: point.place for point in points}
-        squares = [index.at(place)[0] for place in places.values() if place.layout is Layout.ROWS_BY_ROWS]
-        linear = (place for place in places.values() if place.layout is not Layout.ROWS_BY_ROWS)
+        squares = [index.at(place)[0] for place in places.values() if place.layout.is_square]
+        linear = (place for place in places.values() if not place.layout.is_square)
         per_position = sum(_width(index.at(place)) for place in linear)
         if not squares:
             return cls(per_position, 0)

@@ -218,7 +218,7 @@ def projected(stack: Stack, directions: Float[Tensor, "d_model direction"] | Non
 
 
 def _embeddings(cache: CacheLookup) -> dict[str, str]:
-    names = {"embed": "hook_embed", "pos_embed": "hook_pos_embed"}
+    names = {"embed": "hook_embed", "pos_embed": "hook_pos_embed", "type_embed": "hook_type_embed"}
     return {label: name for label, name in names.items() if name in cache.model.hook_dict}
 
 
@@ -229,11 +229,11 @@ def _stacked(cache: CacheLookup, names: dict[str, str]) -> Stack:
 
 
 def _entry(cache: CacheLookup, name: str) -> Tensor:
-    """Returns an entry. In a run of embeddings the embedding is what the stream starts with, less the positions."""
+    """Returns an entry. In a run of embeddings the embedding is what the stream starts with, less what is added."""
     if name != "hook_embed" or name in cache or cache.batch.embeds is None:
         return cache[name]
-    start = cache["resid_pre", 0]
-    return start - cache["hook_pos_embed"] if "hook_pos_embed" in cache.model.hook_dict else start
+    others = [cache[added] for added in _embeddings(cache).values() if added != name]
+    return cache["resid_pre", 0] - sum(others) if others else cache["resid_pre", 0]
 
 
 def _nothing(cache: CacheLookup) -> Stack:

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clearspan.checks import check_kind, is_whole, tensor_of
+from clearspan.components import PosEmbedBridge
 from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError
 from clearspan.hf.keywords import KV_CACHE, KV_CACHE_NAMES, kv_cache_in, kv_cache_keyword
 from clearspan.inputs import Batch, Input, check_has_values
@@ -130,10 +131,37 @@ def prepare(
         kwargs["attention_mask"] = whole
     if position_ids is not None:
         kwargs["position_ids"] = _checked_positions(model, position_ids, batch)
-    elif whole is not None and whole.ndim == 2 and not model.adapter.makes_positions_from_mask:
-        kwargs["position_ids"] = (whole.cumsum(-1) - 1).clamp(min=0)[:, seen:]
+    else:
+        kwargs |= positions(model, batch, None if whole is None or whole.ndim != 2 else whole, seen)
     kwargs["input_ids" if batch.embeds is None else "inputs_embeds"] = batch.value
     return ModelInput(batch, kwargs)
+
+
+def positions(model: Model, batch: Batch, mask: Tensor | None, seen: int = 0) -> dict[str, Tensor]:
+    """Returns `position_ids` that give rows the positions they have alone; nothing if the model makes these itself.
+
+    Args:
+        model: The model.
+        batch: The rows.
+        mask: 1 for real tokens, those in a KV cache included, `[row, pos]`; None where nothing is padded.
+        seen: Positions in the KV cache.
+    """
+    embedding = counting(model)
+    if embedding is None:
+        if mask is None or model.adapter.makes_positions_from_mask:
+            return {}
+        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, seen:]}
+    before = seen if mask is None else mask[:, :seen].sum(-1, keepdim=True)
+    real = batch.real if mask is None else mask[:, seen:]
+    if batch.tokens is not None:
+        real = real * (batch.tokens != embedding.padding_id)
+    return {"position_ids": (real.cumsum(-1) + before) * real + embedding.offset - 1}
+
+
+def counting(model: Model) -> PosEmbedBridge | None:
+    """Returns the position embedding of a model that counts the tokens of other ids than padding's, or None."""
+    embeddings = (part for part in model.components if isinstance(part, PosEmbedBridge))
+    return next((part for part in embeddings if part.padding_id is not None), None)
 
 
 def _checked_positions(model: Model, given: object, batch: Batch) -> Int[Tensor, "row pos"]:
@@ -159,10 +187,13 @@ def _checked_positions(model: Model, given: object, batch: Batch) -> Int[Tensor,
             expected=f"whole numbers [{batch.rows}, {batch.width}]",
             got=f"{ids.dtype} {list(ids.shape)}",
         )
-    if model.cfg.is_limited and not 0 <= int(ids.min()) <= int(ids.max()) < model.cfg.n_ctx:
+    embedding = counting(model)
+    least = 0 if embedding is None else embedding.offset - 1
+    most = model.cfg.n_ctx - 1 + (0 if embedding is None else embedding.offset)
+    if model.cfg.is_limited and not least <= int(ids.min()) <= int(ids.max()) <= most:
         raise InvalidArgumentError(
             "position_ids are not in the model's table of positions",
-            expected=f"0 to {model.cfg.n_ctx - 1}",
+            expected=f"{least} to {most}",
             got=f"{int(ids.min())} to {int(ids.max())}",
         )
     return ids.to(batch.device)

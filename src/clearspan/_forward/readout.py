@@ -20,7 +20,7 @@ from clearspan.components import GeneralizedComponent, NormalizationBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch
 from clearspan.model import Model
-from clearspan.weights.processing import final_norm, readout
+from clearspan.weights.processing import final_norm, has_head, readout
 
 Weights = Callable[[GeneralizedComponent, Tensor], Tensor]
 """Returns a part's weight to compute with: a cache checks here that it is still that of its run."""
@@ -51,7 +51,7 @@ def read_out(
     if tokens is not None:
         tokens = _checked_tokens(model, tokens)
     with model.taps.turns.unseen():
-        if tokens is None or model.unembed.is_quantised:
+        if tokens is None or model.unembed.is_quantised or has_head(model):
             given = ModelInput(Batch(None, embeds=residual), {"inputs_embeds": residual, "use_cache": False})
             logits = run_segment(model, given, model.cfg.n_layers, None)
             assert isinstance(logits, Tensor), "a run that does not stop ends with logits"

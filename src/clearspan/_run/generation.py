@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clearspan._cache.room import Choice, choose
-from clearspan._forward.given import check_width, either
+from clearspan._forward.given import check_width, counting, either, positions
 from clearspan._run import caching, hooks
 from clearspan._run.handover import Handover
 from clearspan._run.hooks import Hooks
@@ -89,7 +89,9 @@ def prepare(
             expected=f"attention_mask {list(batch.value.shape[:2])}",
             got=str(list(batch.attention.shape)),
         )
-    kwargs = {"attention_mask": batch.real, **checked_settings(model, batch, generate_kwargs)}
+    # Transformers would number positions from 0 on, whatever the model does.
+    own = {} if counting(model) is None else positions(model, batch, batch.real)
+    kwargs = {"attention_mask": batch.real, **own, **checked_settings(model, batch, generate_kwargs)}
     if "pad_token_id" not in kwargs and model.hf_model.generation_config.pad_token_id is None:
         kwargs["pad_token_id"] = model.text.pad_id
     return Prompt(batch, kwargs)

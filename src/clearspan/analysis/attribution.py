@@ -30,7 +30,8 @@ REST = "rest"
 """The part that holds all that is not of the unit asked for."""
 _BARS = 40
 _SCALE = "ln_final.hook_scale"
-_ALWAYS = ("hook_embed", "hook_pos_embed", "blocks.0.hook_resid_pre", _SCALE, "unembed.hook_out")
+_EMBEDS = ("hook_embed", "hook_pos_embed", "hook_type_embed")
+_ALWAYS = (*_EMBEDS, "blocks.0.hook_resid_pre", _SCALE, "unembed.hook_out")
 _KEPT = {
     "component": ("hook_attn_out", "hook_mlp_out"),
     "layer": ("hook_attn_out", "hook_mlp_out"),

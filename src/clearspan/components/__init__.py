@@ -8,7 +8,13 @@ from clearspan.components.attention import (
 )
 from clearspan.components.base import Binding, GeneralizedComponent, PerLayer, check_parts, hook_points, logits_point
 from clearspan.components.block import BlockBridge, Identity
-from clearspan.components.embedding import EmbeddingBridge, PosEmbedBridge, UnembeddingBridge
+from clearspan.components.embedding import (
+    EmbeddingBridge,
+    LogitHeadBridge,
+    PosEmbedBridge,
+    TypeEmbedBridge,
+    UnembeddingBridge,
+)
 from clearspan.components.latent_attention import LatentAttentionBridge
 from clearspan.components.linear import LinearBridge, TransposedLinearBridge
 from clearspan.components.mlp import (
@@ -41,6 +47,7 @@ __all__ = [
     "LatentAttentionBridge",
     "LinearBridge",
     "LinearMap",
+    "LogitHeadBridge",
     "MLPBridge",
     "MoEBridge",
     "NormalizationBridge",
@@ -50,6 +57,7 @@ __all__ = [
     "Sublayer",
     "SublayerKind",
     "TransposedLinearBridge",
+    "TypeEmbedBridge",
     "UnembeddingBridge",
     "WeightTensor",
     "check_parts",

@@ -16,6 +16,7 @@ from clearspan.components.weights import LinearMap, Weight, write_through
 from clearspan.conversions import HeadsConversion, QKVConversionRule, QKVPartConversion
 from clearspan.errors import ConflictingWritesError
 from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, Layout, Place, Side
+from clearspan.tree import module_at
 
 Projection = Literal["q", "k", "v"]
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
@@ -34,6 +35,12 @@ class GeneralAttentionBridge(GeneralizedComponent):
         repeats_keys: Whether the model repeats keys for all heads before the product.
         has_sinks: Whether a sink, which is no key, takes a share of each query's attention.
         has_alibi: Whether positions are a bias on scores that grows with the distance.
+        joins_heads: Whether rows and heads share an axis where queries and keys are multiplied, so that scores and
+            pattern are `[batch*head, q_pos, k_pos]` (XGLM, MVP).
+        core: Path, in attention's module, of the module that multiplies queries and keys (BERT: `self`, with `o` at
+            `output.dense`); empty where attention's module does it.
+        norms_input: Whether the norm before attention is inside its module, so that the projections read the norm's
+            output, and attention's own input is the residual stream (MegatronBERT).
     """
 
     _: KW_ONLY
@@ -43,6 +50,9 @@ class GeneralAttentionBridge(GeneralizedComponent):
     repeats_keys: bool = False
     has_sinks: bool = False
     has_alibi: bool = False
+    joins_heads: bool = False
+    core: str = ""
+    norms_input: bool = False
 
     hook_q: HookPoint = field(init=False)
     hook_k: HookPoint = field(init=False)
@@ -63,7 +73,25 @@ class GeneralAttentionBridge(GeneralizedComponent):
         """Yields the sinks, a parameter of attention's own module."""
         yield from super().claims()
         if self.has_sinks:
-            yield f"{self.module_path}.sinks"
+            yield f"{self.core_path}.sinks"
+
+    @property
+    def core_path(self) -> str:
+        """Path, in the model, of the module that multiplies queries and keys."""
+        return f"{self.module_path}.{self.core}" if self.core else self.module_path
+
+    @property
+    def core_module(self) -> nn.Module:
+        """The Hugging Face module that multiplies queries and keys."""
+        return module_at(self._bound.model, self.core_path)
+
+    def reader(self, projection: Projection) -> GeneralizedComponent:
+        """Returns the part whose input a projection reads: attention itself, unless a norm lies in it before them."""
+        return self.first_map(projection) if self.norms_input else self
+
+    @abstractmethod
+    def first_map(self, projection: Projection) -> LinearBridge:
+        """Returns the first linear map that queries, keys or values pass."""
 
     @property
     def n_heads(self) -> int:
@@ -135,7 +163,10 @@ class GeneralAttentionBridge(GeneralizedComponent):
     def inside(self, side: Side) -> Place:
         """Returns a place inside attention."""
         by_head = side in (Side.QUERY, Side.KEY)
-        return Place(self.module_path, side, layout=Layout.HEADS_FIRST if by_head else Layout.ROWS_BY_ROWS)
+        apart = Layout.HEADS_FIRST if by_head else Layout.ROWS_BY_ROWS
+        joined = Layout.JOINED_HEADS if by_head else Layout.JOINED_SQUARE
+        rows_of = self.module_path if self.joins_heads else ""
+        return Place(self.core_path, side, layout=joined if self.joins_heads else apart, rows_of=rows_of)
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the points from the projections to the heads' results."""
@@ -168,6 +199,10 @@ class HeadAttentionBridge(GeneralAttentionBridge):
     @abstractmethod
     def _rows(self, projection: Projection, name: Literal["weight", "bias"]) -> Tensor:
         """Returns a projection's part of a parameter, its own axis first."""
+
+    def first_map(self, projection: Projection) -> LinearBridge:
+        """Returns the projection's one map."""
+        return self.holder(projection)
 
     @abstractmethod
     def holder(self, projection: Projection) -> LinearBridge:

@@ -1,4 +1,4 @@
-"""Token and position embeddings, and the unembedding."""
+"""Token and position embeddings, the unembedding, and what may lie before it."""
 
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
 from clearspan.components.linear import LinearBridge
-from clearspan.components.weights import Weight, WeightTensor
+from clearspan.components.weights import LinearMap, Weight, WeightTensor
 from clearspan.conversions import ScaledConversion
-from clearspan.errors import UnwritableError
+from clearspan.errors import MissingWeightError, UnwritableError
 from clearspan.points import Converted, HookPoint, Place, SharedRow, Side, Whole, entry_of
 
 
@@ -65,26 +65,52 @@ class EmbeddingBridge(GeneralizedComponent):
 
 @dataclass(eq=False, repr=False)
 class PosEmbedBridge(GeneralizedComponent):
-    """A learned position embedding. Its output is `hook_pos_embed`.
+    """A position embedding, learned or sinusoidal. Its output is `hook_pos_embed`.
+
+    With `layout=Layout.ONE_ROW` the model adds one row `[pos, d_model]` to all rows of the batch (Marian, Pegasus).
 
     Attributes:
         offset: Rows of the table before that of position 0.
-        input_is_positions: Whether the module's first input is positions, not a mask.
+        input_is_positions: Whether the module's first input is positions, not a mask, a shape or token ids.
+        table: Name of the parameter that holds a row for each position, or None where the module computes them.
+        padding_id: The token id that gets no position, where the model counts the others: the first has the row
+            `offset`, and tokens of this id the row before it (RoBERTa). The model's `position_ids` are then rows. None
+            where positions do not depend on ids.
+        ends_in_embed: Whether its output goes through the norm or projection at which the token embedding ends, so that
+            `hook_embed` has both, and this has no share of the residual stream that could be told apart (BERT).
     """
 
     _: KW_ONLY
     offset: int = 0
     input_is_positions: bool = True
+    table: str | None = "weight"
+    padding_id: int | None = None
+    ends_in_embed: bool = False
 
     input_axes = "batch pos"
 
     @Weight
     def W_pos(self) -> Float[Tensor, "pos d_model"]:
-        """The position embedding `[pos, d_model]`, the live parameter or a view of it."""
-        return self.weight("weight")[self.offset :] if self.offset else self.weight("weight")
+        """The position embedding `[pos, d_model]`, the live parameter or a view of it.
+
+        Raises:
+            MissingWeightError: The module computes it for each position.
+        """
+        if self.table is None:
+            reason = "the module computes a position's sines and cosines, and has no weights"
+            raise MissingWeightError(f"{self.path} has no W_pos", reason=reason)
+        weight = self.weight(self.table)
+        return weight[self.offset :] if self.offset else weight
+
+    def writes(self) -> Iterator[LinearMap]:
+        """Yields the table, where its rows are added to the residual stream."""
+        if self.table is not None and not self.ends_in_embed:
+            yield LinearMap(self.module, self.table, None, in_axis=-2, out_axis=-1)
 
     def points(self) -> Iterator[HookPoint]:
         """Yields `hook_pos_embed`, with the batch's rows even if the model computes one row for all."""
+        if self.ends_in_embed:
+            return
         axes, sizes = entry_of("hook_pos_embed").axes, {"d_model": self.cfg.d_model}
         yield HookPoint("hook_pos_embed", axes, self.place(Side.OUTPUT), SharedRow(), sizes=sizes)
 
@@ -95,9 +121,49 @@ class PosEmbedBridge(GeneralizedComponent):
         yield self.point("hook_out", self.place(Side.OUTPUT), SharedRow(), dimensions=self.output_axes)
 
     def absences(self) -> Iterator[tuple[str, str]]:
-        """Yields the input, if it is not positions."""
+        """Yields the input, if it is not positions, and `hook_pos_embed`, if `hook_embed` has it."""
         if not self.input_is_positions:
-            yield f"{self.path}.hook_in", "the module makes positions from the padding mask, which is its input"
+            yield (
+                f"{self.path}.hook_in",
+                "the module's input is no positions: it makes them from a mask, ids or a shape",
+            )
+        if self.ends_in_embed:
+            reason = (
+                "positions are added to the token embedding before its norm or projection, so hook_embed has both; "
+            )
+            yield "hook_pos_embed", f"{reason}{self.path}.hook_out has them alone"
+
+
+@dataclass(eq=False, repr=False)
+class TypeEmbedBridge(GeneralizedComponent):
+    """The embedding of token types (segments). What it adds to the residual stream is `hook_type_embed`.
+
+    Attributes:
+        ends_in_embed: Whether its output goes through the norm or projection at which the token embedding ends, so that
+            `hook_embed` has both.
+    """
+
+    _: KW_ONLY
+    ends_in_embed: bool = False
+
+    input_axes = "batch pos"
+
+    def points(self) -> Iterator[HookPoint]:
+        """Yields `hook_type_embed`, with the batch's rows even if the model computes one row for all."""
+        if not self.ends_in_embed:
+            axes, sizes = entry_of("hook_type_embed").axes, {"d_model": self.cfg.d_model}
+            yield HookPoint("hook_type_embed", axes, self.place(Side.OUTPUT), SharedRow(), sizes=sizes)
+
+    def raw_ends(self) -> Iterator[HookPoint]:
+        """Yields the types and the output, with the batch's rows."""
+        yield self.point("hook_in", self.place(Side.INPUT), SharedRow(), dimensions=self.input_axes)
+        yield self.point("hook_out", self.place(Side.OUTPUT), SharedRow(), dimensions=self.output_axes)
+
+    def absences(self) -> Iterator[tuple[str, str]]:
+        """Yields `hook_type_embed`, if `hook_embed` has it."""
+        if self.ends_in_embed:
+            reason = "types are added to the token embedding before its norm or projection, so hook_embed has both; "
+            yield "hook_type_embed", f"{reason}{self.path}.hook_out has them alone"
 
 
 @dataclass(eq=False, repr=False)
@@ -141,3 +207,11 @@ class UnembeddingBridge(LinearBridge):
         before, _ = super().raw_ends()
         yield before
         yield self.point("hook_out", self.place(Side.OUTPUT), dimensions=self.output_axes)
+
+
+class LogitHeadBridge(GeneralizedComponent):
+    """What lies between the residual stream, or its last norm, and the unembedding, and is no linear map.
+
+    BERT's transform is one: a linear map, an activation function, a norm. Its parts are its submodules, under any name.
+    Logits are then no linear function of the stream at a given scale, and what needs that raises.
+    """

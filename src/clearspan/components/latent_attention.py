@@ -68,6 +68,12 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         assert isinstance(part, LinearBridge), "queries come from a linear map"
         return part
 
+    def first_map(self, projection: Projection) -> LinearBridge:
+        """Returns the map of queries (the first one of two), or that of keys and values to their latents."""
+        part = self.submodules.get("q_a", self._last_query) if projection == "q" else self.submodules["kv_a"]
+        assert isinstance(part, LinearBridge), "queries, keys and values come from linear maps"
+        return part
+
     @property
     def path_projections(self) -> tuple[Projection, ...]:
         """Queries alone: keys and values share their latents."""

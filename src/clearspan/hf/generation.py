@@ -148,7 +148,7 @@ class GenerationRecording(Recording):
 
     def _own(self, place: Place, tensor: Tensor) -> Tensor:
         """Returns a tensor's part for the forward's own positions."""
-        if place.layout is Layout.ROWS_BY_ROWS:
+        if place.layout.is_square:
             # A KV cache of fixed length has empty keys after the real ones.
             return tensor[..., : self._end].clone() if tensor.shape[-1] > self._end else tensor
         length, shown = self._end - self._start, tensor.shape[place.pos_dim]
@@ -205,7 +205,7 @@ class GenerationRecording(Recording):
     def _keep_joined(self, kept: dict[str, Tensor], key: str, pieces: Mapping[int, _Piece]) -> None:
         place = self._places[key]
         tensors = [piece.tensor for piece in pieces.values()]
-        if place.layout is Layout.ROWS_BY_ROWS:
+        if place.layout.is_square:
             fill = least_score(tensors[0].dtype) if place.side is Side.SCORES else 0.0
             tensors = [_among_all_keys(piece, self._end, fill)[..., : self._length] for piece in pieces.values()]
         joined = torch.cat(tensors, place.pos_dim)
@@ -214,7 +214,7 @@ class GenerationRecording(Recording):
     def has(self, point: HookPoint) -> bool:
         """Whether every forward kept the point's value, or something to compute it from."""
         place = point.place
-        is_square = place.layout is Layout.ROWS_BY_ROWS and place.module in self._shells
+        is_square = place.layout.is_square and place.module in self._shells
         pieces = self._shells[place.module] if is_square else self._pieces.get(place.key, ())
         return len(pieces) == self._forwards or super().has(point)
 
@@ -229,7 +229,7 @@ class GenerationRecording(Recording):
 
     def is_deferred(self, place: Place) -> bool:
         """Whether a place's raw tensor has still to be computed."""
-        return place.layout is Layout.ROWS_BY_ROWS and place.module in self._shells and place.key not in self._raw
+        return place.layout.is_square and place.module in self._shells and place.key not in self._raw
 
     def length(self, point: HookPoint) -> int:
         """Returns how many positions the sequence has."""

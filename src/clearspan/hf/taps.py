@@ -28,7 +28,6 @@ from clearspan.points import (
     Derived,
     HookPoint,
     InPlace,
-    Layout,
     Place,
     SharedRow,
     Side,
@@ -287,7 +286,7 @@ class Taps:
 
     def _needs_rows(self, place: Place) -> bool:
         shared = any(isinstance(point.access, SharedRow) for point in self._sources.get(place, ()))
-        return shared or place.layout is Layout.FLAT
+        return shared or place.layout.joins_rows
 
     def _note_rows(self, path: str, module: nn.Module, stack: contextlib.ExitStack) -> None:
         """Keeps the number of rows of a module's input while the module runs."""

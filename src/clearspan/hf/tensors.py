@@ -58,8 +58,14 @@ def as_tokens(raw: Tensor, layout: Layout, rows: int) -> Tensor:
             return raw
         case Layout.HEADS_FIRST:
             return raw.transpose(1, 2)
+        case Layout.ONE_ROW:
+            return raw.unsqueeze(0)
         case Layout.FLAT:
             return raw if raw.ndim > 2 else raw.unflatten(0, (rows, -1))
+        case Layout.JOINED_HEADS:
+            return raw.unflatten(0, (rows, -1)).transpose(1, 2)
+        case Layout.JOINED_SQUARE:
+            return raw if raw.ndim > 3 else raw.unflatten(0, (rows, -1))
 
 
 def from_tokens(value: Tensor, layout: Layout, raw: Tensor) -> Tensor:
@@ -69,5 +75,10 @@ def from_tokens(value: Tensor, layout: Layout, raw: Tensor) -> Tensor:
             return value
         case Layout.HEADS_FIRST:
             return value.transpose(1, 2)
-        case Layout.FLAT:
+        case Layout.ONE_ROW:
+            # What is added to the rows of a batch may have as many rows itself.
+            return value[0] if len(value) == 1 else value
+        case Layout.FLAT | Layout.JOINED_SQUARE:
             return value if value.ndim == raw.ndim else value.flatten(0, 1)
+        case Layout.JOINED_HEADS:
+            return value.transpose(1, 2).flatten(0, 1)

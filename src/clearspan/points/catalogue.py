@@ -79,9 +79,16 @@ VOCABULARY: tuple[Entry, ...] = (
     Entry(
         "hook_pos_embed",
         axes(_STREAM),
-        "what a learned position embedding adds to the residual stream, for every row of the batch",
+        "what a position embedding, learned or of sines, adds to the residual stream, for every row of the batch",
         "everything after it, for each row on its own",
         "positions are not embedded: attention itself tells them apart",
+    ),
+    Entry(
+        "hook_type_embed",
+        axes(_STREAM),
+        "what the embedding of token types adds to the residual stream, for every row of the batch",
+        "everything after it, for each row on its own",
+        "tokens have no types",
     ),
     Entry(f"{_BLOCK}hook_resid_pre", axes(_STREAM), "residual stream entering the block", "both branches of the block"),
     *_norm(f"{_BLOCK}ln1", "before attention (or what the block runs first)", "no norm comes before attention"),

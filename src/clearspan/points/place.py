@@ -28,12 +28,29 @@ class Side(StrEnum):
 
 
 class Layout(StrEnum):
-    """How rows and positions lie in a raw tensor. The taps show all tensors as `TOKENS`, as views."""
+    """How rows and positions lie in a raw tensor. The taps show all tensors as `TOKENS`, as views.
+
+    Queries by keys they show as `ROWS_BY_ROWS`.
+    """
 
     TOKENS = "batch pos ..."
     HEADS_FIRST = "batch head pos ..."
     FLAT = "(batch pos) ..."
+    ONE_ROW = "pos ..."
+    """One row for all rows of the batch, without an axis of rows."""
     ROWS_BY_ROWS = "batch head q_pos k_pos"
+    JOINED_HEADS = "(batch head) pos ..."
+    JOINED_SQUARE = "(batch head) q_pos k_pos"
+
+    @property
+    def is_square(self) -> bool:
+        """Whether it has queries by keys."""
+        return self in (Layout.ROWS_BY_ROWS, Layout.JOINED_SQUARE)
+
+    @property
+    def joins_rows(self) -> bool:
+        """Whether rows share an axis with something else, so that the tensor does not tell how many there are."""
+        return self in (Layout.FLAT, Layout.JOINED_HEADS, Layout.JOINED_SQUARE)
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,7 @@ class Place:
     @property
     def pos_dim(self) -> int:
         """The (query) position axis of the tensor as the taps show it."""
-        return 2 if self.layout is Layout.ROWS_BY_ROWS else 1
+        return 2 if self.layout.is_square else 1
 
     def __str__(self) -> str:
         return f"{self.side} of {self.module or 'the model'}"

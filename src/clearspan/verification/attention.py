@@ -8,10 +8,11 @@ from torch import Tensor
 
 from clearspan._run import runs
 from clearspan.cache import ActivationCache
-from clearspan.components import GeneralAttentionBridge, LatentAttentionBridge
+from clearspan.components import GeneralAttentionBridge, LatentAttentionBridge, PosEmbedBridge
 from clearspan.hf.attention import Call
 from clearspan.hf.observers import observed
-from clearspan.points import Side
+from clearspan.hf.tensors import as_tokens
+from clearspan.points import Layout, Side
 from clearspan.verification.reads import is_visible
 from clearspan.verification.report import Check
 from clearspan.verification.statement import relative
@@ -25,8 +26,16 @@ LENGTH = 5e-3
 
 @dataclass
 class Seen:
-    """What one attention used in a forward; each `[batch, head, pos, d_head]` or `[batch, head, q_pos, k_pos]`."""
+    """What one attention used in a forward; each `[batch, head, pos, d_head]` or `[batch, head, q_pos, k_pos]`.
 
+    Attributes:
+        layouts: How these lie in the tensors that the model computes with.
+        rows: The batch's rows.
+        sides: What was seen.
+    """
+
+    layouts: Mapping[Side, Layout]
+    rows: int
     sides: dict[Side, Tensor] = field(default_factory=dict)
 
     def observe(self, call: Call) -> object:
@@ -35,8 +44,10 @@ class Seen:
 
     def _keep(self, side: Side) -> Callable[[Tensor], Tensor]:
         def keep(tensor: Tensor) -> Tensor:
-            if tensor.ndim == 4:  # BLOOM multiplies with rows and heads in one axis
-                self.sides[side] = tensor.detach().clone()
+            layout = self.layouts[side]
+            if tensor.ndim == 4 or layout.joins_rows:  # BLOOM multiplies with rows and heads in one axis
+                shown = as_tokens(tensor.detach().clone(), layout, self.rows)
+                self.sides[side] = shown if layout.is_square else shown.transpose(1, 2)
             return tensor
 
         return keep
@@ -49,10 +60,13 @@ def attention(trial: Trial) -> Iterator[Check]:
     """Yields the checks of all attentions that show queries and keys of their own."""
     model = trial.model
     blocks = [block for block in model.blocks if trial.is_readable(f"{block.attn.path}.hook_pattern")]
-    seen = {block.attn.path: Seen() for block in blocks}
+    rows = len(trial.tokens)
+    seen = {
+        block.attn.path: Seen({side: block.attn.inside(side).layout for side in _WATCHED}, rows) for block in blocks
+    }
     ends = ("attn.hook_q", "attn.hook_k", "attn.q_norm.hook_out", "attn.k_norm.hook_out", "attn.kv_a.hook_out")
     names = [name for name in model.hook_dict if name.endswith(ends) and trial.is_readable(model.hook_dict[name].name)]
-    with observed({block.attn.module: seen[block.attn.path].observe for block in blocks}):
+    with observed({block.attn.core_module: seen[block.attn.path].observe for block in blocks}):
         _, cache = runs.run_with_cache(model, trial.tokens, names)
     biased = []
     for block in blocks:
@@ -216,7 +230,7 @@ def _bias(cache: ActivationCache, attention: GeneralAttentionBridge, seen: Mappi
 def _of_positions(trial: Trial, biased: list[bool | None]) -> Iterator[Check]:
     """Yields the check of the config's kind of positions, where neither rotation nor an embedding tells it."""
     said = trial.model.cfg.positional_embedding_type
-    has_embedding = "hook_pos_embed" in trial.model.hook_dict
+    has_embedding = any(isinstance(part, PosEmbedBridge) for part in trial.model.components)
     if has_embedding or len(biased) < len(trial.model.blocks) or None in biased:
         return
     found = "alibi" if any(biased) else "none"

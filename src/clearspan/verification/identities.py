@@ -25,7 +25,8 @@ from clearspan.verification.weights import of_weights
 
 def statements(model: Model) -> Iterator[Statement]:
     """Yields the identities of a bridge's architecture, in the order of the forward."""
-    embedded = tuple(name for name in ("hook_embed", "hook_pos_embed") if name in model.hook_dict)
+    embeddings = ("hook_embed", "hook_pos_embed", "hook_type_embed")
+    embedded = tuple(name for name in embeddings if name in model.hook_dict)
     yield _sum(embedded, "blocks.0.hook_resid_pre")
     for layer, block in enumerate(model.blocks):
         if layer:

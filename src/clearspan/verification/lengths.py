@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from clearspan._forward.given import counting
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InputError
 from clearspan.model import Model
@@ -66,7 +67,9 @@ def _context(model: Model, trial: Trial) -> Iterator[Check]:
     if longest > 2 * MOST["quick"] or model.device.type != "cpu":  # an index past a table ends a GPU's program
         trial.skip(f"inputs longer than the context of {cfg.n_ctx} tokens")
         return
-    tokens = torch.zeros(1, longest, dtype=torch.long, device=model.device)
+    counted = counting(model)
+    any_token = 1 if counted is not None and counted.padding_id == 0 else 0
+    tokens = torch.full((1, longest), any_token, device=model.device)
     try:
         model.hf_model(tokens, use_cache=False)
         ends = False

@@ -67,6 +67,11 @@ def _split(trial: Trial, attention: JointQKVAttentionBridge) -> Iterator[Check]:
         yield trial.compared("parts", f"split_qkv_matrix gives {attention.path}.hook_{key}", found, expected)
 
 
+def _count_up(given: Tensor, length: int) -> bool:
+    """Returns whether each row counts up from zero."""
+    return given.shape[-1] == length and bool((given == torch.arange(length, device=given.device)).all())
+
+
 def _segments(trial: Trial) -> Iterator[Check]:
     """Yields that a run from a middle block on, and one up to it, are parts of the whole run."""
     model = trial.model
@@ -77,7 +82,7 @@ def _segments(trial: Trial) -> Iterator[Check]:
     stream = trial.cache[f"blocks.{middle}.hook_resid_pre"]
     rest = runs.forward(model, stream, start_at_layer=middle)
     yield trial.compared("parts", f"logits of a run that starts at layer {middle}", rest, trial.base)
-    told: list[Tensor] = []
+    told: list[object] = []
     embeds = [part for part in model.components if isinstance(part, PosEmbedBridge)]
     with contextlib.ExitStack() as stack:
         for part in embeds:
@@ -86,7 +91,8 @@ def _segments(trial: Trial) -> Iterator[Check]:
         start = runs.forward(model, trial.tokens, stop_at_layer=middle)
     for part, given in zip(embeds, told, strict=False):
         length = trial.tokens.shape[1]
-        are_positions = given.shape[-1] == length and bool((given == torch.arange(length, device=given.device)).all())
+        first = 0 if part.padding_id is None else part.offset
+        are_positions = isinstance(given, Tensor) and _count_up(given - first, length)
         why = "" if are_positions == part.input_is_positions else "`input_is_positions` of the adapter is wrong."
         said = "positions" if part.input_is_positions else "no positions"
         yield Check("parts", f"the input of {part.path} is {said}", not why, explanation=why)

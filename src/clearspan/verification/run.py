@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from clearspan._forward.given import counting
 from clearspan._run import runs
 from clearspan.checks import tensor_of
 from clearspan.errors import InvalidArgumentError, NotFiniteError
@@ -53,7 +54,11 @@ def _tokens(model: Model, level: Level, tokens: Tensor | None) -> Tensor:
     if tokens is None:
         size = (2, length_for(model.cfg, level))
         rows = min(model.cfg.d_vocab, model.embed.n_tokens)
-        return torch.randint(0, rows, size, generator=torch.Generator().manual_seed(0)).to(model.device)
+        drawn = torch.randint(0, rows, size, generator=torch.Generator().manual_seed(0))
+        counted = counting(model)
+        if counted is not None:  # a token that is taken for padding has no position
+            drawn = torch.where(drawn == counted.padding_id, (drawn + 1) % rows, drawn)
+        return drawn.to(model.device)
     tokens = tensor_of("tokens", tokens)
     if tokens.ndim != 2 or tokens.shape[0] < 2 or tokens.shape[1] < 4:
         raise InvalidArgumentError(

@@ -8,6 +8,7 @@ from itertools import islice
 
 from torch import nn
 
+from clearspan._forward.given import counting
 from clearspan.architectures import implied
 from clearspan.components import (
     AttentionBridge,
@@ -91,9 +92,14 @@ def _parts(model: Model) -> Iterator[GeneralizedComponent]:
 
 
 def _at(model: nn.Module, paths: Iterable[str]) -> set[int]:
-    """Returns the ids of the modules and parameters at paths, wherever wrappers have moved them."""
+    """Returns the ids of the modules and parameters at paths, wherever wrappers have moved them.
+
+    A parameter in one of these modules may be one of another module too, and is known there as well.
+    """
     ends = (path.rpartition(".") for path in paths)
-    return {id(getattr(module_at(model, around), name)) for around, _, name in ends}
+    there = [getattr(module_at(model, around), name) for around, _, name in ends]
+    inside = (parameter for one in there if isinstance(one, nn.Module) for parameter in one.parameters())
+    return {id(one) for one in (*there, *inside)}
 
 
 def _unclaimed(module: nn.Module, path: str, claimed: Container[int]) -> Iterator[str]:
@@ -144,8 +150,8 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
             yield from _of_norm(part, cfg)
         case EmbeddingBridge():
             yield "the rows of the token embedding", cfg.d_vocab, part.n_tokens
-        case PosEmbedBridge():
-            positions, width = part.shape("weight")
+        case PosEmbedBridge(table=str() as table):
+            positions, width = part.shape(table)
             yield "the positions of the position embedding", cfg.n_ctx, positions - part.offset
             yield "the width of the position embedding", cfg.d_model, width
         case LinearBridge(path="unembed"):
@@ -234,7 +240,9 @@ def _settings(model: Model) -> Iterator[tuple[str, str]]:
 def _expected(model: Model) -> Iterator[tuple[str, object]]:
     """Yields what fields of the config should be."""
     own = bridge_config(model.hf_model, model.adapter.source)
-    for name in ("d_model", "n_heads", "n_layers", "n_ctx", "d_vocab", "d_mlp", "act_fn", "dtype", "architecture"):
+    counted = counting(model)  # whose config counts rows of the table, those before the first position too
+    yield "n_ctx", own.n_ctx - (0 if counted is None else counted.offset)
+    for name in ("d_model", "n_heads", "n_layers", "d_vocab", "d_mlp", "act_fn", "dtype", "architecture"):
         yield name, getattr(own, name)
     frame = {part.path: part for part in model.components if part not in model.blocks}
     yield from implied(frame, model.blocks, own).items()

@@ -38,7 +38,7 @@ def of_weights(part: GeneralizedComponent) -> Iterator[Statement]:
             yield _of_router(part)
         case EmbeddingBridge():
             yield _of_embedding(part)
-        case PosEmbedBridge():
+        case PosEmbedBridge(table=str()):
             yield _of_positions(part)
 
 
@@ -61,7 +61,7 @@ def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
 
 
 def _of_projection(attention: GeneralAttentionBridge, projection: Projection) -> Statement:
-    into, out = f"{attention.path}.hook_in", f"{attention.path}.hook_{projection}"
+    into, out = f"{attention.reader(projection).path}.hook_in", f"{attention.path}.hook_{projection}"
     heads = attention.n_heads if projection == "q" else attention.n_kv_heads
 
     def projected(values: Values) -> Tensor:
@@ -74,7 +74,8 @@ def _of_projection(attention: GeneralAttentionBridge, projection: Projection) ->
 
 
 def _of_latent_values(attention: LatentAttentionBridge) -> Statement:
-    into, scale, out = (f"{attention.path}.{name}" for name in ("hook_in", "kv_a_norm.hook_scale", "hook_v"))
+    into = f"{attention.reader('v').path}.hook_in"
+    scale, out = (f"{attention.path}.{name}" for name in ("kv_a_norm.hook_scale", "hook_v"))
 
     def projected(values: Values) -> Tensor:
         return torch.einsum("bpm,hmv->bphv", values[into], attention.W_V) / values[scale].unsqueeze(-1)
@@ -149,7 +150,7 @@ def _of_embedding(embed: EmbeddingBridge) -> Statement:
 
 
 def _of_positions(positions: PosEmbedBridge) -> Statement:
-    out = "hook_pos_embed"
+    out = f"{positions.path}.hook_out"
 
     def looked_up(values: Values) -> Tensor:
         rows, length = values[out].shape[:2]

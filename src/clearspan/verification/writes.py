@@ -161,7 +161,10 @@ def _needs_what_cannot_be_read(point: HookPoint) -> bool:
 def changed(value: Tensor, hook: HookPoint) -> Tensor:
     """Returns a change of one row's value that a norm does not undo."""
     if not value.is_floating_point():
-        return value.flip(-1) if hook.axes[-1] == "pos" else (value + 1) % hook.sizes.get("expert", 2)
+        turned = value.flip(-1)
+        if hook.axes[-1] == "pos" and not torch.equal(turned, value):  # types of tokens may all be the same
+            return turned
+        return (value + 1) % hook.sizes.get("expert", 2)
     if hook.axes[-1] == "k_pos":
         back = torch.linspace(1, 0, value.shape[-1], dtype=value.dtype, device=value.device)
         return value * 0.5 + back * (value > torch.finfo(value.dtype).min / 2) * 0.25

@@ -17,13 +17,14 @@ from clearspan.components import (
     HeadAttentionBridge,
     LinearBridge,
     LinearMap,
+    LogitHeadBridge,
     NormalizationBridge,
     PosEmbedBridge,
     UnembeddingBridge,
 )
 from clearspan.components.attention import PROJECTIONS, Projection
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InexactProcessingError
+from clearspan.errors import InexactProcessingError, InvalidArgumentError
 from clearspan.weights.algebra import (
     centred,
     constant_of_values,
@@ -126,7 +127,7 @@ class _Processing:
         """
         pairs = [pair for block in self.model.blocks for pair in block.folds()]
         final = final_norm(self.model)
-        if final is not None:
+        if final is not None and not has_head(self.model):
             pairs.append((final, [readout(self.model)[0].map]))
         folded = sum(self._fold(norm, maps) for norm, maps in pairs)
         return f"{folded} norms folded" if folded else "nothing to fold"
@@ -202,8 +203,24 @@ def final_norm(model: Processable) -> NormalizationBridge | None:
 
 
 def readout(model: Processable) -> list[LinearBridge]:
-    """Returns the linear maps from the last norm's output to the logits: a projection, if any, and the unembedding."""
+    """Returns the linear maps from the last norm's output to the logits: a projection, if any, and the unembedding.
+
+    Raises:
+        InvalidArgumentError: What lies between them is no linear map.
+    """
+    if has_head(model):
+        raise InvalidArgumentError(
+            "logits are no linear function of the residual stream on this model",
+            where=model.cfg.architecture,
+            reason="a map with an activation function lies between the last block and the unembedding",
+            fix="run the model: bridge(..., start_at_layer=...) takes a residual stream and gives logits",
+        )
     return [part for part in _after_blocks(model) if isinstance(part, LinearBridge)]
+
+
+def has_head(model: Processable) -> bool:
+    """Whether something that is no linear map lies between the last block and the unembedding."""
+    return any(isinstance(part, LogitHeadBridge) for part in _after_blocks(model))
 
 
 def _after_blocks(model: Processable) -> tuple[GeneralizedComponent, ...]:
@@ -215,7 +232,7 @@ def _writers(model: Processable) -> Iterator[LinearMap]:
         yield LinearMap(model.embed.module, "weight", None, in_axis=-2, out_axis=-1)
     for part in model.components:
         if isinstance(part, PosEmbedBridge):
-            yield LinearMap(part.module, "weight", None, in_axis=-2, out_axis=-1)
+            yield from part.writes()
     for block in model.blocks:
         yield from block.attn.adds()
         yield from block.mlp.adds()
