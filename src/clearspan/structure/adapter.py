@@ -1,20 +1,24 @@
 """The adapter of a derived structure."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from clearspan.architectures import ArchitectureAdapter
 from clearspan.architectures.adapter import AdapterSource, Sizes
-from clearspan.components import BlockBridge, GeneralizedComponent, PerLayer, UnembeddingBridge
+from clearspan.components import AttentionBridge, BlockBridge, GeneralizedComponent, PerLayer
 from clearspan.config import TransformerBridgeConfig
 from clearspan.structure.block import block_template
 from clearspan.structure.finding import Finding, Findings
-from clearspan.structure.frame import find_blocks, find_inward, find_outward
-from clearspan.structure.trace import traced
+from clearspan.structure.frame import Blocks, find_blocks
+from clearspan.structure.inward import Inward, find_inward
+from clearspan.structure.outward import find_outward
+from clearspan.structure.positions import numbers_positions
+from clearspan.structure.trace import Trace, traced
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel
@@ -29,6 +33,7 @@ class Structure:
         parts: Component templates by canonical name, in the order of the forward.
         sizes: The sizes that were measured.
         numbers_positions: Whether the model numbers positions by the padding mask or the ids.
+        irrelevant: Parameters and buffers that no component accounts for, as patterns, each with the reason.
         findings: What was found, and how it is known.
     """
 
@@ -36,6 +41,7 @@ class Structure:
     parts: Mapping[str, GeneralizedComponent]
     sizes: Sizes
     numbers_positions: bool = False
+    irrelevant: Mapping[str, str] = field(default_factory=dict, repr=False)
     findings: tuple[Finding, ...] = field(default=(), repr=False)
 
     def __call__(self, cfg: TransformerBridgeConfig) -> ArchitectureAdapter:
@@ -57,11 +63,16 @@ class DerivedAdapter(ArchitectureAdapter):
     def __init__(self, cfg: TransformerBridgeConfig, structure: Structure) -> None:
         self._structure = structure
         self.makes_positions_from_mask = structure.numbers_positions
+        self.irrelevant = {**ArchitectureAdapter.irrelevant, **structure.irrelevant}
         super().__init__(cfg)
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the structure's parts."""
-        return copy.deepcopy(dict(self._structure.parts))
+        parts = copy.deepcopy(dict(self._structure.parts))
+        table = parts.get("pos_embed")
+        if isinstance(table, PosEmbedBridge) and table.padding_id is not None:
+            cfg.n_ctx -= table.offset  # the size of the table counts its first rows too
+        return parts
 
     @property
     def source(self) -> AdapterSource:
@@ -90,15 +101,52 @@ def derive(model: "PreTrainedModel") -> Structure:
         block_template(trace, visit, blocks.path, findings, f"blocks.{layer}")
         for layer, visit in enumerate(blocks.visits)
     ]
-    unembed = outward.parts["unembed"]
-    assert isinstance(unembed, UnembeddingBridge), "found as one"
-    unembed.scale, unembed.softcap = outward.scale, outward.cap
-    parts = {**inward.parts, "blocks": PerLayer(layers), **outward.parts}
-    return Structure(type(model).__name__, parts, _sizes(trace, layers), inward.numbers_positions, tuple(findings.found))
+    parts = {**inward.parts, "blocks": PerLayer(layers), **outward}
+    return Structure(
+        type(model).__name__,
+        parts,
+        _sizes(trace, blocks, inward, layers),
+        numbers_positions(model, inward),
+        irrelevant=_unused(model, trace),
+        findings=tuple(findings.found),
+    )
 
 
-def _sizes(trace, layers) -> Sizes:
-    if not trace.attended:
-        return {}
-    first = trace.attended[0]
-    return {"n_heads": first.query.shape[1], "d_head": first.query.shape[-1]}
+def _sizes(trace: Trace, blocks: Blocks, inward: Inward, layers: Sequence[BlockBridge]) -> Sizes:
+    """Returns the sizes that were measured."""
+    found: dict[str, int] = {"d_model": blocks.first.shape[-1], "n_layers": len(layers)}
+    if trace.attended:
+        first = trace.attended[0]
+        found |= {"n_heads": first.query.shape[1], "d_head": first.query.shape[-1]}
+        found |= _n_kv_heads(trace, blocks, layers, first.query.shape[-1])
+    embed = inward.parts.get("pos_embed")
+    if inward.table is not None and isinstance(embed, PosEmbedBridge) and embed.table is not None:
+        rows = inward.table.module.get_parameter(embed.table).shape[0]
+        found["n_ctx"] = rows if embed.padding_id is not None else rows - embed.offset
+    return found
+
+
+def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:
+    """Returns parameters and buffers of modules that the forward of a text does not call, and buffers of indices."""
+    called = {visit.path for visit in trace.visits}
+    found = {}
+    for path, module in model.named_modules():
+        start = f"{path}." if path else ""
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_floating_point():
+                found[start + name] = "indices, which the config fixes"
+        parent = path.rpartition(".")[0]
+        if path not in called and not isinstance(module, nn.ModuleList | nn.ModuleDict) and parent in called:
+            found[f"{start}*"] = "the forward of a text does not call it"
+    return found
+
+
+def _n_kv_heads(trace: Trace, blocks: Blocks, layers: Sequence[BlockBridge], d_head: int) -> dict[str, int]:
+    """Returns how many key and value heads the first attention with a map to keys has, if there is one."""
+    for visit, layer in zip(blocks.visits, layers, strict=True):
+        attn = layer.submodules.get("attn")
+        if isinstance(attn, AttentionBridge):
+            keys = trace.at(f"{visit.path}.{attn.name}.{attn.submodules['k'].name}")[0].left
+            assert keys is not None, "a linear map gives a tensor"
+            return {"n_key_value_heads": keys.numel() // (ROWS * POSITIONS * d_head)}
+    return {}

@@ -1,7 +1,7 @@
 """Attention's parts: which modules make queries, keys and values, and what becomes of what the heads found."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversion
 from clearspan.points import Layout
 from clearspan.structure.algebra import as_tokens, linear_kind, norm_kind, origins, same
 from clearspan.structure.finding import Findings, MissingStructureError
-from clearspan.structure.frame import linear_template
+from clearspan.structure.templates import linear_template
 from clearspan.structure.trace import Attended, Trace, Visit
 
 
@@ -50,6 +50,21 @@ class Projected:
         return list(dict.fromkeys(split))
 
 
+@dataclass(frozen=True)
+class Low:
+    """A latent that a linear map reads.
+
+    Attributes:
+        reader: The call of the map.
+        norm: The call of the norm that gives it.
+        map: The call of the map that the norm reads.
+    """
+
+    reader: Visit
+    norm: Visit
+    map: Visit
+
+
 @dataclass(eq=False)
 class Attention:
     """What was found of a layer's attention.
@@ -61,6 +76,7 @@ class Attention:
         value: Where values come from.
         output: The output projection's call.
         path: Path of the module with all of these.
+        lows: The maps and norms before a projection's own map, where that reads a latent.
     """
 
     attended: Attended
@@ -69,7 +85,7 @@ class Attention:
     value: Projected
     output: Visit
     path: str
-    findings: list[tuple[str, str]] = field(default_factory=list)
+    lows: tuple["Low", ...] = ()
 
 
 def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
@@ -87,7 +103,21 @@ def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
         for letter, heads in (("queries", attended.query), ("keys", attended.key), ("values", attended.value))
     ]
     paths = [attended.path, output.path, *(one.map.path for one in found)]
-    return Attention(attended, *found, output, _around(paths, block.path))
+    lows = tuple(one for one in (_low(one.map, earlier) for one in (found[0], found[2])) if one is not None)
+    return Attention(attended, *found, output, _around(paths, block.path), lows)
+
+
+def _low(reader: Visit, earlier: Sequence[Visit]) -> Low | None:
+    """Returns the latent that a map reads, or None where it reads no norm of a part of another map's output."""
+    norm = next((one for one in earlier if norm_kind(one) and same(one.left, reader.entered)), None)
+    if norm is None or norm.entered is None:
+        return None
+    width = norm.entered.shape[-1]
+    for one in earlier:
+        is_wide = one.left is not None and one.left.shape[-1] >= width
+        if one.order < norm.order and is_wide and linear_kind(one) and same(one.left[..., :width], norm.entered):
+            return Low(reader, norm, one)
+    return None
 
 
 def _shape(block: Visit) -> tuple[int, int, int]:
@@ -118,8 +148,7 @@ def _output(inside: Sequence[Visit], attended: Attended, rows: int, positions: i
             if entered is not None and same(entered, heads):
                 return call
     raise MissingStructureError(
-        f"what the heads of {attended.path} found reaches no linear map as it is: "
-        "a gate, a norm or a sum lies between"
+        f"what the heads of {attended.path} found reaches no linear map as it is: a gate, a norm or a sum lies between"
     )
 
 
@@ -130,16 +159,17 @@ def _projected(name: str, heads: Tensor, earlier: Sequence[Visit], rows: int, po
     found = _origins(target[:, 0], earlier, rows, positions)
     norm, chosen = None, found
     if all(one is not None and norm_kind(one[0]) for one in found):
-        norm = found[0][0] if found[0] is not None else None
-        assert norm is not None and norm.entered is not None, "a norm has an input"
-        entered = as_tokens(norm.entered, rows, positions)
+        norm = next(one[0] for one in found if one is not None)
+        entered = None if norm.entered is None else as_tokens(norm.entered, rows, positions)
         assert entered is not None, "as its output has"
         before = [one for one in earlier if one.order < norm.order]
         index = [one[1] for one in found if one is not None]
         chosen = _origins(entered[:, 0][:, index], before, rows, positions)
     missing = sum(one is None for one in chosen)
     if missing:
-        raise MissingStructureError(f"{missing} of {len(chosen)} channels of {name} come from no linear map as they are")
+        raise MissingStructureError(
+            f"{missing} of {len(chosen)} channels of {name} come from no linear map as they are"
+        )
     present = [one for one in chosen if one is not None]
     maps = list(dict.fromkeys(one[0] for one in present))
     channels = [one[1] for one in present]
@@ -181,8 +211,17 @@ def _is_there(target: Tensor, found: Sequence[Channel], rows: int, positions: in
 # --- templates -------------------------------------------------------------------------------------------------------
 
 
-def attention_template(found: Attention, block: Visit, findings: Findings, where: str) -> GeneralAttentionBridge:
+def attention_template(
+    found: Attention, block: Visit, findings: Findings, where: str, *, overwritten: bool = False
+) -> GeneralAttentionBridge:
     """Returns the template of an attention.
+
+    Args:
+        found: Its modules.
+        block: The block's call.
+        findings: Where to say what was found.
+        where: The block's canonical path.
+        overwritten: Whether the model, or a write of the stream, writes into its output's storage.
 
     Raises:
         MissingStructureError: Its projections are laid out in no way that components know.
@@ -195,9 +234,12 @@ def attention_template(found: Attention, block: Visit, findings: Findings, where
         "has_rotary": q.is_turned or k.is_turned,
         "repeats_keys": found.attended.key.shape[1] > k.n_heads,
         "has_sinks": "sinks" in _core(found, block),
+        "core": _within(found.attended.path, found.path) if found.attended.path != found.path else "",
+        "joins_heads": found.attended.joins_heads,
+        "output_is_overwritten": overwritten,
     }
     if k.others:
-        return _latent(found, parts, options, block)
+        return _latent(found, parts, str(options["name"]))
     if len({q.map, k.map, v.map}) == 3:
         for name, one in (("q", q), ("k", k), ("v", v)):
             _check_order(name, one, exact=name == "v")
@@ -234,24 +276,28 @@ def _layout(visit: Visit) -> Layout:
 
 
 def _norms(found: Attention, block: Visit) -> Iterator[tuple[str, GeneralizedComponent]]:
-    rows, positions, _ = _shape(block)
+    positions = _shape(block)[1]
     for name, one, head in (("q_norm", found.query, "head"), ("k_norm", found.key, "kv_head")):
         if one.norm is None:
             continue
         kind, left = norm_kind(one.norm), one.norm.left
-        assert kind is not None and left is not None, "found as a norm"
+        assert kind is not None, "found as a norm"
+        assert left is not None, "a norm has an output"
         first = left.ndim == 4 and left.shape[2] == positions and left.shape[1] != positions
-        yield name, NormalizationBridge(
-            name=_within(one.norm.path, found.path),
-            uses_rms_norm=kind.is_rms,
-            weight_offset=kind.offset,
-            axes=f"batch pos {head} d_head" if left.ndim == 4 else "batch pos width",
-            layout=Layout.HEADS_FIRST if first else Layout.TOKENS,
+        yield (
+            name,
+            NormalizationBridge(
+                name=_within(one.norm.path, found.path),
+                uses_rms_norm=kind.is_rms,
+                weight_offset=kind.offset,
+                axes=f"batch pos {head} d_head" if left.ndim == 4 else "batch pos width",
+                layout=Layout.HEADS_FIRST if first else Layout.TOKENS,
+            ),
         )
 
 
 def _check_order(name: str, one: Projected, *, exact: bool) -> None:
-    """Raises unless a map's output is heads one after the other; within a head, rotation may have reordered channels."""
+    """Raises unless a map's output is heads one after the other; rotation may have reordered the channels of a head."""
     heads = one.heads()
     wanted = [tuple(range(index * one.d_head, (index + 1) * one.d_head)) for index in range(len(heads))]
     found = heads if exact else [tuple(sorted(head)) for head in heads]
@@ -277,24 +323,42 @@ def _is_laid(one: Projected, channels: Sequence[int]) -> bool:
     return [tuple(sorted(head)) for head in one.heads()] == heads
 
 
-def _latent(
-    found: Attention, parts: dict[str, GeneralizedComponent], options: dict[str, object], block: Visit
-) -> LatentAttentionBridge:
+def _latent(found: Attention, parts: dict[str, GeneralizedComponent], name: str) -> LatentAttentionBridge:
     """Returns attention whose keys come partly from values' map and partly from one that all heads share."""
     q, k, v = found.query, found.key, found.value
     up = v.map
     low = next(one for one in (k.map, *k.others) if one is not up)
-    per_head = k.d_head
-    shared = {i for i, head in enumerate(k.heads())}
-    del shared
     assert up.left is not None, "calls without an output are left out"
-    width = up.left.shape[-1] * (up.left.shape[1] if up.left.ndim == 4 and False else 1)
-    nope = width // q.n_heads - v.d_head
-    parts |= {"kv_a": _linear(found, low), "kv_b": linear_template(up, _within(up.path, found.path), Layout.HEADS_FIRST)}
+    nope = up.left.shape[-1] // q.n_heads - v.d_head
+    if up.left.shape[-1] % q.n_heads or not 0 < nope < k.d_head:
+        raise MissingStructureError(f"{up.path} gives no keys and values of {q.n_heads} heads")
+    by_reader = {one.reader: one for one in found.lows}
+    if up not in by_reader:
+        raise MissingStructureError(f"{up.path} reads no norm of a latent")
+    own = by_reader.get(q.map)
+    queries = {"q": q.map} if own is None else {"q_a": own.map, "q_b": q.map}
     return LatentAttentionBridge(
-        name=str(options["name"]),
-        submodules=parts,
+        name=name,
+        submodules={
+            **{key: _linear(found, one) for key, one in queries.items()},
+            **({} if own is None else {"q_a_norm": _latent_norm(found, own.norm)}),
+            "kv_a": _linear(found, low),
+            "kv_a_norm": _latent_norm(found, by_reader[up].norm),
+            "kv_b": _linear(found, up),
+            **parts,
+        },
         d_head_nope=nope,
-        d_head_rope=per_head - nope,
+        d_head_rope=k.d_head - nope,
         d_head_v=v.d_head,
+    )
+
+
+def _latent_norm(found: Attention, norm: Visit) -> NormalizationBridge:
+    kind = norm_kind(norm)
+    assert kind is not None, "found as a norm"
+    return NormalizationBridge(
+        name=_within(norm.path, found.path),
+        uses_rms_norm=kind.is_rms,
+        weight_offset=kind.offset,
+        axes="batch pos width",
     )

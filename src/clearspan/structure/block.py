@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from clearspan.components import BlockBridge, GeneralizedComponent
 from clearspan.points import Layout
 from clearspan.structure.finding import Findings, MissingStructureError
-from clearspan.structure.frame import norm_template
 from clearspan.structure.sublayers import Sublayer, find_sublayers
+from clearspan.structure.templates import norm_template
 from clearspan.structure.trace import Trace, Visit
 from clearspan.structure.wiring import Wiring, find_wiring
 

@@ -16,7 +16,7 @@ from clearspan.components import (
 from clearspan.points import Layout
 from clearspan.structure.algebra import linear_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
-from clearspan.structure.frame import linear_template
+from clearspan.structure.templates import linear_template
 from clearspan.structure.trace import Trace, Visit, fresh_arguments, traced
 from clearspan.structure.wiring import Contribution
 
@@ -138,8 +138,7 @@ def _is_linear_in(maps: _Maps, one: Visit) -> bool:
     inner = one.path.removeprefix(f"{whole.path}.")
     changed = traced(whole.module, lambda: whole.module(*args, **kwargs), {inner: lambda value: value * 2})
     again = next(visit for visit in changed.visits if visit.path == maps.outward.path.removeprefix(f"{whole.path}."))
-    assert maps.outward.entered is not None and again.entered is not None, "a map has an input"
-    return same(again.entered, maps.outward.entered * 2)
+    return maps.outward.entered is not None and same(again.entered, maps.outward.entered * 2)
 
 
 def _is_mixture(visit: Visit) -> bool:
@@ -158,8 +157,9 @@ def _mixture(
     router = routers[0]
     weight = experts.module._parameters["gate_up_proj"]
     down = experts.module._parameters["down_proj"]
-    assert weight is not None and down is not None and whole.entered is not None, "experts have weights"
-    width = whole.entered.shape[-1]
+    assert weight is not None, "asked above"
+    assert down is not None, "experts have both"
+    width = 0 if whole.entered is None else whole.entered.shape[-1]
     is_transposed = weight.shape[-2] == width and down.shape[-1] == width and weight.shape[-1] != width
     findings.add(f"{where}.mlp", f"a mixture: {router.path} chooses among {len(weight)} experts of {experts.path}")
     parts: dict[str, GeneralizedComponent] = {

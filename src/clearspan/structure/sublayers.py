@@ -51,7 +51,9 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
         attention = next((one for one in attentions if _gives(one, contribution)), None)
         if attention is not None:
             taken.append(attention)
-            part = attention_template(attention, block, findings, where)
+            whole = next((one for one in trace.at(attention.path) if one.order > block.order), None)
+            overwritten = whole is not None and _is_written(whole, wiring)
+            part = attention_template(attention, block, findings, where, overwritten=overwritten)
             found.append(Sublayer("attn", part, contribution, attention.query.map))
     if len(taken) < len(attentions):
         lost = next(one for one in attentions if one not in taken)
@@ -64,6 +66,11 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
     for one in found:
         _locate(one, wiring, trace)
     return found
+
+
+def _is_written(whole: Visit, wiring: Wiring) -> bool:
+    """Whether a module's output is written into: by the model, or where the stream is, which it is."""
+    return whole.is_overwritten or any(same(whole.left, stream) for stream in wiring.streams[1:-1])
 
 
 def _attending(trace: Trace, block: Visit) -> list[Attended]:

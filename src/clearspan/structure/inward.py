@@ -1,0 +1,186 @@
+"""How tokens become the residual stream: embeddings, and the norm or the linear map that they pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from clearspan.components import EmbeddingBridge, GeneralizedComponent, PosEmbedBridge, TypeEmbedBridge
+from clearspan.points import Layout
+from clearspan.structure.algebra import coefficients, linear_kind, norm_kind, same
+from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.frame import Blocks
+from clearspan.structure.templates import opaque
+from clearspan.structure.trace import Trace, Visit
+
+
+@dataclass(frozen=True)
+class Inward:
+    """How tokens become the residual stream.
+
+    Attributes:
+        parts: Components by canonical name, in the order of the forward.
+        table: The call of the position embedding, or None.
+    """
+
+    parts: dict[str, GeneralizedComponent]
+    table: Visit | None = None
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """What adds up to a tensor.
+
+    Attributes:
+        token: The call whose output tokens add: the embedding's, or that of a norm or linear map of it.
+        multiplier: What it is multiplied by.
+        tables: The calls that add the same for all rows.
+        through: Norms and linear maps that the sum passes on its way to the blocks.
+    """
+
+    token: Visit
+    multiplier: float
+    tables: Sequence[Visit] = ()
+    through: Sequence[Visit] = field(default_factory=tuple)
+
+
+def find_inward(trace: Trace, blocks: Blocks, ids: Tensor, findings: Findings) -> Inward:
+    """Returns the embeddings, and what lies between them and the first block.
+
+    Raises:
+        MissingStructureError: The stream is no sum of embeddings, as it is or through norms and linear maps.
+    """
+    before = [visit for visit in trace.visits[: blocks.visits[0].order] if visit.left is not None]
+    embed = next((one for one in before if _is_lookup(one) and _equals(one.entered, ids)), None)
+    if embed is None:
+        raise MissingStructureError("no module looks the token ids up")
+    found = _found(before, embed, blocks.first)
+    names = " + ".join(one.path for one in (found.token, *found.tables))
+    passed = "".join(f", through {one.path}" for one in reversed(found.through))
+    findings.add("hook_embed", f"{names}{passed} is the stream that enters the blocks", found.multiplier)
+    return _parts(embed, found, ids)
+
+
+def _found(before: Sequence[Visit], embed: Visit, stream: Tensor) -> _Sum:
+    """Returns what adds up to the stream, or to what norms and linear maps make it of."""
+    total: Tensor | None = stream
+    through: list[Visit] = []
+    while total is not None:
+        found = _adds_up(before, embed, total)
+        if found is not None:
+            return _Sum(found.token, found.multiplier, found.tables, through)
+        passed = next(
+            (one for one in reversed(before) if same(one.left, total) and (norm_kind(one) or linear_kind(one))), None
+        )
+        total = None if passed is None or passed in through else passed.entered
+        through += [] if passed is None else [passed]
+    raise MissingStructureError("the residual stream is no sum of embeddings' outputs")
+
+
+def _adds_up(before: Sequence[Visit], embed: Visit, total: Tensor) -> _Sum | None:
+    others = [one for one in before if one is not embed and _is_token_free(one, total)]
+    tables = [one for one in others if _is_lookup(one)] or others
+    for token in _ways(before, embed):
+        if token.left is None or token.left.shape != total.shape:
+            continue
+        for chosen in _subsets(tables):
+            found = coefficients([token.left, *(_spread(one, total) for one in chosen)], total)
+            if found is not None and all(abs(one - 1) < 1e-4 for one in found[1:]):
+                return _Sum(token, found[0], chosen)
+    return None
+
+
+def _ways(before: Sequence[Visit], embed: Visit) -> list[Visit]:
+    """Returns the embedding's call, and those of norms and linear maps that its output passes, one after the other."""
+    ways = [embed]
+    for one in before:
+        if same(one.entered, ways[-1].left) and (norm_kind(one) or linear_kind(one)):
+            ways.append(one)
+    return ways
+
+
+def _parts(embed: Visit, found: _Sum, ids: Tensor) -> Inward:
+    """Returns the components of what was found."""
+    own = EmbeddingBridge(name=embed.path, multiplier=found.multiplier, output_is_overwritten=embed.is_overwritten)
+    passed = [*([found.token] if found.token is not embed else []), *reversed(found.through)]
+    own.ends_at = passed[-1].path if passed else None
+    if found.through and found.multiplier != 1:
+        own.multiplier = 1.0  # the norm or map at which it ends has it
+    parts: dict[str, GeneralizedComponent] = {"embed": own}
+    table = None
+    for one in found.tables:
+        if _is_one_vector(one):
+            parts["type_embed"] = TypeEmbedBridge(name=one.path, ends_in_embed=bool(found.through))
+        else:
+            table = one
+            parts["pos_embed"] = _pos_embed(one, ids, ends_in_embed=bool(found.through))
+    for one in passed:
+        parts["embed_norm" if norm_kind(one) else "project_in"] = opaque(one, one.path)
+    return Inward(parts, table)
+
+
+def _pos_embed(table: Visit, ids: Tensor, *, ends_in_embed: bool) -> PosEmbedBridge:
+    assert table.left is not None, "calls without an output are left out"
+    entered = table.entered
+    row = None
+    if entered is not None and not entered.is_floating_point() and entered.shape[-1] == ids.shape[1]:
+        first = entered.reshape(-1, ids.shape[1])[0]
+        row = first if bool((first.diff() == 1).all()) else None
+    name, offset = _row_of(table, table.left.reshape(-1, table.left.shape[-1])[0])
+    return PosEmbedBridge(
+        name=table.path,
+        offset=offset,
+        input_is_positions=row is not None and (name is None or int(row[0]) == offset),
+        table=name,
+        ends_in_embed=ends_in_embed,
+        layout=Layout.ONE_ROW if table.left.ndim == 2 else Layout.TOKENS,
+    )
+
+
+def _row_of(table: Visit, first: Tensor) -> tuple[str | None, int]:
+    """Returns the parameter of a table that has a row for each position, and which row is the first position's."""
+    for name, weight in table.module._parameters.items():
+        if weight is not None and weight.ndim == 2 and weight.shape[1] == first.shape[0]:
+            far = (weight.detach().double() - first.double()).abs().amax(-1)
+            if float(far.min()) < 1e-6:
+                return name, int(far.argmin())
+    return None, 0
+
+
+def _is_one_vector(visit: Visit) -> bool:
+    assert visit.left is not None, "calls without an output are left out"
+    rows = visit.left.reshape(-1, visit.left.shape[-1])
+    return same(rows[:1].expand_as(rows), rows)
+
+
+def _subsets(tables: Sequence[Visit]) -> list[list[Visit]]:
+    """Returns none, one, two, and three of the tables, the last ones first."""
+    ordered = list(reversed(tables))
+    pairs = [[a, b] for i, a in enumerate(ordered) for b in ordered[i + 1 :]]
+    whole = [ordered] if len(ordered) == 3 else []
+    return [[], *([one] for one in ordered), *pairs, *whole]
+
+
+def _is_token_free(visit: Visit, total: Tensor) -> bool:
+    """Whether a call gives the same vectors for all rows, as wide as a sum."""
+    left = visit.left
+    if left is None or not left.is_floating_point() or left.ndim not in (2, 3) or left.shape[-1] != total.shape[-1]:
+        return False
+    if left.shape[-2] not in (1, total.shape[1]) or (left.ndim == 3 and left.shape[0] not in (1, total.shape[0])):
+        return False
+    return left.ndim == 2 or same(left[:1].expand_as(left), left)
+
+
+def _spread(visit: Visit, total: Tensor) -> Tensor:
+    assert visit.left is not None, "calls without an output are left out"
+    return visit.left.expand(total.shape)
+
+
+def _is_lookup(visit: Visit) -> bool:
+    weight = visit.module._parameters.get("weight")
+    indices = visit.entered is not None and not visit.entered.is_floating_point()
+    return indices and weight is not None and weight.ndim == 2 and visit.left is not None
+
+
+def _equals(entered: Tensor | None, ids: Tensor) -> bool:
+    return entered is not None and entered.shape == ids.shape and bool((entered == ids).all())

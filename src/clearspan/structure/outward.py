@@ -1,0 +1,95 @@
+"""How the residual stream becomes logits: the final norm, the unembedding, and what lies between them."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from clearspan.components import GeneralizedComponent, LogitHeadBridge, UnembeddingBridge
+from clearspan.structure.algebra import factor, linear_kind, norm_kind, same
+from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.frame import Blocks
+from clearspan.structure.templates import norm_template, opaque
+from clearspan.structure.trace import Trace, Visit
+
+
+def find_outward(trace: Trace, blocks: Blocks, logits: Tensor, findings: Findings) -> dict[str, GeneralizedComponent]:
+    """Returns the final norm, the unembedding, and what lies between them.
+
+    Raises:
+        MissingStructureError: Logits are no linear map's output, as it is, scaled, or capped.
+    """
+    after = [
+        one
+        for one in trace.visits[blocks.visits[-1].order + 1 :]
+        if one.left is not None and not one.is_in(blocks.path)
+    ]
+    unembed = next(
+        (one for one in reversed(after) if one.left.shape[-1] == logits.shape[-1] and linear_kind(one)), None
+    )
+    if unembed is None or unembed.left is None:
+        raise MissingStructureError("no linear map gives the logits")
+    scale, cap = _scale_and_cap(unembed.left, logits)
+    norm = next((one for one in after if same(one.entered, blocks.last) and norm_kind(one)), None)
+    parts: dict[str, GeneralizedComponent] = {}
+    if norm is not None:
+        parts["ln_final"] = norm_template(norm, norm.path)
+        findings.add("ln_final", f"{norm.path} norms the stream that leaves the blocks")
+    stream = blocks.last if norm is None else norm.left
+    parts |= _between([one for one in after if one.order < unembed.order and one is not norm], stream, unembed)
+    kind = linear_kind(unembed)
+    assert kind is not None, "found as a linear map"
+    if kind.is_transposed:
+        raise MissingStructureError(f"the unembedding {unembed.path} has its weight the other way round")
+    parts["unembed"] = UnembeddingBridge(name=unembed.path, scale=scale, softcap=cap)
+    findings.add("hook_logits", f"{unembed.path} gives them", scale)
+    return parts
+
+
+def _between(calls: Sequence[Visit], stream: Tensor | None, unembed: Visit) -> dict[str, GeneralizedComponent]:
+    """Returns what lies between the stream, or its last norm, and the unembedding: a linear map, or a head."""
+    inner = [one for one in calls if any(own is not None for own in one.module._parameters.values())]
+    inner = [one for one in inner if not one.module._modules]
+    if not inner:
+        return {}
+    if len(inner) == 1 and linear_kind(inner[0]) and same(inner[0].entered, stream):
+        return {"project_out": opaque(inner[0], inner[0].path)}
+    whole = next((one for one in calls if one.module._modules and all(part.is_in(one.path) for part in inner)), None)
+    if whole is not None and unembed.is_in(whole.path):
+        whole = None
+    start = "" if whole is None else f"{whole.path}."
+    parts = {one.path.removeprefix(start).replace(".", "_"): opaque(one, one.path.removeprefix(start)) for one in inner}
+    return {"head": LogitHeadBridge(name=None if whole is None else whole.path, submodules=parts)}
+
+
+def _scale_and_cap(raw: Tensor, logits: Tensor) -> tuple[float, float | None]:
+    scale = factor(raw, logits)
+    if scale is not None:
+        return scale, None
+    cap = _cap(raw.double().reshape(-1), logits.double().reshape(-1))
+    if cap is None or not same((cap * torch.tanh(raw.double() / cap)).to(logits.dtype), logits):
+        raise MissingStructureError("logits are not the unembedding's output, scaled or capped")
+    return 1.0, _simplest(cap, lambda one: same((one * torch.tanh(raw.double() / one)).to(logits.dtype), logits))
+
+
+def _cap(raw: Tensor, capped: Tensor) -> float | None:
+    """Returns the cap by which the largest value became what it is, or None where it became no smaller."""
+    largest = int(raw.abs().argmax())
+    value, result = float(raw[largest].abs()), float(capped[largest].abs())
+    if not 0 < result < value:
+        return None
+    low, high = result, 1e6
+    for _ in range(200):
+        middle = (low * high) ** 0.5
+        reached = middle * float(torch.tanh(torch.tensor(value / middle, dtype=torch.float64)))
+        low, high = (middle, high) if reached < result else (low, middle)
+    return high
+
+
+def _simplest(number: float, fits: Callable[[float], bool]) -> float:
+    """Returns a number that was estimated, with as few digits as fit."""
+    for digits in range(2, 8):
+        short = float(f"{number:.{digits}g}")
+        if abs(short / number - 1) < 1e-3 and fits(short):
+            return short
+    return number

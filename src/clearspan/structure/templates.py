@@ -1,0 +1,27 @@
+"""Templates of norms, linear maps and other modules whose calls were traced."""
+
+from clearspan.components import GeneralizedComponent, LinearBridge, NormalizationBridge, TransposedLinearBridge
+from clearspan.points import Layout
+from clearspan.structure.algebra import LinearKind, linear_kind, norm_kind
+from clearspan.structure.trace import Visit
+
+
+def norm_template(visit: Visit, name: str, layout: Layout = Layout.TOKENS) -> NormalizationBridge:
+    """Returns the template of a norm of the stream."""
+    kind = norm_kind(visit)
+    assert kind is not None, "the caller found a norm"
+    return NormalizationBridge(name=name, uses_rms_norm=kind.is_rms, weight_offset=kind.offset, layout=layout)
+
+
+def linear_template(visit: Visit, name: str, layout: Layout = Layout.TOKENS) -> LinearBridge:
+    """Returns the template of a linear map."""
+    kind = linear_kind(visit)
+    assert isinstance(kind, LinearKind), "the caller found a linear map"
+    return (TransposedLinearBridge if kind.is_transposed else LinearBridge)(name=name, layout=layout)
+
+
+def opaque(visit: Visit, name: str) -> GeneralizedComponent:
+    """Returns a template that gives a module ends, and says no more of it."""
+    if norm_kind(visit) is not None:
+        return norm_template(visit, name)
+    return linear_template(visit, name) if linear_kind(visit) else GeneralizedComponent(name=name)
