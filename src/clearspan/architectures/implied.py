@@ -79,11 +79,12 @@ def _of_attention(
     found: Sequence[GeneralAttentionBridge], frame: Parts, cfg: TransformerBridgeConfig
 ) -> Iterator[tuple[str, object]]:
     """Yields what attention implies: how positions come in, heads, and whether fused maps can be taken apart."""
-    has_table = any(isinstance(part, PosEmbedBridge) for part in frame.values())
+    embeddings = [part for part in frame.values() if isinstance(part, PosEmbedBridge)]
     kinds = {
         "rotary": any(attention.has_rotary for attention in found),
         "alibi": any(attention.has_alibi for attention in found),
-        "standard": has_table,
+        "standard": any(embedding.table is not None for embedding in embeddings),
+        "sinusoidal": bool(embeddings),
         "none": True,
     }
     yield "positional_embedding_type", next(kind for kind, is_there in kinds.items() if is_there)

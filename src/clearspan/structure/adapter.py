@@ -10,7 +10,7 @@ from torch import nn
 
 from clearspan.architectures import ArchitectureAdapter
 from clearspan.architectures.adapter import AdapterSource, Sizes
-from clearspan.components import AttentionBridge, BlockBridge, GeneralizedComponent, PerLayer
+from clearspan.components import AttentionBridge, BlockBridge, GeneralizedComponent, MLPBridge, PerLayer, PosEmbedBridge
 from clearspan.config import TransformerBridgeConfig
 from clearspan.structure.block import block_template
 from clearspan.structure.finding import Finding, Findings
@@ -102,11 +102,12 @@ def derive(model: "PreTrainedModel") -> Structure:
         for layer, visit in enumerate(blocks.visits)
     ]
     parts = {**inward.parts, "blocks": PerLayer(layers), **outward}
+    numbers = numbers_positions(model, inward)
     return Structure(
         type(model).__name__,
         parts,
         _sizes(trace, blocks, inward, layers),
-        numbers_positions(model, inward),
+        numbers,
         irrelevant=_unused(model, trace),
         findings=tuple(findings.found),
     )
@@ -119,6 +120,7 @@ def _sizes(trace: Trace, blocks: Blocks, inward: Inward, layers: Sequence[BlockB
         first = trace.attended[0]
         found |= {"n_heads": first.query.shape[1], "d_head": first.query.shape[-1]}
         found |= _n_kv_heads(trace, blocks, layers, first.query.shape[-1])
+    found |= _d_mlp(trace, blocks, layers)
     embed = inward.parts.get("pos_embed")
     if inward.table is not None and isinstance(embed, PosEmbedBridge) and embed.table is not None:
         rows = inward.table.module.get_parameter(embed.table).shape[0]
@@ -149,4 +151,16 @@ def _n_kv_heads(trace: Trace, blocks: Blocks, layers: Sequence[BlockBridge], d_h
             keys = trace.at(f"{visit.path}.{attn.name}.{attn.submodules['k'].name}")[0].left
             assert keys is not None, "a linear map gives a tensor"
             return {"n_key_value_heads": keys.numel() // (ROWS * POSITIONS * d_head)}
+    return {}
+
+
+def _d_mlp(trace: Trace, blocks: Blocks, layers: Sequence[BlockBridge]) -> dict[str, int]:
+    """Returns how many neurons the first dense MLP has, if there is one."""
+    for visit, layer in zip(blocks.visits, layers, strict=True):
+        mlp = layer.submodules.get("mlp")
+        if isinstance(mlp, MLPBridge):
+            path = ".".join(name for name in (visit.path, mlp.name, mlp.submodules["out"].name) if name)
+            hidden = trace.at(path)[0].entered
+            assert hidden is not None, "a linear map takes a tensor"
+            return {"d_mlp": hidden.shape[-1]}
     return {}

@@ -87,6 +87,11 @@ class Attention:
     path: str
     lows: tuple["Low", ...] = ()
 
+    @property
+    def reader(self) -> Visit:
+        """The call of the first map of queries."""
+        return next((one.map for one in self.lows if one.reader is self.query.map), self.query.map)
+
 
 def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
     """Returns the modules of one attention in a block.

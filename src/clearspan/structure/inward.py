@@ -58,7 +58,7 @@ def find_inward(trace: Trace, blocks: Blocks, ids: Tensor, findings: Findings) -
     names = " + ".join(one.path for one in (found.token, *found.tables))
     passed = "".join(f", through {one.path}" for one in reversed(found.through))
     findings.add("hook_embed", f"{names}{passed} is the stream that enters the blocks", found.multiplier)
-    return _parts(embed, found, ids)
+    return _parts(embed, found, ids, blocks.first.shape[-1])
 
 
 def _found(before: Sequence[Visit], embed: Visit, stream: Tensor) -> _Sum:
@@ -99,7 +99,7 @@ def _ways(before: Sequence[Visit], embed: Visit) -> list[Visit]:
     return ways
 
 
-def _parts(embed: Visit, found: _Sum, ids: Tensor) -> Inward:
+def _parts(embed: Visit, found: _Sum, ids: Tensor, d_model: int) -> Inward:
     """Returns the components of what was found."""
     own = EmbeddingBridge(name=embed.path, multiplier=found.multiplier, output_is_overwritten=embed.is_overwritten)
     passed = [*([found.token] if found.token is not embed else []), *reversed(found.through)]
@@ -115,13 +115,13 @@ def _parts(embed: Visit, found: _Sum, ids: Tensor) -> Inward:
             table = one
             parts["pos_embed"] = _pos_embed(one, ids, ends_in_embed=bool(found.through))
     for one in passed:
-        parts["embed_norm" if norm_kind(one) else "project_in"] = opaque(one, one.path)
+        parts["embed_norm" if norm_kind(one) else "project_in"] = opaque(one, one.path, d_model)
     return Inward(parts, table)
 
 
 def _pos_embed(table: Visit, ids: Tensor, *, ends_in_embed: bool) -> PosEmbedBridge:
     assert table.left is not None, "calls without an output are left out"
-    entered = table.entered
+    entered = table.entered if not table.args or isinstance(table.args[0], Tensor) else None
     row = None
     if entered is not None and not entered.is_floating_point() and entered.shape[-1] == ids.shape[1]:
         first = entered.reshape(-1, ids.shape[1])[0]

@@ -52,13 +52,17 @@ def _between(calls: Sequence[Visit], stream: Tensor | None, unembed: Visit) -> d
     inner = [one for one in inner if not one.module._modules]
     if not inner:
         return {}
+    d_model = 0 if stream is None else stream.shape[-1]
     if len(inner) == 1 and linear_kind(inner[0]) and same(inner[0].entered, stream):
-        return {"project_out": opaque(inner[0], inner[0].path)}
+        return {"project_out": opaque(inner[0], inner[0].path, d_model)}
     whole = next((one for one in calls if one.module._modules and all(part.is_in(one.path) for part in inner)), None)
     if whole is not None and unembed.is_in(whole.path):
         whole = None
     start = "" if whole is None else f"{whole.path}."
-    parts = {one.path.removeprefix(start).replace(".", "_"): opaque(one, one.path.removeprefix(start)) for one in inner}
+    parts = {
+        one.path.removeprefix(start).replace(".", "_"): opaque(one, one.path.removeprefix(start), d_model)
+        for one in inner
+    }
     return {"head": LogitHeadBridge(name=None if whole is None else whole.path, submodules=parts)}
 
 

@@ -6,11 +6,17 @@ from clearspan.structure.algebra import LinearKind, linear_kind, norm_kind
 from clearspan.structure.trace import Visit
 
 
-def norm_template(visit: Visit, name: str, layout: Layout = Layout.TOKENS) -> NormalizationBridge:
-    """Returns the template of a norm of the stream."""
+def norm_template(
+    visit: Visit, name: str, layout: Layout = Layout.TOKENS, d_model: int | None = None
+) -> NormalizationBridge:
+    """Returns the template of a norm of the stream, or of vectors of another width than `d_model`."""
     kind = norm_kind(visit)
     assert kind is not None, "the caller found a norm"
-    return NormalizationBridge(name=name, uses_rms_norm=kind.is_rms, weight_offset=kind.offset, layout=layout)
+    is_narrow = d_model is not None and visit.left is not None and visit.left.shape[-1] != d_model
+    axes = "batch pos width" if is_narrow else "batch pos d_model"
+    return NormalizationBridge(
+        name=name, uses_rms_norm=kind.is_rms, weight_offset=kind.offset, axes=axes, layout=layout
+    )
 
 
 def linear_template(visit: Visit, name: str, layout: Layout = Layout.TOKENS) -> LinearBridge:
@@ -20,8 +26,8 @@ def linear_template(visit: Visit, name: str, layout: Layout = Layout.TOKENS) -> 
     return (TransposedLinearBridge if kind.is_transposed else LinearBridge)(name=name, layout=layout)
 
 
-def opaque(visit: Visit, name: str) -> GeneralizedComponent:
+def opaque(visit: Visit, name: str, d_model: int) -> GeneralizedComponent:
     """Returns a template that gives a module ends, and says no more of it."""
     if norm_kind(visit) is not None:
-        return norm_template(visit, name)
+        return norm_template(visit, name, d_model=d_model)
     return linear_template(visit, name) if linear_kind(visit) else GeneralizedComponent(name=name)

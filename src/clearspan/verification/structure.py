@@ -146,14 +146,15 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
             yield f"the inputs of {part.path}", cfg.d_model, part.shape("weight")[-1]
         case ExpertsBridge():
             yield from _of_experts(part, cfg)
-        case NormalizationBridge() if ".attn." not in part.path:
+        case NormalizationBridge() if part.path.rpartition(".")[2].startswith("ln"):
             yield from _of_norm(part, cfg)
         case EmbeddingBridge():
             yield "the rows of the token embedding", cfg.d_vocab, part.n_tokens
         case PosEmbedBridge(table=str() as table):
             positions, width = part.shape(table)
             yield "the positions of the position embedding", cfg.n_ctx, positions - part.offset
-            yield "the width of the position embedding", cfg.d_model, width
+            if not part.ends_in_embed:  # a projection may follow
+                yield "the width of the position embedding", cfg.d_model, width
         case LinearBridge(path="unembed"):
             yield "the outputs of the unembedding", cfg.d_vocab, part.widths[1]
 
