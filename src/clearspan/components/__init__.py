@@ -28,6 +28,7 @@ from clearspan.components.mlp import (
 )
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind
+from clearspan.components.opaque import OpaqueBridge
 from clearspan.components.weights import LinearMap, WeightTensor
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "MLPBridge",
     "MoEBridge",
     "NormalizationBridge",
+    "OpaqueBridge",
     "PerLayer",
     "PosEmbedBridge",
     "RouterBridge",

@@ -13,6 +13,7 @@ from clearspan.components.attention import GeneralAttentionBridge, HeadAttention
 from clearspan.components.base import Binding, GeneralizedComponent
 from clearspan.components.mlp import MLPBridge
 from clearspan.components.normalization import NormalizationBridge
+from clearspan.components.opaque import OpaqueBridge
 from clearspan.components.sublayer import (
     BlockParameter,
     Factor,
@@ -336,7 +337,8 @@ class BlockBridge(GeneralizedComponent):
         readers: dict[NormalizationBridge, list[list[LinearMap]]] = {}
         for sublayer in self.sublayers:
             if sublayer.norm is not None:
-                readers.setdefault(sublayer.norm, []).append(list(sublayer.part.reads()))
+                others = any(isinstance(part, OpaqueBridge) and part.reads_stream for part in sublayer.part.walk())
+                readers.setdefault(sublayer.norm, []).append([] if others else list(sublayer.part.reads()))
         for norm, maps in readers.items():
             if all(maps):
                 yield norm, list(itertools.chain.from_iterable(maps))

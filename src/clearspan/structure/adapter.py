@@ -16,6 +16,7 @@ from clearspan.structure.block import block_template
 from clearspan.structure.finding import Finding, Findings
 from clearspan.structure.frame import Blocks, find_blocks
 from clearspan.structure.inward import Inward, find_inward
+from clearspan.structure.leftover import account_for_all
 from clearspan.structure.outward import find_outward
 from clearspan.structure.positions import numbers_positions
 from clearspan.structure.trace import Trace, traced
@@ -101,14 +102,17 @@ def derive(model: "PreTrainedModel") -> Structure:
         block_template(trace, visit, blocks.path, findings, f"blocks.{layer}")
         for layer, visit in enumerate(blocks.visits)
     ]
-    parts = {**inward.parts, "blocks": PerLayer(layers), **outward}
+    unused = _unused(model, trace)
+    frame = GeneralizedComponent(submodules={**inward.parts, "blocks": GeneralizedComponent(blocks.path), **outward})
+    account_for_all(model, frame, trace.visits, irrelevant={name.removesuffix(".*") for name in unused})
+    parts = {**frame.submodules, "blocks": PerLayer(layers)}
     numbers = numbers_positions(model, inward)
     return Structure(
         type(model).__name__,
         parts,
         _sizes(trace, blocks, inward, layers),
         numbers,
-        irrelevant=_unused(model, trace),
+        irrelevant=unused,
         findings=tuple(findings.found),
     )
 

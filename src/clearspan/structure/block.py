@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from clearspan.components import BlockBridge, GeneralizedComponent
 from clearspan.points import Layout
 from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.leftover import account_for_all
 from clearspan.structure.sublayers import Sublayer, find_sublayers
 from clearspan.structure.templates import norm_template
 from clearspan.structure.trace import Trace, Visit
@@ -42,9 +43,11 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
             own.output_is_overwritten = index < len(sublayers) - 1  # it is the stream, into which writes go
             parts[f"ln{index + 1}"] = own
     outs = {name: out for name, one in zip(names, sublayers, strict=True) if (out := _out(one, block)) is not None}
+    whole = GeneralizedComponent(submodules=parts)
+    account_for_all(block.module, whole, trace.inside(block), block.path, [one.reader for one in sublayers])
     return BlockBridge(
         name=path,
-        submodules=parts,
+        submodules=whole.submodules,
         stages=stages,
         norms=other_names,
         outs=outs,

@@ -166,4 +166,21 @@ def _mixture(
         "router": RouterBridge(name=router.path.removeprefix(f"{whole.path}.")),
         "experts": ExpertsBridge(name=experts.path.removeprefix(f"{whole.path}."), is_transposed=is_transposed),
     }
+    shared = _shared(whole, inside, (router, experts))
+    if shared is not None:
+        findings.add(f"{where}.mlp.shared", f"{whole.path}.{shared.name} sees every token")
+        parts["shared"] = shared
     return MoEBridge(name=name, submodules=parts)
+
+
+def _shared(whole: Visit, inside: Sequence[Visit], others: Sequence[Visit]) -> MLPBridge | None:
+    """Returns the template of the experts that see every token, or None where there are none."""
+    for one in inside:
+        parts = [call for call in inside if call.is_in(one.path) and call is not one]
+        if not parts or any(other.is_in(one.path) or one.is_in(other.path) for other in others):
+            continue
+        outs = [call for call in parts if same(call.left, one.left) and linear_kind(call)]
+        if outs and one.left is not None:
+            maps = _maps(whole, one, parts, Contribution([one, *outs], one.left, source=[one, *outs]))
+            return _template(whole, maps, parts)
+    return None
