@@ -102,6 +102,16 @@ class PosEmbedBridge(GeneralizedComponent):
         weight = self.weight(self.table)
         return weight[self.offset :] if self.offset else weight
 
+    @property
+    def output_axes(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The output's axes: of the residual stream, or narrower where a projection follows."""
+        return _embedded_axes(self, self.table)
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of axes, including the table's own width."""
+        has_table = self.table is not None and self.has(self.table)
+        return {**super().sizes(), **({"width": self.shape(str(self.table))[-1]} if has_table else {})}
+
     def writes(self) -> Iterator[LinearMap]:
         """Yields the table, where its rows are added to the residual stream."""
         if self.table is not None and not self.ends_in_embed:
@@ -148,6 +158,15 @@ class TypeEmbedBridge(GeneralizedComponent):
 
     input_axes = "batch pos"
 
+    @property
+    def output_axes(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The output's axes: of the residual stream, or narrower where a projection follows."""
+        return _embedded_axes(self, "weight")
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of axes, including the embedding's own width."""
+        return {**super().sizes(), "width": self.shape("weight")[-1]}
+
     def points(self) -> Iterator[HookPoint]:
         """Yields `hook_type_embed`, with the batch's rows even if the model computes one row for all."""
         if not self.ends_in_embed:
@@ -164,6 +183,11 @@ class TypeEmbedBridge(GeneralizedComponent):
         if self.ends_in_embed:
             reason = "types are added to the token embedding before its norm or projection, so hook_embed has both; "
             yield "hook_type_embed", f"{reason}{self.path}.hook_out has them alone"
+
+
+def _embedded_axes(part: GeneralizedComponent, table: str | None) -> str:
+    width = part.cfg.d_model if table is None or not part.has(table) else part.shape(table)[-1]
+    return "batch pos d_model" if width == part.cfg.d_model else "batch pos width"
 
 
 @dataclass(eq=False, repr=False)

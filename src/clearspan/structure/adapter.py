@@ -18,7 +18,7 @@ from clearspan.structure.frame import Blocks, find_blocks
 from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.outward import find_outward
-from clearspan.structure.positions import numbers_positions
+from clearspan.structure.positions import has_table, numbers_positions
 from clearspan.structure.trace import Trace, traced
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Structure:
         parts: Component templates by canonical name, in the order of the forward.
         sizes: The sizes that were measured.
         numbers_positions: Whether the model numbers positions by the padding mask or the ids.
+        has_table: Whether rotations or biases lie in a table of `n_ctx` positions.
         irrelevant: Parameters and buffers that no component accounts for, as patterns, each with the reason.
         findings: What was found, and how it is known.
     """
@@ -42,6 +43,7 @@ class Structure:
     parts: Mapping[str, GeneralizedComponent]
     sizes: Sizes
     numbers_positions: bool = False
+    has_table: bool = False
     irrelevant: Mapping[str, str] = field(default_factory=dict, repr=False)
     findings: tuple[Finding, ...] = field(default=(), repr=False)
 
@@ -64,6 +66,7 @@ class DerivedAdapter(ArchitectureAdapter):
     def __init__(self, cfg: TransformerBridgeConfig, structure: Structure) -> None:
         self._structure = structure
         self.makes_positions_from_mask = structure.numbers_positions
+        self.config_values = {"has_table": structure.has_table}
         self.irrelevant = {**ArchitectureAdapter.irrelevant, **structure.irrelevant}
         super().__init__(cfg)
 
@@ -112,6 +115,7 @@ def derive(model: "PreTrainedModel") -> Structure:
         parts,
         _sizes(trace, blocks, inward, layers),
         numbers,
+        has_table=has_table(model, blocks, inward),
         irrelevant=unused,
         findings=tuple(findings.found),
     )

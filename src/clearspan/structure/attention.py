@@ -237,6 +237,7 @@ def attention_template(
     options = {
         "name": _within(found.path, block.path),
         "has_rotary": q.is_turned or k.is_turned,
+        "has_alibi": _has_distance_bias(found.attended),
         "repeats_keys": found.attended.key.shape[1] > k.n_heads,
         "has_sinks": "sinks" in _core(found, block),
         "core": _within(found.attended.path, found.path) if found.attended.path != found.path else "",
@@ -259,6 +260,19 @@ def attention_template(
         )
     names = ", ".join(dict.fromkeys(one.map.path for one in (q, k, v)))
     raise MissingStructureError(f"queries, keys and values come from {names}, each neither alone nor together")
+
+
+def _has_distance_bias(attended: Attended) -> bool:
+    """Whether scores are more than products of queries and keys: by what is the same for all rows, and no mask."""
+    scores, query, key = attended.scores, attended.query.double(), attended.key.double()
+    if scores is None or len(query) < 2:
+        return False
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    products, last = query @ key.transpose(-1, -2), scores[:, :, -1].double()  # the last position sees all
+    of_rows = (products[1, :, -1] - products[0, :, -1]).reshape(-1), (last[1] - last[0]).reshape(-1)
+    ratio = (of_rows[0] * of_rows[1]).sum() / of_rows[0].square().sum()
+    bias = last[0] - ratio * products[0, :, -1]
+    return float((bias - bias.mean(-1, keepdim=True)).abs().max()) > 1e-3
 
 
 def _core(found: Attention, block: Visit) -> Sequence[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from clearspan.components import BlockBridge, GeneralizedComponent
 from clearspan.points import Layout
-from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.finding import Findings
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.sublayers import Sublayer, find_sublayers
 from clearspan.structure.templates import norm_template
@@ -42,7 +42,9 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
             own = _norm(wiring.norms_the_sum[index], block)
             own.output_is_overwritten = index < len(sublayers) - 1  # it is the stream, into which writes go
             parts[f"ln{index + 1}"] = own
-    outs = {name: out for name, one in zip(names, sublayers, strict=True) if (out := _out(one, block)) is not None}
+    outs = {
+        name: out for name, one in zip(names, sublayers, strict=True) if (out := _out(one, block, trace)) is not None
+    }
     whole = GeneralizedComponent(submodules=parts)
     account_for_all(block.module, whole, trace.inside(block), block.path, [one.reader for one in sublayers])
     return BlockBridge(
@@ -119,7 +121,7 @@ def _multiplier(sublayers: Sequence[Sublayer], names: Sequence[str]) -> float | 
     return {name: one.contribution.factor for name, one in zip(names, sublayers, strict=True)}
 
 
-def _out(one: Sublayer, block: Visit) -> str | None:
+def _out(one: Sublayer, block: Visit, trace: Trace) -> str | None:
     """Returns the path of the module whose output a sublayer adds, where that is not the sublayer's own module."""
     if one.contribution.post_norm is not None:
         return None
@@ -130,8 +132,5 @@ def _out(one: Sublayer, block: Visit) -> str | None:
         outermost = max(calls, key=lambda call: (-call.depth, call.order))
         return outermost.path.removeprefix(f"{block.path}.")
     after = [call for call in calls if call.order > own.order and not call.is_in(own.path)]
-    if not after:
-        return None
-    if any(call.path == after[-1].path and call is not after[-1] for call in calls):
-        raise MissingStructureError(f"{after[-1].path} gives two contributions")
-    return after[-1].path.removeprefix(f"{block.path}.")
+    once = [call for call in after if len(trace.at(call.path)) == 1]  # dropout of two sublayers is in neither's place
+    return once[-1].path.removeprefix(f"{block.path}.") if once else None

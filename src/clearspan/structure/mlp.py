@@ -76,7 +76,7 @@ def _maps(block: Visit, whole: Visit | None, inside: Sequence[Visit], contributi
         raise MissingStructureError(f"what {block.path} adds besides attention is no linear map's output")
     outward = outs[-1]
     if whole is not None and not outward.is_in(whole.path):
-        whole, inside = None, inside
+        whole = None
     inner = _kind_inputs(outward)
     linears = [one for one in inside if one.order < outward.order and linear_kind(one)]
     wide = [one for one in linears if one.left is not None and one.left.shape[-1] in (inner, 2 * inner)]
@@ -84,7 +84,15 @@ def _maps(block: Visit, whole: Visit | None, inside: Sequence[Visit], contributi
     inward = [one for one in wide if last and same(one.entered, last[0].entered)][-2:]
     if not inward:
         raise MissingStructureError(f"no linear map of {(whole or block).path} reads its input")
+    if whole is None:
+        whole = _around(block, inside, [*inward, outward])
     return _Maps(whole or block, whole is not None, inward, outward)
+
+
+def _around(block: Visit, inside: Sequence[Visit], maps: Sequence[Visit]) -> Visit | None:
+    """Returns the call of the innermost module in a block that has all maps, or None: it may add the stream itself."""
+    whole = [one for one in inside if one.module._modules and all(each.is_in(one.path) for each in maps)]
+    return max(whole, key=lambda one: one.depth) if whole else None
 
 
 def _kind_inputs(visit: Visit) -> int:

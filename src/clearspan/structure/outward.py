@@ -49,21 +49,28 @@ def find_outward(trace: Trace, blocks: Blocks, logits: Tensor, findings: Finding
 def _between(calls: Sequence[Visit], stream: Tensor | None, unembed: Visit) -> dict[str, GeneralizedComponent]:
     """Returns what lies between the stream, or its last norm, and the unembedding: a linear map, or a head."""
     inner = [one for one in calls if any(own is not None for own in one.module._parameters.values())]
-    inner = [one for one in inner if not one.module._modules]
+    inner = [one for one in inner if not one.module._modules and _has_tokens(one, stream)]
     if not inner:
         return {}
     d_model = 0 if stream is None else stream.shape[-1]
     if len(inner) == 1 and linear_kind(inner[0]) and same(inner[0].entered, stream):
         return {"project_out": opaque(inner[0], inner[0].path, d_model)}
     whole = next((one for one in calls if one.module._modules and all(part.is_in(one.path) for part in inner)), None)
-    if whole is not None and unembed.is_in(whole.path):
+    narrow = whole is not None and whole.left is not None and stream is not None and whole.left.shape != stream.shape
+    if whole is not None and (narrow or unembed.is_in(whole.path)):
         whole = None
     start = "" if whole is None else f"{whole.path}."
     parts = {
         one.path.removeprefix(start).replace(".", "_"): opaque(one, one.path.removeprefix(start), d_model)
         for one in inner
     }
-    return {"head": LogitHeadBridge(name=None if whole is None else whole.path, submodules=parts)}
+    head = LogitHeadBridge(name=None if whole is None else whole.path, submodules=parts)
+    return {"head": head}
+
+
+def _has_tokens(visit: Visit, stream: Tensor | None) -> bool:
+    """Whether a call gives a vector for each position."""
+    return stream is not None and visit.left is not None and visit.left.shape[:2] == stream.shape[:2]
 
 
 def _scale_and_cap(raw: Tensor, logits: Tensor) -> tuple[float, float | None]:

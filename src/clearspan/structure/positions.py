@@ -6,9 +6,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from clearspan.architectures.adapter import SIZES
 from clearspan.components import PosEmbedBridge
+from clearspan.hf.torch_hooks import after
+from clearspan.structure.frame import Blocks
 from clearspan.structure.inward import Inward
 from clearspan.structure.trace import traced
+
+LIMITS = SIZES["n_ctx"]
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel
@@ -32,6 +37,37 @@ def numbers_positions(model: "PreTrainedModel", inward: Inward) -> bool:
     mask[0, :2] = 0
     by_mask = not torch.equal(_rows(model, inward.table.path, torch.arange(5, 12)[None], mask), plain)
     return by_mask or not takes
+
+
+MOST = 4096
+"""The longest context that is tried; a longer one is taken to have no end."""
+
+
+class _ReachedError(Exception):
+    """The first block has been passed."""
+
+
+def has_table(model: "PreTrainedModel", blocks: Blocks, inward: Inward) -> bool:
+    """Returns whether a model without a position embedding ends its context where its config does."""
+    config = model.config.get_text_config(decoder=True)
+    length = next((there for name in LIMITS if (there := getattr(config, name, None))), None)
+    if inward.table is not None or length is None or length > MOST:
+        return False
+
+    def reached(*_: object) -> None:
+        raise _ReachedError
+
+    handle = after(blocks.visits[0].module, reached)
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.full((1, length + 1), 3), use_cache=False)
+    except _ReachedError:
+        return False
+    except (IndexError, RuntimeError, ValueError):
+        return True
+    finally:
+        handle.remove()
+    return False
 
 
 def _rows(model: "PreTrainedModel", path: str, ids: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -70,6 +70,7 @@ class Attended:
         result: `[batch, pos, head, d_head]`, what attention makes of the values.
         uses_interface: Whether transformers' attention interface is called.
         joins_heads: Whether rows and heads share an axis in the product.
+        scores: The softmax's input `[batch, head, pos, pos]`, where the module attends by itself and it was seen.
     """
 
     path: str
@@ -80,6 +81,7 @@ class Attended:
     result: Tensor
     uses_interface: bool
     joins_heads: bool = False
+    scores: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -169,6 +171,7 @@ class _Tracer(TorchFunctionMode):
         self._stack: list[Visit] = []
         self._products: dict[int, tuple[Tensor, Tensor]] = {}
         self._awaited: dict[int, tuple[Tensor, Tensor]] = {}
+        self._scores: dict[int, Tensor] = {}
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
@@ -230,6 +233,7 @@ class _Tracer(TorchFunctionMode):
         elif func in SOFTMAXES:
             if visit.order in self._products:
                 self._awaited[visit.order] = self._products.pop(visit.order)
+                self._scores[visit.order] = args[0].detach().clone()
         elif func in PRODUCTS or func in _ADDED_PRODUCTS:
             operands = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)][-2:]
             if len(operands) == 2 and min(one.ndim for one in operands) > 2:
@@ -248,6 +252,9 @@ class _Tracer(TorchFunctionMode):
         query, key, value, result = heads
         if min(one.ndim for one in heads) == 4:
             found = Attended(visit.path, visit.order, query, key, value, result.transpose(1, 2), False, joined)
+            scores = self._scores.pop(visit.order, None)
+            if scores is not None and scores.numel() == query.shape[0] * query.shape[1] * query.shape[2] ** 2:
+                found.scores = scores.reshape(*query.shape[:3], -1)
             self.trace.attended.append(found)
 
 

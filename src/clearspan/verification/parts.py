@@ -43,10 +43,7 @@ def _alone(trial: Trial, part: GeneralizedComponent, block: BlockBridge) -> Iter
         return
     value, ends = trial.cache[into], [out]
     # Where the module itself adds the residual stream, it is given zeros, and returns what it adds.
-    if part is block.attn and block.attn_out:
-        ends.append(f"{block.path}.hook_attn_out")
-    if part is block.mlp and block.mlp_out:
-        ends.append(f"{block.path}.hook_mlp_out")
+    ends += [one.hook_out for one in block.sublayers if one.part is part and one.name in block.outs]
     found = part(value)
     checks = [
         trial.compared("parts", f"{part.path} alone", found.reshape_as(there), there)

@@ -149,7 +149,7 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
         case NormalizationBridge() if part.path.rpartition(".")[2].startswith("ln"):
             yield from _of_norm(part, cfg)
         case EmbeddingBridge():
-            yield "the rows of the token embedding", cfg.d_vocab, part.n_tokens
+            yield "the rows of the token embedding", max(cfg.d_vocab, part.n_tokens), part.n_tokens
         case PosEmbedBridge(table=str() as table):
             positions, width = part.shape(table)
             yield "the positions of the position embedding", cfg.n_ctx, positions - part.offset
