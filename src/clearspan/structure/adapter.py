@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clearspan.architectures import ArchitectureAdapter
-from clearspan.architectures.adapter import AdapterSource, Sizes
+from clearspan.architectures.adapter import AdapterSource, Size, Sizes
 from clearspan.components import AttentionBridge, BlockBridge, GeneralizedComponent, MLPBridge, PerLayer, PosEmbedBridge
 from clearspan.config import TransformerBridgeConfig
 from clearspan.structure.block import block_template
@@ -123,12 +123,14 @@ def derive(model: "PreTrainedModel") -> Structure:
 
 def _sizes(trace: Trace, blocks: Blocks, inward: Inward, layers: Sequence[BlockBridge]) -> Sizes:
     """Returns the sizes that were measured."""
-    found: dict[str, int] = {"d_model": blocks.first.shape[-1], "n_layers": len(layers)}
+    found: dict[str, Size] = {"d_model": blocks.first.shape[-1], "n_layers": len(layers)}
     if trace.attended:
         first = trace.attended[0]
         found |= {"n_heads": first.query.shape[1], "d_head": first.query.shape[-1]}
         found |= _n_kv_heads(trace, blocks, layers, first.query.shape[-1])
     found |= _d_mlp(trace, blocks, layers)
+    if not _names_activation(trace, layers):
+        found["act_fn"] = ()
     embed = inward.parts.get("pos_embed")
     if inward.table is not None and isinstance(embed, PosEmbedBridge) and embed.table is not None:
         rows = inward.table.module.get_parameter(embed.table).shape[0]
@@ -172,3 +174,10 @@ def _d_mlp(trace: Trace, blocks: Blocks, layers: Sequence[BlockBridge]) -> dict[
             assert hidden is not None, "a linear map takes a tensor"
             return {"d_mlp": hidden.shape[-1]}
     return {}
+
+
+def _names_activation(trace: Trace, layers: Sequence[BlockBridge]) -> bool:
+    """Whether an MLP or experts have the activation function that the config may name."""
+    if any(isinstance(layer.submodules.get("mlp"), MLPBridge) for layer in layers):
+        return True
+    return any("act_fn" in vars(visit.module) or "act_fn" in visit.module._modules for visit in trace.visits)

@@ -263,15 +263,16 @@ def attention_template(
 
 
 def _has_distance_bias(attended: Attended) -> bool:
-    """Whether scores are more than products of queries and keys: by what is the same for all rows, and no mask."""
-    scores, query, key = attended.scores, attended.query.double(), attended.key.double()
-    if scores is None or len(query) < 2:
+    """Whether scores have a share that is the same for all rows, and no mask: the last position sees all others."""
+    if attended.scores is None or len(attended.query) < 2:
         return False
+    query, key, scores = (one.double() for one in (attended.query, attended.key, attended.scores))
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    products, last = query @ key.transpose(-1, -2), scores[:, :, -1].double()  # the last position sees all
-    of_rows = (products[1, :, -1] - products[0, :, -1]).reshape(-1), (last[1] - last[0]).reshape(-1)
-    ratio = (of_rows[0] * of_rows[1]).sum() / of_rows[0].square().sum()
-    bias = last[0] - ratio * products[0, :, -1]
+    products = (query @ key.transpose(-1, -2))[:, :, -1]
+    last = scores[:, :, -1].expand_as(products)
+    slope = (products[1] - products[0]).flatten()
+    ratio = (slope * (last[1] - last[0]).flatten()).sum() / slope.square().sum()
+    bias = last[0] - ratio * products[0]
     return float((bias - bias.mean(-1, keepdim=True)).abs().max()) > 1e-3
 
 

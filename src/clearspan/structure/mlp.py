@@ -85,11 +85,11 @@ def _maps(block: Visit, whole: Visit | None, inside: Sequence[Visit], contributi
     if not inward:
         raise MissingStructureError(f"no linear map of {(whole or block).path} reads its input")
     if whole is None:
-        whole = _around(block, inside, [*inward, outward])
+        whole = _around(inside, [*inward, outward])
     return _Maps(whole or block, whole is not None, inward, outward)
 
 
-def _around(block: Visit, inside: Sequence[Visit], maps: Sequence[Visit]) -> Visit | None:
+def _around(inside: Sequence[Visit], maps: Sequence[Visit]) -> Visit | None:
     """Returns the call of the innermost module in a block that has all maps, or None: it may add the stream itself."""
     whole = [one for one in inside if one.module._modules and all(each.is_in(one.path) for each in maps)]
     return max(whole, key=lambda one: one.depth) if whole else None

@@ -70,7 +70,7 @@ class Attended:
         result: `[batch, pos, head, d_head]`, what attention makes of the values.
         uses_interface: Whether transformers' attention interface is called.
         joins_heads: Whether rows and heads share an axis in the product.
-        scores: The softmax's input `[batch, head, pos, pos]`, where the module attends by itself and it was seen.
+        scores: The softmax's input `[batch, head, pos, pos]`, or what torch's kernel adds to products, where it was seen.
     """
 
     path: str
@@ -170,8 +170,7 @@ class _Tracer(TorchFunctionMode):
         self._paths = {module: path for path, module in model.named_modules()}
         self._stack: list[Visit] = []
         self._products: dict[int, tuple[Tensor, Tensor]] = {}
-        self._awaited: dict[int, tuple[Tensor, Tensor]] = {}
-        self._scores: dict[int, Tensor] = {}
+        self._awaited: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
@@ -213,7 +212,9 @@ class _Tracer(TorchFunctionMode):
             query, key, value = (one.detach().clone() for one in (call.query, call.key, call.value))
             result = output[0].detach().clone()
             visit = self._stack[-1]
-            self.trace.attended.append(Attended(visit.path, visit.order, query, key, value, result, True))
+            found = Attended(visit.path, visit.order, query, key, value, result, True)
+            found.scores = _bias(call.mask)
+            self.trace.attended.append(found)
         return output
 
     def __torch_function__(
@@ -228,34 +229,50 @@ class _Tracer(TorchFunctionMode):
         """Notes queries, keys and values of a module that attends by itself."""
         visit = self._stack[-1]
         if func is torch.nn.functional.scaled_dot_product_attention:
-            named = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
-            self._attended(visit, named["query"], named["key"], named["value"], result)
+            named = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **kwargs}
+            heads = [named[name] for name in ("query", "key", "value")]
+            self._attended(visit, *heads, result, _bias(named.get("attn_mask")))
         elif func in SOFTMAXES:
             if visit.order in self._products:
-                self._awaited[visit.order] = self._products.pop(visit.order)
-                self._scores[visit.order] = args[0].detach().clone()
+                self._awaited[visit.order] = (*self._products.pop(visit.order), args[0])
         elif func in PRODUCTS or func in _ADDED_PRODUCTS:
             operands = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)][-2:]
             if len(operands) == 2 and min(one.ndim for one in operands) > 2:
                 if visit.order in self._awaited:
-                    query, key = self._awaited.pop(visit.order)
-                    self._attended(visit, query, key, operands[1], result)
+                    query, key, scores = self._awaited.pop(visit.order)
+                    self._attended(visit, query, key, operands[1], result, scores, is_joined=scores.ndim == 3)
                 else:
                     self._products[visit.order] = operands[0], operands[1].transpose(-1, -2)
 
-    def _attended(self, visit: Visit, query: Tensor, key: Tensor, value: Tensor, result: Tensor) -> None:
+    def _attended(
+        self,
+        visit: Visit,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        result: Tensor,
+        scores: Tensor | None,
+        *,
+        is_joined: bool = False,
+    ) -> None:
         rows = 0 if visit.entered is None else len(visit.entered)
-        joined = query.ndim == 3
-        heads = [one.detach().clone() for one in (query, key, value, result)]
-        if joined:
-            heads = [one.unflatten(0, (rows, -1)) for one in heads]
-        query, key, value, result = heads
-        if min(one.ndim for one in heads) == 4:
-            found = Attended(visit.path, visit.order, query, key, value, result.transpose(1, 2), False, joined)
-            scores = self._scores.pop(visit.order, None)
-            if scores is not None and scores.numel() == query.shape[0] * query.shape[1] * query.shape[2] ** 2:
-                found.scores = scores.reshape(*query.shape[:3], -1)
-            self.trace.attended.append(found)
+        given = (query, key, value, result)
+        query, key, value, result = (_by_head(one.detach().clone(), rows) for one in given)
+        if min(one.ndim for one in (query, key, value, result)) < 4:
+            return
+        found = Attended(visit.path, visit.order, query, key, value, result.transpose(1, 2), False, is_joined)
+        found.scores = None if scores is None else _by_head(scores.detach().clone(), rows)
+        self.trace.attended.append(found)
+
+
+def _by_head(value: Tensor, rows: int) -> Tensor:
+    """Returns a tensor with rows and heads in two axes."""
+    return value.unflatten(0, (rows, -1)) if value.ndim == 3 and rows and len(value) % rows == 0 else value
+
+
+def _bias(mask: Tensor | None) -> Tensor | None:
+    """Returns a mask that is added to scores."""
+    return mask if mask is not None and mask.is_floating_point() and mask.ndim == 4 else None
 
 
 _ADDED_PRODUCTS = frozenset({torch.baddbmm, Tensor.baddbmm})
