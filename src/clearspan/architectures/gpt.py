@@ -32,7 +32,7 @@ def gpt2(attn: JointQKVAttentionBridge, mlp: MLPBridge) -> Mapping[str, Generali
 class GPT2ArchitectureAdapter(ArchitectureAdapter):
     """GPT-2."""
 
-    sizes = GPT_SIZES
+    sizes: ClassVar[Sizes] = GPT_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -44,7 +44,7 @@ class GPT2ArchitectureAdapter(ArchitectureAdapter):
 class GPTJArchitectureAdapter(ArchitectureAdapter):
     """GPT-J."""
 
-    sizes = GPT_SIZES
+    sizes: ClassVar[Sizes] = GPT_SIZES
     config_values: ClassVar[Mapping[str, object]] = {"has_table": True}
     irrelevant: ClassVar[Mapping[str, str]] = {
         "*.embed_positions": "sines and cosines of the rotation, which the config fixes"

@@ -57,8 +57,17 @@ def self_attention(
     sinks: bool = False,
 ) -> AttentionBridge:
     """Returns attention by Llama's names, with or without norms of queries and keys."""
-    maps = {key: f"{key}_proj" for key in ("q", "k", "v", "o")}
-    return attention("self_attn", **maps, q_norm=q_norm, k_norm=k_norm, rotary=rotary, sinks=sinks)
+    return attention(
+        "self_attn",
+        q="q_proj",
+        k="k_proj",
+        v="v_proj",
+        o="o_proj",
+        q_norm=q_norm,
+        k_norm=k_norm,
+        rotary=rotary,
+        sinks=sinks,
+    )
 
 
 def qwen3_attention() -> AttentionBridge:
@@ -124,7 +133,7 @@ class Qwen2ArchitectureAdapter(LlamaArchitectureAdapter):
 class Qwen3ArchitectureAdapter(ArchitectureAdapter):
     """Qwen 3."""
 
-    sizes = LLAMA_SIZES
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -134,7 +143,7 @@ class Qwen3ArchitectureAdapter(ArchitectureAdapter):
 class Olmo2ArchitectureAdapter(ArchitectureAdapter):
     """OLMo 2."""
 
-    sizes = LLAMA_SIZES
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -174,7 +183,7 @@ class Gemma2ArchitectureAdapter(ArchitectureAdapter):
 class Gemma3ArchitectureAdapter(ArchitectureAdapter):
     """Gemma 3, its text model."""
 
-    sizes = Gemma2ArchitectureAdapter.sizes
+    sizes: ClassVar[Sizes] = Gemma2ArchitectureAdapter.sizes
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -185,7 +194,7 @@ class Gemma3ArchitectureAdapter(ArchitectureAdapter):
 class Phi3ArchitectureAdapter(ArchitectureAdapter):
     """Phi-3 and Phi-4."""
 
-    sizes = LLAMA_SIZES
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -198,7 +207,7 @@ class Phi3ArchitectureAdapter(ArchitectureAdapter):
 class GraniteArchitectureAdapter(ArchitectureAdapter):
     """Granite 3."""
 
-    sizes = LLAMA_SIZES
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""

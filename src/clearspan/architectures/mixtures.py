@@ -22,7 +22,7 @@ from clearspan.points import Layout
 class MixtralArchitectureAdapter(ArchitectureAdapter):
     """Mixtral."""
 
-    sizes = LLAMA_SIZES
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -32,7 +32,7 @@ class MixtralArchitectureAdapter(ArchitectureAdapter):
 class Qwen3MoeArchitectureAdapter(ArchitectureAdapter):
     """Qwen 3 with experts."""
 
-    sizes = LLAMA_SIZES
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
