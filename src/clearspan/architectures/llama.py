@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
-from clearspan.architectures.adapter import ArchitectureAdapter, Sizes
+from clearspan.architectures.adapter import ArchitectureAdapter, Sizes, entries
 from clearspan.architectures.parts import (
     HEADS,
     KV_HEADS,
@@ -34,14 +34,14 @@ from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import BlockedQKVConversionRule
 from clearspan.points import Layout
 
-LLAMA_SIZES: Sizes = {
-    "n_ctx": ("max_position_embeddings",),
-    "d_head": ("head_dim",),
-    "d_mlp": ("intermediate_size",),
-    "act_fn": ("hidden_act",),
-    "eps": ("rms_norm_eps",),
-    "n_key_value_heads": ("num_key_value_heads",),
-}
+LLAMA_SIZES = entries(
+    n_ctx="max_position_embeddings",
+    eps="rms_norm_eps",
+    act_fn="hidden_act",
+    d_mlp="intermediate_size",
+    d_head="head_dim",
+    n_key_value_heads="num_key_value_heads",
+)
 """`sizes` of Llama and of what was written after it."""
 LAYERS = "model.layers"
 EMBEDDING = "model.embed_tokens"

@@ -24,7 +24,9 @@ class OwnAttention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(config.width, config.width) for _ in range(4))
 
     def forward(self, x, mask):
-        q, k, v = (part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        q, k, v = (
+            part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         return self.out((torch.softmax(scores + mask, -1) @ v).transpose(1, 2).flatten(2))
 
