@@ -1,7 +1,7 @@
 """One adapter per family of architectures, what makes them of parts, and the registry of them."""
 
 from clearspan.architectures import parts
-from clearspan.architectures.adapter import AdapterSource, ArchitectureAdapter, Sizes, name_of
+from clearspan.architectures.adapter import AdapterSource, ArchitectureAdapter, Sizes, entries, name_of
 from clearspan.architectures.gpt_bigcode import GPTBigCodeArchitectureAdapter, MQAQKVConversionRule
 from clearspan.architectures.implied import implied
 from clearspan.architectures.registry import ADAPTERS, Registration, adapter_class, check_source, register
@@ -16,6 +16,7 @@ __all__ = [
     "Sizes",
     "adapter_class",
     "check_source",
+    "entries",
     "implied",
     "name_of",
     "parts",

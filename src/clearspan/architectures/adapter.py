@@ -31,8 +31,39 @@ SIZES: Sizes = {
 }
 """Where sizes come from that a family does not speak of."""
 
-SPLIT_EVENLY: Sizes = {"d_head": (), "n_key_value_heads": ()}
-"""Heads that share `d_model` evenly, each with a key and a value of its own, whatever the config says."""
+
+def entries(
+    *,
+    n_ctx: str,
+    eps: str,
+    act_fn: str | None = None,
+    d_mlp: str | None = None,
+    d_head: str | None = None,
+    n_key_value_heads: str | None = None,
+) -> Sizes:
+    """Returns the `sizes` of a family: by what names its code reads them from the config.
+
+    Args:
+        n_ctx: Most positions of one input.
+        eps: What norms add to the variance.
+        act_fn: The activation function, or None where the config does not choose it.
+        d_mlp: Width of an MLP, or None where it is `4 * d_model`.
+        d_head: Width of a head, or None where heads share `d_model` evenly, whatever the config says.
+        n_key_value_heads: Key and value heads, or None where each query head has its own, whatever the config says.
+
+    Example:
+        >>> entries(n_ctx="n_positions", eps="layer_norm_epsilon", d_mlp="n_inner")["d_mlp"]
+        ('n_inner',)
+    """
+    named = {
+        "n_ctx": n_ctx,
+        "eps": eps,
+        "act_fn": act_fn,
+        "d_mlp": d_mlp,
+        "d_head": d_head,
+        "n_key_value_heads": n_key_value_heads,
+    }
+    return {field: () if name is None else (name,) for field, name in named.items()}
 
 
 @runtime_checkable

@@ -3,20 +3,17 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from clearspan.architectures.adapter import SPLIT_EVENLY, ArchitectureAdapter, Sizes
+from clearspan.architectures.adapter import ArchitectureAdapter, Sizes, entries
 from clearspan.architectures.parts import block, decoder, embedding, fused_attention, mlp, norm
 from clearspan.components import GeneralizedComponent
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule
 
-SIZES: Sizes = {**SPLIT_EVENLY, "d_mlp": (), "act_fn": (), "eps": ("layer_norm_epsilon",)}
-"""An MLP of four times the width, and an activation function that the config does not choose."""
-
 
 class BloomArchitectureAdapter(ArchitectureAdapter):
     """BLOOM."""
 
-    sizes: ClassVar[Sizes] = {**SIZES, "n_ctx": ("seq_length",)}
+    sizes: ClassVar[Sizes] = entries(n_ctx="seq_length", eps="layer_norm_epsilon")
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -48,7 +45,7 @@ class BloomArchitectureAdapter(ArchitectureAdapter):
 class MPTArchitectureAdapter(ArchitectureAdapter):
     """MPT."""
 
-    sizes: ClassVar[Sizes] = {**SIZES, "n_ctx": ("max_seq_len",)}
+    sizes: ClassVar[Sizes] = entries(n_ctx="max_seq_len", eps="layer_norm_epsilon")
     config_values: ClassVar[Mapping[str, object]] = {"has_table": True}
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from clearspan.architectures.adapter import SPLIT_EVENLY, ArchitectureAdapter, Sizes
+from clearspan.architectures.adapter import ArchitectureAdapter, Sizes, entries
 from clearspan.architectures.parts import block, decoder, fused_attention, mlp, norm
 from clearspan.components import GeneralizedComponent
 from clearspan.config import TransformerBridgeConfig
@@ -13,13 +13,9 @@ from clearspan.conversions import GroupedQKVConversionRule
 class FalconArchitectureAdapter(ArchitectureAdapter):
     """Falcon, of the old and the new architecture."""
 
-    sizes: ClassVar[Sizes] = {
-        **SPLIT_EVENLY,
-        "n_ctx": ("max_position_embeddings",),
-        "d_mlp": ("ffn_hidden_size",),
-        "act_fn": ("activation",),
-        "eps": ("layer_norm_epsilon",),
-    }
+    sizes: ClassVar[Sizes] = entries(
+        n_ctx="max_position_embeddings", eps="layer_norm_epsilon", act_fn="activation", d_mlp="ffn_hidden_size"
+    )
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""

@@ -3,19 +3,15 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from clearspan.architectures.adapter import SPLIT_EVENLY, ArchitectureAdapter, Sizes
+from clearspan.architectures.adapter import ArchitectureAdapter, Sizes, entries
 from clearspan.architectures.parts import attention, block, decoder, fused_attention, linear, mlp, norm
 from clearspan.components import BlockBridge, GeneralizedComponent, JointQKVAttentionBridge, MLPBridge
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule
 
-GPT_SIZES: Sizes = {
-    **SPLIT_EVENLY,
-    "n_ctx": ("max_position_embeddings",),
-    "d_mlp": ("n_inner",),
-    "act_fn": ("activation_function",),
-    "eps": ("layer_norm_epsilon",),
-}
+GPT_SIZES = entries(
+    n_ctx="max_position_embeddings", eps="layer_norm_epsilon", act_fn="activation_function", d_mlp="n_inner"
+)
 """`sizes` of GPT-2 and of what was written after it."""
 
 
@@ -32,7 +28,7 @@ def gpt2(attn: JointQKVAttentionBridge, mlp: MLPBridge) -> Mapping[str, Generali
 class GPT2ArchitectureAdapter(ArchitectureAdapter):
     """GPT-2."""
 
-    sizes = GPT_SIZES
+    sizes: ClassVar[Sizes] = GPT_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -44,7 +40,7 @@ class GPT2ArchitectureAdapter(ArchitectureAdapter):
 class GPTJArchitectureAdapter(ArchitectureAdapter):
     """GPT-J."""
 
-    sizes = GPT_SIZES
+    sizes: ClassVar[Sizes] = GPT_SIZES
     config_values: ClassVar[Mapping[str, object]] = {"has_table": True}
     irrelevant: ClassVar[Mapping[str, str]] = {
         "*.embed_positions": "sines and cosines of the rotation, which the config fixes"
@@ -65,13 +61,9 @@ class GPTJArchitectureAdapter(ArchitectureAdapter):
 class GPTNeoXArchitectureAdapter(ArchitectureAdapter):
     """GPT-NeoX (Pythia)."""
 
-    sizes: ClassVar[Sizes] = {
-        **SPLIT_EVENLY,
-        "n_ctx": ("max_position_embeddings",),
-        "d_mlp": ("intermediate_size",),
-        "act_fn": ("hidden_act",),
-        "eps": ("layer_norm_eps",),
-    }
+    sizes: ClassVar[Sizes] = entries(
+        n_ctx="max_position_embeddings", eps="layer_norm_eps", act_fn="hidden_act", d_mlp="intermediate_size"
+    )
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from clearspan.architectures.adapter import ArchitectureAdapter
+from clearspan.architectures.adapter import ArchitectureAdapter, Sizes
 from clearspan.architectures.gpt import GPT_SIZES, gpt2
 from clearspan.architectures.parts import fused_attention, mlp
 from clearspan.components import GeneralizedComponent
@@ -60,7 +60,7 @@ class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):
     head. For sizes without a Hugging Face config, `n_key_value_heads` says it: 1 (or unknown) is multi-query.
     """
 
-    sizes = GPT_SIZES
+    sizes: ClassVar[Sizes] = GPT_SIZES
     default_cfg: ClassVar[dict[str, object]] = {"uses_split_attention": True}
     irrelevant: ClassVar[Mapping[str, str]] = {"transformer.bias": "the causal mask"}
 

@@ -41,18 +41,19 @@ def implied(frame: Parts, layers: Sequence[GeneralizedComponent], cfg: Transform
         cfg: The model's sizes, for what parts leave to it.
     """
     mlps = [layer.submodules["mlp"] for layer in layers if "mlp" in layer.submodules]
-    unembed = frame.get("unembed")
     return {
         "gated_mlp": any(isinstance(mlp, GatedMLPBridge | MoEBridge) for mlp in mlps),
         "attn_only": bool(layers) and not mlps,
         **dict(_of_norms(frame, layers)),
         **dict(_of_attention([part for layer in layers for part in _attentions(layer)], frame, cfg)),
-        **(
-            {"logit_scale": unembed.scale, "output_logits_soft_cap": unembed.softcap}
-            if isinstance(unembed, UnembeddingBridge)
-            else {}
-        ),
+        **dict(_of_logits(frame.get("unembed"))),
     }
+
+
+def _of_logits(unembed: GeneralizedComponent | None) -> Iterator[tuple[str, object]]:
+    if isinstance(unembed, UnembeddingBridge):
+        yield "logit_scale", unembed.scale
+        yield "output_logits_soft_cap", unembed.softcap
 
 
 def _of_norms(frame: Parts, layers: Iterable[GeneralizedComponent]) -> Iterator[tuple[str, object]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
-from clearspan.architectures.adapter import ArchitectureAdapter, Sizes
+from clearspan.architectures.adapter import ArchitectureAdapter, Sizes, entries
 from clearspan.architectures.parts import (
     HEADS,
     KV_HEADS,
@@ -34,14 +34,14 @@ from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import BlockedQKVConversionRule
 from clearspan.points import Layout
 
-LLAMA_SIZES: Sizes = {
-    "n_ctx": ("max_position_embeddings",),
-    "d_head": ("head_dim",),
-    "d_mlp": ("intermediate_size",),
-    "act_fn": ("hidden_act",),
-    "eps": ("rms_norm_eps",),
-    "n_key_value_heads": ("num_key_value_heads",),
-}
+LLAMA_SIZES = entries(
+    n_ctx="max_position_embeddings",
+    eps="rms_norm_eps",
+    act_fn="hidden_act",
+    d_mlp="intermediate_size",
+    d_head="head_dim",
+    n_key_value_heads="num_key_value_heads",
+)
 """`sizes` of Llama and of what was written after it."""
 LAYERS = "model.layers"
 EMBEDDING = "model.embed_tokens"
@@ -57,8 +57,17 @@ def self_attention(
     sinks: bool = False,
 ) -> AttentionBridge:
     """Returns attention by Llama's names, with or without norms of queries and keys."""
-    maps = {key: f"{key}_proj" for key in ("q", "k", "v", "o")}
-    return attention("self_attn", **maps, q_norm=q_norm, k_norm=k_norm, rotary=rotary, sinks=sinks)
+    return attention(
+        "self_attn",
+        q="q_proj",
+        k="k_proj",
+        v="v_proj",
+        o="o_proj",
+        q_norm=q_norm,
+        k_norm=k_norm,
+        rotary=rotary,
+        sinks=sinks,
+    )
 
 
 def qwen3_attention() -> AttentionBridge:
@@ -124,7 +133,7 @@ class Qwen2ArchitectureAdapter(LlamaArchitectureAdapter):
 class Qwen3ArchitectureAdapter(ArchitectureAdapter):
     """Qwen 3."""
 
-    sizes = LLAMA_SIZES
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -134,7 +143,7 @@ class Qwen3ArchitectureAdapter(ArchitectureAdapter):
 class Olmo2ArchitectureAdapter(ArchitectureAdapter):
     """OLMo 2."""
 
-    sizes = LLAMA_SIZES
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -174,7 +183,7 @@ class Gemma2ArchitectureAdapter(ArchitectureAdapter):
 class Gemma3ArchitectureAdapter(ArchitectureAdapter):
     """Gemma 3, its text model."""
 
-    sizes = Gemma2ArchitectureAdapter.sizes
+    sizes: ClassVar[Sizes] = Gemma2ArchitectureAdapter.sizes
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -185,7 +194,7 @@ class Gemma3ArchitectureAdapter(ArchitectureAdapter):
 class Phi3ArchitectureAdapter(ArchitectureAdapter):
     """Phi-3 and Phi-4."""
 
-    sizes = LLAMA_SIZES
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -198,7 +207,7 @@ class Phi3ArchitectureAdapter(ArchitectureAdapter):
 class GraniteArchitectureAdapter(ArchitectureAdapter):
     """Granite 3."""
 
-    sizes = LLAMA_SIZES
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""

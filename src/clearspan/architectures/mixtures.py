@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from clearspan.architectures.adapter import SPLIT_EVENLY, ArchitectureAdapter, Sizes
+from clearspan.architectures.adapter import ArchitectureAdapter, Sizes
 from clearspan.architectures.llama import (
     LLAMA_SIZES,
     gated,
@@ -22,7 +22,7 @@ from clearspan.points import Layout
 class MixtralArchitectureAdapter(ArchitectureAdapter):
     """Mixtral."""
 
-    sizes = LLAMA_SIZES
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -32,7 +32,7 @@ class MixtralArchitectureAdapter(ArchitectureAdapter):
 class Qwen3MoeArchitectureAdapter(ArchitectureAdapter):
     """Qwen 3 with experts."""
 
-    sizes = LLAMA_SIZES
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
@@ -62,7 +62,7 @@ class DeepseekV3ArchitectureAdapter(ArchitectureAdapter):
     """DeepSeek V3 and R1."""
 
     # Each query head has a key and a value of its own, made of the latent one.
-    sizes: ClassVar[Sizes] = {**LLAMA_SIZES, **SPLIT_EVENLY}
+    sizes: ClassVar[Sizes] = {**LLAMA_SIZES, "d_head": (), "n_key_value_heads": ()}
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from clearspan.architectures.adapter import SPLIT_EVENLY, ArchitectureAdapter, Sizes
+from clearspan.architectures.adapter import ArchitectureAdapter, Sizes, entries
 from clearspan.architectures.parts import attention, block, decoder, embedding, mlp, norm, pos_embedding
 from clearspan.components import BlockBridge, GeneralizedComponent
 from clearspan.config import TransformerBridgeConfig
@@ -14,13 +14,9 @@ class OPTArchitectureAdapter(ArchitectureAdapter):
     """OPT, with norms before its sublayers or, in the 350m model, after them."""
 
     makes_positions_from_mask = True
-    sizes: ClassVar[Sizes] = {
-        **SPLIT_EVENLY,
-        "n_ctx": ("max_position_embeddings",),
-        "d_mlp": ("ffn_dim",),
-        "act_fn": ("activation_function",),
-        "eps": ("layer_norm_epsilon",),
-    }
+    sizes: ClassVar[Sizes] = entries(
+        n_ctx="max_position_embeddings", eps="layer_norm_epsilon", act_fn="activation_function", d_mlp="ffn_dim"
+    )
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""

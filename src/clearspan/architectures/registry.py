@@ -148,7 +148,7 @@ def register(adapter: AdapterSource, *models: str | type, replace: bool = False)
             expected="classes of Hugging Face models, or their names",
             fix=f"clearspan.register({name_of(adapter)}, type(model))",
         )
-    names = [model if isinstance(model, str) else model.__name__ for model in models]
+    names = [_class_name(model) for model in models]
     taken = [name for name in names if name in ADAPTERS and ADAPTERS[name] is not adapter]
     if taken and not replace:
         raise InvalidArgumentError(
@@ -159,6 +159,20 @@ def register(adapter: AdapterSource, *models: str | type, replace: bool = False)
     registration = Registration(adapter, {name: ADAPTERS.get(name) for name in names})
     ADAPTERS.update(dict.fromkeys(names, adapter))
     return registration
+
+
+def _class_name(model: object) -> str:
+    match model:
+        case str():
+            return model
+        case type():
+            return model.__name__
+        case _:
+            raise InvalidArgumentError(
+                f"{model!r} is no class of a model",
+                expected="classes of Hugging Face models, or their names",
+                got=type(model).__name__,
+            )
 
 
 def check_source(adapter: object) -> AdapterSource:

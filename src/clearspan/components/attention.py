@@ -64,7 +64,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     hook_z: HookPoint = field(init=False)
     hook_result: HookPoint = field(init=False)
     o: LinearBridge = field(init=False)
-    _shown = ("has_alibi", "has_rotary", "has_sinks", "n_heads", "n_kv_heads")
+    _shown = ("has_rotary", "has_sinks", "n_heads", "n_kv_heads")
     _query_axes = "batch pos head d_head"
     _key_axes = "batch pos kv_head d_head"
     _value_axes = "batch pos head d_head"

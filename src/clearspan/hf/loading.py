@@ -221,8 +221,8 @@ def text_config(model: "PreTrainedModel") -> "PretrainedConfig":
 
 def current(cfg: TransformerBridgeConfig, model: "PreTrainedModel") -> TransformerBridgeConfig:
     """Returns the sizes of a model, with those that can have changed brought up to date."""
-    size = text_config(model).vocab_size
-    if size != cfg.d_vocab:
+    size = _value(text_config(model), "vocab_size")
+    if size is not None and size != cfg.hf.get("vocab_size"):  # it was resized since the sizes were read
         cfg.d_vocab, cfg.hf = size, {**cfg.hf, "vocab_size": size}
     cfg.dtype = model.dtype
     return cfg
