@@ -17,6 +17,7 @@ from clearspan.components import (
     Binding,
     BlockBridge,
     EmbeddingBridge,
+    GeneralAttentionBridge,
     GeneralizedComponent,
     NormalizationBridge,
     PosEmbedBridge,
@@ -88,6 +89,11 @@ def _blocks(template: GeneralizedComponent, n_layers: int, binding: Binding) -> 
         block = template.at_layer(layer).bind(binding, f"blocks.{layer}")
         assert isinstance(block, BlockBridge), "a template of blocks"
         yield block
+
+
+def _listed(layers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, layers[:5]))
+    return shown if len(layers) <= 5 else f"{shown} and {len(layers) - 5} more"
 
 
 def handed_over(model: "Model", tokenizer: "PreTrainedTokenizerBase | None") -> OwnTokenizer:
@@ -305,6 +311,24 @@ class Model(ModelWeights):
             ['attn, mlp', 'attn, mlp']
         """
         return [block.layer_type for block in self.blocks]
+
+    @property
+    def attentions(self) -> tuple[GeneralAttentionBridge, ...]:
+        """All attentions with heads, in the order of the forward."""
+        return tuple(attention for block in self.blocks for attention in block.attentions)
+
+    @property
+    def whole_sequences(self) -> str | None:
+        """Why runs cannot continue from what an earlier run kept of its first positions, or None if they can.
+
+        Keys and values of the first positions are the first ones of a longer run. A mixer's state is not: it is that
+        after the last position.
+        """
+        mixing = [layer for layer, block in enumerate(self.blocks) if block.of_kind("mixer")]
+        if self.adapter.whole_sequences is not None or not mixing:
+            return self.adapter.whole_sequences
+        which = f"layer {mixing[0]} has" if len(mixing) == 1 else f"layers {_listed(mixing)} have"
+        return f"{which} a mixer, whose state after the first positions is not kept"
 
     def layers_with(self, part: str) -> list[int]:
         """Returns the layers that have a sublayer of some name, such as `"attn"`, `"mixer"` or `"mlp"`.

@@ -21,6 +21,7 @@ from clearspan.components.mlp import (
     RouterBridge,
 )
 from clearspan.components.normalization import NormalizationBridge
+from clearspan.components.opaque import OpaqueBridge
 from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind
 from clearspan.components.weights import LinearMap, WeightTensor
 
@@ -44,6 +45,7 @@ __all__ = [
     "MLPBridge",
     "MoEBridge",
     "NormalizationBridge",
+    "OpaqueBridge",
     "PerLayer",
     "PosEmbedBridge",
     "RouterBridge",

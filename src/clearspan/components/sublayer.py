@@ -12,6 +12,7 @@ from clearspan.components.attention import GeneralAttentionBridge
 from clearspan.components.base import GeneralizedComponent
 from clearspan.components.mlp import MLPBridge, MoEBridge
 from clearspan.components.normalization import NormalizationBridge
+from clearspan.components.opaque import OpaqueBridge
 from clearspan.conversions import ScaledConversion
 from clearspan.errors import ConflictingWritesError
 from clearspan.points import Access, Converted, Derivation, Place, Side, Whole
@@ -40,15 +41,13 @@ def part_kind(name: str) -> SublayerKind:
 def required_kind(name: str, part: GeneralizedComponent | None) -> type[GeneralizedComponent]:
     """Returns the kind of component that a sublayer of some name must be.
 
-    A plain `GeneralizedComponent` is an opaque part, of which only the ends are known; attention cannot be one.
+    MLPs may be opaque; attention has heads, so that another way to mix positions has another name.
     """
     match part_kind(name):
         case "attn":
             return GeneralAttentionBridge
-        case "mlp" if type(part) is not GeneralizedComponent:
-            return MoEBridge if isinstance(part, MoEBridge) else MLPBridge
         case "mlp":
-            return GeneralizedComponent
+            return next((kind for kind in (MoEBridge, OpaqueBridge) if isinstance(part, kind)), MLPBridge)
         case "mixer":
             return GeneralizedComponent
 
