@@ -265,6 +265,16 @@ class BlockBridge(GeneralizedComponent):
             fix="bridge.layer_types() lists what each layer has",
         )
 
+    def reader(self, *, mlp_input: bool) -> Sublayer:
+        """Returns the sublayer that reads the stream first, or the block's first MLP.
+
+        Raises:
+            MissingPartError: The block has no MLP.
+        """
+        if not mlp_input:
+            return self.sublayers[0]
+        return next(iter(self.of_kind("mlp")), None) or self.sublayer("mlp")
+
     def of_kind(self, kind: SublayerKind) -> tuple[Sublayer, ...]:
         """Returns the sublayers of a kind."""
         return tuple(sublayer for sublayer in self.sublayers if sublayer.kind == kind)
@@ -274,6 +284,11 @@ class BlockBridge(GeneralizedComponent):
         """Its attentions, in the order of the forward; none in a block without heads."""
         parts = (sublayer.part for sublayer in self.sublayers)
         return tuple(part for part in parts if isinstance(part, GeneralAttentionBridge))
+
+    @property
+    def in_order_of_adding(self) -> tuple[Sublayer, ...]:
+        """Its sublayers in the order in which they are added to the stream."""
+        return tuple(sorted(self.sublayers, key=lambda sublayer: sublayer.adds_at))
 
     def stream_before(self, stage: int) -> str:
         """Returns the name of the point with the stream that a stage reads; of the stream that leaves the last one."""
@@ -360,6 +375,9 @@ class BlockBridge(GeneralizedComponent):
         layer, names = self.path.rpartition(".")[2], self.sublayer_names
         kind, kinds = part_kind(name), {part_kind(other) for other in names}
         has = " and ".join(dict.fromkeys(_NOUNS[part_kind(other)] for other in names))
+        if kind in kinds:
+            there = [other for other in names if part_kind(other) == kind]
+            return f"layer {layer} has {' and '.join(there)}, and no {name}"
         if kind == "attn" and "mixer" in kinds:
             return f"layer {layer} has a mixer in place of attention"
         return f"layer {layer} has {has}{' alone' if len(names) == 1 else ''}, and no {name}"
@@ -374,7 +392,8 @@ class BlockBridge(GeneralizedComponent):
             only = f"{self.sublayer_names[0]} is all that the block has: no residual stream lies inside it"
             yield f"{self.path}.hook_resid_mid", only
         for kind in ("attn", "mlp", "mixer"):
-            if not self.of_kind(kind) and {*self.sublayer_names} != {"attn", "mlp"}:
+            is_usual = kind == "mixer" and self.of_kind("attn")  # which the vocabulary says
+            if kind not in self.sublayer_names and not is_usual:
                 reason = self.why_without(kind)
                 assert reason is not None, "the block lacks it"
                 yield from ((name, reason) for name in _points_of(kind, self.path))

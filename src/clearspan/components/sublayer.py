@@ -88,6 +88,20 @@ def is_one(scale: Scale) -> bool:
     return isinstance(scale, float) and scale == 1
 
 
+def scaled(value: Tensor, factor: float | Tensor) -> Tensor:
+    """Returns a value `[..., d_model]` times a number or `[d_model]`; the value itself where that changes nothing."""
+    if isinstance(factor, Tensor):
+        return value * factor.to(value)
+    return value if factor == 1 else value * factor
+
+
+def scale_(value: Tensor, factor: float | Tensor) -> Tensor:
+    """Multiplies a value `[..., d_model]` by a number or `[d_model]`, in place."""
+    if isinstance(factor, Tensor):
+        return value.mul_(factor.detach().to(value))
+    return value if factor == 1 else value.mul_(factor)
+
+
 @dataclass(frozen=True, eq=False)
 class Sublayer:
     """A live sublayer of a block.
@@ -130,6 +144,16 @@ class Sublayer:
     def multiplier(self) -> float | Tensor:
         """What the block multiplies its output by, as it is now: a number, or `[d_model]`."""
         return value_of(self.scale)
+
+    @property
+    def layer(self) -> int:
+        """The layer that it is in."""
+        return int(self.block.rpartition(".")[2])
+
+    @property
+    def label(self) -> str:
+        """What labels of its heads and neurons begin with: `L3`, and `L3.attn2.` for a further attention."""
+        return f"L{self.layer}" + ("" if self.name in ("attn", "mlp") else f".{self.name}.")
 
     @property
     def hook_in(self) -> str:
