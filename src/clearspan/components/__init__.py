@@ -22,7 +22,7 @@ from clearspan.components.mlp import (
 )
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
-from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind
+from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind, projection_input, stream_at
 from clearspan.components.weights import LinearMap, WeightTensor
 
 __all__ = [
@@ -58,4 +58,6 @@ __all__ = [
     "hook_points",
     "logits_point",
     "part_kind",
+    "projection_input",
+    "stream_at",
 ]
