@@ -167,7 +167,9 @@ class Qwen3NextAdapter(HybridAdapter):
 
     def _block(self, layer: int) -> BlockBridge:
         is_linear = self.cfg.hf["layer_types"][layer] == "linear_attention"
-        mixing = {"mixer": OpaqueBridge(name="linear_attn" if is_linear else "self_attn")}  # gated attention has no adapter here
+        mixing = {
+            "mixer": OpaqueBridge(name="linear_attn" if is_linear else "self_attn")
+        }  # gated attention has no adapter here
         return BlockBridge(
             name=self.blocks_name,
             stages=(("mixer",), ("mlp",)),

@@ -214,9 +214,7 @@ def neurons(cache: CacheLookup, depth: int, chosen: NeuronSlice, directions: Ten
     return _of_neurons(cache, mlps, chosen, directions)
 
 
-def _of_neurons(
-    cache: CacheLookup, mlps: Iterable[Sublayer], chosen: NeuronSlice, directions: Tensor | None
-) -> Stack:
+def _of_neurons(cache: CacheLookup, mlps: Iterable[Sublayer], chosen: NeuronSlice, directions: Tensor | None) -> Stack:
     found = []
     for sublayer in mlps:
         values, indices = neuron_results(cache, sublayer, chosen, directions)

@@ -112,7 +112,6 @@ def generate_with_cache(
     recording = GenerationRecording(choice.points, prompt.batch.rows)
     keywords = {"logits_to_keep": 0} if _keeps_logits(model, choice) else {}
 
-
     def is_paused() -> bool:
         return model.taps.turns.is_away or not model.taps.is_recording
 

@@ -278,10 +278,22 @@ def _checked(graph: ComputationalGraph, n_edges: int) -> int:
 
 COLUMN, ROW = 74, 58
 """Pixels between the centres of neighbouring heads, and of rows."""
-COLORS: Mapping[Kind, str] = {"q": SERIES[3], "k": SERIES[1], "v": SERIES[0], "mlp": SERIES[4], "mixer": SERIES[5],
+COLORS: Mapping[Kind, str] = {
+    "q": SERIES[3],
+    "k": SERIES[1],
+    "v": SERIES[0],
+    "mlp": SERIES[4],
+    "mixer": SERIES[5],
     "logits": SERIES[2],
 }
-MEANING: Mapping[Kind, str] = {"q": "queries", "k": "keys", "v": "values", "mlp": "MLPs", "mixer": "mixers", "logits": "logits"}
+MEANING: Mapping[Kind, str] = {
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "mlp": "MLPs",
+    "mixer": "mixers",
+    "logits": "logits",
+}
 
 
 def _network(edges: Sequence[Edge], effects: Mapping[Edge, float] | None = None) -> Network:

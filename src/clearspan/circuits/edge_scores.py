@@ -205,7 +205,7 @@ def points_of_gradients(bridge: TransformerBridge) -> list[str]:
 
 
 def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "receiver row pos d_model"]]:
-    """Yields the gradients at the inputs of each sublayer: of queries, keys and values, or one; then at the last stream.
+    """Yields the gradients at each sublayer's inputs (of queries, keys and values, or one), then at the last stream.
 
     They are what `run_with_cache(..., incl_bwd=...)` keeps of `hook_q_input`, `hook_k_input`, `hook_v_input` and
     `hook_mlp_in`, but those of heads are computed from the gradients at the projections, for all of a layer at once.

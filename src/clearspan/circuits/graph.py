@@ -192,9 +192,7 @@ class ComputationalGraph:
     @cached_property
     def receivers(self) -> tuple[Node, ...]:
         """Each layer's query, key and value inputs, its mixers and MLPs, in the order of the forward; then `logits`."""
-        every = (
-            node for layer, block in enumerate(self.wiring) for own in block for node in self._readers(layer, own)
-        )
+        every = (node for layer, block in enumerate(self.wiring) for own in block for node in self._readers(layer, own))
         return (*every, Node("logits"))
 
     def _readers(self, layer: int, own: Wired) -> tuple[Node, ...]:
@@ -404,7 +402,7 @@ def _check(bridge: TransformerBridge) -> None:
         raise InvalidArgumentError(
             "the residual stream of this model is not the sum of what its parts write",
             where=bridge.cfg.architecture,
-            reason="it is normed or multiplied between the sublayers, so that no edge carries one part's own contribution",
+            reason="it is normed or multiplied between the sublayers, so that no edge carries one part's contribution",
             fix="attribution_patch, which needs no such sum",
         )
     for attention in (sublayer for block in bridge.blocks for sublayer in block.of_kind("attn")):

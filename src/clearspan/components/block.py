@@ -354,6 +354,14 @@ class BlockBridge(GeneralizedComponent):
             if all(maps):
                 yield norm, list(itertools.chain.from_iterable(maps))
 
+    def unfolded(self) -> Iterator[NormalizationBridge]:
+        """Yields the norms that stay as they are because of a part of which it is not known what reads its input."""
+        if self.residual_is_normed:
+            return
+        folded = [norm for norm, _ in self.folds()]
+        norms = (sublayer.norm for sublayer in self.sublayers)
+        yield from (norm for norm in dict.fromkeys(norms) if norm is not None and norm not in folded)
+
     @property
     def centres(self) -> bool:
         """Whether every reader of the residual stream in the block subtracts its mean first."""

@@ -91,9 +91,7 @@ class GenerationRecording(Recording):
         self._shells: dict[str, dict[int, _Shell]] = {}
 
     @contextlib.contextmanager
-    def following(
-        self, model: nn.Module, is_paused: Callable[[], bool], keywords: Mapping[str, Any]
-    ) -> Iterator[None]:
+    def following(self, model: nn.Module, is_paused: Callable[[], bool], keywords: Mapping[str, Any]) -> Iterator[None]:
         """While the context is open, keeps the model's forwards apart.
 
         Args:

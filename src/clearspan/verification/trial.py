@@ -216,5 +216,13 @@ def _kind(block: BlockBridge) -> tuple[object, ...]:
         name = part.name if part is not block else None
         shapes = [(key, tuple(one.shape)) for key, one in part.module._parameters.items() if one is not None]
         where = part.path.removeprefix(block.path)
-        parts.append((type(part), where, type(part.module), *sorted({**settings, **places, "name": name}.items(), key=repr), *shapes))
+        parts.append(
+            (
+                type(part),
+                where,
+                type(part.module),
+                *sorted({**settings, **places, "name": name}.items(), key=repr),
+                *shapes,
+            )
+        )
     return tuple(parts)
