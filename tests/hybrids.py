@@ -1,6 +1,6 @@
 """Tiny random models whose blocks are not attention and then an MLP, with adapters that show mixers as opaque parts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -18,11 +18,14 @@ from clearspan.components import (
     GeneralizedComponent,
     JointGateMLPBridge,
     LatentAttentionBridge,
+    LinearBridge,
     NormalizationBridge,
+    OpaqueBridge,
     PerLayer,
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.conversions import ParamProcessingConversion
+from clearspan.points import HookPoint
 
 Parts = dict[str, GeneralizedComponent]
 IDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -38,15 +41,8 @@ SIZES: dict[str, Any] = {
 }
 
 
-def opaque(name: str) -> GeneralizedComponent:
-    """Returns a part of which only the ends are known."""
-    return GeneralizedComponent(name=name)
-
-
 class HybridAdapter(LlamaArchitectureAdapter):
     """A decoder whose blocks are made by `_block`, layer by layer."""
-
-    whole_sequences = "mixers keep a state, which no earlier run has left"
 
     def __init__(self, cfg: TransformerBridgeConfig) -> None:
         super().__init__(cfg)
@@ -78,7 +74,7 @@ class MambaAdapter(HybridAdapter):
     final_norm_name = "backbone.norm_f"
 
     def _block(self, layer: int) -> BlockBridge:
-        parts = {"ln1": self._norm("norm"), "mixer": opaque("mixer")}
+        parts = {"ln1": self._norm("norm"), "mixer": OpaqueBridge(name="mixer")}
         return BlockBridge(name=self.blocks_name, stages=(("mixer",),), submodules=parts)
 
 
@@ -97,7 +93,7 @@ class JambaAdapter(HybridAdapter):
     def _block(self, layer: int) -> BlockBridge:
         hf = self.cfg.hf
         has_attention = layer % hf["attn_layer_period"] == hf["attn_layer_offset"]
-        mixing = {"attn": self._attention()} if has_attention else {"mixer": opaque("mamba")}
+        mixing = {"attn": self._attention()} if has_attention else {"mixer": OpaqueBridge(name="mamba")}
         is_mixture = layer % hf["expert_layer_period"] == hf["expert_layer_offset"]
         return BlockBridge(
             name=self.blocks_name,
@@ -106,7 +102,7 @@ class JambaAdapter(HybridAdapter):
                 "ln1": self._norm("input_layernorm"),
                 **mixing,
                 "ln2": self._norm("pre_ff_layernorm"),
-                "mlp": opaque("feed_forward") if is_mixture else self._gated("feed_forward"),
+                "mlp": OpaqueBridge(name="feed_forward") if is_mixture else self._gated("feed_forward"),
             },
         )
 
@@ -125,7 +121,7 @@ class FalconH1Adapter(HybridAdapter):
             input_multipliers={"attn": hf["attention_in_multiplier"]},
             submodules={
                 "ln1": self._norm("input_layernorm"),
-                "mixer": opaque("mamba"),
+                "mixer": OpaqueBridge(name="mamba"),
                 "attn": self._attention(),
                 "ln2": self._norm("pre_ff_layernorm"),
                 "mlp": self._gated("feed_forward"),
@@ -154,9 +150,9 @@ class NemotronHAdapter(HybridAdapter):
         attention = AttentionBridge(name="mixer", submodules=linears)
         kinds: dict[str, Parts] = {
             "full_attention": {"attn": attention},
-            "linear_attention": {"mixer": opaque("mixer")},
+            "linear_attention": {"mixer": OpaqueBridge(name="mixer")},
             "mlp": {"mlp": self._plain_mlp("mixer", "up_proj", "down_proj")},
-            "moe": {"moe": opaque("mixer")},
+            "moe": {"moe": OpaqueBridge(name="mixer")},
         }
         parts = kinds[self.cfg.hf["layers_block_type"][layer]]
         submodules = {"ln1": self._norm("norm"), **parts}
@@ -171,7 +167,9 @@ class Qwen3NextAdapter(HybridAdapter):
 
     def _block(self, layer: int) -> BlockBridge:
         is_linear = self.cfg.hf["layer_types"][layer] == "linear_attention"
-        mixing = {"mixer": opaque("linear_attn" if is_linear else "self_attn")}  # gated attention has no adapter here
+        mixing = {
+            "mixer": OpaqueBridge(name="linear_attn" if is_linear else "self_attn")
+        }  # gated attention has no adapter here
         return BlockBridge(
             name=self.blocks_name,
             stages=(("mixer",), ("mlp",)),
@@ -179,7 +177,7 @@ class Qwen3NextAdapter(HybridAdapter):
                 "ln1": self._norm("input_layernorm"),
                 **mixing,
                 "ln2": self._norm("post_attention_layernorm"),
-                "mlp": opaque("mlp"),
+                "mlp": OpaqueBridge(name="mlp"),
             },
         )
 
@@ -204,7 +202,7 @@ class GraniteHybridAdapter(HybridAdapter):
 
     def _block(self, layer: int) -> BlockBridge:
         has_attention = self.cfg.hf["layer_types"][layer] == "full_attention"
-        mixing = {"attn": self._attention()} if has_attention else {"mixer": opaque("mamba")}
+        mixing = {"attn": self._attention()} if has_attention else {"mixer": OpaqueBridge(name="mamba")}
         shared = JointGateMLPBridge(
             name="shared_mlp", submodules=self._linears(gate_up="input_linear", out="output_linear")
         )
@@ -216,16 +214,33 @@ class GraniteHybridAdapter(HybridAdapter):
                 "ln1": self._norm("input_layernorm"),
                 **mixing,
                 "ln2": self._norm("post_attention_layernorm"),
-                "moe": opaque("block_sparse_moe"),
+                "moe": OpaqueBridge(name="block_sparse_moe"),
                 "mlp": shared,
             },
         )
 
 
+class Expansion(LinearBridge):
+    """The up-projection of latents, whose ends have rows and positions in other axes."""
+
+    def raw_ends(self) -> Iterator[HookPoint]:
+        return iter(())
+
+
+class ExpandedAttention(LatentAttentionBridge):
+    """Latent attention whose keys and values are expanded from a tensor of another layout: it shows no values."""
+
+    def _projection_points(self) -> Iterator[HookPoint]:
+        yield self.point("hook_q", *self.projected("q"), dimensions=self._query_axes)
+
+    def absences(self) -> Iterator[tuple[str, str]]:
+        yield from super().absences()
+        yield f"{self.path}.hook_v", "values are expanded from latents"
+
+
 class LongcatAdapter(HybridAdapter):
     """LongCat-Flash: two attentions and two MLPs in turn, and a mixture beside the second half."""
 
-    whole_sequences = None
     sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **LlamaArchitectureAdapter.sizes,
         "n_layers": ("num_layers",),  # transformers counts the attentions, of which each block has two
@@ -234,6 +249,7 @@ class LongcatAdapter(HybridAdapter):
 
     def __init__(self, cfg: TransformerBridgeConfig) -> None:
         super().__init__(cfg)
+        cfg.d_head = cfg.hf["qk_nope_head_dim"] + cfg.hf["qk_rope_head_dim"]
         conversions = dict(self.weight_processing_conversions)
         for name, conversion in self.weight_processing_conversions.items():
             conversions[name.replace(".attn.", ".attn2.")] = conversion
@@ -241,12 +257,13 @@ class LongcatAdapter(HybridAdapter):
 
     def _latent(self, name: str) -> LatentAttentionBridge:
         hf = self.cfg.hf
-        linears = self._linears(q_a="q_a_proj", q_b="q_b_proj", kv_a="kv_a_proj_with_mqa", kv_b="kv_b_proj", o="o_proj")
+        linears = self._linears(q_a="q_a_proj", q_b="q_b_proj", kv_a="kv_a_proj_with_mqa", o="o_proj")
         norms: Parts = {
             "q_a_norm": NormalizationBridge(name="q_a_layernorm", axes="batch pos width"),
             "kv_a_norm": NormalizationBridge(name="kv_a_layernorm", axes="batch pos width"),
         }
-        return LatentAttentionBridge(
+        linears["kv_b"] = Expansion(name="kv_b_proj")
+        return ExpandedAttention(
             name=name,
             d_head_nope=hf["qk_nope_head_dim"],
             d_head_rope=hf["qk_rope_head_dim"],
@@ -263,7 +280,7 @@ class LongcatAdapter(HybridAdapter):
                 "ln1": self._norm("input_layernorm.0"),
                 "attn": self._latent("self_attn.0"),
                 "ln2": self._norm("post_attention_layernorm.0"),
-                "moe": opaque("mlp"),
+                "moe": OpaqueBridge(name="mlp"),
                 "mlp": self._gated("mlps.0"),
                 "ln3": self._norm("input_layernorm.1"),
                 "attn2": self._latent("self_attn.1"),
@@ -280,7 +297,7 @@ class MiniMaxAdapter(HybridAdapter):
         hf = self.cfg.hf
         is_linear = hf["layer_types"][layer] == "linear_attention"
         kind, name = ("linear_attn", "mixer") if is_linear else ("full_attn", "attn")
-        mixing: Parts = {"mixer": opaque("self_attn")} if is_linear else {"attn": self._attention()}
+        mixing: Parts = {"mixer": OpaqueBridge(name="self_attn")} if is_linear else {"attn": self._attention()}
         return BlockBridge(
             name=self.blocks_name,
             stages=((*mixing,), ("mlp",)),
@@ -291,7 +308,7 @@ class MiniMaxAdapter(HybridAdapter):
                 "ln1": self._norm("input_layernorm"),
                 **mixing,
                 "ln2": self._norm("post_attention_layernorm"),
-                "mlp": opaque("mlp"),
+                "mlp": OpaqueBridge(name="mlp"),
             },
         )
 

@@ -27,8 +27,9 @@ from clearspan.components.mlp import (
     RouterBridge,
 )
 from clearspan.components.normalization import NormalizationBridge
-from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind
 from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.remainder import RemainderBridge
+from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind, projection_input, stream_at
 from clearspan.components.weights import LinearMap, WeightTensor
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "OpaqueBridge",
     "PerLayer",
     "PosEmbedBridge",
+    "RemainderBridge",
     "RouterBridge",
     "Sublayer",
     "SublayerKind",
@@ -66,4 +68,6 @@ __all__ = [
     "hook_points",
     "logits_point",
     "part_kind",
+    "projection_input",
+    "stream_at",
 ]

@@ -13,7 +13,7 @@ from clearspan.components.attention import GeneralAttentionBridge, HeadAttention
 from clearspan.components.base import Binding, GeneralizedComponent
 from clearspan.components.mlp import MLPBridge
 from clearspan.components.normalization import NormalizationBridge
-from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.remainder import RemainderBridge
 from clearspan.components.sublayer import (
     BlockParameter,
     Factor,
@@ -23,7 +23,9 @@ from clearspan.components.sublayer import (
     SublayerKind,
     is_one,
     part_kind,
+    projection_input,
     required_kind,
+    stream_at,
     value_of,
 )
 from clearspan.components.weights import LinearMap
@@ -266,6 +268,16 @@ class BlockBridge(GeneralizedComponent):
             fix="bridge.layer_types() lists what each layer has",
         )
 
+    def reader(self, *, mlp_input: bool) -> Sublayer:
+        """Returns the sublayer that reads the stream first, or the block's first MLP.
+
+        Raises:
+            MissingPartError: The block has no MLP.
+        """
+        if not mlp_input:
+            return self.sublayers[0]
+        return next(iter(self.of_kind("mlp")), None) or self.sublayer("mlp")
+
     def of_kind(self, kind: SublayerKind) -> tuple[Sublayer, ...]:
         """Returns the sublayers of a kind."""
         return tuple(sublayer for sublayer in self.sublayers if sublayer.kind == kind)
@@ -276,13 +288,14 @@ class BlockBridge(GeneralizedComponent):
         parts = (sublayer.part for sublayer in self.sublayers)
         return tuple(part for part in parts if isinstance(part, GeneralAttentionBridge))
 
+    @property
+    def in_order_of_adding(self) -> tuple[Sublayer, ...]:
+        """Its sublayers in the order in which they are added to the stream."""
+        return tuple(sorted(self.sublayers, key=lambda sublayer: sublayer.adds_at))
+
     def stream_before(self, stage: int) -> str:
         """Returns the name of the point with the stream that a stage reads; of the stream that leaves the last one."""
-        if stage == 0:
-            return f"{self.path}.hook_resid_pre"
-        if stage == len(self.stages):
-            return f"{self.path}.hook_resid_post"
-        return f"{self.path}.hook_resid_mid{stage if stage > 1 else ''}"
+        return f"{self.path}.{'hook_resid_post' if stage == len(self.stages) else stream_at(stage)}"
 
     @property
     def is_sum(self) -> bool:
@@ -316,7 +329,7 @@ class BlockBridge(GeneralizedComponent):
         if isinstance(sublayer.part, GeneralAttentionBridge):
             inputs = PathInputs(sublayer.part, sublayer.entering())
             for part in inputs.parts:
-                own = name if part == "attn_in" else sublayer.projection_input(part.removesuffix("_input"))
+                own = name if part == "attn_in" else projection_input(sublayer.name, part.removesuffix("_input"))
                 yield self.point(own, sublayer.reads, Derived(inputs, part))
         elif sublayer.shares_norm:
             yield self.point(name, sublayer.reads, Derived(SublayerInput(sublayer), SublayerInput.PART))
@@ -337,11 +350,19 @@ class BlockBridge(GeneralizedComponent):
         readers: dict[NormalizationBridge, list[list[LinearMap]]] = {}
         for sublayer in self.sublayers:
             if sublayer.norm is not None:
-                others = any(isinstance(part, OpaqueBridge) and part.reads_stream for part in sublayer.part.walk())
+                others = any(isinstance(part, RemainderBridge) and part.reads_stream for part in sublayer.part.walk())
                 readers.setdefault(sublayer.norm, []).append([] if others else list(sublayer.part.reads()))
         for norm, maps in readers.items():
             if all(maps):
                 yield norm, list(itertools.chain.from_iterable(maps))
+
+    def unfolded(self) -> Iterator[NormalizationBridge]:
+        """Yields the norms that stay as they are because of a part of which it is not known what reads its input."""
+        if self.residual_is_normed:
+            return
+        folded = [norm for norm, _ in self.folds()]
+        norms = (sublayer.norm for sublayer in self.sublayers)
+        yield from (norm for norm in dict.fromkeys(norms) if norm is not None and norm not in folded)
 
     @property
     def centres(self) -> bool:
@@ -362,6 +383,9 @@ class BlockBridge(GeneralizedComponent):
         layer, names = self.path.rpartition(".")[2], self.sublayer_names
         kind, kinds = part_kind(name), {part_kind(other) for other in names}
         has = " and ".join(dict.fromkeys(_NOUNS[part_kind(other)] for other in names))
+        if kind in kinds:
+            there = [other for other in names if part_kind(other) == kind]
+            return f"layer {layer} has {' and '.join(there)}, and no {name}"
         if kind == "attn" and "mixer" in kinds:
             return f"layer {layer} has a mixer in place of attention"
         return f"layer {layer} has {has}{' alone' if len(names) == 1 else ''}, and no {name}"
@@ -376,7 +400,8 @@ class BlockBridge(GeneralizedComponent):
             only = f"{self.sublayer_names[0]} is all that the block has: no residual stream lies inside it"
             yield f"{self.path}.hook_resid_mid", only
         for kind in ("attn", "mlp", "mixer"):
-            if not self.of_kind(kind) and {*self.sublayer_names} != {"attn", "mlp"}:
+            is_usual = kind == "mixer" and self.of_kind("attn")  # which the vocabulary says
+            if kind not in self.sublayer_names and not is_usual:
                 reason = self.why_without(kind)
                 assert reason is not None, "the block lacks it"
                 yield from ((name, reason) for name in _points_of(kind, self.path))

@@ -1,33 +1,29 @@
-"""Modules and parameters of which a component says no more than that they are there."""
+"""Parts of which only the ends are known."""
 
-from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
-from clearspan.points import HookPoint
+from clearspan.components.weights import AbsentWeight
+
+_UNKNOWN = "only the ends of this part are known"
 
 
-@dataclass(eq=False, repr=False)
 class OpaqueBridge(GeneralizedComponent):
-    """A module that a component uses in a way that no kind of part describes. It has no points.
+    """A sublayer that no component describes: what it reads and adds is known, and nothing in between.
 
-    Attributes:
-        parameters: Names of parameters and buffers in the module around this one that are accounted for instead of a
-            module of its own.
-        reads_stream: Whether it reads what the component around it reads; the norm before that is then not folded.
+    It has its ends as points, `hook_in` and `hook_out`, and no weights by letter. What reads its input is not known, so
+    a norm before it is not folded.
     """
 
-    _: KW_ONLY
-    parameters: tuple[str, ...] = ()
-    reads_stream: bool = False
+    W_in = AbsentWeight(_UNKNOWN)
+    W_gate = AbsentWeight(_UNKNOWN)
+    W_out = AbsentWeight(_UNKNOWN)
+    b_in = AbsentWeight(_UNKNOWN)
+    b_gate = AbsentWeight(_UNKNOWN)
+    b_out = AbsentWeight(_UNKNOWN)
 
-    def claims(self) -> Iterator[str]:
-        """Yields the module, or the parameters."""
-        if self.name is not None:
-            yield self.module_path
-        for name in self.parameters:
-            yield f"{self.parent_path}.{name}" if self.parent_path else name
-
-    def raw_ends(self) -> Iterator[HookPoint]:
-        """Yields nothing: how rows and positions lie in its tensors is not known."""
-        return iter(())
+    def call_arguments(self, value: Tensor) -> dict[str, Any]:
+        """Returns what the model itself would pass."""
+        return self._bound.arguments_of(self.module, value)

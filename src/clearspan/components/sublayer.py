@@ -12,6 +12,7 @@ from clearspan.components.attention import GeneralAttentionBridge
 from clearspan.components.base import GeneralizedComponent
 from clearspan.components.mlp import MLPBridge, MoEBridge
 from clearspan.components.normalization import NormalizationBridge
+from clearspan.components.opaque import OpaqueBridge
 from clearspan.conversions import ScaledConversion
 from clearspan.errors import ConflictingWritesError
 from clearspan.points import Access, Converted, Derivation, Place, Side, Whole
@@ -40,17 +41,37 @@ def part_kind(name: str) -> SublayerKind:
 def required_kind(name: str, part: GeneralizedComponent | None) -> type[GeneralizedComponent]:
     """Returns the kind of component that a sublayer of some name must be.
 
-    A plain `GeneralizedComponent` is an opaque part, of which only the ends are known; attention cannot be one.
+    MLPs may be opaque; attention has heads, so that another way to mix positions has another name.
     """
     match part_kind(name):
         case "attn":
             return GeneralAttentionBridge
-        case "mlp" if type(part) is not GeneralizedComponent:
-            return MoEBridge if isinstance(part, MoEBridge) else MLPBridge
         case "mlp":
-            return GeneralizedComponent
+            return next((kind for kind in (MoEBridge, OpaqueBridge) if isinstance(part, kind)), MLPBridge)
         case "mixer":
             return GeneralizedComponent
+
+
+def projection_input(attention: str, projection: str) -> str:
+    """Returns the leaf of the point of what one projection of an attention reads.
+
+    Example:
+        >>> projection_input("attn", "q"), projection_input("attn2", "k")
+        ('hook_q_input', 'hook_k2_input')
+    """
+    number = attention.removeprefix("attn")
+    is_numbered = number != attention and (not number or number.isdigit())
+    return f"hook_{projection}{number}_input" if is_numbered else f"hook_{attention}_{projection}_input"
+
+
+def stream_at(stage: int) -> str:
+    """Returns the leaf of the point with the stream that a stage of a block reads.
+
+    Example:
+        >>> [stream_at(stage) for stage in range(3)]
+        ['hook_resid_pre', 'hook_resid_mid', 'hook_resid_mid2']
+    """
+    return "hook_resid_pre" if not stage else f"hook_resid_mid{stage if stage > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -87,6 +108,20 @@ def value_of(scale: Scale) -> float | Tensor:
 def is_one(scale: Scale) -> bool:
     """Whether a factor changes nothing, whatever the model's parameters are."""
     return isinstance(scale, float) and scale == 1
+
+
+def scaled(value: Tensor, factor: float | Tensor) -> Tensor:
+    """Returns a value `[..., d_model]` times a number or `[d_model]`; the value itself where that changes nothing."""
+    if isinstance(factor, Tensor):
+        return value * factor.to(value)
+    return value if factor == 1 else value * factor
+
+
+def scale_(value: Tensor, factor: float | Tensor) -> Tensor:
+    """Multiplies a value `[..., d_model]` by a number or `[d_model]`, in place."""
+    if isinstance(factor, Tensor):
+        return value.mul_(factor.detach().to(value))
+    return value if factor == 1 else value.mul_(factor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +168,16 @@ class Sublayer:
         return value_of(self.scale)
 
     @property
+    def layer(self) -> int:
+        """The layer that it is in."""
+        return int(self.block.rpartition(".")[2])
+
+    @property
+    def label(self) -> str:
+        """What labels of its heads and neurons begin with: `L3`, and `L3.attn2.` for a further attention."""
+        return f"L{self.layer}" + ("" if self.name in ("attn", "mlp") else f".{self.name}.")
+
+    @property
     def hook_in(self) -> str:
         """Name of the point where it reads the stream."""
         return f"{self.block}.hook_{self.name}_in"
@@ -141,12 +186,6 @@ class Sublayer:
     def hook_out(self) -> str:
         """Name of the point that shows what it adds."""
         return f"{self.block}.hook_{self.name}_out"
-
-    def projection_input(self, projection: str) -> str:
-        """Returns the leaf of the point of what one projection of attention reads: `hook_q_input`, `hook_q2_input`."""
-        number = self.name.removeprefix("attn")
-        is_numbered = number != self.name and (not number or number.isdigit())
-        return f"hook_{projection}{number}_input" if is_numbered else f"hook_{self.name}_{projection}_input"
 
     @property
     def reads(self) -> Place:

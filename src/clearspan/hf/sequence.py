@@ -96,7 +96,12 @@ class Follower:
             follow()
         kwargs, run = self._by_name(args, kwargs), self._turns.present(self._passage)
         step = None if run is None or run.steps is None else next(run.steps, None)
-        self._passage.stretch = Stretch(_positions_before(kwargs), step, _length(kwargs))
+        count, length = _positions_before(kwargs), _length(kwargs)
+        if count is None:  # a state of mixers alone, which does not tell
+            count = 0 if run is None else run.positions
+        if run is not None and isinstance(count, int):
+            run.positions = count + (length or 0)
+        self._passage.stretch = Stretch(count, step, length)
 
     def _leave(self, *_: Any) -> None:
         if not self._turns.is_away:
@@ -110,12 +115,23 @@ class Follower:
         return {**by_position.arguments, **kwargs}
 
 
-def _positions_before(kwargs: Mapping[str, Any]) -> int | Tensor:
-    """Returns how many positions the KV cache of a forward holds."""
+def _positions_before(kwargs: Mapping[str, Any]) -> int | Tensor | None:
+    """Returns how many positions the KV cache of a forward holds; None if none of its layers counts them."""
+    from transformers.cache_utils import CacheLayerMixin
+
     past = kv_cache_in(kwargs)
-    count = 0 if past is None else past.get_seq_length()
+    if past is None:
+        return 0
+    layers = vars(past).get("layers")
+    if not isinstance(layers, list):
+        return past.get_seq_length()
+    counts = [layer.get_seq_length() for layer in layers if isinstance(layer, CacheLayerMixin)]
+    if not counts:
+        return None if layers else 0
     # A cache of fixed length counts in this very tensor; reading it here would wait for the device.
-    return count.clone() if isinstance(count, Tensor) else count
+    count = counts[0]
+    # Layers of linear attention count nothing, so that the first layer need not tell.
+    return count.clone() if isinstance(count, Tensor) else max(counts)
 
 
 def _length(kwargs: Mapping[str, Any]) -> int | None:

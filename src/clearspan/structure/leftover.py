@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator, Sequence
 
 from torch import nn
 
-from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, OpaqueBridge
+from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, RemainderBridge
 from clearspan.structure.algebra import same
 from clearspan.structure.trace import Visit
 
@@ -39,7 +39,7 @@ def account_for_all(
         here = [call for call in calls if call.is_in(f"{path}.{name}".lstrip("."))]
         reads = any(same(call.entered, reader.entered) for call in here for reader in readers)
         is_module = isinstance(_thing(module, name), nn.Module)
-        opaque = OpaqueBridge(
+        opaque = RemainderBridge(
             inner if is_module else None, parameters=() if is_module else (inner,), reads_stream=reads
         )
         owner.submodules = {**owner.submodules, inner.replace(".", "_"): opaque}

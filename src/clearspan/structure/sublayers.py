@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clearspan.components import GeneralizedComponent
+from clearspan.components import GeneralizedComponent, OpaqueBridge
 from clearspan.structure.algebra import factor, norm_kind, same
 from clearspan.structure.attention import Attention, attention_template, find_attention
 from clearspan.structure.finding import Findings, MissingStructureError
@@ -90,7 +90,7 @@ def _other(
     if whole is not None and _mixes_positions(whole):
         name = whole.path.removeprefix(f"{block.path}.")
         findings.add(f"{where}.mixer", f"{whole.path} mixes positions without a softmax")
-        part = GeneralizedComponent(name=name, output_is_overwritten=whole.is_overwritten)
+        part = OpaqueBridge(name=name, output_is_overwritten=whole.is_overwritten)
         return Sublayer("mixer", part, contribution, whole)
     part, reader = find_mlp(trace, block, whole, contribution, outside, findings, where)
     return Sublayer("mlp", part, contribution, reader)

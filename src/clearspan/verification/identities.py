@@ -12,8 +12,8 @@ from torch.nn.functional import linear
 
 from clearspan.components import (
     BlockBridge,
+    GeneralAttentionBridge,
     GeneralizedComponent,
-    HeadAttentionBridge,
     LinearBridge,
     MLPBridge,
     NormalizationBridge,
@@ -58,8 +58,8 @@ def _of_component(part: GeneralizedComponent, block: BlockBridge) -> Iterator[St
             yield from _of_norm(part)
         case MLPBridge():
             yield from _of_output_map(f"{part.path}.hook_post", part.submodules["out"])
-        case _ if part is block.attn:
-            yield from _of_attention(block.attn)
+        case GeneralAttentionBridge() if part in block.attentions:
+            yield from _of_attention(part)
 
 
 def _of_norm(norm: NormalizationBridge) -> Iterator[Statement]:
@@ -95,7 +95,7 @@ def _of_output_map(source: str, out: GeneralizedComponent) -> Iterator[Statement
         )
 
 
-def _of_attention(attention: HeadAttentionBridge) -> Iterator[Statement]:
+def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
     path = attention.path
     scores, pattern, v, z, result = (f"{path}.hook_{name}" for name in ("attn_scores", "pattern", "v", "z", "result"))
 
