@@ -3,7 +3,7 @@
 import fnmatch
 import warnings
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from itertools import islice
 
 from torch import nn
@@ -254,18 +254,6 @@ def _expected(model: Model) -> Iterator[tuple[str, object]]:
     if any(isinstance(part, PosEmbedBridge) for part in model.components):
         yield "has_table", False  # of rotations or biases
     yield "eps_attr", _eps_attr(model)
-
-
-def _of_heads(
-    attentions: Sequence[GeneralAttentionBridge], own: TransformerBridgeConfig
-) -> Iterator[tuple[str, object]]:
-    """Yields what fields of the config about heads should be, in a model that has heads."""
-    first = attentions[0] if attentions else None
-    if isinstance(first, LatentAttentionBridge):  # whose heads have a key and a value each, of one latent
-        yield "d_head", first.d_head_nope + first.d_head_rope
-        yield "n_key_value_heads", own.n_key_value_heads or own.n_heads
-    elif first is not None:
-        yield "n_key_value_heads", first.n_kv_heads
 
 
 def _eps_attr(model: Model) -> str:
