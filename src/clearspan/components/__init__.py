@@ -11,6 +11,8 @@ from clearspan.components.block import BlockBridge, Identity
 from clearspan.components.embedding import EmbeddingBridge, PosEmbedBridge, UnembeddingBridge
 from clearspan.components.latent_attention import LatentAttentionBridge
 from clearspan.components.linear import LinearBridge, TransposedLinearBridge
+from clearspan.components.mixer import MixerBridge, Part
+from clearspan.components.mixer_kinds import KINDS, MixerKind, kind_among
 from clearspan.components.mlp import (
     ActivationBridge,
     ExpertsBridge,
@@ -37,12 +39,16 @@ __all__ = [
     "Identity",
     "JointGateMLPBridge",
     "JointQKVAttentionBridge",
+    "KINDS",
     "LatentAttentionBridge",
     "LinearBridge",
     "LinearMap",
     "MLPBridge",
+    "MixerBridge",
+    "MixerKind",
     "MoEBridge",
     "NormalizationBridge",
+    "Part",
     "PerLayer",
     "PosEmbedBridge",
     "RouterBridge",
@@ -51,5 +57,6 @@ __all__ = [
     "WeightTensor",
     "check_parts",
     "hook_points",
+    "kind_among",
     "logits_point",
 ]

@@ -29,7 +29,9 @@ from clearspan.points import (
     HookPoint,
     InPlace,
     Layout,
+    Passed,
     Place,
+    ReadOnly,
     SharedRow,
     Side,
     Stretch,
@@ -50,7 +52,7 @@ class _Anchor:
     """
 
     module: str
-    side: Side | None
+    side: Side | Passed | None
 
     @classmethod
     def of(cls, place: Place) -> "_Anchor":
@@ -428,6 +430,13 @@ class Taps:
                 return conversion.revert(value, raw)
             case InPlace():
                 return raw.copy_(value)
+            case ReadOnly():
+                raise UnwritableError(
+                    "this value can be read, but not written",
+                    where=point.name,
+                    reason="the model does not compute with it: it is computed of what the model uses",
+                    fix="write the points that it is computed of",
+                )
             case Derived(derivation, part):
                 pending = self._edits(derivation, raw)
                 pending.edits[part] = value
@@ -443,6 +452,8 @@ class Taps:
         match point.access:
             case Whole():
                 return torch.empty_like(raw).copy_(value)  # of the strides that the model's kernels expect
+            case ReadOnly():
+                return raw
             case Derived():
                 if value.retains_grad or value._backward_hooks or value.is_leaf:
                     raise PointNotReachedError(
@@ -471,6 +482,10 @@ class Taps:
                 fix="run with gradients enabled",
             )
         match point.access:
+            case ReadOnly():
+                raise PointNotReachedError(
+                    "a backward hook cannot fire: the model does not compute with this value", where=point.name
+                )
             case Derived(derivation) if not (edited or derivation.is_in_series or self._may_be_edited(derivation)):
                 pending = self._passage.pending.get(derivation)
                 if pending is None:

@@ -152,6 +152,7 @@ class HookPoint:
         aliases: Other names of the same value with the same effect of a write.
         sizes: Sizes of the axes that the model fixes; the others are the input's.
         ctx: A dictionary for the listeners' own use.
+        is_computed: Whether no forward makes the value: a cache keeps it only where it is asked for by name.
     """
 
     name: str
@@ -161,6 +162,7 @@ class HookPoint:
     aliases: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     ctx: dict[str, Any] = field(default_factory=dict)
+    is_computed: bool = False
     _listeners: dict[Direction, list[Listener]] = field(default_factory=lambda: {"fwd": [], "bwd": []})
     _sinks: list[tuple[Sink, Scope | None]] = field(default_factory=list)
     _keeper_or_none: Callable[[], Keeper | None] = field(default=lambda: _UNKEPT)
