@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from clearspan.architectures import mixers
 from clearspan.components import Binding, MixerBridge, hook_points
@@ -68,7 +69,6 @@ class Case:
 
     def model(self) -> nn.Module:
         """Returns the model, with random weights large enough to matter."""
-        from transformers import AutoConfig, AutoModelForCausalLM
 
         torch.manual_seed(0)
         config = AutoConfig.for_model(self.model_type, **{**SIZES, **self.config})

@@ -203,6 +203,7 @@ def _delta(whole: str, single: str, decay: str) -> Role:
             _arguments(axes, names),
             state=state,
             settings={"output_final_state": True},
+            keeps=("use_qk_l2norm_in_kernel",),
         )
         for name in (whole, single)
     )
@@ -393,7 +394,7 @@ INLINE = MixerKind(
         "hook_effective_attention": "the recurrence is in the module's own forward, which calls no function for it",
     },
 )
-"""A mixer that calls no function for its recurrence (MiniMax): its points are in the inputs and outputs of its parts."""
+"""A mixer that calls no function for its recurrence (MiniMax): its points are at the ends of its parts."""
 
 KINDS: Mapping[str, MixerKind] = {
     function.name: kind

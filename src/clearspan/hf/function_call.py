@@ -80,14 +80,21 @@ class FunctionCall:
         return replace(self, named={**self.named, **changed})
 
     @property
+    def carried(self) -> Tensor:
+        """The value that the state sums up over tokens, `[batch, pos, ...]`."""
+        value = self.value(self.role.carried)
+        assert value is not None, "the function gets what it carries"
+        return value
+
+    @property
     def sizes(self) -> dict[str, int]:
         """The sizes of all axes of the arguments."""
-        found: dict[str, int] = {}
+        found: dict[str, int] = {"pos": 1}
         for value, argument in self.function.arguments.items():
             raw = self.raw(value)
             if raw is not None:
                 found |= zip(argument.axes.replace("(", "").replace(")", "").split(), raw.shape, strict=True)
-        return {"pos": 1, **found}
+        return found
 
     @property
     def step_sizes(self) -> Tensor | None:
@@ -120,35 +127,73 @@ class FunctionCall:
         """The state that the sequence before left, as the function gets it; None where there is none."""
         return None if self.function.state is None else self.named.get(self.function.state.name)
 
+    @property
+    def has_past(self) -> bool:
+        """Whether tokens came before this forward's: where a cache always gives a state, one that is not zero."""
+        return self.past is not None and bool(self.past.any())
+
+    def apart(self) -> "FunctionCall":
+        """Returns the call on a copy of its state, where it writes the state: it can be run beside this one."""
+        if self.past is None or self.function.state is None or not self.function.writes_state:
+            return self
+        return self.replaced({self.function.state.name: self.past.clone()})
+
+    def ungated_result(self, output: Any) -> Tensor:
+        """Returns the result before the gate that the function multiplies it by; this may write the state.
+
+        Args:
+            output: What the function gave back.
+        """
+        plain = self.ungated()
+        return self.result(output) if plain is self else plain.result(plain.apart().run())
+
     def result(self, output: Any) -> Tensor:
         """Returns the result in canonical axes, of the forward's own tokens."""
         raw = output[0] if isinstance(output, tuple | list) else output
         value = shown(raw, self.function.result, self.role.axes["out"])
         return value[:, -self.length :] if self.function.is_longer and self.length else value
 
-    def with_result(self, output: Any, new: Tensor, state: Tensor | None = None) -> Any:
-        """Returns what the function gives back with another result, and another state where one is given."""
-        raw = output[0] if isinstance(output, tuple | list) else output
+    def with_result(self, output: Any, new: Tensor) -> Any:
+        """Returns what the function gives back with another result, given in canonical axes."""
+        raw, *others = output if isinstance(output, tuple | list) else (output,)
         axes = self.role.axes["out"]
         whole = shown(raw, self.function.result, axes)
-        if new.shape != whole.shape:
-            new = torch.cat([whole[:, : whole.shape[1] - new.shape[1]], new], dim=1)
-        sizes = {**self.sizes, **dict(zip(self.function.result.split(), raw.shape, strict=True))}
-        made = _as_dense_as(raw, laid_out(new.to(raw.dtype), self.function.result, axes, sizes))
-        if not isinstance(output, tuple | list):
-            return made
-        others = output[1:] if state is None or output[1] is None else (state, *output[2:])
-        return type(output)([made, *others])
+        before = whole[:, : whole.shape[1] - new.shape[1]]  # earlier tokens, where there are any
+        laid = laid_out(torch.cat([before, new.to(raw.dtype)], dim=1), self.function.result, axes, self.sizes)
+        made = _as_dense_as(raw, laid)
+        return type(output)([made, *others]) if isinstance(output, tuple | list) else made
+
+    def with_state(self, output: Any, last: Tensor) -> Any:
+        """Returns what the function gives back with another last state, where it gives that back or writes it."""
+        if self.past is not None and self.function.writes_state:
+            with torch.no_grad():
+                self.past.copy_(last)
+        if isinstance(output, tuple | list) and output[1] is not None:
+            return type(output)([output[0], last.to(output[1].dtype), *output[2:]])
+        return output
 
     def ungated(self) -> "FunctionCall":
         """Returns the call without the gate that the function multiplies its result by, where it gets one."""
-        gate = self.function.arguments.get("gate")
-        return self if gate is None else self.replaced({gate.name: None})
+        return self if self.raw("gate") is None else self.replaced({self.function.arguments["gate"].name: None})
 
     def gated(self, result: Tensor) -> Tensor:
         """Returns a result times the gate that the function multiplies it by."""
         gate = self.value("gate")
         return result if gate is None else result * silu(gate)
+
+
+def sizes_of(axes: Mapping[str, str], values: Mapping[str, Tensor]) -> dict[str, int]:
+    """Returns the sizes of all axes of some values.
+
+    Args:
+        axes: The axes of each value.
+        values: Values by name.
+    """
+    found: dict[str, int] = {}
+    for name, value in values.items():
+        for axis, size in zip(axes[name].split(), value.shape, strict=True):
+            found[axis] = max(size, found.get(axis, 1))
+    return found
 
 
 def shown(raw: Tensor, axes: str, canonical: str) -> Tensor:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,7 @@ class Follower:
         self._exit: int | None = None
         self._users = 0
         self.handles: set[int] = set()
+        self._counted: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def install(self) -> None:
         """Puts the torch hooks on the model, if they are not there; each call is undone by one of `remove`."""
@@ -96,11 +98,30 @@ class Follower:
             follow()
         kwargs, run = self._by_name(args, kwargs), self._turns.present(self._passage)
         step = None if run is None or run.steps is None else next(run.steps, None)
-        self._passage.stretch = Stretch(_positions_before(kwargs), step, _length(kwargs))
+        self._passage.stretch = Stretch(self._positions_before(kwargs), step, _length(kwargs))
 
-    def _leave(self, *_: Any) -> None:
-        if not self._turns.is_away:
-            self._passage.stretch = Stretch()
+    def _leave(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        if self._turns.is_away:
+            return
+        stretch, self._passage.stretch = self._passage.stretch, Stretch()
+        past = kv_cache_in(output) if isinstance(output, Mapping) else None
+        is_known = isinstance(stretch.position, int) and stretch.length is not None
+        if past is not None and is_known and not _counts_positions(past):
+            self._counted[past] = stretch.position + stretch.length
+
+    def _positions_before(self, kwargs: Mapping[str, Any]) -> int | Tensor | None:
+        """Returns how many positions came before a forward; None where its cache does not count them, nor did we.
+
+        A cache of states alone holds no positions: what went into it is counted in the forwards that are followed.
+        """
+        past = kv_cache_in(kwargs)
+        if past is None:
+            return 0
+        if _counts_positions(past):
+            count = past.get_seq_length()
+            # A cache of fixed length counts in this very tensor; reading it here would wait for the device.
+            return count.clone() if isinstance(count, Tensor) else count
+        return self._counted.get(past, None if _has_state(past) else 0)
 
     def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the model's arguments by the names of its forward's parameters."""
@@ -110,12 +131,19 @@ class Follower:
         return {**by_position.arguments, **kwargs}
 
 
-def _positions_before(kwargs: Mapping[str, Any]) -> int | Tensor:
-    """Returns how many positions the KV cache of a forward holds."""
-    past = kv_cache_in(kwargs)
-    count = 0 if past is None else past.get_seq_length()
-    # A cache of fixed length counts in this very tensor; reading it here would wait for the device.
-    return count.clone() if isinstance(count, Tensor) else count
+def _counts_positions(past: Any) -> bool:
+    """Returns whether a KV cache counts the positions that it holds, as those of attention do."""
+    from transformers.cache_utils import Cache, CacheLayerMixin
+
+    layers = vars(past).get("layers")
+    return isinstance(past, Cache) and (not layers or any(isinstance(layer, CacheLayerMixin) for layer in layers))
+
+
+def _has_state(past: Any) -> bool:
+    """Returns whether a cache of states alone holds what a forward left."""
+    from transformers.cache_utils import Cache
+
+    return past.has_previous_state() if isinstance(past, Cache) else bool(vars(past).get("seqlen_offset", 1))
 
 
 def _length(kwargs: Mapping[str, Any]) -> int | None:

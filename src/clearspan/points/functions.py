@@ -30,6 +30,7 @@ class Function:
         softplus: The argument that says whether step sizes still go through a softplus, where it has one.
         is_longer: Whether values of earlier tokens come before those of the forward's tokens in its result.
         settings: Arguments that have it return the state that it leaves.
+        keeps: Further arguments of the function for sequences that it is given as well.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Function:
     softplus: str | None = None
     is_longer: bool = False
     settings: Mapping[str, bool] = field(default_factory=dict)
+    keeps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

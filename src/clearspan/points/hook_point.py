@@ -89,12 +89,12 @@ class Stretch:
     """Where in the sequence the forward under way is. A model's points share one a thread; the taps set it.
 
     Attributes:
-        position: See `HookPoint.position`; a tensor if the KV cache counts in one.
+        position: See `HookPoint.position`; a tensor if the KV cache counts in one, None if it is unknown.
         step: See `HookPoint.step`.
         length: Tokens of this forward, or None between forwards.
     """
 
-    position: int | Tensor = 0
+    position: int | Tensor | None = 0
     step: int | None = None
     length: int | None = None
 
@@ -212,8 +212,20 @@ class HookPoint:
             >>> first = seen[0][2]
             >>> seen == [(0, 0, first), (1, first, 1), (2, first + 1, 1)]
             True
+
+        Raises:
+            InvalidArgumentError: The model's cache counts no tokens, and earlier forwards ran while nothing listened.
         """
-        return int(self._stretch.position)
+        position = self._stretch.position
+        if position is None:
+            raise InvalidArgumentError(
+                "it is not known how many tokens came before this forward",
+                where=self.name,
+                reason="the cache of a model without attention holds a state, and does not count tokens; "
+                "nothing listened in the forwards before this one",
+                fix="have the hooks on from the first token on",
+            )
+        return int(position)
 
     @property
     def _stretch(self) -> Stretch:
