@@ -29,7 +29,7 @@ from clearspan._cache.readings import (
 )
 from clearspan._cache.run_weights import RunWeights
 from clearspan._cache.slices import BatchSlice, Picks, PosSlice, plain
-from clearspan._cache.stacks import Mode, NeuronSlice, Stack, depth_of, neuron_results, residual
+from clearspan._cache.stacks import Mode, NeuronSlice, Stack, block_at, depth_of, neuron_results, residual
 from clearspan._forward.readout import norm_at
 from clearspan.checks import check_flags, check_kind, device_of
 from clearspan.errors import InvalidArgumentError, NotPicklableError
@@ -336,7 +336,7 @@ class ActivationCache(CacheLookup):
         """
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
         check_flags(incl_remainder=incl_remainder)
-        stack = stacks.heads(cache, range(depth))
+        stack = stacks.heads(cache, depth)
         if incl_remainder:
             stack = stack.with_remainder(residual(cache, depth))
         return cache._given(stack, depth, False, apply_ln, return_labels)
@@ -386,7 +386,7 @@ class ActivationCache(CacheLookup):
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
         directions = _directions(self, project_output_onto, apply_ln)
         check_flags(incl_remainder=incl_remainder, mlp_input=mlp_input)
-        stack = stacks.neurons(cache, range(depth), neuron_slice, directions)
+        stack = stacks.neurons(cache, depth, neuron_slice, directions)
         if incl_remainder:
             whole = residual(cache, depth, mlp_input=mlp_input)
             stack = stack.with_remainder(whole if directions is None else whole @ directions.to(whole))
@@ -404,7 +404,11 @@ class ActivationCache(CacheLookup):
         The arguments are those of `stack_neuron_results`; projected, the last axis is the directions', or gone.
         """
         directions = _directions(self, project_output_onto, False)
-        values, _ = neuron_results(self.apply_slice_to_pos_dim(pos_slice), layer, neuron_slice, directions)
+        block = block_at(self, layer)
+        if not block.of_kind("mlp"):
+            self.model.check_layers("mlp", [layer % len(self.model.blocks)])  # raises, naming those that have one
+        cache = self.apply_slice_to_pos_dim(pos_slice)
+        values, _ = neuron_results(cache, block.reader(mlp_input=True), neuron_slice, directions)
         values = values.movedim(0, -2)
         return values[..., 0] if project_output_onto is not None and project_output_onto.ndim == 1 else values
 
@@ -472,7 +476,8 @@ class ActivationCache(CacheLookup):
 
         A run that keeps everything shows it anyway. It is computed when it is looked up, and takes no memory.
         """
-        results = [block.attn.hook_result for block in self.model.blocks]
+        self.model.check_layers("attn", [])
+        results = [attention.hook_result for attention in self.model.attentions]
         self._points = {**self._points, **{point.name: point for point in results if self._recording.has(point)}}
 
     def _given(

@@ -15,8 +15,8 @@ class TransformerBridgeConfig:
 
     Attributes:
         d_model: Width of the residual stream.
-        n_heads: Query heads.
-        d_head: Width of a head.
+        n_heads: Query heads; 0 without attention.
+        d_head: Width of a head; 0 without attention.
         n_layers: Blocks.
         n_ctx: Most positions of one input.
         d_vocab: Vocabulary.
@@ -64,7 +64,7 @@ class TransformerBridgeConfig:
     has_table: bool = False
 
     def __post_init__(self) -> None:
-        self.d_head = self.d_head or self.d_model // self.n_heads
+        self.d_head = self.d_head or (self.d_model // self.n_heads if self.n_heads else 0)
         self.d_mlp = self.d_mlp or 4 * self.d_model
 
     @property

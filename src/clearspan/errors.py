@@ -19,6 +19,7 @@ __all__ = [
     "InputError",
     "InvalidArgumentError",
     "LeftOutWarning",
+    "MissingPartError",
     "MissingWeightError",
     "ModelBusyError",
     "NoTokenizerError",
@@ -218,6 +219,10 @@ class UnreadableWeightError(ClearspanError, RuntimeError):
 
 class NotPicklableError(ClearspanError, TypeError):
     """An object that pickle cannot write, or not without its model."""
+
+
+class MissingPartError(ClearspanError, AttributeError):
+    """A part of a block, such as attention, that this layer does not have."""
 
 
 class MissingWeightError(ClearspanError, AttributeError):

@@ -4,7 +4,7 @@ import copy
 import functools
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -17,6 +17,8 @@ from clearspan.components import (
     Binding,
     BlockBridge,
     EmbeddingBridge,
+    GeneralAttentionBridge,
+    GeneralizedComponent,
     NormalizationBridge,
     PosEmbedBridge,
     UnembeddingBridge,
@@ -25,7 +27,7 @@ from clearspan.components import (
     logits_point,
 )
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InvalidArgumentError, TokenizerWarning
+from clearspan.errors import InvalidArgumentError, MissingPartError, TokenizerWarning
 from clearspan.hf.adapted import adapted
 from clearspan.hf.adapters import acting, sources
 from clearspan.hf.loading import bridge_config, current
@@ -79,6 +81,19 @@ _FRAME = {
 """The kinds of the parts of an adapter's mapping that have a name of their own."""
 _NEEDED = ("embed", "blocks", "unembed")
 """Those that every mapping has."""
+
+
+def _blocks(template: GeneralizedComponent, n_layers: int, binding: Binding) -> Iterator[BlockBridge]:
+    """Yields the live blocks of a template."""
+    for layer in range(n_layers):
+        block = template.at_layer(layer).bind(binding, f"blocks.{layer}")
+        assert isinstance(block, BlockBridge), "a template of blocks"
+        yield block
+
+
+def _listed(layers: Sequence[int], most: int = 5) -> str:
+    shown = ", ".join(map(str, layers[:most]))
+    return shown if len(layers) <= most else f"{shown} and {len(layers) - most} more"
 
 
 def handed_over(model: "Model", tokenizer: "PreTrainedTokenizerBase | None") -> OwnTokenizer:
@@ -188,9 +203,8 @@ class Model(ModelWeights):
         mapping = adapter.component_mapping
         check_parts("", mapping, {key: kind for key, kind in _FRAME.items() if key in mapping or key in _NEEDED})
         for key, template in adapter.component_mapping.items():
-            if isinstance(template, BlockBridge):
-                layers = range(adapter.cfg.n_layers)
-                self.blocks = tuple(template.at_layer(i).bind(binding, f"blocks.{i}") for i in layers)
+            if template.is_of(BlockBridge):
+                self.blocks = tuple(_blocks(template, adapter.cfg.n_layers, binding))
                 components += self.blocks
             else:
                 setattr(self, key, template.bind(binding, key))
@@ -282,6 +296,72 @@ class Model(ModelWeights):
         if reason is None:
             self.index.find(name)
         return reason
+
+    # --- layers ------------------------------------------------------------------------------------------------------
+
+    def layer_types(self) -> list[str]:
+        """Returns what each layer has: names of its sublayers, in the order of the forward.
+
+        `"attn, mlp"` is attention, then an MLP; `+` joins sublayers that read the same residual stream: `"attn+mlp"`,
+        `"attn+mixer, mlp"`. The names are those of the parts: `bridge.blocks[3].mixer`, `blocks.3.hook_mixer_out`.
+
+        Example:
+            >>> import clearspan
+            >>> clearspan.boot("tiny-bigcode").layer_types()[:2]
+            ['attn, mlp', 'attn, mlp']
+        """
+        return [block.layer_type for block in self.blocks]
+
+    @property
+    def attentions(self) -> tuple[GeneralAttentionBridge, ...]:
+        """All attentions with heads, in the order of the forward."""
+        return tuple(attention for block in self.blocks for attention in block.attentions)
+
+    def check_layers(self, part: str, layers: Iterable[int]) -> None:
+        """Raises unless some layers have a sublayer, and the model has one at all.
+
+        Args:
+            part: Its name, such as `"attn"`.
+            layers: The layers.
+
+        Raises:
+            MissingPartError: A layer lacks it; the error names those that have it.
+        """
+        have = self.layers_with(part)
+        lacking = [layer for layer in layers if layer not in have]
+        if not have or lacking:
+            raise MissingPartError(
+                f"no layer has {part!r}" if not have else f"layer {_listed(lacking)} has no {part!r}",
+                expected=f"a layer with it: {_listed(have, most=100)}" if have else None,
+                where=f"{self.cfg.architecture}, layers of {' and '.join(dict.fromkeys(self.layer_types()))!r}"
+                if not have
+                else self.cfg.architecture,
+                reason=self.blocks[lacking[0]].why_without(part) if have else None,
+                fix="bridge.layer_types() lists what each layer has",
+            )
+
+    @property
+    def whole_sequences(self) -> str | None:
+        """Why runs cannot continue from what an earlier run kept of its first positions, or None if they can.
+
+        Keys and values of the first positions are the first ones of a longer run. A mixer's state is not: it is that
+        after the last position.
+        """
+        mixing = [layer for layer, block in enumerate(self.blocks) if block.of_kind("mixer")]
+        if self.adapter.whole_sequences is not None or not mixing:
+            return self.adapter.whole_sequences
+        which = f"layer {mixing[0]} has" if len(mixing) == 1 else f"layers {_listed(mixing)} have"
+        return f"{which} a mixer, whose state after the first positions is not kept"
+
+    def layers_with(self, part: str) -> list[int]:
+        """Returns the layers that have a sublayer of some name, such as `"attn"`, `"mixer"` or `"mlp"`.
+
+        Example:
+            >>> import clearspan
+            >>> clearspan.boot("tiny-bigcode").layers_with("attn")
+            [0, 1, 2, 3, 4]
+        """
+        return [layer for layer, block in enumerate(self.blocks) if part in block.sublayer_names]
 
     # --- text and tokens ---------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Mixers on real tiny models: what points show, what writes do, gradients, padding and cached decoding."""
 
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -434,7 +435,7 @@ def test_effective_attention_refuses_what_would_be_lost(live: Live) -> None:
 def pieces(live: Live, cuts: tuple[int, ...] = (0, 4, 5, 6, 7)) -> Iterator[tuple[int, Tensor]]:
     """Yields where each piece of a sequence ends, and its logits: a prompt, and single tokens on a cache."""
     past: dict[str, Any] = {}
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         output = live.model(TOKENS[:, start:end], use_cache=True, **past)
         past = {name: output[name] for name in ("past_key_values", "cache_params", "cache") if name in output}
         yield end, output.logits

@@ -67,7 +67,9 @@ def weight_slots(model: Model) -> WeightSlots:
     parts: list[GeneralizedComponent] = []
     for block in model.blocks:
         parts += [part for part in block.submodules.values() if isinstance(part, NormalizationBridge)]
-        parts += [block.attn, block.attn.o, *(part for key, part in block.mlp.submodules.items() if key == "out")]
+        for sublayer in block.sublayers:
+            ways_out = [part for key, part in sublayer.part.submodules.items() if key in ("o", "out")]
+            parts += [*([sublayer.part] if sublayer.kind == "attn" else []), *ways_out]
     parts += model.components[model.components.index(model.blocks[-1]) + 1 :]
     paths = tuple(part.module_path for part in parts)
     known = WeightSlots(tuple(parts), branches(paths), paths)

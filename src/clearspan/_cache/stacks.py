@@ -1,6 +1,6 @@
 """The residual stream of a run at every depth, and taken apart into what each part of the model added to it."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from clearspan._cache.lookup import CacheLookup
 from clearspan._cache.slices import PosSlice, picked, plain
-from clearspan._cache.writes import Sublayer, WayOut, by_head
+from clearspan._cache.writes import WayOut, by_head
 from clearspan.checks import is_whole
-from clearspan.components import BlockBridge, MLPBridge
+from clearspan.components import BlockBridge, GeneralAttentionBridge, MLPBridge, MoEBridge, Sublayer, SublayerKind
 from clearspan.errors import InvalidArgumentError, MissingWeightError
 
 NeuronSlice = PosSlice
@@ -27,36 +27,40 @@ def block_at(cache: CacheLookup, layer: int) -> BlockBridge:
     return cache.model.blocks[layer]
 
 
-def head_results(cache: CacheLookup, layer: int) -> Float[Tensor, "head *batch_pos d_model"]:
-    """Returns what each head of a layer added to the residual stream."""
-    block = block_at(cache, layer)
-    result = by_head(cache["z", layer], cache.weight(block.attn.o, block.attn.W_O))
-    return WayOut.of(cache, block, "attn")(result)
+def head_results(cache: CacheLookup, sublayer: Sublayer) -> Float[Tensor, "head *batch_pos d_model"]:
+    """Returns what each head of an attention added to the residual stream."""
+    attention = sublayer.part
+    assert isinstance(attention, GeneralAttentionBridge), "a sublayer with heads"
+    result = by_head(cache[f"{attention.path}.hook_z"], cache.weight(attention.o, attention.W_O))
+    return WayOut.of(cache, sublayer)(result)
 
 
 def neuron_results(
-    cache: CacheLookup, layer: int, neuron_slice: NeuronSlice, directions: Tensor | None
+    cache: CacheLookup, sublayer: Sublayer, neuron_slice: NeuronSlice, directions: Tensor | None
 ) -> tuple[Tensor, list[int]]:
-    """Returns what each neuron of a layer added, `[neuron, *batch_pos, d_model]`, and which neurons they are.
+    """Returns what each neuron of an MLP added, `[neuron, *batch_pos, d_model]`, and which neurons they are.
 
     Args:
         cache: The run's.
-        layer: Whose neurons.
-        neuron_slice: Which of them.
+        sublayer: The MLP.
+        neuron_slice: Which of its neurons.
         directions: `[d_model, direction]`, onto which it is projected, or None.
 
     Raises:
-        MissingWeightError: The layer's MLP is a mixture of experts.
+        MissingWeightError: The MLP is a mixture of experts, or opaque.
     """
-    block = block_at(cache, layer)
-    if not isinstance(block.mlp, MLPBridge):
+    mlp = sublayer.part
+    if not isinstance(mlp, MLPBridge):
+        is_mixture = isinstance(mlp, MoEBridge)
         raise MissingWeightError(
-            f"layer {layer} has no neurons of its own",
-            reason="its MLP is a mixture of experts, each with neurons of its own",
+            f"layer {sublayer.layer} has no neurons of its own",
+            reason="its MLP is a mixture of experts, each with neurons of its own"
+            if is_mixture
+            else f"only the ends of {mlp.path} are known",
             fix="expand_neurons=False, or stack only layers that have neurons",
         )
-    post, way_out = cache["post", layer], WayOut.of(cache, block, "mlp")
-    rows = cache.weight(block.mlp.out, block.mlp.W_out).to(post)
+    post, way_out = cache[f"{mlp.path}.hook_post"], WayOut.of(cache, sublayer)
+    rows = cache.weight(mlp.out, mlp.W_out).to(post)
     indices = picked(torch.arange(len(rows)), plain(neuron_slice), 0, what="neuron").reshape(-1).tolist()
     if neuron_slice is not None:
         post, rows = post[..., indices], rows[indices]
@@ -66,17 +70,13 @@ def neuron_results(
     return way_out(torch.einsum("n...,nm->n...m", acts, rows)), indices
 
 
-def biases(cache: CacheLookup, layer: int, sublayers: Iterable[Sublayer]) -> Iterator[Tensor]:
-    """Yields what the output biases of a layer's sublayers added, where they have one."""
-    block = block_at(cache, layer)
-    for sublayer in sublayers:
-        bias = cache.bias(block.attn.o if sublayer == "attn" else block.mlp.out)
-        if bias is not None:
-            yield WayOut.of(cache, block, sublayer)(bias)
-
-
-Mode = Literal["all", "mlp", "attn"]
-_SUBLAYERS: dict[Mode, tuple[Sublayer, ...]] = {"all": ("attn", "mlp"), "attn": ("attn",), "mlp": ("mlp",)}
+Mode = Literal["all", "mlp", "attn", "mixer"]
+_KINDS: dict[Mode, tuple[SublayerKind, ...]] = {
+    "all": ("attn", "mixer", "mlp"),
+    "attn": ("attn",),
+    "mlp": ("mlp",),
+    "mixer": ("mixer",),
+}
 
 
 @dataclass(frozen=True)
@@ -118,98 +118,147 @@ def depth_of(cache: CacheLookup, layer: int | None) -> int:
 
 def residual(cache: CacheLookup, depth: int, *, mlp_input: bool = False) -> Float[Tensor, "*batch_pos d_model"]:
     """Returns the residual stream entering a layer (its MLP), or after the last."""
-    n_layers = cache.model.cfg.n_layers
-    if depth == n_layers:
-        return cache["resid_post", n_layers - 1]
-    return cache["resid_mid" if _goes_to_middle(cache, depth, mlp_input) else "resid_pre", depth]
+    return cache[_stream(cache, depth, _stage_at(cache, depth, mlp_input))]
 
 
-def _goes_to_middle(cache: CacheLookup, depth: int, mlp_input: bool) -> bool:
-    """Returns whether the MLP's input at a depth is another stream than attention's."""
-    return mlp_input and depth < cache.model.cfg.n_layers and not cache.model.blocks[depth].is_parallel
+def _stream(cache: CacheLookup, depth: int, stage: int) -> str:
+    """Returns the name of the point with the stream that a stage of a layer reads, or of the last stream."""
+    blocks = cache.model.blocks
+    if depth == len(blocks):
+        return f"{blocks[-1].path}.hook_resid_post"
+    return blocks[depth].stream_before(stage)
+
+
+def _stage_at(cache: CacheLookup, depth: int, mlp_input: bool) -> int:
+    """Returns the stage that is meant at a depth: the first one, or that of the layer's MLP.
+
+    Raises:
+        MissingPartError: The layer has no MLP.
+    """
+    blocks = cache.model.blocks
+    if not mlp_input or depth == len(blocks):
+        return 0
+    if not blocks[depth].of_kind("mlp"):
+        cache.model.check_layers("mlp", [depth])  # raises, naming the layers that have one
+    return blocks[depth].reader(mlp_input=True).stage
 
 
 def accumulated(cache: CacheLookup, depth: int, *, incl_mid: bool, mlp_input: bool) -> Stack:
     """Returns the residual stream at every depth up to one."""
     n_layers = cache.model.cfg.n_layers
     labels, values = [], []
+    last = _stage_at(cache, depth, mlp_input)
     for layer in range(depth + 1):
         labels.append(f"{layer}_pre" if layer < n_layers else "final_post")
         values.append(residual(cache, layer))
-        if _goes_to_middle(cache, layer, mlp_input if layer == depth else incl_mid):
-            labels.append(f"{layer}_mid")
-            values.append(residual(cache, layer, mlp_input=True))
+        stages = len(cache.model.blocks[layer].stages) if layer < n_layers else 1
+        for stage in range(1, last + 1 if layer == depth else stages if incl_mid else 1):
+            labels.append(f"{layer}_mid{stage if stage > 1 else ''}")
+            values.append(cache[_stream(cache, layer, stage)])
     return Stack(torch.stack(values), labels)
+
+
+def _added_before(cache: CacheLookup, depth: int, stage: int) -> list[Sublayer]:
+    """Returns the sublayers that have been added to the stream that a stage of a layer reads, in this order."""
+    blocks = cache.model.blocks
+    whole = [sublayer for block in blocks[:depth] for sublayer in block.in_order_of_adding]
+    here = blocks[depth].in_order_of_adding if depth < len(blocks) else ()
+    return [*whole, *(sublayer for sublayer in here if sublayer.adds_at < stage)]
+
+
+def _whole(sublayers: Iterable[Sublayer]) -> dict[str, str]:
+    """Returns the names of what sublayers add, by their labels."""
+    return {f"{sublayer.layer}_{sublayer.name}_out": sublayer.hook_out for sublayer in sublayers}
 
 
 def decomposed(cache: CacheLookup, depth: int, *, mode: Mode, mlp_input: bool, incl_embeds: bool) -> Stack:
     """Returns what the embeddings and each sublayer added to the residual stream before a layer (its MLP)."""
     check_sum(cache)
-    if not isinstance(mode, str) or mode not in _SUBLAYERS:
-        raise InvalidArgumentError(f"no mode {mode!r}", expected="'all', 'mlp' or 'attn'")
+    if not isinstance(mode, str) or mode not in _KINDS:
+        raise InvalidArgumentError(f"no mode {mode!r}", expected="'all', 'mlp', 'attn' or 'mixer'")
+    added = _added_before(cache, depth, _stage_at(cache, depth, mlp_input))
     names = _embeddings(cache) if incl_embeds else {}
-    for layer in range(depth):
-        names |= {f"{layer}_{part}_out": f"blocks.{layer}.hook_{part}_out" for part in _SUBLAYERS[mode]}
-    if _goes_to_middle(cache, depth, mlp_input) and mode != "mlp":
-        names[f"{depth}_attn_out"] = f"blocks.{depth}.hook_attn_out"
-    return _stacked(cache, names)
+    return _stacked(cache, {**names, **_whole(sublayer for sublayer in added if sublayer.kind in _KINDS[mode])})
 
 
-def heads(cache: CacheLookup, layers: Sequence[int]) -> Stack:
-    """Returns what each head of some layers added to the residual stream."""
+def heads(cache: CacheLookup, depth: int) -> Stack:
+    """Returns what each head of the layers before one added to the residual stream.
+
+    Raises:
+        MissingPartError: The model has no heads.
+    """
     check_sum(cache)
-    found = [_nothing(cache)] if not layers else []
-    for layer in layers:
-        values = head_results(cache, layer)
-        found.append(Stack(values, [f"L{layer}H{head}" for head in range(len(values))]))
-    return Stack.joined(found)
+    cache.model.check_layers("attn", [])
+    attentions = [sublayer for block in cache.model.blocks[:depth] for sublayer in block.of_kind("attn")]
+    return _of_heads(cache, attentions)
 
 
-def neurons(cache: CacheLookup, layers: Sequence[int], chosen: NeuronSlice, directions: Tensor | None) -> Stack:
-    """Returns what each neuron of some layers added to the residual stream, or to directions of it."""
+def _of_heads(cache: CacheLookup, attentions: Iterable[Sublayer]) -> Stack:
+    found = []
+    for sublayer in attentions:
+        values = head_results(cache, sublayer)
+        found.append(Stack(values, [f"{sublayer.label}H{head}" for head in range(len(values))]))
+    return Stack.joined(found or [_nothing(cache)])
+
+
+def neurons(cache: CacheLookup, depth: int, chosen: NeuronSlice, directions: Tensor | None) -> Stack:
+    """Returns what each neuron of the layers before one added to the residual stream, or to directions of it.
+
+    Raises:
+        MissingPartError: The model has no MLPs.
+        MissingWeightError: One of them has no neurons of its own.
+    """
     check_sum(cache)
-    found = [projected(_nothing(cache), directions)] if not layers else []
-    for layer in layers:
-        values, indices = neuron_results(cache, layer, chosen, directions)
-        found.append(Stack(values, [f"L{layer}N{index}" for index in indices]))
-    return Stack.joined(found)
+    cache.model.check_layers("mlp", [])
+    mlps = [sublayer for block in cache.model.blocks[:depth] for sublayer in block.of_kind("mlp")]
+    return _of_neurons(cache, mlps, chosen, directions)
+
+
+def _of_neurons(cache: CacheLookup, mlps: Iterable[Sublayer], chosen: NeuronSlice, directions: Tensor | None) -> Stack:
+    found = []
+    for sublayer in mlps:
+        values, indices = neuron_results(cache, sublayer, chosen, directions)
+        found.append(Stack(values, [f"{sublayer.label}N{index}" for index in indices]))
+    return Stack.joined(found or [projected(_nothing(cache), directions)])
 
 
 def full(cache: CacheLookup, depth: int, *, mlp_input: bool, expand_neurons: bool, directions: Tensor | None) -> Stack:
-    """Returns heads, neurons (or MLPs), embeddings and biases, which sum to the residual stream at a depth.
+    """Returns heads, neurons (or MLPs), mixers, embeddings and biases, which sum to the residual stream at a depth.
 
     MLPs that are mixtures of experts are not divided into neurons.
     """
     check_sum(cache)
-    with_heads = range(depth + _goes_to_middle(cache, depth, mlp_input))
-    has_neurons = [expand_neurons and isinstance(block.mlp, MLPBridge) for block in cache.model.blocks[:depth]]
-    divided = [layer for layer in range(depth) if has_neurons[layer]]
-    whole = {f"{layer}_mlp_out": f"blocks.{layer}.hook_mlp_out" for layer in range(depth) if not has_neurons[layer]}
-    rest = _stacked(cache, {**whole, **_embeddings(cache)})
-    parts = [projected(heads(cache, with_heads), directions)] if with_heads else []
-    parts += [neurons(cache, divided, None, directions)] if divided else []
+    added = _added_before(cache, depth, _stage_at(cache, depth, mlp_input))
+    attentions = [sublayer for sublayer in added if sublayer.kind == "attn"]
+    divided = [sublayer for sublayer in added if expand_neurons and isinstance(sublayer.part, MLPBridge)]
+    whole = [sublayer for sublayer in added if sublayer not in (*attentions, *divided)]
+    rest = _stacked(cache, {**_whole(whole), **_embeddings(cache)})
+    parts = [projected(_of_heads(cache, attentions), directions)] if attentions else []
+    parts += [_of_neurons(cache, divided, None, directions)] if divided else []
     parts += [projected(rest, directions)]
-    parts += [projected(bias, directions) for bias in _biases(cache, with_heads, divided, like=rest.values[0])]
+    apart = [sublayer for sublayer in added if sublayer in attentions or sublayer in divided]
+    parts += [projected(bias, directions) for bias in _biases(cache, apart, like=rest.values[0])]
     return Stack.joined(parts)
 
 
-def _biases(cache: CacheLookup, layers: Iterable[int], divided: Collection[int], like: Tensor) -> Iterator[Stack]:
-    """Yields what the output biases of attention, and of MLPs divided into neurons, added together, if there are any.
+def _biases(cache: CacheLookup, divided: Iterable[Sublayer], like: Tensor) -> Iterator[Stack]:
+    """Yields what the output biases of sublayers that are divided added together, if there are any.
 
     Args:
         cache: The run's.
-        layers: Layers whose attention is taken.
-        divided: Layers whose MLP is.
+        divided: Attentions divided into heads, MLPs divided into neurons.
         like: A component.
     """
-    sublayers: dict[int, tuple[Sublayer, ...]] = {
-        layer: ("attn", "mlp") if layer in divided else ("attn",) for layer in layers
-    }
-    found = [
-        bias.to(like).expand_as(like) for layer, which in sublayers.items() for bias in biases(cache, layer, which)
-    ]
+    found = [bias.to(like).expand_as(like) for sublayer in divided for bias in biases(cache, sublayer)]
     if found:
         yield Stack(torch.stack(found).sum(0)[None], ["bias"])
+
+
+def biases(cache: CacheLookup, sublayer: Sublayer) -> Iterator[Tensor]:
+    """Yields what the output bias of a sublayer with heads or neurons added, if it has one."""
+    bias = cache.bias(sublayer.part.submodules["o" if sublayer.kind == "attn" else "out"])
+    if bias is not None:
+        yield WayOut.of(cache, sublayer)(bias)
 
 
 def projected(stack: Stack, directions: Float[Tensor, "d_model direction"] | None) -> Stack:
@@ -243,11 +292,12 @@ def _nothing(cache: CacheLookup) -> Stack:
 
 def check_sum(cache: CacheLookup) -> None:
     """Raises where the residual stream is no sum of what was added to it."""
-    block = cache.model.blocks[0]
-    if block.norms_the_sum or block.residual_is_normed:
+    block = next((block for block in cache.model.blocks if not block.is_sum), None)
+    if block is not None:
+        normed = block.norms_the_sum or block.residual_is_normed
         raise InvalidArgumentError(
             "the residual stream of this model is not the sum of what its parts added",
             where=cache.model.cfg.architecture,
-            reason="the residual branch itself goes through norms",
+            reason=f"the residual branch itself {'goes through norms' if normed else 'is multiplied by a factor'}",
             fix="cache.accumulated_resid() for the stream itself, cache['result', layer] for a layer's heads",
         )

@@ -7,7 +7,7 @@ changed is computed with the norm of what then enters it (`Mix`).
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -16,15 +16,8 @@ from torch import Tensor
 from clearspan._cache.lookup import CacheLookup
 from clearspan._cache.readings import frozen
 from clearspan._forward.readout import FrozenNorm, exact
-from clearspan.components import BlockBridge, NormalizationBridge
-
-Sublayer = Literal["attn", "mlp"]
-
-
-def norm_after(block: BlockBridge, sublayer: Sublayer) -> NormalizationBridge | None:
-    """Returns the norm on the output of a block's attention or MLP, or None."""
-    norm = block.submodules.get({"attn": "ln1_post", "mlp": "ln2_post"}[sublayer])
-    return norm if isinstance(norm, NormalizationBridge) else None
+from clearspan.components import NormalizationBridge, Sublayer
+from clearspan.components.sublayer import scale_, scaled
 
 
 def by_head(
@@ -52,22 +45,21 @@ class WayOut:
 
     Attributes:
         norm: The norm on the sublayer's output, or None.
-        multiplier: The residual multiplier.
+        multiplier: The residual multiplier, a number or `[d_model]`.
     """
 
     norm: FrozenNorm | None
-    multiplier: float
+    multiplier: float | Tensor
 
     @classmethod
-    def of(cls, cache: CacheLookup, block: BlockBridge, sublayer: Sublayer) -> Self:
-        """Returns the way out of a block's attention or MLP in a cache's run."""
-        norm = norm_after(block, sublayer)
-        return cls(None if norm is None else frozen(cache, norm), block.residual_multiplier)
+    def of(cls, cache: CacheLookup, sublayer: Sublayer) -> Self:
+        """Returns the way out of a sublayer in a cache's run."""
+        norm = sublayer.norm_after
+        return cls(None if norm is None else frozen(cache, norm), sublayer.multiplier)
 
     def __call__(self, part: Float[Tensor, "*component_batch_pos d_model"]) -> Tensor:
         """Returns what a part of the sublayer's output adds to the stream."""
-        normed = part if self.norm is None else self.norm(part)
-        return normed if self.multiplier == 1 else normed * self.multiplier
+        return scaled(part if self.norm is None else self.norm(part), self.multiplier)
 
     def onto(
         self,
@@ -76,10 +68,10 @@ class WayOut:
         directions: Float[Tensor, "d_model direction"],
     ) -> Float[Tensor, "neuron *batch_pos direction"]:
         """Returns what neurons add to directions of the stream, without forming anything `[..., d_model]`."""
-        towards = directions.to(rows)
+        towards = scaled(directions.to(rows).T, self.multiplier)
         if self.norm is not None:
-            towards = self.norm.pulled_back(towards.T).T
-        found = torch.einsum("n...,nk->n...k", acts, rows @ towards * self.multiplier)
+            towards = self.norm.pulled_back(towards)
+        found = torch.einsum("n...,nk->n...k", acts, rows @ towards.T)
         return found if self.norm is None else (found / self.norm.scale).to(found)
 
 
@@ -92,31 +84,29 @@ class Mix:
 
     Attributes:
         norm: The norm on the sublayer's output, or None.
-        multiplier: The residual multiplier.
+        multiplier: The residual multiplier, a number or `[d_model]`.
         entering: What entered the norm in the run, in float32 at least.
         frozen: The norm with the scale of the run.
     """
 
     norm: NormalizationBridge | None
-    multiplier: float
+    multiplier: float | Tensor
     entering: Tensor
     frozen: FrozenNorm | None
 
     @classmethod
-    def of(cls, cache: CacheLookup, layer: int, sublayer: Sublayer) -> Self:
-        """Returns the mix of a layer's attention or MLP in a run whose cache has `entering_point`, if that is one."""
-        block = cache.model.blocks[layer]
-        norm = norm_after(block, sublayer)
+    def of(cls, cache: CacheLookup, sublayer: Sublayer) -> Self:
+        """Returns the mix of a sublayer in a run whose cache has `entering_point`, if that is one."""
+        norm = sublayer.norm_after
         if norm is None:
-            return cls(None, block.residual_multiplier, torch.empty(0), None)
+            return cls(None, sublayer.multiplier, torch.empty(0), None)
         entering = exact(cache[f"{norm.path}.hook_in"])
-        return cls(norm, block.residual_multiplier, entering, frozen(cache, norm, norm.scale(entering)))
+        return cls(norm, sublayer.multiplier, entering, frozen(cache, norm, norm.scale(entering)))
 
     @staticmethod
-    def entering_point(block: BlockBridge, sublayer: Sublayer) -> str | None:
+    def entering_point(sublayer: Sublayer) -> str | None:
         """Returns the hook point that `of` looks up, or None where no norm is on the output."""
-        norm = norm_after(block, sublayer)
-        return None if norm is None else f"{norm.path}.hook_in"
+        return None if sublayer.norm_after is None else f"{sublayer.norm_after.path}.hook_in"
 
     @cached_property
     def _added(self) -> Float[Tensor, "row pos d_model"]:
@@ -132,14 +122,14 @@ class Mix:
                 change -= change.mean(-1, keepdim=True)
             change /= scale
             self._weigh_(change).sub_(self._added)
-        return change if self.multiplier == 1 else change.mul_(self.multiplier)
+        return scale_(change, self.multiplier)
 
     def first_order_(self, change: Float[Tensor, "*part row pos d_model"]) -> Float[Tensor, "*part row pos d_model"]:
         """Makes changes of the output into those of what the sublayer adds, to the first order, in place."""
         if self.norm is not None and self.frozen is not None:
             self.frozen.apply_slope_(self.entering, change)
             self._weigh_(change)
-        return change if self.multiplier == 1 else change.mul_(self.multiplier)
+        return scale_(change, self.multiplier)
 
     def _weigh_(self, change: Tensor) -> Tensor:
         weight = None if self.frozen is None else self.frozen.weight

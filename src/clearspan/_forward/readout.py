@@ -92,15 +92,14 @@ def log_probs(model: Model, residual: Float[Tensor, "place d_model"]) -> Float[T
 
 
 def norm_at(model: Model, depth: int, *, mlp_input: bool) -> NormalizationBridge | None:
-    """Returns the norm through which a layer (its MLP), or the unembedding, reads the residual stream, if any."""
+    """Returns the norm through which a layer (its MLP), or the unembedding, reads the residual stream, if any.
+
+    Raises:
+        MissingPartError: The layer has no MLP.
+    """
     if depth == model.cfg.n_layers:
         return final_norm(model)
-    block = model.blocks[depth]
-    if block.norms_the_sum:
-        return None
-    shares_first = block.is_parallel and "ln2" not in block.submodules
-    found = block.submodules.get("ln2" if mlp_input and not shares_first else "ln1")
-    return found if isinstance(found, NormalizationBridge) else None
+    return model.blocks[depth].reader(mlp_input=mlp_input).norm
 
 
 def as_it_is(part: GeneralizedComponent, weight: Tensor) -> Tensor:  # noqa: ARG001

@@ -111,10 +111,14 @@ def generate_with_cache(
     choice = choose(model, names_filter)
     recording = GenerationRecording(choice.points, prompt.batch.rows)
     keywords = {"logits_to_keep": 0} if _keeps_logits(model, choice) else {}
+
+    def is_paused() -> bool:
+        return model.taps.turns.is_away or not model.taps.is_recording
+
     with (
         hooked(model, fwd_hooks, itertools.count(), prompt) as listeners,
         model.taps.record(choice.points.values(), choice.plan, recording),
-        recording.following(model.hf_model, lambda: model.taps.turns.is_away or not model.taps.is_recording),
+        recording.following(model.hf_model, is_paused, keywords),
     ):
         generated = run(model, prompt, **keywords)
         hooks.check_fired(listeners)

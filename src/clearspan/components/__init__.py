@@ -23,6 +23,8 @@ from clearspan.components.mlp import (
     RouterBridge,
 )
 from clearspan.components.normalization import NormalizationBridge
+from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind
 from clearspan.components.weights import LinearMap, WeightTensor
 
 __all__ = [
@@ -48,10 +50,13 @@ __all__ = [
     "MixerKind",
     "MoEBridge",
     "NormalizationBridge",
+    "OpaqueBridge",
     "Part",
     "PerLayer",
     "PosEmbedBridge",
     "RouterBridge",
+    "Sublayer",
+    "SublayerKind",
     "TransposedLinearBridge",
     "UnembeddingBridge",
     "WeightTensor",
@@ -59,4 +64,5 @@ __all__ = [
     "hook_points",
     "kind_among",
     "logits_point",
+    "part_kind",
 ]

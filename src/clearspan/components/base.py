@@ -173,6 +173,10 @@ class GeneralizedComponent:
             )
         return self._binding
 
+    def is_of(self, kind: "type[GeneralizedComponent]") -> bool:
+        """Whether the component is of a kind; of a part that differs from layer to layer, whether all are."""
+        return isinstance(self, kind)
+
     def required(self) -> "Mapping[str, type[GeneralizedComponent]]":
         """Returns the parts that this kind of component must have, by name, each with its kind."""
         return {}
@@ -206,6 +210,16 @@ class GeneralizedComponent:
     def adds(self) -> Iterator[LinearMap]:
         """Yields the linear maps whose outputs add up to the component's."""
         return iter(())
+
+    @property
+    def first(self) -> "GeneralizedComponent":
+        """The part that reads what the component reads: itself, if it has a module."""
+        return self
+
+    @property
+    def last(self) -> "GeneralizedComponent":
+        """The part whose output is the component's: itself, if it has a module."""
+        return self
 
     def walk(self) -> "Iterator[GeneralizedComponent]":
         """Yields the component and all parts in it, outer ones first."""
@@ -438,7 +452,7 @@ def check_parts(
     """Raises AdapterError unless a component has its parts, each of its kind; other parts are not looked at."""
     for key, kind in required.items():
         part = parts.get(key)
-        if not isinstance(part, kind):
+        if part is None or not part.is_of(kind):
             raise AdapterError(
                 f"{path or 'the mapping'} has no part {key!r}" if part is None else f"{path}.{key} is of another kind",
                 expected=f"{key!r}: {kind.__name__}",
@@ -472,15 +486,19 @@ def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 
 class PerLayer(GeneralizedComponent):
-    """A part that differs from layer to layer.
+    """A part that differs from layer to layer: attention, an MLP, or the block itself.
 
     Args:
-        templates: The part of each layer.
+        templates: The part of each layer. Of blocks, each has the path of their list as its name.
     """
 
     def __init__(self, templates: Sequence[GeneralizedComponent]) -> None:
         super().__init__()
         self.templates = templates
+
+    def is_of(self, kind: type[GeneralizedComponent]) -> bool:
+        """Whether the part of each layer is of a kind."""
+        return bool(self.templates) and all(template.is_of(kind) for template in self.templates)
 
     def at_layer(self, layer: int) -> GeneralizedComponent:
         """Returns the template of one layer."""

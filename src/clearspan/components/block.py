@@ -1,21 +1,39 @@
-"""Transformer blocks: the residual stream, and what each sublayer reads from it and adds to it."""
+"""Transformer blocks: stages of sublayers on the residual stream."""
 
+import itertools
+import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Self, cast
+from typing import Any, NoReturn, Self, cast
 
-import torch
 from torch import Tensor
 
 from clearspan.components.attention import GeneralAttentionBridge, HeadAttentionBridge, PathInputs
-from clearspan.components.base import GeneralizedComponent
-from clearspan.components.mlp import MLPBridge, MoEBridge
+from clearspan.components.base import Binding, GeneralizedComponent
+from clearspan.components.mlp import MLPBridge
 from clearspan.components.normalization import NormalizationBridge
+from clearspan.components.sublayer import (
+    BlockParameter,
+    Factor,
+    Scale,
+    Sublayer,
+    SublayerInput,
+    SublayerKind,
+    is_one,
+    part_kind,
+    required_kind,
+    value_of,
+)
 from clearspan.components.weights import LinearMap
 from clearspan.conversions import ScaledConversion
-from clearspan.errors import ConflictingWritesError
-from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, InPlace, Place, Side, Whole
+from clearspan.errors import AdapterError, MissingPartError
+from clearspan.points import VOCABULARY, Converted, Derived, HookPoint, InPlace, Place, Side
+
+Stages = tuple[tuple[str, ...], ...]
+"""Names of sublayers: those of one stage read the same residual stream."""
+SEQUENTIAL: Stages = (("attn",), ("mlp",))
+PARALLEL: Stages = (("attn", "mlp"),)
 
 
 @dataclass(frozen=True)
@@ -25,39 +43,73 @@ class Identity:
     Attributes:
         terms: Names of the points that are added.
         total: Name of the point that equals their sum.
+        scale: What the first term is multiplied by.
     """
 
     terms: tuple[str, ...]
     total: str
+    scale: Scale = 1.0
+
+    def added(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Returns the sum of the terms' values."""
+        first, *others = (values[name] for name in self.terms)
+        return sum(others, first if is_one(self.scale) else first * value_of(self.scale))
 
     def __str__(self) -> str:
-        return f"{' + '.join(self.terms)} == {self.total}"
+        first, *others = self.terms
+        scaled = first if is_one(self.scale) else f"{first} * {_written(self.scale)}"
+        return f"{' + '.join([scaled, *others])} == {self.total}"
+
+
+def _written(scale: Scale) -> str:
+    return f"{scale:g}" if isinstance(scale, float) else scale.path
 
 
 @dataclass(eq=False, repr=False)
 class BlockBridge(GeneralizedComponent):
-    """A block: submodules `attn` and `mlp`, and `ln1`, `ln2`, `ln1_post`, `ln2_post` where it has them.
+    """A block: stages of sublayers, its submodules `attn`, `mlp`, `mixer`, `attn2`, ..., and norms around them.
 
-    In a mapping it stands for all blocks, and its name is the path of their list. `ln1` and `ln2` are norms before the
-    sublayers, `ln1_post` and `ln2_post` norms on their outputs.
+    In a mapping it stands for all blocks, and its name is the path of their list. Sublayers of one stage read the same
+    residual stream, and their contributions are added to it; `hook_resid_mid`, `hook_resid_mid2`, ... lie between the
+    stages. The first sublayer of a stage is the one that the model runs first.
+
+    Norms before sublayers are `ln1`, `ln2`, ...: one for each stage, or, where there are more of them than stages, one
+    for each sublayer. `ln1_post`, `ln2_post`, ... are norms on the sublayers' outputs, one for each sublayer.
 
     Attributes:
-        is_parallel: Whether attention and MLP read the same residual stream; without `ln2` they share `ln1`.
-        attn_out: Path in the block of the module whose output attention adds; by default attention itself.
-        mlp_out: Path in the block of the module whose output the MLP adds; by default the MLP itself.
-        residual_multiplier: What the block multiplies both contributions by.
-        norms_the_sum: Whether `ln1` and `ln2` come after a sublayer, on its sum with the residual stream.
+        stages: Names of the sublayers, stage by stage.
+        is_parallel: Whether all sublayers read the same residual stream. `is_parallel=True` stands for
+            `stages=(("attn", "mlp"),)`.
+        norms: Sublayers whose norm has another name than the rule says, each with the norm's.
+        outs: Sublayers whose contribution is another module's output, each with that module's path in the block.
+        attn_out: Short for `outs={"attn": ...}`.
+        mlp_out: Short for `outs={"mlp": ...}`.
+        added_with: Sublayers that are added after a later stage than the one that they read, each with a sublayer that
+            is added there: a shortcut past the stages between.
+        residual_multiplier: What the block multiplies contributions by: all, or each by its sublayer's name. A number,
+            or the path in the block of a parameter `[d_model]`.
+        stream_multiplier: What the block multiplies the stream by before it adds, for all stages or each.
+        input_multipliers: Sublayers whose input the block multiplies, after the norm, each with the number.
+        norms_the_sum: Whether `ln1`, `ln2`, ... come after a stage, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
     """
 
     _: KW_ONLY
+    stages: Stages = SEQUENTIAL
     is_parallel: bool = False
+    norms: Mapping[str, str] = field(default_factory=dict)
+    outs: Mapping[str, str] = field(default_factory=dict)
     attn_out: str | None = None
     mlp_out: str | None = None
-    residual_multiplier: float = 1.0
+    added_with: Mapping[str, str] = field(default_factory=dict)
+    residual_multiplier: Factor | Mapping[str, Factor] = 1.0
+    stream_multiplier: Factor | Sequence[Factor] = 1.0
+    input_multipliers: Mapping[str, float] = field(default_factory=dict)
     norms_the_sum: bool = False
     residual_is_normed: bool = False
 
+    sublayers: tuple[Sublayer, ...] = field(init=False, default=())
+    """Those of a live block, stage by stage."""
     ln1: NormalizationBridge = field(init=False)
     attn: HeadAttentionBridge = field(init=False)
     ln2: NormalizationBridge = field(init=False)
@@ -72,7 +124,40 @@ class BlockBridge(GeneralizedComponent):
     hook_mlp_in: HookPoint = field(init=False)
     hook_mlp_out: HookPoint = field(init=False)
     hook_resid_post: HookPoint = field(init=False)
-    _shown = ("identities", "is_parallel")
+    _shown = ("identities", "is_parallel", "layer_type", "stages", "sublayers")
+
+    def __post_init__(self) -> None:
+        if self.is_parallel and self.stages == SEQUENTIAL:
+            self.stages = PARALLEL
+        self.is_parallel = len(self.stages) == 1 and len(self.stages[0]) > 1
+        short = {"attn": self.attn_out, "mlp": self.mlp_out}
+        self.outs = {**{name: path for name, path in short.items() if path}, **self.outs}
+        named = {*self.norms, *self.outs, *self.added_with, *self.added_with.values(), *self.input_multipliers}
+        if isinstance(self.residual_multiplier, Mapping):
+            named |= {*self.residual_multiplier}
+        unknown, flat = named - {*self.sublayer_names}, self.sublayer_names
+        if not all(self.stages) or len({*flat}) != len(flat) or not flat or unknown:
+            raise AdapterError(
+                f"no block has the stages {self.stages!r}"
+                if not unknown
+                else f"the block has no sublayer {', '.join(sorted(unknown))}",
+                expected="names of sublayers, each once, in stages that are not empty"
+                if not unknown
+                else ", ".join(flat),
+                fix='BlockBridge(stages=(("attn",), ("mlp",)), ...)',
+            )
+
+    @property
+    def sublayer_names(self) -> tuple[str, ...]:
+        """Names of the sublayers, stage by stage."""
+        return tuple(itertools.chain.from_iterable(self.stages))
+
+    @property
+    def layer_type(self) -> str:
+        """Names of the sublayers: `+` joins those of a stage, and stages follow one another: `"attn+mixer, mlp"`."""
+        return ", ".join("+".join(stage) for stage in self.stages)
+
+    # --- template and life -------------------------------------------------------------------------------------------
 
     def at_layer(self, layer: int) -> Self:
         """Returns the template of one layer."""
@@ -81,45 +166,180 @@ class BlockBridge(GeneralizedComponent):
         return own
 
     def required(self) -> Mapping[str, type[GeneralizedComponent]]:
-        """Returns attention and the MLP, and the norms that are there."""
-        norms = {key for key in ("ln1", "ln2", "ln1_post", "ln2_post") if key in self.submodules}
-        mlp = self.submodules.get("mlp")
-        kind = MoEBridge if isinstance(mlp, MoEBridge) else MLPBridge
-        return {"attn": GeneralAttentionBridge, "mlp": kind, **dict.fromkeys(norms, NormalizationBridge)}
+        """Returns the sublayers, and the norms that are there."""
+        norms = {key for key in self.submodules if _NORM.fullmatch(key) or key in self.norms.values()}
+        parts = {name: required_kind(name, self.submodules.get(name)) for name in self.sublayer_names}
+        return {**parts, **dict.fromkeys(sorted({*norms, *self.norms.values()}), NormalizationBridge)}
+
+    def bind(self, binding: Binding, path: str, parent: str = "") -> Self:
+        """Returns the live block."""
+        live = super().bind(binding, path, parent)
+        live.sublayers = tuple(live._sublayers())
+        return live
+
+    def _sublayers(self) -> Iterator[Sublayer]:
+        stage_of = {name: number for number, stage in enumerate(self.stages) for name in stage}
+        before = {} if self.norms_the_sum else {name: self._norm_name(name) for name in stage_of}
+        for index, name in enumerate(self.sublayer_names):
+            norm, stage = before.get(name), self.stages[stage_of[name]]
+            yield Sublayer(
+                name,
+                self.submodules[name],
+                self.path,
+                stage_of[name],
+                stage_of[self.added_with.get(name, name)],
+                self._norm(norm),
+                self._norm(f"ln{index + 1}_post"),
+                norm in self.submodules and any(before.get(other) == norm for other in stage if other != name),
+                self.input_multipliers.get(name, 1.0),
+                self._scale(self._contribution_factor(name)),
+                self._known(self.outs[name]) if name in self.outs else None,
+            )
+
+    def _norm_name(self, name: str) -> str:
+        """Returns the name of the norm before a sublayer, whether the block has it or not."""
+        if name in self.norms:
+            return self.norms[name]
+        numbers = [int(found[1]) for key in self.submodules if (found := _NORM.fullmatch(key)) and not found[2]]
+        if max(numbers, default=0) > len(self.stages):
+            return f"ln{self.sublayer_names.index(name) + 1}"
+        return f"ln{next(number for number, stage in enumerate(self.stages) if name in stage) + 1}"
+
+    def _norm(self, name: str | None) -> NormalizationBridge | None:
+        return cast("NormalizationBridge | None", self.submodules.get(name or ""))
+
+    def _contribution_factor(self, name: str) -> Factor:
+        factor = self.residual_multiplier
+        return factor.get(name, 1.0) if isinstance(factor, Mapping) else factor
+
+    def _stream_scale(self, stage: int) -> Scale:
+        factor = self.stream_multiplier
+        return self._scale(factor if isinstance(factor, float | int | str) else factor[stage])
+
+    def _scale(self, factor: Factor) -> Scale:
+        if not isinstance(factor, str):
+            return float(factor)
+        return BlockParameter(weakref.ref(self._bound.model), f"{self.module_path}.{factor}")
+
+    def _known(self, path: str) -> Place:
+        """Returns a module's output as the component of that module describes it, if there is one."""
+        named = Place(f"{self.module_path}.{path}", Side.OUTPUT)
+        parts = {part.module_path: part for part in self.walk() if part.name is not None}
+        return parts[named.module].place(named.side) if named.module in parts else named
+
+    def claims(self) -> Iterator[str]:
+        """Yields the parameters by which the block multiplies."""
+        yield from super().claims()
+        scales = [*(sub.scale for sub in self.sublayers), *map(self._stream_scale, range(len(self.stages)))]
+        for scale in scales:
+            if isinstance(scale, BlockParameter):
+                yield scale.path
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Raises for a sublayer that other blocks have, with the reason."""
+        reason = None if name.startswith("_") or self._binding is None else self.why_without(name)
+        if reason is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise MissingPartError(
+            f"{self.path} has no {name}",
+            got=", ".join(self.submodules),
+            reason=reason,
+            fix="bridge.layer_types() lists what each layer has",
+        )
+
+    # --- sublayers ---------------------------------------------------------------------------------------------------
+
+    def sublayer(self, name: str) -> Sublayer:
+        """Returns a sublayer.
+
+        Raises:
+            MissingPartError: The block has no such sublayer.
+        """
+        for sublayer in self.sublayers:
+            if sublayer.name == name:
+                return sublayer
+        raise MissingPartError(
+            f"{self.path} has no {name}",
+            got=", ".join(self.sublayer_names),
+            reason=self.why_without(name),
+            fix="bridge.layer_types() lists what each layer has",
+        )
+
+    def reader(self, *, mlp_input: bool) -> Sublayer:
+        """Returns the sublayer that reads the stream first, or the block's first MLP.
+
+        Raises:
+            MissingPartError: The block has no MLP.
+        """
+        if not mlp_input:
+            return self.sublayers[0]
+        return next(iter(self.of_kind("mlp")), None) or self.sublayer("mlp")
+
+    def of_kind(self, kind: SublayerKind) -> tuple[Sublayer, ...]:
+        """Returns the sublayers of a kind."""
+        return tuple(sublayer for sublayer in self.sublayers if sublayer.kind == kind)
+
+    @property
+    def attentions(self) -> tuple[GeneralAttentionBridge, ...]:
+        """Its attentions, in the order of the forward; none in a block without heads."""
+        parts = (sublayer.part for sublayer in self.sublayers)
+        return tuple(part for part in parts if isinstance(part, GeneralAttentionBridge))
+
+    @property
+    def in_order_of_adding(self) -> tuple[Sublayer, ...]:
+        """Its sublayers in the order in which they are added to the stream."""
+        return tuple(sorted(self.sublayers, key=lambda sublayer: sublayer.adds_at))
+
+    def stream_before(self, stage: int) -> str:
+        """Returns the name of the point with the stream that a stage reads; of the stream that leaves the last one."""
+        if stage == 0:
+            return f"{self.path}.hook_resid_pre"
+        if stage == len(self.stages):
+            return f"{self.path}.hook_resid_post"
+        return f"{self.path}.hook_resid_mid{stage if stage > 1 else ''}"
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the stream after the block is the stream before it plus what the sublayers add."""
+        scales = map(self._stream_scale, range(len(self.stages)))
+        return not self.norms_the_sum and not self.residual_is_normed and all(map(is_one, scales))
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns what its attention needs."""
-        if self.attn.requires_attention_mask:
-            return self.attn.call_arguments(value)
+        for attention in self.attentions:
+            if attention.requires_attention_mask:
+                return attention.call_arguments(value)
         return self._bound.arguments_of(self.module, value)
 
-    @property
-    def _norm_before(self) -> NormalizationBridge | None:
-        """The norm before attention, if any."""
-        return None if self.norms_the_sum else cast("NormalizationBridge | None", self.submodules.get("ln1"))
-
-    @property
-    def _norm_between(self) -> NormalizationBridge | None:
-        """The MLP's own norm before it, if any."""
-        return None if self.norms_the_sum else cast("NormalizationBridge | None", self.submodules.get("ln2"))
+    # --- points ------------------------------------------------------------------------------------------------------
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the points of the residual stream, and what each sublayer reads from it and adds to it."""
-        first = self._norm_before
-        read = (first or self.attn).place(Side.INPUT)
-        inputs = PathInputs(self.attn, None if first is None else first.module.forward)
         yield self.point("hook_resid_pre", self.place(Side.INPUT))
-        for part in inputs.parts:
-            yield self.point(f"hook_{part}", read, Derived(inputs, part))
-        yield self.point("hook_attn_out", self._attention_adds, self._added)
-        if not self.is_parallel:
-            yield self.point("hook_resid_mid", self._mlp_reads, InPlace())
-        if self.is_parallel and self._norm_between is None:
-            yield self.point("hook_mlp_in", read, Derived(MLPInput(self.mlp, first), "mlp_in"))
-        else:
-            yield self.point("hook_mlp_in", self._mlp_reads)
-        yield self.point("hook_mlp_out", self._mlp_adds, self._added)
+        for stage, here in itertools.groupby(self.sublayers, lambda sublayer: sublayer.stage):
+            for number, sublayer in enumerate(here):
+                if stage and not number:
+                    yield self.point(_leaf(self.stream_before(stage)), sublayer.reads, InPlace())
+                yield from self._inputs(sublayer)
+                yield self.point(_leaf(sublayer.hook_out), sublayer.adds, sublayer.added)
         yield self.point("hook_resid_post", self.place(Side.OUTPUT))
+
+    def _inputs(self, sublayer: Sublayer) -> Iterator[HookPoint]:
+        """Yields the points of what a sublayer reads."""
+        name = _leaf(sublayer.hook_in)
+        if isinstance(sublayer.part, GeneralAttentionBridge):
+            inputs = PathInputs(sublayer.part, sublayer.entering())
+            for part in inputs.parts:
+                own = name if part == "attn_in" else sublayer.projection_input(part.removesuffix("_input"))
+                yield self.point(own, sublayer.reads, Derived(inputs, part))
+        elif sublayer.shares_norm:
+            yield self.point(name, sublayer.reads, Derived(SublayerInput(sublayer), SublayerInput.PART))
+        elif sublayer.norm is None and sublayer.input_factor != 1:
+            yield self.point(name, sublayer.reads, Converted(ScaledConversion(1 / sublayer.input_factor)))
+        else:
+            yield self.point(name, sublayer.reads)
+
+    # --- what processing asks ----------------------------------------------------------------------------------------
 
     def folds(self) -> Iterator[tuple[NormalizationBridge, list[LinearMap]]]:
         """Yields the norms that only linear maps read, each with these maps.
@@ -128,112 +348,87 @@ class BlockBridge(GeneralizedComponent):
         """
         if self.residual_is_normed:
             return
-        first, second = self._norm_before, self._norm_between
-        shared = list(self.mlp.reads()) if second is None and self.is_parallel else []
-        if first is not None:
-            yield first, [*self.attn.reads(), *shared]
-        if second is not None:
-            yield second, list(self.mlp.reads())
+        readers: dict[NormalizationBridge, list[list[LinearMap]]] = {}
+        for sublayer in self.sublayers:
+            if sublayer.norm is not None:
+                readers.setdefault(sublayer.norm, []).append(list(sublayer.part.reads()))
+        for norm, maps in readers.items():
+            if all(maps):
+                yield norm, list(itertools.chain.from_iterable(maps))
 
     @property
     def centres(self) -> bool:
         """Whether every reader of the residual stream in the block subtracts its mean first."""
         if self.residual_is_normed or self.norms_the_sum:
             return False
-        second = self._norm_between or (self._norm_before if self.is_parallel else None)
-        posts = {"ln1_post", "ln2_post"} & set(self.submodules)
-        return not posts and all(norm is not None and not norm.uses_rms_norm for norm in (self._norm_before, second))
+        return all(
+            sublayer.norm is not None and not sublayer.norm.uses_rms_norm and sublayer.norm_after is None
+            for sublayer in self.sublayers
+        )
 
-    @property
-    def _mlp_reads(self) -> Place:
-        return (self._norm_between or self.mlp.first).place(Side.INPUT)
+    # --- what is absent, and what holds ------------------------------------------------------------------------------
 
-    @property
-    def _added(self) -> Access:
-        multiplier = self.residual_multiplier
-        return Whole() if multiplier == 1 else Converted(ScaledConversion(multiplier))
-
-    @property
-    def _attention_adds(self) -> Place:
-        if "ln1_post" in self.submodules:
-            return self.submodules["ln1_post"].place(Side.OUTPUT)
-        named = self.attn_out and Place(f"{self.module_path}.{self.attn_out}", Side.OUTPUT)
-        return self._known(named) if named else self.attn.place(Side.OUTPUT)
-
-    @property
-    def _mlp_adds(self) -> Place:
-        if "ln2_post" in self.submodules:
-            return self.submodules["ln2_post"].place(Side.OUTPUT)
-        named = self.mlp_out and Place(f"{self.module_path}.{self.mlp_out}", Side.OUTPUT)
-        return self._known(named) if named else self.mlp.last.place(Side.OUTPUT)
-
-    def _known(self, named: Place) -> Place:
-        """Returns the place as the component of that module describes it, if there is one."""
-        parts = {part.module_path: part for part in self.walk() if part.name is not None}
-        return parts[named.module].place(named.side) if named.module in parts else named
+    def why_without(self, name: str) -> str | None:
+        """Returns why the block lacks a sublayer, or None where it has it or no block has such a part."""
+        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe"):
+            return None
+        layer, names = self.path.rpartition(".")[2], self.sublayer_names
+        kind, kinds = part_kind(name), {part_kind(other) for other in names}
+        has = " and ".join(dict.fromkeys(_NOUNS[part_kind(other)] for other in names))
+        if kind in kinds:
+            there = [other for other in names if part_kind(other) == kind]
+            return f"layer {layer} has {' and '.join(there)}, and no {name}"
+        if kind == "attn" and "mixer" in kinds:
+            return f"layer {layer} has a mixer in place of attention"
+        return f"layer {layer} has {has}{' alone' if len(names) == 1 else ''}, and no {name}"
 
     def absences(self) -> Iterator[tuple[str, str]]:
-        """Yields the points of `ln2`, if the MLP shares attention's norm."""
+        """Yields the points of sublayers and norms that other blocks have."""
         if self.is_parallel and "ln2" not in self.submodules and "ln1" in self.submodules:
+            who = "attention and MLP" if self.stages == PARALLEL else " and ".join(self.sublayer_names)
             for name in ("hook_scale", "hook_normalized"):
-                yield f"{self.path}.ln2.{name}", "attention and MLP share the norm ln1"
+                yield f"{self.path}.ln2.{name}", f"{who} share the norm ln1"
+        if len(self.sublayers) == 1:
+            only = f"{self.sublayer_names[0]} is all that the block has: no residual stream lies inside it"
+            yield f"{self.path}.hook_resid_mid", only
+        for kind in ("attn", "mlp", "mixer"):
+            is_usual = kind == "mixer" and self.of_kind("attn")  # which the vocabulary says
+            if kind not in self.sublayer_names and not is_usual:
+                reason = self.why_without(kind)
+                assert reason is not None, "the block lacks it"
+                yield from ((name, reason) for name in _points_of(kind, self.path))
 
     def identities(self) -> Iterator[Identity]:
         """Yields the sums that make up the residual stream in this block."""
-
-        def identity(*terms: str) -> Identity:
-            *names, total = (f"{self.path}.{term}" for term in terms)
-            return Identity(tuple(names), total)
-
-        yield identity("hook_resid_pre", "attn.hook_in" if self._norm_before is None else "ln1.hook_in")
-        yield identity("hook_resid_pre" if self.is_parallel else "hook_resid_mid", "hook_mlp_in")
-        if self.is_parallel:
-            yield identity("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
-        elif self.norms_the_sum:
-            yield identity("hook_resid_pre", "hook_attn_out", "ln1.hook_in")
-            yield identity("ln1.hook_out", "hook_resid_mid")
-            yield identity("hook_resid_mid", "hook_mlp_out", "ln2.hook_in")
-            yield identity("ln2.hook_out", "hook_resid_post")
-        elif self.residual_is_normed:
-            yield identity("ln1.hook_out", "hook_attn_out", "hook_resid_mid")
-            yield identity("ln2.hook_out", "hook_mlp_out", "hook_resid_post")
-        else:
-            yield identity("hook_resid_pre", "hook_attn_out", "hook_resid_mid")
-            yield identity("hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+        for stage in range(len(self.stages)):
+            before, after = self.stream_before(stage), self.stream_before(stage + 1)
+            for sublayer in self.sublayers:
+                if sublayer.stage == stage and sublayer.reads_at != before:
+                    yield Identity((before,), sublayer.reads_at)
+            added = [sublayer.hook_out for sublayer in self.sublayers if sublayer.adds_at == stage]
+            norm, scale = f"{self.path}.ln{stage + 1}", self._stream_scale(stage)
+            if self.norms_the_sum:
+                yield Identity((before, *added), f"{norm}.hook_in", scale)
+                yield Identity((f"{norm}.hook_out",), after)
+            elif self.residual_is_normed:
+                yield Identity((f"{norm}.hook_out", *added), after, scale)
+            else:
+                yield Identity((before, *added), after, scale)
 
 
-class MLPInput(Derivation):
-    """The residual stream as read by an MLP that shares attention's norm; a write acts on the MLP's input.
+_NORM = re.compile(r"ln(\d+)(_post)?")
+_NOUNS: Mapping[SublayerKind, str] = {"attn": "attention", "mlp": "an MLP", "mixer": "a mixer"}
 
-    Args:
-        mlp: The MLP.
-        norm: The norm, or None.
-    """
 
-    is_in_series = False
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
 
-    def __init__(self, mlp: MLPBridge | MoEBridge, norm: NormalizationBridge | None) -> None:
-        self.mlp = weakref.proxy(mlp)  # which has the point that has this
-        self.norm: Callable[[Tensor], Tensor] | None = None if norm is None else norm.module.forward
-        self.targets: tuple[Place, ...] = (mlp.first.place(Side.INPUT),)
 
-    def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
-        """Returns the residual stream."""
-        return source
-
-    def write(self, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
-        """Returns the MLP's input for the edited residual stream.
-
-        Raises:
-            ConflictingWritesError: The shared norm was written in the same run.
-        """
-        if not torch.allclose(entered, self._normalized(source), rtol=0, atol=0, equal_nan=True):
-            raise ConflictingWritesError(
-                "the MLP's own input was written, and the output of the norm that it shares with attention as well",
-                where=self.mlp.path,
-                fix="write the norm's output alone, or mlp.hook_in, which comes after both",
-            )
-        return self._normalized(edits["mlp_in"])
-
-    def _normalized(self, value: Tensor) -> Tensor:
-        return value if self.norm is None else self.norm(value)
+def _points_of(kind: SublayerKind, block: str) -> Iterator[str]:
+    """Yields the names of the vocabulary that only a sublayer of a kind has, in some block."""
+    inputs = ("hook_q_input", "hook_k_input", "hook_v_input") if kind == "attn" else ()
+    own = (f"hook_{kind}_in", f"hook_{kind}_out", *inputs)
+    for entry in VOCABULARY:
+        address = entry.name.removeprefix("blocks.{l}.")
+        if address in own or address.startswith(f"{kind}."):
+            yield f"{block}.{address}"

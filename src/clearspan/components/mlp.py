@@ -210,16 +210,6 @@ class MoEBridge(GeneralizedComponent):
         """Returns the router and the experts."""
         return {"router": RouterBridge, "experts": ExpertsBridge}
 
-    @property
-    def first(self) -> GeneralizedComponent:
-        """The part that reads the MLP's input: the mixture itself."""
-        return self
-
-    @property
-    def last(self) -> GeneralizedComponent:
-        """The part whose output the MLP adds: the mixture itself."""
-        return self
-
     def reads(self) -> Iterator[LinearMap]:
         """Yields the maps of the router and of all experts that read the input."""
         for part in self.submodules.values():

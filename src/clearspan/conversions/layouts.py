@@ -1,6 +1,7 @@
 """Changes of a tensor's layout: between Hugging Face's and the canonical axes, and back."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -100,21 +101,25 @@ class HeadsConversion(BaseTensorConversion):
 
 @dataclass(frozen=True)
 class ScaledConversion(BaseTensorConversion):
-    """The tensor times a constant, where the model multiplies a part's output before adding it.
+    """The tensor times a factor, where the model multiplies a part's output before adding it.
 
     Attributes:
-        factor: The constant.
+        factor: A number, or a function that returns a live parameter as wide as the tensor.
     """
 
-    factor: float
+    factor: float | Callable[[], Tensor]
 
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns the product."""
-        return input_value * self.factor
+        return input_value * self._now
 
     def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns the quotient."""
-        return input_value / self.factor
+        return input_value / self._now
+
+    @property
+    def _now(self) -> float | Tensor:
+        return self.factor() if callable(self.factor) else self.factor
 
 
 class PartConversion(BaseTensorConversion):

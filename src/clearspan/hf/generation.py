@@ -91,19 +91,22 @@ class GenerationRecording(Recording):
         self._shells: dict[str, dict[int, _Shell]] = {}
 
     @contextlib.contextmanager
-    def following(self, model: nn.Module, is_paused: Callable[[], bool]) -> Iterator[None]:
+    def following(self, model: nn.Module, is_paused: Callable[[], bool], keywords: Mapping[str, Any]) -> Iterator[None]:
         """While the context is open, keeps the model's forwards apart.
 
         Args:
             model: The model.
             is_paused: Asked at each forward: True leaves it out, since it belongs to another run.
+            keywords: What each forward is given, whatever `generate` gives it: some models set keywords themselves.
         """
 
-        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            if not is_paused():
-                ids = primary_input(args, kwargs)
-                assert len(ids) == self._rows, "a generation that multiplies rows is refused before it starts"
-                self._next_forward(ids.shape[1], starts_over=kv_cache_in(kwargs) is None)
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
+            if is_paused():
+                return None
+            ids = primary_input(args, kwargs)
+            assert len(ids) == self._rows, "a generation that multiplies rows is refused before it starts"
+            self._next_forward(ids.shape[1], starts_over=kv_cache_in(kwargs) is None)
+            return (args, {**kwargs, **keywords}) if keywords else None
 
         handle = before(model, enter)
         try:

@@ -178,8 +178,8 @@ def bridge_config(model: "PreTrainedModel", adapter: type[ArchitectureAdapter]) 
     eps = _first(config, str(adapter.config_values.get("eps_attr")))
     return TransformerBridgeConfig(
         d_model=config.hidden_size,
-        n_heads=config.num_attention_heads,
-        n_layers=config.num_hidden_layers,
+        n_heads=getattr(config, "num_attention_heads", None) or 0,  # models without attention have no such entry
+        n_layers=found.get("n_layers") or config.num_hidden_layers,
         n_ctx=found["n_ctx"] or UNLIMITED,
         d_vocab=config.vocab_size,
         d_head=found["d_head"] or 0,

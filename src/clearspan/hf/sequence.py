@@ -106,7 +106,7 @@ class Follower:
         stretch, self._passage.stretch = self._passage.stretch, Stretch()
         past = kv_cache_in(output) if isinstance(output, Mapping) else None
         is_known = isinstance(stretch.position, int) and stretch.length is not None
-        if past is not None and is_known and not _counts_positions(past):
+        if past is not None and is_known and _counting(past) is None:
             self._counted[past] = stretch.position + stretch.length
 
     def _positions_before(self, kwargs: Mapping[str, Any]) -> int | Tensor | None:
@@ -117,11 +117,13 @@ class Follower:
         past = kv_cache_in(kwargs)
         if past is None:
             return 0
-        if _counts_positions(past):
-            count = past.get_seq_length()
-            # A cache of fixed length counts in this very tensor; reading it here would wait for the device.
-            return count.clone() if isinstance(count, Tensor) else count
-        return self._counted.get(past, None if _has_state(past) else 0)
+        layers = _counting(past)
+        if layers is None:
+            return self._counted.get(past, None if _has_state(past) else 0)
+        counts = [layer.get_seq_length() for layer in layers] or [0]
+        # A cache of fixed length counts in this very tensor; reading it here would wait for the device. Layers of
+        # linear attention count nothing, so that the first layer need not tell.
+        return counts[0].clone() if isinstance(counts[0], Tensor) else max(counts)
 
     def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the model's arguments by the names of its forward's parameters."""
@@ -131,12 +133,17 @@ class Follower:
         return {**by_position.arguments, **kwargs}
 
 
-def _counts_positions(past: Any) -> bool:
-    """Returns whether a KV cache counts the positions that it holds, as those of attention do."""
+def _counting(past: Any) -> list[Any] | None:
+    """Returns the layers of a KV cache that count positions, or the cache itself; None where it has states alone."""
     from transformers.cache_utils import Cache, CacheLayerMixin
 
     layers = vars(past).get("layers")
-    return isinstance(past, Cache) and (not layers or any(isinstance(layer, CacheLayerMixin) for layer in layers))
+    if not isinstance(past, Cache):
+        return None
+    if not isinstance(layers, list):
+        return [past]
+    counting = [layer for layer in layers if isinstance(layer, CacheLayerMixin)]
+    return counting if counting or not layers else None
 
 
 def _has_state(past: Any) -> bool:

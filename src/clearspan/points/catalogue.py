@@ -3,6 +3,7 @@
 Points, their shapes, the table of `bridge.points()`, the documentation and the tests use it.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,6 +47,7 @@ _STREAM, _HEADS, _KV_HEADS, _SQUARE = (
     "batch head q_pos k_pos",
 )
 _DENSE = "the MLP is dense, not a mixture of experts"
+_NO_MIXER = "no state space, linear attention or convolution: attention alone moves information between positions"
 _BLOCK, _ATTN, _MLP = "blocks.{l}.", "blocks.{l}.attn.", "blocks.{l}.mlp."
 
 
@@ -223,7 +225,7 @@ VOCABULARY: tuple[Entry, ...] = (
         "positions are not embedded: attention itself tells them apart",
     ),
     Entry(f"{_BLOCK}hook_resid_pre", axes(_STREAM), "residual stream entering the block", "both branches of the block"),
-    *_norm(f"{_BLOCK}ln1", "before attention", "no norm comes before attention"),
+    *_norm(f"{_BLOCK}ln1", "before attention (or what the block runs first)", "no norm comes before attention"),
     Entry(
         f"{_BLOCK}hook_attn_in",
         axes("batch pos kv_head d_model"),
@@ -292,9 +294,23 @@ VOCABULARY: tuple[Entry, ...] = (
     ),
     *_MIXER,
     Entry(
+        f"{_BLOCK}hook_mixer_in",
+        axes(_STREAM),
+        "residual stream as read by the mixer: a state space, linear attention or convolution",
+        "the mixer's input alone; the residual branch keeps its value",
+        _NO_MIXER,
+    ),
+    Entry(
+        f"{_BLOCK}hook_mixer_out",
+        axes(_STREAM),
+        "what the mixer adds to the residual stream, after any norm, gate or multiplier",
+        "the residual stream after it",
+        _NO_MIXER,
+    ),
+    Entry(
         f"{_BLOCK}hook_resid_mid",
         axes(_STREAM),
-        "residual stream between attention and MLP",
+        "residual stream between attention (or a mixer) and MLP",
         "the MLP's input and the residual branch",
         "attention and MLP run in parallel: no residual stream lies between them",
     ),
@@ -304,7 +320,14 @@ VOCABULARY: tuple[Entry, ...] = (
         "residual stream as read by the MLP",
         "the MLP's input alone; the residual branch keeps its value",
     ),
-    *_norm(f"{_BLOCK}ln2", "before the MLP", "no norm comes before the MLP"),
+    Entry(
+        f"{_BLOCK}hook_resid_mid2",
+        axes(_STREAM),
+        "residual stream after the second stage of a block that has three or more; `hook_resid_mid3` and so on follow",
+        "what the next sublayers read, and the residual branch",
+        "the block has no more than two stages",
+    ),
+    *_norm(f"{_BLOCK}ln2", "before the MLP (or what the block runs second)", "no norm comes before the MLP"),
     Entry(
         f"{_MLP}hook_router_logits",
         axes("batch pos expert"),
@@ -386,11 +409,27 @@ def template_of(name: str) -> str:
 def entry_of(name: str) -> Entry:
     """Returns the entry of a point's name: its own, or that of points with the same last part."""
     template = template_of(name)
+    if template not in _BY_NAME:
+        template = _unnumbered(template)
     if template in _BY_NAME:
         return _BY_NAME[template]
     leaf = template.rpartition(".")[2]
     assert leaf in _BY_LEAF, f"{name} is not in the vocabulary"
     return _BY_LEAF[leaf]
+
+
+_NUMBERED = re.compile(r"(?<![a-z])(?:(attn|mlp|mixer|moe)\d*|([qkv])\d+(?=_input))(?![a-z0-9])")
+
+
+def _unnumbered(template: str) -> str:
+    """Returns the name that a further sublayer's point has for the first one: `hook_mlp_out` for `hook_mlp2_out`.
+
+    Example:
+        >>> _unnumbered("blocks.{l}.hook_moe_out"), _unnumbered("blocks.{l}.attn2.hook_q")
+        ('blocks.{l}.hook_mlp_out', 'blocks.{l}.attn.hook_q')
+    """
+    template = re.sub(r"(?<=hook_resid_mid)\d+", "2", template)
+    return _NUMBERED.sub(lambda found: {"moe": "mlp"}.get(found[1], found[1] or found[2]), template)
 
 
 def is_in_vocabulary(name: str) -> bool:

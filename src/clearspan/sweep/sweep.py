@@ -133,7 +133,7 @@ class Sweep:
         """Why sequences are run whole, or None where they start at the first position that changes."""
         if self.batch.attention is not None:
             return "the attention mask is not one of padding"
-        return self.bridge.adapter.whole_sequences
+        return self.bridge.whole_sequences
 
     # --- plan --------------------------------------------------------------------------------------------------------
 

@@ -48,18 +48,21 @@ _WATCHED = (Side.QUERY, Side.KEY, Side.SCORES, Side.PATTERN)
 def attention(trial: Trial) -> Iterator[Check]:
     """Yields the checks of all attentions that show queries and keys of their own."""
     model = trial.model
-    blocks = [block for block in model.blocks if trial.is_readable(f"{block.attn.path}.hook_pattern")]
-    seen = {block.attn.path: Seen() for block in blocks}
-    ends = ("attn.hook_q", "attn.hook_k", "attn.q_norm.hook_out", "attn.k_norm.hook_out", "attn.kv_a.hook_out")
-    names = [name for name in model.hook_dict if name.endswith(ends) and trial.is_readable(model.hook_dict[name].name)]
-    with observed({block.attn.module: seen[block.attn.path].observe for block in blocks}):
+    attentions = [part for part in model.attentions if trial.is_readable(f"{part.path}.hook_pattern")]
+    if not attentions:
+        return
+    seen = {part.path: Seen() for part in attentions}
+    ends = ("hook_q", "hook_k", "q_norm.hook_out", "k_norm.hook_out", "kv_a.hook_out")
+    wanted = {f"{part.path}.{end}" for part in attentions for end in ends}
+    names = [name for name in model.hook_dict if name in wanted and trial.is_readable(model.hook_dict[name].name)]
+    with observed({part.module: seen[part.path].observe for part in attentions}):
         _, cache = runs.run_with_cache(model, trial.tokens, names)
     biased = []
-    for block in blocks:
-        found = seen[block.attn.path].sides
-        yield from guarded("attention", block.attn.path, _of_layer(cache, block.attn, found))
-        if not block.attn.has_rotary:
-            biased += [_bias(cache, block.attn, found)]
+    for part in attentions:
+        found = seen[part.path].sides
+        yield from guarded("attention", part.path, _of_layer(cache, part, found))
+        if not part.has_rotary:
+            biased += [_bias(cache, part, found)]
     yield from guarded("attention", "positions", _of_positions(trial, biased))
 
 
@@ -217,7 +220,7 @@ def _of_positions(trial: Trial, biased: list[bool | None]) -> Iterator[Check]:
     """Yields the check of the config's kind of positions, where neither rotation nor an embedding tells it."""
     said = trial.model.cfg.positional_embedding_type
     has_embedding = "hook_pos_embed" in trial.model.hook_dict
-    if has_embedding or len(biased) < len(trial.model.blocks) or None in biased:
+    if has_embedding or len(biased) < len(trial.model.attentions) or None in biased:
         return
     found = "alibi" if any(biased) else "none"
     why = "" if said == found else f"By the scores of attention it should be {found!r}."

@@ -12,8 +12,8 @@ from torch.nn.functional import linear
 
 from clearspan.components import (
     BlockBridge,
+    GeneralAttentionBridge,
     GeneralizedComponent,
-    HeadAttentionBridge,
     LinearBridge,
     MLPBridge,
     NormalizationBridge,
@@ -31,7 +31,7 @@ def statements(model: Model) -> Iterator[Statement]:
         if layer:
             yield _sum((f"blocks.{layer - 1}.hook_resid_post",), f"blocks.{layer}.hook_resid_pre")
         for identity in block.identities():
-            yield _sum(identity.terms, identity.total)
+            yield Statement(str(identity), identity.terms, identity.total, identity.added)
         for part in block.walk():
             yield from _of_component(part, block)
             yield from of_weights(part)
@@ -57,8 +57,8 @@ def _of_component(part: GeneralizedComponent, block: BlockBridge) -> Iterator[St
             yield from _of_norm(part)
         case MLPBridge():
             yield from _of_output_map(f"{part.path}.hook_post", part.submodules["out"])
-        case _ if part is block.attn:
-            yield from _of_attention(block.attn)
+        case GeneralAttentionBridge() if part in block.attentions:
+            yield from _of_attention(part)
 
 
 def _of_norm(norm: NormalizationBridge) -> Iterator[Statement]:
@@ -94,7 +94,7 @@ def _of_output_map(source: str, out: GeneralizedComponent) -> Iterator[Statement
         )
 
 
-def _of_attention(attention: HeadAttentionBridge) -> Iterator[Statement]:
+def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
     path = attention.path
     scores, pattern, v, z, result = (f"{path}.hook_{name}" for name in ("attn_scores", "pattern", "v", "z", "result"))
 

@@ -43,7 +43,7 @@ def padding(trial: Trial) -> Iterator[Check]:
 
 def _rotated(trial: Trial) -> str | None:
     """Returns the name of the first point whose values depend on the positions that rows are told."""
-    names = (f"{block.attn.path}.hook_rot_q" for block in trial.model.blocks if block.attn.has_rotary)
+    names = (f"{attention.path}.hook_rot_q" for attention in trial.model.attentions if attention.has_rotary)
     return next((name for name in names if trial.is_readable(name)), None)
 
 

@@ -25,11 +25,13 @@ def parts(trial: Trial) -> Iterator[Check]:
     """Yields the checks of components of one layer of each kind, called alone, and of runs of some blocks."""
     for layer in trial.layers():
         block = trial.model.blocks[layer]
-        named = [part for part in block.walk() if part.name is not None and part is not block.mlp]
-        for part in (*named, block.mlp):
-            yield from guarded("parts", f"{part.path} alone", _alone(trial, part, block))
-        if isinstance(block.attn, JointQKVAttentionBridge):
-            yield from guarded("parts", f"split_qkv_matrix of {block.attn.path}", _split(trial, block.attn))
+        sublayers = [sublayer.part for sublayer in block.sublayers]
+        for part in block.walk():
+            if part.name is not None or part in sublayers:  # an MLP may have no module of its own
+                yield from guarded("parts", f"{part.path} alone", _alone(trial, part, block))
+        for attention in block.attentions:
+            if isinstance(attention, JointQKVAttentionBridge):
+                yield from guarded("parts", f"split_qkv_matrix of {attention.path}", _split(trial, attention))
     yield from guarded("parts", "runs of some blocks", _segments(trial))
 
 
@@ -43,10 +45,7 @@ def _alone(trial: Trial, part: GeneralizedComponent, block: BlockBridge) -> Iter
         return
     value, ends = trial.cache[into], [out]
     # Where the module itself adds the residual stream, it is given zeros, and returns what it adds.
-    if part is block.attn and block.attn_out:
-        ends.append(f"{block.path}.hook_attn_out")
-    if part is block.mlp and block.mlp_out:
-        ends.append(f"{block.path}.hook_mlp_out")
+    ends += [own.hook_out for own in block.sublayers if own.part is part and own.name in block.outs]
     found = part(value)
     checks = [
         trial.compared("parts", f"{part.path} alone", found.reshape_as(there), there)

@@ -3,7 +3,7 @@
 import fnmatch
 import warnings
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 
 from torch import nn
@@ -141,7 +141,7 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
             yield f"the inputs of {part.path}", cfg.d_model, part.shape("weight")[-1]
         case ExpertsBridge():
             yield from _of_experts(part, cfg)
-        case NormalizationBridge() if ".attn." not in part.path:
+        case NormalizationBridge() if part.path.count(".") <= 2:  # of the stream, not in attention
             yield from _of_norm(part, cfg)
         case EmbeddingBridge():
             yield "the rows of the token embedding", cfg.d_vocab, part.n_tokens
@@ -230,7 +230,8 @@ def _settings(model: Model) -> Iterator[tuple[str, str]]:
         ways = [name for name in ("is_parallel", "norms_the_sum", "residual_is_normed") if getattr(block, name)]
         if len(ways) > 1:
             yield f"{block.path} is {' and '.join(ways)}", "A block is wired in one of these ways."
-    fused = all(isinstance(block.attn, JointQKVAttentionBridge) for block in model.blocks)
+    attentions = model.attentions
+    fused = bool(attentions) and all(isinstance(attention, JointQKVAttentionBridge) for attention in attentions)
     if model.adapter.uses_combined_qkv != fused:
         why = "Queries, keys and values " + ("are one linear map." if fused else "are no one linear map.")
         yield f"uses_combined_qkv is {model.adapter.uses_combined_qkv}", why
@@ -241,7 +242,6 @@ def _expected(model: Model) -> Iterator[tuple[str, object]]:
     own = bridge_config(model.hf_model, type(model.adapter))
     for name in ("d_model", "n_heads", "n_layers", "n_ctx", "d_vocab", "d_mlp", "act_fn", "dtype", "architecture"):
         yield name, getattr(own, name)
-    blocks = model.blocks
     norms = [part for part in _parts(model) if isinstance(part, NormalizationBridge)]
     of_stream = [norm for norm in norms if norm.path.rpartition(".")[2].startswith("ln")]
     uses_rms = any(norm.uses_rms_norm for norm in of_stream)
@@ -250,24 +250,36 @@ def _expected(model: Model) -> Iterator[tuple[str, object]]:
     if of_stream:
         yield "eps", of_stream[0].eps
         yield "final_rms", any(norm.uses_rms_norm for norm in of_stream if norm.path == "ln_final")
-    yield "gated_mlp", any(isinstance(block.mlp, GatedMLPBridge | MoEBridge) for block in blocks)
+    mlps = [sublayer.part for block in model.blocks for sublayer in block.of_kind("mlp")]
+    if all(isinstance(mlp, MLPBridge | MoEBridge) for mlp in mlps):
+        yield "gated_mlp", any(isinstance(mlp, GatedMLPBridge | MoEBridge) for mlp in mlps)
     yield "attn_only", False
-    if isinstance(blocks[0].attn, LatentAttentionBridge):  # whose heads have a key and a value each, of one latent
-        yield "d_head", blocks[0].attn.d_head_nope + blocks[0].attn.d_head_rope
-        yield "n_key_value_heads", own.n_key_value_heads or own.n_heads
-    else:
-        yield "n_key_value_heads", blocks[0].attn.n_kv_heads
-    splits = all(
-        isinstance(block.attn, JointQKVAttentionBridge) and block.attn.split_qkv_matrix is not None for block in blocks
+    attentions = model.attentions
+    yield from _of_heads(attentions, own)
+    splits = bool(attentions) and all(
+        isinstance(attention, JointQKVAttentionBridge) and attention.split_qkv_matrix is not None
+        for attention in attentions
     )
     yield "uses_split_attention", splits
     yield "split_attention_weights", splits
-    if any(block.attn.has_rotary for block in blocks):
+    if any(attention.has_rotary for attention in attentions):
         yield "positional_embedding_type", "rotary"
     elif any(isinstance(part, PosEmbedBridge) for part in model.components):
         yield "positional_embedding_type", "standard"
         yield "has_table", False  # of rotations or biases
     yield "eps_attr", _eps_attr(model)
+
+
+def _of_heads(
+    attentions: Sequence[GeneralAttentionBridge], own: TransformerBridgeConfig
+) -> Iterator[tuple[str, object]]:
+    """Yields what fields of the config about heads should be, in a model that has heads."""
+    first = attentions[0] if attentions else None
+    if isinstance(first, LatentAttentionBridge):  # whose heads have a key and a value each, of one latent
+        yield "d_head", first.d_head_nope + first.d_head_rope
+        yield "n_key_value_heads", own.n_key_value_heads or own.n_heads
+    elif first is not None:
+        yield "n_key_value_heads", first.n_kv_heads
 
 
 def _eps_attr(model: Model) -> str:

@@ -215,5 +215,14 @@ def _kind(block: BlockBridge) -> tuple[object, ...]:
         places = {"path": None, "module_path": None, "parent_path": None}
         name = part.name if part is not block else None
         shapes = [(key, tuple(one.shape)) for key, one in part.module._parameters.items() if one is not None]
-        parts.append((type(part), *sorted({**settings, **places, "name": name}.items(), key=repr), *shapes))
+        where = part.path.removeprefix(block.path)
+        parts.append(
+            (
+                type(part),
+                where,
+                type(part.module),
+                *sorted({**settings, **places, "name": name}.items(), key=repr),
+                *shapes,
+            )
+        )
     return tuple(parts)

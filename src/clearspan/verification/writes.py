@@ -8,6 +8,7 @@ from torch import Tensor
 from clearspan._run import runs
 from clearspan._run.hooks import Hooked
 from clearspan.cache import ActivationCache
+from clearspan.components import BlockBridge
 from clearspan.errors import UnreadableWeightError
 from clearspan.points import Derived, HookPoint, InPlace
 from clearspan.verification.identities import statements
@@ -121,8 +122,9 @@ class Writes:
         """Returns which value before the point its write in place has changed; nothing where none is."""
         if not isinstance(point.access, InPlace) or self._trial.is_half:
             return ""
-        block = point.name.rpartition(".")[0]
-        before = (f"{block}.attn.", f"{block}.ln1", f"{block}.hook_attn_out", f"{block}.hook_resid_pre")
+        layer = layer_of(point)
+        assert layer is not None, "streams that are written in place are in blocks"
+        before = tuple(_before(self._trial.model.blocks[layer], point.name))
         for name in (one.name for one in self._trial.model.index if one.name.startswith(before)):
             if not self._trial.is_readable(name):
                 continue
@@ -147,6 +149,17 @@ class Writes:
     def _computed_of(self, point: HookPoint) -> Iterable[Statement]:
         names = {point.name, *point.aliases}
         return (statement for statement in self._trial.statements if names & set(statement.causes))
+
+
+def _before(block: BlockBridge, stream: str) -> Iterator[str]:
+    """Yields how names of points begin that come before a residual stream inside a block."""
+    yield f"{block.path}.hook_resid_pre"
+    for sublayer in block.sublayers:
+        if block.stream_before(sublayer.stage) == stream:
+            return
+        yield from (f"{sublayer.part.path}.", sublayer.hook_out)
+        if sublayer.norm is not None:
+            yield f"{sublayer.norm.path}."
 
 
 def _needs_what_cannot_be_read(point: HookPoint) -> bool:

@@ -1,0 +1,19 @@
+"""Parts of which only the ends are known."""
+
+from typing import Any
+
+from torch import Tensor
+
+from clearspan.components.base import GeneralizedComponent
+
+
+class OpaqueBridge(GeneralizedComponent):
+    """A sublayer that no component describes: what it reads and adds is known, and nothing in between.
+
+    It has its ends as points, `hook_in` and `hook_out`, and no weights by letter. What reads its input is not known, so
+    a norm before it is not folded.
+    """
+
+    def call_arguments(self, value: Tensor) -> dict[str, Any]:
+        """Returns what the model itself would pass."""
+        return self._bound.arguments_of(self.module, value)

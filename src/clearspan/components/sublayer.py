@@ -1,0 +1,245 @@
+"""Sublayers of a block: where one reads the residual stream, and where and how it adds to it."""
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from clearspan.components.attention import GeneralAttentionBridge
+from clearspan.components.base import GeneralizedComponent
+from clearspan.components.mlp import MLPBridge, MoEBridge
+from clearspan.components.normalization import NormalizationBridge
+from clearspan.components.opaque import OpaqueBridge
+from clearspan.conversions import ScaledConversion
+from clearspan.errors import ConflictingWritesError
+from clearspan.points import Access, Converted, Derivation, Place, Side, Whole
+from clearspan.tree import module_at
+
+SublayerKind = Literal["attn", "mixer", "mlp"]
+"""What a sublayer does: softmax attention by head, another way to mix positions, or each position on its own."""
+
+Factor = float | str
+"""A number, or the path in the block of a parameter `[d_model]`."""
+
+
+def part_kind(name: str) -> SublayerKind:
+    """Returns what a sublayer of some name does: `attn2` is attention, `mlp2` and `moe` MLPs, all others mixers.
+
+    Example:
+        >>> part_kind("attn2"), part_kind("moe"), part_kind("mixer")
+        ('attn', 'mlp', 'mixer')
+    """
+    base = name.rstrip("0123456789")
+    if base.endswith("attn"):
+        return "attn"
+    return "mlp" if base in ("mlp", "moe") else "mixer"
+
+
+def required_kind(name: str, part: GeneralizedComponent | None) -> type[GeneralizedComponent]:
+    """Returns the kind of component that a sublayer of some name must be.
+
+    MLPs may be opaque; attention has heads, so that another way to mix positions has another name.
+    """
+    match part_kind(name):
+        case "attn":
+            return GeneralAttentionBridge
+        case "mlp":
+            return next((kind for kind in (MoEBridge, OpaqueBridge) if isinstance(part, kind)), MLPBridge)
+        case "mixer":
+            return GeneralizedComponent
+
+
+@dataclass(frozen=True)
+class BlockParameter:
+    """A parameter `[d_model]` by which a block multiplies, looked up when it is needed.
+
+    Attributes:
+        model: The Hugging Face model.
+        path: The parameter's path in it.
+    """
+
+    model: "weakref.ref[nn.Module]"
+    path: str
+
+    def __call__(self) -> Tensor:
+        """Returns the live parameter."""
+        model = self.model()
+        assert model is not None, "the model is there while its block is"
+        around, _, name = self.path.rpartition(".")
+        parameter = module_at(model, around)._parameters[name]
+        assert parameter is not None, f"{self.path} is a parameter"
+        return parameter
+
+
+Scale = float | BlockParameter
+"""A factor of a live block."""
+
+
+def value_of(scale: Scale) -> float | Tensor:
+    """Returns a factor as it is now."""
+    return scale if isinstance(scale, float) else scale()
+
+
+def is_one(scale: Scale) -> bool:
+    """Whether a factor changes nothing, whatever the model's parameters are."""
+    return isinstance(scale, float) and scale == 1
+
+
+def scaled(value: Tensor, factor: float | Tensor) -> Tensor:
+    """Returns a value `[..., d_model]` times a number or `[d_model]`; the value itself where that changes nothing."""
+    if isinstance(factor, Tensor):
+        return value * factor.to(value)
+    return value if factor == 1 else value * factor
+
+
+def scale_(value: Tensor, factor: float | Tensor) -> Tensor:
+    """Multiplies a value `[..., d_model]` by a number or `[d_model]`, in place."""
+    if isinstance(factor, Tensor):
+        return value.mul_(factor.detach().to(value))
+    return value if factor == 1 else value.mul_(factor)
+
+
+@dataclass(frozen=True, eq=False)
+class Sublayer:
+    """A live sublayer of a block.
+
+    What a block asks of its part: `first`, the component that reads the stream (or the norm's output); `last`, whose
+    output it adds; `reads()` and `adds()`, the linear maps that do that, where it is linear maps.
+
+    Attributes:
+        name: Its name in the block, such as `attn`, `mlp`, `mixer`, `attn2`.
+        part: The component.
+        block: Path of the block, such as `blocks.3`.
+        stage: Number of the stage whose stream it reads, from 0.
+        adds_at: Number of the stage after which it is added; later than `stage` for a shortcut.
+        norm: The norm through which it reads the stream, or None.
+        norm_after: The norm on its output, or None.
+        shares_norm: Whether another sublayer of the stage reads through the same norm.
+        input_factor: What the block multiplies its input by, after the norm.
+        scale: What the block multiplies its output by, after the norm on it.
+        named_out: Where its contribution is, if the adapter says so.
+    """
+
+    name: str
+    part: GeneralizedComponent
+    block: str
+    stage: int
+    adds_at: int
+    norm: NormalizationBridge | None
+    norm_after: NormalizationBridge | None
+    shares_norm: bool
+    input_factor: float
+    scale: Scale
+    named_out: Place | None
+
+    @property
+    def kind(self) -> SublayerKind:
+        """What it does."""
+        return part_kind(self.name)
+
+    @property
+    def multiplier(self) -> float | Tensor:
+        """What the block multiplies its output by, as it is now: a number, or `[d_model]`."""
+        return value_of(self.scale)
+
+    @property
+    def layer(self) -> int:
+        """The layer that it is in."""
+        return int(self.block.rpartition(".")[2])
+
+    @property
+    def label(self) -> str:
+        """What labels of its heads and neurons begin with: `L3`, and `L3.attn2.` for a further attention."""
+        return f"L{self.layer}" + ("" if self.name in ("attn", "mlp") else f".{self.name}.")
+
+    @property
+    def hook_in(self) -> str:
+        """Name of the point where it reads the stream."""
+        return f"{self.block}.hook_{self.name}_in"
+
+    @property
+    def hook_out(self) -> str:
+        """Name of the point that shows what it adds."""
+        return f"{self.block}.hook_{self.name}_out"
+
+    def projection_input(self, projection: str) -> str:
+        """Returns the leaf of the point of what one projection of attention reads: `hook_q_input`, `hook_q2_input`."""
+        number = self.name.removeprefix("attn")
+        is_numbered = number != self.name and (not number or number.isdigit())
+        return f"hook_{projection}{number}_input" if is_numbered else f"hook_{self.name}_{projection}_input"
+
+    @property
+    def reads(self) -> Place:
+        """Where it reads the stream."""
+        return (self.norm or self.part.first).place(Side.INPUT)
+
+    @property
+    def reads_at(self) -> str:
+        """Name of a point with the stream as it enters it, for all heads at once."""
+        if self.kind != "attn":
+            return self.hook_in
+        return f"{self.part.path if self.norm is None else self.norm.path}.hook_in"
+
+    @property
+    def adds(self) -> Place:
+        """Where its contribution is, before the multiplier."""
+        if self.norm_after is not None:
+            return self.norm_after.place(Side.OUTPUT)
+        return self.named_out or self.part.last.place(Side.OUTPUT)
+
+    @property
+    def added(self) -> Access:
+        """How its contribution shows there."""
+        if is_one(self.scale):
+            return Whole()
+        return Converted(ScaledConversion(self.scale))
+
+    def entering(self) -> Callable[[Tensor], Tensor] | None:
+        """Returns what lies between the stream and the part's input, or None for nothing."""
+        norm = None if self.norm is None else self.norm.module.forward
+        factor = self.input_factor
+        if factor == 1:
+            return norm
+        return lambda value: (value if norm is None else norm(value)) * factor
+
+
+class SublayerInput(Derivation):
+    """The residual stream as read by a sublayer that shares a norm; a write acts on the sublayer's input.
+
+    Args:
+        sublayer: The sublayer.
+    """
+
+    is_in_series = False
+    PART = "input"
+
+    def __init__(self, sublayer: Sublayer) -> None:
+        first = sublayer.part.first
+        self.path = sublayer.part.path
+        self.entering = sublayer.entering()
+        self.targets: tuple[Place, ...] = (first.place(Side.INPUT),)
+
+    def read(self, part: str, source: Tensor, edits: Mapping[str, Tensor]) -> Tensor:
+        """Returns the residual stream."""
+        return source
+
+    def write(self, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
+        """Returns the sublayer's input for the edited residual stream.
+
+        Raises:
+            ConflictingWritesError: The shared norm was written in the same run.
+        """
+        if not torch.allclose(entered, self._normalized(source), rtol=0, atol=0, equal_nan=True):
+            kind = "the MLP" if part_kind(self.path.rpartition(".")[2]) == "mlp" else self.path
+            raise ConflictingWritesError(
+                f"{kind}'s own input was written, and the output of the norm that it shares with attention as well",
+                where=self.path,
+                fix=f"write the norm's output alone, or {self.path.rpartition('.')[2]}.hook_in, which comes after both",
+            )
+        return self._normalized(edits[self.PART])
+
+    def _normalized(self, value: Tensor) -> Tensor:
+        return value if self.entering is None else self.entering(value)
