@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from clearspan.components import GeneralizedComponent, LinearBridge, MixerBridge, NormalizationBridge, Part
+from clearspan.components import GeneralizedComponent, LinearBridge, MixerBridge, Part, WeightsBridge
 from clearspan.components.mixer_kinds import (
     CHANNEL_DELTA,
     GATED_DELTA,
@@ -26,7 +26,7 @@ def _linear(**names: str) -> dict[str, GeneralizedComponent]:
 
 
 def _conv(name: str) -> dict[str, GeneralizedComponent]:
-    return {"conv1d": GeneralizedComponent(name)}
+    return {"conv1d": WeightsBridge(name)}
 
 
 def selective_scan(name: str, *, d_inner: int, state: int, has_norms: bool = False) -> MixerBridge:
@@ -39,8 +39,8 @@ def selective_scan(name: str, *, d_inner: int, state: int, has_norms: bool = Fal
         has_norms: Whether step sizes, B and C are normed (Jamba, FalconMamba).
     """
     norms = ("dt_layernorm", "b_layernorm", "c_layernorm") if has_norms else ()
-    parts = _linear(in_proj="in_proj", x_proj="x_proj", dt_proj="dt_proj", out_proj="out_proj")
-    parts |= _conv("conv1d") | {norm: GeneralizedComponent(norm) for norm in norms}
+    parts = _linear(in_proj="in_proj", x_proj="x_proj", out_proj="out_proj") | _conv("conv1d")
+    parts |= {"dt_proj": WeightsBridge("dt_proj")} | {norm: WeightsBridge(norm) for norm in norms}
     return MixerBridge(name, submodules=parts, kind=SELECTIVE_SCAN, dims={"d_inner": d_inner, "state": state})
 
 
@@ -62,7 +62,7 @@ def state_space_heads(
     gate = channels if gate_scale == 1 else ChainedConversion(channels, ScaledConversion(gate_scale))
     parts = _linear(in_proj="in_proj", out_proj="out_proj") | _conv("conv1d")
     if norm is not None:
-        parts["norm"] = GeneralizedComponent(norm)
+        parts["norm"] = WeightsBridge(norm)
     return MixerBridge(
         name,
         submodules=parts,
@@ -116,7 +116,7 @@ def gated_delta(
             gate `z` where it is apart, `a` and `b` or `ba`, and `out_proj`; and of its `norm`.
     """
     parts = _linear(**{key: path for key, path in submodules.items() if key != "norm"}) | _conv("conv1d")
-    parts["norm"] = GeneralizedComponent(submodules["norm"])
+    parts["norm"] = WeightsBridge(submodules["norm"])
     if "qkvz" in submodules:
         per = heads // qk_heads * d_head_v
         places = {
@@ -148,7 +148,7 @@ def channel_delta(name: str, *, heads: int, d_head: int, gate: Mapping[str, str]
         gate: Names of the gate's maps: `z`; where it has two, `z_a` for the first.
     """
     parts = _linear(q="q_proj", k="k_proj", v="v_proj", b="b_proj", out_proj="o_proj", **gate) | _conv("conv1d")
-    parts |= {"forget_gate": GeneralizedComponent("forget_gate"), "norm": GeneralizedComponent("o_norm")}
+    parts |= {"forget_gate": WeightsBridge("forget_gate"), "norm": WeightsBridge("o_norm")}
     places = {**_apart(heads, heads), "hook_gate": Part("z", _GATE)}
     return MixerBridge(
         name, submodules=parts, kind=CHANNEL_DELTA, dims=_delta_dims(heads, heads, d_head, d_head), parts=places
@@ -185,7 +185,7 @@ def gated_recurrence(name: str, *, d_inner: int) -> MixerBridge:
     parts = _linear(in_proj="linear_x", gate="linear_y", out_proj="linear_out") | _conv("conv_1d")
     return MixerBridge(
         name,
-        submodules={**parts, "rg_lru": GeneralizedComponent("rg_lru")},
+        submodules={**parts, "rg_lru": WeightsBridge("rg_lru")},
         kind=GATED_RECURRENCE,
         dims={"d_inner": d_inner},
         parts={"hook_conv": Part("rg_lru", _GATE, None, Side.INPUT), "hook_gate": Part("gate", _GATE)},
@@ -220,7 +220,7 @@ def matrix_memory(name: str, *, heads: int, d_head_qk: int, d_head_v: int) -> Mi
     linear = _linear(q="q", k="k", v="v", gate="ogate_preact", i="igate_preact", f="fgate_preact", out_proj="out_proj")
     return MixerBridge(
         name,
-        submodules={**linear, "norm": GeneralizedComponent("multihead_norm")},
+        submodules={**linear, "norm": WeightsBridge("multihead_norm")},
         kind=MATRIX_MEMORY,
         dims=_delta_dims(heads, heads, d_head_qk, d_head_v),
         parts={"hook_gate": Part("gate", _GATE)},
@@ -243,7 +243,7 @@ def lightning(name: str, *, heads: int, d_head: int) -> MixerBridge:
     linear = _linear(in_proj="qkv_proj", gate="output_gate", out_proj="out_proj")
     return MixerBridge(
         name,
-        submodules={**linear, "act": GeneralizedComponent("act_fn"), "norm": NormalizationBridge("norm")},
+        submodules={**linear, "act": WeightsBridge("act_fn"), "norm": WeightsBridge("norm")},
         kind=INLINE,
         dims=_delta_dims(heads, heads, d_head, d_head),
         parts={

@@ -11,7 +11,7 @@ from clearspan.components.block import BlockBridge, Identity
 from clearspan.components.embedding import EmbeddingBridge, PosEmbedBridge, UnembeddingBridge
 from clearspan.components.latent_attention import LatentAttentionBridge
 from clearspan.components.linear import LinearBridge, TransposedLinearBridge
-from clearspan.components.mixer import MixerBridge, Part
+from clearspan.components.mixer import MixerBridge, Part, WeightsBridge
 from clearspan.components.mixer_kinds import KINDS, MixerKind, kind_among
 from clearspan.components.mlp import (
     ActivationBridge,
@@ -60,6 +60,7 @@ __all__ = [
     "TransposedLinearBridge",
     "UnembeddingBridge",
     "WeightTensor",
+    "WeightsBridge",
     "check_parts",
     "hook_points",
     "kind_among",

@@ -44,6 +44,22 @@ COMPUTED = ("attention", "state")
 """Values that no forward makes: they are computed, at some cost, for whoever asks for them by name."""
 
 
+class WeightsBridge(GeneralizedComponent):
+    """A module inside a mixer of which the weights are shown, and no ends.
+
+    The mixer's code may use its weights without calling it (a convolution), or call it on tensors in axes of their own.
+    """
+
+    def raw_ends(self) -> Iterator[HookPoint]:
+        """Yields nothing."""
+        return iter(())
+
+    def absences(self) -> Iterator[tuple[str, str]]:
+        """Yields both ends."""
+        for name in ("hook_in", "hook_out"):
+            yield f"{self.path}.{name}", "the mixer's code does not call this module on a value of its own points"
+
+
 @dataclass(eq=False, repr=False)
 class MixerBridge(GeneralizedComponent):
     """A mixer: submodule `out_proj`, which makes what it adds to the residual stream, and those of its kind.
@@ -86,10 +102,10 @@ class MixerBridge(GeneralizedComponent):
         return self
 
     def claims(self) -> Iterator[str]:
-        """Yields the parameters of the mixer's own module."""
+        """Yields the parameters and buffers of the mixer's own module."""
         yield from super().claims()
-        for name, parameter in self.module._parameters.items():
-            if parameter is not None:
+        for name, tensor in (*self.module._parameters.items(), *self.module._buffers.items()):
+            if tensor is not None:
                 yield f"{self.module_path}.{name}"
 
     def sizes(self) -> dict[str, int]:
