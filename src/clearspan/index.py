@@ -15,6 +15,7 @@ from clearspan.points import (
     HookPoint,
     NamesFilter,
     Place,
+    ReadOnly,
     entry_of,
     is_in_vocabulary,
     is_short_name,
@@ -157,7 +158,7 @@ class PointIndex:
     ) -> list[tuple[HookPoint, str]]:
         """Returns the points of a name or predicate, each with the name under which it was found.
 
-        A predicate is asked about the points in the segment, and with `with_gradient` not about token ids.
+        A predicate is asked about the points in the segment, and with `with_gradient` only about those that have one.
         """
         if isinstance(names, re.Pattern):
             holds: Callable[[str], object] = names.search
@@ -168,7 +169,7 @@ class PointIndex:
             return [(self.find(name), name) for name in dict.fromkeys(_listed(names))]
         found: dict[str, tuple[HookPoint, str]] = {}
         for point in self._points:
-            if not self._is_within(point, segment) or (with_gradient and point.axes == TOKEN_AXES):
+            if not self._is_within(point, segment) or (with_gradient and not _has_gradient(point)):
                 continue
             for name in (point.name, *point.aliases):
                 if holds(name):
@@ -301,3 +302,8 @@ class PointTable(Sequence[PointRow]):
         names = max((len(row.name) for row in self._rows), default=0)
         shapes = max((len(row.shape) for row in self._rows), default=0)
         return "\n".join(f"{row.name:{names}}  {row.shape:{shapes}}  {row.tap}" for row in self._rows)
+
+
+def _has_gradient(point: HookPoint) -> bool:
+    """Returns whether a point can have a gradient: token ids cannot, nor what the model does not compute with."""
+    return point.axes != TOKEN_AXES and not isinstance(point.access, ReadOnly)

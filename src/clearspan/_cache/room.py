@@ -63,6 +63,8 @@ def choose(model: Model, names: NamesFilter, segment: Segment = (None, None)) ->
     if key in choices:
         return choices[key]
     points = model.index.select(names, segment)
+    if names is None:
+        points = [point for point in points if not point.is_computed]
     plan = RecordingPlan.of({point.place for point in points})
     choice = Choice({point.name: point for point in points}, plan, model.index)
     if key is not None:

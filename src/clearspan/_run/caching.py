@@ -21,7 +21,7 @@ from clearspan.hf.storages import Copies
 from clearspan.index import Segment
 from clearspan.interrupts import let_through
 from clearspan.model import Model
-from clearspan.points import HookPoint, NamesFilter
+from clearspan.points import HookPoint, NamesFilter, ReadOnly
 
 Scalar = Callable[[Tensor], Tensor]
 """From what a run returns, logits or a residual stream, to the number whose gradients are wanted."""
@@ -113,6 +113,8 @@ def _run_backward(
 
     with contextlib.ExitStack() as stack:
         for point in choice.points.values():
+            if isinstance(point.access, ReadOnly):
+                continue
             stack.enter_context(point.giving_gradient_to(note))
         stack.enter_context(model.taps.record(choice.points.values(), choice.plan, recording))
         needs_loss = scalar is None or return_type in ("loss", "both")

@@ -17,7 +17,7 @@ from clearspan.interventions import Intervention, Site, Written, located
 from clearspan.interventions.intervention import interventions_of
 from clearspan.model import Model
 from clearspan.modes import Modes, closed_to_compiler, uncompiled
-from clearspan.points import Direction, HookFunction, HookPoint, Listener, Side
+from clearspan.points import Direction, HookFunction, HookPoint, Listener, Passed, Side
 from clearspan.scopes import HERE, Scope, end
 
 Hooks = Sequence[tuple[Names, HookFunction]]
@@ -283,7 +283,8 @@ def check_recomputation(listeners: Attached, lost: str | None) -> None:
         lost: Why such hooks would be gone by then, or None where there is no checkpointing.
     """
     for point, listener, direction in listeners if lost is not None else ():
-        if direction == "bwd" or point.place.side in (Side.SCORES, Side.PATTERN):
+        is_computed = isinstance(point.place.side, Passed) or point.place.side in (Side.SCORES, Side.PATTERN)
+        if direction == "bwd" or is_computed:
             raise UnwritableError(
                 f"the hook on {listener.name} would be missing when the forward is made again",
                 reason=lost,

@@ -17,6 +17,8 @@ from clearspan.components.embedding import (
 )
 from clearspan.components.latent_attention import LatentAttentionBridge
 from clearspan.components.linear import LinearBridge, TransposedLinearBridge
+from clearspan.components.mixer import MixerBridge, Part, WeightsBridge
+from clearspan.components.mixer_kinds import KINDS, MixerKind, kind_among
 from clearspan.components.mlp import (
     ActivationBridge,
     ExpertsBridge,
@@ -46,14 +48,18 @@ __all__ = [
     "Identity",
     "JointGateMLPBridge",
     "JointQKVAttentionBridge",
+    "KINDS",
     "LatentAttentionBridge",
     "LinearBridge",
     "LinearMap",
     "LogitHeadBridge",
     "MLPBridge",
+    "MixerBridge",
+    "MixerKind",
     "MoEBridge",
     "NormalizationBridge",
     "OpaqueBridge",
+    "Part",
     "PerLayer",
     "PosEmbedBridge",
     "RemainderBridge",
@@ -64,8 +70,10 @@ __all__ = [
     "TypeEmbedBridge",
     "UnembeddingBridge",
     "WeightTensor",
+    "WeightsBridge",
     "check_parts",
     "hook_points",
+    "kind_among",
     "logits_point",
     "part_kind",
     "projection_input",

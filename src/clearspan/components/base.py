@@ -30,6 +30,7 @@ from clearspan.points import (
     InPlace,
     Layout,
     Place,
+    ReadOnly,
     SharedRow,
     Side,
     Whole,
@@ -543,7 +544,7 @@ def hook_points(components: Iterable[GeneralizedComponent]) -> dict[str, HookPoi
     return {point.name: point for there in together for point in there}
 
 
-_FIRES = (InPlace, Whole, SharedRow, Converted, Derived)
+_FIRES = (InPlace, Whole, ReadOnly, SharedRow, Converted, Derived)
 
 
 def logits_point(cfg: TransformerBridgeConfig) -> HookPoint:

@@ -2,6 +2,8 @@
 
 from clearspan.conversions.layouts import (
     BaseTensorConversion,
+    ChainedConversion,
+    ChannelsConversion,
     HalfConversion,
     HeadPartConversion,
     HeadsConversion,
@@ -19,6 +21,8 @@ from clearspan.conversions.qkv import (
 __all__ = [
     "BaseTensorConversion",
     "BlockedQKVConversionRule",
+    "ChainedConversion",
+    "ChannelsConversion",
     "GroupedQKVConversionRule",
     "HalfConversion",
     "HeadPartConversion",

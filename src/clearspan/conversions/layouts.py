@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -165,3 +166,57 @@ class HalfConversion(PartConversion):
         """Returns a view of the half."""
         width = input_value.shape[-1] // 2
         return input_value.narrow(-1, width * self.is_second, width)
+
+
+@dataclass(frozen=True)
+class ChannelsConversion(BaseTensorConversion):
+    """Some channels of a projection's last axis, or of each group in it; by head, if a head's width is given.
+
+    Attributes:
+        start: First channel of the part, in each group.
+        width: Channels of the part, in each group.
+        groups: Groups in the last axis.
+        d_head: Width of a head, or None to keep the channels in one axis.
+    """
+
+    start: int
+    width: int
+    groups: int = 1
+    d_head: int | None = None
+
+    def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
+        """Returns the channels: a view, unless they lie in several groups and are joined."""
+        channels = self._in_groups(input_value).flatten(-2)
+        return channels if self.d_head is None else channels.unflatten(-1, (-1, self.d_head))
+
+    def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
+        """Returns a copy of the whole tensor (the context) with these channels replaced."""
+        whole = full_context[0].clone(memory_format=torch.contiguous_format)
+        part = self._in_groups(whole)
+        part.copy_(input_value.reshape(part.shape))
+        return whole
+
+    def _in_groups(self, whole: Tensor) -> Tensor:
+        return whole.unflatten(-1, (self.groups, -1)).narrow(-1, self.start, self.width)
+
+
+@dataclass(frozen=True)
+class ChainedConversion(BaseTensorConversion):
+    """One conversion after another.
+
+    Attributes:
+        first: From Hugging Face's layout.
+        second: From what the first one gives.
+    """
+
+    first: BaseTensorConversion
+    second: BaseTensorConversion
+
+    def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
+        """Returns the tensor after both."""
+        return self.second.handle_conversion(self.first.handle_conversion(input_value, *full_context))
+
+    def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
+        """Returns the tensor before both; the context is the whole tensor, if a conversion shows a part of it."""
+        between = [self.first.handle_conversion(whole) for whole in full_context]
+        return self.first.revert(self.second.revert(input_value, *between), *full_context)

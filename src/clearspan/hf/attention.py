@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.errors import NotSeenError
+from clearspan.hf.functions import Diversion
 from clearspan.hf.modules import execution_device
 from clearspan.hf.storages import Relocation
 from clearspan.hf.torch_hooks import itself
 from clearspan.hf.watch import OperandsWatch, RouterWatch, SoftmaxWatch, Visit, Visits, run_under
-from clearspan.points import Side
+from clearspan.points import Passed, Side
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -123,7 +124,7 @@ class Call(ABC):
             return self.observers[0](replace(self, observers=self.observers[1:]))
         if not self.watchers:
             return self._run_natively()
-        visits: dict[Side, list[Visit]] = {}
+        visits: dict[Side | Passed, list[Visit]] = {}
         for watcher in sorted(self.watchers, key=lambda watcher: watcher.is_last):
             for side, visit in watcher.visits.items():
                 visits.setdefault(side, []).append(visit)
@@ -336,6 +337,9 @@ class ForwardCall(Call):
         return self.forward(*self.args, **self.kwargs)
 
     def _run_for(self, visits: Visits, is_paused: Callable[[], bool]) -> Any:
+        passed = {side: visit for side, visit in visits.items() if isinstance(side, Passed)}
+        if passed:
+            return Diversion(self.module, self.forward, passed, is_paused).run(*self.args, **self.kwargs)
         if Side.ROUTER in visits:
             call, watch = self, RouterWatch(visits[Side.ROUTER], is_paused)
         elif visits.keys() <= {Side.QUERY, Side.KEY}:

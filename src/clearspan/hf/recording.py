@@ -18,7 +18,7 @@ from clearspan.hf.storages import CountedViews, Relocation, storages
 from clearspan.hf.tensors import as_tokens, primary_input, primary_output
 from clearspan.hf.torch_hooks import after
 from clearspan.modes import autocast_dtype, with_autocast
-from clearspan.points import HookPoint, Layout, Place, Side
+from clearspan.points import HookPoint, Layout, Passed, Place, Side
 from clearspan.scopes import HERE, Scope
 from clearspan.tree import Branch, branches, module_at
 
@@ -47,7 +47,7 @@ class Inside:
     """What is kept of the inside of the module at a path."""
 
     path: str
-    places: Mapping[Side, Place]
+    places: Mapping[Side | Passed, Place]
 
     @property
     def has_square(self) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,7 @@ class Follower:
         self._exit: int | None = None
         self._users = 0
         self.handles: set[int] = set()
+        self._counted: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def install(self) -> None:
         """Puts the torch hooks on the model, if they are not there; each call is undone by one of `remove`."""
@@ -96,16 +98,32 @@ class Follower:
             follow()
         kwargs, run = self._by_name(args, kwargs), self._turns.present(self._passage)
         step = None if run is None or run.steps is None else next(run.steps, None)
-        count, length = _positions_before(kwargs), _length(kwargs)
-        if count is None:  # a state of mixers alone, which does not tell
-            count = 0 if run is None else run.positions
-        if run is not None and isinstance(count, int):
-            run.positions = count + (length or 0)
-        self._passage.stretch = Stretch(count, step, length)
+        self._passage.stretch = Stretch(self._positions_before(kwargs), step, _length(kwargs))
 
-    def _leave(self, *_: Any) -> None:
-        if not self._turns.is_away:
-            self._passage.stretch = Stretch()
+    def _leave(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        if self._turns.is_away:
+            return
+        stretch, self._passage.stretch = self._passage.stretch, Stretch()
+        past = kv_cache_in(output) if isinstance(output, Mapping) else None
+        is_known = isinstance(stretch.position, int) and stretch.length is not None
+        if past is not None and is_known and _counting(past) is None:
+            self._counted[past] = stretch.position + stretch.length
+
+    def _positions_before(self, kwargs: Mapping[str, Any]) -> int | Tensor | None:
+        """Returns how many positions came before a forward; None where its cache does not count them, nor did we.
+
+        A cache of states alone holds no positions: what went into it is counted in the forwards that are followed.
+        """
+        past = kv_cache_in(kwargs)
+        if past is None:
+            return 0
+        layers = _counting(past)
+        if layers is None:
+            return self._counted.get(past, None if _has_state(past) else 0)
+        counts = [layer.get_seq_length() for layer in layers] or [0]
+        # A cache of fixed length counts in this very tensor; reading it here would wait for the device. Layers of
+        # linear attention count nothing, so that the first layer need not tell.
+        return counts[0].clone() if isinstance(counts[0], Tensor) else max(counts)
 
     def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the model's arguments by the names of its forward's parameters."""
@@ -115,23 +133,24 @@ class Follower:
         return {**by_position.arguments, **kwargs}
 
 
-def _positions_before(kwargs: Mapping[str, Any]) -> int | Tensor | None:
-    """Returns how many positions the KV cache of a forward holds; None if none of its layers counts them."""
-    from transformers.cache_utils import CacheLayerMixin
+def _counting(past: Any) -> list[Any] | None:
+    """Returns the layers of a KV cache that count positions, or the cache itself; None where it has states alone."""
+    from transformers.cache_utils import Cache, CacheLayerMixin
 
-    past = kv_cache_in(kwargs)
-    if past is None:
-        return 0
     layers = vars(past).get("layers")
+    if not isinstance(past, Cache):
+        return None
     if not isinstance(layers, list):
-        return past.get_seq_length()
-    counts = [layer.get_seq_length() for layer in layers if isinstance(layer, CacheLayerMixin)]
-    if not counts:
-        return None if layers else 0
-    # A cache of fixed length counts in this very tensor; reading it here would wait for the device.
-    count = counts[0]
-    # Layers of linear attention count nothing, so that the first layer need not tell.
-    return count.clone() if isinstance(count, Tensor) else max(counts)
+        return [past]
+    counting = [layer for layer in layers if isinstance(layer, CacheLayerMixin)]
+    return counting if counting or not layers else None
+
+
+def _has_state(past: Any) -> bool:
+    """Returns whether a cache of states alone holds what a forward left."""
+    from transformers.cache_utils import Cache
+
+    return past.has_previous_state() if isinstance(past, Cache) else bool(vars(past).get("seqlen_offset", 1))
 
 
 def _length(kwargs: Mapping[str, Any]) -> int | None:

@@ -28,7 +28,9 @@ from clearspan.points import (
     Derived,
     HookPoint,
     InPlace,
+    Passed,
     Place,
+    ReadOnly,
     SharedRow,
     Side,
     Stretch,
@@ -49,7 +51,7 @@ class _Anchor:
     """
 
     module: str
-    side: Side | None
+    side: Side | Passed | None
 
     @classmethod
     def of(cls, place: Place) -> "_Anchor":
@@ -427,6 +429,13 @@ class Taps:
                 return conversion.revert(value, raw)
             case InPlace():
                 return raw.copy_(value)
+            case ReadOnly():
+                raise UnwritableError(
+                    "this value can be read, but not written",
+                    where=point.name,
+                    reason="the model does not compute with it: it is computed of what the model uses",
+                    fix="write the points that it is computed of",
+                )
             case Derived(derivation, part):
                 pending = self._edits(derivation, raw)
                 pending.edits[part] = value
@@ -442,6 +451,8 @@ class Taps:
         match point.access:
             case Whole():
                 return torch.empty_like(raw).copy_(value)  # of the strides that the model's kernels expect
+            case ReadOnly():
+                return raw
             case Derived():
                 if value.retains_grad or value._backward_hooks or value.is_leaf:
                     raise PointNotReachedError(
@@ -470,6 +481,10 @@ class Taps:
                 fix="run with gradients enabled",
             )
         match point.access:
+            case ReadOnly():
+                raise PointNotReachedError(
+                    "a backward hook cannot fire: the model does not compute with this value", where=point.name
+                )
             case Derived(derivation) if not (edited or derivation.is_in_series or self._may_be_edited(derivation)):
                 pending = self._passage.pending.get(derivation)
                 if pending is None:

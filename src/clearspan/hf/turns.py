@@ -39,7 +39,6 @@ class Run(Scope):
         owner: Whose it is: the passage of the taps that do it.
         batch: The whole sequence of the run, or a generation's prompt, as a `Batch`; None if it is not known.
         steps: Numbers of the forwards that come, where it is a generation; or None.
-        positions: Positions that its last forward had gone through, with those in its KV cache.
         recording: Where values are kept, or None.
         refuse_writes: Why a write must not happen, or None.
         writers: The listeners that have written, with their points.
@@ -50,7 +49,6 @@ class Run(Scope):
         self.owner = owner
         self.batch = batch
         self.steps = steps
-        self.positions = 0
         self.recording: Recording | None = None
         self.refuse_writes: str | None = None
         self.writers: list[tuple[HookPoint, Listener]] = []

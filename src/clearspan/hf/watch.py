@@ -9,12 +9,12 @@ from torch.overrides import TorchFunctionMode
 
 from clearspan.errors import NotSeenError
 from clearspan.interrupts import held_off
-from clearspan.points import Side
+from clearspan.points import Passed, Side
 
 Visit = Callable[[Tensor], Tensor]
 """Takes a tensor and returns the one to use in its place: the same one, where nobody edits it."""
 
-Visits = Mapping[Side, Visit]
+Visits = Mapping[Side | Passed, Visit]
 
 SOFTMAXES = frozenset({torch.nn.functional.softmax, torch.softmax, Tensor.softmax})
 PRODUCTS = frozenset({torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__})

@@ -2,6 +2,7 @@
 
 from clearspan.points.address import Address
 from clearspan.points.catalogue import RAW_ENDS, VOCABULARY, Entry, entry_of, is_in_vocabulary, template_of
+from clearspan.points.functions import Argument, Function, Role
 from clearspan.points.hook_point import Direction, HookFunction, HookPoint, Listener, Stretch
 from clearspan.points.names import NamesFilter, get_act_name, is_short_name, nearest
 from clearspan.points.place import (
@@ -11,7 +12,9 @@ from clearspan.points.place import (
     Derived,
     InPlace,
     Layout,
+    Passed,
     Place,
+    ReadOnly,
     SharedRow,
     Side,
     Whole,
@@ -21,19 +24,24 @@ from clearspan.points.place import (
 __all__ = [
     "Access",
     "Address",
+    "Argument",
     "Converted",
     "Derivation",
     "Derived",
     "Direction",
     "Entry",
+    "Function",
     "HookFunction",
     "HookPoint",
     "InPlace",
     "Layout",
     "Listener",
     "NamesFilter",
+    "Passed",
     "Place",
     "RAW_ENDS",
+    "ReadOnly",
+    "Role",
     "SharedRow",
     "Side",
     "Stretch",

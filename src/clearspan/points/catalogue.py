@@ -69,6 +69,147 @@ def _norm(path: str, place: str, absent: str) -> Iterator[Entry]:
     )
 
 
+_NO_MIXER = "the model's layers mix positions by attention alone"
+_M = "blocks.{l}.mixer."
+
+
+def _mixer(name: str, dimensions: str, value: str, write: str) -> Entry:
+    return Entry(f"{_M}{name}", axes(dimensions), value, write, _NO_MIXER)
+
+
+_MIXER = (
+    _mixer("hook_in_proj", "batch pos width", "output of the mixer's input projection", "all that is computed of it"),
+    _mixer(
+        "hook_q_pre_conv",
+        "batch pos qk_head d_head_qk",
+        "queries as projected, before the convolution",
+        "`hook_conv`, at this position and the next ones",
+    ),
+    _mixer(
+        "hook_k_pre_conv",
+        "batch pos qk_head d_head_qk",
+        "keys as projected, before the convolution",
+        "`hook_conv`, at this position and the next ones",
+    ),
+    _mixer(
+        "hook_v_pre_conv",
+        "batch pos head d_head_v",
+        "values as projected, before the convolution",
+        "`hook_conv`, at this position and the next ones",
+    ),
+    _mixer(
+        "hook_conv_in",
+        "batch pos d_inner",
+        "what the input gate multiplies before the convolution",
+        "`hook_conv`, at this position and the next ones",
+    ),
+    _mixer(
+        "hook_conv",
+        "batch pos width",
+        "result of the convolution over the last positions, after its activation function",
+        "all that is computed of it",
+    ),
+    _mixer(
+        "hook_x_proj",
+        "batch pos width",
+        "output of the projection to step sizes, B and C, before any norm of these",
+        "step sizes, B and C",
+    ),
+    _mixer("hook_dt_proj", "batch pos head", "step sizes before their bias and softplus", "`hook_dt`"),
+    _mixer(
+        "hook_dt",
+        "batch pos head",
+        "step sizes as used, after bias, softplus and limits: the state decays by exp(dt A), and takes in dt B x",
+        "the state from this position on",
+    ),
+    _mixer(
+        "hook_A",
+        "batch pos head",
+        "A as used at each position, negative: a parameter, the same for all rows and positions unless it is written",
+        "the decay at this position alone",
+    ),
+    _mixer("hook_B", "batch pos group state", "B: how an input enters the state", "the state from this position on"),
+    _mixer("hook_C", "batch pos group state", "C: how the state is read out", "`hook_scan_out` at this position"),
+    _mixer(
+        "hook_scan_in",
+        "batch pos head d_head",
+        "what the state sums up over positions",
+        "`hook_scan_out` from this position on",
+    ),
+    _mixer("hook_q", "batch pos qk_head d_head_qk", "queries as given to the recurrence", "`hook_recurrence_out` here"),
+    _mixer(
+        "hook_k",
+        "batch pos qk_head d_head_qk",
+        "keys as given to the recurrence",
+        "`hook_recurrence_out` from this position on",
+    ),
+    _mixer(
+        "hook_v",
+        "batch pos head d_head_v",
+        "values as given to the recurrence",
+        "`hook_recurrence_out` from this position on",
+    ),
+    _mixer("hook_beta", "batch pos head", "how much of a key's value is replaced", "the state from this position on"),
+    _mixer(
+        "hook_log_decay",
+        "batch pos head",
+        "logarithm of what the state is multiplied by before each position",
+        "the state from this position on",
+    ),
+    _mixer(
+        "hook_decay",
+        "batch pos d_inner",
+        "what the state is multiplied by before each position",
+        "the state from this position on",
+    ),
+    _mixer(
+        "hook_input_gate",
+        "batch pos head",
+        "the gate on what enters the convolution (LFM2), or on the state's input, before its exponential (xLSTM)",
+        "the convolution or the state, from this position on",
+    ),
+    _mixer(
+        "hook_forget_gate",
+        "batch pos head",
+        "the forget gate before its sigmoid",
+        "the state from this position on",
+    ),
+    _mixer(
+        "hook_effective_attention",
+        "batch head q_pos k_pos",
+        "how much of each position's input or value is in each later result, computed by the model's own function on "
+        "basis vectors; kept in a cache where it is asked for by name",
+        "nothing: a write raises",
+    ),
+    _mixer(
+        "hook_state",
+        "batch pos head d_head state",
+        "the state after each position, computed by the model's own function for single tokens; kept in a cache where "
+        "it is asked for by name",
+        "what is read at this position, and the states after it",
+    ),
+    _mixer(
+        "hook_scan_out",
+        "batch pos head d_head",
+        "result of the scan, with the skip connection D, before the gate and any norm",
+        "`hook_ssm_out`",
+    ),
+    _mixer(
+        "hook_recurrence_out",
+        "batch pos head d_head_v",
+        "result of the recurrence, before the gate and any norm",
+        "`hook_ssm_out`",
+    ),
+    _mixer(
+        "hook_gate",
+        "batch pos d_inner",
+        "the gate on the recurrence's result, before its activation function",
+        "`hook_ssm_out`",
+    ),
+    _mixer("hook_ssm_out", "batch pos d_inner", "input of the output projection", "what the mixer adds"),
+)
+
+
 VOCABULARY: tuple[Entry, ...] = (
     Entry(
         "hook_embed",
@@ -158,6 +299,7 @@ VOCABULARY: tuple[Entry, ...] = (
         "what attention adds to the residual stream, after any norm, gate or multiplier",
         "the residual stream after it",
     ),
+    *_MIXER,
     Entry(
         f"{_BLOCK}hook_mixer_in",
         axes(_STREAM),

@@ -89,12 +89,12 @@ class Stretch:
     """Where in the sequence the forward under way is. A model's points share one a thread; the taps set it.
 
     Attributes:
-        position: See `HookPoint.position`; a tensor if the KV cache counts in one.
+        position: See `HookPoint.position`; a tensor if the KV cache counts in one, None if it is unknown.
         step: See `HookPoint.step`.
         length: Tokens of this forward, or None between forwards.
     """
 
-    position: int | Tensor = 0
+    position: int | Tensor | None = 0
     step: int | None = None
     length: int | None = None
 
@@ -152,6 +152,7 @@ class HookPoint:
         aliases: Other names of the same value with the same effect of a write.
         sizes: Sizes of the axes that the model fixes; the others are the input's.
         ctx: A dictionary for the listeners' own use.
+        is_computed: Whether no forward makes the value: a cache keeps it only where it is asked for by name.
     """
 
     name: str
@@ -161,6 +162,7 @@ class HookPoint:
     aliases: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     ctx: dict[str, Any] = field(default_factory=dict)
+    is_computed: bool = False
     _listeners: dict[Direction, list[Listener]] = field(default_factory=lambda: {"fwd": [], "bwd": []})
     _sinks: list[tuple[Sink, Scope | None]] = field(default_factory=list)
     _keeper_or_none: Callable[[], Keeper | None] = field(default=lambda: _UNKEPT)
@@ -210,8 +212,20 @@ class HookPoint:
             >>> first = seen[0][2]
             >>> seen == [(0, 0, first), (1, first, 1), (2, first + 1, 1)]
             True
+
+        Raises:
+            InvalidArgumentError: The model's cache counts no tokens, and earlier forwards ran while nothing listened.
         """
-        return int(self._stretch.position)
+        position = self._stretch.position
+        if position is None:
+            raise InvalidArgumentError(
+                "it is not known how many tokens came before this forward",
+                where=self.name,
+                reason="the cache of a model without attention holds a state, and does not count tokens; "
+                "nothing listened in the forwards before this one",
+                fix="have the hooks on from the first token on",
+            )
+        return int(position)
 
     @property
     def _stretch(self) -> Stretch:

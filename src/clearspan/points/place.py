@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from clearspan.points.functions import Role
+
 
 class Side(StrEnum):
     """The side of a module on which a raw tensor is reached."""
@@ -25,6 +27,24 @@ class Side(StrEnum):
     def is_inside(self) -> bool:
         """Whether it is between a module's input and its output."""
         return self not in (Side.INPUT, Side.OUTPUT)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A value that a module's code hands to a function, or gets from one: a side inside the module.
+
+    Attributes:
+        role: What the function is called for.
+        value: Which of the role's values.
+    """
+
+    role: Role
+    value: str
+
+    is_inside = True
+
+    def __str__(self) -> str:
+        return f"{self.role.name}.{self.value}"
 
 
 class Layout(StrEnum):
@@ -59,7 +79,7 @@ class Place:
 
     Attributes:
         module: The module's path in the Hugging Face model; empty for the model itself.
-        side: Its input, its output, or inside it.
+        side: Its input, its output, or inside it, where that may be an argument or the result of a function.
         item: Which of several outputs.
         layout: How rows and positions lie in the tensor.
         rows_of: Path of a module around it whose input tells the batch's rows, if the tensor does not.
@@ -67,7 +87,7 @@ class Place:
     """
 
     module: str
-    side: Side
+    side: Side | Passed
     item: int = 0
     layout: Layout = Layout.TOKENS
     rows_of: str = ""
@@ -156,6 +176,11 @@ class InPlace:
 
 
 @dataclass(frozen=True)
+class ReadOnly:
+    """The raw tensor is computed for whoever reads it, and the model does not use it: a write raises."""
+
+
+@dataclass(frozen=True)
 class SharedRow:
     """The raw tensor may have one row for all rows of the batch; the value has the batch's rows."""
 
@@ -168,7 +193,7 @@ class Derived:
     part: str
 
 
-Access = Whole | Converted | InPlace | SharedRow | Derived
+Access = Whole | Converted | InPlace | ReadOnly | SharedRow | Derived
 
 
 def read(access: Access, raw: Tensor, rows: int | None, edits: Mapping[str, Tensor]) -> Tensor:
@@ -181,7 +206,7 @@ def read(access: Access, raw: Tensor, rows: int | None, edits: Mapping[str, Tens
         edits: Earlier edits of the access's derivation.
     """
     match access:
-        case Whole() | InPlace():
+        case Whole() | InPlace() | ReadOnly():
             return raw
         case Converted(conversion):
             return conversion.handle_conversion(raw)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clearspan._run import generation as running
 from clearspan._run import runs
-from clearspan.points import HookPoint
+from clearspan.points import HookPoint, ReadOnly
 from clearspan.verification.reads import unmasked
 from clearspan.verification.report import Check
 from clearspan.verification.statement import relative
@@ -32,7 +32,7 @@ def generation(trial: Trial) -> Iterator[Check]:
 
     last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     given = running.prepare(model, prompt, None, "left", None, None, _GREEDY)
-    made, cache = running.generate_with_cache(model, given, [(last, note)], trial.is_readable)
+    made, cache = running.generate_with_cache(model, given, [(last, note)], lambda name: _is_kept(trial, name))
     width = prompt.shape[1]
     # A model that keeps no keys and values goes through the whole sequence at each step.
     expected = [(0, 0, width)]
@@ -42,13 +42,13 @@ def generation(trial: Trial) -> Iterator[Check]:
     right = seen == expected and len(seen) == NEW
     why = "" if right else f"Hooks saw (position, step, tokens) {seen}, which should be {expected}. {UNEQUAL}"
     yield Check("generation", "hooks are told positions and steps", not why, explanation=why)
-    _, once = runs.run_with_cache(model, made[:, :-1], trial.is_readable)
+    _, once = runs.run_with_cache(model, made[:, :-1], lambda name: _is_kept(trial, name))
     if not _same_experts(trial, cache, once):
         trial.skip("a cache of a generation: rounding chose other experts there than in one forward")
         return
     layers = (None, *trial.layers())
     for point in model.index:
-        if trial.is_readable(point.name) and layer_of(point) in layers and _compares(point):
+        if _is_kept(trial, point.name) and layer_of(point) in layers and _compares(point):
             shown, wanted = cache[point.name], once[point.name]
             what = f"{point.name} of a generation is that of one forward"
             yield trial.compared("generation", what, *_aligned(shown, wanted), max(LOOSE, trial.tolerance))
@@ -71,6 +71,11 @@ def model_says_whole(trial: Trial) -> Check | None:
     passed = not error <= max(LOOSE, trial.tolerance)
     why = "" if passed else "The model's own forward continues from a KV cache and gives what one forward gives."
     return Check("generation", f"whole_sequences: {reason}", passed, error, None, why)
+
+
+def _is_kept(trial: Trial, name: str) -> bool:
+    """Whether a point can be read in a generation: what needs the sequence from its first token on cannot."""
+    return trial.is_readable(name) and not isinstance(trial.model.hook_dict[name].access, ReadOnly)
 
 
 def _compares(point: HookPoint) -> bool:

@@ -20,6 +20,9 @@ POINTS = (
     "hook_mlp_out",
     "attn.hook_z",
     "hook_q_input",
+    "mixer.hook_scan_in",
+    "mixer.hook_v",
+    "mixer.hook_ssm_out",
 )
 """Points that are tried, in one layer of each kind."""
 STEP = 2e-3

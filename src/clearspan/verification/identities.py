@@ -15,6 +15,7 @@ from clearspan.components import (
     GeneralAttentionBridge,
     GeneralizedComponent,
     LinearBridge,
+    MixerBridge,
     MLPBridge,
     NormalizationBridge,
 )
@@ -58,6 +59,9 @@ def _of_component(part: GeneralizedComponent, block: BlockBridge) -> Iterator[St
             yield from _of_norm(part)
         case MLPBridge():
             yield from _of_output_map(f"{part.path}.hook_post", part.submodules["out"])
+        case MixerBridge():
+            yield from _of_output_map(f"{part.path}.hook_ssm_out", part.out_proj)
+            yield from _of_mixer(part)
         case GeneralAttentionBridge() if part in block.attentions:
             yield from _of_attention(part)
 
@@ -93,6 +97,24 @@ def _of_output_map(source: str, out: GeneralizedComponent) -> Iterator[Statement
             lambda values: linear(values[source], out.matrix, out.bias_or_none()),
             through=(out,),
         )
+
+
+def _of_mixer(mixer: MixerBridge) -> Iterator[Statement]:
+    """Yields that effective attention times what the state sums up, with what is skipped, is the result."""
+    names = {value: f"{mixer.path}.{name}" for name, (_, value) in mixer.kind.points.items()}
+    if "attention" not in names:
+        return
+    role = next(passed for passed in mixer.kind.roles if "attention" in passed.axes)
+    attention, carried, out = names["attention"], names[role.carried], names["out"]
+    # States and A at one position are written into the recurrence, of which the matrix is not computed anew.
+    causes = tuple(name for value, name in names.items() if value not in ("attention", "state", "A", "out"))
+
+    def attended(values: Values) -> Tensor:
+        result = torch.einsum("bhqk,bkhd->bqhd", values[attention], values[carried])
+        return result + mixer.D[:, None] * values[carried] if "D" in role.axes else result
+
+    skipped = f" + D * {carried}" if "D" in role.axes else ""
+    yield Statement(f"{attention} @ {carried}{skipped} == {out}", (*causes, attention), out, attended)
 
 
 def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:

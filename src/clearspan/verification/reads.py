@@ -19,7 +19,7 @@ def reads(trial: Trial) -> Iterator[Check]:
     model, base = trial.model, trial.base
     trial.statements = list(statements_of(model))
     try:
-        logits, trial.cache = runs.run_with_cache(model, trial.tokens)
+        logits, trial.cache = runs.run_with_cache(model, trial.tokens, trial.is_readable)
     except FAULTS:
         for check in _out_of_reach(trial):
             trial.unreadable.add(check.what)

@@ -10,7 +10,7 @@ from clearspan._run.hooks import Hooked
 from clearspan.cache import ActivationCache
 from clearspan.components import BlockBridge
 from clearspan.errors import UnreadableWeightError
-from clearspan.points import Derived, HookPoint, InPlace
+from clearspan.points import Derived, HookPoint, InPlace, ReadOnly
 from clearspan.verification.identities import statements
 from clearspan.verification.reads import held, tolerance_of, unmasked
 from clearspan.verification.report import Check
@@ -66,7 +66,8 @@ class Writes:
         Those that must not be written in one run together come in different stretches.
         """
         layers = self._trial.layers()
-        readable = [point for point in self._trial.model.index if self._trial.is_readable(point.name)]
+        writable = [point for point in self._trial.model.index if not isinstance(point.access, ReadOnly)]
+        readable = [point for point in writable if self._trial.is_readable(point.name)]
         chosen = [point for point in readable if layer_of(point) in (None, *layers)]
         beside = [
             point for point in chosen if isinstance(point.access, Derived) and not point.access.derivation.is_in_series
