@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from clearspan import patching as patching
     from clearspan import sweep as sweep
     from clearspan import weights as weights
+    from clearspan import zoo as zoo
     from clearspan.bridge import TransformerBridge as TransformerBridge
     from clearspan.bridge import boot as boot
     from clearspan.bridge import unhook as unhook
@@ -73,6 +74,7 @@ _MODULES = (
     "patching",
     "sweep",
     "weights",
+    "zoo",
 )
 
 __all__ = [*_HOMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -74,7 +74,7 @@ def build(model_type: str, *, seed: int = 0) -> "PreTrainedModel":
     why = why_unbuildable(model_type)
     if why is not None:
         raise UnbuildableError(f"no tiny {model_type} can be built", reason=why)
-    with _quiet(), torch.random.fork_rng(devices=()):
+    with quiet(), torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         model = _untrained(model_type, name)
     _draw(model, torch.Generator().manual_seed(seed))
@@ -89,15 +89,9 @@ def why_unbuildable(model_type: str) -> str | None:
     return UNBUILDABLE.get(model_type)
 
 
-def _class_names() -> dict[str, str]:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps transformers from warning, and from fetching kernels, while a model is built."""
+def quiet() -> Iterator[None]:
+    """Keeps warnings off, and transformers from fetching kernels, while the context is open."""
     from transformers.integrations import hub_kernels
     from transformers.utils import logging
 
@@ -111,6 +105,12 @@ def _quiet() -> Iterator[None]:
     finally:
         hub_kernels._kernels_enabled = kernels
         logging.set_verbosity(verbosity)
+
+
+def _class_names() -> dict[str, str]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def _untrained(model_type: str, name: str) -> "PreTrainedModel":
@@ -161,10 +161,12 @@ def _filled(config_class: "type[PretrainedConfig]", given: Entries) -> "Pretrain
     entries: dict[str, Any] = {**common, **OWN.get(config_class.model_type, {}), **given}
     for name, part_class in config_class.sub_configs.items():
         own = dict(entries.get(name) or {})
-        if part_class is AutoConfig and "model_type" not in own:
-            continue  # a part that no text passes through; the class gives it its default
-        part = CONFIG_MAPPING[own.pop("model_type")] if part_class is AutoConfig else part_class
-        entries[name] = _filled(part, own)
+        part_type = own.pop("model_type", None)
+        if part_class is not AutoConfig:
+            entries[name] = _filled(part_class, own)
+        elif part_type is not None:
+            entries[name] = _filled(CONFIG_MAPPING[part_type], own)
+        # Otherwise no text passes through the part, and its default is as good.
     return config_class(**entries)
 
 

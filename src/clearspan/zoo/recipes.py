@@ -9,8 +9,8 @@ the same way, from `COMMON` and from the recipe of its own model type.
 from collections.abc import Mapping
 from typing import TypeAlias
 
-Value: TypeAlias = "bool | int | float | str | None | list[Value] | dict[str, Value]"
-Entries: TypeAlias = Mapping[str, Value]
+Entries: TypeAlias = Mapping[str, object]
+"""Entries of a config."""
 
 COMMON: Entries = {
     # The vocabulary and the context. A prime number of tokens is no product of other sizes.
@@ -397,7 +397,12 @@ OWN: Mapping[str, Entries] = {
     "modernbert-decoder": {"local_attention": 10, "cls_token_id": 1, "sep_token_id": 2},
     "moss_transcribe_diarize": {
         "text_config": {"model_type": "qwen3"},
-        "audio_config": {"num_hidden_layers": 1, "num_mel_bins": 8, "max_source_positions": 16},
+        "audio_config": {
+            "model_type": "moss_transcribe_diarize_audio",
+            "num_hidden_layers": 1,
+            "num_mel_bins": 8,
+            "max_source_positions": 16,
+        },
         "audio_token_id": 96,
     },
     # Several codebooks are several rows of ids for one row of states; with one, a row of ids is a row of states.
@@ -524,10 +529,9 @@ OWN: Mapping[str, Entries] = {
 }
 """What the config of a model type has of its own."""
 
-UNBUILDABLE: Mapping[str, str] = {
-    "gemma4_assistant": "its forward takes the states and the keys and values of another model, and no token ids",
-    "gemma4_unified_assistant": "its forward takes the states and the keys and values of another model, and no token ids",
-}
+_ASSISTS = "its forward takes the states, the keys and the values of another model, and no token ids"
+
+UNBUILDABLE: Mapping[str, str] = {"gemma4_assistant": _ASSISTS, "gemma4_unified_assistant": _ASSISTS}
 """Model types of which no model can be built that computes logits of token ids, and why."""
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {"gemma3n": ("timm", "PIL")}
