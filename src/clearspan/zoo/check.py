@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,9 @@ from clearspan.zoo.pins import Pin, pins_of
 Outcome = Literal["passes", "pinned", "fails", "unsupported", "not built"]
 """What came of a model type: all checks hold; all that fail are transformers' own fault; one fails; nothing serves it;
 it has no tiny model."""
+
+Adapted = Literal["by hand", "by structure", "not"]
+"""How a model was adapted."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Row:
     model_type: str
     architecture: str
     outcome: Outcome
-    adapted: Literal["by hand", "by structure", "not"] = "not"
+    adapted: Adapted = "not"
     checks: int = 0
     failures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pinned: Mapping[str, str] = field(default_factory=dict)
@@ -107,28 +110,29 @@ def check(model_type: str, level: Level = "full") -> Row:
     """
     _check_level(level)
     start = time.perf_counter()
-    known = {"model_type": model_type, "architecture": class_name(model_type)}
+    row = _verified(Row(model_type, class_name(model_type), "passes"), level)
+    return replace(row, seconds=time.perf_counter() - start)
+
+
+def _verified(row: Row, level: Level) -> Row:
+    """Returns a row with what came of its model type."""
     try:
-        model = build(model_type)
+        model = build(row.model_type)
     except UnbuildableError as error:
-        return Row(**known, outcome="not built", reason=error.reason or str(error), seconds=time.perf_counter() - start)
+        return replace(row, outcome="not built", reason=error.reason or str(error))
     try:
         with quiet():  # what boot warns of, verify says again as a check
             bridge = boot(model)
             found = bridge.verify(level)
             parts = parts_of(bridge)
+    except UnsupportedArchitectureError as error:
+        return replace(row, outcome="unsupported", reason=str(error))
     except (ClearspanError, *FAULTS) as error:
-        outcome = "unsupported" if isinstance(error, UnsupportedArchitectureError) else "fails"
-        reason = str(error) if isinstance(error, ClearspanError) else f"{type(error).__name__}: {error}"
-        return Row(**known, outcome=outcome, reason=reason, seconds=time.perf_counter() - start)
-    return Row(
-        **known,
-        **_judged(tuple(pins_of(model_type)), found),
-        adapted="by hand" if known["architecture"] in ADAPTERS else "by structure",
-        checks=len(found.checks),
-        parts=parts,
-        seconds=time.perf_counter() - start,
-    )
+        said = str(error) if isinstance(error, ClearspanError) else f"{type(error).__name__}: {error}"
+        return replace(row, outcome="fails", reason=said)
+    adapted: Adapted = "by hand" if row.architecture in ADAPTERS else "by structure"
+    judged = _judged(row, tuple(pins_of(row.model_type)), found)
+    return replace(judged, adapted=adapted, checks=len(found.checks), parts=parts)
 
 
 def check_all(
@@ -199,20 +203,20 @@ def _check_level(level: str) -> None:
         raise InvalidArgumentError(f"unknown level {level!r}", expected="'quick' or 'full'")
 
 
-def _judged(pins: tuple[Pin, ...], found: Verification) -> dict[str, Any]:
-    """Returns what the failing checks, and the pins for them, come to."""
-    reasons: dict[str, str] = {}
+def _judged(row: Row, pins: tuple[Pin, ...], found: Verification) -> Row:
+    """Returns a row with what the failing checks, and the pins for them, come to."""
+    pinned: dict[str, str] = {}
     failures: dict[str, tuple[str, ...]] = {}
     for one in found.failures:
         pin = next((pin for pin in pins if pin.covers(one)), None)
         if pin is None:
             failures[one.group] = (*failures.get(one.group, ()), _said(one))
         else:
-            reasons[_said(one)] = pin.reason
+            pinned[_said(one)] = pin.reason
     idle = [pin for pin in pins if not any(pin.covers(one) for one in found.failures)]
     reason = "; ".join(f"the pin of {pin.what!r} holds nothing: take it out of clearspan/zoo/pins.py" for pin in idle)
-    outcome: Outcome = "fails" if failures or idle else "pinned" if reasons else "passes"
-    return {"outcome": outcome, "failures": failures, "pinned": reasons, "reason": reason}
+    outcome: Outcome = "fails" if failures or idle else "pinned" if pinned else "passes"
+    return replace(row, outcome=outcome, failures=failures, pinned=pinned, reason=reason)
 
 
 def _said(one: Check) -> str:

@@ -147,19 +147,23 @@ def _config(model_type: str, model_class: "type[PreTrainedModel]") -> "Pretraine
     """Returns the config for a model class: the model type's own, or that of the part that the class is."""
     from transformers import CONFIG_MAPPING
 
-    whole = CONFIG_MAPPING[model_type]
-    is_part = model_class.config_class in whole.sub_configs.values()
-    return _filled(model_class.config_class if is_part else whole, {})
+    whole, own = CONFIG_MAPPING[model_type], model_class.config_class
+    return _filled(own if own in _parts(whole).values() else whole, {})
 
 
-def _filled(config_class: "type[PretrainedConfig]", given: Entries) -> "PretrainedConfig":
+def _parts(config_class: Any) -> "dict[str, type[PretrainedConfig]]":
+    """Returns the classes of the configs inside a config, by the entry's name."""
+    return dict(config_class.sub_configs)
+
+
+def _filled(config_class: Any, given: Entries) -> "PretrainedConfig":
     """Returns a config of a class: the common entries that it has fields for, its model type's own, and those given."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
     fields = {field.name for field in dataclasses.fields(config_class)}
     common = {name: value for name, value in COMMON.items() if name in fields}
     entries: dict[str, Any] = {**common, **OWN.get(config_class.model_type, {}), **given}
-    for name, part_class in config_class.sub_configs.items():
+    for name, part_class in _parts(config_class).items():
         own = dict(entries.get(name) or {})
         part_type = own.pop("model_type", None)
         if part_class is not AutoConfig:
@@ -186,7 +190,7 @@ def _draw(model: nn.Module, generator: torch.Generator) -> None:
                 case "layer_scalar":
                     buffer.copy_(1 + _normal(buffer, generator) * 0.25)
                 case "tid2eid":  # experts by token id
-                    experts = model.get_submodule(path.rpartition(".")[0]).num_experts
+                    experts = len(model.get_parameter(f"{path.removesuffix('tid2eid')}weight"))
                     buffer.copy_(torch.rand(len(buffer), experts, generator=generator).argsort()[:, : buffer.shape[1]])
 
 
