@@ -4,10 +4,10 @@ It owns the recipes of these models, and what fails on them because of transform
 what is checked is not its business: it calls `boot` and `verify`.
 """
 
-from clearspan.zoo.check import Row as Row
-from clearspan.zoo.check import Zoo as Zoo
-from clearspan.zoo.check import check as check
-from clearspan.zoo.check import check_all as check_all
+from clearspan.zoo.census import Row as Row
+from clearspan.zoo.census import Zoo as Zoo
+from clearspan.zoo.census import check as check
+from clearspan.zoo.census import check_all as check_all
 from clearspan.zoo.models import build as build
 from clearspan.zoo.models import types as types
 from clearspan.zoo.parts import parts_of as parts_of

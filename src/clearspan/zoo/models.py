@@ -85,7 +85,7 @@ def why_unbuildable(model_type: str) -> str | None:
     """Returns why no tiny model of a type can be built here, or None where one can."""
     missing = [package for package in REQUIRED.get(model_type, ()) if find_spec(package) is None]
     if missing:
-        return f"transformers builds it with {' and '.join(missing)}, which is not installed"
+        return f"it needs packages that are not installed: {', '.join(missing)}"
     return UNBUILDABLE.get(model_type)
 
 
@@ -132,7 +132,7 @@ def _untrained(model_type: str, name: str) -> "PreTrainedModel":
             return model_class(_config(model_type, model_class))
     except (*faults, StrictDataclassError) as error:
         raise UnbuildableError(
-            f"no tiny {model_type} can be built", reason=f"{type(error).__name__}: {error}"
+            f"no tiny {model_type} can be built", reason=f"{type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
     raise UnbuildableError(
         f"no tiny {model_type} can be built",
