@@ -16,14 +16,14 @@ CORE := tests/parity tests/unit/hf $(patsubst %,--ignore=tests/parity/test_%.py,
 # One thread a worker: tiny models are fastest so. A worker that is done takes tests from one that is not.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test check ci slow cover processors brute mutants oldest newest format train bench bench-check bench-peers clean
+.PHONY: demo test check ci slow zoo cover processors brute mutants oldest newest format train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
 	@echo "The interactive page is in report.html"
 
 test: .venv/dev
-	$(PYTEST) --ignore=tests/brute -m "not slow"
+	$(PYTEST) --ignore=tests/brute --ignore=tests/model_types -m "not slow"
 
 check: .venv/dev
 	$(BIN)/ruff check .
@@ -39,6 +39,10 @@ ci: .venv/dev
 # with wrong arguments; and what documents were made from.
 slow: .venv/dev
 	$(PYTEST) --ignore=tests/brute -m slow
+
+# A tiny random model of each type that transformers maps to a causal language model, verified in full.
+zoo: .venv/dev
+	$(PYTEST) tests/model_types -m zoo
 
 # How much of the code the unit tests reach. Tests that are traced take almost twice as long.
 cover: .venv/dev

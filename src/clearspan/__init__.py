@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from clearspan import sweep as sweep
     from clearspan import weights as weights
     from clearspan.architectures import register as register
+    from clearspan import zoo as zoo
     from clearspan.bridge import TransformerBridge as TransformerBridge
     from clearspan.bridge import boot as boot
     from clearspan.bridge import unhook as unhook
@@ -75,6 +76,7 @@ _MODULES = (
     "patching",
     "sweep",
     "weights",
+    "zoo",
 )
 
 __all__ = [*_HOMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -104,6 +104,43 @@ def verify(
         raise typer.Exit(FAILURE)
 
 
+@app.command()
+def zoo(
+    model_types: Annotated[
+        list[str] | None, typer.Option("--type", "-t", help="A model type, once for each; by default all.")
+    ] = None,
+    level: Annotated[str, typer.Option("--level", help="How much is verified: quick or full.")] = "full",
+    processes: Annotated[
+        int | None, typer.Option("--processes", "-p", min=1, help="Processes; by default one for each CPU.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
+) -> None:
+    """Verify a tiny random model of each type of model that transformers has.
+
+    Each has a layer of every kind that its config can have. Nothing is downloaded.
+    Exits 1 if a check fails that is not known to be transformers' own fault.
+    """
+    if level not in ("quick", "full"):
+        _fail(f"--level {level}: give quick or full", USAGE)
+    from clearspan.errors import ClearspanError
+    from clearspan.zoo import check_all
+
+    try:
+        found = check_all(model_types or None, level, processes=processes)
+    except ClearspanError as error:
+        _fail(str(error), USAGE)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), allow_nan=False))
+    else:
+        from rich.console import Console
+
+        from clearspan.view import show_zoo
+
+        show_zoo(found, Console())
+    if not found.passed:
+        raise typer.Exit(FAILURE)
+
+
 def _read(text: str | None, file: Path | None, tokens: str | None) -> str | list[int]:
     """Returns the text, or the token ids, of whichever of the options was given."""
     if sum(given is not None for given in (text, file, tokens)) != 1:

@@ -32,6 +32,7 @@ __all__ = [
     "TiedWeightWarning",
     "TokenRangeError",
     "TokenizerWarning",
+    "UnbuildableError",
     "UnknownArgumentError",
     "UnknownPointError",
     "UnplannableError",
@@ -188,6 +189,10 @@ class NoTokenizerError(ClearspanError, ValueError):
 
 class UnsupportedArchitectureError(ClearspanError, ValueError):
     """A model for which there is no adapter."""
+
+
+class UnbuildableError(ClearspanError, RuntimeError):
+    """A model type of which no tiny model can be built."""
 
 
 class CheckpointNotFoundError(ClearspanError, FileNotFoundError):

@@ -146,3 +146,29 @@ def test_what_are_no_token_ids_is_refused(tokens):
 
 def test_token_ids_outside_the_vocabulary_are_refused(folder):
     refused(1, "token ids outside the vocabulary\n  expected: 0 to 96\n", "report", "-m", folder, "--tokens", "5,97")
+
+
+def test_the_zoo_as_json_is_alone_on_stdout():
+    result = run("zoo", "--type", "gpt2", "--type", "gemma4_assistant", "--level", "quick", "--json", "-p", "1")
+    data = json.loads(result.stdout, parse_constant=refuse_constant)
+    assert data["passed"] is True
+    assert [row["outcome"] for row in data["rows"]] == ["passes", "not built"]
+
+
+def test_the_zoo_in_a_table():
+    result = run("zoo", "--type", "gemma4_assistant", "-p", "1")
+    assert result.exit_code == 0
+    assert "not built" in result.stdout
+    assert "0 of 1 model types of transformers" in result.stdout
+
+
+def test_a_zoo_in_which_something_fails(monkeypatch):
+    monkeypatch.setattr("clearspan.zoo.models.MOST_PARAMETERS", 1000)
+    result = run("zoo", "--type", "gpt2", "-p", "1")
+    assert result.exit_code == 1
+    assert "its config has sizes of its own" in " ".join(result.stdout.split())
+
+
+def test_zoos_that_cannot_be_asked_for():
+    refused(2, "error: --level deep: give quick or full\n", "zoo", "--level", "deep")
+    refused(2, "error: unknown model type 'lama'\n", "zoo", "--type", "lama")

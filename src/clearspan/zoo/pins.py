@@ -1,0 +1,123 @@
+"""Pins: checks that fail because of transformers itself, each with a measurement of the bare model that shows it.
+
+A pinned check may fail. One that holds again is reported, so that its pin goes.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from clearspan.verification import Check
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Fault = Callable[["PreTrainedModel"], float]
+"""Measures on a bare model, without this library, how far it is from what it should compute: 0 is no fault."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Checks that fail for a reason in transformers.
+
+    Attributes:
+        model_types: The model types in which they fail.
+        group: The group of the checks.
+        what: A pattern of what the checks say, with `*` for what varies.
+        reason: What transformers does wrong.
+        fault: Measures that on a bare model.
+    """
+
+    model_types: tuple[str, ...]
+    group: str
+    what: str
+    reason: str
+    fault: Fault
+
+    def covers(self, check: Check) -> bool:
+        """Whether a check is one of the pinned ones."""
+        return check.group == self.group and fnmatchcase(check.what, self.what)
+
+
+def padded_on_the_left(model: "PreTrainedModel") -> float:
+    """Returns how far the logits of a row padded on the left are from those of the row alone.
+
+    The bare model is told the mask, and the positions of real tokens where its forward takes positions.
+
+    Returns:
+        The largest difference over the largest logit; infinite where the forward raises.
+    """
+    return _padded(model, slice(-_REAL, None))
+
+
+def padded_on_the_right(model: "PreTrainedModel") -> float:
+    """Returns how far the logits of a row padded on the right are from those of the row alone, as above."""
+    return _padded(model, slice(0, _REAL))
+
+
+_REAL, _LENGTH = 9, 12
+
+
+def _padded(model: "PreTrainedModel", place: slice) -> float:
+    config = model.config.get_text_config()
+    row = torch.randint(3, config.vocab_size, (1, _REAL), generator=torch.Generator().manual_seed(0))
+    tokens = torch.full((1, _LENGTH), config.pad_token_id or 0)
+    mask = torch.zeros_like(tokens)
+    tokens[:, place], mask[:, place] = row, 1
+    given = [{"attention_mask": mask}]
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        given.append({"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)})
+    with torch.no_grad():
+        alone = model(row, use_cache=False).logits
+        found = (_logits(model, tokens, keywords) for keywords in given)
+        return min(float("inf") if one is None else _distance(one[:, place], alone) for one in found)
+
+
+def _logits(model: "PreTrainedModel", tokens: Tensor, keywords: dict[str, Tensor]) -> Tensor | None:
+    """Returns the logits of a forward, or None where the model cannot make it."""
+    try:
+        return model(tokens, use_cache=False, **keywords).logits
+    except (LookupError, RuntimeError, ValueError):
+        return None
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+PINS: tuple[Pin, ...] = (
+    Pin(
+        (
+            "bart",
+            "bigbird_pegasus",
+            "blenderbot",
+            "blenderbot-small",
+            "marian",
+            "mbart",
+            "musicgen",
+            "musicgen_melody",
+            "mvp",
+            "pegasus",
+            "plbart",
+            "prophetnet",
+            "roformer",
+            "trocr",
+            "whisper",
+        ),
+        "padding",
+        "row of * tokens padded on the left to *",
+        "positions are counted from the left end of the padded row, and its forward takes no others",
+        padded_on_the_left,
+    ),
+)
+"""All pins."""
+
+
+def pins_of(model_type: str) -> Iterator[Pin]:
+    """Yields the pins of a model type."""
+    return (pin for pin in PINS if model_type in pin.model_types)
