@@ -245,7 +245,7 @@ def attention_template(
         "output_is_overwritten": overwritten,
     }
     if k.others:
-        return _latent(found, parts, str(options["name"]))
+        return _latent(found, parts, str(options["name"]), has_rotary=q.is_turned or k.is_turned)
     if len({q.map, k.map, v.map}) == 3:
         for name, one in (("q", q), ("k", k), ("v", v)):
             _check_order(name, one, exact=name == "v")
@@ -343,7 +343,9 @@ def _is_laid(one: Projected, channels: Sequence[int]) -> bool:
     return [tuple(sorted(head)) for head in one.heads()] == heads
 
 
-def _latent(found: Attention, parts: dict[str, GeneralizedComponent], name: str) -> LatentAttentionBridge:
+def _latent(
+    found: Attention, parts: dict[str, GeneralizedComponent], name: str, *, has_rotary: bool
+) -> LatentAttentionBridge:
     """Returns attention whose keys come partly from values' map and partly from one that all heads share."""
     q, k, v = found.query, found.key, found.value
     up = v.map
@@ -370,6 +372,7 @@ def _latent(found: Attention, parts: dict[str, GeneralizedComponent], name: str)
         d_head_nope=nope,
         d_head_rope=k.d_head - nope,
         d_head_v=v.d_head,
+        has_rotary=has_rotary,
     )
 
 

@@ -57,6 +57,7 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
         input_multipliers={
             name: one.multiplier for name, one in zip(names, sublayers, strict=True) if one.multiplier != 1
         },
+        stream_multiplier=_carry(wiring),
         norms_the_sum=bool(wiring.norms_the_sum),
         residual_is_normed=bool(wiring.residual_norms),
     )
@@ -119,6 +120,12 @@ def _multiplier(sublayers: Sequence[Sublayer], names: Sequence[str]) -> float | 
     if len(numbers) == 1:
         return numbers.pop()
     return {name: one.contribution.factor for name, one in zip(names, sublayers, strict=True)}
+
+
+def _carry(wiring: Wiring) -> float | list[float]:
+    """Returns what the stream is multiplied by: at all stages, or at each."""
+    numbers = wiring.carries or [1.0]
+    return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
 def _out(one: Sublayer, block: Visit, trace: Trace) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator, Sequence
 
 from torch import nn
 
-from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, RemainderBridge
+from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, MixerBridge, RemainderBridge
 from clearspan.structure.algebra import same
 from clearspan.structure.trace import Visit
 
@@ -29,6 +29,10 @@ def account_for_all(
     """
     owners = dict(_owners(template, ""))
     claimed = {name for name, part in owners.items() if name and not part.submodules}
+    for name, part in owners.items():
+        if isinstance(part, MixerBridge):  # which accounts for its own
+            own = module.get_submodule(name)
+            claimed |= {f"{name}.{key}" for key in (*own._parameters, *own._buffers)}
     claimed |= {f"{name}.sinks".lstrip(".") for name, part in owners.items() if _has_sinks(part)}
     tied = {id(own) for name in claimed for own in _tensors(module, name)}
     for name in _unclaimed(module, "", claimed):

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clearspan.components import GeneralizedComponent, OpaqueBridge
+from clearspan.components import GeneralizedComponent
 from clearspan.structure.algebra import factor, norm_kind, same
 from clearspan.structure.attention import Attention, attention_template, find_attention
 from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.mixers import mixer_template
 from clearspan.structure.mlp import find_mlp
 from clearspan.structure.trace import Attended, Trace, Visit, fresh_arguments, traced
 from clearspan.structure.wiring import Contribution, Wiring
@@ -88,23 +89,20 @@ def _other(
     modules = [one for one in contribution.source if one.module._modules]
     whole = min(modules, key=lambda one: one.depth) if modules else None
     if whole is not None and _mixes_positions(whole):
-        name = whole.path.removeprefix(f"{block.path}.")
-        findings.add(f"{where}.mixer", f"{whole.path} mixes positions without a softmax")
-        part = OpaqueBridge(name=name, output_is_overwritten=whole.is_overwritten)
-        return Sublayer("mixer", part, contribution, whole)
+        return Sublayer("mixer", mixer_template(trace, block, whole, findings, where), contribution, whole)
     part, reader = find_mlp(trace, block, whole, contribution, outside, findings, where)
     return Sublayer("mlp", part, contribution, reader)
 
 
 def _mixes_positions(whole: Visit) -> bool:
-    """Whether a module's output at the last position changes with its input at the first."""
+    """Whether a module's output at later positions changes with its input at the first."""
     entered = whole.entered
     if entered is None or entered.ndim != 3 or whole.left is None:
         return False
     changed = entered.clone()
     changed[:, 0] += torch.linspace(-1, 1, entered.shape[-1], dtype=entered.dtype) * entered.abs().mean()
     before, after = (_run_again(whole, value) for value in (entered, changed))
-    return before is not None and after is not None and not torch.equal(before[:, -1], after[:, -1])
+    return before is not None and after is not None and not torch.equal(before[:, 1:], after[:, 1:])
 
 
 def _run_again(whole: Visit, value: Tensor) -> Tensor | None:

@@ -70,7 +70,8 @@ class Attended:
         result: `[batch, pos, head, d_head]`, what attention makes of the values.
         uses_interface: Whether transformers' attention interface is called.
         joins_heads: Whether rows and heads share an axis in the product.
-        scores: The softmax's input `[batch, head, pos, pos]`, or what torch's kernel adds to products, where it was seen.
+        scores: The softmax's input `[batch, head, pos, pos]`, or what torch's kernel adds to products, where either was
+            seen.
     """
 
     path: str

@@ -1,5 +1,6 @@
 """How a block is wired: what is added to the residual stream, in which order, and by which modules."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -41,6 +42,7 @@ class Wiring:
         contributions: What is added, in order.
         streams: The residual stream that enters, and after each contribution.
         norms_the_sum: Norms of the stream after each contribution, if it is wired so.
+        carries: What the stream is multiplied by before each stage's contributions are added; empty where by nothing.
         residual_norms: Norms whose output the stream goes on as, if it is wired so.
     """
 
@@ -48,6 +50,7 @@ class Wiring:
     contributions: list[Contribution]
     streams: list[Tensor]
     norms_the_sum: list[Visit] = field(default_factory=list)
+    carries: list[float] = field(default_factory=list)
     residual_norms: list[Visit] = field(default_factory=list)
 
 
@@ -58,7 +61,7 @@ def find_wiring(trace: Trace, block: Visit) -> Wiring:
         MissingStructureError: The stream that leaves is no sum of the one that enters and of modules' outputs.
     """
     calls = _of_stream(trace, block)
-    for wired in (_before, _normed_residual, _after, _scaled):
+    for wired in (_before, _normed_residual, _after, _stepwise):
         found = wired(block, calls)
         if found is not None:
             for one in found.contributions:
@@ -174,23 +177,44 @@ def _steps(stream: Tensor, norms: Sequence[Visit], calls: Sequence[Visit]) -> It
             yield norm, Contribution(groups[chosen[0]], values[chosen[0]])
 
 
-def _scaled(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
-    """Returns the wiring of a block that multiplies what is added, or the stream, by numbers."""
-    start, end = _entered(block), _left(block)
+def _stepwise(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
+    """Returns the wiring of a block that multiplies what is added, or the stream, or a norm of it, by numbers.
+
+    Each norm that reads a stream tells what the stream is there.
+    """
+    stream, end = _entered(block), _left(block)
+    norms = [call for call in calls if norm_kind(call)]
+    wiring = Wiring(block, [], [stream])
+    for target in (*(_entered(norm).reshape(end.shape) for norm in norms), end):
+        if same(target, stream):
+            continue
+        found = _step(stream, target, norms, calls)
+        if found is not None:
+            base, carry, made = found
+            wiring.contributions += made
+            wiring.carries += [carry]
+            wiring.residual_norms += [] if base is None else [base]
+            stream = target
+            # A stream for each contribution, of which those of one step read the first.
+            wiring.streams += [*[target] * (len(made) - 1), target]
+    return wiring if same(stream, end) and wiring.contributions else None
+
+
+def _step(
+    stream: Tensor, target: Tensor, norms: Sequence[Visit], calls: Sequence[Visit]
+) -> tuple[Visit | None, float, list[Contribution]] | None:
+    """Returns how a stream becomes the next: the norm that it goes on as, its multiple, and what is added."""
     groups = _classes(calls)
-    values = [_left(group[0]).reshape(end.shape) for group in groups]
-    for first in range(len(values)):
-        for second in range(first, len(values)):
-            parts = [values[first]] if first == second else [values[first], values[second]]
-            found = coefficients([start, *parts], end)
-            if found is None or abs(found[0] - 1) > 1e-3:
-                continue
-            picked = [groups[first]] if first == second else [groups[first], groups[second]]
-            made = [
-                Contribution(group, value, factor)
-                for group, value, factor in zip(picked, parts, found[1:], strict=True)
-            ]
-            return _summed(block, made)
+    values = [_left(group[0]).reshape(target.shape) for group in groups]
+    bases = [(None, stream), *((one, _left(one).reshape(target.shape)) for one in norms if same(one.entered, stream))]
+    for count in (1, 2):
+        for base, value in bases:
+            for chosen in itertools.combinations(range(len(values)), count):
+                found = coefficients([value, *(values[index] for index in chosen)], target)
+                if found is not None and all(abs(one) > 1e-6 for one in found):
+                    pairs = zip(chosen, found[1:], strict=True)
+                    made = [Contribution(groups[index], values[index], number) for index, number in pairs]
+                    return base, found[0], sorted(made, key=lambda one: one.calls[0].order)
     return None
 
 
