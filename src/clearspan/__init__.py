@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from clearspan import patching as patching
     from clearspan import sweep as sweep
     from clearspan import weights as weights
-    from clearspan.architectures import register as register
     from clearspan import zoo as zoo
+    from clearspan.architectures import register as register
     from clearspan.bridge import TransformerBridge as TransformerBridge
     from clearspan.bridge import boot as boot
     from clearspan.bridge import unhook as unhook

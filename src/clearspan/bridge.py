@@ -21,10 +21,10 @@ from clearspan._run import caching, generation, runs
 from clearspan._run.hooks import Hooked, Hooks, add_hook, edits, reset_hooks
 from clearspan._run.processed import processed
 from clearspan._run.sources import Source
-from clearspan.architectures import AdapterSource, adapter_class, check_source, name_of
+from clearspan.architectures import AdapterSource, check_source, find_adapter, name_of
 from clearspan.cache import ActivationCache
 from clearspan.checks import check_flags, device_of, dtype_of
-from clearspan.errors import AdapterError, ClearspanError, HooksOnModelWarning, UnknownArgumentError
+from clearspan.errors import AdapterError, ClearspanError, DerivedWarning, HooksOnModelWarning, UnknownArgumentError
 from clearspan.hf.loading import bridge_config, check_model, load_model
 from clearspan.hf.releases import warn_of_release, warn_of_what_is_left_out
 from clearspan.hf.taps import heard, reset
@@ -35,8 +35,9 @@ from clearspan.interventions import Intervention
 from clearspan.model import Model, handed_over
 from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
+from clearspan.structure import derive
 from clearspan.text import PaddingSide
-from clearspan.verification import FAULTS, Level, Verification, verify, warn_of_structure
+from clearspan.verification import FAULTS, Level, Verification, check_derived, verify, warn_of_structure
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -714,12 +715,13 @@ def boot(
         dtype: Of the weights; `"auto"` is the checkpoint's own.
         device: Where to move the model; by default it stays where it is.
         adapter: The adapter of this model alone, such as a subclass of `clearspan.architectures.ArchitectureAdapter`;
-            by default the one that is registered for the model's class.
+            by default the one that is registered for the model's class. Where none is, the model's structure is derived
+            from a traced forward, and checked.
         **from_pretrained_kwargs: For `AutoModelForCausalLM.from_pretrained`. `trust_remote_code` is False by default:
             the code of a checkpoint runs only where you say so.
 
     Raises:
-        UnsupportedArchitectureError: The architecture has no adapter.
+        UnsupportedArchitectureError: The architecture has no adapter, and its structure was not found.
         AdapterError: Its adapter does not fit the model.
         AdapterWarning: A warning: parts of the model are in no component, or have other sizes than the adapter says.
         CheckpointNotFoundError: The name is no checkpoint.
@@ -727,6 +729,7 @@ def boot(
         InvalidArgumentError: It is no model, or has an adapter that changes the forward, such as a learned prompt.
         CompiledModelError: The model is the result of `torch.compile`.
         InvalidArgumentError: The tokenizer given cannot turn text into the model's ids; or `adapter` is no adapter.
+        DerivedWarning: A warning, once for each class of models: its structure was derived.
         PlugInWarning: A warning: an installed package offers an adapter that cannot be loaded.
         TokenizerWarning: A warning: the tokenizer given covers much less than the vocabulary.
         HooksOnModelWarning: A warning: hooks of another bridge act on the model; `clearspan.unhook` takes them off.
@@ -764,10 +767,31 @@ def boot(
     warn_of_release()
     warn_of_what_is_left_out(hf_model)
     _warn_of_hooks(hf_model)
-    bridge = _bridged(hf_model, adapter or adapter_class(type(hf_model).__name__))
+    known = adapter or find_adapter(type(hf_model).__name__)
+    bridge = _bridged(hf_model, known or derive(hf_model))
+    if known is None:
+        check_derived(bridge)
+        _say_derived(bridge.cfg.architecture)
     bridge.text.own = own.serving(bridge.embed.n_tokens) if tokenizer is None else handed_over(bridge, tokenizer)
     warn_of_structure(bridge)
     return bridge
+
+
+_SAID: set[str] = set()
+"""Classes of models of which it was said that their structure is derived."""
+
+
+def _say_derived(architecture: str) -> None:
+    """Warns, once for each class of models, that an adapter was derived."""
+    if architecture not in _SAID:
+        _SAID.add(architecture)
+        warnings.warn(
+            f"no adapter is written for {architecture}: its structure was derived from a traced forward, and "
+            "the identities between its points hold. bridge.adapter.source.report() says what was found and how; "
+            "bridge.verify() checks the rest",
+            DerivedWarning,
+            stacklevel=3,
+        )
 
 
 def _bridged(hf_model: "PreTrainedModel", source: AdapterSource) -> TransformerBridge:

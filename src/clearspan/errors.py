@@ -11,6 +11,7 @@ __all__ = [
     "ClearspanError",
     "CompiledModelError",
     "ConflictingWritesError",
+    "DerivedWarning",
     "EditedEntryError",
     "HookFailedError",
     "HookTypeError",
@@ -261,6 +262,10 @@ class AdapterWarning(UserWarning):
 
 class PlugInWarning(UserWarning):
     """An installed package that offers an adapter which cannot be loaded."""
+
+
+class DerivedWarning(UserWarning):
+    """A model's adapter was derived from a traced forward, since none is written for its class."""
 
 
 class TiedWeightWarning(UserWarning):

@@ -65,14 +65,23 @@ GROUP = "clearspan.architectures"
 """Entry points of this group offer an adapter: their name is the class name of the model, their value the adapter."""
 
 
+def find_adapter(architecture: str) -> AdapterSource | None:
+    """Returns the adapter of a Hugging Face model class, by its name, or None where none is written.
+
+    Raises:
+        PlugInWarning: A warning: an installed package offers one that cannot be loaded.
+    """
+    return ADAPTERS.get(architecture) or _of_plug_ins(architecture)
+
+
 def adapter_class(architecture: str) -> AdapterSource:
     """Returns the adapter of a Hugging Face model class, by its name.
 
     Raises:
-        UnsupportedArchitectureError: There is none.
+        UnsupportedArchitectureError: None is written.
         PlugInWarning: A warning: an installed package offers one that cannot be loaded.
     """
-    found = ADAPTERS.get(architecture) or _of_plug_ins(architecture)
+    found = find_adapter(architecture)
     if found is None:
         names = sorted({*ADAPTERS, *(point.name for point in _plug_ins())})
         raise UnsupportedArchitectureError(

@@ -69,11 +69,19 @@ def load_model(
             reason=str(error).splitlines()[0],
             fix=_TRUST if "trust_remote_code" in str(error) else None,
         ) from error
-    for architecture in () if adapter else config.architectures or ():
-        adapter_class(architecture)
+    if adapter is None and not _is_causal(config):
+        for architecture in config.architectures or ():
+            adapter_class(architecture)
     model = _weighted(AutoModelForCausalLM, name, source, dtype=dtype, **keywords)
     model.config.name_or_path = str(name)
     return model.eval(), load_tokenizer(source, **hub)
+
+
+def _is_causal(config: "PretrainedConfig") -> bool:
+    """Whether a config's model is a causal language model, of transformers or with code of its own."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "auto_map" in vars(config)
 
 
 def _adapted_model(

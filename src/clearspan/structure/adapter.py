@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from clearspan.architectures import ArchitectureAdapter
+from clearspan.architectures import ADAPTERS, ArchitectureAdapter
 from clearspan.architectures.adapter import AdapterSource, Size, Sizes
 from clearspan.components import AttentionBridge, BlockBridge, GeneralizedComponent, MLPBridge, PerLayer, PosEmbedBridge
 from clearspan.config import TransformerBridgeConfig
+from clearspan.errors import UnsupportedArchitectureError
+from clearspan.hf.turns import turns_of
+from clearspan.points import nearest
 from clearspan.structure.block import block_template
-from clearspan.structure.finding import Finding, Findings
+from clearspan.structure.finding import Finding, Findings, MissingStructureError
 from clearspan.structure.frame import Blocks, find_blocks
 from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
@@ -50,6 +53,10 @@ class Structure:
     def __call__(self, cfg: TransformerBridgeConfig) -> ArchitectureAdapter:
         """Returns an adapter for these sizes."""
         return DerivedAdapter(cfg, self)
+
+    def report(self) -> str:
+        """Returns what was found, a line each, with how it is known."""
+        return "\n".join(map(str, self.findings))
 
     def __repr__(self) -> str:
         return f"the structure derived of {self.architecture}"
@@ -89,13 +96,52 @@ ROWS, POSITIONS = 5, 7
 
 
 def derive(model: "PreTrainedModel") -> Structure:
-    """Returns a model's structure, found in one traced forward of a few tokens.
+    """Returns a model's structure, found in one traced forward of a few tokens and a few calls of its parts.
+
+    Args:
+        model: A loaded Hugging Face model. It is run in eval mode, and left as it was.
+
+    Raises:
+        UnsupportedArchitectureError: Something that an adapter needs was not found.
+
+    Example:
+        >>> import clearspan
+        >>> from clearspan.structure import derive
+        >>> structure = derive(clearspan.boot("tiny-bigcode").hf_model)
+        >>> print(structure.findings[0])
+        hook_embed: transformer.wte + transformer.wpe is the stream that enters the blocks
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with turns_of(model).unseen():
+            return _derived(model)
+    except (MissingStructureError, *FAULTS) as error:
+        name = "" if isinstance(error, MissingStructureError) else f"{type(error).__name__}: "
+        raise UnsupportedArchitectureError(
+            f"no adapter for {type(model).__name__}, and its structure was not found",
+            reason=f"{name}{error}",
+            nearest=nearest(type(model).__name__, ADAPTERS),
+            fix="boot(model, adapter=...) with an adapter of your own: CONTRIBUTING.md shows how, step by step",
+        ) from error
+    finally:
+        for module, was_training in modes.items():
+            module.training = was_training
+
+
+FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What a model may raise that is called in parts, or on tokens alone."""
+
+
+def _derived(model: "PreTrainedModel") -> Structure:
+    """Returns a model's structure.
 
     Raises:
         MissingStructureError: Something that an adapter needs was not found.
     """
     d_vocab = model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(3, min(d_vocab, 1000), (ROWS, POSITIONS), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(model.device)
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
     blocks = find_blocks(model, trace)

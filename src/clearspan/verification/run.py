@@ -69,12 +69,17 @@ def _tokens(model: Model, level: Level, tokens: Tensor | None) -> Tensor:
 
 def checks(trial: Trial) -> Iterator[Check]:
     """Yields all checks, made one after another, with the model in eval mode meanwhile."""
+    return checks_of(trial, _all)
+
+
+def checks_of(trial: Trial, stage: Callable[[Trial], Iterable[Check]]) -> Iterator[Check]:
+    """Yields the checks of a stage, with the model in eval mode meanwhile."""
     model = trial.model
     was_training = model.hf_model.training
     model.eval()
     try:
         with torch.no_grad(), trial.counter.counting(model.hf_model):
-            yield from _all(trial)
+            yield from stage(trial)
     finally:
         model.train(was_training)
 
