@@ -206,7 +206,7 @@ def bridge_config(model: "PreTrainedModel", source: AdapterSource) -> Transforme
                 fix=f"sizes = {{{field!r}: (entry,), ...}} in the adapter",
             )
     known = {field: value for field, value in found.items() if value is not None}
-    eps = _stored(config, sizes["eps"])
+    eps = stored(config, sizes["eps"])
     return TransformerBridgeConfig(
         **{
             "n_heads": 0,  # no attention
@@ -246,11 +246,11 @@ def _size(config: "PretrainedConfig", size: Size) -> Any:
     """Returns the first entry that is set; or the size itself, where a source gives that."""
     if not isinstance(size, tuple):
         return size
-    name = _stored(config, size)
+    name = stored(config, size)
     return None if name is None else _value(config, name)
 
 
-def _stored(config: "PretrainedConfig", names: Size) -> str | None:
+def stored(config: "PretrainedConfig", names: Size) -> str | None:
     """Returns the first of these entries that the config has, under its own or a common name."""
     known = names if isinstance(names, tuple) else ()
     return next((name for name in known if _value(config, name) is not None), None)

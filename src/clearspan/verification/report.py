@@ -73,6 +73,7 @@ class Verification:
         checks: All checks, in order.
         forwards: Forward passes that it took.
         not_exercised: What of the model was not tried, each with the reason, such as a window longer than the inputs.
+        unexplained: Entries of the config that the model's code reads and the adapter does not speak of, in words.
     """
 
     model: str
@@ -82,6 +83,7 @@ class Verification:
     checks: tuple[Check, ...]
     forwards: int
     not_exercised: tuple[str, ...] = ()
+    unexplained: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -126,6 +128,7 @@ class Verification:
         last = {check.group: check.explanation for check in self.unavailable}
         for group, count in Counter(check.group for check in self.unavailable).items():
             lines.append(f"  {count} of {group} could not be checked. {last[group]}")
+        lines += [f"  warning: {what}" for what in self.unexplained]
         lines += [f"  not exercised: {what}" for what in self.not_exercised]
         for check in self.failures:
             error = "" if check.error is None else f" (error {check.error:.1e}, allowed {check.tolerance:.1e})"

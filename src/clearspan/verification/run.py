@@ -15,6 +15,7 @@ from clearspan.hf.tokenizers import tokenizer_doubt, tokenizer_fault
 from clearspan.model import Model
 from clearspan.verification import structure
 from clearspan.verification.attention import attention
+from clearspan.verification.config_entries import unexplained
 from clearspan.verification.generation import generation
 from clearspan.verification.gradients import gradients
 from clearspan.verification.lengths import length_for, lengths
@@ -41,6 +42,7 @@ def verify(model: Model, level: Level, tokens: Tensor | None) -> Verification:
         checks=found,
         forwards=trial.counter.forwards,
         not_exercised=tuple(trial.not_exercised),
+        unexplained=tuple(unexplained(model)),
     )
 
 

@@ -168,6 +168,8 @@ def show_verification(found: Verification, console: Console) -> None:
     console.print(Padding(table, (1, 0, 1, 2)))
     for check in found.unavailable:
         console.print(Text.assemble(("not checked ", "yellow"), (check.group, "bold"), f"  {check.what}"))
+    for what in found.unexplained:
+        console.print(Text.assemble(("warning ", "yellow"), what))
     for what in found.not_exercised:
         console.print(Text.assemble(("not exercised ", "yellow"), what))
     for check in found.failures:
