@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from tests.conftest import tiny_model
+from tests.zoo import build
 
 import clearspan
 from clearspan import TransformerBridge
@@ -35,6 +36,68 @@ def test_a_folder(tmp_path, tokens):
     assert clearspan.boot(tmp_path, dtype=torch.float64)(tokens).dtype == torch.float64
     eager = clearspan.boot(tmp_path, attn_implementation="eager")
     assert eager.hf_model.config._attn_implementation == "eager"
+
+
+OLD = {
+    "activation_function": "gelu_new",
+    "architectures": ["GPT2LMHeadModel"],
+    "attn_pdrop": 0.1,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+    "gradient_checkpointing": False,
+    "model_type": "gpt2",
+    "n_ctx": 64,
+    "n_embd": 48,
+    "n_head": 4,
+    "n_inner": 80,
+    "n_layer": 3,
+    "n_positions": 64,
+    "summary_type": "cls_index",
+    "transformers_version": "4.5.1",
+    "vocab_size": 97,
+}
+"""A config as the first releases of transformers wrote it, with ids that this vocabulary does not have."""
+
+
+def old_checkpoint(folder, model, without=(), prefix="transformer."):
+    """Writes a checkpoint as the first releases did: one pickled file with masks in it, and no tokenizer."""
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in OLD.items() if key not in without}))
+    weights = {name.replace("transformer.", prefix, 1): value for name, value in model.state_dict().items()}
+    for layer in range(3):
+        weights[f"{prefix}h.{layer}.attn.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril()
+        weights[f"{prefix}h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    torch.save(weights, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("without", "prefix"),
+    [
+        ((), "transformer."),
+        (("architectures",), "transformer."),
+        ((), ""),  # the model without its unembedding
+        (("model_type",), "transformer."),
+    ],
+)
+def test_a_folder_that_an_old_release_wrote(tmp_path, without, prefix):
+    model = build("gpt2", n_inner=80)
+    old_checkpoint(tmp_path, model, without, prefix)
+    bridge = clearspan.boot(tmp_path)
+    tokens = torch.arange(3, 12)[None]
+    assert torch.equal(bridge(tokens), model(tokens, use_cache=False).logits)
+    assert bridge.cfg.model_name == str(tmp_path)
+    assert bridge.verify().passed
+
+
+@pytest.mark.parametrize("architectures", [None, ["TheirOwnModel"]])
+def test_a_folder_that_says_no_model_type(tmp_path, architectures):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": architectures, "n_layer": 3}))
+    with pytest.raises(CheckpointNotFoundError) as error:
+        clearspan.boot(tmp_path)
+    assert str(error.value) == (
+        f"cannot load {str(tmp_path)!r}\n"
+        "  expected: a hub id, a checkpoint's folder, or one of the embedded models: tiny-bigcode\n"
+        f"  reason: Unrecognized model in {tmp_path}. Should have a `model_type` key in its config.json."
+    )
 
 
 def test_the_code_of_a_checkpoint_does_not_run_unasked(tmp_path, monkeypatch):

@@ -63,12 +63,15 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(source, **hub)
     except (OSError, ValueError) as error:
-        raise CheckpointNotFoundError(
-            f"cannot load {str(name)!r}",
-            expected=f"a hub id, a checkpoint's folder, or one of the embedded models: {', '.join(EMBEDDED)}",
-            reason=str(error).splitlines()[0],
-            fix=_TRUST if "trust_remote_code" in str(error) else None,
-        ) from error
+        old = _config_by_class(source, hub) if "`model_type`" in str(error) else None
+        if old is None:
+            raise CheckpointNotFoundError(
+                f"cannot load {str(name)!r}",
+                expected=f"a hub id, a checkpoint's folder, or one of the embedded models: {', '.join(EMBEDDED)}",
+                reason=str(error).splitlines()[0],
+                fix=_TRUST if "trust_remote_code" in str(error) else None,
+            ) from error
+        config = keywords["config"] = old
     if adapter is None and not _is_causal(config):
         for architecture in config.architectures or ():
             adapter_class(architecture)
@@ -82,6 +85,20 @@ def _is_causal(config: "PretrainedConfig") -> bool:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "auto_map" in vars(config)
+
+
+def _config_by_class(source: str, hub: dict[str, Any]) -> "PretrainedConfig | None":
+    """Returns the config of a checkpoint that names its class and no model type, as the first releases wrote it.
+
+    Returns None where transformers does not load causal language models of that class.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    entries, _ = transformers.PretrainedConfig.get_config_dict(source, **hub)
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    name = next((name for name in entries.get("architectures") or () if name in known), None)
+    return None if name is None else getattr(transformers, name).config_class.from_dict(entries)
 
 
 def _adapted_model(
