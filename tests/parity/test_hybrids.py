@@ -329,10 +329,8 @@ def test_an_edge_out_of_a_mixer_is_patched_exactly(name, bridges):
     _, other = bridge.run_with_cache(OTHER)
     found = patch_edges(bridge, TOKENS, OTHER, METRIC, ["L0.mixer->L1.mlp", "L0.mixer->logits"], progress=False)
     change = clean["mixer_out", 0] - other["mixer_out", 0]
-    for edge, point in (
-        ("L0.mixer->L1.mlp", "blocks.1.hook_mlp_in"),
-        ("L0.mixer->logits", f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"),
-    ):
+    last = f"blocks.{bridge.cfg.n_layers - 1}.hook_resid_post"
+    for edge, point in (("L0.mixer->L1.mlp", "blocks.1.hook_mlp_in"), ("L0.mixer->logits", last)):
         at = bridge.run_with_hooks(OTHER, fwd_hooks=[(point, lambda value, hook: value + change)])[:, -1]
         expected = torch.stack([at[0, 5] - at[0, 7], at[1, 6] - at[1, 8]])
         torch.testing.assert_close(found.select(edge=edge).of(), expected, rtol=1e-4, atol=1e-5)
