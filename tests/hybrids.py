@@ -313,6 +313,23 @@ class MiniMaxAdapter(HybridAdapter):
         )
 
 
+class DogeAdapter(HybridAdapter):
+    """Doge: before each sublayer is added, the stream is multiplied by a parameter. Its attention is not shown here."""
+
+    def _block(self, layer: int) -> BlockBridge:
+        return BlockBridge(
+            name=self.blocks_name,
+            stages=(("mixer",), ("mlp",)),
+            stream_multiplier=("input_residual", "post_attention_residual"),
+            submodules={
+                "ln1": self._norm("input_layernorm"),
+                "mixer": OpaqueBridge(name="self_attn"),
+                "ln2": self._norm("post_attention_layernorm"),
+                "mlp": self._gated("mlp"),
+            },
+        )
+
+
 _MAMBA2 = {
     "mamba_n_heads": 4,
     "mamba_d_head": 24,
@@ -445,13 +462,19 @@ HYBRIDS: dict[str, tuple[str, type[HybridAdapter], dict[str, Any]]] = {
     ),
 }
 
+HYBRIDS["doge"] = ("Doge", DogeAdapter, {**SIZES, "num_hidden_layers": 2})
+
 
 def hybrid_model(name: str, **settings: Any) -> PreTrainedModel:
     """Returns a tiny random model of a kind, in eval mode."""
     family, _, sizes = HYBRIDS[name]
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**{**sizes, **settings})
-    return getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    for path, parameter in model.named_parameters():
+        if path.endswith(("norm.weight", "layernorm.weight", "norm_f.weight", "_residual")) or ".layernorm." in path:
+            parameter.data = 1 + 0.3 * torch.randn_like(parameter)  # freshly made ones are 1, which hides what they do
+    return model
 
 
 def hybrid(name: str, model: PreTrainedModel | None = None, **settings: Any) -> clearspan.TransformerBridge:

@@ -298,6 +298,22 @@ class PointTable(Sequence[PointRow]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def layers(self) -> dict[str, list[int]]:
+        """Returns the layers that have each point of a block, by its name with `{l}` in place of the layer.
+
+        Example:
+            >>> import clearspan
+            >>> clearspan.boot("tiny-bigcode").points().layers()["blocks.{l}.attn.hook_q"]
+            [0, 1, 2, 3, 4]
+        """
+        found: dict[str, list[int]] = {}
+        for row in self._rows:
+            for name in (row.name, *row.aliases):
+                address = Address.parse(name)
+                if address.layer is not None:
+                    found.setdefault(address.template, []).append(address.layer)
+        return found
+
     def __repr__(self) -> str:
         names = max((len(row.name) for row in self._rows), default=0)
         shapes = max((len(row.shape) for row in self._rows), default=0)

@@ -417,7 +417,7 @@ def entry_of(name: str) -> Entry:
     """Returns the entry of a point's name: its own, or that of points with the same last part."""
     template = template_of(name)
     if template not in _BY_NAME:
-        template = _unnumbered(template)
+        template = unnumbered(template)
     if template in _BY_NAME:
         return _BY_NAME[template]
     leaf = template.rpartition(".")[2]
@@ -428,11 +428,11 @@ def entry_of(name: str) -> Entry:
 _NUMBERED = re.compile(r"(?<![a-z])(?:(attn|mlp|mixer|moe)\d*|([qkv])\d+(?=_input))(?![a-z0-9])")
 
 
-def _unnumbered(template: str) -> str:
+def unnumbered(template: str) -> str:
     """Returns the name that a further sublayer's point has for the first one: `hook_mlp_out` for `hook_mlp2_out`.
 
     Example:
-        >>> _unnumbered("blocks.{l}.hook_moe_out"), _unnumbered("blocks.{l}.attn2.hook_q")
+        >>> unnumbered("blocks.{l}.hook_moe_out"), unnumbered("blocks.{l}.attn2.hook_q")
         ('blocks.{l}.hook_mlp_out', 'blocks.{l}.attn.hook_q')
     """
     template = re.sub(r"(?<=hook_resid_mid)\d+", "2", template)

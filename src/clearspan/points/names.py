@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError, UnknownPointError
-from clearspan.points.catalogue import VOCABULARY
+from clearspan.points.catalogue import VOCABULARY, unnumbered
 
 NamesFilter = str | Sequence[str] | re.Pattern[str] | Callable[[str], bool] | None
 
@@ -66,6 +66,8 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         return f"ln_final.hook_{name}"
     if name in _OUTSIDE_BLOCKS:
         return f"hook_{name}"
+    if layer is not None and name not in _KNOWN and unnumbered(f"blocks.{{l}}.hook_{name}") in _SHORT_OF:
+        return f"blocks.{layer}.hook_{name}"  # of a further sublayer, such as "mlp2_out"
     if name not in (*_IN_NORM, *_IN_ATTENTION, *_IN_MLP, *_IN_BLOCK):
         raise UnknownPointError(f"no hook point has the short name {name!r}", nearest=nearest(name, _KNOWN))
     if layer is None:
