@@ -101,8 +101,12 @@ class PointIndex:
         reason = self.why_absent(name)
         close = nearest(name, self.by_name)
         if reason is not None:
+            there = self.layers_with(name)
             raise AbsentPointError(
-                f"{self._adapter.cfg.architecture} has no hook point {name!r}", reason=reason, nearest=close
+                f"{self._adapter.cfg.architecture} has no hook point {name!r}",
+                expected=f"a layer that has it: {', '.join(map(str, there))}" if there else None,
+                reason=reason,
+                nearest=close,
             )
         layer = Address.parse(name).layer
         n_layers = self._adapter.cfg.n_layers
@@ -112,6 +116,13 @@ class PointIndex:
             )
         fix = f"clearspan.get_act_name({name!r}, layer)" if is_short_name(name) else "bridge.hook_dict has every name"
         raise UnknownPointError(f"no hook point {name!r}", nearest=close, fix=fix)
+
+    def layers_with(self, name: str) -> list[int]:
+        """Returns the layers that have a point of this name, whichever layer the name is of; none outside blocks."""
+        address = Address.parse(name)
+        if address.layer is None:
+            return []
+        return [layer for layer in range(self._adapter.cfg.n_layers) if str(address.at(layer)) in self.by_name]
 
     def why_absent(self, name: str) -> str | None:
         """Returns why this model lacks a point of the vocabulary, or None where it has it or nothing does."""

@@ -2,7 +2,8 @@
 
 Each `get_act_patch_...` takes the corrupted run's tokens and the clean run's cache, and returns the metric with one
 value of the corrupted run replaced by the clean run's, by cell. They are planned (`clearspan.sweep`), and so give what
-one forward for each cell gives, in a fraction of the time. Keys and values have as many heads as the model has.
+one forward for each cell gives, in a fraction of the time. Keys and values have as many heads as the model has. Layers
+that lack what is patched, such as attention where a layer has a mixer in its place, are NaN.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,7 +88,8 @@ def activation_patching(
         attention_mask: 1 for real tokens, where an input is bare token ids with padding: of both.
         memory: Bytes that a batch may take.
         progress: As for `Sweep.run`.
-        **places: The places on an axis, such as `layer=[3, 4]`; by default all.
+        **places: The places on an axis, such as `layer=[3, 4]`; by default all. Layers without the point, such as
+            those with a mixer in place of attention, are left out.
 
     Returns:
         Metrics by cell and row, with means, standard errors, bootstrap intervals, and `normalised()`: the share of the
@@ -130,9 +132,10 @@ def _grid(
 ) -> Grid:
     """Returns the grid over all places, or those given, of some axes."""
     places = {axis: whole_numbers(axis, given) for axis, given in places.items()}
-    layers = range(bridge.cfg.n_layers)
+    layers = bridge.index.layers_with(get_act_name(point, 0)) or range(bridge.cfg.n_layers)
+    n_layers = bridge.cfg.n_layers
     first = next(iter(places.get("layer", layers)), 0)
-    known = bridge.index.find(get_act_name(point, first % len(layers) if -len(layers) <= first < 0 else first))
+    known = bridge.index.find(get_act_name(point, first % n_layers if -n_layers <= first < 0 else first))
     axes = {}
     for axis in by:
         match axis:
@@ -308,7 +311,10 @@ def get_act_patch_attn_head_by_pos_every(
 def get_act_patch_block_every(
     model: TransformerBridge, corrupted_tokens: Input, clean_cache: ActivationCache, patching_metric: Metric
 ) -> Float[Tensor, "kind=3 layer pos"]:
-    """Returns the sweeps by layer and position of `resid_pre`, `attn_out` and `mlp_out`, in this order."""
+    """Returns the sweeps by layer and position of `resid_pre`, `attn_out` and `mlp_out`, in this order.
+
+    Layers without attention, or without an MLP, are NaN there.
+    """
     return torch.stack(
         [
             get_act_patch_resid_pre(model, corrupted_tokens, clean_cache, patching_metric),
@@ -331,7 +337,13 @@ def _patched(
         batch = model.to_batch(corrupted_tokens)
     cells = _grid(model, point, by, "clean", batch.longest, {})
     sweep = Sweep(model, batch, cells, metric, sources={"clean": clean_cache})
-    return sweep.run(progress=False).mean()
+    found = sweep.run(progress=False).mean()
+    layers = cells.axes[0][1]
+    if len(layers) == model.cfg.n_layers:
+        return found
+    every = found.new_full((model.cfg.n_layers, *found.shape[1:]), torch.nan)
+    every[list(layers)] = found
+    return every
 
 
 def _every(model: TransformerBridge, sweeps: Sequence[Patched]) -> Patched:

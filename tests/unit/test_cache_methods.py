@@ -432,7 +432,7 @@ def test_text_of_gradients_of_a_generation_and_of_what_was_edited(bridge, tokens
         ),
         (
             lambda cache: cache.decompose_resid(mode="heads"),
-            ["no mode 'heads'", "  expected: 'all', 'mlp' or 'attn'"],
+            ["no mode 'heads'", "  expected: 'all', 'mlp', 'attn' or 'mixer'"],
         ),
         (
             lambda cache: cache.get_neuron_results(3),

@@ -154,12 +154,17 @@ def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hook
 
 
 def positionwise_mlp(model: Model) -> MLPBridge | None:
-    """Returns the last block's MLP if its module maps one tensor position by position to another, or None."""
-    mlp = model.blocks[-1].mlp
-    if not isinstance(mlp, MLPBridge) or mlp.name is None:
-        return None
-    takes = list(inspect.signature(type(mlp.module).forward).parameters.values())
-    return mlp if len(takes) == 2 and takes[1].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else None
+    """Returns an MLP of the last block that maps one tensor position by position, and that nothing after it reads.
+
+    None where there is none, or its module takes more than the tensor.
+    """
+    last = model.blocks[-1]
+    for sublayer in last.of_kind("mlp"):
+        mlp = sublayer.part
+        if isinstance(mlp, MLPBridge) and mlp.name is not None and sublayer.adds_at == len(last.stages) - 1:
+            takes = list(inspect.signature(type(mlp.module).forward).parameters.values())
+            return mlp if len(takes) == 2 and takes[1].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else None
+    return None
 
 
 def _repeated(tensor: Tensor, copies: int) -> Tensor:

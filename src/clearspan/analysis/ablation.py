@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -106,13 +107,13 @@ def ablate_layers(
     reference_mask: Int[Tensor, "row pos"] | None = None,
     progress: bool | Progress = True,
 ) -> Effects:
-    """Returns a metric with what attention or the MLP of one layer adds to the stream ablated, for each of them.
+    """Returns a metric with what one sublayer adds to the stream ablated: attention, MLP or mixer, for each of them.
 
-    These are the values at `hook_attn_out` and `hook_mlp_out`, after any norm and bias. Arguments, methods and errors
-    are those of `ablate_heads`.
+    These are the values at `hook_attn_out`, `hook_mlp_out` and `hook_mixer_out`, after any norm and bias. Arguments,
+    methods and errors are those of `ablate_heads`.
 
     Returns:
-        The metric by layer, part (`attn` or `mlp`) and row.
+        The metric by layer, part (`attn`, `mlp`, `mixer`, ...) and row; NaN where a layer lacks the part.
 
     Example:
         >>> import clearspan
@@ -120,10 +121,21 @@ def ablate_layers(
         >>> bool(found.select(layer=0, part="mlp").change() > 0.5)
         True
     """
-    chosen, parts, action = layers_of(points_of(bridge, "attn_out", layers)), ("attn", "mlp"), _action(method, seed)
-    units = [Intervention(f"{part}_out", action, layer=layer) for layer in chosen for part in parts]
-    cells = Grid((("layer", tuple(chosen)), ("part", parts)), tuple((unit,) for unit in units))
-    return _ablated(bridge, input, metric, cells, method, reference, attention_mask, reference_mask, progress)
+    chosen, action = layers_of(points_of(bridge, "resid_post", layers)), _action(method, seed)
+    here = [(layer, sublayer) for layer in chosen for sublayer in bridge.blocks[layer].sublayers]
+    parts = tuple(dict.fromkeys(sublayer.name for _, sublayer in here))
+    cells = Grid(
+        (("part", tuple((layer, sublayer.name) for layer, sublayer in here)),),
+        tuple((Intervention(sublayer.hook_out, action),) for _, sublayer in here),
+    )
+    found = _ablated(bridge, input, metric, cells, method, reference, attention_mask, reference_mask, progress)
+    at = [chosen.index(layer) * len(parts) + parts.index(sublayer.name) for layer, sublayer in here]
+    values = {}
+    for name, measured in found.values.items():
+        every = measured.new_full((len(chosen) * len(parts), measured.shape[-1]), torch.nan)
+        every[at] = measured
+        values[name] = every.unflatten(0, (len(chosen), len(parts)))
+    return replace(found, values=values, axes={"layer": tuple(chosen), "part": parts})
 
 
 def ablate_neurons(

@@ -66,7 +66,9 @@ def points_of(bridge: TransformerBridge, name: str, layers: Layers) -> tuple[str
             raise InvalidArgumentError(f"{name!r} is one point, in one place", expected="layers=None", got=str(layers))
         names = [get_act_name(name)]
     else:
-        wanted = whole_numbers("layers", range(n_layers) if layers is None else layers)
+        # With no layers named, those are left out that lack the point, as attention in a layer with a mixer.
+        every = bridge.index.layers_with(get_act_name(name, 0)) or range(n_layers)
+        wanted = whole_numbers("layers", every if layers is None else layers)
         names = [
             get_act_name(name, layer)
             for layer in dict.fromkeys(one + n_layers if -n_layers <= one < 0 else one for one in wanted)

@@ -14,6 +14,7 @@ from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.checks import check_counts
+from clearspan.components import MLPBridge, Sublayer
 from clearspan.effects import Draws, Effects, Label
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input, Positions
@@ -31,13 +32,17 @@ REST = "rest"
 _BARS = 40
 _SCALE = "ln_final.hook_scale"
 _ALWAYS = ("hook_embed", "hook_pos_embed", "blocks.0.hook_resid_pre", _SCALE, "unembed.hook_out")
-_KEPT = {
-    "component": ("hook_attn_out", "hook_mlp_out"),
-    "layer": ("hook_attn_out", "hook_mlp_out"),
-    "head": ("hook_z", "ln1_post.hook_scale", "hook_mlp_out"),
-    "neuron": ("hook_z", "ln1_post.hook_scale", "hook_post", "ln2_post.hook_scale"),
-}
-"""What is kept of a run, by the ends of names: for every unit, and for each."""
+"""What is kept of every run, by the ends of names."""
+
+
+def _kept(sublayer: Sublayer, unit: AttributionUnit) -> list[str]:
+    """Returns the points of a sublayer that are kept for a unit: what it adds, or its parts and a norm's scale."""
+    is_mlp = unit == "neuron" and isinstance(sublayer.part, MLPBridge)
+    if not is_mlp and (unit not in ("head", "neuron") or sublayer.kind != "attn"):
+        return [sublayer.hook_out]
+    norm = sublayer.norm_after
+    scale = [] if norm is None else [f"{norm.path}.hook_scale"]
+    return [f"{sublayer.part.path}.{'hook_post' if is_mlp else 'hook_z'}", *scale]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -95,7 +100,7 @@ class DirectLogitAttribution(Effects):
 
     @property
     def by_head(self) -> Float[Tensor, "layer head"]:
-        """Mean over rows, by layer and head.
+        """Mean over rows, by layer and head; layers without attention are left out.
 
         Raises:
             InvalidArgumentError: The unit is another one.
@@ -104,8 +109,12 @@ class DirectLogitAttribution(Effects):
             raise InvalidArgumentError(
                 "this is not divided into heads", got=f"unit={self.unit!r}", fix="direct_logit_attribution(unit='head')"
             )
-        n_heads = sum(part.startswith("L0H") for part in self.parts)
-        return self.attribution[:-1].unflatten(0, (-1, n_heads))
+        return self.attribution[:-1].unflatten(0, (len(self._attentions), -1))
+
+    @property
+    def _attentions(self) -> tuple[str, ...]:
+        """What labels of heads begin with, for each attention: `L3`, `L3.attn2.`."""
+        return tuple(dict.fromkeys(part.rpartition("H")[0] for part in self.parts[:-1]))
 
     def top(self, k: int = 10, metric: str | None = None) -> Self:
         """Returns the `k` parts that add or take most, largest first; the rest is not among them."""
@@ -135,7 +144,8 @@ class DirectLogitAttribution(Effects):
     ) -> "go.Figure":
         """Returns a heat map of heads, layers down; for other units bars, for neurons those of the largest."""
         if self.unit == "head" and not at and REST in self.parts:
-            layers, heads = map(range, self.by_head.shape)
+            layers = [int(found) if (found := own[1:]).isdigit() else own.rstrip(".") for own in self._attentions]
+            heads = range(self.by_head.shape[1])
             return picture(self.by_head, {"layer": layers, "head": heads}, unit="logits", title=self.title)
         if self.unit == "neuron" and len(self.parts) > _BARS:
             return self.top(_BARS).plot(metric, draws=draws, **at)
@@ -163,9 +173,9 @@ def direct_logit_attribution(
     with the norm's weight `w`; an RMS norm does not centre. It holds on raw weights, and for every unit. The result
     puts the model's own logit next to the sum. Units:
 
-    - `"component"`: embeddings, and each layer's attention and MLP.
+    - `"component"`: embeddings, and each layer's attention, mixer and MLP.
     - `"layer"`: embeddings, and each layer.
-    - `"head"`: heads, and the rest: embeddings, MLPs and output biases.
+    - `"head"`: heads, and the rest: embeddings, mixers, MLPs and output biases.
     - `"neuron"`: neurons of the MLPs, and the rest: embeddings, heads and output biases.
 
     A part is what reaches the residual stream: after a norm on a sublayer's output, by that norm's scale in this run,
@@ -216,7 +226,9 @@ def direct_logit_attribution(
     if incorrect_tokens is not None:
         incorrect = target_ids_of(bridge, incorrect_tokens, batch.rows, "incorrect_tokens")
         directions = directions - directions_of(bridge, incorrect)
-    names = [name for name in bridge.hook_dict if name.endswith((*_ALWAYS, *_KEPT[unit]))]
+    every = (sublayer for block in bridge.blocks for sublayer in block.sublayers)
+    wanted = {name for sublayer in every for name in _kept(sublayer, unit)}
+    names = [name for name in bridge.hook_dict if name.endswith(_ALWAYS) or name in wanted]
     if batch.embeds is not None:  # the model's own embedding does not run
         names.remove("hook_embed")
     labels: list[str] = []
@@ -280,10 +292,10 @@ def _parts(
         return _with_rest(found, labels, "H")
     if unit == "component":
         return found, labels
-    n_layers = cache.model.cfg.n_layers
-    embeddings = len(found) - 2 * n_layers
-    by_layer = found[embeddings:].unflatten(0, (n_layers, 2)).sum(1)
-    names = [*labels[:embeddings], *(f"L{layer}" for layer in range(n_layers))]
+    sizes = [len(block.sublayers) for block in cache.model.blocks]
+    embeddings = len(found) - sum(sizes)
+    by_layer = torch.stack([own.sum(0) for own in found[embeddings:].split(sizes)])
+    names = [*labels[:embeddings], *(f"L{layer}" for layer in range(len(sizes)))]
     return torch.cat([found[:embeddings], by_layer]), names
 
 
@@ -299,12 +311,15 @@ def _with_rest(
 def _check_unit(bridge: TransformerBridge, unit: AttributionUnit) -> None:
     if unit not in get_args(AttributionUnit):
         raise InvalidArgumentError(f"unknown unit {unit!r}", expected="'component', 'layer', 'head' or 'neuron'")
-    for layer in range(bridge.cfg.n_layers) if unit == "neuron" else ():
-        name = f"blocks.{layer}.mlp.hook_post"
+    if unit == "head":
+        bridge.check_layers("attn", [])
+    mlps = [sublayer for block in bridge.blocks for sublayer in block.of_kind("mlp")] if unit == "neuron" else []
+    for sublayer in mlps:
+        name = f"{sublayer.part.path}.hook_post"
         if name not in bridge.hook_dict:
             raise InvalidArgumentError(
-                f"layer {layer} has no neurons to attribute to",
+                f"layer {sublayer.layer} has no neurons to attribute to",
                 where=bridge.cfg.architecture,
-                reason=bridge.why_absent(name),
+                reason=bridge.index.why_absent(name) or f"only the ends of {sublayer.part.path} are known",
                 fix="unit='layer', which takes its MLP as a whole",
             )

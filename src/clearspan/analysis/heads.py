@@ -101,9 +101,10 @@ def head_scores(
         vocabulary: Token ids to draw from, uniformly; by default all but special ones.
 
     Returns:
-        Scores by layer, head and text, in attention from 0 to 1.
+        Scores by layer, head and text, in attention from 0 to 1; NaN in layers without attention.
 
     Raises:
+        MissingPartError: No layer has attention.
         InvalidArgumentError: No rows, a period of less than two tokens, or an unusable vocabulary.
 
     Example:
@@ -117,18 +118,19 @@ def head_scores(
         "Model analysis table". There the repeated block is 25 tokens long and stands four times.
     """
     text = repeated_tokens(bridge, rows=rows, period=period, seed=seed, vocabulary=vocabulary)
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(bridge.cfg.n_layers)]
-    _, cache = bridge.run_with_cache(text.tokens, names, return_type=None)
-    induction, previous = [], []
-    for name in names:
+    bridge.check_layers("attn", [])
+    names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in bridge.layers_with("attn")}
+    _, cache = bridge.run_with_cache(text.tokens, list(names.values()), return_type=None)
+    induction = torch.full((bridge.cfg.n_layers, bridge.cfg.n_heads, text.tokens.shape[0]), torch.nan)
+    previous = induction.clone()
+    for layer, name in names.items():
         pattern = cache[name].float()
         # The diagonal at offset k - q: `period - 1` tokens back for induction, one for the previous token.
         after_first = pattern.diagonal(1 - text.period, dim1=-2, dim2=-1)[..., -text.period :]
         before = pattern.diagonal(-1, dim1=-2, dim2=-1)[..., max(text.start - 1, 0) :]
-        induction.append(after_first.mean(-1).T)
-        previous.append(before.mean(-1).T)
+        induction[layer], previous[layer] = after_first.mean(-1).T.cpu(), before.mean(-1).T.cpu()
     return HeadScores(
-        {"induction": torch.stack(induction).cpu(), "previous_token": torch.stack(previous).cpu()},
+        {"induction": induction, "previous_token": previous},
         _axes(bridge),
         what="each head, in attention from 0 to 1",
         span=(0, 1),
@@ -382,7 +384,8 @@ def _checked(expected: object, length: int, measure: ErrorMeasure) -> Float[Tens
 def _heads_by_layer(bridge: TransformerBridge, heads: Heads | None) -> dict[int, list[int]]:
     n_layers, n_heads = bridge.cfg.n_layers, bridge.cfg.n_heads
     if heads is None:
-        return {layer: list(range(n_heads)) for layer in range(n_layers)}
+        bridge.check_layers("attn", [])
+        return {layer: list(range(n_heads)) for layer in bridge.layers_with("attn")}
     chosen: dict[int, list[int]] = {}
     try:
         if isinstance(heads, Mapping):
@@ -397,6 +400,7 @@ def _heads_by_layer(bridge: TransformerBridge, heads: Heads | None) -> dict[int,
             raise InvalidArgumentError(
                 f"there is no head L{layer}H{head}", expected=f"layers 0 to {n_layers - 1}, heads 0 to {n_heads - 1}"
             )
+        bridge.check_layers("attn", [layer % n_layers])
         chosen.setdefault(layer % n_layers, []).append(head % n_heads)
     if not chosen:
         raise InvalidArgumentError("there is no head to score", expected="heads=None for all", got="none")

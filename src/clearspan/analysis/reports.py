@@ -284,7 +284,7 @@ class Report:
         lens: Logit lens.
         heads: Induction and previous-token scores, on random tokens rather than this text.
         effect: Causal effect on the last prediction.
-        patterns: Attention of every head on this text.
+        patterns: Attention of every head on this text; NaN in layers without attention.
     """
 
     model: ModelFacts
@@ -425,9 +425,11 @@ def report(
         tell("logit lens", 1, 1)
         heads = head_scores(bridge)
         tell("head scores", 1, 1)
-        names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(layers)]
-        _, cache = bridge.run_with_cache(tokens, names, return_type=None)
-        patterns = torch.stack([cache[name][0].float().cpu() for name in names])
+        names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in bridge.layers_with("attn")}
+        _, cache = bridge.run_with_cache(tokens, list(names.values()), return_type=None)
+        patterns = torch.full((layers, bridge.cfg.n_heads, *[tokens.shape[1]] * 2), torch.nan)
+        for layer, name in names.items():
+            patterns[layer] = cache[name][0].float().cpu()
         tell("attention patterns", 1, 1)
         effect = causal_effect(bridge, tokens, progress=lambda _, done, total: tell("causal effect", done, total))
     ids = torch.cat([part.flatten() for part in (found.tokens, found.top_ids, lens.top_ids)]).unique().tolist()

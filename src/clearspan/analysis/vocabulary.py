@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan._forward.readout import FrozenNorm, added_logits, exact, norm_at
+from clearspan._forward.readout import FrozenNorm, added_logits, exact
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, is_whole
-from clearspan.components import NormalizationBridge
+from clearspan.components.sublayer import scaled
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
@@ -202,17 +202,17 @@ def singular_readings(
 
 def _svd(bridge: TransformerBridge, matrix: ReadableMatrix, layer: int, head: int | None) -> SVD:
     """Returns the decomposition of a matrix that multiplies a row from the right, in float32 at least."""
-    attn, mlp = bridge.blocks[layer].attn, bridge.blocks[layer].mlp
+    block = bridge.blocks[layer]
     match matrix:
         case "OV":
             assert head is not None, "checked before"
-            return FactoredMatrix(bridge.expand_kv_heads(attn.W_V)[head], attn.W_O[head]).svd()
+            return FactoredMatrix(bridge.expand_kv_heads(block.attn.W_V)[head], block.attn.W_O[head]).svd()
         case "W_in":
-            weight = mlp.W_in
+            weight = block.mlp.W_in
         case "W_gate":
-            weight = mlp.W_gate
+            weight = block.mlp.W_gate
         case "W_out":
-            weight = mlp.W_out
+            weight = block.mlp.W_out
     return SVD(*torch.linalg.svd(exact(weight), full_matrices=False))
 
 
@@ -220,7 +220,7 @@ def _read(
     bridge: TransformerBridge, vectors: Float[Tensor, "value d_model"], layer: int, part: str
 ) -> Float[Tensor, "value d_vocab"]:
     """Returns how strongly each token's embedding, through the norm that a sublayer reads through, excites vectors."""
-    norm = norm_at(bridge, layer, mlp_input=part == "mlp")
+    norm = bridge.blocks[layer].sublayer(part).norm
     along = vectors if norm is None else FrozenNorm.of(norm).weighted(vectors)
     scores = []
     for ids in torch.arange(bridge.embed.n_tokens).split(_ROWS):
@@ -234,11 +234,10 @@ def _written(
     bridge: TransformerBridge, vectors: Float[Tensor, "value d_model"], layer: int, part: str
 ) -> Float[Tensor, "value d_vocab"]:
     """Returns the logits that vectors in a sublayer's output add, for a scale of 1 of the norms after it."""
-    block = bridge.blocks[layer]
-    norm = block.submodules.get("ln1_post" if part == "attn" else "ln2_post")
-    if isinstance(norm, NormalizationBridge):
-        vectors = FrozenNorm.of(norm)(vectors)
-    return added_logits(bridge, vectors * block.residual_multiplier)
+    own = bridge.blocks[layer].sublayer(part)
+    if own.norm_after is not None:
+        vectors = FrozenNorm.of(own.norm_after)(vectors)
+    return added_logits(bridge, scaled(vectors, own.multiplier))
 
 
 def _ends(scores: Float[Tensor, "value d_vocab"], tokens: int) -> VocabularySide:
@@ -261,6 +260,7 @@ def _place(bridge: TransformerBridge, matrix: ReadableMatrix, layer: int, head: 
         raise InvalidArgumentError(f"unknown matrix {matrix!r}", expected="'OV', 'W_in', 'W_gate' or 'W_out'")
     if not is_whole(layer) or not -n_layers <= layer < n_layers:
         raise InvalidArgumentError(f"there is no layer {layer}", expected=f"0 to {n_layers - 1}", got=str(layer))
+    bridge.check_layers("attn" if matrix == "OV" else "mlp", [layer % n_layers])
     if matrix != "OV":
         if head is not None:
             raise InvalidArgumentError(f"{matrix} is the whole MLP's", expected="head=None", got=f"head={head}")

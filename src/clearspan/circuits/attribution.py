@@ -288,8 +288,8 @@ def _mean_size(pair: PairRuns, unit: Unit, effects: UnitEffects, source: PairRun
 def dropped_gradients(pair: PairRuns, names: Sequence[str], source: PairRun) -> Iterator[Gradients]:
     """Yields, for each layer, the metric's gradients at the base run when none flows through what that layer adds.
 
-    The base is run once, and goes back once for each layer, with the gradients at the outputs of its attention and MLP
-    set to zero. So effects that go through them, which may cancel others, are left out.
+    The base is run once, and goes back once for each layer, with the gradients at the outputs of its sublayers set
+    to zero. So effects that go through them, which may cancel others, are left out.
 
     Args:
         pair: The runs.
@@ -307,7 +307,7 @@ def dropped_gradients(pair: PairRuns, names: Sequence[str], source: PairRun) -> 
     def drop(layer: int) -> HookFunction:
         return lambda gradient, hook: torch.zeros_like(gradient) if layer in dropped else None
 
-    sublayers = [(layer, part) for layer in range(n_layers) for part in ("attn", "mlp")]
+    sublayers = [sublayer for block in pair.bridge.blocks for sublayer in block.sublayers]
     with torch.enable_grad():
         output = pair.bridge.run_with_hooks(
             pair.base,
@@ -315,7 +315,7 @@ def dropped_gradients(pair: PairRuns, names: Sequence[str], source: PairRun) -> 
             fwd_hooks=[("blocks.0.hook_resid_pre", lambda value, hook: value + leaf.to(value))],
             bwd_hooks=[
                 *((name, keep) for name in names),
-                *((f"blocks.{layer}.hook_{part}_out", drop(layer)) for layer, part in sublayers),
+                *((sublayer.hook_out, drop(sublayer.layer)) for sublayer in sublayers),
             ],
         )
         total = pair.of_output(output, source).sum()

@@ -128,7 +128,14 @@ class Circuit:
         """The senders and receivers on its edges, an MLP once, in the order of the forward."""
         on = {node for edge in self.edges for node in (edge.sender, edge.receiver)}
         every = dict.fromkeys((*self.graph.senders, *self.graph.receivers))
-        return tuple(sorted((node for node in every if node in on), key=_depth))
+        return tuple(sorted((node for node in every if node in on), key=self._depth))
+
+    def _depth(self, node: Node) -> tuple[int, int, int]:
+        """Returns where a node comes in the forward: heads after their inputs."""
+        if node.layer is None:
+            return (-1, 0, 0) if node.kind == "embed" else (self.graph.n_layers, 0, 0)
+        names = [own.name for own in self.graph.wiring[node.layer]]
+        return node.layer, names.index(node.sublayer), node.kind == "head"
 
     def __iter__(self) -> Iterator[Edge]:
         """Yields its edges, receiver by receiver."""
@@ -243,7 +250,7 @@ class Circuit:
             data: Any = json.loads(text)
             if not isinstance(data, dict) or data.get("format") != FORMAT:
                 raise ValueError("another format")
-            empty = cls(ComputationalGraph(**data["graph"]), frozenset(), data["model"])
+            empty = cls(ComputationalGraph.from_data(data["graph"]), frozenset(), data["model"])
             edges = data["edges"]
         except (ValueError, TypeError, KeyError):
             raise InvalidArgumentError("this is no circuit", expected=f"JSON of the format {FORMAT!r}") from None
@@ -267,19 +274,26 @@ def _checked(graph: ComputationalGraph, n_edges: int) -> int:
     return n_edges
 
 
-def _depth(node: Node) -> tuple[int, int]:
-    """Returns where a node comes in the forward: heads after their inputs."""
-    if node.layer is None:
-        return (-1, 0) if node.kind == "embed" else (10**9, 0)
-    return node.layer, {"q": 0, "k": 0, "v": 0, "head": 1, "mlp": 2}[node.kind]
-
-
 # --- drawings --------------------------------------------------------------------------------------------------------
 
 COLUMN, ROW = 74, 58
 """Pixels between the centres of neighbouring heads, and of rows."""
-COLORS: Mapping[Kind, str] = {"q": SERIES[3], "k": SERIES[1], "v": SERIES[0], "mlp": SERIES[4], "logits": SERIES[2]}
-MEANING: Mapping[Kind, str] = {"q": "queries", "k": "keys", "v": "values", "mlp": "MLPs", "logits": "logits"}
+COLORS: Mapping[Kind, str] = {
+    "q": SERIES[3],
+    "k": SERIES[1],
+    "v": SERIES[0],
+    "mlp": SERIES[4],
+    "mixer": SERIES[5],
+    "logits": SERIES[2],
+}
+MEANING: Mapping[Kind, str] = {
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "mlp": "MLPs",
+    "mixer": "mixers",
+    "logits": "logits",
+}
 
 
 def _network(edges: Sequence[Edge], effects: Mapping[Edge, float] | None = None) -> Network:
@@ -308,13 +322,13 @@ def _network(edges: Sequence[Edge], effects: Mapping[Edge, float] | None = None)
 def _box_of(receiver: Node) -> Node:
     """Returns the part that a receiver is drawn at: the head, where it is one head's own."""
     is_own = receiver.kind in ("q", "k", "v") and len(receiver.heads) == 1
-    return Node("head", receiver.layer, receiver.heads) if is_own else receiver
+    return Node("head", receiver.layer, receiver.heads, receiver.part) if is_own else receiver
 
 
 def _shared(parts: set[Node]) -> Iterator[Link]:
     """Yields dotted links from shared keys and values to heads."""
     for part in sorted(parts, key=lambda part: part.name):
-        heads = [Node("head", part.layer, (head,)) for head in part.heads if part.kind in ("k", "v")]
+        heads = [Node("head", part.layer, (head,), part.part) for head in part.heads if part.kind in ("k", "v")]
         yield from (Link(part.name, head.name, None) for head in heads if head in parts)
 
 
@@ -326,11 +340,15 @@ def _placed(parts: set[Node]) -> dict[str, Box]:
     boxes, height = {"embed": Box("embed", right / 2, ROW / 2, 60)}, ROW * 0.5
     for layer in sorted({part.layer for part in parts if part.layer is not None}):
         here = [part for part in parts if part.layer == layer]
-        for row in (("k", "v"), ("head",), ("mlp",)):
-            found = sorted((part for part in here if part.kind in row), key=lambda part: (part.heads, part.kind))
+        for row in (("k", "v"), ("head",), ("mixer",), ("mlp",)):
+            found = sorted(
+                (part for part in here if part.kind in row), key=lambda part: (part.part, part.heads, part.kind)
+            )
             is_with_heads = row == ("mlp",) and any(part.kind == "head" for part in here)
             height += ROW * (0.8 if is_with_heads else 1) if found else 0
-            for part in found:
+            for number, part in enumerate(found):
+                if number and part.part != found[number - 1].part:
+                    height += ROW
                 boxes[part.name] = _box(part, columns, right, height)
     boxes["logits"] = Box("logits", right / 2, height + ROW, 60)
     return boxes
@@ -338,8 +356,9 @@ def _placed(parts: set[Node]) -> dict[str, Box]:
 
 def _box(part: Node, columns: Mapping[int, float], right: float, y: float) -> Box:
     match part.kind:
-        case "mlp":
-            return Box(f"MLP {part.layer}", right + COLUMN / 2, y, 60)
+        case "mlp" | "mixer":
+            noun = part.part or {"mlp": "MLP"}.get(part.kind, part.kind)
+            return Box(f"{noun} {part.layer}", right + COLUMN / 2, y, 60)
         case "head":
             return Box(part.name, columns[part.heads[0]], y)
     own = [columns[head] for head in part.heads if head in columns] or [right / 2]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan._cache.writes import Mix, by_head
-from clearspan._forward.readout import FrozenNorm, exact, norm_at
+from clearspan._forward.readout import FrozenNorm, exact
 from clearspan._run.hooks import Hooks
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
@@ -19,6 +19,8 @@ from clearspan.circuits.attribution import Agreement, compared, sampled
 from clearspan.circuits.edges import Sender, Writes, patched_edges
 from clearspan.circuits.graph import ComputationalGraph, Edge
 from clearspan.circuits.runs import PairRun, PairRuns
+from clearspan.components import GeneralAttentionBridge, HeadAttentionBridge, Sublayer
+from clearspan.components.sublayer import scale_
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.modes import no_grad
@@ -158,7 +160,7 @@ def _contracted(
         found, at = changes.new_full((len(graph.senders), len(graph.receivers)), torch.nan), 0
         for gradients in receiver_gradients(slopes):
             end = at + len(gradients)
-            count = graph.n_senders_before(graph.receivers[end - 1])  # an MLP comes after its layer's inputs
+            count = graph.n_senders_before(graph.receivers[end - 1])  # all of one sublayer
             found[:count, at:end] = (gradients.flatten(1).to(changes) @ changes[:count].T).T
             at = end
         every.append(found.cpu())
@@ -168,19 +170,23 @@ def _contracted(
 def sender_changes(base: ActivationCache, source: ActivationCache) -> Float[Tensor, "sender row pos d_model"]:
     """Returns by how much more each sender adds in the source run, to the first order at the base run.
 
-    Senders are in the graph's order: `embed`, then each layer's heads and MLP.
+    Senders are in the graph's order: `embed`, then each layer's heads, mixers and MLPs as they are added.
 
     Args:
         base: A run with the points of all senders.
         source: Another one.
     """
-    cfg, entering = base.model.cfg, _change(base, source, "blocks.0.hook_resid_pre")
-    found = entering.new_empty(1 + cfg.n_layers * (cfg.n_heads + 1), *entering.shape)
+    entering = _change(base, source, "blocks.0.hook_resid_pre")
+    every = [sublayer for block in base.model.blocks for sublayer in block.in_order_of_adding]
+    sizes = [own.part.n_heads if isinstance(own.part, GeneralAttentionBridge) else 1 for own in every]
+    found = entering.new_empty(1 + sum(sizes), *entering.shape)
     found[0] = entering
-    for layer, part in enumerate(found[1:].split(cfg.n_heads + 1)):
-        heads = by_head(_change(base, source, f"blocks.{layer}.attn.hook_z"), _weight(base, layer), out=part[:-1])
-        Mix.of(base, layer, "attn").first_order_(heads)
-        part[-1] = _change(base, source, f"blocks.{layer}.hook_mlp_out")
+    for own, part in zip(every, found[1:].split(sizes), strict=True):
+        if isinstance(own.part, GeneralAttentionBridge):
+            z, weight = _change(base, source, f"{own.part.path}.hook_z"), own.part.W_O.detach()
+            Mix.of(base, own).first_order_(by_head(z, weight, out=part))
+        else:
+            part[0] = _change(base, source, own.hook_out)
     return found
 
 
@@ -188,19 +194,18 @@ def _change(base: ActivationCache, source: ActivationCache, name: str) -> Tensor
     return exact(source[name]) - exact(base[name])
 
 
-def _weight(cache: ActivationCache, layer: int) -> Float[Tensor, "head d_head d_model"]:
-    return cache.model.blocks[layer].attn.W_O.detach()
-
-
 def points_of_gradients(bridge: TransformerBridge) -> list[str]:
     """Returns the points from which gradients at receivers' inputs are known."""
-    layers = range(bridge.cfg.n_layers)
-    names = ("hook_resid_pre", "attn.hook_q", "attn.hook_k", "attn.hook_v", "hook_mlp_in")
-    return [*(f"blocks.{layer}.{name}" for layer in layers for name in names), f"blocks.{layers[-1]}.hook_resid_post"]
+    names = []
+    for block in bridge.blocks:
+        for own in block.sublayers:
+            heads = [f"{own.part.path}.hook_{name}" for name in "qkv"] if own.kind == "attn" else [own.hook_in]
+            names += [block.stream_before(own.stage), *heads]
+    return list(dict.fromkeys([*names, f"{bridge.blocks[-1].path}.hook_resid_post"]))
 
 
 def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "receiver row pos d_model"]]:
-    """Yields the gradients at the inputs of each layer's queries, keys, values and MLP, then at the last stream.
+    """Yields the gradients at each sublayer's inputs (of queries, keys and values, or one), then at the last stream.
 
     They are what `run_with_cache(..., incl_bwd=...)` keeps of `hook_q_input`, `hook_k_input`, `hook_v_input` and
     `hook_mlp_in`, but those of heads are computed from the gradients at the projections, for all of a layer at once.
@@ -208,23 +213,30 @@ def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "recei
     Args:
         graded: A run with the points of `points_of_gradients`, and their gradients.
     """
-    n_layers = graded.model.cfg.n_layers
-    for layer in range(n_layers):
-        attention, stream = graded.model.blocks[layer].attn, exact(graded["resid_pre", layer])
-        weights = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}
-        sizes = [len(weight) for weight in weights.values()]
-        found = stream.new_empty(sum(sizes) + 1, *stream.shape)
-        for (name, weight), part in zip(weights.items(), found[:-1].split(sizes), strict=True):
-            by_head(graded[f"{name}_grad", layer], weight.detach().transpose(1, 2), out=part)
-        norm = norm_at(graded.model, layer, mlp_input=False)
-        if norm is not None:
-            frozen = FrozenNorm.of(norm, norm.scale(stream))
-            if frozen.weight is not None:
-                found[:-1] *= frozen.weight.detach().to(found)
-            frozen.apply_slope_(stream, found[:-1])
-        found[-1] = graded["mlp_in_grad", layer]
-        yield found
-    yield exact(graded["resid_post_grad", n_layers - 1])[None]
+    for block in graded.model.blocks:
+        for own in block.sublayers:
+            if isinstance(own.part, HeadAttentionBridge):
+                yield _gradients_of_heads(graded, own, own.part, exact(graded[block.stream_before(own.stage)]))
+            else:
+                yield exact(graded[f"{own.hook_in}_grad"])[None]
+    yield exact(graded[f"{graded.model.blocks[-1].path}.hook_resid_post_grad"])[None]
+
+
+def _gradients_of_heads(
+    graded: ActivationCache, own: Sublayer, attention: HeadAttentionBridge, stream: Tensor
+) -> Float[Tensor, "receiver row pos d_model"]:
+    weights = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}
+    sizes = [len(weight) for weight in weights.values()]
+    found = stream.new_empty(sum(sizes), *stream.shape)
+    for (name, weight), part in zip(weights.items(), found.split(sizes), strict=True):
+        by_head(graded[f"{attention.path}.hook_{name}_grad"], weight.detach().transpose(1, 2), out=part)
+    scale_(found, own.input_factor)
+    if own.norm is not None:
+        frozen = FrozenNorm.of(own.norm, own.norm.scale(stream))
+        if frozen.weight is not None:
+            found *= frozen.weight.detach().to(found)
+        frozen.apply_slope_(stream, found)
+    return found
 
 
 # --- the result ------------------------------------------------------------------------------------------------------

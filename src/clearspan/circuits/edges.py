@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan._cache.writes import Mix, Sublayer
+from clearspan._cache.writes import Mix
 from clearspan._forward.readout import exact
 from clearspan._run.sources import SourceRun
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.circuits.graph import ComputationalGraph, Edge, Node
 from clearspan.circuits.runs import copies_at_a_time, listed, swept
+from clearspan.components import GeneralAttentionBridge, MLPBridge, Sublayer
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention, Patch, Scale
@@ -200,7 +201,7 @@ class Sender:
     """A part that writes to the residual stream.
 
     Attributes:
-        node: `embed`, a head or an MLP.
+        node: `embed`, a head, a mixer or an MLP.
         neuron: The neuron, where it is one of the MLP's.
     """
 
@@ -210,7 +211,10 @@ class Sender:
     @property
     def name(self) -> str:
         """Its name, such as `L3H5` or `L3N100`."""
-        return self.node.name if self.neuron is None else f"L{self.node.layer}N{self.neuron}"
+        if self.neuron is None:
+            return self.node.name
+        around = f"L{self.node.layer}" + (f".{self.node.part}." if self.node.part else "")
+        return f"{around}N{self.neuron}"
 
     @property
     def layer(self) -> int:
@@ -218,21 +222,23 @@ class Sender:
         return -1 if self.node.layer is None else self.node.layer
 
     @property
-    def sublayer(self) -> Sublayer | None:
-        """The sublayer that it is a part of, or None where it is added to the stream as it is."""
-        if self.node.kind == "head":
-            return "attn"
-        return None if self.neuron is None else "mlp"
+    def is_part(self) -> bool:
+        """Whether it is a part of a sublayer, a head or a neuron, and not added to the stream as it is."""
+        return self.node.kind == "head" or self.neuron is not None
+
+    def within(self, bridge: TransformerBridge) -> Sublayer:
+        """Returns the sublayer that it is, or is a part of."""
+        return bridge.blocks[self.layer].sublayer(self.node.sublayer)
 
     @property
     def point(self) -> str:
         """The hook point that shows it."""
-        match self.sublayer:
-            case "attn":
-                return f"blocks.{self.layer}.attn.hook_z"
-            case "mlp":
-                return f"blocks.{self.layer}.mlp.hook_post"
-        return "blocks.0.hook_resid_pre" if self.node.kind == "embed" else f"blocks.{self.layer}.hook_mlp_out"
+        if self.node.kind == "embed":
+            return "blocks.0.hook_resid_pre"
+        name = self.node.sublayer
+        if not self.is_part:
+            return f"blocks.{self.layer}.hook_{name}_out"
+        return f"blocks.{self.layer}.{name}.{'hook_z' if self.node.kind == 'head' else 'hook_post'}"
 
     @property
     def at(self) -> slice | int:
@@ -242,14 +248,14 @@ class Sender:
 
 
 def _sender_named(graph: ComputationalGraph, bridge: TransformerBridge, name: str | Node) -> Sender:
-    """Returns the sender of a name: a node that writes to the stream, or a neuron `L3N100`."""
-    neuron = re.fullmatch(r"L(\d+)N(\d+)", name) if isinstance(name, str) else None
+    """Returns the sender of a name: a node that writes to the stream, or a neuron `L3N100`, `L3.mlp2.N100`."""
+    neuron = re.fullmatch(r"(L(\d+)(?:\.(\w+)\.)?)N(\d+)", name) if isinstance(name, str) else None
     if neuron is not None:
-        layer, number = map(int, neuron.groups())
-        node = graph.node(f"L{layer}.mlp")
-        size = bridge.index.find(f"blocks.{layer}.mlp.hook_post").sizes["d_mlp"]
+        around, layer, part, number = neuron[1], neuron[2], neuron[3] or "mlp", int(neuron[4])
+        node = graph.node(f"L{layer}.{part}")
+        size = bridge.index.find(f"blocks.{layer}.{part}.hook_post").sizes["d_mlp"]
         if number >= size:
-            raise InvalidArgumentError(f"there is no neuron {name!r}", expected=f"L{layer}N0 to L{layer}N{size - 1}")
+            raise InvalidArgumentError(f"there is no neuron {name!r}", expected=f"{around}N0 to {around}N{size - 1}")
         return Sender(node, number)
     node = name if isinstance(name, Node) else graph.node(name)
     if node not in graph.senders:
@@ -293,8 +299,8 @@ class Writes:
         found = {}
         for sender in senders:
             found[sender.point] = None
-            if sender.sublayer is not None:
-                found[Mix.entering_point(bridge.blocks[sender.layer], sender.sublayer)] = None
+            if sender.is_part:
+                found[Mix.entering_point(sender.within(bridge))] = None
         return [name for name in found if name is not None]
 
     def change(self, senders: Sequence[Sender]) -> Stream:
@@ -302,11 +308,11 @@ class Writes:
 
         In float32 at least.
         """
-        changes = [self._of(sender) for sender in senders if sender.sublayer is None]
-        parts = [sender for sender in senders if sender.sublayer is not None]
-        for (layer, sublayer), alike in groupby(parts, key=lambda sender: (sender.layer, sender.sublayer)):
-            assert sublayer is not None, "parts of sublayers"
-            changes.append(Mix.of(self.base, layer, sublayer).change_(_summed([self._of(one) for one in alike])))
+        changes = [self._of(sender) for sender in senders if not sender.is_part]
+        parts = [sender for sender in senders if sender.is_part]
+        for (layer, name), alike in groupby(parts, key=lambda sender: (sender.layer, sender.node.sublayer)):
+            mix = Mix.of(self.base, self.base.model.blocks[layer].sublayer(name))
+            changes.append(mix.change_(_summed([self._of(one) for one in alike])))
         return _summed(changes)
 
     def _of(self, sender: Sender) -> Stream:
@@ -317,13 +323,17 @@ class Writes:
 
     def _computed(self, sender: Sender) -> Stream:
         theirs, ours = (exact(cache[sender.point][:, :, sender.at]) for cache in (self.source, self.base))
-        change, block = theirs - ours, self.base.model.blocks[max(sender.layer, 0)]
-        match sender.sublayer:
-            case "attn":
-                return change @ block.attn.W_O.detach()[sender.at].to(change)
-            case "mlp":
-                return change[..., None] * block.mlp.W_out.detach()[sender.at].to(change)
-        return change
+        change = theirs - ours
+        if not sender.is_part:
+            return change
+        part = self.base.model.blocks[sender.layer].sublayer(sender.node.sublayer).part
+        match part:
+            case GeneralAttentionBridge():
+                return change @ part.W_O.detach()[sender.at].to(change)
+            case MLPBridge():
+                return change[..., None] * part.W_out.detach()[sender.at].to(change)
+            case _:
+                raise AssertionError("only attention and MLPs have parts")
 
 
 def _summed(changes: Sequence[Stream]) -> Stream:
@@ -393,7 +403,7 @@ def _carried(
     bridge, every = pair.bridge, list(dict.fromkeys(sender for senders in wanted for sender in senders))
     streams = list(dict.fromkeys(name for names in wanted.values() for name in names))
     layers, points = range(bridge.cfg.n_layers), Writes.points_of(bridge, every)
-    frozen = [f"blocks.{layer}.hook_attn_out" for layer in layers] if freeze == "attention" else []
+    frozen = [own.hook_out for own in _mixing(bridge)] if freeze == "attention" else []
     first = [f"blocks.{max(sender.layer, 0)}.hook_resid_pre" for sender in every] if freeze == "attention" else []
     base, source = (
         bridge.run_with_cache(batch, list(dict.fromkeys(names)), stop_at_layer=len(layers))[1]
@@ -414,6 +424,12 @@ def _carried(
             found = _through_mlps(pair, base, source, some, streams)
             for number, sender in enumerate(some):
                 yield (sender,), {name: found[name][number] for name in wanted[sender,]}
+
+
+def _mixing(bridge: TransformerBridge) -> Iterator[Sublayer]:
+    """Yields the sublayers that move information between positions: attentions and mixers."""
+    for block in bridge.blocks:
+        yield from (sublayer for sublayer in block.sublayers if sublayer.kind != "mlp")
 
 
 def _through_mlps(
@@ -447,8 +463,11 @@ def _through_mlps(
         kept[hook.name] = value.unflatten(0, (copies, rows))
 
     later = [name for name in streams if (Address.parse(name).layer or 0) >= layer]
+    own = None if senders[0].node.kind == "embed" else senders[0].within(pair.bridge)
     frozen: list[tuple[str, Callable[..., Tensor]]] = [
-        (f"blocks.{after}.hook_attn_out", freeze) for after in range(layer + 1, n_layers)
+        (one.hook_out, freeze)
+        for one in _mixing(pair.bridge)
+        if one.layer > layer or (own is not None and one.layer == layer and one.stage > own.adds_at)
     ]
     hooks: list[tuple[str, HookFunction]] = [(senders[0].point, write), *frozen, *((name, keep) for name in later)]
     start = max(layer, 0)

@@ -18,6 +18,8 @@ from clearspan.circuits.edge_scores import EdgeScores, checked_scores
 from clearspan.circuits.edges import Sender, Writes
 from clearspan.circuits.graph import ComputationalGraph
 from clearspan.circuits.runs import PairRun, PairRuns, copies_at_a_time, listed
+from clearspan.components import GeneralAttentionBridge, Sublayer, projection_input
+from clearspan.components.sublayer import scaled
 from clearspan.effects import Draws, Label
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
@@ -170,7 +172,7 @@ class CircuitRuns:
         graph: The edges.
         clean: The clean run.
         corrupted: The corrupted run, whose values are on all edges outside a circuit.
-        mixes: What the attention of each layer adds for changed heads, where it is normed; empty where it is a sum.
+        mixes: What each attention adds for changed heads, by layer and name, where any is normed; empty where none is.
         writes: What senders add to the residual stream in the corrupted run, in float32 at least. With mixes, heads:
             what they add to what enters the norm.
         memory: Bytes that a batch may take, or None.
@@ -182,7 +184,7 @@ class CircuitRuns:
     graph: ComputationalGraph
     clean: PairRun
     corrupted: PairRun
-    mixes: tuple[Mix, ...]
+    mixes: Mapping[tuple[int, str], Mix]
     writes: Changes
     memory: int | None
     n_circuits: int = 0
@@ -211,8 +213,11 @@ class CircuitRuns:
         streams = map(graph.stream_of, graph.receivers)
         other = pair.source_run(list(dict.fromkeys([*written, *streams])))
         own = replace(pair, direction="denoising").source_run(["blocks.0.hook_resid_pre"])
-        mixes = tuple(Mix.of(other.cache, layer, "attn") for layer in range(graph.n_layers))
-        runs = cls(pair, graph, own, other, () if mixes[0].norm is None else mixes, torch.empty(0), memory)
+        attentions = [one for block in bridge.blocks for one in block.of_kind("attn")]
+        mixes = {(one.layer, one.name): Mix.of(other.cache, one) for one in attentions}
+        if all(mix.norm is None for mix in mixes.values()):
+            mixes = {}
+        runs = cls(pair, graph, own, other, mixes, torch.empty(0), memory)
         runs.writes = runs._written(other.cache)
         runs.clean, runs.corrupted = (replace(run, value=runs._measured(run.output)) for run in (own, other))
         ends = [run.value.mean() for run in (runs.clean, runs.corrupted)]
@@ -226,20 +231,18 @@ class CircuitRuns:
 
     def _written(self, cache: ActivationCache) -> Changes:
         parts = [exact(cache["resid_pre", 0])[None]]
-        for layer in range(self.graph.n_layers):
-            parts += [self.heads(layer, cache["z", layer]), exact(cache["mlp_out", layer])[None]]
+        for block in self.pair.bridge.blocks:
+            for own in block.in_order_of_adding:
+                has_heads = own.kind == "attn"
+                shown = cache[f"{own.part.path}.hook_z" if has_heads else own.hook_out]
+                parts.append(self.heads(own, shown) if has_heads else exact(shown)[None])
         return torch.cat(parts).flatten(1)
 
-    def heads(self, layer: int, z: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "head row pos d_model"]:
-        """Returns what heads with some `z` write, as `writes` has it."""
-        block = self.pair.bridge.blocks[layer]
-        results = by_head(exact(z), block.attn.W_O.detach())
-        return results if self.mixes or block.residual_multiplier == 1 else results * block.residual_multiplier
-
-    def heads_of(self, layer: int) -> slice:
-        """Returns which senders are the heads of a layer."""
-        first = 1 + layer * (self.graph.n_heads + 1)
-        return slice(first, first + self.graph.n_heads)
+    def heads(self, own: Sublayer, z: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "head row pos d_model"]:
+        """Returns what heads of an attention with some `z` write, as `writes` has it."""
+        assert isinstance(own.part, GeneralAttentionBridge), "it has heads"
+        results = by_head(exact(z), own.part.W_O.detach())
+        return results if self.mixes else scaled(results, own.multiplier)
 
     def masks(self, circuits: Sequence[Circuit]) -> Masks:
         """Returns circuits as masks.
@@ -353,21 +356,32 @@ class CircuitBatch:
 
     def _hooks(self, layer: int) -> Iterator[tuple[str, HookFunction]]:
         """Yields what is read and written in a layer."""
-        runs, heads, groups = self.runs, self.runs.graph.n_heads, self.runs.graph.n_kv_heads
-        first, own = layer * (heads + 2 * groups + 1), runs.heads_of(layer)
-        yield f"blocks.{layer}.hook_q_input", self._given(first, heads)
-        yield f"blocks.{layer}.hook_k_input", self._given(first + heads, groups)
-        yield f"blocks.{layer}.hook_v_input", self._given(first + heads + groups, groups)
-        yield f"blocks.{layer}.hook_mlp_in", self._given(first + heads + 2 * groups)
+        for own in self.runs.pair.bridge.blocks[layer].sublayers:
+            yield from self._of_heads(own) if own.kind == "attn" else self._of_whole(own)
 
-        def keep_heads(value: Tensor, hook: HookPoint) -> None:  # noqa: ARG001
-            self._note(own.start, runs.heads(layer, value))
+    def _of_heads(self, own: Sublayer) -> Iterator[tuple[str, HookFunction]]:
+        """Yields what an attention's heads read and write."""
+        runs, graph = self.runs, self.runs.graph
+        first, place = graph.receivers_of(own.layer, own.name).start, graph.senders_of(own.layer, own.name).start
+        for projection, count in (("q", graph.n_heads), ("k", graph.n_kv_heads), ("v", graph.n_kv_heads)):
+            yield f"{own.block}.{projection_input(own.name, projection)}", self._given(first, count)
+            first += count
 
-        def keep_mlp(value: Tensor, hook: HookPoint) -> None:  # noqa: ARG001
-            self._note(own.stop, exact(value)[None])
+        def keep(value: Tensor, hook: HookPoint) -> None:  # noqa: ARG001
+            self._note(place, runs.heads(own, value))
 
-        yield f"blocks.{layer}.attn.hook_z", keep_heads
-        yield f"blocks.{layer}.hook_mlp_out", keep_mlp
+        yield f"{own.part.path}.hook_z", keep
+
+    def _of_whole(self, own: Sublayer) -> Iterator[tuple[str, HookFunction]]:
+        """Yields what an MLP or a mixer reads and writes."""
+        graph = self.runs.graph
+        first, place = graph.receivers_of(own.layer, own.name).start, graph.senders_of(own.layer, own.name).start
+
+        def keep(value: Tensor, hook: HookPoint) -> None:  # noqa: ARG001
+            self._note(place, exact(value)[None])
+
+        yield own.hook_in, self._given(first)
+        yield own.hook_out, keep
 
     def _note(self, first: int, writes: Float[Tensor, "sender circuit*row pos d_model"]) -> None:
         """Notes the changes of senders, from what they write."""
@@ -393,10 +407,10 @@ class CircuitBatch:
         chosen = self.masks[:, :before, first : first + count].transpose(1, 2).to(self.changes)
         if not runs.mixes:
             return stream + (chosen @ self.changes[:, :before]).unflatten(-1, stream.shape)
-        alone = slice(0, before, graph.n_heads + 1)  # `embed` and the MLPs
+        alone = [place for place in range(before) if graph.senders[place].kind != "head"]
         found = stream + (chosen[..., alone] @ self.changes[:, :before][:, alone]).unflatten(-1, stream.shape)
-        for layer, mix in enumerate(runs.mixes):
-            heads = runs.heads_of(layer)
+        for (layer, name), mix in runs.mixes.items():
+            heads = graph.senders_of(layer, name)
             if heads.stop <= before:
                 changed = (chosen[..., heads] @ self.changes[:, heads]).unflatten(-1, stream.shape)
                 found += mix.change_(changed)

@@ -1,10 +1,10 @@
 """The computational graph of a model's residual stream: what writes to it, what reads it, and the edges between."""
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Bool
@@ -12,41 +12,51 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_kind
+from clearspan.components import part_kind, projection_input, stream_at
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge
 from clearspan.points import nearest
 
-Kind = Literal["embed", "head", "q", "k", "v", "mlp", "logits"]
+Kind = Literal["embed", "head", "q", "k", "v", "mlp", "mixer", "logits"]
 
 
 @dataclass(frozen=True)
 class Node:
     """A part of the model that writes to the residual stream (a sender), or an input that reads it (a receiver).
 
-    Names: `embed`, `L3H5`, `L3.mlp`, `logits`; `L3H5.q`, `L3H5.k`, `L3H5.v` for what a head's projections read, and
-    `L3H0-3.k`, `L3H0-3.v` where heads 0 to 3 share keys and values.
+    Names: `embed`, `L3H5`, `L3.mlp`, `L3.mixer`, `logits`; `L3H5.q`, `L3H5.k`, `L3H5.v` for what a head's projections
+    read, and `L3H0-3.k`, `L3H0-3.v` where heads 0 to 3 share keys and values. Of further sublayers in a block:
+    `L3.mlp2`, `L3.attn2.H5`, `L3.attn2.H5.q`.
 
     Attributes:
-        kind: `embed` (all that enters the first block), a `head`, an `mlp`; the input of a query (`q`), key (`k`) or
-            value (`v`) projection; `logits`, the last residual stream. An `mlp` is sender and receiver.
+        kind: `embed` (all that enters the first block), a `head`, an `mlp`, a `mixer`; the input of a query (`q`), key
+            (`k`) or value (`v`) projection; `logits`, the last residual stream. An `mlp` or `mixer` is sender and
+            receiver.
         layer: The layer; None for `embed` and `logits`.
         heads: The head; all heads that share a key or value.
+        part: The sublayer that it is, or is in, where that is not the block's `attn`, `mlp` or `mixer`.
     """
 
     kind: Kind
     layer: int | None = None
     heads: tuple[int, ...] = ()
+    part: str = field(default="", repr=False)
+
+    @property
+    def sublayer(self) -> str:
+        """Name of the sublayer that it is, or is in; of `embed` and `logits`, their own."""
+        return self.part or ("attn" if self.kind in _OF_HEADS else self.kind)
 
     @property
     def name(self) -> str:
         """Its name, unique in a model."""
-        match self.kind:
-            case "embed" | "logits":
-                return self.kind
-            case "mlp":
-                return f"L{self.layer}.mlp"
+        if self.layer is None:
+            return self.kind
+        if self.kind not in _OF_HEADS:
+            return f"L{self.layer}.{self.sublayer}"
         heads = f"{self.heads[0]}" if len(self.heads) == 1 else f"{self.heads[0]}-{self.heads[-1]}"
-        return f"L{self.layer}H{heads}" if self.kind == "head" else f"L{self.layer}H{heads}.{self.kind}"
+        around = f"L{self.layer}" + (f".{self.part}." if self.part else "")
+        return f"{around}H{heads}" + ("" if self.kind == "head" else f".{self.kind}")
 
     @property
     def place(self) -> int | None:
@@ -57,13 +67,46 @@ class Node:
         return self.name
 
 
+_OF_HEADS = ("head", "q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Wired:
+    """A sublayer in a block's wiring.
+
+    Attributes:
+        name: Its name.
+        reads: The stage whose stream it reads, from 0.
+        added: The stage after which it is added.
+    """
+
+    name: str
+    reads: int
+    added: int
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of its nodes that write."""
+        kind = part_kind(self.name)
+        return "head" if kind == "attn" else kind
+
+    def node(self, kind: Kind, layer: int, heads: tuple[int, ...] = ()) -> Node:
+        """Returns a node of it."""
+        usual = Node(kind, layer, heads)
+        return usual if usual.sublayer == self.name else Node(kind, layer, heads, self.name)
+
+
+_USUAL = (Wired("attn", 0, 0), Wired("mlp", 1, 1))
+_PARALLEL = (Wired("attn", 0, 0), Wired("mlp", 0, 0))
+
+
 @dataclass(frozen=True)
 class Edge:
     """What one part writes, as one input reads it.
 
     Attributes:
-        sender: `embed`, a head or an MLP.
-        receiver: An input of a later head or MLP, or `logits`.
+        sender: `embed`, a head, an MLP or a mixer.
+        receiver: An input of a later head, MLP or mixer, or `logits`.
     """
 
     sender: Node
@@ -87,6 +130,7 @@ class ComputationalGraph:
         n_heads: Query heads of each.
         n_kv_heads: Key and value heads of each.
         is_parallel: Whether attention and MLP of a block read the same stream, so that neither sees the other.
+        wiring: The sublayers of each block; by default attention and an MLP, as `is_parallel` says.
 
     Example:
         >>> import clearspan
@@ -101,6 +145,11 @@ class ComputationalGraph:
     n_heads: int
     n_kv_heads: int
     is_parallel: bool = False
+    wiring: tuple[tuple[Wired, ...], ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        usual = _PARALLEL if self.is_parallel else _USUAL
+        object.__setattr__(self, "wiring", self.wiring or (usual,) * self.n_layers)
 
     @classmethod
     def of(cls, bridge: TransformerBridge) -> Self:
@@ -112,27 +161,54 @@ class ComputationalGraph:
         """
         _check(bridge)
         cfg = bridge.cfg
-        return cls(cfg.n_layers, cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads, bridge.blocks[0].is_parallel)
+        wiring = tuple(
+            tuple(Wired(own.name, own.stage, own.adds_at) for own in block.sublayers) for block in bridge.blocks
+        )
+        n_kv_heads = cfg.n_key_value_heads or cfg.n_heads
+        return cls(cfg.n_layers, cfg.n_heads, n_kv_heads, bridge.blocks[0].is_parallel, wiring)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Self:
+        """Returns the graph of what `dataclasses.asdict` made of one."""
+        wiring = tuple(tuple(Wired(**own) for own in block) for block in data.get("wiring", ()))
+        return cls(**{**data, "wiring": wiring})
+
+    def added(self, layer: int) -> list[Wired]:
+        """Returns the sublayers of a layer in the order in which they are added to the stream."""
+        return sorted(self.wiring[layer], key=lambda own: own.added)
+
+    def _writers(self, layer: int, own: Wired) -> tuple[Node, ...]:
+        if own.kind == "head":
+            return tuple(own.node("head", layer, (head,)) for head in range(self.n_heads))
+        return (own.node(own.kind, layer),)
 
     @cached_property
     def senders(self) -> tuple[Node, ...]:
-        """`embed`, then each layer's heads and MLP."""
-        heads = [[Node("head", layer, (head,)) for head in range(self.n_heads)] for layer in range(self.n_layers)]
-        return (Node("embed"), *(node for layer, own in enumerate(heads) for node in (*own, Node("mlp", layer))))
+        """`embed`, then each layer's heads, mixers and MLPs, in the order in which they are added."""
+        layers = range(self.n_layers)
+        every = (self._writers(layer, own) for layer in layers for own in self.added(layer))
+        return (Node("embed"), *(node for nodes in every for node in nodes))
 
     @cached_property
     def receivers(self) -> tuple[Node, ...]:
-        """Each layer's query, key and value inputs and its MLP, then `logits`."""
-        by_layer = [(*self.attention_inputs(layer), Node("mlp", layer)) for layer in range(self.n_layers)]
-        return (*(node for nodes in by_layer for node in nodes), Node("logits"))
+        """Each layer's query, key and value inputs, its mixers and MLPs, in the order of the forward; then `logits`."""
+        every = (node for layer, block in enumerate(self.wiring) for own in block for node in self._readers(layer, own))
+        return (*every, Node("logits"))
 
-    def attention_inputs(self, layer: int) -> Iterator[Node]:
-        """Yields the inputs of a layer's queries, then keys, then values."""
-        yield from (Node("q", layer, (head,)) for head in range(self.n_heads))
-        size = self.n_heads // self.n_kv_heads
-        groups = [tuple(range(first, first + size)) for first in range(0, self.n_heads, size)]
-        yield from (Node("k", layer, heads) for heads in groups)
-        yield from (Node("v", layer, heads) for heads in groups)
+    def _readers(self, layer: int, own: Wired) -> tuple[Node, ...]:
+        if own.kind == "head":
+            return tuple(self.attention_inputs(layer, own.name))
+        return (own.node(own.kind, layer),)
+
+    def attention_inputs(self, layer: int, part: str = "attn") -> Iterator[Node]:
+        """Yields the inputs of an attention's queries, then keys, then values; nothing where the layer has none."""
+        for own in self.wiring[layer]:
+            if own.name == part:
+                yield from (own.node("q", layer, (head,)) for head in range(self.n_heads))
+                size = self.n_heads // self.n_kv_heads
+                groups = [tuple(range(first, first + size)) for first in range(0, self.n_heads, size)]
+                yield from (own.node("k", layer, heads) for heads in groups)
+                yield from (own.node("v", layer, heads) for heads in groups)
 
     def inputs_of(self, node: Node) -> tuple[Node, ...]:
         """Returns the receivers through which a part reads the stream: three for a head, itself for an MLP."""
@@ -140,7 +216,8 @@ class ComputationalGraph:
         match node.kind:
             case "head":
                 assert node.layer is not None, "a head is in a layer"
-                return tuple(one for one in self.attention_inputs(node.layer) if node.heads[0] in one.heads)
+                inputs = self.attention_inputs(node.layer, node.sublayer)
+                return tuple(one for one in inputs if node.heads[0] in one.heads)
             case "embed":
                 return ()
         return (node,)
@@ -148,12 +225,30 @@ class ComputationalGraph:
     def n_senders_before(self, receiver: Node) -> int:
         """Returns how many senders, in their order, come before a receiver: those with an edge to it."""
         check_kind(Node, receiver=receiver)
-        per_layer = self.n_heads + 1
         if receiver.kind == "logits":
-            return 1 + self.n_layers * per_layer
-        assert receiver.layer is not None, "it is in a layer"
-        sees_own_attention = receiver.kind == "mlp" and not self.is_parallel
-        return 1 + receiver.layer * per_layer + sees_own_attention * self.n_heads
+            return len(self.senders)
+        return self._before[receiver.layer, receiver.sublayer]
+
+    @cached_property
+    def _before(self) -> dict[tuple[int | None, str], int]:
+        found, count = {}, 1
+        for layer, block in enumerate(self.wiring):
+            sizes = {own.name: self.n_heads if own.kind == "head" else 1 for own in block}
+            for own in block:
+                earlier = sum(sizes[other.name] for other in block if other.added < own.reads)
+                found[layer, own.name] = count + earlier
+            count += sum(sizes.values())
+        return found
+
+    def senders_of(self, layer: int, part: str) -> slice:
+        """Returns which senders are a sublayer's: its heads, or itself."""
+        places = [place for place, node in enumerate(self.senders) if (node.layer, node.sublayer) == (layer, part)]
+        return slice(places[0], places[-1] + 1)
+
+    def receivers_of(self, layer: int, part: str) -> slice:
+        """Returns which receivers are a sublayer's: the inputs of its heads, or itself."""
+        places = [place for place, node in enumerate(self.receivers) if (node.layer, node.sublayer) == (layer, part)]
+        return slice(places[0], places[-1] + 1)
 
     @property
     def mask(self) -> Bool[Tensor, "sender receiver"]:
@@ -183,12 +278,19 @@ class ComputationalGraph:
             raise InvalidArgumentError(f"there is no node {name!r}", expected="a name, such as 'L0H1'")
         if name in self._by_name:
             return self._by_name[name]
-        shared = re.fullmatch(r"L(\d+)H(\d+)\.([kv])", name)
+        shared = re.fullmatch(r"L(\d+)(?:\.(\w+)\.)?H(\d+)(?:\.([kv]))?", name)
         if shared is not None and int(shared[1]) < self.n_layers:
-            for node in self.attention_inputs(int(shared[1])):
-                if node.kind == shared[3] and int(shared[2]) in node.heads:
+            for node in self.attention_inputs(int(shared[1]), shared[2] or "attn"):
+                if node.kind == shared[4] and int(shared[3]) in node.heads:
                     return node
-        raise InvalidArgumentError(f"there is no node {name!r}", nearest=nearest(name, self._by_name))
+        with_heads = [layer for layer, block in enumerate(self.wiring) if any(own.kind == "head" for own in block)]
+        has_none = shared is not None and int(shared[1]) < self.n_layers and int(shared[1]) not in with_heads
+        raise InvalidArgumentError(
+            f"there is no node {name!r}",
+            expected=f"a head of layer {', '.join(map(str, with_heads)) or 'none'}" if has_none else None,
+            nearest=nearest(name, self._by_name),
+            reason=f"layer {name[1 : shared.end(1)]} has no attention" if shared and has_none else None,
+        )
 
     def edge(self, name: str) -> Edge:
         """Returns the edge of a name, `sender->receiver`.
@@ -232,9 +334,21 @@ class ComputationalGraph:
             raise InvalidArgumentError(
                 f"there is no edge {edge.name!r}",
                 expected="a sender, and a receiver that comes after it",
-                reason="attention and MLP of a block read the same stream" if self.is_parallel else None,
+                reason=self._why_side_by_side(edge),
             )
         return sender, receiver
+
+    def _why_side_by_side(self, edge: Edge) -> str | None:
+        """Returns that both ends of an edge read the same stream, or None."""
+        ends = [edge.sender, edge.receiver]
+        if len({end.layer for end in ends}) > 1 or ends[0].layer is None or ends[0].layer >= self.n_layers:
+            return None
+        stages = {own.name: own.reads for own in self.wiring[ends[0].layer]}
+        first, second = (end.sublayer for end in ends)
+        if first == second or stages.get(first) != stages.get(second):
+            return None
+        names = " and ".join({"attn": "attention", "mlp": "MLP"}.get(name, name) for name in (first, second))
+        return f"{names} of a block read the same stream"
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:
@@ -259,41 +373,45 @@ class ComputationalGraph:
         match receiver.kind:
             case "logits":
                 return f"blocks.{self.n_layers - 1}.hook_resid_post"
-            case "mlp":
-                return f"blocks.{receiver.layer}.hook_mlp_in"
+            case "mlp" | "mixer":
+                return f"blocks.{receiver.layer}.hook_{receiver.sublayer}_in"
             case "q" | "k" | "v":
-                return f"blocks.{receiver.layer}.hook_{receiver.kind}_input"
+                return f"blocks.{receiver.layer}.{projection_input(receiver.sublayer, receiver.kind)}"
         raise InvalidArgumentError(f"{receiver} reads nothing by itself", expected="a receiver", got=receiver.kind)
 
     def stream_of(self, receiver: Node) -> str:
         """Returns the hook point of the stream that a receiver reads, without an axis of heads."""
-        return (
-            f"blocks.{receiver.layer}.hook_resid_pre" if receiver.kind in ("q", "k", "v") else self.input_of(receiver)
-        )
+        if receiver.kind not in ("q", "k", "v") or receiver.layer is None:
+            return self.input_of(receiver)
+        stage = next(own.reads for own in self.wiring[receiver.layer] if own.name == receiver.sublayer)
+        return f"blocks.{receiver.layer}.{stream_at(stage)}"
 
     def heads_at(self, point: str) -> int | None:
         """Returns the size of the head axis of a receiver's hook point, or None where it has none."""
-        leaf = point.rpartition(".")[2]
-        return {"hook_q_input": self.n_heads, "hook_k_input": self.n_kv_heads, "hook_v_input": self.n_kv_heads}.get(
-            leaf
-        )
+        return self._heads_at.get(point)
+
+    @cached_property
+    def _heads_at(self) -> dict[str, int]:
+        sizes = {"q": self.n_heads, "k": self.n_kv_heads, "v": self.n_kv_heads}
+        return {self.input_of(one): sizes[one.kind] for one in self.receivers if one.kind in sizes}
 
 
 def _check(bridge: TransformerBridge) -> None:
     check_bridge(bridge)
-    block = bridge.blocks[0]
-    if block.norms_the_sum or block.residual_is_normed:
+    if not all(block.is_sum for block in bridge.blocks):
         raise InvalidArgumentError(
             "the residual stream of this model is not the sum of what its parts write",
             where=bridge.cfg.architecture,
-            reason="it is normed between the sublayers, so that no edge carries one part's own contribution",
+            reason="it is normed or multiplied between the sublayers, so that no edge carries one part's contribution",
             fix="attribution_patch, which needs no such sum",
         )
-    for name in ("hook_q_input", "hook_k_input", "hook_v_input"):
-        if f"blocks.0.{name}" not in bridge.hook_dict:
-            raise InvalidArgumentError(
-                f"the graph of this model has no receiver at {name}",
-                where=bridge.cfg.architecture,
-                reason=bridge.why_absent(f"blocks.0.{name}"),
-                fix="attribution_patch, which needs no inputs by head",
-            )
+    for attention in (sublayer for block in bridge.blocks for sublayer in block.of_kind("attn")):
+        for projection in ("q", "k", "v"):
+            leaf = projection_input(attention.name, projection)
+            if f"{attention.block}.{leaf}" not in bridge.hook_dict:
+                raise InvalidArgumentError(
+                    f"the graph of this model has no receiver at {leaf}",
+                    where=bridge.cfg.architecture,
+                    reason=bridge.why_absent(f"{attention.block}.{leaf}"),
+                    fix="attribution_patch, which needs no inputs by head",
+                )

@@ -24,7 +24,7 @@ from clearspan.components.mlp import (
 )
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
-from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind
+from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind, projection_input, stream_at
 from clearspan.components.weights import LinearMap, WeightTensor
 
 __all__ = [
@@ -66,4 +66,6 @@ __all__ = [
     "kind_among",
     "logits_point",
     "part_kind",
+    "projection_input",
+    "stream_at",
 ]

@@ -22,7 +22,9 @@ from clearspan.components.sublayer import (
     SublayerKind,
     is_one,
     part_kind,
+    projection_input,
     required_kind,
+    stream_at,
     value_of,
 )
 from clearspan.components.weights import LinearMap
@@ -292,11 +294,7 @@ class BlockBridge(GeneralizedComponent):
 
     def stream_before(self, stage: int) -> str:
         """Returns the name of the point with the stream that a stage reads; of the stream that leaves the last one."""
-        if stage == 0:
-            return f"{self.path}.hook_resid_pre"
-        if stage == len(self.stages):
-            return f"{self.path}.hook_resid_post"
-        return f"{self.path}.hook_resid_mid{stage if stage > 1 else ''}"
+        return f"{self.path}.{'hook_resid_post' if stage == len(self.stages) else stream_at(stage)}"
 
     @property
     def is_sum(self) -> bool:
@@ -330,7 +328,7 @@ class BlockBridge(GeneralizedComponent):
         if isinstance(sublayer.part, GeneralAttentionBridge):
             inputs = PathInputs(sublayer.part, sublayer.entering())
             for part in inputs.parts:
-                own = name if part == "attn_in" else sublayer.projection_input(part.removesuffix("_input"))
+                own = name if part == "attn_in" else projection_input(sublayer.name, part.removesuffix("_input"))
                 yield self.point(own, sublayer.reads, Derived(inputs, part))
         elif sublayer.shares_norm:
             yield self.point(name, sublayer.reads, Derived(SublayerInput(sublayer), SublayerInput.PART))
@@ -355,6 +353,14 @@ class BlockBridge(GeneralizedComponent):
         for norm, maps in readers.items():
             if all(maps):
                 yield norm, list(itertools.chain.from_iterable(maps))
+
+    def unfolded(self) -> Iterator[NormalizationBridge]:
+        """Yields the norms that stay as they are because of a part of which it is not known what reads its input."""
+        if self.residual_is_normed:
+            return
+        folded = [norm for norm, _ in self.folds()]
+        norms = (sublayer.norm for sublayer in self.sublayers)
+        yield from (norm for norm in dict.fromkeys(norms) if norm is not None and norm not in folded)
 
     @property
     def centres(self) -> bool:

@@ -5,6 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
+from clearspan.components.weights import AbsentWeight
+
+_UNKNOWN = "only the ends of this part are known"
 
 
 class OpaqueBridge(GeneralizedComponent):
@@ -13,6 +16,13 @@ class OpaqueBridge(GeneralizedComponent):
     It has its ends as points, `hook_in` and `hook_out`, and no weights by letter. What reads its input is not known, so
     a norm before it is not folded.
     """
+
+    W_in = AbsentWeight(_UNKNOWN)
+    W_gate = AbsentWeight(_UNKNOWN)
+    W_out = AbsentWeight(_UNKNOWN)
+    b_in = AbsentWeight(_UNKNOWN)
+    b_gate = AbsentWeight(_UNKNOWN)
+    b_out = AbsentWeight(_UNKNOWN)
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns what the model itself would pass."""

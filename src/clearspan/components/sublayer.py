@@ -52,6 +52,28 @@ def required_kind(name: str, part: GeneralizedComponent | None) -> type[Generali
             return GeneralizedComponent
 
 
+def projection_input(attention: str, projection: str) -> str:
+    """Returns the leaf of the point of what one projection of an attention reads.
+
+    Example:
+        >>> projection_input("attn", "q"), projection_input("attn2", "k")
+        ('hook_q_input', 'hook_k2_input')
+    """
+    number = attention.removeprefix("attn")
+    is_numbered = number != attention and (not number or number.isdigit())
+    return f"hook_{projection}{number}_input" if is_numbered else f"hook_{attention}_{projection}_input"
+
+
+def stream_at(stage: int) -> str:
+    """Returns the leaf of the point with the stream that a stage of a block reads.
+
+    Example:
+        >>> [stream_at(stage) for stage in range(3)]
+        ['hook_resid_pre', 'hook_resid_mid', 'hook_resid_mid2']
+    """
+    return "hook_resid_pre" if not stage else f"hook_resid_mid{stage if stage > 1 else ''}"
+
+
 @dataclass(frozen=True)
 class BlockParameter:
     """A parameter `[d_model]` by which a block multiplies, looked up when it is needed.
@@ -164,12 +186,6 @@ class Sublayer:
     def hook_out(self) -> str:
         """Name of the point that shows what it adds."""
         return f"{self.block}.hook_{self.name}_out"
-
-    def projection_input(self, projection: str) -> str:
-        """Returns the leaf of the point of what one projection of attention reads: `hook_q_input`, `hook_q2_input`."""
-        number = self.name.removeprefix("attn")
-        is_numbered = number != self.name and (not number or number.isdigit())
-        return f"hook_{projection}{number}_input" if is_numbered else f"hook_{self.name}_{projection}_input"
 
     @property
     def reads(self) -> Place:

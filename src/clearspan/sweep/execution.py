@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan._forward.readout import read_out
-from clearspan._run.continuation import BaseRun
+from clearspan._run.continuation import BaseRun, positionwise_mlp
 from clearspan._run.hooks import Hooks, Placed, hooks_of
 from clearspan._run.sources import Sources
 from clearspan.interventions import Written
@@ -106,11 +106,12 @@ class Execution:
 
     def _positions_read(self, tile: Tile) -> list[int] | None:
         """Returns the positions whose last residual stream is read, counted in the batch; None for all."""
-        last, layer_of = f"blocks.{self._n_layers - 1}.mlp.", self.base.model.index.layer_of
+        mlp, layer_of = positionwise_mlp(self.base.model), self.base.model.index.layer_of
         names = {site.site.name for cell in tile.cells for site in cell.sites} | {
             site.site.name for site in self.background
         }
-        if any(name.startswith(last) or layer_of(name) == self._n_layers for name in names):
+        in_mlp = () if mlp is None else (f"{mlp.path}.",)
+        if any(name.startswith(in_mlp) or layer_of(name) == self._n_layers for name in names):
             return None
         return [position - tile.first for position in self.readings.positions if position >= tile.first]
 

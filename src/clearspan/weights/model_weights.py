@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearspan.checks import check_flags, is_whole, tensor_of
+from clearspan.checks import check_flags, is_whole, tensor_of, whole_numbers
 from clearspan.components import BlockBridge, EmbeddingBridge, GeneralizedComponent, PosEmbedBridge, UnembeddingBridge
 from clearspan.components.weights import Weight, WeightTensor, check_writable
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import InvalidArgumentError, MissingWeightError
+from clearspan.errors import ClearspanError, InvalidArgumentError, MissingPartError, MissingWeightError
 from clearspan.weights.composition import Composition, CompositionScores, composition_scores
 from clearspan.weights.factored_matrix import FactoredMatrix
 
@@ -26,6 +26,7 @@ class Stacked(Weight[Tensor]):
 
     def __init__(self, part: str, what: str) -> None:
         super().__init__(lambda model: stacked(model.blocks, part, self._name))
+        self.part = part
         self.__doc__ = f"{what}: a copy that writes through."
 
 
@@ -70,6 +71,40 @@ class ModelWeights:
     b_in = Stacked("mlp", "MLP input biases `[layer, d_mlp]`")
     b_gate = Stacked("mlp", "Biases of the MLP's gate `[layer, d_mlp]`")
     b_out = Stacked("mlp", "MLP output biases `[layer, d_model]`")
+
+    def stacked(self, name: str, layers: Iterable[int] | None = None) -> Float[Tensor, "layer ..."]:
+        """Returns a weight of some layers, `[layer, ...]`: a copy that writes through.
+
+        Where layers differ, as where some have a mixer in place of attention, `W_Q` of all layers is not there, and
+        this gives that of those that have one.
+
+        Args:
+            name: Its letters, such as `"W_Q"` or `"b_out"`.
+            layers: Which, negative from the end; by default all that have the weight's part.
+
+        Raises:
+            MissingWeightError: A layer does not have it, or layers differ in its shape.
+            MissingPartError: No layer has the part.
+            InvalidArgumentError: No such weight, or no such layer.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> bridge.stacked("W_Q", [0, -1]).shape
+            torch.Size([2, 8, 256, 32])
+        """
+        letters = {key: found.part for key, found in vars(ModelWeights).items() if isinstance(found, Stacked)}
+        if name not in letters:
+            raise InvalidArgumentError(f"no weight {name!r} is of a layer", expected=", ".join(letters))
+        part, n_layers = letters[name], len(self.blocks)
+        having = [layer for layer, block in enumerate(self.blocks) if part in block.sublayer_names]
+        chosen = whole_numbers("layers", having if layers is None else layers)
+        for layer in chosen:
+            if not -n_layers <= layer < n_layers:
+                raise InvalidArgumentError(f"there is no layer {layer}", expected=f"0 to {n_layers - 1}")
+        if not chosen:
+            raise MissingPartError(f"no layer has {part!r}", fix="bridge.layer_types() lists what each layer has")
+        return stacked([self.blocks[layer] for layer in chosen], part, name)
 
     @Weight
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -165,19 +200,25 @@ def stacked(blocks: Sequence[BlockBridge], part: str, name: str) -> Tensor:
         MissingWeightError: A layer does not have it, or has it in another shape.
     """
     live: dict[int, Tensor] = {}
-    lacking: dict[int, MissingWeightError] = {}
-    for layer, block in enumerate(blocks):
+    lacking: dict[int, MissingPartError | MissingWeightError] = {}
+    for block in blocks:
+        layer = int(block.path.rpartition(".")[2])
         try:
-            live[layer] = getattr(block.submodules[part], name)
-        except MissingWeightError as error:
+            live[layer] = getattr(getattr(block, part), name)
+        except (MissingPartError, MissingWeightError) as error:
             lacking[layer] = error
     if lacking:
         layers = "no layer has it" if not live else f"layers {', '.join(map(str, lacking))} do not have it"
-        fix = f"bridge.blocks[{next(iter(live))}].{part}.{name} where there is one" if live else None
+        fix = None
+        if live:
+            here = ", ".join(map(str, live))
+            fix = f"bridge.blocks[{next(iter(live))}].{part}.{name} where there is one"
+            if any(isinstance(error, MissingPartError) for error in lacking.values()):
+                fix = f"bridge.stacked({name!r}, [{here}]), for the layers that have it"
         raise MissingWeightError(
             f"{name} cannot be stacked: {layers}",
             where=type(blocks[0].module).__name__,
-            reason=next(iter(lacking.values())).message.replace("\n  ", "; "),
+            reason=_why(next(iter(lacking.values()))),
             fix=fix,
         )
     shapes = {tuple(weight.shape): layer for layer, weight in live.items()}
@@ -187,6 +228,11 @@ def stacked(blocks: Sequence[BlockBridge], part: str, name: str) -> Tensor:
             f"{name} cannot be stacked: layers differ in shape", got=found, fix=f"bridge.blocks[layer].{part}.{name}"
         )
     return joined(list(live.values()), torch.stack)
+
+
+def _why(error: ClearspanError) -> str | None:
+    """Returns why a layer lacks a weight, in one line."""
+    return error.reason if isinstance(error, MissingPartError) else error.message.replace("\n  ", "; ")
 
 
 def joined(parts: Sequence[Tensor], join: Callable[[list[Tensor]], Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clearspan.components import (
     BlockBridge,
     EmbeddingBridge,
+    GeneralAttentionBridge,
     GeneralizedComponent,
     HeadAttentionBridge,
     LinearBridge,
@@ -129,7 +130,9 @@ class _Processing:
         if final is not None:
             pairs.append((final, [readout(self.model)[0].map]))
         folded = sum(self._fold(norm, maps) for norm, maps in pairs)
-        return f"{folded} norms folded" if folded else "nothing to fold"
+        kept = sum(1 for block in self.model.blocks for _ in block.unfolded())
+        left = f"; {kept} kept, which parts read that are not known to be linear maps" if kept else ""
+        return (f"{folded} norms folded" if folded else "nothing to fold") + left
 
     def _fold(self, norm: NormalizationBridge, maps: Iterable[LinearMap]) -> bool:
         has_weight = norm.module._parameters.get("weight") is not None
@@ -167,9 +170,9 @@ class _Processing:
     def fold_value_biases(self) -> str:
         """Moves what value biases add to attention's output into the output bias."""
         count = 0
-        for block in self.model.blocks:
-            attn, bias = block.attn, _value_bias(block)
-            if bias is not None and bias.any():
+        for attn in _attentions(self.model):
+            bias = _value_bias(attn)
+            if isinstance(attn, HeadAttentionBridge) and bias is not None and bias.any():
                 self._add_bias(attn.o.map, constant_of_values(bias.detach(), attn.W_O.detach()))
                 self._write(attn, b_V=torch.zeros_like(bias))
                 count += 1
@@ -178,8 +181,8 @@ class _Processing:
     def refactor_factored_attn_matrices(self) -> str:
         """Changes queries and keys (if that is exact), values and outputs to the basis of their singular vectors."""
         does_queries = why_not_refactored(self.model, queries=True) is None
-        for block in self.model.blocks:
-            attn = block.attn
+        for attn in _attentions(self.model):
+            assert isinstance(attn, HeadAttentionBridge), "others are left out"
             b_Q, b_K, b_V = (getattr(attn, f"b_{key.upper()}") if attn.has_bias(key) else None for key in PROJECTIONS)
             if does_queries:
                 new = refactored_QK(attn.W_Q, b_Q, attn.W_K, b_K)
@@ -217,12 +220,15 @@ def _writers(model: Processable) -> Iterator[LinearMap]:
         if isinstance(part, PosEmbedBridge):
             yield LinearMap(part.module, "weight", None, in_axis=-2, out_axis=-1)
     for block in model.blocks:
-        yield from block.attn.adds()
-        yield from block.mlp.adds()
+        for sublayer in block.sublayers:
+            yield from sublayer.part.adds()
 
 
-def _value_bias(block: BlockBridge) -> Tensor | None:
-    attn = block.attn
+def _attentions(model: Processable) -> list[GeneralAttentionBridge]:
+    return [attention for block in model.blocks for attention in block.attentions]
+
+
+def _value_bias(attn: GeneralAttentionBridge) -> Tensor | None:
     return attn.b_V if isinstance(attn, HeadAttentionBridge) and attn.has_bias("v") else None
 
 
@@ -233,7 +239,9 @@ def why_not_centred(model: Processable) -> str | None:
     """Returns why the mean of the residual stream matters to what reads it, or None."""
     final = final_norm(model)
     if all(block.centres for block in model.blocks) and final is not None and not final.uses_rms_norm:
-        return None
+        parts = [sublayer.part for block in model.blocks for sublayer in block.sublayers]
+        opaque = next((part.path for part in parts if not list(part.adds())), None)
+        return opaque and f"what {opaque} writes is not known to come from linear maps, which could be centred"
     if model.cfg.uses_rms_norm:
         return "RMS norms do not subtract the mean, so that they read it"
     return "the residual stream is read, or normed, without its mean being subtracted first"
@@ -247,14 +255,16 @@ def why_unembedding_not_centred(model: Processable) -> str | None:
 
 def why_values_not_folded(model: Processable) -> str | None:
     """Returns why a value bias adds no constant to attention's output, or None."""
-    if any(block.attn.has_sinks and _value_bias(block) is not None for block in model.blocks):
+    if any(attention.has_sinks and _value_bias(attention) is not None for attention in _attentions(model)):
         return "sinks take a share of each query's attention, so that patterns do not sum to one"
     return None
 
 
 def why_not_refactored(model: Processable, *, queries: bool) -> str | None:
     """Returns why another basis of queries and keys (or of values) changes what heads compute, or None."""
-    attentions = [block.attn for block in model.blocks]
+    attentions = _attentions(model)
+    if not attentions:
+        return "no layer has heads"
     if not all(isinstance(attn, HeadAttentionBridge) for attn in attentions):
         return "queries, keys or values are not one linear map each"
     if queries and any({"q_norm", "k_norm"} & set(attn.submodules) for attn in attentions):
