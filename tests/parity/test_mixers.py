@@ -12,7 +12,9 @@ from tests.mixers import BY_TYPE, CASES, Live
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from clearspan.components.mixer_kinds import SELECTIVE_BY_HEAD
 from clearspan.errors import NotSeenError, PointNotReachedError, UnwritableError
+from clearspan.hf.mixers import axis_sizes, mixer_kind
 from clearspan.points import HookPoint
 
 TOKENS = torch.randint(3, 90, (2, 7), generator=torch.Generator().manual_seed(1))
@@ -139,11 +141,11 @@ def test_points_show_what_the_models_code_has(live: Live, seen: dict[str, list[A
     checked = 0
     for name, calls in seen.items():
         for point, expected in SHOWN[name].items():
-            if point in live.points:
+            if point in live.points and live.mixer.kind is not SELECTIVE_BY_HEAD:
                 # The first call is the first layer's.
                 assert torch.allclose(found[point], expected(calls[0]), rtol=1e-6, atol=0), point
                 checked += 1
-    assert checked or live.case.model_type in ("recurrent_gemma", "xlstm", "minimax")
+    assert checked or live.case.model_type in ("recurrent_gemma", "xlstm", "minimax", "zamba")
     for name, value in found.items():
         sizes = {"batch": 2, "pos": 7, "q_pos": 7, "k_pos": 7, **live.points[name].sizes}
         assert list(value.shape) == [sizes[axis] for axis in live.points[name].axes], name
@@ -189,7 +191,8 @@ def test_a_write_is_the_same_edit_of_the_functions_argument(live: Live, monkeypa
         original = names[name]
         parameters = inspect.signature(original).parameters
         for point, argument in pairs.items():
-            if point not in live.points or argument not in parameters or point not in SHOWN[name]:
+            is_there = point in live.points and argument in parameters and point in SHOWN[name]
+            if not is_there:
                 continue
             is_last = name == "mamba_selective_scan"
 
@@ -565,3 +568,19 @@ def test_what_cannot_be_seen_raises(live: Live, monkeypatch: pytest.MonkeyPatch)
         "  expected: a forward that is a Python function\n"
         "  got: Kernel"
     )
+
+
+# --- found from the module -------------------------------------------------------------------------------------------
+
+
+@every
+def test_kind_and_sizes_are_found_from_the_module(live: Live) -> None:
+    mixer, module = live.mixer, live.mixer.module
+    expected = None if live.case.model_type == "minimax" else mixer.kind
+    assert mixer_kind(module) is expected
+    assert mixer_kind(live.model) is None
+    if expected is not None and mixer.kind.roles:
+        with torch.no_grad():
+            found = axis_sizes(module, mixer.kind, lambda: live(TOKENS))
+        assert found == {axis: size for axis, size in mixer.dims.items() if axis in found}
+        assert set(mixer.dims) - set(found) <= {"d_inner"}

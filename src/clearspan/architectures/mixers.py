@@ -1,6 +1,6 @@
 """Mixers as adapters describe them: one function a layout of Hugging Face's modules, with explicit sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from clearspan.components import GeneralizedComponent, LinearBridge, MixerBridge, Part, WeightsBridge
 from clearspan.components.mixer_kinds import (
@@ -9,6 +9,7 @@ from clearspan.components.mixer_kinds import (
     GATED_RECURRENCE,
     INLINE,
     MATRIX_MEMORY,
+    SELECTIVE_BY_HEAD,
     SELECTIVE_SCAN,
     SHORT_CONV,
     STATE_SPACE_HEADS,
@@ -42,6 +43,17 @@ def selective_scan(name: str, *, d_inner: int, state: int, has_norms: bool = Fal
     parts = _linear(in_proj="in_proj", x_proj="x_proj", out_proj="out_proj") | _conv("conv1d")
     parts |= {"dt_proj": WeightsBridge("dt_proj")} | {norm: WeightsBridge(norm) for norm in norms}
     return MixerBridge(name, submodules=parts, kind=SELECTIVE_SCAN, dims={"d_inner": d_inner, "state": state})
+
+
+def selective_scan_by_head(name: str, *, d_inner: int) -> MixerBridge:
+    """Returns Zamba's mixer: Mamba in heads, each scanned by itself.
+
+    Args:
+        name: Path of its module in the block.
+        d_inner: Its width.
+    """
+    parts = _linear(in_proj="in_proj", out_proj="out_proj") | _conv("conv1d")
+    return MixerBridge(name, submodules=parts, kind=SELECTIVE_BY_HEAD, dims={"d_inner": d_inner})
 
 
 def state_space_heads(
@@ -138,18 +150,26 @@ def gated_delta(
     )
 
 
-def channel_delta(name: str, *, heads: int, d_head: int, gate: Mapping[str, str]) -> MixerBridge:
+def _in_a_row(key: str, names: Sequence[str]) -> dict[str, str]:
+    """Returns one linear map as `key`, or two in a row as `key_a` and `key_b`."""
+    return {key: names[0]} if len(names) == 1 else dict(zip((f"{key}_a", f"{key}_b"), names, strict=True))
+
+
+def channel_delta(name: str, *, heads: int, d_head: int, gate: Sequence[str], decay: Sequence[str]) -> MixerBridge:
     """Returns Kimi's delta attention.
 
     Args:
         name: Path of its module in the block.
         heads: Its heads.
         d_head: Width of a head.
-        gate: Names of the gate's maps: `z`; where it has two, `z_a` for the first.
+        gate: Names of the gate's linear maps, one or two in a row.
+        decay: Names of the decay's.
     """
-    parts = _linear(q="q_proj", k="k_proj", v="v_proj", b="b_proj", out_proj="o_proj", **gate) | _conv("conv1d")
+    gates = _in_a_row("z", gate)
+    named = {**gates, **_in_a_row("f", decay)}
+    parts = _linear(q="q_proj", k="k_proj", v="v_proj", b="b_proj", out_proj="o_proj", **named) | _conv("conv1d")
     parts |= {"forget_gate": WeightsBridge("forget_gate"), "norm": WeightsBridge("o_norm")}
-    places = {**_apart(heads, heads), "hook_gate": Part("z", _GATE)}
+    places = {**_apart(heads, heads), "hook_gate": Part(list(gates)[-1], _GATE)}
     return MixerBridge(
         name, submodules=parts, kind=CHANNEL_DELTA, dims=_delta_dims(heads, heads, d_head, d_head), parts=places
     )
@@ -222,7 +242,7 @@ def matrix_memory(name: str, *, heads: int, d_head_qk: int, d_head_v: int) -> Mi
         name,
         submodules={**linear, "norm": WeightsBridge("multihead_norm")},
         kind=MATRIX_MEMORY,
-        dims=_delta_dims(heads, heads, d_head_qk, d_head_v),
+        dims={"head": heads, "d_head_qk": d_head_qk, "d_head_v": d_head_v, "d_inner": heads * d_head_v},
         parts={"hook_gate": Part("gate", _GATE)},
     )
 

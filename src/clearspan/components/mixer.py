@@ -176,7 +176,7 @@ class MixerBridge(GeneralizedComponent):
     @Weight
     def A_log(self) -> Tensor:
         """The logarithm of how fast states decay, the live parameter: `[d_inner, state]` or `[head]`."""
-        return self.weight("A_log")
+        return self._with("A_log").weight("A_log")
 
     @Weight
     def D(self) -> Tensor:
@@ -186,7 +186,13 @@ class MixerBridge(GeneralizedComponent):
     @Weight
     def dt_bias(self) -> Tensor:
         """The bias of the step sizes, the live parameter: `[d_inner]` or `[head]`."""
-        return self.submodules["dt_proj"].weight("bias") if "dt_proj" in self.submodules else self.weight("dt_bias")
+        part = self.submodules.get("dt_proj")
+        return self._with("dt_bias").weight("dt_bias") if part is None else part.weight("bias")
+
+    def _with(self, name: str) -> GeneralizedComponent:
+        """Returns the component that has a parameter: the mixer, or one of its parts."""
+        parts = (self, *self.submodules.values())
+        return next((part for part in parts if part.module._parameters.get(name) is not None), self)
 
     def _linear(self, key: str) -> LinearBridge:
         part = self.submodules.get(key)
@@ -197,10 +203,13 @@ class MixerBridge(GeneralizedComponent):
         return part
 
     def reads(self) -> Iterator[LinearMap]:
-        """Yields the maps that read the mixer's input, where those are linear maps of one token."""
+        """Yields the maps that read the mixer's input, where those are linear maps of one token.
+
+        Of two maps in a row, `x_a` and `x_b`, the first one does.
+        """
         if self.kind.reads_linearly:
             for key, part in self.submodules.items():
-                if isinstance(part, LinearBridge) and key not in self.kind.later:
+                if isinstance(part, LinearBridge) and key not in self.kind.later and not key.endswith("_b"):
                     yield part.map
 
     def adds(self) -> Iterator[LinearMap]:

@@ -396,6 +396,16 @@ INLINE = MixerKind(
 )
 """A mixer that calls no function for its recurrence (MiniMax): its points are at the ends of its parts."""
 
+_APART = "each head is scanned by a call of its own, so that no call has the whole value"
+
+SELECTIVE_BY_HEAD = MixerKind(
+    "SELECTIVE_BY_HEAD",
+    (CONV,),
+    {"hook_conv": ("conv", "out")},
+    absent=dict.fromkeys((*_SCAN, "hook_effective_attention"), _APART),
+)
+"""Zamba: Mamba in heads, each scanned by itself."""
+
 KINDS: Mapping[str, MixerKind] = {
     function.name: kind
     for kind in (
@@ -410,8 +420,8 @@ KINDS: Mapping[str, MixerKind] = {
     for role in kind.roles
     for function in role.functions
     if role is not CONV or kind is SHORT_CONV
-} | {"mlstm_backend": MATRIX_MEMORY}
-"""Kinds by the names, of functions or of parts, that a mixer's code uses."""
+} | {"mlstm_backend": MATRIX_MEMORY, "x_proj_weight": SELECTIVE_BY_HEAD}
+"""Kinds by the names, of functions, parts or parameters, that a mixer's code uses."""
 
 
 def kind_among(names: Iterable[str]) -> MixerKind | None:
@@ -420,5 +430,6 @@ def kind_among(names: Iterable[str]) -> MixerKind | None:
     A recurrence tells more than the convolution before it.
     """
     found = {KINDS[name] for name in names if name in KINDS}
-    recurrences = found - {SHORT_CONV}
-    return next(iter(recurrences or found), None)
+    if SELECTIVE_BY_HEAD in found:
+        return SELECTIVE_BY_HEAD
+    return next(iter(found - {SHORT_CONV} or found), None)
