@@ -88,6 +88,9 @@ class GeneralizedComponent:
         submodules: Its parts by canonical name.
         layout: How rows and positions lie in the module's input and output.
         output_is_overwritten: Whether the model writes into the output's storage afterwards.
+        input_is_overwritten: Whether the model writes into the input's storage afterwards, or the module itself does.
+        same_inputs: Names of further arguments of the module's forward that are the same tensor as the first, which it
+            reads in the same way (CTRL's attention is given `v`, `k` and `q`): a write to the input reaches all.
         path: Canonical path of a live component, such as `blocks.3.attn`.
         module_path: The module's path in the Hugging Face model.
         parent_path: Path of the Hugging Face module around it.
@@ -98,6 +101,8 @@ class GeneralizedComponent:
     submodules: "Mapping[str, GeneralizedComponent]" = field(default_factory=dict)
     layout: Layout = field(default=Layout.TOKENS, kw_only=True)
     output_is_overwritten: bool = field(default=False, kw_only=True)
+    input_is_overwritten: bool = field(default=False, kw_only=True)
+    same_inputs: tuple[str, ...] = field(default=(), kw_only=True)
 
     path: str = field(init=False)
     module_path: str = field(init=False)
@@ -229,8 +234,8 @@ class GeneralizedComponent:
         """
         self._bound.follow()
         own = value.clone()  # a write in place, as at `hook_resid_mid`, must not reach the caller's tensor
-        output = self.module(own, **self.call_arguments(value))
-        return output[0] if isinstance(output, tuple) else output
+        output = self.module(own, **{**self.call_arguments(value), **dict.fromkeys(self.same_inputs, own)})
+        return output[0] if isinstance(output, tuple | list) else output
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns the further arguments of the module's forward, for a call of it alone."""
@@ -238,8 +243,10 @@ class GeneralizedComponent:
 
     def place(self, side: Side, item: int = 0) -> Place:
         """Returns a place at the component's module."""
-        overwritten = self.output_is_overwritten and side is Side.OUTPUT
-        return Place(self.module_path, side, item, self.layout, self.parent_path, overwritten)
+        enters = side is Side.INPUT
+        overwritten = self.input_is_overwritten if enters else side is Side.OUTPUT and self.output_is_overwritten
+        also = self.same_inputs if enters else ()
+        return Place(self.module_path, side, item, self.layout, self.parent_path, overwritten, also)
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes in this component that the model fixes."""

@@ -103,7 +103,8 @@ class GenerationRecording(Recording):
             if not is_paused():
                 ids = primary_input(args, kwargs)
                 assert len(ids) == self._rows, "a generation that multiplies rows is refused before it starts"
-                self._next_forward(ids.shape[1], starts_over=kv_cache_in(kwargs) is None)
+                past = kv_cache_in(kwargs)  # which a model that keeps no keys and values leaves empty
+                self._next_forward(ids.shape[1], starts_over=past is None or not past.get_seq_length())
 
         handle = before(model, enter)
         try:

@@ -15,7 +15,7 @@ from clearspan.errors import InvalidArgumentError, PointNotReachedError, Unwrita
 from clearspan.hf.adapters import acting
 from clearspan.hf.attention import Call
 from clearspan.hf.derived import Pending
-from clearspan.hf.modules import refuse_compiled
+from clearspan.hf.modules import arguments_at, refuse_compiled
 from clearspan.hf.observers import forget_lost, observed
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.sequence import Follower, Passage
@@ -272,7 +272,7 @@ class Taps:
             match anchor.side:
                 case Side.INPUT:
                     # Before other torch hooks, which may give the module a copy: an in-place write needs the original.
-                    hook = self._where_seen(self._on_entry(places), nothing)
+                    hook = self._where_seen(self._on_entry(places, module), nothing)
                     self._hold(before(module, hook, first=True), stack)
                 case Side.OUTPUT:
                     hook = self._where_seen(self._on_exit(places), nothing)
@@ -320,12 +320,14 @@ class Taps:
 
         return called
 
-    def _on_entry(self, places: Sequence[Place]) -> Callable[..., Any]:
+    def _on_entry(self, places: Sequence[Place], module: nn.Module) -> Callable[..., Any]:
+        also = arguments_at(module, {name for place in places for name in place.also})
+
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             raw = new = primary_input(args, kwargs)
             for place in places:
                 new = self._through(place, new, new)
-            return None if new is raw else with_input(args, kwargs, new)
+            return None if new is raw else with_input(args, kwargs, new, also)
 
         return enter
 

@@ -64,6 +64,7 @@ class Place:
         layout: How rows and positions lie in the tensor.
         rows_of: Path of a module around it whose input tells the batch's rows, if the tensor does not.
         is_overwritten: Whether the model writes into the tensor's storage afterwards.
+        also: Names of further arguments of the module that are the same tensor, of an input.
     """
 
     module: str
@@ -72,6 +73,7 @@ class Place:
     layout: Layout = Layout.TOKENS
     rows_of: str = ""
     is_overwritten: bool = False
+    also: tuple[str, ...] = ()
 
     @functools.cached_property
     def key(self) -> str:

@@ -273,9 +273,11 @@ def _expected(model: Model) -> Iterator[tuple[str, object]]:
     if any(block.attn.has_rotary for block in blocks):
         yield "positional_embedding_type", "rotary"
     elif embeddings := [part for part in model.components if isinstance(part, PosEmbedBridge)]:
-        has_table = any(part.table is not None for part in embeddings)
-        yield "positional_embedding_type", "standard" if has_table else "sinusoidal"
-        yield "has_table", False  # of rotations or biases
+        if any(part.table is not None for part in embeddings):
+            yield "positional_embedding_type", "standard"
+            yield "has_table", False  # of rotations or biases
+        else:
+            yield "positional_embedding_type", "sinusoidal"
     yield "eps_attr", _eps_attr(model)
 
 
