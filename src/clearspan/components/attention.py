@@ -30,6 +30,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
 
     Attributes:
         has_rotary: Whether positions are rotated into queries and keys.
+        norms_rotated: Whether norms on queries and keys come after the rotation (nanochat, LLaMA 4), not before it.
         requires_attention_mask: Whether the module masks causally only when it is given a mask.
         attention_mask_4d: Whether that mask must be the additive `[batch, 1, q_pos, k_pos]`.
         repeats_keys: Whether the model repeats keys for all heads before the product.
@@ -44,6 +45,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
 
     _: KW_ONLY
     has_rotary: bool = False
+    norms_rotated: bool = False
     requires_attention_mask: bool = False
     attention_mask_4d: bool = False
     repeats_keys: bool = False

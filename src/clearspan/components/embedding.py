@@ -22,11 +22,13 @@ class EmbeddingBridge(GeneralizedComponent):
     Attributes:
         multiplier: What the model multiplies the embedding by outside its module.
         ends_at: Path of the norm or projection through which it reaches the residual stream, or None.
+        ends_at_call: Which call of that module in a forward this is, where the model calls it several times, or None.
     """
 
     _: KW_ONLY
     multiplier: float = 1.0
     ends_at: str | None = None
+    ends_at_call: int | None = None
 
     _shown = ("n_tokens", "width")
     input_axes = "batch pos"
@@ -57,7 +59,8 @@ class EmbeddingBridge(GeneralizedComponent):
 
     def points(self) -> Iterator[HookPoint]:
         """Yields `hook_embed`."""
-        place = self.place(Side.OUTPUT) if self.ends_at is None else Place(self.ends_at, Side.OUTPUT)
+        end = None if self.ends_at is None else Place(self.ends_at, Side.OUTPUT, call=self.ends_at_call)
+        place = end or self.place(Side.OUTPUT)
         access = Whole() if self.multiplier == 1 else Converted(ScaledConversion(self.multiplier))
         sizes = {"d_model": self.cfg.d_model}
         yield HookPoint("hook_embed", entry_of("hook_embed").axes, place, access, sizes=sizes)

@@ -114,6 +114,7 @@ class GenerationRecording(Recording):
 
     def _next_forward(self, length: int, *, starts_over: bool) -> None:
         self._end_forward()
+        self._called.clear()
         if starts_over:
             self._pieces.clear()
             self._shells.clear()

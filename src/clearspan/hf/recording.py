@@ -27,9 +27,17 @@ Transform = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Ends:
-    """What is kept of the module at a path: its input, its outputs."""
+    """What is kept of a call of the module at a path: its input, its outputs.
+
+    Attributes:
+        path: The module's path.
+        call: Which call in a forward, or None where it is called once.
+        entry: The input, or None.
+        exits: The outputs.
+    """
 
     path: str
+    call: int | None
     entry: Place | None
     exits: tuple[Place, ...]
 
@@ -77,19 +85,19 @@ class RecordingPlan:
     def of(cls, places: Iterable[Place]) -> "RecordingPlan":
         """Returns the plan for these raw tensors."""
         places = frozenset(places)
-        at: dict[str, list[Place]] = {}
+        at: dict[tuple[str, int | None], list[Place]] = {}
         for place in sorted(places, key=lambda place: place.key):
-            at.setdefault(place.module, []).append(place)
+            at.setdefault((place.module, place.call), []).append(place)
         ends, insides = [], []
-        for path, here in at.items():
+        for (path, call), here in at.items():
             entry = next((place for place in here if place.side is Side.INPUT), None)
             exits = tuple(place for place in here if place.side is Side.OUTPUT)
             if entry is not None or exits:
-                ends.append(Ends(path, entry, exits))
+                ends.append(Ends(path, call, entry, exits))
             inside = {place.side: place for place in here if place.side.is_inside}
             if inside:
                 insides.append(Inside(path, inside))
-        return cls(places, tuple(ends), tuple(insides), branches(at))
+        return cls(places, tuple(ends), tuple(insides), branches(dict.fromkeys(path for path, _ in at)))
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,7 @@ class Recording:
         self._calls: dict[str, AttentionCall] = {}
         self._versions: dict[str, int] = {}
         self._counted = CountedViews()
+        self._called: dict[Callable[..., None], int] = {}
         self._transform = transform
         self._defers = may_defer
         self._relocation = relocation
@@ -322,6 +331,7 @@ class Recording:
         try:
             for ends in plan.ends:
                 hook = self._plain_hook(ends, owner) if ends.are_plain else self._hook(ends, owner)
+                hook = hook if ends.call is None else self._at_call(ends.call, hook, owner)
                 handles.append(after(modules[ends.path], hook, is_for_one=True))
             with observed({modules[inside.path]: self._observer(inside, owner) for inside in plan.insides}):
                 yield
@@ -341,6 +351,18 @@ class Recording:
                 self._keep(raw, entry, args[0] if args else primary_input(args, kwargs), 1)
             if exit_ is not None:
                 self._keep(raw, exit_, output if type(output) is Tensor else primary_output(output), 1)
+
+        return keep
+
+    def _at_call(self, call: int, hook: Callable[..., None], owner: Scope | None) -> Callable[..., None]:
+        """Returns a hook that acts at one call of its module in a forward."""
+
+        def keep(*args: Any) -> None:
+            if HERE.get() is not owner:
+                return
+            done = self._called[hook] = self._called.get(hook, 0) + 1
+            if done == call + 1:
+                hook(*args)
 
         return keep
 

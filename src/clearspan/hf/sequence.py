@@ -15,7 +15,7 @@ from clearspan.hf.derived import Pending
 from clearspan.hf.keywords import kv_cache_in
 from clearspan.hf.torch_hooks import after, before
 from clearspan.hf.turns import Turns
-from clearspan.points import Derivation, Stretch
+from clearspan.points import Derivation, Side, Stretch
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -31,6 +31,7 @@ class Passage(threading.local):
         stretch: Where in the sequence the forward is.
         rows: Rows of the input of modules that are running, by their paths.
         pending: Edits of derived values between their source and their targets.
+        calls: How often modules that are called several times were entered and left, by path and side.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class Passage(threading.local):
         self.stretch = Stretch()
         self.rows: dict[str, int] = {}
         self.pending: dict[Derivation, Pending] = {}
+        self.calls: dict[tuple[str, Side], int] = {}
 
 
 class Follower:
@@ -97,10 +99,12 @@ class Follower:
         kwargs, run = self._by_name(args, kwargs), self._turns.present(self._passage)
         step = None if run is None or run.steps is None else next(run.steps, None)
         self._passage.stretch = Stretch(_positions_before(kwargs), step, _length(kwargs))
+        self._passage.calls.clear()
 
     def _leave(self, *_: Any) -> None:
         if not self._turns.is_away:
             self._passage.stretch = Stretch()
+            self._passage.calls.clear()
 
     def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the model's arguments by the names of its forward's parameters."""

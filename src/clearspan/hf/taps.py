@@ -325,7 +325,7 @@ class Taps:
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             raw = new = primary_input(args, kwargs)
-            for place in places:
+            for place in self._of_this_call(places, Side.INPUT):
                 new = self._through(place, new, new)
             return None if new is raw else with_input(args, kwargs, new, also)
 
@@ -334,13 +334,36 @@ class Taps:
     def _on_exit(self, places: Sequence[Place]) -> Callable[..., Any]:
         def leave(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
             result = output
-            for place in places:
+            for place in self._of_this_call(places, Side.OUTPUT):
                 raw = primary_output(result, place.item)
                 new = self._through(place, raw, primary_input(args, kwargs))
                 result = result if new is raw else with_output(result, new, place.item)
             return None if result is output else result
 
         return leave
+
+    def _of_this_call(self, places: Sequence[Place], side: Side) -> Sequence[Place]:
+        """Returns the places at a module that this call of it is, where a forward calls it several times.
+
+        Raises:
+            PointNotReachedError: It is called again by gradient checkpointing, which calls parts of the forward alone.
+        """
+        if all(place.call is None for place in places):
+            return places
+        if torch._C._current_graph_task_id() >= 0:
+            raise PointNotReachedError(
+                "gradient checkpointing calls a module again that has hooks, and that the model calls several times",
+                where=str(places[0]),
+                reason="which call of the forward this is cannot be told",
+                fix="model.gradient_checkpointing_disable()",
+            )
+        call = self._passage.calls.get((places[0].module, side), 0)
+        self._passage.calls[places[0].module, side] = call + 1
+        return [place for place in places if place.call in (None, call)]
+
+    def expect(self, path: str, call: int) -> None:
+        """Says which call of a module the next one is, outside a forward of the model."""
+        self._passage.calls |= dict.fromkeys(((path, Side.INPUT), (path, Side.OUTPUT)), call)
 
     def _observer(self, places: Sequence[Place]) -> Callable[[Call], Any]:
         def visit(place: Place) -> Callable[[Tensor], Tensor]:

@@ -65,6 +65,7 @@ class Place:
         rows_of: Path of a module around it whose input tells the batch's rows, if the tensor does not.
         is_overwritten: Whether the model writes into the tensor's storage afterwards.
         also: Names of further arguments of the module that are the same tensor, of an input.
+        call: Which call of the module in a forward, from 0, where the model calls it several times; None where once.
     """
 
     module: str
@@ -74,11 +75,13 @@ class Place:
     rows_of: str = ""
     is_overwritten: bool = False
     also: tuple[str, ...] = ()
+    call: int | None = None
 
     @functools.cached_property
     def key(self) -> str:
         """The place as one string."""
-        return f"{self.module}:{self.side}:{self.item}" if self.item else f"{self.module}:{self.side}"
+        module = self.module if self.call is None else f"{self.module}#{self.call}"
+        return f"{module}:{self.side}:{self.item}" if self.item else f"{module}:{self.side}"
 
     @property
     def pos_dim(self) -> int:
@@ -86,7 +89,8 @@ class Place:
         return 2 if self.layout.is_square else 1
 
     def __str__(self) -> str:
-        return f"{self.side} of {self.module or 'the model'}"
+        which = "" if self.call is None else f", call {self.call}"
+        return f"{self.side} of {self.module or 'the model'}{which}"
 
 
 class Conversion(Protocol):

@@ -53,6 +53,7 @@ class Seen:
         return keep
 
 
+_NAMES = {"q": "queries", "k": "keys"}
 _WATCHED = (Side.QUERY, Side.KEY, Side.SCORES, Side.PATTERN)
 
 
@@ -64,7 +65,8 @@ def attention(trial: Trial) -> Iterator[Check]:
     seen = {
         block.attn.path: Seen({side: block.attn.inside(side).layout for side in _WATCHED}, rows) for block in blocks
     }
-    ends = ("attn.hook_q", "attn.hook_k", "attn.q_norm.hook_out", "attn.k_norm.hook_out", "attn.kv_a.hook_out")
+    norms = ("attn.q_norm.hook_in", "attn.k_norm.hook_in", "attn.q_norm.hook_out", "attn.k_norm.hook_out")
+    ends = ("attn.hook_q", "attn.hook_k", *norms, "attn.kv_a.hook_out")
     names = [name for name in model.hook_dict if name.endswith(ends) and trial.is_readable(model.hook_dict[name].name)]
     with observed({block.attn.core_module: seen[block.attn.path].observe for block in blocks}):
         _, cache = runs.run_with_cache(model, trial.tokens, names)
@@ -90,6 +92,13 @@ def _of_layer(
         expected = _expected(cache, attention, key)
         if expected is not None:
             used = seen[side]
+            if attention.norms_rotated:
+                entered = _by_head(cache[f"{attention.path}.{key}_norm.hook_in"], expected)
+                by_head = cache[f"{attention.path}.hook_{key}"].transpose(1, 2)
+                moved = bool(_moved(entered, by_head).any())
+                yield _rotation(
+                    attention, f"{_NAMES[key]} before their norm", turns=attention.has_rotary, is_turned=moved
+                )
             yield from _of_side(attention, key, used, _repeated(expected, used))
 
 
@@ -101,9 +110,13 @@ def _expected(cache: ActivationCache, attention: GeneralAttentionBridge, key: st
         return None if key == "k" else cache[f"{path}.hook_q"].transpose(1, 2)[..., : attention.d_head_nope]
     by_head = cache[f"{path}.hook_{key}"].transpose(1, 2)
     if f"{key}_norm" in attention.submodules:
-        normed = cache[f"{path}.{key}_norm.hook_out"]
-        by_head = normed.reshape(*normed.shape[:2], by_head.shape[1], -1).transpose(1, 2)
+        return _by_head(cache[f"{path}.{key}_norm.hook_out"], by_head)
     return by_head
+
+
+def _by_head(value: Tensor, like: Tensor) -> Tensor:
+    """Returns a norm's input or output, flat or by head, as `[batch, head, pos, d_head]`."""
+    return value.reshape(*value.shape[:2], like.shape[1], -1).transpose(1, 2)
 
 
 def _repeated(expected: Tensor, used: Tensor) -> Tensor:
@@ -111,9 +124,9 @@ def _repeated(expected: Tensor, used: Tensor) -> Tensor:
 
 
 def _of_side(attention: GeneralAttentionBridge, key: str, used: Tensor, expected: Tensor) -> Iterator[Check]:
-    what = {"q": "queries", "k": "keys"}[key]
+    what = _NAMES[key]
     point = f"{attention.path}.{key}_norm" if f"{key}_norm" in attention.submodules else f"{attention.path}.hook_{key}"
-    turns = attention.has_rotary
+    turns = attention.has_rotary and not attention.norms_rotated
     if isinstance(attention, LatentAttentionBridge):
         used, turns = used[..., : attention.d_head_nope], False
     if used.shape != expected.shape:

@@ -79,7 +79,10 @@ def _claims(model: Model) -> Iterator[tuple[str, str]]:
     claimed = Counter(path for part in _parts(model) for path in part.claims())
     for path, count in claimed.items():
         if count > 1:
-            owners = [part.path for part in _parts(model) if path in part.claims()]
+            parts = [part for part in _parts(model) if path in part.claims()]
+            if len({part.call for part in parts} - {None}) == count:  # each is a call of its own
+                continue
+            owners = [part.path for part in parts]
             yield f"{path} is {' and '.join(owners)}", "Each module is one part: the adapter names it twice."
     irrelevant = model.adapter.irrelevant
     for name in _unclaimed(model.hf_model, "", _at(model.hf_model, claimed)):
