@@ -30,7 +30,7 @@ def block_at(cache: CacheLookup, layer: int) -> BlockBridge:
 def head_results(cache: CacheLookup, layer: int) -> Float[Tensor, "head *batch_pos d_model"]:
     """Returns what each head of a layer added to the residual stream."""
     block = block_at(cache, layer)
-    result = by_head(cache["z", layer], cache.weight(block.attn.o, block.attn.W_O))
+    result = by_head(cache[block.attn.joined], cache.weight(block.attn.o, block.attn.W_O))
     return WayOut.of(cache, block, "attn")(result)
 
 

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from clearspan.components.base import GeneralizedComponent, causal_mask
 from clearspan.components.linear import LinearBridge
 from clearspan.components.weights import LinearMap, Weight, write_through
-from clearspan.conversions import HeadsConversion, QKVConversionRule, QKVPartConversion
+from clearspan.conversions import (
+    GateActivation,
+    GateConversion,
+    HeadPartConversion,
+    HeadsConversion,
+    QKVConversionRule,
+    QKVPartConversion,
+)
 from clearspan.errors import ConflictingWritesError
 from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, Layout, Place, Side
 from clearspan.tree import module_at
@@ -30,6 +37,11 @@ class GeneralAttentionBridge(GeneralizedComponent):
 
     Attributes:
         has_rotary: Whether positions are rotated into queries and keys.
+        gate_activation: The function of a gate that multiplies z before the output projection, or None without a gate.
+            The gate comes from a part `gate`, a linear map of attention's input.
+        gate_is_of_head: Whether the gate is one number for each head, not one for each channel (LaGuna).
+        gate_in_queries: Whether the gate has no map of its own, but is the second half of each head's channels in the
+            query map's output (Qwen3-Next).
         norms_rotated: Whether norms on queries and keys come after the rotation (nanochat, LLaMA 4), not before it.
         requires_attention_mask: Whether the module masks causally only when it is given a mask.
         attention_mask_4d: Whether that mask must be the additive `[batch, 1, q_pos, k_pos]`.
@@ -45,6 +57,9 @@ class GeneralAttentionBridge(GeneralizedComponent):
 
     _: KW_ONLY
     has_rotary: bool = False
+    gate_activation: GateActivation | None = None
+    gate_is_of_head: bool = False
+    gate_in_queries: bool = False
     norms_rotated: bool = False
     requires_attention_mask: bool = False
     attention_mask_4d: bool = False
@@ -62,6 +77,8 @@ class GeneralAttentionBridge(GeneralizedComponent):
     hook_attn_scores: HookPoint = field(init=False)
     hook_pattern: HookPoint = field(init=False)
     hook_z: HookPoint = field(init=False)
+    hook_gate: HookPoint = field(init=False)
+    hook_gated: HookPoint = field(init=False)
     hook_result: HookPoint = field(init=False)
     o: LinearBridge = field(init=False)
     _shown = ("has_rotary", "has_sinks", "n_heads", "n_kv_heads")
@@ -173,9 +190,25 @@ class GeneralAttentionBridge(GeneralizedComponent):
         yield from self._rotary_points()
         yield self.point("hook_attn_scores", self.inside(Side.SCORES))
         yield self.point("hook_pattern", self.inside(Side.PATTERN))
-        joined = self.o.place(Side.INPUT)
-        yield self.point("hook_z", joined, Converted(HeadsConversion(self.n_heads)), dimensions=self._value_axes)
+        joined, by_head = self.o.place(Side.INPUT), Converted(HeadsConversion(self.n_heads))
+        if self.gate_activation is None:
+            yield self.point("hook_z", joined, by_head, dimensions=self._value_axes)
+        else:
+            yield self.point("hook_z", Place(self.core_path, Side.Z), dimensions=self._value_axes)
+            yield self._gate_point(self.gate_activation)
+            yield self.point("hook_gated", joined, by_head, dimensions=self._value_axes)
         yield self.point("hook_result", joined, Derived(HeadResults(self), "result"))
+
+    @property
+    def joined(self) -> str:
+        """Name of the point that shows what the output projection reads, by head: z, or z times its gate."""
+        return f"{self.path}.{'hook_z' if self.gate_activation is None else 'hook_gated'}"
+
+    def _gate_point(self, activation: GateActivation) -> HookPoint:
+        conversion = GateConversion(self.n_heads, activation, self.gate_is_of_head, self.gate_in_queries)
+        place = self.submodules["q" if self.gate_in_queries else "gate"].place(Side.OUTPUT)
+        axes = "batch pos head" if self.gate_is_of_head else self._value_axes
+        return self.point("hook_gate", place, Converted(conversion), dimensions=axes)
 
     def _projection_points(self) -> Iterator[HookPoint]:
         for projection in PROJECTIONS:
@@ -264,12 +297,29 @@ class AttentionBridge(HeadAttentionBridge):
 
     def required(self) -> Mapping[str, type[GeneralizedComponent]]:
         """Returns the four maps."""
-        return dict.fromkeys((*PROJECTIONS, "o"), LinearBridge)
+        has_map = self.gate_activation is not None and not self.gate_in_queries
+        return dict.fromkeys((*PROJECTIONS, "o", *(["gate"] if has_map else [])), LinearBridge)
 
     def projected(self, projection: Projection) -> tuple[Place, Access]:
         """Returns the linear map's output, and how to read it by head."""
-        heads = self.n_heads if projection == "q" else self.n_kv_heads
-        return self.submodules[projection].place(Side.OUTPUT), Converted(HeadsConversion(heads))
+        place = self.submodules[projection].place(Side.OUTPUT)
+        if projection == "q" and self.gate_in_queries:
+            return place, Converted(HeadPartConversion(self.n_heads, 0, self.cfg.d_head))
+        return place, Converted(HeadsConversion(self.n_heads if projection == "q" else self.n_kv_heads))
+
+    def _weight(self, projection: Projection) -> Tensor:
+        if projection == "q" and self.gate_in_queries:
+            return self._queries(self.holder("q").matrix).transpose(1, 2)
+        return super()._weight(projection)
+
+    def _bias(self, projection: Projection) -> Tensor:
+        if projection == "q" and self.gate_in_queries:
+            return self._queries(self.holder("q").weight("bias"))
+        return super()._bias(projection)
+
+    def _queries(self, rows: Tensor) -> Tensor:
+        """Returns the rows of queries `[head, d_head, ...]` of those of queries and gates, a view."""
+        return rows.unflatten(0, (self.n_heads, -1))[:, : self.cfg.d_head]
 
     def holder(self, projection: Projection) -> LinearBridge:
         """Returns the projection's own map."""

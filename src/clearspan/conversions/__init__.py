@@ -1,5 +1,6 @@
 """Invertible tensor conversions between Hugging Face's layouts and canonical axes. They know no model."""
 
+from clearspan.conversions.gates import GateActivation, GateConversion
 from clearspan.conversions.layouts import (
     BaseTensorConversion,
     HalfConversion,
@@ -19,6 +20,8 @@ from clearspan.conversions.qkv import (
 __all__ = [
     "BaseTensorConversion",
     "BlockedQKVConversionRule",
+    "GateActivation",
+    "GateConversion",
     "GroupedQKVConversionRule",
     "HalfConversion",
     "HeadPartConversion",

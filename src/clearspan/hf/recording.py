@@ -167,7 +167,7 @@ class Recording:
 
     def raw(self, place: Place) -> Tensor:
         """Returns the raw tensor of a place, rows and positions first."""
-        if place.key not in self._raw and place.side.is_inside:
+        if place.key not in self._raw and place.side.is_of_a_call:
             self._keep_inside(self._calls[place.module], [place])
         return self._counted.of(self._raw[place.key])
 
@@ -177,7 +177,7 @@ class Recording:
 
     def has(self, point: HookPoint) -> bool:
         """Whether the point's value was kept, or can be computed from what was."""
-        inside = point.place.side.is_inside and point.place.module in self._calls
+        inside = point.place.side.is_of_a_call and point.place.module in self._calls
         return inside or point.name in self.values or point.place.key in self._raw
 
     @property
@@ -201,7 +201,7 @@ class Recording:
 
     def is_deferred(self, place: Place) -> bool:
         """Whether a place's raw tensor has still to be computed."""
-        return place.side.is_inside and place.module in self._calls and place.key not in self._raw
+        return place.side.is_of_a_call and place.module in self._calls and place.key not in self._raw
 
     def length(self, point: HookPoint) -> int:
         """Returns how many positions of a point were kept."""
@@ -395,9 +395,19 @@ class Recording:
             if not isinstance(call, AttentionCall) or is_shared or call.kwargs.get("dropout"):
                 visits = {side: visit(place) for side, place in inside.places.items()}
                 return call.run_watched(visits, lambda: HERE.get() is not owner, is_last=True)
+            if Side.Z in inside.places:
+                output = of_arguments(call)
+                self.keep_raw(inside.places[Side.Z], output[0])
+                return output
+            return of_arguments(call)
+
+        def of_arguments(call: AttentionCall) -> Any:
+            places = [place for place in inside.places.values() if place.side is not Side.Z]
+            if not places:
+                return call.run()
             kept = call.detached() if torch.is_grad_enabled() else call
             if not self._defers or not inside.has_square:
-                self._keep_inside(kept, inside.places.values())
+                self._keep_inside(kept, places)
                 return call.run()
             kept = replace(kept, value=kept.key)  # values are not needed, and may lie in the fused projection
             if self._relocation is not None:

@@ -142,7 +142,26 @@ VOCABULARY: tuple[Entry, ...] = (
         "the pattern",
     ),
     Entry(f"{_ATTN}hook_pattern", axes(_SQUARE), "what multiplies the values", "`hook_z`"),
-    Entry(f"{_ATTN}hook_z", axes(_HEADS), "input of the output projection, by head", "what attention adds"),
+    Entry(
+        f"{_ATTN}hook_z",
+        axes(_HEADS),
+        "pattern times values, by head: input of the output projection, or of the gate before it",
+        "what attention adds",
+    ),
+    Entry(
+        f"{_ATTN}hook_gate",
+        axes(_HEADS),
+        "the gate that multiplies z before the output projection, after its activation function",
+        "what attention adds",
+        "no gate lies between z and the output projection",
+    ),
+    Entry(
+        f"{_ATTN}hook_gated",
+        axes(_HEADS),
+        "z times its gate: input of the output projection, by head",
+        "what attention adds",
+        "no gate lies between z and the output projection, which reads hook_z",
+    ),
     Entry(
         f"{_ATTN}hook_result",
         axes("batch pos head d_model"),

@@ -19,12 +19,18 @@ class Side(StrEnum):
     KEY = "key"
     SCORES = "scores"
     PATTERN = "pattern"
+    Z = "z"
     ROUTER = "router"
 
     @property
     def is_inside(self) -> bool:
         """Whether it is between a module's input and its output."""
         return self not in (Side.INPUT, Side.OUTPUT)
+
+    @property
+    def is_of_a_call(self) -> bool:
+        """Whether it follows from the arguments of a call of the attention function."""
+        return self in (Side.QUERY, Side.KEY, Side.SCORES, Side.PATTERN)
 
 
 class Layout(StrEnum):

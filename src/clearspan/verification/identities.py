@@ -124,11 +124,20 @@ def _of_attention(attention: HeadAttentionBridge) -> Iterator[Statement]:
         return total if bias is None else total + bias
 
     yield Statement(f"sum over heads of {result} + b_O == {out}", (result,), out, summed, through=(attention.o,))
+    joined = attention.joined
+    if joined != z:
+        gate = f"{path}.hook_gate"
+
+        def gated(values: Values) -> Tensor:
+            by = values[gate]
+            return values[z] * (by.unsqueeze(-1) if attention.gate_is_of_head else by)
+
+        yield Statement(f"{z} * {gate} == {joined}", (z, gate), joined, gated)
     yield Statement(
-        f"{z} through W_O + b_O == {out}",
-        (z,),
+        f"{joined} through W_O + b_O == {out}",
+        (joined,),
         out,
-        lambda values: linear(values[z].flatten(2), attention.o.matrix, attention.o.bias_or_none()),
+        lambda values: linear(values[joined].flatten(2), attention.o.matrix, attention.o.bias_or_none()),
         through=(attention.o,),
     )
 

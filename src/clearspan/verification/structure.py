@@ -174,7 +174,10 @@ def _of_attention(attention: GeneralAttentionBridge, cfg: TransformerBridgeConfi
         case JointQKVAttentionBridge():
             maps = {"qkv": (d_model, queries + 2 * keys), "o": (queries, d_model)}
         case AttentionBridge():
-            maps = {"q": (d_model, queries), "k": (d_model, keys), "v": (d_model, keys), "o": (queries, d_model)}
+            asked = 2 * queries if attention.gate_in_queries else queries
+            maps = {"q": (d_model, asked), "k": (d_model, keys), "v": (d_model, keys), "o": (queries, d_model)}
+            if "gate" in attention.submodules:
+                maps["gate"] = (d_model, attention.n_heads if attention.gate_is_of_head else queries)
         case LatentAttentionBridge():
             maps = _of_latent(attention, cfg)
         case _:

@@ -168,5 +168,7 @@ def changed(value: Tensor, hook: HookPoint) -> Tensor:
     if hook.axes[-1] == "k_pos":
         back = torch.linspace(1, 0, value.shape[-1], dtype=value.dtype, device=value.device)
         return value * 0.5 + back * (value > torch.finfo(value.dtype).min / 2) * 0.25
+    if hook.name.endswith(".hook_gate"):  # which may be bounded
+        return value * torch.linspace(0.2, 0.9, value.shape[-1], dtype=value.dtype, device=value.device)
     uneven = torch.linspace(0.5, 1.5, value.shape[-1], dtype=value.dtype, device=value.device)
     return value * (1.5 if value.shape[-1] == 1 else uneven) + 0.25 * value.abs().mean()
