@@ -97,7 +97,7 @@ class GeneralizedComponent:
             (nanochat norms the embedding and the last stream by one module); None where it is called once.
         path: Canonical path of a live component, such as `blocks.3.attn`.
         module_path: The module's path in the Hugging Face model.
-        parent_path: Path of the Hugging Face module around it.
+        parent_path: Path of the Hugging Face module around it whose input tells the batch's rows.
     """
 
     name: str | None = None
@@ -146,6 +146,9 @@ class GeneralizedComponent:
         live.submodules = {
             key: part.bind(binding, f"{path}.{key}", live.module_path) for key, part in self.submodules.items()
         }
+        if self.layout.joins_rows:  # its own input does not tell the batch's rows
+            for part in live.submodules.values():
+                part.parent_path = parent
         live.__dict__.update(live.submodules)  # `in`, a keyword, is reached by getattr
         return live
 

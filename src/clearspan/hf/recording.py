@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from clearspan.hf.adapters import acting
 from clearspan.hf.attention import AttentionCall, Call, Observer, StoredCall
-from clearspan.hf.modules import execution_device
+from clearspan.hf.modules import arguments_at, execution_device
 from clearspan.hf.observers import observed
 from clearspan.hf.storages import CountedViews, Relocation, storages
-from clearspan.hf.tensors import as_tokens, primary_input, primary_output
+from clearspan.hf.tensors import argument, as_tokens, primary_input, primary_output
 from clearspan.hf.torch_hooks import after
 from clearspan.modes import autocast_dtype, with_autocast
 from clearspan.points import HookPoint, Layout, Place, Side
@@ -34,19 +34,23 @@ class Ends:
         call: Which call in a forward, or None where it is called once.
         entry: The input, or None.
         exits: The outputs.
+        arguments: Further inputs.
     """
 
     path: str
     call: int | None
     entry: Place | None
     exits: tuple[Place, ...]
+    arguments: tuple[Place, ...] = ()
 
     @functools.cached_property
     def are_plain(self) -> bool:
         """Whether the tensors are kept as they are."""
         places = [place for place in (self.entry, *self.exits) if place is not None]
-        return len(self.exits) < 2 and all(
-            place.layout is Layout.TOKENS and not place.is_overwritten and not place.item for place in places
+        return (
+            len(self.exits) < 2
+            and not self.arguments
+            and all(place.layout is Layout.TOKENS and not place.is_overwritten and not place.item for place in places)
         )
 
 
@@ -90,10 +94,12 @@ class RecordingPlan:
             at.setdefault((place.module, place.call), []).append(place)
         ends, insides = [], []
         for (path, call), here in at.items():
-            entry = next((place for place in here if place.side is Side.INPUT), None)
+            entries = [place for place in here if place.side is Side.INPUT]
+            entry = next((place for place in entries if not place.argument), None)
+            arguments = tuple(place for place in entries if place.argument)
             exits = tuple(place for place in here if place.side is Side.OUTPUT)
-            if entry is not None or exits:
-                ends.append(Ends(path, call, entry, exits))
+            if entry is not None or exits or arguments:
+                ends.append(Ends(path, call, entry, exits, arguments))
             inside = {place.side: place for place in here if place.side.is_inside}
             if inside:
                 insides.append(Inside(path, inside))
@@ -367,12 +373,15 @@ class Recording:
         return keep
 
     def _hook(self, ends: Ends, owner: Scope | None) -> Callable[..., None]:
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any = None) -> None:
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any = None) -> None:
             if HERE.get() is not owner:
                 return
             if ends.entry is not None:
                 entered = primary_input(args, kwargs)
                 self.keep_raw(ends.entry, as_tokens(entered, ends.entry.layout, self._rows))
+            for place in ends.arguments:
+                given = argument(args, kwargs, place.argument, arguments_at(module, {place.argument})[place.argument])
+                self.keep_raw(place, as_tokens(given, place.layout, self._rows))
             for place in ends.exits:
                 left = primary_output(output, place.item)
                 self.keep_raw(place, as_tokens(left, place.layout, self._rows))

@@ -19,7 +19,16 @@ from clearspan.hf.modules import arguments_at, refuse_compiled
 from clearspan.hf.observers import forget_lost, observed
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.sequence import Follower, Passage
-from clearspan.hf.tensors import as_tokens, from_tokens, primary_input, primary_output, with_input, with_output
+from clearspan.hf.tensors import (
+    argument,
+    as_tokens,
+    from_tokens,
+    primary_input,
+    primary_output,
+    with_argument,
+    with_input,
+    with_output,
+)
 from clearspan.hf.torch_hooks import after, before, nothing, take_off_lost
 from clearspan.hf.turns import Run, turns_of
 from clearspan.points import (
@@ -322,12 +331,25 @@ class Taps:
 
     def _on_entry(self, places: Sequence[Place], module: nn.Module) -> Callable[..., Any]:
         also = arguments_at(module, {name for place in places for name in place.also})
+        others = arguments_at(module, {place.argument for place in places if place.argument})
+        first = [place for place in places if not place.argument]
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            raw = new = primary_input(args, kwargs)
-            for place in self._of_this_call(places, Side.INPUT):
-                new = self._through(place, new, new)
-            return None if new is raw else with_input(args, kwargs, new, also)
+            given = args, kwargs
+            here = self._of_this_call(places, Side.INPUT)
+            for place in (place for place in here if place.argument):
+                name, position = place.argument, others[place.argument]
+                raw = argument(args, kwargs, name, position)
+                new = self._through(place, raw, raw)
+                if new is not raw:
+                    args, kwargs = with_argument(args, kwargs, name, position, new)
+            if first:
+                raw = new = primary_input(args, kwargs)
+                for place in (place for place in here if not place.argument):
+                    new = self._through(place, new, new)
+                if new is not raw:
+                    args, kwargs = with_input(args, kwargs, new, also)
+            return None if args is given[0] and kwargs is given[1] else (args, kwargs)
 
         return enter
 

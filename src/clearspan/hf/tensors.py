@@ -16,6 +16,20 @@ def primary_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return args[0] if args else kwargs[_keyword(kwargs)]
 
 
+def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str, position: int) -> Tensor:
+    """Returns a module's argument by name; `position` is its place among those that are not named."""
+    return args[position] if position < len(args) else kwargs[name]
+
+
+def with_argument(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str, position: int, value: Tensor
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Returns a module's arguments with one replaced."""
+    if position < len(args):
+        return (*args[:position], value, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: value}
+
+
 def with_input(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, also: Mapping[str, int] = MappingProxyType({})
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -27,12 +41,9 @@ def with_input(
         value: What replaces the first one.
         also: Further inputs that it replaces, by name, each with its position.
     """
-    args, kwargs = ((value, *args[1:]), dict(kwargs)) if args else (args, {**kwargs, _keyword(kwargs): value})
+    args, kwargs = ((value, *args[1:]), kwargs) if args else (args, {**kwargs, _keyword(kwargs): value})
     for name, position in also.items():
-        if position < len(args):
-            args = (*args[:position], value, *args[position + 1 :])
-        else:
-            kwargs[name] = value
+        args, kwargs = with_argument(args, kwargs, name, position, value)
     return args, kwargs
 
 

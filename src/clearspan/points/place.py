@@ -71,6 +71,7 @@ class Place:
         rows_of: Path of a module around it whose input tells the batch's rows, if the tensor does not.
         is_overwritten: Whether the model writes into the tensor's storage afterwards.
         also: Names of further arguments of the module that are the same tensor, of an input.
+        argument: Name of the argument of the module that it is, of an input that is not the first; empty for the first.
         call: Which call of the module in a forward, from 0, where the model calls it several times; None where once.
     """
 
@@ -82,12 +83,14 @@ class Place:
     is_overwritten: bool = False
     also: tuple[str, ...] = ()
     call: int | None = None
+    argument: str = ""
 
     @functools.cached_property
     def key(self) -> str:
         """The place as one string."""
         module = self.module if self.call is None else f"{self.module}#{self.call}"
-        return f"{module}:{self.side}:{self.item}" if self.item else f"{module}:{self.side}"
+        which = self.argument or self.item
+        return f"{module}:{self.side}:{which}" if which else f"{module}:{self.side}"
 
     @property
     def pos_dim(self) -> int:
@@ -96,7 +99,8 @@ class Place:
 
     def __str__(self) -> str:
         which = "" if self.call is None else f", call {self.call}"
-        return f"{self.side} of {self.module or 'the model'}{which}"
+        side = f"{self.argument}, {self.side}" if self.argument else self.side
+        return f"{side} of {self.module or 'the model'}{which}"
 
 
 class Conversion(Protocol):

@@ -221,11 +221,13 @@ def _has_mixtures(cfg: TransformerBridgeConfig) -> bool:
 
 
 def _of_experts(experts: ExpertsBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
-    for each, axis in ((next(experts.reads()), "in_axis"), (next(experts.adds()), "out_axis")):
-        if not experts.has(each.weight):
+    maps = [(each, "in_axis") for each in experts.reads()] + [(each, "out_axis") for each in experts.adds()]
+    for each, axis in maps:
+        weight = each.module._parameters.get(each.weight)
+        if weight is None:
             yield f"whether {experts.path} has {each.weight}", True, False
-        elif len(shape := experts.shape(each.weight)) == 3:
-            yield f"d_model in {experts.path}.{each.weight}", cfg.d_model, shape[getattr(each, axis)]
+        elif weight.ndim == 3:
+            yield f"d_model in {experts.path}.{each.weight}", cfg.d_model, weight.shape[getattr(each, axis)]
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

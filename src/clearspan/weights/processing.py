@@ -123,13 +123,13 @@ class _Processing:
     def fold_ln(self) -> str:
         """Moves the weights and biases of norms into the linear maps that read them; the norms keep 1 and 0.
 
-        A norm that something else reads too stays as it is.
+        A norm that something else reads too stays as it is, and so does one whose bias a map cannot take (experts).
         """
         pairs = [pair for block in self.model.blocks for pair in block.folds()]
         final = final_norm(self.model)
         if final is not None and not has_head(self.model):
             pairs.append((final, [readout(self.model)[0].map]))
-        folded = sum(self._fold(norm, maps) for norm, maps in pairs)
+        folded = sum(self._fold(norm, maps) for norm, maps in pairs if norm.bias_or_none() is None or _take_bias(maps))
         return f"{folded} norms folded" if folded else "nothing to fold"
 
     def _fold(self, norm: NormalizationBridge, maps: Iterable[LinearMap]) -> bool:
@@ -189,6 +189,11 @@ class _Processing:
             self._write(attn, W_V=new.left, b_V=new.left_bias, W_O=new.right)
         which = "queries and keys, values and outputs" if does_queries else "values and outputs alone"
         return f"{which}, in the basis of their singular vectors"
+
+
+def _take_bias(maps: Iterable[LinearMap]) -> bool:
+    """Whether all maps have a bias, or can get one."""
+    return all(each.bias is not None for each in maps)
 
 
 _PROJECTIONS: dict[str, Projection] = {"Q": "q", "K": "k", "V": "v"}
