@@ -49,6 +49,9 @@ class GeneralAttentionBridge(GeneralizedComponent):
         has_sinks: Whether a sink, which is no key, takes a share of each query's attention.
         joins_heads: Whether rows and heads share an axis where queries and keys are multiplied, so that scores and
             pattern are `[batch*head, q_pos, k_pos]` (XGLM, MVP).
+        sink_scales_z: Whether the sink's share is taken from the product of pattern and values, and not from the
+            pattern: rows of the pattern then sum to one, and z is the product times one number for each query and head
+            (Granite SWA).
         core: Path, in attention's module, of the module that multiplies queries and keys (BERT: `self`, with `o` at
             `output.dense`); empty where attention's module does it.
         norms_input: Whether the norm before attention is inside its module, so that the projections read the norm's
@@ -65,6 +68,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     attention_mask_4d: bool = False
     repeats_keys: bool = False
     has_sinks: bool = False
+    sink_scales_z: bool = False
     joins_heads: bool = False
     core: str = ""
     norms_input: bool = False

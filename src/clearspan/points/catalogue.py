@@ -141,7 +141,12 @@ VOCABULARY: tuple[Entry, ...] = (
         "to it",
         "the pattern",
     ),
-    Entry(f"{_ATTN}hook_pattern", axes(_SQUARE), "what multiplies the values", "`hook_z`"),
+    Entry(
+        f"{_ATTN}hook_pattern",
+        axes(_SQUARE),
+        "what multiplies the values in the product; a few models then scale it by the sink's share",
+        "`hook_z`",
+    ),
     Entry(
         f"{_ATTN}hook_z",
         axes(_HEADS),

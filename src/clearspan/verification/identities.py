@@ -99,12 +99,14 @@ def _of_attention(attention: HeadAttentionBridge) -> Iterator[Statement]:
     path = attention.path
     scores, pattern, v, z, result = (f"{path}.hook_{name}" for name in ("attn_scores", "pattern", "v", "z", "result"))
 
+    sinks = attention.has_sinks and not attention.sink_scales_z
+
     def attends(values: Values) -> Tensor:
-        share = values[pattern].sum(-1, keepdim=True) if attention.has_sinks else 1  # a sink takes the rest of each row
+        share = values[pattern].sum(-1, keepdim=True) if sinks else 1  # a sink takes the rest of each row
         return values[scores].softmax(-1) * share
 
     yield Statement(
-        f"softmax({scores}) == {pattern}" + (", but for the sink's share" if attention.has_sinks else ""),
+        f"softmax({scores}) == {pattern}" + (", but for the sink's share" if sinks else ""),
         (scores,),
         pattern,
         attends,
@@ -113,9 +115,15 @@ def _of_attention(attention: HeadAttentionBridge) -> Iterator[Statement]:
     def weighted(values: Values) -> Tensor:
         found = values[v]
         heads = values[pattern].shape[1]
-        return torch.einsum("bhqk,bkhd->bqhd", values[pattern], found.repeat_interleave(heads // found.shape[2], dim=2))
+        found = found.repeat_interleave(heads // found.shape[2], dim=2)
+        product = torch.einsum("bhqk,bkhd->bqhd", values[pattern], found)
+        if not attention.sink_scales_z:
+            return product
+        along = (product * values[z]).sum(-1, keepdim=True)
+        return product * along / product.square().sum(-1, keepdim=True).clamp(min=1e-30)
 
-    yield Statement(f"{pattern} @ {v} == {z}", (pattern, v), z, weighted)
+    share = ", but for the sink's share" if attention.sink_scales_z else ""
+    yield Statement(f"{pattern} @ {v} == {z}{share}", (pattern, v), z, weighted)
     out = f"{attention.o.path}.hook_out"
 
     def summed(values: Values) -> Tensor:
