@@ -35,8 +35,8 @@ _ALWAYS = (*_EMBEDS, "blocks.0.hook_resid_pre", _SCALE, "unembed.hook_out")
 _KEPT = {
     "component": ("hook_attn_out", "hook_mlp_out"),
     "layer": ("hook_attn_out", "hook_mlp_out"),
-    "head": ("hook_z", "hook_gated", "ln1_post.hook_scale", "hook_mlp_out"),
-    "neuron": ("hook_z", "hook_gated", "ln1_post.hook_scale", "hook_post", "ln2_post.hook_scale"),
+    "head": ("hook_z", "hook_o_in", "ln1_post.hook_scale", "hook_mlp_out"),
+    "neuron": ("hook_z", "hook_o_in", "ln1_post.hook_scale", "hook_post", "ln2_post.hook_scale"),
 }
 """What is kept of a run, by the ends of names: for every unit, and for each."""
 

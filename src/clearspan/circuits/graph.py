@@ -282,11 +282,11 @@ class ComputationalGraph:
 def _check(bridge: TransformerBridge) -> None:
     check_bridge(bridge)
     block = bridge.blocks[0]
-    if any(one.attn.gate_activation is not None for one in bridge.blocks):
+    if any(one.attn.changes_z for one in bridge.blocks):
         raise InvalidArgumentError(
             "edges are not known on this model",
             where=bridge.cfg.architecture,
-            reason="a gate multiplies what heads write, and reads the stream by itself",
+            reason="a gate or norm lies between z and what heads write",
             fix="cache.stack_head_results() for what heads write",
         )
     if block.norms_the_sum or block.residual_is_normed:

@@ -33,7 +33,8 @@ PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 class GeneralAttentionBridge(GeneralizedComponent):
     """What all kinds of attention have: projections, heads, and an output projection `o`.
 
-    Its parts are the projections, `o`, and `q_norm` and `k_norm` where the model has them.
+    Its parts are the projections, `o`, and, where the model has them, `q_norm` and `k_norm`, and `o_norm` for a norm of
+    z before the output projection (BitNet).
 
     Attributes:
         has_rotary: Whether positions are rotated into queries and keys.
@@ -82,7 +83,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     hook_pattern: HookPoint = field(init=False)
     hook_z: HookPoint = field(init=False)
     hook_gate: HookPoint = field(init=False)
-    hook_gated: HookPoint = field(init=False)
+    hook_o_in: HookPoint = field(init=False)
     hook_result: HookPoint = field(init=False)
     o: LinearBridge = field(init=False)
     _shown = ("has_rotary", "has_sinks", "n_heads", "n_kv_heads")
@@ -195,18 +196,25 @@ class GeneralAttentionBridge(GeneralizedComponent):
         yield self.point("hook_attn_scores", self.inside(Side.SCORES))
         yield self.point("hook_pattern", self.inside(Side.PATTERN))
         joined, by_head = self.o.place(Side.INPUT), Converted(HeadsConversion(self.n_heads))
-        if self.gate_activation is None:
-            yield self.point("hook_z", joined, by_head, dimensions=self._value_axes)
-        else:
+        if self.gate_activation is not None:
             yield self.point("hook_z", Place(self.core_path, Side.Z), dimensions=self._value_axes)
             yield self._gate_point(self.gate_activation)
-            yield self.point("hook_gated", joined, by_head, dimensions=self._value_axes)
+        else:
+            first = self.submodules.get("o_norm", self.o).place(Side.INPUT)
+            yield self.point("hook_z", first, by_head, dimensions=self._value_axes)
+        if self.changes_z:
+            yield self.point("hook_o_in", joined, by_head, dimensions=self._value_axes)
         yield self.point("hook_result", joined, Derived(HeadResults(self), "result"))
 
     @property
     def joined(self) -> str:
-        """Name of the point that shows what the output projection reads, by head: z, or z times its gate."""
-        return f"{self.path}.{'hook_z' if self.gate_activation is None else 'hook_gated'}"
+        """Name of the point that shows what the output projection reads, by head: z, or z after a gate or norm."""
+        return f"{self.path}.{'hook_o_in' if self.changes_z else 'hook_z'}"
+
+    @property
+    def changes_z(self) -> bool:
+        """Whether a gate or norm lies between z and the output projection."""
+        return self.gate_activation is not None or "o_norm" in self.submodules
 
     def _gate_point(self, activation: GateActivation) -> HookPoint:
         conversion = GateConversion(self.n_heads, activation, self.gate_is_of_head, self.gate_in_queries)

@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearspan.components.base import GeneralizedComponent
 from clearspan.components.linear import LinearBridge
@@ -26,7 +26,8 @@ class MLPBridge(GeneralizedComponent):
     """A linear map, an activation function, a linear map: submodules `in` and `out`.
 
     If the block itself calls the maps, the MLP has no name and no ends of its own, and a submodule `act` for the
-    activation function.
+    activation function (of the gate, in a gated MLP). A part `norm` is a norm before the output map (BitNet), whose
+    output `hook_post` then is.
     """
 
     hook_pre: HookPoint
@@ -104,8 +105,12 @@ class MLPBridge(GeneralizedComponent):
         """Runs the MLP alone; its listeners fire."""
         if self.name is not None:
             return super().__call__(value)
-        inward, act, outward = (self.submodules[key].module for key in ("in", "act", "out"))
-        return outward(act(inward(value)))
+        out, act = self.submodules["out"].module, self.submodules["act"].module
+        return out(self._hidden(value, act))
+
+    def _hidden(self, value: Tensor, act: nn.Module) -> Tensor:
+        """Returns the hidden layer, by modules that the block calls."""
+        return act(self.submodules["in"].module(value))
 
 
 class GatedMLPBridge(MLPBridge):
@@ -113,6 +118,9 @@ class GatedMLPBridge(MLPBridge):
 
     hook_pre_linear: HookPoint
     _maps = ("gate", "in", "out")
+
+    def _hidden(self, value: Tensor, act: nn.Module) -> Tensor:
+        return act(self.submodules["gate"].module(value)) * self.submodules["in"].module(value)
 
     @Weight
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
@@ -135,6 +143,10 @@ class JointGateMLPBridge(GatedMLPBridge):
     """A gated MLP whose gate and linear branch are the halves of one linear map: submodules `gate_up` and `out`."""
 
     _maps = ("gate_up", "out")
+
+    def _hidden(self, value: Tensor, act: nn.Module) -> Tensor:
+        gate, linear = self.submodules["gate_up"].module(value).chunk(2, dim=-1)
+        return act(gate) * linear
 
     @Weight
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:

@@ -150,7 +150,7 @@ VOCABULARY: tuple[Entry, ...] = (
     Entry(
         f"{_ATTN}hook_z",
         axes(_HEADS),
-        "pattern times values, by head: input of the output projection, or of the gate before it",
+        "pattern times values, by head: input of the output projection, or of the gate or norm before it",
         "what attention adds",
     ),
     Entry(
@@ -161,11 +161,11 @@ VOCABULARY: tuple[Entry, ...] = (
         "no gate lies between z and the output projection",
     ),
     Entry(
-        f"{_ATTN}hook_gated",
+        f"{_ATTN}hook_o_in",
         axes(_HEADS),
-        "z times its gate: input of the output projection, by head",
+        "input of the output projection by head, where it is z after a gate or norm",
         "what attention adds",
-        "no gate lies between z and the output projection, which reads hook_z",
+        "neither gate nor norm lies between z and the output projection, which reads hook_z",
     ),
     Entry(
         f"{_ATTN}hook_result",

@@ -133,7 +133,19 @@ def _of_attention(attention: HeadAttentionBridge) -> Iterator[Statement]:
 
     yield Statement(f"sum over heads of {result} + b_O == {out}", (result,), out, summed, through=(attention.o,))
     joined = attention.joined
-    if joined != z:
+    o_norm = attention.submodules.get("o_norm")
+    if isinstance(o_norm, NormalizationBridge):
+        normed, after = f"{o_norm.path}.hook_normalized", f"{o_norm.path}.hook_out"
+        yield Statement(
+            f"{z}, normed, == {normed}", (z,), normed, lambda values: o_norm.normalize(values[z].flatten(2))
+        )
+        yield Statement(
+            f"{after} == {joined}",
+            (after,),
+            joined,
+            lambda values: values[after].unflatten(-1, (attention.n_heads, -1)),
+        )
+    elif joined != z:
         gate = f"{path}.hook_gate"
 
         def gated(values: Values) -> Tensor:

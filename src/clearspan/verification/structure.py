@@ -150,7 +150,7 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
             yield f"the inputs of {part.path}", cfg.d_model, part.shape("weight")[-1]
         case ExpertsBridge():
             yield from _of_experts(part, cfg)
-        case NormalizationBridge() if ".attn." not in part.path:
+        case NormalizationBridge() if part.path.rpartition(".")[2].startswith("ln"):  # of the stream
             yield from _of_norm(part, cfg)
         case EmbeddingBridge():
             yield "the rows of the token embedding", cfg.d_vocab, part.n_tokens

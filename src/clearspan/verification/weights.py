@@ -113,7 +113,8 @@ def _of_mlp(mlp: MLPBridge) -> Iterator[Statement]:
         through=(mlp.out,),
     )
     if "act" in mlp.submodules:
-        for first, then in (("hook_pre", "act.hook_in"), ("act.hook_out", "hook_post")):
+        ends = (("hook_pre", "act.hook_in"), ("act.hook_out", "hook_post"))
+        for first, then in ends[:1] if isinstance(mlp, GatedMLPBridge) else ends:
             cause, result = f"{mlp.path}.{first}", f"{mlp.path}.{then}"
             yield Statement(f"{cause} == {result}", (cause,), result, lambda values, cause=cause: values[cause])
 

@@ -134,7 +134,7 @@ class Writes:
     def _not_linear(self, point: HookPoint, row: int, cache: ActivationCache) -> str:
         """Returns why an MLP's linear branch is none; nothing where it is, or the point is something else."""
         path, _, name = point.name.rpartition(".")
-        if name != "hook_pre_linear" or self._trial.is_half:
+        if name != "hook_pre_linear" or self._trial.is_half or f"{path}.norm.hook_in" in self._trial.model.hook_dict:
             return ""
         post, plain = f"{path}.hook_post", self._trial.cache
         if post not in cache:

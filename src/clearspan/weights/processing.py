@@ -271,8 +271,8 @@ def why_values_not_folded(model: Processable) -> str | None:
     """Returns why a value bias adds no constant to attention's output, or None."""
     if any(block.attn.has_sinks and _value_bias(block) is not None for block in model.blocks):
         return "sinks take a share of each query's attention, so that patterns do not sum to one"
-    if any(block.attn.gate_activation is not None and _value_bias(block) is not None for block in model.blocks):
-        return "a gate lies between the values and the output projection"
+    if any(block.attn.changes_z and _value_bias(block) is not None for block in model.blocks):
+        return "a gate or norm lies between the values and the output projection"
     return None
 
 
@@ -281,6 +281,8 @@ def why_not_refactored(model: Processable, *, queries: bool) -> str | None:
     attentions = [block.attn for block in model.blocks]
     if not all(isinstance(attn, HeadAttentionBridge) for attn in attentions):
         return "queries, keys or values are not one linear map each"
+    if any("o_norm" in attn.submodules for attn in attentions):
+        return "z is normed before the output projection, so that another basis of values changes it"
     if any(attn.gate_activation is not None and not attn.gate_is_of_head for attn in attentions):
         return "a gate multiplies each channel of z, so that another basis of values changes it"
     if queries and any({"q_norm", "k_norm"} & set(attn.submodules) for attn in attentions):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.structures import GROUPED, ROTARY, assert_verified, bridged, linears, tiny, tokens
+from tests.structures import GROUPED, ROTARY, assert_verified, bridged, linears, norms, tiny, tokens
 
 from clearspan.circuits import ComputationalGraph
 from clearspan.components import (
@@ -80,12 +80,36 @@ def qwen3_next():
     return bridged(model, decoder(gate, PRE, weight_offset=1.0), config_values=ROTARY)
 
 
+def bitnet():
+    """It has no gate, but norms z, and its MLP's hidden layer."""
+
+    def mapping(cfg):
+        maps = linears(q="q_proj", k="k_proj", v="v_proj", o="o_proj")
+        o_norm = NormalizationBridge(name="attn_sub_norm", axes="batch pos width")
+        mlp = linears(gate="gate_proj", in_="up_proj", out="down_proj")
+        norm = NormalizationBridge(name="ffn_sub_norm", axes="batch pos width")
+        parts = {
+            **norms(ln1="input_layernorm"),
+            "attn": AttentionBridge(name="self_attn", has_rotary=True, submodules={**maps, "o_norm": o_norm}),
+            **norms(ln2="post_attention_layernorm"),
+            "mlp": GatedMLPBridge(name="mlp", submodules={**mlp, "norm": norm}),
+        }
+        return {
+            "embed": EmbeddingBridge(name="model.embed_tokens"),
+            "blocks": BlockBridge(name="model.layers", submodules=parts),
+            **norms(ln_final="model.norm"),
+            "unembed": UnembeddingBridge(name="lm_head"),
+        }
+
+    return bridged(tiny("BitNet", **GROUPED), mapping, config_values=ROTARY)
+
+
 KINDS = {"afmoe": afmoe, "laguna": laguna, "qwen3_next": qwen3_next}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "bitnet"])
 def test_all_of_verify(kind):
-    assert_verified(KINDS[kind]())
+    assert_verified(bitnet() if kind == "bitnet" else KINDS[kind]())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,7 +170,7 @@ def test_results_of_heads_are_those_after_the_gate():
 
 def test_circuits_and_processing_say_what_a_gate_rules_out():
     bridge = afmoe()
-    with pytest.raises(InvalidArgumentError, match="a gate multiplies what heads write"):
+    with pytest.raises(InvalidArgumentError, match="a gate or norm lies between z and what heads write"):
         ComputationalGraph.of(bridge)
     steps = {step.name: step.done for step in bridge.processed(refactor_factored_attn_matrices=None).processing}
     assert steps["refactor_factored_attn_matrices"].startswith("left out: a gate multiplies each channel of z")
