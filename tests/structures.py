@@ -96,7 +96,7 @@ def assert_verified(bridge: TransformerBridge, *, but: Collection[str] = ()) -> 
     """
     found = bridge.verify("full")
     failed = {f"{check.group}: {check.what}": f"{check.error} {check.explanation[:300]}" for check in found.failures}
-    said = "\n".join(f"{what}: {why}" for what, why in failed.items())
+    said = "\n".join(f"{what}: {why}"[:400] for what, why in list(failed.items())[:12])
     assert set(failed) == set(but), f"{len(failed)} of {len(found.checks)}:\n{said}"
     return found
 

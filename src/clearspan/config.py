@@ -34,7 +34,7 @@ class TransformerBridgeConfig:
         logit_scale: What the model multiplies the unembedding's output by.
         positional_embedding_type: How positions enter: `standard` (a table is added to the embedding), `sinusoidal`
             (what is added is computed, for any length), `rotary`, `alibi`, or `none`.
-        has_table: Whether rotations or biases lie in a table of `n_ctx` positions, and no more can be computed.
+        has_table: Whether rotations, biases or sines lie in a table of `n_ctx` positions, and no more can be computed.
     """
 
     d_model: int

@@ -186,6 +186,11 @@ class Model(ModelWeights):
             if model is not None:
                 model.taps.follow()
 
+        def expect(path: str, call: int) -> None:
+            model = this()
+            if model is not None:
+                model.taps.expect(path, call)
+
         binding = Binding(
             hf_model,
             functools.partial(current, adapter.cfg, hf_model),
@@ -197,6 +202,7 @@ class Model(ModelWeights):
             sources,
             sharing_weights,
             follow,
+            expect,
         )
         self.blocks: tuple[BlockBridge, ...] = ()
         components = []

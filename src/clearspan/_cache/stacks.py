@@ -31,7 +31,7 @@ def head_results(cache: CacheLookup, sublayer: Sublayer) -> Float[Tensor, "head 
     """Returns what each head of an attention added to the residual stream."""
     attention = sublayer.part
     assert isinstance(attention, GeneralAttentionBridge), "a sublayer with heads"
-    result = by_head(cache[f"{attention.path}.hook_z"], cache.weight(attention.o, attention.W_O))
+    result = by_head(cache[attention.joined], cache.weight(attention.o, attention.W_O))
     return WayOut.of(cache, sublayer)(result)
 
 

@@ -96,7 +96,8 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
             if start == stop:
                 return Stopped(residual)
             stack.enter_context(starting_at(blocks, start, residual))
-            if residual.shape[-1] != model.embed.width:  # a projection of the embedding comes before the blocks
+            # A projection of the embedding comes before the blocks, or the model scales embeddings in place.
+            if residual.shape[-1] != model.embed.width or model.embed.output_is_overwritten:
                 given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:-1], model.embed.width)
         if stop is not None:
             stack.enter_context(stopping_at(blocks, stop))

@@ -133,7 +133,10 @@ def prepare(
         kwargs["position_ids"] = _checked_positions(model, position_ids, batch)
     else:
         kwargs |= positions(model, batch, None if whole is None or whole.ndim != 2 else whole, seen)
-    kwargs["input_ids" if batch.embeds is None else "inputs_embeds"] = batch.value
+    if batch.embeds is None:
+        kwargs["input_ids"] = batch.value
+    else:
+        kwargs["inputs_embeds"] = batch.embeds.clone() if model.embed.output_is_overwritten else batch.embeds
     return ModelInput(batch, kwargs)
 
 

@@ -43,7 +43,8 @@ def _kept(sublayer: Sublayer, unit: AttributionUnit) -> list[str]:
         return [sublayer.hook_out]
     norm = sublayer.norm_after
     scale = [] if norm is None else [f"{norm.path}.hook_scale"]
-    return [f"{sublayer.part.path}.{'hook_post' if is_mlp else 'hook_z'}", *scale]
+    part = sublayer.part
+    return [part.joined if isinstance(part, GeneralAttentionBridge) else f"{part.path}.hook_post", *scale]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

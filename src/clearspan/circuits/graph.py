@@ -398,6 +398,13 @@ class ComputationalGraph:
 
 def _check(bridge: TransformerBridge) -> None:
     check_bridge(bridge)
+    if any(attention.changes_z for attention in bridge.attentions):
+        raise InvalidArgumentError(
+            "edges are not known on this model",
+            where=bridge.cfg.architecture,
+            reason="a gate or norm lies between z and what heads write",
+            fix="cache.stack_head_results() for what heads write",
+        )
     if not all(block.is_sum for block in bridge.blocks):
         raise InvalidArgumentError(
             "the residual stream of this model is not the sum of what its parts write",

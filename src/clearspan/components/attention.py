@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from clearspan.components.base import GeneralizedComponent, causal_mask
 from clearspan.components.linear import LinearBridge
 from clearspan.components.weights import LinearMap, Weight, write_through
-from clearspan.conversions import HeadsConversion, QKVConversionRule, QKVPartConversion
+from clearspan.conversions import (
+    GateActivation,
+    GateConversion,
+    HeadPartConversion,
+    HeadsConversion,
+    QKVConversionRule,
+    QKVPartConversion,
+)
 from clearspan.errors import ConflictingWritesError
 from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, Layout, Place, Side
 from clearspan.tree import module_at
@@ -26,10 +33,17 @@ PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 class GeneralAttentionBridge(GeneralizedComponent):
     """What all kinds of attention have: projections, heads, and an output projection `o`.
 
-    Its parts are the projections, `o`, and `q_norm` and `k_norm` where the model has them.
+    Its parts are the projections, `o`, and, where the model has them, `q_norm` and `k_norm`, and `o_norm` for a norm of
+    z before the output projection (BitNet).
 
     Attributes:
         has_rotary: Whether positions are rotated into queries and keys.
+        gate_activation: The function of a gate that multiplies z before the output projection, or None without a gate.
+            The gate comes from a part `gate`, a linear map of attention's input.
+        gate_is_of_head: Whether the gate is one number for each head, not one for each channel (LaGuna).
+        gate_in_queries: Whether the gate has no map of its own, but is the second half of each head's channels in the
+            query map's output (Qwen3-Next).
+        norms_rotated: Whether norms on queries and keys come after the rotation (nanochat, LLaMA 4), not before it.
         requires_attention_mask: Whether the module masks causally only when it is given a mask.
         attention_mask_4d: Whether that mask must be the additive `[batch, 1, q_pos, k_pos]`.
         repeats_keys: Whether the model repeats keys for all heads before the product.
@@ -37,6 +51,9 @@ class GeneralAttentionBridge(GeneralizedComponent):
         has_alibi: Whether positions are a bias on scores that grows with the distance.
         joins_heads: Whether rows and heads share an axis where queries and keys are multiplied, so that scores and
             pattern are `[batch*head, q_pos, k_pos]` (XGLM, MVP).
+        sink_scales_z: Whether the sink's share is taken from the product of pattern and values, and not from the
+            pattern: rows of the pattern then sum to one, and z is the product times one number for each query and head
+            (Granite SWA).
         core: Path, in attention's module, of the module that multiplies queries and keys (BERT: `self`, with `o` at
             `output.dense`); empty where attention's module does it.
         norms_input: Whether the norm before attention is inside its module, so that the projections read the norm's
@@ -45,11 +62,16 @@ class GeneralAttentionBridge(GeneralizedComponent):
 
     _: KW_ONLY
     has_rotary: bool = False
+    gate_activation: GateActivation | None = None
+    gate_is_of_head: bool = False
+    gate_in_queries: bool = False
+    norms_rotated: bool = False
     requires_attention_mask: bool = False
     attention_mask_4d: bool = False
     repeats_keys: bool = False
     has_sinks: bool = False
     has_alibi: bool = False
+    sink_scales_z: bool = False
     joins_heads: bool = False
     core: str = ""
     norms_input: bool = False
@@ -62,6 +84,8 @@ class GeneralAttentionBridge(GeneralizedComponent):
     hook_attn_scores: HookPoint = field(init=False)
     hook_pattern: HookPoint = field(init=False)
     hook_z: HookPoint = field(init=False)
+    hook_gate: HookPoint = field(init=False)
+    hook_o_in: HookPoint = field(init=False)
     hook_result: HookPoint = field(init=False)
     o: LinearBridge = field(init=False)
     _shown = ("has_rotary", "has_sinks", "n_heads", "n_kv_heads")
@@ -174,9 +198,32 @@ class GeneralAttentionBridge(GeneralizedComponent):
         yield from self._rotary_points()
         yield self.point("hook_attn_scores", self.inside(Side.SCORES))
         yield self.point("hook_pattern", self.inside(Side.PATTERN))
-        joined = self.o.place(Side.INPUT)
-        yield self.point("hook_z", joined, Converted(HeadsConversion(self.n_heads)), dimensions=self._value_axes)
+        joined, by_head = self.o.place(Side.INPUT), Converted(HeadsConversion(self.n_heads))
+        if self.gate_activation is not None:
+            yield self.point("hook_z", Place(self.core_path, Side.Z), dimensions=self._value_axes)
+            yield self._gate_point(self.gate_activation)
+        else:
+            first = self.submodules.get("o_norm", self.o).place(Side.INPUT)
+            yield self.point("hook_z", first, by_head, dimensions=self._value_axes)
+        if self.changes_z:
+            yield self.point("hook_o_in", joined, by_head, dimensions=self._value_axes)
         yield self.point("hook_result", joined, Derived(HeadResults(self), "result"))
+
+    @property
+    def joined(self) -> str:
+        """Name of the point that shows what the output projection reads, by head: z, or z after a gate or norm."""
+        return f"{self.path}.{'hook_o_in' if self.changes_z else 'hook_z'}"
+
+    @property
+    def changes_z(self) -> bool:
+        """Whether a gate or norm lies between z and the output projection."""
+        return self.gate_activation is not None or "o_norm" in self.submodules
+
+    def _gate_point(self, activation: GateActivation) -> HookPoint:
+        conversion = GateConversion(self.n_heads, activation, self.gate_is_of_head, self.gate_in_queries)
+        place = self.submodules["q" if self.gate_in_queries else "gate"].place(Side.OUTPUT)
+        axes = "batch pos head" if self.gate_is_of_head else self._value_axes
+        return self.point("hook_gate", place, Converted(conversion), dimensions=axes)
 
     def _projection_points(self) -> Iterator[HookPoint]:
         for projection in PROJECTIONS:
@@ -265,12 +312,29 @@ class AttentionBridge(HeadAttentionBridge):
 
     def required(self) -> Mapping[str, type[GeneralizedComponent]]:
         """Returns the four maps."""
-        return dict.fromkeys((*PROJECTIONS, "o"), LinearBridge)
+        has_map = self.gate_activation is not None and not self.gate_in_queries
+        return dict.fromkeys((*PROJECTIONS, "o", *(["gate"] if has_map else [])), LinearBridge)
 
     def projected(self, projection: Projection) -> tuple[Place, Access]:
         """Returns the linear map's output, and how to read it by head."""
-        heads = self.n_heads if projection == "q" else self.n_kv_heads
-        return self.submodules[projection].place(Side.OUTPUT), Converted(HeadsConversion(heads))
+        place = self.submodules[projection].place(Side.OUTPUT)
+        if projection == "q" and self.gate_in_queries:
+            return place, Converted(HeadPartConversion(self.n_heads, 0, self.cfg.d_head))
+        return place, Converted(HeadsConversion(self.n_heads if projection == "q" else self.n_kv_heads))
+
+    def _weight(self, projection: Projection) -> Tensor:
+        if projection == "q" and self.gate_in_queries:
+            return self._queries(self.holder("q").matrix).transpose(1, 2)
+        return super()._weight(projection)
+
+    def _bias(self, projection: Projection) -> Tensor:
+        if projection == "q" and self.gate_in_queries:
+            return self._queries(self.holder("q").weight("bias"))
+        return super()._bias(projection)
+
+    def _queries(self, rows: Tensor) -> Tensor:
+        """Returns the rows of queries `[head, d_head, ...]` of those of queries and gates, a view."""
+        return rows.unflatten(0, (self.n_heads, -1))[:, : self.cfg.d_head]
 
     def holder(self, projection: Projection) -> LinearBridge:
         """Returns the projection's own map."""

@@ -56,6 +56,7 @@ class Binding:
         sources: Returns what a module's weights are made of.
         sharing: Returns the canonical names of the weights that share a parameter.
         follow: Brings torch hooks to modules that have taken others' place.
+        expect: Says which call of a module the next one is, outside a forward of the model.
     """
 
     model: nn.Module
@@ -68,6 +69,7 @@ class Binding:
     sources: Callable[[nn.Module], Sequence[Any]] = lambda module: list(module._parameters.values())
     sharing: Callable[[Tensor], Sequence[str]] = lambda _: ()
     follow: Callable[[], None] = lambda: None
+    expect: Callable[[str, int], None] = lambda _, __: None
 
     @property
     def cfg(self) -> TransformerBridgeConfig:
@@ -89,9 +91,14 @@ class GeneralizedComponent:
         submodules: Its parts by canonical name.
         layout: How rows and positions lie in the module's input and output.
         output_is_overwritten: Whether the model writes into the output's storage afterwards.
+        input_is_overwritten: Whether the model writes into the input's storage afterwards, or the module itself does.
+        same_inputs: Names of further arguments of the module's forward that are the same tensor as the first, which it
+            reads in the same way (CTRL's attention is given `v`, `k` and `q`): a write to the input reaches all.
+        call: Which call of its module in a forward the component is, from 0, where the model calls it several times
+            (nanochat norms the embedding and the last stream by one module); None where it is called once.
         path: Canonical path of a live component, such as `blocks.3.attn`.
         module_path: The module's path in the Hugging Face model.
-        parent_path: Path of the Hugging Face module around it.
+        parent_path: Path of the Hugging Face module around it whose input tells the batch's rows.
     """
 
     name: str | None = None
@@ -99,6 +106,9 @@ class GeneralizedComponent:
     submodules: "Mapping[str, GeneralizedComponent]" = field(default_factory=dict)
     layout: Layout = field(default=Layout.TOKENS, kw_only=True)
     output_is_overwritten: bool = field(default=False, kw_only=True)
+    input_is_overwritten: bool = field(default=False, kw_only=True)
+    same_inputs: tuple[str, ...] = field(default=(), kw_only=True)
+    call: int | None = field(default=None, kw_only=True)
 
     path: str = field(init=False)
     module_path: str = field(init=False)
@@ -137,6 +147,9 @@ class GeneralizedComponent:
         live.submodules = {
             key: part.bind(binding, f"{path}.{key}", live.module_path) for key, part in self.submodules.items()
         }
+        if self.layout.joins_rows:  # its own input does not tell the batch's rows
+            for part in live.submodules.values():
+                part.parent_path = parent
         live.__dict__.update(live.submodules)  # `in`, a keyword, is reached by getattr
         return live
 
@@ -243,9 +256,11 @@ class GeneralizedComponent:
             The module's output; of a tuple, the first.
         """
         self._bound.follow()
+        if self.call is not None:
+            self._bound.expect(self.module_path, self.call)
         own = value.clone()  # a write in place, as at `hook_resid_mid`, must not reach the caller's tensor
-        output = self.module(own, **self.call_arguments(value))
-        return output[0] if isinstance(output, tuple) else output
+        output = self.module(own, **{**self.call_arguments(value), **dict.fromkeys(self.same_inputs, own)})
+        return output[0] if isinstance(output, tuple | list) else output
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns the further arguments of the module's forward, for a call of it alone."""
@@ -253,8 +268,10 @@ class GeneralizedComponent:
 
     def place(self, side: Side, item: int = 0) -> Place:
         """Returns a place at the component's module."""
-        overwritten = self.output_is_overwritten and side is Side.OUTPUT
-        return Place(self.module_path, side, item, self.layout, self.parent_path, overwritten)
+        enters = side is Side.INPUT
+        overwritten = self.input_is_overwritten if enters else side is Side.OUTPUT and self.output_is_overwritten
+        also = self.same_inputs if enters else ()
+        return Place(self.module_path, side, item, self.layout, self.parent_path, overwritten, also, self.call)
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes in this component that the model fixes."""

@@ -22,11 +22,13 @@ class EmbeddingBridge(GeneralizedComponent):
     Attributes:
         multiplier: What the model multiplies the embedding by outside its module.
         ends_at: Path of the norm or projection through which it reaches the residual stream, or None.
+        ends_at_call: Which call of that module in a forward this is, where the model calls it several times, or None.
     """
 
     _: KW_ONLY
     multiplier: float = 1.0
     ends_at: str | None = None
+    ends_at_call: int | None = None
 
     _shown = ("n_tokens", "width")
     input_axes = "batch pos"
@@ -57,7 +59,8 @@ class EmbeddingBridge(GeneralizedComponent):
 
     def points(self) -> Iterator[HookPoint]:
         """Yields `hook_embed`."""
-        place = self.place(Side.OUTPUT) if self.ends_at is None else Place(self.ends_at, Side.OUTPUT)
+        end = None if self.ends_at is None else Place(self.ends_at, Side.OUTPUT, call=self.ends_at_call)
+        place = end or self.place(Side.OUTPUT)
         access = Whole() if self.multiplier == 1 else Converted(ScaledConversion(self.multiplier))
         sizes = {"d_model": self.cfg.d_model}
         yield HookPoint("hook_embed", entry_of("hook_embed").axes, place, access, sizes=sizes)
@@ -68,6 +71,7 @@ class PosEmbedBridge(GeneralizedComponent):
     """A position embedding, learned or sinusoidal. Its output is `hook_pos_embed`.
 
     With `layout=Layout.ONE_ROW` the model adds one row `[pos, d_model]` to all rows of the batch (Marian, Pegasus).
+    Without a name no module makes what is added: the model's own forward does (CTRL), and it ends in the embedding.
 
     Attributes:
         offset: Rows of the table before that of position 0.
@@ -119,19 +123,24 @@ class PosEmbedBridge(GeneralizedComponent):
 
     def points(self) -> Iterator[HookPoint]:
         """Yields `hook_pos_embed`, with the batch's rows even if the model computes one row for all."""
-        if self.ends_in_embed:
+        if self.ends_in_embed or self.name is None:
             return
         axes, sizes = entry_of("hook_pos_embed").axes, {"d_model": self.cfg.d_model}
         yield HookPoint("hook_pos_embed", axes, self.place(Side.OUTPUT), SharedRow(), sizes=sizes)
 
     def raw_ends(self) -> Iterator[HookPoint]:
         """Yields the positions, if the module gets them, and the output, with the batch's rows."""
+        if self.name is None:
+            return
         if self.input_is_positions:
             yield self.point("hook_in", self.place(Side.INPUT), SharedRow(), dimensions=self.input_axes)
         yield self.point("hook_out", self.place(Side.OUTPUT), SharedRow(), dimensions=self.output_axes)
 
     def absences(self) -> Iterator[tuple[str, str]]:
         """Yields the input, if it is not positions, and `hook_pos_embed`, if `hook_embed` has it."""
+        if self.name is None:
+            yield "hook_pos_embed", "the model adds positions in its own forward, by no module, and hook_embed has them"
+            return
         if not self.input_is_positions:
             yield (
                 f"{self.path}.hook_in",

@@ -1,17 +1,18 @@
 """MLPs: plain and gated ones, and mixtures of experts."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearspan.components.base import GeneralizedComponent
 from clearspan.components.linear import LinearBridge
 from clearspan.components.weights import AbsentWeight, LinearMap, Weight
 from clearspan.conversions import HalfConversion
-from clearspan.points import Converted, HookPoint, Layout, Side
+from clearspan.points import Converted, HookPoint, Layout, Place, Side
+from clearspan.tree import module_at
 
 
 class ActivationBridge(GeneralizedComponent):
@@ -25,7 +26,8 @@ class MLPBridge(GeneralizedComponent):
     """A linear map, an activation function, a linear map: submodules `in` and `out`.
 
     If the block itself calls the maps, the MLP has no name and no ends of its own, and a submodule `act` for the
-    activation function.
+    activation function (of the gate, in a gated MLP). A part `norm` is a norm before the output map (BitNet), whose
+    output `hook_post` then is.
     """
 
     hook_pre: HookPoint
@@ -103,8 +105,12 @@ class MLPBridge(GeneralizedComponent):
         """Runs the MLP alone; its listeners fire."""
         if self.name is not None:
             return super().__call__(value)
-        inward, act, outward = (self.submodules[key].module for key in ("in", "act", "out"))
-        return outward(act(inward(value)))
+        out, act = self.submodules["out"].module, self.submodules["act"].module
+        return out(self._hidden(value, act))
+
+    def _hidden(self, value: Tensor, act: nn.Module) -> Tensor:
+        """Returns the hidden layer, by modules that the block calls."""
+        return act(self.submodules["in"].module(value))
 
 
 class GatedMLPBridge(MLPBridge):
@@ -112,6 +118,9 @@ class GatedMLPBridge(MLPBridge):
 
     hook_pre_linear: HookPoint
     _maps = ("gate", "in", "out")
+
+    def _hidden(self, value: Tensor, act: nn.Module) -> Tensor:
+        return act(self.submodules["gate"].module(value)) * self.submodules["in"].module(value)
 
     @Weight
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
@@ -134,6 +143,10 @@ class JointGateMLPBridge(GatedMLPBridge):
     """A gated MLP whose gate and linear branch are the halves of one linear map: submodules `gate_up` and `out`."""
 
     _maps = ("gate_up", "out")
+
+    def _hidden(self, value: Tensor, act: nn.Module) -> Tensor:
+        gate, linear = self.submodules["gate_up"].module(value).chunk(2, dim=-1)
+        return act(gate) * linear
 
     @Weight
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
@@ -168,20 +181,48 @@ class JointGateMLPBridge(GatedMLPBridge):
 
 @dataclass(eq=False, repr=False)
 class RouterBridge(GeneralizedComponent):
-    """The router of a mixture of experts: a module that returns logits, weights and indices for each token."""
+    """The router of a mixture of experts: it says for each token which experts are chosen, with which weights.
+
+    Attributes:
+        logits: Path, in the router, of the linear map whose output the logits are (AFMoE: `gate`); empty where the
+            router's own forward computes them by one linear function.
+        weights: Which of the router's outputs are the weights of the experts chosen; or, where it does not return them,
+            the name of the argument by which the experts' module is given them.
+        indices: As `weights`, for the indices of the experts chosen.
+        k: How many are chosen for each token, where the router's module has no `top_k`.
+    """
 
     _: KW_ONLY
     layout: Layout = Layout.FLAT
+    logits: str = ""
+    weights: int | str = 1
+    indices: int | str = 2
+    k: int | None = None
 
     output_axes = "batch pos expert"
 
+    @property
+    def logits_place(self) -> Place:
+        """Where the logits are."""
+        path = f"{self.module_path}.{self.logits}" if self.logits else self.module_path
+        side = Side.OUTPUT if self.logits else Side.ROUTER
+        return replace(self.place(side), module=path)
+
+    def chosen(self, what: int | str, experts: "ExpertsBridge") -> Place:
+        """Returns where weights or indices are: an output of the router, or an argument of the experts."""
+        if isinstance(what, int):
+            return self.place(Side.OUTPUT, what)
+        return replace(experts.place(Side.INPUT), argument=what, layout=Layout.FLAT)
+
     def reads(self) -> Iterator[LinearMap]:
         """Yields the map to its logits."""
-        yield LinearMap(self.acting, "weight", None, in_axis=-1, out_axis=-2)
+        module = module_at(self.acting, self.logits)
+        yield LinearMap(module, "weight", "bias" if "bias" in module._parameters else None, in_axis=-1, out_axis=-2)
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, including how many experts there are, and how many are chosen."""
-        return {**super().sizes(), "expert": self.shape("weight")[0], "k": self.setting("top_k")}
+        k = self.setting("top_k") if self.k is None else self.k
+        return {**super().sizes(), "expert": self.shape("weight")[0], **({} if k is None else {"k": k})}
 
     def raw_ends(self) -> Iterator[HookPoint]:
         """Yields the input. The output is three tensors, which have points of the mixture."""
@@ -191,14 +232,26 @@ class RouterBridge(GeneralizedComponent):
 _EACH_EXPERTS = "the MLP is a mixture, and each expert has its own: bridge.blocks[layer].mlp.experts.module"
 
 
+@dataclass(eq=False, repr=False)
 class MoEBridge(GeneralizedComponent):
-    """A mixture of experts: submodules `router` and `experts`, and `shared` for an expert that sees every token."""
+    """A mixture of experts: submodules `router` and `experts`, and `shared` for an expert that sees every token.
 
-    router: RouterBridge
-    experts: "ExpertsBridge"
-    hook_router_logits: HookPoint
-    hook_expert_weights: HookPoint
-    hook_expert_indices: HookPoint
+    A linear map `shared_gate` beside them makes one number for each token, whose sigmoid multiplies the shared expert's
+    output before it is added (Qwen 2 MoE).
+
+    Attributes:
+        runs_all: Whether all experts run on all tokens, on an input that their score multiplies (LLaMA 4). There are
+            then no weights of chosen experts.
+    """
+
+    _: KW_ONLY
+    runs_all: bool = False
+
+    router: RouterBridge = field(init=False)
+    experts: "ExpertsBridge" = field(init=False)
+    hook_router_logits: HookPoint = field(init=False)
+    hook_expert_weights: HookPoint = field(init=False)
+    hook_expert_indices: HookPoint = field(init=False)
     W_in = AbsentWeight(_EACH_EXPERTS)
     W_gate = AbsentWeight(_EACH_EXPERTS)
     W_out = AbsentWeight(_EACH_EXPERTS)
@@ -225,17 +278,21 @@ class MoEBridge(GeneralizedComponent):
         """Yields the router's logits, and the experts chosen with their weights."""
         router = self.router
         sizes = router.sizes()
-        for name, place in (
-            ("hook_router_logits", router.place(Side.ROUTER)),
-            ("hook_expert_weights", router.place(Side.OUTPUT, 1)),
-            ("hook_expert_indices", router.place(Side.OUTPUT, 2)),
-        ):
+        places = {"hook_router_logits": router.logits_place}
+        if not self.runs_all:
+            places["hook_expert_weights"] = router.chosen(router.weights, self.experts)
+            places["hook_expert_indices"] = router.chosen(router.indices, self.experts)
+        for name, place in places.items():
             point = self.point(name, place)
             point.sizes = {axis: sizes[axis] for axis in point.axes if axis in sizes}
             yield point
 
     def absences(self) -> Iterator[tuple[str, str]]:
-        """Yields the points of a dense MLP."""
+        """Yields the points of a dense MLP, and what is chosen where nothing is."""
+        if self.runs_all:
+            reason = "all experts run on all tokens, on inputs that their scores multiply; hook_router_logits has these"
+            for name in ("hook_expert_weights", "hook_expert_indices"):
+                yield f"{self.path}.{name}", reason
         reason = "the experts run side by side in one module, each on the tokens that chose it"
         for name in ("hook_pre", "hook_pre_linear", "hook_post"):
             yield f"{self.path}.{name}", reason
@@ -243,25 +300,41 @@ class MoEBridge(GeneralizedComponent):
 
 @dataclass(eq=False, repr=False)
 class ExpertsBridge(GeneralizedComponent):
-    """All experts of a mixture in one module, which gets rows and positions in one axis.
+    """All experts of a mixture in one module, whose weights are each one parameter for all experts.
 
     Attributes:
         is_transposed: Whether its weights are `[expert, in, out]`, not `[expert, out, in]`.
+        reading: Paths of the parameters that read the input: gates and linear branches.
+        adding: Path of the parameter that makes the output.
+        adding_is_transposed: As `is_transposed`, of that parameter; None where it is as the others.
+        has_ends: Whether its input and output are one row for each token; not where all experts run (LLaMA 4).
     """
 
     _: KW_ONLY
     layout: Layout = Layout.FLAT
     is_transposed: bool = False
+    reading: tuple[str, ...] = ("gate_up_proj",)
+    adding: str = "down_proj"
+    adding_is_transposed: bool | None = None
+    has_ends: bool = True
+
+    def raw_ends(self) -> Iterator[HookPoint]:
+        """Yields input and output, where these are of tokens."""
+        if self.has_ends:
+            yield from super().raw_ends()
 
     def reads(self) -> Iterator[LinearMap]:
-        """Yields the gates and linear branches of all experts, which are one weight."""
-        yield self._map("gate_up_proj")
+        """Yields the gates and linear branches of all experts, each kind one weight."""
+        for path in self.reading:
+            yield self._map(path, self.is_transposed)
 
     def adds(self) -> Iterator[LinearMap]:
         """Yields the output maps of all experts, which are one weight."""
-        yield self._map("down_proj")
+        own = self.adding_is_transposed
+        yield self._map(self.adding, self.is_transposed if own is None else own)
 
-    def _map(self, weight: str) -> LinearMap:
-        bias = f"{weight}_bias"
-        module, (in_axis, out_axis) = self.acting, (-2, -1) if self.is_transposed else (-1, -2)
+    def _map(self, path: str, is_transposed: bool) -> LinearMap:
+        around, _, weight = path.rpartition(".")
+        module, bias = module_at(self.acting, around), f"{weight}_bias"
+        in_axis, out_axis = (-2, -1) if is_transposed else (-1, -2)
         return LinearMap(module, weight, bias if bias in module._parameters else None, in_axis, out_axis)

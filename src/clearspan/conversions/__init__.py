@@ -1,5 +1,6 @@
 """Invertible tensor conversions between Hugging Face's layouts and canonical axes. They know no model."""
 
+from clearspan.conversions.gates import GateActivation, GateConversion
 from clearspan.conversions.layouts import (
     BaseTensorConversion,
     ChainedConversion,
@@ -23,6 +24,8 @@ __all__ = [
     "BlockedQKVConversionRule",
     "ChainedConversion",
     "ChannelsConversion",
+    "GateActivation",
+    "GateConversion",
     "GroupedQKVConversionRule",
     "HalfConversion",
     "HeadPartConversion",

@@ -211,11 +211,11 @@ class AttentionCall(Call):
         call = replace(self, query=query, key=key)
         inside = {side: visit for side, visit in visits.items() if side in (Side.SCORES, Side.PATTERN)}
         if not inside:
-            return call._run_natively()
+            return _with_z(call._run_natively(), visits)
         watch = SoftmaxWatch(inside, is_paused)
         output = run_under(watch, call._run_eagerly)
         watch.check(self.module)
-        return output
+        return _with_z(output, visits)
 
     def inside(self) -> tuple[Tensor, Tensor]:
         """Returns scores and pattern, `[batch, head, q_pos, k_pos]`, as the eager function computes them.
@@ -257,6 +257,11 @@ class AttentionCall(Call):
         return replace(
             self, query=self.query.detach(), key=self.key.detach(), value=self.value.detach(), mask=mask, observers=()
         )
+
+
+def _with_z(output: tuple[Any, ...], visits: Visits) -> tuple[Any, ...]:
+    """Returns what an attention function returned, with its first, `[batch, q_pos, head, d_head]`, as visited."""
+    return (visits[Side.Z](output[0]), *output[1:]) if Side.Z in visits else output
 
 
 def _moved(value: Any, there: Relocation) -> Any:
@@ -340,6 +345,13 @@ class ForwardCall(Call):
         passed = {side: visit for side, visit in visits.items() if isinstance(side, Passed)}
         if passed:
             return Diversion(self.module, self.forward, passed, is_paused).run(*self.args, **self.kwargs)
+        if Side.Z in visits:
+            raise NotSeenError(
+                "what attention makes of its values cannot be reached here, before it is gated",
+                expected="attention by transformers' interface",
+                got="a forward of its own",
+                where=type(self.module).__name__,
+            )
         if Side.ROUTER in visits:
             call, watch = self, RouterWatch(visits[Side.ROUTER], is_paused)
         elif visits.keys() <= {Side.QUERY, Side.KEY}:

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from clearspan.hf.attention import AttentionCall, least_score
 from clearspan.hf.keywords import kv_cache_in
 from clearspan.hf.recording import Contents, Recording
+from clearspan.hf.sequence import is_empty
 from clearspan.hf.storages import Relocation
 from clearspan.hf.tensors import as_tokens, primary_input
 from clearspan.hf.torch_hooks import before
@@ -105,7 +106,8 @@ class GenerationRecording(Recording):
                 return None
             ids = primary_input(args, kwargs)
             assert len(ids) == self._rows, "a generation that multiplies rows is refused before it starts"
-            self._next_forward(ids.shape[1], starts_over=kv_cache_in(kwargs) is None)
+            past = kv_cache_in(kwargs)  # which a model that keeps no keys and values leaves empty
+            self._next_forward(ids.shape[1], starts_over=past is None or is_empty(past))
             return (args, {**kwargs, **keywords}) if keywords else None
 
         handle = before(model, enter)
@@ -116,6 +118,7 @@ class GenerationRecording(Recording):
 
     def _next_forward(self, length: int, *, starts_over: bool) -> None:
         self._end_forward()
+        self._called.clear()
         if starts_over:
             self._pieces.clear()
             self._shells.clear()

@@ -1,21 +1,29 @@
 """Modules that are compiled, offloaded or quantised, and a second model on the tensors of the first."""
 
 import copy
+import inspect
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from clearspan.errors import CompiledModelError, UnreadableWeightError
+from clearspan.hf.adapters import acting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ROWS = 256
 """How many rows are dequantised at a time, which bounds the memory in use."""
+
+
+def arguments_at(module: nn.Module, names: Container[str]) -> dict[str, int]:
+    """Returns the named arguments of a module's forward, each with its position."""
+    taken = list(inspect.signature(type(acting(module)).forward).parameters)[1:]
+    return {name: position for position, name in enumerate(taken) if name in names}
 
 
 def refuse_compiled(modules: Iterable[nn.Module]) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from clearspan.hf.adapters import acting
 from clearspan.hf.attention import AttentionCall, Call, Observer, StoredCall
-from clearspan.hf.modules import execution_device
+from clearspan.hf.modules import arguments_at, execution_device
 from clearspan.hf.observers import observed
 from clearspan.hf.storages import CountedViews, Relocation, storages
-from clearspan.hf.tensors import as_tokens, primary_input, primary_output
+from clearspan.hf.tensors import argument, as_tokens, primary_input, primary_output
 from clearspan.hf.torch_hooks import after
 from clearspan.modes import autocast_dtype, with_autocast
 from clearspan.points import HookPoint, Layout, Passed, Place, Side
@@ -27,18 +27,30 @@ Transform = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Ends:
-    """What is kept of the module at a path: its input, its outputs."""
+    """What is kept of a call of the module at a path: its input, its outputs.
+
+    Attributes:
+        path: The module's path.
+        call: Which call in a forward, or None where it is called once.
+        entry: The input, or None.
+        exits: The outputs.
+        arguments: Further inputs.
+    """
 
     path: str
+    call: int | None
     entry: Place | None
     exits: tuple[Place, ...]
+    arguments: tuple[Place, ...] = ()
 
     @functools.cached_property
     def are_plain(self) -> bool:
         """Whether the tensors are kept as they are."""
         places = [place for place in (self.entry, *self.exits) if place is not None]
-        return len(self.exits) < 2 and all(
-            place.layout is Layout.TOKENS and not place.is_overwritten and not place.item for place in places
+        return (
+            len(self.exits) < 2
+            and not self.arguments
+            and all(place.layout is Layout.TOKENS and not place.is_overwritten and not place.item for place in places)
         )
 
 
@@ -77,19 +89,21 @@ class RecordingPlan:
     def of(cls, places: Iterable[Place]) -> "RecordingPlan":
         """Returns the plan for these raw tensors."""
         places = frozenset(places)
-        at: dict[str, list[Place]] = {}
+        at: dict[tuple[str, int | None], list[Place]] = {}
         for place in sorted(places, key=lambda place: place.key):
-            at.setdefault(place.module, []).append(place)
+            at.setdefault((place.module, place.call), []).append(place)
         ends, insides = [], []
-        for path, here in at.items():
-            entry = next((place for place in here if place.side is Side.INPUT), None)
+        for (path, call), here in at.items():
+            entries = [place for place in here if place.side is Side.INPUT]
+            entry = next((place for place in entries if not place.argument), None)
+            arguments = tuple(place for place in entries if place.argument)
             exits = tuple(place for place in here if place.side is Side.OUTPUT)
-            if entry is not None or exits:
-                ends.append(Ends(path, entry, exits))
+            if entry is not None or exits or arguments:
+                ends.append(Ends(path, call, entry, exits, arguments))
             inside = {place.side: place for place in here if place.side.is_inside}
             if inside:
                 insides.append(Inside(path, inside))
-        return cls(places, tuple(ends), tuple(insides), branches(at))
+        return cls(places, tuple(ends), tuple(insides), branches(dict.fromkeys(path for path, _ in at)))
 
 
 @dataclass(frozen=True)
@@ -150,6 +164,7 @@ class Recording:
         self._calls: dict[str, AttentionCall] = {}
         self._versions: dict[str, int] = {}
         self._counted = CountedViews()
+        self._called: dict[Callable[..., None], int] = {}
         self._transform = transform
         self._defers = may_defer
         self._relocation = relocation
@@ -158,7 +173,7 @@ class Recording:
 
     def raw(self, place: Place) -> Tensor:
         """Returns the raw tensor of a place, rows and positions first."""
-        if place.key not in self._raw and place.side.is_inside:
+        if place.key not in self._raw and place.side.is_of_a_call:
             self._keep_inside(self._calls[place.module], [place])
         return self._counted.of(self._raw[place.key])
 
@@ -168,7 +183,7 @@ class Recording:
 
     def has(self, point: HookPoint) -> bool:
         """Whether the point's value was kept, or can be computed from what was."""
-        inside = point.place.side.is_inside and point.place.module in self._calls
+        inside = point.place.side.is_of_a_call and point.place.module in self._calls
         return inside or point.name in self.values or point.place.key in self._raw
 
     @property
@@ -192,7 +207,7 @@ class Recording:
 
     def is_deferred(self, place: Place) -> bool:
         """Whether a place's raw tensor has still to be computed."""
-        return place.side.is_inside and place.module in self._calls and place.key not in self._raw
+        return place.side.is_of_a_call and place.module in self._calls and place.key not in self._raw
 
     def length(self, point: HookPoint) -> int:
         """Returns how many positions of a point were kept."""
@@ -322,6 +337,7 @@ class Recording:
         try:
             for ends in plan.ends:
                 hook = self._plain_hook(ends, owner) if ends.are_plain else self._hook(ends, owner)
+                hook = hook if ends.call is None else self._at_call(ends.call, hook, owner)
                 handles.append(after(modules[ends.path], hook, is_for_one=True))
             with observed({modules[inside.path]: self._observer(inside, owner) for inside in plan.insides}):
                 yield
@@ -344,13 +360,28 @@ class Recording:
 
         return keep
 
+    def _at_call(self, call: int, hook: Callable[..., None], owner: Scope | None) -> Callable[..., None]:
+        """Returns a hook that acts at one call of its module in a forward."""
+
+        def keep(*args: Any) -> None:
+            if HERE.get() is not owner:
+                return
+            done = self._called[hook] = self._called.get(hook, 0) + 1
+            if done == call + 1:
+                hook(*args)
+
+        return keep
+
     def _hook(self, ends: Ends, owner: Scope | None) -> Callable[..., None]:
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any = None) -> None:
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any = None) -> None:
             if HERE.get() is not owner:
                 return
             if ends.entry is not None:
                 entered = primary_input(args, kwargs)
                 self.keep_raw(ends.entry, as_tokens(entered, ends.entry.layout, self._rows))
+            for place in ends.arguments:
+                given = argument(args, kwargs, place.argument, arguments_at(module, {place.argument})[place.argument])
+                self.keep_raw(place, as_tokens(given, place.layout, self._rows))
             for place in ends.exits:
                 left = primary_output(output, place.item)
                 self.keep_raw(place, as_tokens(left, place.layout, self._rows))
@@ -373,9 +404,19 @@ class Recording:
             if not isinstance(call, AttentionCall) or is_shared or call.kwargs.get("dropout"):
                 visits = {side: visit(place) for side, place in inside.places.items()}
                 return call.run_watched(visits, lambda: HERE.get() is not owner, is_last=True)
+            if Side.Z in inside.places:
+                output = of_arguments(call)
+                self.keep_raw(inside.places[Side.Z], output[0])
+                return output
+            return of_arguments(call)
+
+        def of_arguments(call: AttentionCall) -> Any:
+            places = [place for place in inside.places.values() if place.side is not Side.Z]
+            if not places:
+                return call.run()
             kept = call.detached() if torch.is_grad_enabled() else call
             if not self._defers or not inside.has_square:
-                self._keep_inside(kept, inside.places.values())
+                self._keep_inside(kept, places)
                 return call.run()
             kept = replace(kept, value=kept.key)  # values are not needed, and may lie in the fused projection
             if self._relocation is not None:

@@ -6,13 +6,14 @@ import inspect
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clearspan.hf.adapters import acting
-from clearspan.hf.tensors import primary_output, with_input
+from clearspan.hf.tensors import primary_input, primary_output, with_input
 from clearspan.hf.torch_hooks import HOOK_TABLES, StandIn, after, before
 from clearspan.hf.turns import turns_of
 from clearspan.modes import no_grad
@@ -66,7 +67,7 @@ def stopping_at(blocks: Sequence[nn.Module], stop: int) -> Iterator[None]:
 
     def on_entry(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if HERE.get() is own:
-            raise Stopped(args[0] if args else kwargs["hidden_states"])
+            raise Stopped(primary_input(args, kwargs))
 
     def on_exit(_: nn.Module, __: tuple[Any, ...], ___: Mapping[str, Any], output: Any) -> None:
         if HERE.get() is own:
@@ -100,31 +101,42 @@ def narrowed(module: nn.Module, positions: Sequence[int]) -> Iterator[None]:
 
 
 def _stepped_over(block: nn.Module, replacement: Tensor | None) -> contextlib.AbstractContextManager[None]:
-    def forward(_: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(_: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kind = type(block)
-        if kind not in _TUPLE_LENGTHS:
-            _TUPLE_LENGTHS[kind] = _tuple_length(block, hidden_states, *args, **kwargs)
-        left, length = hidden_states if replacement is None else replacement, _TUPLE_LENGTHS[kind]
-        return left if length is None else (left, *[None] * (length - 1))
+        if kind not in _RETURNS:
+            _RETURNS[kind] = _returned(block, args, kwargs)
+        left, returned = primary_input(args, kwargs) if replacement is None else replacement, _RETURNS[kind]
+        return left if returned is None else returned.kind((left, *[None] * (returned.length - 1)))
 
     return _replaced(block, forward)
 
 
-_TUPLE_LENGTHS: "weakref.WeakKeyDictionary[type[nn.Module], int | None]" = weakref.WeakKeyDictionary()
-"""For each class of blocks, the length of the tuple that it returns, or None for a tensor; known once one was run."""
+@dataclass(frozen=True)
+class _Returned:
+    """What a block returns with the residual stream first: a tuple or a list, of some length."""
+
+    kind: type[tuple[Any, ...]] | type[list[Any]]
+    length: int
+
+
+_RETURNS: "weakref.WeakKeyDictionary[type[nn.Module], _Returned | None]" = weakref.WeakKeyDictionary()
+"""For each class of blocks, what it returns, or None for a tensor; known once one was run."""
 
 
 @no_grad
-def _tuple_length(block: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> int | None:
-    """Runs a block that is to be skipped, and returns the length of the tuple that it gives, or None for a tensor.
+def _returned(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Returned | None:
+    """Runs a block that is to be skipped, and returns what holds the residual stream that it gives, or None for itself.
 
     Releases of transformers differ in it, and no signature says it. No hook on the block is called, and random numbers
     that it draws are drawn again.
     """
-    devices = [hidden_states.device] if hidden_states.is_cuda else []
+    entering = primary_input(args, kwargs)
+    devices = [entering.device] if entering.is_cuda else []
     with torch.random.fork_rng(devices):
-        output = _without_hooks(block)(hidden_states, *args, **kwargs)
-    return len(output) if isinstance(output, tuple) else None
+        output = _without_hooks(block)(*args, **kwargs)
+    if isinstance(output, list):
+        return _Returned(list, len(output))
+    return _Returned(tuple, len(output)) if isinstance(output, tuple) else None
 
 
 def _without_hooks(module: nn.Module) -> nn.Module:

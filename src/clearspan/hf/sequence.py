@@ -16,7 +16,7 @@ from clearspan.hf.derived import Pending
 from clearspan.hf.keywords import kv_cache_in
 from clearspan.hf.torch_hooks import after, before
 from clearspan.hf.turns import Turns
-from clearspan.points import Derivation, Stretch
+from clearspan.points import Derivation, Side, Stretch
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -32,6 +32,7 @@ class Passage(threading.local):
         stretch: Where in the sequence the forward is.
         rows: Rows of the input of modules that are running, by their paths.
         pending: Edits of derived values between their source and their targets.
+        calls: How often modules that are called several times were entered and left, by path and side.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,7 @@ class Passage(threading.local):
         self.stretch = Stretch()
         self.rows: dict[str, int] = {}
         self.pending: dict[Derivation, Pending] = {}
+        self.calls: dict[tuple[str, Side], int] = {}
 
 
 class Follower:
@@ -99,11 +101,13 @@ class Follower:
         kwargs, run = self._by_name(args, kwargs), self._turns.present(self._passage)
         step = None if run is None or run.steps is None else next(run.steps, None)
         self._passage.stretch = Stretch(self._positions_before(kwargs), step, _length(kwargs))
+        self._passage.calls.clear()
 
     def _leave(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         if self._turns.is_away:
             return
         stretch, self._passage.stretch = self._passage.stretch, Stretch()
+        self._passage.calls.clear()
         past = kv_cache_in(output) if isinstance(output, Mapping) else None
         is_known = isinstance(stretch.position, int) and stretch.length is not None
         if past is not None and is_known and _counting(past) is None:
@@ -144,6 +148,18 @@ def _counting(past: Any) -> list[Any] | None:
         return [past]
     counting = [layer for layer in layers if isinstance(layer, CacheLayerMixin)]
     return counting if counting or not layers else None
+
+
+def is_empty(past: Any) -> bool:
+    """Returns whether a cache holds nothing of an earlier forward."""
+    layers = _counting(past)
+    return layers is not None and not any(bool(layer.get_seq_length()) for layer in layers) and not _holds_state(past)
+
+
+def _holds_state(past: Any) -> bool:
+    """Returns whether a cache has layers of states, and they hold what a forward left."""
+    layers = vars(past).get("layers")
+    return isinstance(layers, list) and len(_counting(past) or ()) < len(layers) and _has_state(past)
 
 
 def _has_state(past: Any) -> bool:

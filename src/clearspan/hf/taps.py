@@ -15,11 +15,20 @@ from clearspan.errors import InvalidArgumentError, PointNotReachedError, Unwrita
 from clearspan.hf.adapters import acting
 from clearspan.hf.attention import Call
 from clearspan.hf.derived import Pending
-from clearspan.hf.modules import refuse_compiled
+from clearspan.hf.modules import arguments_at, refuse_compiled
 from clearspan.hf.observers import forget_lost, observed
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.sequence import Follower, Passage
-from clearspan.hf.tensors import as_tokens, from_tokens, primary_input, primary_output, with_input, with_output
+from clearspan.hf.tensors import (
+    argument,
+    as_tokens,
+    from_tokens,
+    primary_input,
+    primary_output,
+    with_argument,
+    with_input,
+    with_output,
+)
 from clearspan.hf.torch_hooks import after, before, nothing, take_off_lost
 from clearspan.hf.turns import Run, turns_of
 from clearspan.points import (
@@ -274,7 +283,7 @@ class Taps:
             match anchor.side:
                 case Side.INPUT:
                     # Before other torch hooks, which may give the module a copy: an in-place write needs the original.
-                    hook = self._where_seen(self._on_entry(places), nothing)
+                    hook = self._where_seen(self._on_entry(places, module), nothing)
                     self._hold(before(module, hook, first=True), stack)
                 case Side.OUTPUT:
                     hook = self._where_seen(self._on_exit(places), nothing)
@@ -322,25 +331,63 @@ class Taps:
 
         return called
 
-    def _on_entry(self, places: Sequence[Place]) -> Callable[..., Any]:
+    def _on_entry(self, places: Sequence[Place], module: nn.Module) -> Callable[..., Any]:
+        also = arguments_at(module, {name for place in places for name in place.also})
+        others = arguments_at(module, {place.argument for place in places if place.argument})
+        first = [place for place in places if not place.argument]
+
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            raw = new = primary_input(args, kwargs)
-            for place in places:
-                new = self._through(place, new, new)
-            return None if new is raw else with_input(args, kwargs, new)
+            given = args, kwargs
+            here = self._of_this_call(places, Side.INPUT)
+            for place in (place for place in here if place.argument):
+                name, position = place.argument, others[place.argument]
+                raw = argument(args, kwargs, name, position)
+                new = self._through(place, raw, raw)
+                if new is not raw:
+                    args, kwargs = with_argument(args, kwargs, name, position, new)
+            if first:
+                raw = new = primary_input(args, kwargs)
+                for place in (place for place in here if not place.argument):
+                    new = self._through(place, new, new)
+                if new is not raw:
+                    args, kwargs = with_input(args, kwargs, new, also)
+            return None if args is given[0] and kwargs is given[1] else (args, kwargs)
 
         return enter
 
     def _on_exit(self, places: Sequence[Place]) -> Callable[..., Any]:
         def leave(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
             result = output
-            for place in places:
+            for place in self._of_this_call(places, Side.OUTPUT):
                 raw = primary_output(result, place.item)
                 new = self._through(place, raw, primary_input(args, kwargs))
                 result = result if new is raw else with_output(result, new, place.item)
             return None if result is output else result
 
         return leave
+
+    def _of_this_call(self, places: Sequence[Place], side: Side) -> Sequence[Place]:
+        """Returns the places at a module that this call of it is, where a forward calls it several times.
+
+        Raises:
+            PointNotReachedError: It is called again by gradient checkpointing, which calls parts of the forward alone.
+        """
+        if all(place.call is None for place in places):
+            return places
+        if torch._C._current_graph_task_id() >= 0:
+            raise PointNotReachedError(
+                "gradient checkpointing calls a module again that has hooks, and that the model calls several times",
+                where=str(places[0]),
+                reason="which call of the forward this is cannot be told",
+                fix="model.gradient_checkpointing_disable()",
+            )
+        call = self._passage.calls.get((places[0].module, side), 0)
+        self._passage.calls[places[0].module, side] = call + 1
+        return [place for place in places if place.call in (None, call)]
+
+    def expect(self, path: str, call: int) -> None:
+        """Says which call of a module the next one is, outside a forward of the model."""
+        self._passage.calls |= dict.fromkeys(((path, Side.INPUT), (path, Side.OUTPUT)), call)
 
     def _observer(self, places: Sequence[Place]) -> Callable[[Call], Any]:
         def visit(place: Place) -> Callable[[Tensor], Tensor]:

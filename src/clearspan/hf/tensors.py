@@ -1,6 +1,7 @@
 """Which of a module's inputs and outputs is the tensor that the field means, and how rows and positions lie in it."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -15,32 +16,56 @@ def primary_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return args[0] if args else kwargs[_keyword(kwargs)]
 
 
-def with_input(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor
+def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str, position: int) -> Tensor:
+    """Returns a module's argument by name; `position` is its place among those that are not named."""
+    return args[position] if position < len(args) else kwargs[name]
+
+
+def with_argument(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str, position: int, value: Tensor
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Returns the inputs with the first one replaced."""
-    if args:
-        return (value, *args[1:]), kwargs
-    return args, {**kwargs, _keyword(kwargs): value}
+    """Returns a module's arguments with one replaced."""
+    if position < len(args):
+        return (*args[:position], value, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: value}
+
+
+def with_input(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor, also: Mapping[str, int] = MappingProxyType({})
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Returns the inputs with the first one replaced.
+
+    Args:
+        args: The inputs by position.
+        kwargs: The inputs by keyword.
+        value: What replaces the first one.
+        also: Further inputs that it replaces, by name, each with its position.
+    """
+    args, kwargs = ((value, *args[1:]), kwargs) if args else (args, {**kwargs, _keyword(kwargs): value})
+    for name, position in also.items():
+        args, kwargs = with_argument(args, kwargs, name, position, value)
+    return args, kwargs
 
 
 def _keyword(kwargs: Mapping[str, Any]) -> str:
-    return next(name for name in INPUT_NAMES if kwargs.get(name) is not None)
+    """Returns the name of the tensor that the module reads: a usual one, or that of the first tensor."""
+    usual = (name for name in INPUT_NAMES if kwargs.get(name) is not None)
+    return next(usual, None) or next(name for name, value in kwargs.items() if isinstance(value, Tensor))
 
 
 def primary_output(output: Any, item: int = 0) -> Tensor:
-    """Returns the output if it is a tensor, an item of a tuple, or the logits of a model output."""
+    """Returns the output if it is a tensor, an item of a tuple or list, or the logits of a model output."""
     if isinstance(output, Tensor):
         return output
-    return output[item] if isinstance(output, tuple) else output.logits
+    return output[item] if isinstance(output, tuple | list) else output.logits
 
 
 def with_output(output: Any, value: Tensor, item: int = 0) -> Any:
     """Returns the output with that tensor replaced; a model output is changed in place."""
     if isinstance(output, Tensor):
         return value
-    if isinstance(output, tuple):
-        return (*output[:item], value, *output[item + 1 :])
+    if isinstance(output, tuple | list):
+        return type(output)((*output[:item], value, *output[item + 1 :]))
     output.logits = value
     return output
 

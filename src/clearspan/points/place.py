@@ -21,12 +21,18 @@ class Side(StrEnum):
     KEY = "key"
     SCORES = "scores"
     PATTERN = "pattern"
+    Z = "z"
     ROUTER = "router"
 
     @property
     def is_inside(self) -> bool:
         """Whether it is between a module's input and its output."""
         return self not in (Side.INPUT, Side.OUTPUT)
+
+    @property
+    def is_of_a_call(self) -> bool:
+        """Whether it follows from the arguments of a call of the attention function."""
+        return self in (Side.QUERY, Side.KEY, Side.SCORES, Side.PATTERN)
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,9 @@ class Place:
         layout: How rows and positions lie in the tensor.
         rows_of: Path of a module around it whose input tells the batch's rows, if the tensor does not.
         is_overwritten: Whether the model writes into the tensor's storage afterwards.
+        also: Names of further arguments of the module that are the same tensor, of an input.
+        argument: Name of the argument of the module that it is, of an input that is not the first; empty for the first.
+        call: Which call of the module in a forward, from 0, where the model calls it several times; None where once.
     """
 
     module: str
@@ -92,11 +101,16 @@ class Place:
     layout: Layout = Layout.TOKENS
     rows_of: str = ""
     is_overwritten: bool = False
+    also: tuple[str, ...] = ()
+    call: int | None = None
+    argument: str = ""
 
     @functools.cached_property
     def key(self) -> str:
         """The place as one string."""
-        return f"{self.module}:{self.side}:{self.item}" if self.item else f"{self.module}:{self.side}"
+        module = self.module if self.call is None else f"{self.module}#{self.call}"
+        which = self.argument or self.item
+        return f"{module}:{self.side}:{which}" if which else f"{module}:{self.side}"
 
     @property
     def pos_dim(self) -> int:
@@ -104,7 +118,9 @@ class Place:
         return 2 if self.layout.is_square else 1
 
     def __str__(self) -> str:
-        return f"{self.side} of {self.module or 'the model'}"
+        which = "" if self.call is None else f", call {self.call}"
+        side = f"{self.argument}, {self.side}" if self.argument else self.side
+        return f"{side} of {self.module or 'the model'}{which}"
 
 
 class Conversion(Protocol):

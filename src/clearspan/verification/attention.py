@@ -53,6 +53,7 @@ class Seen:
         return keep
 
 
+_NAMES = {"q": "queries", "k": "keys"}
 _WATCHED = (Side.QUERY, Side.KEY, Side.SCORES, Side.PATTERN)
 
 
@@ -64,7 +65,8 @@ def attention(trial: Trial) -> Iterator[Check]:
         return
     rows = len(trial.tokens)
     seen = {part.path: Seen({side: part.inside(side).layout for side in _WATCHED}, rows) for part in attentions}
-    ends = ("hook_q", "hook_k", "q_norm.hook_out", "k_norm.hook_out", "kv_a.hook_out")
+    norms = ("q_norm.hook_in", "k_norm.hook_in", "q_norm.hook_out", "k_norm.hook_out")
+    ends = ("hook_q", "hook_k", *norms, "kv_a.hook_out")
     wanted = {f"{part.path}.{end}" for part in attentions for end in ends}
     names = [name for name in model.hook_dict if name in wanted and trial.is_readable(model.hook_dict[name].name)]
     with observed({part.core_module: seen[part.path].observe for part in attentions}):
@@ -91,6 +93,13 @@ def _of_layer(
         expected = _expected(cache, attention, key)
         if expected is not None:
             used = seen[side]
+            if attention.norms_rotated:
+                entered = _by_head(cache[f"{attention.path}.{key}_norm.hook_in"], expected)
+                by_head = cache[f"{attention.path}.hook_{key}"].transpose(1, 2)
+                moved = bool(_moved(entered, by_head).any())
+                yield _rotation(
+                    attention, f"{_NAMES[key]} before their norm", turns=attention.has_rotary, is_turned=moved
+                )
             yield from _of_side(attention, key, used, _repeated(expected, used))
 
 
@@ -102,9 +111,13 @@ def _expected(cache: ActivationCache, attention: GeneralAttentionBridge, key: st
         return None if key == "k" else cache[f"{path}.hook_q"].transpose(1, 2)[..., : attention.d_head_nope]
     by_head = cache[f"{path}.hook_{key}"].transpose(1, 2)
     if f"{key}_norm" in attention.submodules:
-        normed = cache[f"{path}.{key}_norm.hook_out"]
-        by_head = normed.reshape(*normed.shape[:2], by_head.shape[1], -1).transpose(1, 2)
+        return _by_head(cache[f"{path}.{key}_norm.hook_out"], by_head)
     return by_head
+
+
+def _by_head(value: Tensor, like: Tensor) -> Tensor:
+    """Returns a norm's input or output, flat or by head, as `[batch, head, pos, d_head]`."""
+    return value.reshape(*value.shape[:2], like.shape[1], -1).transpose(1, 2)
 
 
 def _repeated(expected: Tensor, used: Tensor) -> Tensor:
@@ -112,9 +125,9 @@ def _repeated(expected: Tensor, used: Tensor) -> Tensor:
 
 
 def _of_side(attention: GeneralAttentionBridge, key: str, used: Tensor, expected: Tensor) -> Iterator[Check]:
-    what = {"q": "queries", "k": "keys"}[key]
+    what = _NAMES[key]
     point = f"{attention.path}.{key}_norm" if f"{key}_norm" in attention.submodules else f"{attention.path}.hook_{key}"
-    turns = attention.has_rotary
+    turns = attention.has_rotary and not attention.norms_rotated
     if isinstance(attention, LatentAttentionBridge):
         used, turns = used[..., : attention.d_head_nope], False
     if used.shape != expected.shape:
@@ -178,8 +191,9 @@ def _ratio(used: Tensor, expected: Tensor, channels: Tensor) -> Tensor:
 def _sinks(attention: GeneralAttentionBridge, pattern: Tensor) -> Check:
     share = (1 - pattern.double().sum(-1)).abs().max().item()
     has_share = share > NOISE
-    passed = has_share == attention.has_sinks
-    said = "a sink takes a share of" if attention.has_sinks else "no sink takes a share of"
+    takes = attention.has_sinks and not attention.sink_scales_z
+    passed = has_share == takes
+    said = "a sink takes a share of" if takes else "no sink takes a share of"
     why = "" if passed else f"Rows of the pattern are up to {share:.1e} from 1. `has_sinks` of the adapter is wrong."
     return Check("attention", f"{said} {attention.path}.hook_pattern", passed, explanation=why)
 

@@ -121,12 +121,14 @@ def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
     path = attention.path
     scores, pattern, v, z, result = (f"{path}.hook_{name}" for name in ("attn_scores", "pattern", "v", "z", "result"))
 
+    sinks = attention.has_sinks and not attention.sink_scales_z
+
     def attends(values: Values) -> Tensor:
-        share = values[pattern].sum(-1, keepdim=True) if attention.has_sinks else 1  # a sink takes the rest of each row
+        share = values[pattern].sum(-1, keepdim=True) if sinks else 1  # a sink takes the rest of each row
         return values[scores].softmax(-1) * share
 
     yield Statement(
-        f"softmax({scores}) == {pattern}" + (", but for the sink's share" if attention.has_sinks else ""),
+        f"softmax({scores}) == {pattern}" + (", but for the sink's share" if sinks else ""),
         (scores,),
         pattern,
         attends,
@@ -135,9 +137,15 @@ def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
     def weighted(values: Values) -> Tensor:
         found = values[v]
         heads = values[pattern].shape[1]
-        return torch.einsum("bhqk,bkhd->bqhd", values[pattern], found.repeat_interleave(heads // found.shape[2], dim=2))
+        found = found.repeat_interleave(heads // found.shape[2], dim=2)
+        product = torch.einsum("bhqk,bkhd->bqhd", values[pattern], found)
+        if not attention.sink_scales_z:
+            return product
+        along = (product * values[z]).sum(-1, keepdim=True)
+        return product * along / product.square().sum(-1, keepdim=True).clamp(min=1e-30)
 
-    yield Statement(f"{pattern} @ {v} == {z}", (pattern, v), z, weighted)
+    share = ", but for the sink's share" if attention.sink_scales_z else ""
+    yield Statement(f"{pattern} @ {v} == {z}{share}", (pattern, v), z, weighted)
     out = f"{attention.o.path}.hook_out"
 
     def summed(values: Values) -> Tensor:
@@ -146,11 +154,32 @@ def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
         return total if bias is None else total + bias
 
     yield Statement(f"sum over heads of {result} + b_O == {out}", (result,), out, summed, through=(attention.o,))
+    joined = attention.joined
+    o_norm = attention.submodules.get("o_norm")
+    if isinstance(o_norm, NormalizationBridge):
+        normed, after = f"{o_norm.path}.hook_normalized", f"{o_norm.path}.hook_out"
+        yield Statement(
+            f"{z}, normed, == {normed}", (z,), normed, lambda values: o_norm.normalize(values[z].flatten(2))
+        )
+        yield Statement(
+            f"{after} == {joined}",
+            (after,),
+            joined,
+            lambda values: values[after].unflatten(-1, (attention.n_heads, -1)),
+        )
+    elif joined != z:
+        gate = f"{path}.hook_gate"
+
+        def gated(values: Values) -> Tensor:
+            by = values[gate]
+            return values[z] * (by.unsqueeze(-1) if attention.gate_is_of_head else by)
+
+        yield Statement(f"{z} * {gate} == {joined}", (z, gate), joined, gated)
     yield Statement(
-        f"{z} through W_O + b_O == {out}",
-        (z,),
+        f"{joined} through W_O + b_O == {out}",
+        (joined,),
         out,
-        lambda values: linear(values[z].flatten(2), attention.o.matrix, attention.o.bias_or_none()),
+        lambda values: linear(values[joined].flatten(2), attention.o.matrix, attention.o.bias_or_none()),
         through=(attention.o,),
     )
 

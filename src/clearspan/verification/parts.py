@@ -82,7 +82,7 @@ def _segments(trial: Trial) -> Iterator[Check]:
     rest = runs.forward(model, stream, start_at_layer=middle)
     yield trial.compared("parts", f"logits of a run that starts at layer {middle}", rest, trial.base)
     told: list[object] = []
-    embeds = [part for part in model.components if isinstance(part, PosEmbedBridge)]
+    embeds = [part for part in model.components if isinstance(part, PosEmbedBridge) and part.name is not None]
     with contextlib.ExitStack() as stack:
         for part in embeds:
             hook = part.module.register_forward_pre_hook(lambda _, given: told.append(given[0]) if given else None)

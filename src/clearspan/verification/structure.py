@@ -78,7 +78,10 @@ def _claims(model: Model) -> Iterator[tuple[str, str]]:
     claimed = Counter(path for part in _parts(model) for path in part.claims())
     for path, count in claimed.items():
         if count > 1:
-            owners = [part.path for part in _parts(model) if path in part.claims()]
+            parts = [part for part in _parts(model) if path in part.claims()]
+            if len({part.call for part in parts} - {None}) == count:  # each is a call of its own
+                continue
+            owners = [part.path for part in parts]
             yield f"{path} is {' and '.join(owners)}", "Each module is one part: the adapter names it twice."
     irrelevant = model.adapter.irrelevant
     for name in _unclaimed(model.hf_model, "", _at(model.hf_model, claimed)):
@@ -171,7 +174,10 @@ def _of_attention(attention: GeneralAttentionBridge, cfg: TransformerBridgeConfi
         case JointQKVAttentionBridge():
             maps = {"qkv": (d_model, queries + 2 * keys), "o": (queries, d_model)}
         case AttentionBridge():
-            maps = {"q": (d_model, queries), "k": (d_model, keys), "v": (d_model, keys), "o": (queries, d_model)}
+            asked = 2 * queries if attention.gate_in_queries else queries
+            maps = {"q": (d_model, asked), "k": (d_model, keys), "v": (d_model, keys), "o": (queries, d_model)}
+            if "gate" in attention.submodules:
+                maps["gate"] = (d_model, attention.n_heads if attention.gate_is_of_head else queries)
         case LatentAttentionBridge():
             maps = _of_latent(attention, cfg)
         case _:
@@ -215,11 +221,13 @@ def _has_mixtures(cfg: TransformerBridgeConfig) -> bool:
 
 
 def _of_experts(experts: ExpertsBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
-    for each, axis in ((next(experts.reads()), "in_axis"), (next(experts.adds()), "out_axis")):
-        if not experts.has(each.weight):
+    maps = [(each, "in_axis") for each in experts.reads()] + [(each, "out_axis") for each in experts.adds()]
+    for each, axis in maps:
+        weight = each.module._parameters.get(each.weight)
+        if weight is None:
             yield f"whether {experts.path} has {each.weight}", True, False
-        elif len(shape := experts.shape(each.weight)) == 3:
-            yield f"d_model in {experts.path}.{each.weight}", cfg.d_model, shape[getattr(each, axis)]
+        elif weight.ndim == 3:
+            yield f"d_model in {experts.path}.{each.weight}", cfg.d_model, weight.shape[getattr(each, axis)]
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -251,7 +259,7 @@ def _expected(model: Model) -> Iterator[tuple[str, object]]:
     of_stream = [norm for norm in norms if norm.path.rpartition(".")[2].startswith("ln")]
     if of_stream:
         yield "eps", of_stream[0].eps
-    if any(isinstance(part, PosEmbedBridge) for part in model.components):
+    if any(isinstance(part, PosEmbedBridge) and part.table is not None for part in model.components):
         yield "has_table", False  # of rotations or biases
     yield "eps_attr", _eps_attr(model)
 

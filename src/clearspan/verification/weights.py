@@ -113,27 +113,39 @@ def _of_mlp(mlp: MLPBridge) -> Iterator[Statement]:
         through=(mlp.out,),
     )
     if "act" in mlp.submodules:
-        for first, then in (("hook_pre", "act.hook_in"), ("act.hook_out", "hook_post")):
+        ends = (("hook_pre", "act.hook_in"), ("act.hook_out", "hook_post"))
+        for first, then in ends[:1] if isinstance(mlp, GatedMLPBridge) else ends:
             cause, result = f"{mlp.path}.{first}", f"{mlp.path}.{then}"
             yield Statement(f"{cause} == {result}", (cause,), result, lambda values, cause=cause: values[cause])
 
 
 def _of_mixture(mixture: MoEBridge) -> Iterator[Statement]:
+    if not mixture.experts.has_ends:
+        return
     experts, out = f"{mixture.path}.experts.hook_out", f"{mixture.path}.hook_out"
     shared = (f"{mixture.path}.shared.hook_out",) if "shared" in mixture.submodules else ()
+    gate = (f"{mixture.path}.shared_gate.hook_out",) if "shared_gate" in mixture.submodules else ()
 
     def added(values: Values) -> Tensor:
-        return sum((values[name] for name in shared), values[experts])
+        total = values[experts]
+        for name in shared:
+            total = total + (torch.sigmoid(values[gate[0]]) * values[name] if gate else values[name])
+        return total
 
-    yield Statement(f"{' + '.join((experts, *shared))} == {out}", (experts, *shared), out, added)
+    text = "".join(f" + {'sigmoid(' + gate[0] + ') * ' if gate else ''}{name}" for name in shared)
+    yield Statement(f"{experts}{text} == {out}", (experts, *shared, *gate), out, added)
 
 
 def _of_router(router: RouterBridge) -> Statement:
     into, out = f"{router.path}.hook_in", f"{router.path.rpartition('.')[0]}.hook_router_logits"
 
     def scored(values: Values) -> Tensor:
-        weight = router.weight("weight")
-        return linear(values[into].to(weight.dtype), weight, router.bias_or_none())
+        if not router.logits:
+            weight = router.weight("weight")
+            return linear(values[into].to(weight.dtype), weight, router.bias_or_none())
+        module = next(router.reads()).module
+        weight = module.get_parameter("weight")
+        return linear(values[into].to(weight.dtype), weight, module._parameters.get("bias"))
 
     return Statement(f"{into} through the router's weight == {out}", (into,), out, scored)
 

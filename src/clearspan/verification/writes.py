@@ -137,7 +137,7 @@ class Writes:
     def _not_linear(self, point: HookPoint, row: int, cache: ActivationCache) -> str:
         """Returns why an MLP's linear branch is none; nothing where it is, or the point is something else."""
         path, _, name = point.name.rpartition(".")
-        if name != "hook_pre_linear" or self._trial.is_half:
+        if name != "hook_pre_linear" or self._trial.is_half or f"{path}.norm.hook_in" in self._trial.model.hook_dict:
             return ""
         post, plain = f"{path}.hook_post", self._trial.cache
         if post not in cache:
@@ -182,5 +182,7 @@ def changed(value: Tensor, hook: HookPoint) -> Tensor:
     if hook.axes[-1] == "k_pos":
         back = torch.linspace(1, 0, value.shape[-1], dtype=value.dtype, device=value.device)
         return value * 0.5 + back * (value > torch.finfo(value.dtype).min / 2) * 0.25
+    if hook.name.endswith(".hook_gate"):  # which may be bounded
+        return value * torch.linspace(0.2, 0.9, value.shape[-1], dtype=value.dtype, device=value.device)
     uneven = torch.linspace(0.5, 1.5, value.shape[-1], dtype=value.dtype, device=value.device)
     return value * (1.5 if value.shape[-1] == 1 else uneven) + 0.25 * value.abs().mean()

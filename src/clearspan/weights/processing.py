@@ -124,13 +124,13 @@ class _Processing:
     def fold_ln(self) -> str:
         """Moves the weights and biases of norms into the linear maps that read them; the norms keep 1 and 0.
 
-        A norm that something else reads too stays as it is.
+        A norm that something else reads too stays as it is, and so does one whose bias a map cannot take (experts).
         """
         pairs = [pair for block in self.model.blocks for pair in block.folds()]
         final = final_norm(self.model)
         if final is not None and not has_head(self.model):
             pairs.append((final, [readout(self.model)[0].map]))
-        folded = sum(self._fold(norm, maps) for norm, maps in pairs)
+        folded = sum(self._fold(norm, maps) for norm, maps in pairs if norm.bias_or_none() is None or _take_bias(maps))
         kept = sum(1 for block in self.model.blocks for _ in block.unfolded())
         left = f"; {kept} kept, which parts read that are not known to be linear maps" if kept else ""
         return (f"{folded} norms folded" if folded else "nothing to fold") + left
@@ -192,6 +192,11 @@ class _Processing:
             self._write(attn, W_V=new.left, b_V=new.left_bias, W_O=new.right)
         which = "queries and keys, values and outputs" if does_queries else "values and outputs alone"
         return f"{which}, in the basis of their singular vectors"
+
+
+def _take_bias(maps: Iterable[LinearMap]) -> bool:
+    """Whether all maps have a bias, or can get one."""
+    return all(each.bias is not None for each in maps)
 
 
 _PROJECTIONS: dict[str, Projection] = {"Q": "q", "K": "k", "V": "v"}
@@ -274,6 +279,8 @@ def why_values_not_folded(model: Processable) -> str | None:
     """Returns why a value bias adds no constant to attention's output, or None."""
     if any(attention.has_sinks and _value_bias(attention) is not None for attention in _attentions(model)):
         return "sinks take a share of each query's attention, so that patterns do not sum to one"
+    if any(attention.changes_z and _value_bias(attention) is not None for attention in _attentions(model)):
+        return "a gate or norm lies between the values and the output projection"
     return None
 
 
@@ -284,6 +291,10 @@ def why_not_refactored(model: Processable, *, queries: bool) -> str | None:
         return "no layer has heads"
     if not all(isinstance(attn, HeadAttentionBridge) for attn in attentions):
         return "queries, keys or values are not one linear map each"
+    if any("o_norm" in attn.submodules for attn in attentions):
+        return "z is normed before the output projection, so that another basis of values changes it"
+    if any(attn.gate_activation is not None and not attn.gate_is_of_head for attn in attentions):
+        return "a gate multiplies each channel of z, so that another basis of values changes it"
     if queries and any({"q_norm", "k_norm"} & set(attn.submodules) for attn in attentions):
         return "queries and keys are normed by head, so that another basis changes scores"
     if queries and any(attn.has_rotary for attn in attentions):

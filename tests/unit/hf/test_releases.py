@@ -66,7 +66,10 @@ def test_each_way_to_go_on_from_a_kv_cache_is_the_same(bridge, tokens):
         assert filled.get_seq_length() == tokens.shape[1] + 2
 
 
-@pytest.mark.parametrize("made", [lambda value: value, lambda value: (value, None), lambda value: (value, None, None)])
+@pytest.mark.parametrize(
+    "made",
+    [lambda value: value, lambda value: (value, None), lambda value: (value, None, None), lambda value: [value, 1]],
+)
 def test_what_a_block_returns_is_learnt_without_a_trace(made):
     class Block(nn.Module):
         def __init__(self):
@@ -84,7 +87,8 @@ def test_what_a_block_returns_is_learnt_without_a_trace(made):
     state = torch.get_rng_state()
     given = torch.zeros(1, 3, 48, requires_grad=True)
     there = made(given)
-    assert segments._tuple_length(block, given, scale=2) == (len(there) if isinstance(there, tuple) else None)
+    found = segments._returned(block, (given,), {"scale": 2})
+    assert found == (segments._Returned(type(there), len(there)) if isinstance(there, tuple | list) else None)
     assert not heard
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -93,7 +97,7 @@ def test_what_a_block_returns_is_learnt_without_a_trace(made):
 def test_what_blocks_return_is_learnt_from_them(variant):
     """Also where nothing was learnt yet, and with a hook of the user's own on a block that is skipped."""
     bridge = clearspan.boot(build(variant))
-    segments._TUPLE_LENGTHS.clear()
+    segments._RETURNS.clear()
     ids = torch.randint(3, 90, (2, 6), generator=torch.Generator().manual_seed(0))
     heard = []
     with torch.no_grad():
