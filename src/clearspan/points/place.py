@@ -48,6 +48,7 @@ class Passed:
     value: str
 
     is_inside = True
+    is_of_a_call = False
 
     def __str__(self) -> str:
         return f"{self.role.name}.{self.value}"
