@@ -41,7 +41,10 @@ class GateConversion(BaseTensorConversion):
 
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns the gate `[batch, pos, head, d_head]`, or `[batch, pos, head]` where a head has one number."""
-        before = self._before(input_value)
+        return self.activate(self._before(input_value))
+
+    def activate(self, before: Tensor) -> Tensor:
+        """Returns what the function makes of a map's output, computed in float32 at least."""
         exact = before.to(torch.promote_types(before.dtype, torch.float32))
         return _FUNCTIONS[self.activation](exact).to(before.dtype)
 

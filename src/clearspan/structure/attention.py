@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +15,13 @@ from clearspan.components import (
     LatentAttentionBridge,
     NormalizationBridge,
 )
-from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule, QKVConversionRule
+from clearspan.conversions import (
+    BlockedQKVConversionRule,
+    GateActivation,
+    GateConversion,
+    GroupedQKVConversionRule,
+    QKVConversionRule,
+)
 from clearspan.points import Layout
 from clearspan.structure.algebra import as_tokens, linear_kind, norm_kind, origins, same
 from clearspan.structure.finding import Findings, MissingStructureError
@@ -34,6 +41,7 @@ class Projected:
         is_turned: Whether positions change them after map and norm.
         n_heads: How many heads differ.
         d_head: Channels of a head.
+        is_turned_first: Whether positions change them before the norm.
     """
 
     map: Visit
@@ -43,11 +51,29 @@ class Projected:
     is_turned: bool
     n_heads: int
     d_head: int
+    is_turned_first: bool = False
 
     def heads(self) -> list[tuple[int, ...]]:
         """Returns the channels of each head that differs from those before."""
         split = [tuple(self.channels[i : i + self.d_head]) for i in range(0, len(self.channels), self.d_head)]
         return list(dict.fromkeys(split))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What multiplies z before the output projection.
+
+    Attributes:
+        map: The call of the linear map that it comes from.
+        activation: The function that makes it of the map's output.
+        is_of_head: Whether it is one number for each head.
+        is_in_queries: Whether it is the second half of each head's channels in the query map's output.
+    """
+
+    map: Visit
+    activation: GateActivation
+    is_of_head: bool = False
+    is_in_queries: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +101,8 @@ class Attention:
         key: Where keys come from.
         value: Where values come from.
         output: The output projection's call.
+        gate: What multiplies z before it, or None.
+        o_norm: The call of the norm of z before it, or None.
         path: Path of the module with all of these.
         lows: The maps and norms before a projection's own map, where that reads a latent.
     """
@@ -85,6 +113,8 @@ class Attention:
     value: Projected
     output: Visit
     path: str
+    gate: "Gate | None" = None
+    o_norm: Visit | None = None
     lows: tuple["Low", ...] = ()
 
     @property
@@ -101,15 +131,16 @@ def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
     """
     rows, positions, _ = _shape(block)
     inside = trace.inside(block)
-    output = _output(inside, attended, rows, positions)
+    output, gate, o_norm = _output(inside, attended, rows, positions)
     earlier = [one for one in inside if one.order < output.order]
     found = [
         _projected(letter, heads, earlier, rows, positions)
         for letter, heads in (("queries", attended.query), ("keys", attended.key), ("values", attended.value))
     ]
     paths = [attended.path, output.path, *(one.map.path for one in found)]
+    paths += [] if gate is None else [gate.map.path]
     lows = tuple(one for one in (_low(one.map, earlier) for one in (found[0], found[2])) if one is not None)
-    return Attention(attended, *found, output, _around(paths, block.path), lows)
+    return Attention(attended, *found, output, _around(paths, block.path), gate, o_norm, lows)
 
 
 def _low(reader: Visit, earlier: Sequence[Visit]) -> Low | None:
@@ -145,16 +176,56 @@ def _around(paths: Sequence[str], outermost: str) -> str:
     return path
 
 
-def _output(inside: Sequence[Visit], attended: Attended, rows: int, positions: int) -> Visit:
-    heads = attended.result.reshape(rows, positions, -1)
-    for call in inside:
-        if call.order > attended.order and call.entered is not None and linear_kind(call):
-            entered = as_tokens(call.entered, rows, positions)
-            if entered is not None and same(entered, heads):
-                return call
+def _output(
+    inside: Sequence[Visit], attended: Attended, rows: int, positions: int
+) -> tuple[Visit, Gate | None, Visit | None]:
+    """Returns the output projection's call, and the gate or the norm between z and it."""
+    z = attended.result.reshape(rows, positions, -1)
+    later = [one for one in inside if one.order > attended.order and linear_kind(one)]
+    norms = [one for one in inside if norm_kind(one) and same(_tokens(one.entered, rows, positions), z)]
+    for call in later:
+        entered = _tokens(call.entered, rows, positions)
+        if entered is None or entered.shape != z.shape:
+            continue
+        if same(entered, z):
+            return call, None, None
+        norm = next((one for one in norms if same(call.entered, one.left)), None)
+        if norm is not None:
+            return call, None, norm
+    for call in later:
+        entered = _tokens(call.entered, rows, positions)
+        if entered is not None and entered.shape == z.shape:
+            gate = _gate(inside, entered, attended, rows, positions)
+            if gate is not None:
+                return call, gate, None
     raise MissingStructureError(
-        f"what the heads of {attended.path} found reaches no linear map as it is: a gate, a norm or a sum lies between"
+        f"what the heads of {attended.path} found reaches no linear map as it is, gated, or normed"
     )
+
+
+def _tokens(value: Tensor | None, rows: int, positions: int) -> Tensor | None:
+    return None if value is None else as_tokens(value, rows, positions)
+
+
+def _gate(inside: Sequence[Visit], gated: Tensor, attended: Attended, rows: int, positions: int) -> Gate | None:
+    """Returns the linear map whose output, through an activation function, multiplies z."""
+    z = attended.result.reshape(rows, positions, attended.result.shape[2], -1)
+    heads, width = z.shape[2:]
+    for call in inside:
+        left = _tokens(call.left, rows, positions) if linear_kind(call) else None
+        if left is None:
+            continue
+        ways = {heads * width: (False, False), heads: (True, False), 2 * heads * width: (False, True)}
+        if left.shape[-1] not in ways:
+            continue
+        is_of_head, is_in_queries = ways[left.shape[-1]]
+        by_head = left.unflatten(-1, (heads, -1))
+        before = by_head[..., width:] if is_in_queries else by_head
+        for activation in get_args(GateActivation):
+            number = GateConversion(heads, activation).activate(before)
+            if same((z * number).flatten(2), gated):
+                return Gate(call, activation, is_of_head, is_in_queries)
+    return None
 
 
 def _projected(name: str, heads: Tensor, earlier: Sequence[Visit], rows: int, positions: int) -> Projected:
@@ -162,7 +233,7 @@ def _projected(name: str, heads: Tensor, earlier: Sequence[Visit], rows: int, po
     by_head = heads.transpose(1, 2)  # [row, pos, head, d_head]
     d_head, target = by_head.shape[-1], by_head.flatten(2)
     found = _origins(target[:, 0], earlier, rows, positions)
-    norm, chosen = None, found
+    norm, chosen, index = None, found, list[int]()
     if all(one is not None and norm_kind(one[0]) for one in found):
         norm = next(one[0] for one in found if one is not None)
         entered = None if norm.entered is None else as_tokens(norm.entered, rows, positions)
@@ -179,7 +250,13 @@ def _projected(name: str, heads: Tensor, earlier: Sequence[Visit], rows: int, po
     maps = list(dict.fromkeys(one[0] for one in present))
     channels = [one[1] for one in present]
     turned = not _is_there(target, found, rows, positions)
-    projected = Projected(maps[0], channels, maps[1:], norm, turned, 0, d_head)
+    rotated_first = False
+    if norm is not None and not turned:
+        entered = as_tokens(norm.entered, rows, positions) if norm.entered is not None else None
+        assert entered is not None, "the norm was found by its input"
+        rotated_first = not _is_there(entered[..., index], chosen, rows, positions)
+    is_turned = turned or rotated_first
+    projected = Projected(maps[0], channels, maps[1:], norm, is_turned, 0, d_head, rotated_first)
     projected.n_heads = len(projected.heads())
     return projected
 
@@ -217,12 +294,13 @@ def _is_there(target: Tensor, found: Sequence[Channel], rows: int, positions: in
 
 
 def attention_template(
-    found: Attention, block: Visit, findings: Findings, where: str, *, overwritten: bool = False
+    found: Attention, trace: Trace, block: Visit, findings: Findings, where: str, *, overwritten: bool = False
 ) -> GeneralAttentionBridge:
     """Returns the template of an attention.
 
     Args:
         found: Its modules.
+        trace: The traced forward.
         block: The block's call.
         findings: Where to say what was found.
         where: The block's canonical path.
@@ -233,7 +311,7 @@ def attention_template(
     """
     q, k, v = found.query, found.key, found.value
     findings.add(f"{where}.attn.o", f"{found.output.path} reads what the heads found")
-    parts = {"o": _linear(found, found.output), **dict(_norms(found, block))}
+    parts = {"o": _linear(found, found.output), **dict(_norms(found, block, trace)), **dict(_between(found))}
     options = {
         "name": _within(found.path, block.path),
         "has_rotary": q.is_turned or k.is_turned,
@@ -243,12 +321,16 @@ def attention_template(
         "core": _within(found.attended.path, found.path) if found.attended.path != found.path else "",
         "joins_heads": found.attended.joins_heads,
         "output_is_overwritten": overwritten,
+        "norms_rotated": q.is_turned_first or k.is_turned_first,
+        "sink_scales_z": _sink_scales_z(found.attended),
+        **_gate_options(found.gate),
     }
     if k.others:
         return _latent(found, parts, str(options["name"]), has_rotary=q.is_turned or k.is_turned)
     if len({q.map, k.map, v.map}) == 3:
         for name, one in (("q", q), ("k", k), ("v", v)):
-            _check_order(name, one, exact=name == "v")
+            step = 2 * one.d_head if name == "q" and found.gate is not None and found.gate.is_in_queries else one.d_head
+            _check_order(name, one, step, exact=name == "v")
             parts[name] = _linear(found, one.map)
         findings.add(f"{where}.attn", f"queries, keys and values are {q.map.path}, {k.map.path}, {v.map.path}")
         return AttentionBridge(**options, submodules=parts)
@@ -295,7 +377,36 @@ def _layout(visit: Visit) -> Layout:
     return Layout.HEADS_FIRST if left.ndim == 4 else Layout.TOKENS
 
 
-def _norms(found: Attention, block: Visit) -> Iterator[tuple[str, GeneralizedComponent]]:
+def _gate_options(gate: Gate | None) -> dict[str, object]:
+    if gate is None:
+        return {}
+    return {
+        "gate_activation": gate.activation,
+        "gate_is_of_head": gate.is_of_head,
+        "gate_in_queries": gate.is_in_queries,
+    }
+
+
+def _between(found: Attention) -> Iterator[tuple[str, GeneralizedComponent]]:
+    """Yields the map of a gate, and the norm of z."""
+    if found.gate is not None and not found.gate.is_in_queries:
+        yield "gate", _linear(found, found.gate.map)
+    if found.o_norm is not None:
+        yield "o_norm", _latent_norm(found, found.o_norm)
+
+
+def _sink_scales_z(attended: Attended) -> bool:
+    """Whether a sink takes its share of z, and not of the pattern; the first position sees itself alone."""
+    if attended.call is None:
+        return False
+    value = attended.value[:, :, 0].repeat_interleave(attended.query.shape[1] // attended.value.shape[1], 1)
+    if same(attended.result[:, 0], value):
+        return False
+    first = attended.call.inside()[1][:, :, 0, 0]
+    return same(first, torch.ones_like(first))
+
+
+def _norms(found: Attention, block: Visit, trace: Trace) -> Iterator[tuple[str, GeneralizedComponent]]:
     positions = _shape(block)[1]
     for name, one, head in (("q_norm", found.query, "head"), ("k_norm", found.key, "kv_head")):
         if one.norm is None:
@@ -316,10 +427,10 @@ def _norms(found: Attention, block: Visit) -> Iterator[tuple[str, GeneralizedCom
         )
 
 
-def _check_order(name: str, one: Projected, *, exact: bool) -> None:
+def _check_order(name: str, one: Projected, step: int, *, exact: bool) -> None:
     """Raises unless a map's output is heads one after the other; rotation may have reordered the channels of a head."""
     heads = one.heads()
-    wanted = [tuple(range(index * one.d_head, (index + 1) * one.d_head)) for index in range(len(heads))]
+    wanted = [tuple(range(index * step, index * step + one.d_head)) for index in range(len(heads))]
     found = heads if exact else [tuple(sorted(head)) for head in heads]
     if found != wanted or one.others:
         raise MissingStructureError(f"the channels of {name} are not the output of {one.map.path} head by head")

@@ -1,7 +1,11 @@
 """The other sublayers' parts: plain and gated MLPs, and mixtures of experts."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from clearspan.components import (
     ActivationBridge,
@@ -11,6 +15,7 @@ from clearspan.components import (
     JointGateMLPBridge,
     MLPBridge,
     MoEBridge,
+    OpaqueBridge,
     RouterBridge,
 )
 from clearspan.points import Layout
@@ -118,7 +123,7 @@ def _template(block: Visit, maps: _Maps, inside: Sequence[Visit]) -> MLPBridge:
         act = next((one for one in inside if same(one.entered, maps.inward[0].left) and not linear_kind(one)), None)
         if act is not None and act.order < maps.outward.order:
             parts["act"] = ActivationBridge(name=act.path.removeprefix(f"{around}."), layout=layout)
-    template = kind(name=name, submodules=parts)
+    template = kind(name=name, submodules=parts, layout=_flat(maps.whole.entered) if name else Layout.TOKENS)
     template.output_is_overwritten = maps.has_module and maps.whole.is_overwritten
     parts["out"].output_is_overwritten = maps.outward.is_overwritten
     return template
@@ -157,28 +162,103 @@ def _is_mixture(visit: Visit) -> bool:
 def _mixture(
     block: Visit, whole: Visit, inside: Sequence[Visit], findings: Findings, where: str
 ) -> GeneralizedComponent:
+    """Returns the template of a mixture of experts; of one whose parts are not told apart, the ends alone."""
     experts = next(one for one in inside if _is_mixture(one))
-    routers = [one for one in inside if one.n_returned == 3 and one.returned is tuple and "top_k" in vars(one.module)]
     name = whole.path.removeprefix(f"{block.path}.")
-    if not routers or "gate_up_proj" not in experts.module._parameters:
-        raise MissingStructureError(f"the router of {whole.path} hands over no choice of experts")
-    router = routers[0]
-    weight = experts.module._parameters["gate_up_proj"]
-    down = experts.module._parameters["down_proj"]
-    assert weight is not None, "asked above"
-    assert down is not None, "experts have both"
-    width = 0 if whole.entered is None else whole.entered.shape[-1]
-    is_transposed = weight.shape[-2] == width and down.shape[-1] == width and weight.shape[-1] != width
-    findings.add(f"{where}.mlp", f"a mixture: {router.path} chooses among {len(weight)} experts of {experts.path}")
-    parts: dict[str, GeneralizedComponent] = {
-        "router": RouterBridge(name=router.path.removeprefix(f"{whole.path}.")),
-        "experts": ExpertsBridge(name=experts.path.removeprefix(f"{whole.path}."), is_transposed=is_transposed),
-    }
-    shared = _shared(whole, inside, (router, experts))
+    router = _router(whole, inside, experts)
+    holds = _weights(whole, experts)
+    if router is None or holds is None:
+        findings.add(f"{where}.mlp", f"a mixture, of which only the ends are known: {whole.path}")
+        return OpaqueBridge(name, output_is_overwritten=whole.is_overwritten)
+    parts: dict[str, GeneralizedComponent] = {"router": router, "experts": holds}
+    findings.add(f"{where}.mlp", f"a mixture: {whole.path}.{router.name} chooses among the experts of {experts.path}")
+    shared = _shared(whole, inside, [experts, *(one for one in inside if one.is_in(f"{whole.path}.{router.name}"))])
     if shared is not None:
         findings.add(f"{where}.mlp.shared", f"{whole.path}.{shared.name} sees every token")
         parts["shared"] = shared
-    return MoEBridge(name=name, submodules=parts)
+        gate = next(
+            (one for one in inside if linear_kind(one) and one.left is not None and one.left.shape[-1] == 1), None
+        )
+        if gate is not None:
+            parts["shared_gate"] = linear_template(gate, gate.path.removeprefix(f"{whole.path}."), _flat(gate.left))
+    return MoEBridge(
+        name=name,
+        submodules=parts,
+        runs_all=not holds.has_ends,
+        layout=_flat(whole.left),
+        output_is_overwritten=whole.is_overwritten,
+    )
+
+
+def _flat(value: Tensor | None) -> Layout:
+    """Returns how rows and positions lie in a tensor."""
+    return Layout.FLAT if value is not None and value.ndim == 2 else Layout.TOKENS
+
+
+def _weights(whole: Visit, experts: Visit) -> ExpertsBridge | None:
+    """Returns the template of all experts, or None where their weights are of no known layout."""
+    inward, outward = (experts.module._parameters.get(name) for name in ("gate_up_proj", "down_proj"))
+    if inward is None or outward is None or whole.entered is None or inward.ndim != 3:
+        return None
+    width = whole.entered.shape[-1]
+    is_transposed = inward.shape[-2] == width and outward.shape[-1] == width and inward.shape[-1] != width
+    tokens = whole.entered.numel() // width
+    has_ends = experts.left is not None and experts.left.numel() == tokens * width
+    layout = _flat(experts.entered)
+    name = experts.path.removeprefix(f"{whole.path}.")
+    return ExpertsBridge(name, is_transposed=is_transposed, has_ends=has_ends, layout=layout)
+
+
+def _router(whole: Visit, inside: Sequence[Visit], experts: Visit) -> RouterBridge | None:
+    """Returns the template of what chooses experts: a module with a map to a logit for each of them."""
+    first = next(one for one in experts.module._parameters.values() if one is not None and one.ndim == 3)
+    count = len(first)
+    for one in inside:
+        if one is experts or not one.path.startswith(f"{whole.path}."):
+            continue
+        maps = [call for call in inside if call.is_in(one.path) and linear_kind(call) and _gives(call, count)]
+        own = one.module._parameters.get("weight")
+        is_map = own is not None and own.ndim == 2 and len(own) == count and not one.module._modules
+        if not (maps or is_map):
+            continue
+        name = one.path.removeprefix(f"{whole.path}.")
+        logits = maps[0].path.removeprefix(f"{one.path}.") if maps and maps[0] is not one else ""
+        chosen = _chosen(one, experts)
+        if chosen is None:
+            return None
+        weights, indices, k = chosen
+        has_k = isinstance(vars(one.module).get("top_k"), int)
+        return RouterBridge(name, logits=logits, weights=weights, indices=indices, k=None if has_k else k)
+    return None
+
+
+def _gives(call: Visit, count: int) -> bool:
+    return call.left is not None and call.left.shape[-1] == count
+
+
+def _chosen(router: Visit, experts: Visit) -> tuple[int | str, int | str, int] | None:
+    """Returns where weights and indices of the chosen experts are, and how many are chosen for each token."""
+    parameters = list(inspect.signature(type(experts.module).forward).parameters)[1:]
+    named = {**dict(zip(parameters, experts.args, strict=False)), **experts.kwargs}
+    pairs = [(name, one) for name, one in named.items() if isinstance(one, Tensor) and one.ndim == 2]
+    indices = next(((name, one) for name, one in pairs if not one.is_floating_point()), None)
+    if indices is None:
+        return (1, 2, 0) if router.n_returned > 2 else (0, 1, 0)
+    weights = next(
+        ((name, one) for name, one in pairs if one.shape == indices[1].shape and one is not indices[1]), None
+    )
+    if weights is None:
+        return None
+    return _output_of(router, weights), _output_of(router, indices), indices[1].shape[-1]
+
+
+def _output_of(router: Visit, argument: tuple[str, Tensor]) -> int | str:
+    """Returns which of the router's outputs an argument of the experts is, or the argument's name."""
+    name, value = argument
+    for index, one in enumerate(router.outputs):
+        if isinstance(one, Tensor) and one.shape == value.shape and torch.equal(one, value):
+            return index
+    return name
 
 
 def _shared(whole: Visit, inside: Sequence[Visit], others: Sequence[Visit]) -> MLPBridge | None:

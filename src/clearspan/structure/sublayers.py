@@ -54,7 +54,7 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
             taken.append(attention)
             whole = next((one for one in trace.at(attention.path) if one.order > block.order), None)
             overwritten = whole is not None and _is_written(whole, wiring)
-            part = attention_template(attention, block, findings, where, overwritten=overwritten)
+            part = attention_template(attention, trace, block, findings, where, overwritten=overwritten)
             found.append(Sublayer("attn", part, contribution, attention.reader))
     if len(taken) < len(attentions):
         lost = next(one for one in attentions if one not in taken)

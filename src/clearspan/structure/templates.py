@@ -3,7 +3,7 @@
 from clearspan.components import GeneralizedComponent, LinearBridge, NormalizationBridge, TransposedLinearBridge
 from clearspan.points import Layout
 from clearspan.structure.algebra import LinearKind, linear_kind, norm_kind
-from clearspan.structure.trace import Visit
+from clearspan.structure.trace import Trace, Visit
 
 
 def norm_template(
@@ -31,3 +31,9 @@ def opaque(visit: Visit, name: str, d_model: int) -> GeneralizedComponent:
     if norm_kind(visit) is not None:
         return norm_template(visit, name, d_model=d_model)
     return linear_template(visit, name) if linear_kind(visit) else GeneralizedComponent(name=name)
+
+
+def call_number(trace: Trace, visit: Visit) -> int | None:
+    """Returns which call of its module a call is, where the forward makes several; None where it makes one."""
+    calls = trace.at(visit.path)
+    return calls.index(visit) if len(calls) > 1 else None

@@ -33,6 +33,7 @@ class Visit:
         returned: What kind of thing it returned: a tensor, a tuple, a list.
         n_returned: How many things it returned.
         is_overwritten: Whether its output was written into after it.
+        outputs: All that it returned, where that is a tuple or a list.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Visit:
     returned: type = Tensor
     n_returned: int = 1
     is_overwritten: bool = False
+    outputs: tuple[Any, ...] = field(default=(), repr=False)
     given: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -72,6 +74,7 @@ class Attended:
         joins_heads: Whether rows and heads share an axis in the product.
         scores: The softmax's input `[batch, head, pos, pos]`, or what torch's kernel adds to products, where either was
             seen.
+        call: The call of transformers' attention interface, if it was one.
     """
 
     path: str
@@ -83,6 +86,7 @@ class Attended:
     uses_interface: bool
     joins_heads: bool = False
     scores: Tensor | None = None
+    call: AttentionCall | None = field(default=None, repr=False)
 
 
 @dataclass(eq=False)
@@ -195,7 +199,8 @@ class _Tracer(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         visit = self._stack.pop()
         visit.returned = next((kind for kind in (Tensor, tuple, list) if isinstance(output, kind)), type(output))
-        visit.n_returned = len(output) if isinstance(output, tuple | list) else 1
+        visit.outputs = tuple(output) if isinstance(output, tuple | list) else ()
+        visit.n_returned = len(visit.outputs) or 1
         result = first_tensor(output)
         if result is None:
             return None
@@ -214,7 +219,7 @@ class _Tracer(TorchFunctionMode):
             result = output[0].detach().clone()
             visit = self._stack[-1]
             found = Attended(visit.path, visit.order, query, key, value, result, True)
-            found.scores = _bias(call.mask)
+            found.scores, found.call = _bias(call.mask), call
             self.trace.attended.append(found)
         return output
 
