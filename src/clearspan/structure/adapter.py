@@ -10,11 +10,20 @@ from torch import nn
 
 from clearspan.architectures import ADAPTERS, ArchitectureAdapter
 from clearspan.architectures.adapter import AdapterSource, Size, Sizes
-from clearspan.components import AttentionBridge, BlockBridge, GeneralizedComponent, MLPBridge, PerLayer, PosEmbedBridge
+from clearspan.components import (
+    AttentionBridge,
+    BlockBridge,
+    GeneralizedComponent,
+    MLPBridge,
+    NormalizationBridge,
+    PerLayer,
+    PosEmbedBridge,
+)
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import UnsupportedArchitectureError
 from clearspan.hf.turns import turns_of
 from clearspan.points import nearest
+from clearspan.structure.algebra import eps_of
 from clearspan.structure.block import block_template
 from clearspan.structure.finding import Finding, Findings, MissingStructureError
 from clearspan.structure.frame import Blocks, find_blocks
@@ -74,6 +83,8 @@ class DerivedAdapter(ArchitectureAdapter):
         self._structure = structure
         self.makes_positions_from_mask = structure.numbers_positions
         self.config_values = {"has_table": structure.has_table}
+        if not isinstance(structure.sizes.get("eps", ()), tuple):
+            self.config_values |= {"eps_attr": name for name in cfg.hf if name.endswith(EPSILONS)}
         self.irrelevant = {**ArchitectureAdapter.irrelevant, **structure.irrelevant}
         super().__init__(cfg)
 
@@ -159,7 +170,7 @@ def _derived(model: "PreTrainedModel") -> Structure:
     return Structure(
         type(model).__name__,
         parts,
-        _sizes(trace, blocks, inward, layers),
+        _sizes(model, trace, blocks, inward, layers),
         numbers,
         has_table=has_table(model, blocks, inward),
         irrelevant=unused,
@@ -167,7 +178,9 @@ def _derived(model: "PreTrainedModel") -> Structure:
     )
 
 
-def _sizes(trace: Trace, blocks: Blocks, inward: Inward, layers: Sequence[BlockBridge]) -> Sizes:
+def _sizes(
+    model: "PreTrainedModel", trace: Trace, blocks: Blocks, inward: Inward, layers: Sequence[BlockBridge]
+) -> Sizes:
     """Returns the sizes that were measured."""
     found: dict[str, Size] = {"d_model": blocks.first.shape[-1], "n_layers": len(layers)}
     if trace.attended:
@@ -177,6 +190,7 @@ def _sizes(trace: Trace, blocks: Blocks, inward: Inward, layers: Sequence[BlockB
     found |= _d_mlp(trace, blocks, layers)
     if not _names_activation(trace, layers):
         found["act_fn"] = ()
+    found |= _eps(model, trace, blocks, layers)
     embed = inward.parts.get("pos_embed")
     if inward.table is not None and isinstance(embed, PosEmbedBridge) and embed.table is not None:
         rows = inward.table.module.get_parameter(embed.table).shape[0]
@@ -227,3 +241,18 @@ def _names_activation(trace: Trace, layers: Sequence[BlockBridge]) -> bool:
     if any(isinstance(layer.submodules.get("mlp"), MLPBridge) for layer in layers):
         return True
     return any("act_fn" in vars(visit.module) or "act_fn" in visit.module._modules for visit in trace.visits)
+
+
+def _eps(model: "PreTrainedModel", trace: Trace, blocks: Blocks, layers: Sequence[BlockBridge]) -> dict[str, Size]:
+    """Returns what the first norm of the stream adds to the variance: the config's entry that says it, or the number."""
+    config = model.config.get_text_config(decoder=True).to_dict()
+    for key, part in layers[0].submodules.items():
+        if key.startswith("ln") and isinstance(part, NormalizationBridge):
+            eps = eps_of(trace.at(f"{blocks.visits[0].path}.{part.name}")[0].module)
+            names = [name for name, value in config.items() if name.endswith(EPSILONS) and value == eps]
+            return {"eps": (names[0],) if names else eps}
+    return {}
+
+
+EPSILONS = ("eps", "epsilon")
+"""Ends of the names of entries that say what norms add to the variance."""

@@ -110,7 +110,7 @@ def norm_kind(visit: Visit) -> NormKind | None:
     exact = entered.double()
     for is_rms, offset in itertools.product((True, False), (0.0, 1.0) if weight is not None else (0.0,)):
         centred = exact if is_rms else exact - exact.mean(-1, keepdim=True)
-        result = centred / (centred.square().mean(-1, keepdim=True) + _eps(visit.module)).sqrt()
+        result = centred / (centred.square().mean(-1, keepdim=True) + eps_of(visit.module)).sqrt()
         if weight is not None:
             result = result * (weight.double() + offset)
         if same((result if bias is None else result + bias.double()).to(left.dtype), left):
@@ -118,7 +118,8 @@ def norm_kind(visit: Visit) -> NormKind | None:
     return None
 
 
-def _eps(module: nn.Module) -> float:
+def eps_of(module: nn.Module) -> float:
+    """Returns what a norm adds to the variance."""
     named = (vars(module).get(name) for name in ("eps", "variance_epsilon", "epsilon", "norm_eps"))
     return next((one for one in named if isinstance(one, float)), 1e-5)
 

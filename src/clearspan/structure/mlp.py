@@ -19,9 +19,9 @@ from clearspan.components import (
     RouterBridge,
 )
 from clearspan.points import Layout
-from clearspan.structure.algebra import linear_kind, same
+from clearspan.structure.algebra import linear_kind, norm_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
-from clearspan.structure.templates import linear_template
+from clearspan.structure.templates import linear_template, norm_template
 from clearspan.structure.trace import Trace, Visit, fresh_arguments, traced
 from clearspan.structure.wiring import Contribution
 
@@ -35,12 +35,19 @@ class _Maps:
         has_module: Whether it has one.
         inward: The maps that read its input, in order.
         outward: The map whose output it is.
+        norm: The norm before that, or None.
     """
 
     whole: Visit
     has_module: bool
     inward: list[Visit]
     outward: Visit
+    norm: Visit | None = None
+
+    @property
+    def hidden(self) -> Visit:
+        """The call that reads the hidden layer: the norm, or the output map."""
+        return self.norm or self.outward
 
 
 def find_mlp(
@@ -91,7 +98,8 @@ def _maps(block: Visit, whole: Visit | None, inside: Sequence[Visit], contributi
         raise MissingStructureError(f"no linear map of {(whole or block).path} reads its input")
     if whole is None:
         whole = _around(inside, [*inward, outward])
-    return _Maps(whole or block, whole is not None, inward, outward)
+    norm = next((one for one in inside if same(one.left, outward.entered) and norm_kind(one)), None)
+    return _Maps(whole or block, whole is not None, inward, outward, norm)
 
 
 def _around(inside: Sequence[Visit], maps: Sequence[Visit]) -> Visit | None:
@@ -118,6 +126,8 @@ def _template(block: Visit, maps: _Maps, inside: Sequence[Visit]) -> MLPBridge:
         **{key: part(one) for key, one in zip(keys, maps.inward, strict=True)},
         "out": part(maps.outward),
     }
+    if maps.norm is not None:
+        parts["norm"] = norm_template(maps.norm, maps.norm.path.removeprefix(f"{around}."), layout, 0)
     name = maps.whole.path.removeprefix(f"{block.path}.") if maps.has_module else None
     if name is None:
         act = next((one for one in inside if same(one.entered, maps.inward[0].left) and not linear_kind(one)), None)
@@ -150,8 +160,9 @@ def _is_linear_in(maps: _Maps, one: Visit) -> bool:
     args, kwargs = fresh_arguments(whole)
     inner = one.path.removeprefix(f"{whole.path}.")
     changed = traced(whole.module, lambda: whole.module(*args, **kwargs), {inner: lambda value: value * 2})
-    again = next(visit for visit in changed.visits if visit.path == maps.outward.path.removeprefix(f"{whole.path}."))
-    return maps.outward.entered is not None and same(again.entered, maps.outward.entered * 2)
+    hidden = maps.hidden
+    again = next(visit for visit in changed.visits if visit.path == hidden.path.removeprefix(f"{whole.path}."))
+    return hidden.entered is not None and same(again.entered, hidden.entered * 2)
 
 
 def _is_mixture(visit: Visit) -> bool:
@@ -181,6 +192,9 @@ def _mixture(
         )
         if gate is not None:
             parts["shared_gate"] = linear_template(gate, gate.path.removeprefix(f"{whole.path}."), _flat(gate.left))
+        if not _adds_up(whole, experts, shared.name, inside, gate):
+            findings.add(f"{where}.mlp", f"what {whole.path} adds is not what its experts give")
+            return OpaqueBridge(name, output_is_overwritten=whole.is_overwritten)
     return MoEBridge(
         name=name,
         submodules=parts,
@@ -188,6 +202,16 @@ def _mixture(
         layout=_flat(whole.left),
         output_is_overwritten=whole.is_overwritten,
     )
+
+
+def _adds_up(whole: Visit, experts: Visit, name: str | None, inside: Sequence[Visit], gate: Visit | None) -> bool:
+    """Whether a mixture's output is its experts' and the shared one's, or experts that all run are summed otherwise."""
+    shared = next(one for one in inside if one.path == f"{whole.path}.{name}")
+    if whole.left is None or shared.left is None or experts.left is None or experts.left.numel() != whole.left.numel():
+        return True
+    number = 1.0 if gate is None or gate.left is None else gate.left.sigmoid().reshape(-1, 1)
+    flat = [one.reshape(-1, one.shape[-1]) for one in (experts.left, shared.left, whole.left)]
+    return same(flat[0] + number * flat[1], flat[2])
 
 
 def _flat(value: Tensor | None) -> Layout:
