@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.structures import GROUPED, ROTARY, assert_verified, bridged, linears, norms, tiny, tokens
+from tests.structures import GROUPED, ROTARY, assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.components import (
     AttentionBridge,
@@ -55,9 +55,10 @@ def mimo(kinds):
     return bridged(model, mapping, config_values=ROTARY)
 
 
+@levels
 @pytest.mark.parametrize("kinds", [["full_attention"] * 2, ["full_attention", "sliding_attention"]])
-def test_all_of_verify(kinds):
-    assert_verified(mimo(kinds))
+def test_all_of_verify(kinds, level):
+    assert_verified(mimo(kinds), level)
 
 
 def test_axes_and_weights_are_those_of_the_layer():
