@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import ClassVar
 
+import pytest
 import torch
 import transformers
 from transformers import PreTrainedModel
@@ -13,7 +14,7 @@ from clearspan.components import GeneralizedComponent, LinearBridge, Normalizati
 from clearspan.config import TransformerBridgeConfig
 from clearspan.hf.loading import bridge_config
 from clearspan.points import Layout
-from clearspan.verification import Verification
+from clearspan.verification import Level, Verification
 from tests.zoo import GROUPED, IDS, SIZES
 
 Mapping = Callable[[TransformerBridgeConfig], dict[str, GeneralizedComponent]]
@@ -87,18 +88,23 @@ def tokens(model: PreTrainedModel, rows: int = 2, length: int = 9) -> torch.Tens
     return torch.randint(3, size, (rows, length), generator=torch.Generator().manual_seed(3))
 
 
-def assert_verified(bridge: TransformerBridge, *, but: Collection[str] = ()) -> Verification:
+levels = pytest.mark.parametrize("level", ["quick", pytest.param("full", marks=pytest.mark.slow)])
+"""Runs a test at both levels of `verify`, the full one among the slow tests."""
+
+
+def assert_verified(bridge: TransformerBridge, level: Level, *, but: Collection[str] = ()) -> Verification:
     """Asserts that a bridge passes all of `verify`, and returns what that found.
 
     Args:
         bridge: The bridge.
+        level: How much is tried.
         but: Checks that fail for a reason of the model's own: they must.
     """
-    found = bridge.verify("full")
+    found = bridge.verify(level)
     failed = {f"{check.group}: {check.what}": f"{check.error} {check.explanation[:300]}" for check in found.failures}
     said = "\n".join(f"{what}: {why}"[:400] for what, why in list(failed.items())[:12])
     assert set(failed) == set(but), f"{len(failed)} of {len(found.checks)}:\n{said}"
     return found
 
 
-__all__ = ["GROUPED", "ROTARY", "SIZES", "assert_verified", "bridged", "linears", "norms", "tiny", "tokens"]
+__all__ = ["GROUPED", "ROTARY", "SIZES", "assert_verified", "bridged", "levels", "linears", "norms", "tiny", "tokens"]

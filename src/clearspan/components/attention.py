@@ -20,6 +20,7 @@ from clearspan.conversions import (
     HeadsConversion,
     QKVConversionRule,
     QKVPartConversion,
+    RearrangeTensorConversion,
 )
 from clearspan.errors import ConflictingWritesError
 from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, Layout, Place, Side
@@ -51,6 +52,10 @@ class GeneralAttentionBridge(GeneralizedComponent):
         has_alibi: Whether positions are a bias on scores that grows with the distance.
         joins_heads: Whether rows and heads share an axis where queries and keys are multiplied, so that scores and
             pattern are `[batch*head, q_pos, k_pos]` (XGLM, MVP).
+        d_head_v: Channels of a head's value, and of z, where they are not those of queries and keys (MiMo); None where
+            they are.
+        value_scale: What the model multiplies values by after projecting them: `hook_v` and `W_V` are without it.
+        kv_heads: Key and value heads of this layer, where layers differ; None where the config says it for all.
         sink_scales_z: Whether the sink's share is taken from the product of pattern and values, and not from the
             pattern: rows of the pattern then sum to one, and z is the product times one number for each query and head
             (Granite SWA).
@@ -71,6 +76,9 @@ class GeneralAttentionBridge(GeneralizedComponent):
     repeats_keys: bool = False
     has_sinks: bool = False
     has_alibi: bool = False
+    d_head_v: int | None = None
+    value_scale: float = 1.0
+    kv_heads: int | None = None
     sink_scales_z: bool = False
     joins_heads: bool = False
     core: str = ""
@@ -117,6 +125,15 @@ class GeneralAttentionBridge(GeneralizedComponent):
     def first_map(self, projection: Projection) -> LinearBridge:
         """Returns the first linear map that queries, keys or values pass."""
 
+    def __post_init__(self) -> None:
+        if self.d_head_v is not None:
+            self._value_axes = "batch pos head d_head_v"
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of axes, with this layer's own heads."""
+        own = {"kv_head": self.n_kv_heads} | ({} if self.d_head_v is None else {"d_head_v": self.d_head_v})
+        return {**super().sizes(), **own}
+
     @property
     def n_heads(self) -> int:
         """Query heads."""
@@ -125,7 +142,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     @property
     def n_kv_heads(self) -> int:
         """Key and value heads."""
-        return self.cfg.n_key_value_heads or self.cfg.n_heads
+        return self.kv_heads or self.cfg.n_key_value_heads or self.cfg.n_heads
 
     @Weight
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
@@ -138,6 +155,9 @@ class GeneralAttentionBridge(GeneralizedComponent):
         return self.o.weight("bias")
 
     def _converted(self, key: str, weight: Tensor) -> Tensor:
+        if self.kv_heads is not None and key in ("k", "v"):
+            own = RearrangeTensorConversion("(n h) m -> n m h", n=self.kv_heads)
+            return write_through(own.handle_conversion(weight), weight, own.revert)
         layer = self.path.split(".")[1]
         template = self.path.replace(f".{layer}.", ".{i}.", 1)
         known = self._bound.weight_conversions
@@ -226,9 +246,11 @@ class GeneralAttentionBridge(GeneralizedComponent):
         return self.point("hook_gate", place, Converted(conversion), dimensions=axes)
 
     def _projection_points(self) -> Iterator[HookPoint]:
+        values = None if self.d_head_v is None else "batch pos kv_head d_head_v"
         for projection in PROJECTIONS:
             place, access = self.projected(projection)
-            yield self.point(f"hook_{projection}", place, access)
+            axes = values if projection == "v" else None
+            yield self.point(f"hook_{projection}", place, access, dimensions=axes)
 
     def _rotary_points(self) -> Iterator[HookPoint]:
         if self.has_rotary or "q_norm" in self.submodules:
@@ -294,7 +316,8 @@ class HeadAttentionBridge(GeneralAttentionBridge):
 
     def _bias(self, projection: Projection) -> Tensor:
         rows = self._rows(projection, "bias")
-        return write_through(rows.reshape(-1, self.cfg.d_head), rows, lambda bias: bias.reshape(rows.shape))
+        heads = self.n_heads if projection == "q" else self.n_kv_heads
+        return write_through(rows.reshape(heads, -1), rows, lambda bias: bias.reshape(rows.shape))
 
     @property
     def path_projections(self) -> tuple[Projection, ...]:

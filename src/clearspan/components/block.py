@@ -168,6 +168,10 @@ class BlockBridge(GeneralizedComponent):
         own.name = f"{self.name}.{layer}"
         return own
 
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of axes, with the key and value heads of this block's attention."""
+        return {**super().sizes(), "kv_head": self.attn.n_kv_heads}
+
     def required(self) -> Mapping[str, type[GeneralizedComponent]]:
         """Returns the sublayers, and the norms that are there."""
         norms = {key for key in self.submodules if _NORM.fullmatch(key) or key in self.norms.values()}

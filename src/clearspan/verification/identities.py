@@ -135,7 +135,7 @@ def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
     )
 
     def weighted(values: Values) -> Tensor:
-        found = values[v]
+        found = values[v] * attention.value_scale
         heads = values[pattern].shape[1]
         found = found.repeat_interleave(heads // found.shape[2], dim=2)
         product = torch.einsum("bhqk,bkhd->bqhd", values[pattern], found)
@@ -144,8 +144,9 @@ def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
         along = (product * values[z]).sum(-1, keepdim=True)
         return product * along / product.square().sum(-1, keepdim=True).clamp(min=1e-30)
 
+    scaled = "" if attention.value_scale == 1 else f" * {attention.value_scale}"
     share = ", but for the sink's share" if attention.sink_scales_z else ""
-    yield Statement(f"{pattern} @ {v} == {z}{share}", (pattern, v), z, weighted)
+    yield Statement(f"{pattern} @ {v}{scaled} == {z}{share}", (pattern, v), z, weighted)
     out = f"{attention.o.path}.hook_out"
 
     def summed(values: Values) -> Tensor:

@@ -175,7 +175,9 @@ def _of_attention(attention: GeneralAttentionBridge, cfg: TransformerBridgeConfi
             maps = {"qkv": (d_model, queries + 2 * keys), "o": (queries, d_model)}
         case AttentionBridge():
             asked = 2 * queries if attention.gate_in_queries else queries
-            maps = {"q": (d_model, asked), "k": (d_model, keys), "v": (d_model, keys), "o": (queries, d_model)}
+            wide = attention.d_head_v or cfg.d_head
+            values, made = attention.n_kv_heads * wide, attention.n_heads * wide
+            maps = {"q": (d_model, asked), "k": (d_model, keys), "v": (d_model, values), "o": (made, d_model)}
             if "gate" in attention.submodules:
                 maps["gate"] = (d_model, attention.n_heads if attention.gate_is_of_head else queries)
         case LatentAttentionBridge():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.structures import SIZES, assert_verified, bridged, linears, norms, tiny, tokens
+from tests.structures import SIZES, assert_verified, bridged, levels, linears, norms, tiny, tokens
 from transformers import DynamicCache
 
 from clearspan._forward.readout import directions_of
@@ -148,9 +148,10 @@ def prelayernorm():
 KINDS = {"bert": bert, "megatron": megatron, "roberta": roberta, "prelayernorm": prelayernorm}
 
 
+@levels
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_of_verify(kind):
-    assert_verified(KINDS[kind]())
+def test_all_of_verify(kind, level):
+    assert_verified(KINDS[kind](), level)
 
 
 def test_values_are_those_that_plain_torch_hooks_see():

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from tests.releases import start_checkpointing
-from tests.structures import GROUPED, ROTARY, assert_verified, bridged, linears, norms, tiny, tokens
+from tests.structures import GROUPED, ROTARY, assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.components import (
     AttentionBridge,
@@ -51,8 +51,9 @@ def nanochat(first=None, **settings):
     return bridged(model, mapping, config_values={**ROTARY, "gated_mlp": False})
 
 
-def test_all_of_verify():
-    assert_verified(nanochat())
+@levels
+def test_all_of_verify(level):
+    assert_verified(nanochat(), level)
 
 
 def seen_by_plain_hooks(bridge, run):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.structures import assert_verified, bridged, linears, norms, tiny, tokens
+from tests.structures import assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY
 from clearspan.components import (
@@ -121,9 +121,10 @@ LEFT = {"padding: row of 9 tokens padded on the left to 12"}
 FAILING = {"marian": LEFT, "pegasus": LEFT, "mvp": LEFT}
 
 
+@levels
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_of_verify(kind):
-    assert_verified(KINDS[kind](), but=FAILING.get(kind, ()))
+def test_all_of_verify(kind, level):
+    assert_verified(KINDS[kind](), level, but=FAILING.get(kind, ()))
 
 
 @pytest.mark.parametrize("kind", ["marian", "pegasus", "mvp"])

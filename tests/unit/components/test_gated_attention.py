@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.structures import GROUPED, ROTARY, assert_verified, bridged, linears, norms, tiny, tokens
+from tests.structures import GROUPED, ROTARY, assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.circuits import ComputationalGraph
 from clearspan.components import (
@@ -107,9 +107,10 @@ def bitnet():
 KINDS = {"afmoe": afmoe, "laguna": laguna, "qwen3_next": qwen3_next}
 
 
+@levels
 @pytest.mark.parametrize("kind", [*KINDS, "bitnet"])
-def test_all_of_verify(kind):
-    assert_verified(bitnet() if kind == "bitnet" else KINDS[kind]())
+def test_all_of_verify(kind, level):
+    assert_verified(bitnet() if kind == "bitnet" else KINDS[kind](), level)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.structures import GROUPED, ROTARY, assert_verified, bridged, linears, norms, tiny, tokens
+from tests.structures import GROUPED, ROTARY, assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.components import (
     AttentionBridge,
@@ -201,9 +201,10 @@ def llama4():
 KINDS = {"qwen2_moe": qwen2_moe, "hunyuan": hunyuan, "phimoe": phimoe, "dbrx": dbrx, "llama4": llama4}
 
 
+@levels
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_of_verify(kind):
-    assert_verified(KINDS[kind]())
+def test_all_of_verify(kind, level):
+    assert_verified(KINDS[kind](), level)
 
 
 def test_what_a_block_of_code_chooses_is_read_and_written_as_arguments_of_the_experts():

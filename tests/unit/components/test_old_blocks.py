@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.structures import assert_verified, bridged, linears, norms, tiny, tokens
+from tests.structures import assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY
 from clearspan.architectures.gpt import GPT_SIZES
@@ -83,9 +83,10 @@ def ctrl():
 KINDS = {"openai": openai, "ctrl": ctrl}
 
 
+@levels
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_of_verify(kind):
-    assert_verified(KINDS[kind]())
+def test_all_of_verify(kind, level):
+    assert_verified(KINDS[kind](), level)
 
 
 def test_attention_that_is_given_one_tensor_three_times_reads_an_edit_in_all():

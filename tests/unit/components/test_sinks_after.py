@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.structures import GROUPED, ROTARY, assert_verified, bridged, linears, norms, tiny, tokens
+from tests.structures import GROUPED, ROTARY, assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.components import (
     AttentionBridge,
@@ -53,9 +53,10 @@ def mixture():
 KINDS = {"dense": dense, "mixture": mixture}
 
 
+@levels
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_of_verify(kind):
-    assert_verified(KINDS[kind]())
+def test_all_of_verify(kind, level):
+    assert_verified(KINDS[kind](), level)
 
 
 def test_a_pattern_is_what_multiplies_values_and_a_sink_scales_what_comes_of_it():
