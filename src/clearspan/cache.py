@@ -35,7 +35,7 @@ from clearspan.checks import check_flags, check_kind, device_of
 from clearspan.errors import InvalidArgumentError, NotPicklableError
 from clearspan.hf.recording import Recording
 from clearspan.hf.storages import Relocation, storages
-from clearspan.model import Model, check_bridge
+from clearspan.model import Model, check_bridge, check_layers
 from clearspan.points import Address
 from clearspan.results import table
 
@@ -406,7 +406,7 @@ class ActivationCache(CacheLookup):
         directions = _directions(self, project_output_onto, False)
         block = block_at(self, layer)
         if not block.of_kind("mlp"):
-            self.model.check_layers("mlp", [layer % len(self.model.blocks)])  # raises, naming those that have one
+            check_layers(self.model, "mlp", [layer % len(self.model.blocks)])  # raises, naming those that have one
         cache = self.apply_slice_to_pos_dim(pos_slice)
         values, _ = neuron_results(cache, block.reader(mlp_input=True), neuron_slice, directions)
         values = values.movedim(0, -2)
@@ -476,7 +476,7 @@ class ActivationCache(CacheLookup):
 
         A run that keeps everything shows it anyway. It is computed when it is looked up, and takes no memory.
         """
-        self.model.check_layers("attn", [])
+        check_layers(self.model, "attn", [])
         results = [attention.hook_result for attention in self.model.attentions]
         self._points = {**self._points, **{point.name: point for point in results if self._recording.has(point)}}
 

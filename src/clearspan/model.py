@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.architectures import AdapterSource, ArchitectureAdapter
-from clearspan.checks import check_flags, device_of, number_of
+from clearspan.checks import check_flags, check_kind, device_of, number_of
 from clearspan.components import (
     Binding,
     BlockBridge,
@@ -94,6 +94,31 @@ def _blocks(template: GeneralizedComponent, n_layers: int, binding: Binding) -> 
 def _listed(layers: Sequence[int], most: int = 5) -> str:
     shown = ", ".join(map(str, layers[:most]))
     return shown if len(layers) <= most else f"{shown} and {len(layers) - most} more"
+
+
+def check_layers(model: "Model", part: str, layers: Iterable[int]) -> None:
+    """Raises unless some layers have a sublayer, and the model has one at all.
+
+    Args:
+        model: The model.
+        part: Its name, such as `"attn"`.
+        layers: The layers.
+
+    Raises:
+        MissingPartError: A layer lacks it; the error names those that have it.
+    """
+    have = model.layers_with(part)
+    lacking = [layer for layer in layers if layer not in have]
+    if not have or lacking:
+        raise MissingPartError(
+            f"no layer has {part!r}" if not have else f"layer {_listed(lacking)} has no {part!r}",
+            expected=f"a layer with it: {_listed(have, most=100)}" if have else None,
+            where=f"{model.cfg.architecture}, layers of {' and '.join(dict.fromkeys(model.layer_types()))!r}"
+            if not have
+            else model.cfg.architecture,
+            reason=model.blocks[lacking[0]].why_without(part) if have else None,
+            fix="bridge.layer_types() lists what each layer has",
+        )
 
 
 def handed_over(model: "Model", tokenizer: "PreTrainedTokenizerBase | None") -> OwnTokenizer:
@@ -323,29 +348,6 @@ class Model(ModelWeights):
         """All attentions with heads, in the order of the forward."""
         return tuple(attention for block in self.blocks for attention in block.attentions)
 
-    def check_layers(self, part: str, layers: Iterable[int]) -> None:
-        """Raises unless some layers have a sublayer, and the model has one at all.
-
-        Args:
-            part: Its name, such as `"attn"`.
-            layers: The layers.
-
-        Raises:
-            MissingPartError: A layer lacks it; the error names those that have it.
-        """
-        have = self.layers_with(part)
-        lacking = [layer for layer in layers if layer not in have]
-        if not have or lacking:
-            raise MissingPartError(
-                f"no layer has {part!r}" if not have else f"layer {_listed(lacking)} has no {part!r}",
-                expected=f"a layer with it: {_listed(have, most=100)}" if have else None,
-                where=f"{self.cfg.architecture}, layers of {' and '.join(dict.fromkeys(self.layer_types()))!r}"
-                if not have
-                else self.cfg.architecture,
-                reason=self.blocks[lacking[0]].why_without(part) if have else None,
-                fix="bridge.layer_types() lists what each layer has",
-            )
-
     @property
     def whole_sequences(self) -> str | None:
         """Why runs cannot continue from what an earlier run kept of its first positions, or None if they can.
@@ -367,6 +369,7 @@ class Model(ModelWeights):
             >>> clearspan.boot("tiny-bigcode").layers_with("attn")
             [0, 1, 2, 3, 4]
         """
+        check_kind(str, part=part)
         return [layer for layer, block in enumerate(self.blocks) if part in block.sublayer_names]
 
     # --- text and tokens ---------------------------------------------------------------------------------------------

@@ -338,11 +338,11 @@ def _patched(
     cells = _grid(model, point, by, "clean", batch.longest, {})
     sweep = Sweep(model, batch, cells, metric, sources={"clean": clean_cache})
     found = sweep.run(progress=False).mean()
-    layers = cells.axes[0][1]
+    layers = model.index.layers_with(get_act_name(point, 0))
     if len(layers) == model.cfg.n_layers:
         return found
     every = found.new_full((model.cfg.n_layers, *found.shape[1:]), torch.nan)
-    every[list(layers)] = found
+    every[layers] = found
     return every
 
 

@@ -6,14 +6,14 @@ import warnings
 import pytest
 import torch
 from tests.zoo import MODELS, build
+from transformers import HeliumConfig, HeliumForCausalLM, XLNetConfig, XLNetLMHeadModel
 
 import clearspan
 from clearspan.errors import ClearspanError, DerivedWarning, UnsupportedArchitectureError
 from clearspan.structure import derive
 
-WEIGHTS = ("W_E", "W_U", "W_pos", "W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out") + tuple(
-    f"{kind}_{letter}" for kind in "Wb" for letter in "QKVO"
-)
+HEADS = [f"{kind}_{letter}" for kind in "Wb" for letter in "QKVO"]
+WEIGHTS = ("W_E", "W_U", "W_pos", "W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out", *HEADS)
 SIZES = (
     "d_model",
     "n_heads",
@@ -96,8 +96,6 @@ def test_a_structure_is_pickled_and_processed_with_its_bridge():
 
 
 def test_boot_derives_and_says_so_once():
-    from transformers import HeliumConfig, HeliumForCausalLM
-
     config = HeliumConfig(
         vocab_size=97, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=12
     )
@@ -121,8 +119,6 @@ def test_boot_derives_and_says_so_once():
 
 
 def test_a_model_without_blocks_is_refused():
-    from transformers import XLNetConfig, XLNetLMHeadModel
-
     model = XLNetLMHeadModel(XLNetConfig(vocab_size=97, d_model=48, n_layer=2, n_head=4, d_inner=64))
     with pytest.raises(UnsupportedArchitectureError) as error:
         clearspan.boot(model)

@@ -487,6 +487,8 @@ METHODS = {
     "TransformerBridge.requires_grad_": lambda k: {},
     "TransformerBridge.zero_grad": lambda k: {},
     "TransformerBridge.expand_kv_heads": lambda k: {"value": torch.rand(1, 3, 4)},
+    "TransformerBridge.layers_with": lambda k: {"part": "attn"},
+    "TransformerBridge.stacked": lambda k: {"name": "W_Q", "layers": [0]},
     "TransformerBridge.composition_scores": lambda k: {"mode": "Q", "samples": 1},
     **{
         f"ActivationCache.{name}": lambda k: {}

@@ -14,6 +14,7 @@ from clearspan._cache.writes import WayOut, by_head
 from clearspan.checks import is_whole
 from clearspan.components import BlockBridge, GeneralAttentionBridge, MLPBridge, MoEBridge, Sublayer, SublayerKind
 from clearspan.errors import InvalidArgumentError, MissingWeightError
+from clearspan.model import check_layers
 
 NeuronSlice = PosSlice
 """Neurons to keep, chosen as positions are."""
@@ -139,7 +140,7 @@ def _stage_at(cache: CacheLookup, depth: int, mlp_input: bool) -> int:
     if not mlp_input or depth == len(blocks):
         return 0
     if not blocks[depth].of_kind("mlp"):
-        cache.model.check_layers("mlp", [depth])  # raises, naming the layers that have one
+        check_layers(cache.model, "mlp", [depth])  # raises, naming the layers that have one
     return blocks[depth].reader(mlp_input=True).stage
 
 
@@ -188,7 +189,7 @@ def heads(cache: CacheLookup, depth: int) -> Stack:
         MissingPartError: The model has no heads.
     """
     check_sum(cache)
-    cache.model.check_layers("attn", [])
+    check_layers(cache.model, "attn", [])
     attentions = [sublayer for block in cache.model.blocks[:depth] for sublayer in block.of_kind("attn")]
     return _of_heads(cache, attentions)
 
@@ -209,7 +210,7 @@ def neurons(cache: CacheLookup, depth: int, chosen: NeuronSlice, directions: Ten
         MissingWeightError: One of them has no neurons of its own.
     """
     check_sum(cache)
-    cache.model.check_layers("mlp", [])
+    check_layers(cache.model, "mlp", [])
     mlps = [sublayer for block in cache.model.blocks[:depth] for sublayer in block.of_kind("mlp")]
     return _of_neurons(cache, mlps, chosen, directions)
 

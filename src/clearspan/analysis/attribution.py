@@ -18,7 +18,7 @@ from clearspan.components import MLPBridge, Sublayer
 from clearspan.effects import Draws, Effects, Label
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input, Positions
-from clearspan.model import check_bridge
+from clearspan.model import check_bridge, check_layers
 from clearspan.modes import no_grad
 from clearspan.plots import picture
 from clearspan.results import number
@@ -314,7 +314,7 @@ def _check_unit(bridge: TransformerBridge, unit: AttributionUnit) -> None:
     if unit not in get_args(AttributionUnit):
         raise InvalidArgumentError(f"unknown unit {unit!r}", expected="'component', 'layer', 'head' or 'neuron'")
     if unit == "head":
-        bridge.check_layers("attn", [])
+        check_layers(bridge, "attn", [])
     mlps = [sublayer for block in bridge.blocks for sublayer in block.of_kind("mlp")] if unit == "neuron" else []
     for sublayer in mlps:
         name = f"{sublayer.part.path}.hook_post"

@@ -14,7 +14,7 @@ from clearspan.checks import check_counts, check_flags
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
-from clearspan.model import check_bridge
+from clearspan.model import check_bridge, check_layers
 from clearspan.modes import no_grad
 from clearspan.points import HookFunction, nearest
 from clearspan.results import Columns, counted
@@ -118,7 +118,7 @@ def head_scores(
         "Model analysis table". There the repeated block is 25 tokens long and stands four times.
     """
     text = repeated_tokens(bridge, rows=rows, period=period, seed=seed, vocabulary=vocabulary)
-    bridge.check_layers("attn", [])
+    check_layers(bridge, "attn", [])
     names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in bridge.layers_with("attn")}
     _, cache = bridge.run_with_cache(text.tokens, list(names.values()), return_type=None)
     induction = torch.full((bridge.cfg.n_layers, bridge.cfg.n_heads, text.tokens.shape[0]), torch.nan)
@@ -384,7 +384,7 @@ def _checked(expected: object, length: int, measure: ErrorMeasure) -> Float[Tens
 def _heads_by_layer(bridge: TransformerBridge, heads: Heads | None) -> dict[int, list[int]]:
     n_layers, n_heads = bridge.cfg.n_layers, bridge.cfg.n_heads
     if heads is None:
-        bridge.check_layers("attn", [])
+        check_layers(bridge, "attn", [])
         return {layer: list(range(n_heads)) for layer in bridge.layers_with("attn")}
     chosen: dict[int, list[int]] = {}
     try:
@@ -400,7 +400,7 @@ def _heads_by_layer(bridge: TransformerBridge, heads: Heads | None) -> dict[int,
             raise InvalidArgumentError(
                 f"there is no head L{layer}H{head}", expected=f"layers 0 to {n_layers - 1}, heads 0 to {n_heads - 1}"
             )
-        bridge.check_layers("attn", [layer % n_layers])
+        check_layers(bridge, "attn", [layer % n_layers])
         chosen.setdefault(layer % n_layers, []).append(head % n_heads)
     if not chosen:
         raise InvalidArgumentError("there is no head to score", expected="heads=None for all", got="none")

@@ -13,7 +13,7 @@ from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, is_whole
 from clearspan.components.sublayer import scaled
 from clearspan.errors import InvalidArgumentError
-from clearspan.model import check_bridge
+from clearspan.model import check_bridge, check_layers
 from clearspan.modes import no_grad
 from clearspan.plots.charts import heatmap
 from clearspan.plots.labels import plotly_text
@@ -260,7 +260,7 @@ def _place(bridge: TransformerBridge, matrix: ReadableMatrix, layer: int, head: 
         raise InvalidArgumentError(f"unknown matrix {matrix!r}", expected="'OV', 'W_in', 'W_gate' or 'W_out'")
     if not is_whole(layer) or not -n_layers <= layer < n_layers:
         raise InvalidArgumentError(f"there is no layer {layer}", expected=f"0 to {n_layers - 1}", got=str(layer))
-    bridge.check_layers("attn" if matrix == "OV" else "mlp", [layer % n_layers])
+    check_layers(bridge, "attn" if matrix == "OV" else "mlp", [layer % n_layers])
     if matrix != "OV":
         if head is not None:
             raise InvalidArgumentError(f"{matrix} is the whole MLP's", expected="head=None", got=f"head={head}")

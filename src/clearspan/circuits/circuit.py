@@ -15,7 +15,7 @@ from torch import Tensor
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, check_kind, path_of
 from clearspan.circuits.edge_scores import EdgeScores, checked_scores
-from clearspan.circuits.graph import ComputationalGraph, Edge, Kind, Node
+from clearspan.circuits.graph import ComputationalGraph, Edge, Kind, Node, graph_of_data
 from clearspan.circuits.runs import shuffled
 from clearspan.errors import InvalidArgumentError
 from clearspan.files import write_text
@@ -250,7 +250,7 @@ class Circuit:
             data: Any = json.loads(text)
             if not isinstance(data, dict) or data.get("format") != FORMAT:
                 raise ValueError("another format")
-            empty = cls(ComputationalGraph.from_data(data["graph"]), frozenset(), data["model"])
+            empty = cls(graph_of_data(data["graph"]), frozenset(), data["model"])
             edges = data["edges"]
         except (ValueError, TypeError, KeyError):
             raise InvalidArgumentError("this is no circuit", expected=f"JSON of the format {FORMAT!r}") from None

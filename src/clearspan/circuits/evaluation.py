@@ -16,7 +16,7 @@ from clearspan.checks import check_counts
 from clearspan.circuits.circuit import Circuit
 from clearspan.circuits.edge_scores import EdgeScores, checked_scores
 from clearspan.circuits.edges import Sender, Writes
-from clearspan.circuits.graph import ComputationalGraph
+from clearspan.circuits.graph import ComputationalGraph, places_of
 from clearspan.circuits.runs import PairRun, PairRuns, copies_at_a_time, listed
 from clearspan.components import GeneralAttentionBridge, Sublayer, projection_input
 from clearspan.components.sublayer import scaled
@@ -362,7 +362,10 @@ class CircuitBatch:
     def _of_heads(self, own: Sublayer) -> Iterator[tuple[str, HookFunction]]:
         """Yields what an attention's heads read and write."""
         runs, graph = self.runs, self.runs.graph
-        first, place = graph.receivers_of(own.layer, own.name).start, graph.senders_of(own.layer, own.name).start
+        first, place = (
+            places_of(graph.receivers, own.layer, own.name).start,
+            places_of(graph.senders, own.layer, own.name).start,
+        )
         for projection, count in (("q", graph.n_heads), ("k", graph.n_kv_heads), ("v", graph.n_kv_heads)):
             yield f"{own.block}.{projection_input(own.name, projection)}", self._given(first, count)
             first += count
@@ -375,7 +378,10 @@ class CircuitBatch:
     def _of_whole(self, own: Sublayer) -> Iterator[tuple[str, HookFunction]]:
         """Yields what an MLP or a mixer reads and writes."""
         graph = self.runs.graph
-        first, place = graph.receivers_of(own.layer, own.name).start, graph.senders_of(own.layer, own.name).start
+        first, place = (
+            places_of(graph.receivers, own.layer, own.name).start,
+            places_of(graph.senders, own.layer, own.name).start,
+        )
 
         def keep(value: Tensor, hook: HookPoint) -> None:  # noqa: ARG001
             self._note(place, exact(value)[None])
@@ -410,7 +416,7 @@ class CircuitBatch:
         alone = [place for place in range(before) if graph.senders[place].kind != "head"]
         found = stream + (chosen[..., alone] @ self.changes[:, :before][:, alone]).unflatten(-1, stream.shape)
         for (layer, name), mix in runs.mixes.items():
-            heads = graph.senders_of(layer, name)
+            heads = places_of(graph.senders, layer, name)
             if heads.stop <= before:
                 changed = (chosen[..., heads] @ self.changes[:, heads]).unflatten(-1, stream.shape)
                 found += mix.change_(changed)

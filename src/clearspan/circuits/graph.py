@@ -1,7 +1,7 @@
 """The computational graph of a model's residual stream: what writes to it, what reads it, and the edges between."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -167,13 +167,7 @@ class ComputationalGraph:
         n_kv_heads = cfg.n_key_value_heads or cfg.n_heads
         return cls(cfg.n_layers, cfg.n_heads, n_kv_heads, bridge.blocks[0].is_parallel, wiring)
 
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Self:
-        """Returns the graph of what `dataclasses.asdict` made of one."""
-        wiring = tuple(tuple(Wired(**own) for own in block) for block in data.get("wiring", ()))
-        return cls(**{**data, "wiring": wiring})
-
-    def added(self, layer: int) -> list[Wired]:
+    def _added(self, layer: int) -> list[Wired]:
         """Returns the sublayers of a layer in the order in which they are added to the stream."""
         return sorted(self.wiring[layer], key=lambda own: own.added)
 
@@ -186,7 +180,7 @@ class ComputationalGraph:
     def senders(self) -> tuple[Node, ...]:
         """`embed`, then each layer's heads, mixers and MLPs, in the order in which they are added."""
         layers = range(self.n_layers)
-        every = (self._writers(layer, own) for layer in layers for own in self.added(layer))
+        every = (self._writers(layer, own) for layer in layers for own in self._added(layer))
         return (Node("embed"), *(node for nodes in every for node in nodes))
 
     @cached_property
@@ -239,16 +233,6 @@ class ComputationalGraph:
                 found[layer, own.name] = count + earlier
             count += sum(sizes.values())
         return found
-
-    def senders_of(self, layer: int, part: str) -> slice:
-        """Returns which senders are a sublayer's: its heads, or itself."""
-        places = [place for place, node in enumerate(self.senders) if (node.layer, node.sublayer) == (layer, part)]
-        return slice(places[0], places[-1] + 1)
-
-    def receivers_of(self, layer: int, part: str) -> slice:
-        """Returns which receivers are a sublayer's: the inputs of its heads, or itself."""
-        places = [place for place, node in enumerate(self.receivers) if (node.layer, node.sublayer) == (layer, part)]
-        return slice(places[0], places[-1] + 1)
 
     @property
     def mask(self) -> Bool[Tensor, "sender receiver"]:
@@ -394,6 +378,18 @@ class ComputationalGraph:
     def _heads_at(self) -> dict[str, int]:
         sizes = {"q": self.n_heads, "k": self.n_kv_heads, "v": self.n_kv_heads}
         return {self.input_of(one): sizes[one.kind] for one in self.receivers if one.kind in sizes}
+
+
+def graph_of_data(data: Mapping[str, Any]) -> ComputationalGraph:
+    """Returns the graph of what `dataclasses.asdict` made of one."""
+    wiring = tuple(tuple(Wired(**own) for own in block) for block in data.get("wiring", ()))
+    return ComputationalGraph(**{**data, "wiring": wiring})
+
+
+def places_of(nodes: Sequence[Node], layer: int, part: str) -> slice:
+    """Returns which of a graph's senders or receivers are a sublayer's: those of its heads, or itself."""
+    places = [place for place, node in enumerate(nodes) if (node.layer, node.sublayer) == (layer, part)]
+    return slice(places[0], places[-1] + 1)
 
 
 def _check(bridge: TransformerBridge) -> None:

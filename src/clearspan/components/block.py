@@ -65,7 +65,7 @@ class Identity:
 
 
 def _written(scale: Scale) -> str:
-    return f"{scale:g}" if isinstance(scale, float) else scale.path
+    return scale.path if isinstance(scale, BlockParameter) else f"{scale:g}"
 
 
 @dataclass(eq=False, repr=False)

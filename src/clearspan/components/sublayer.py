@@ -102,12 +102,12 @@ Scale = float | BlockParameter
 
 def value_of(scale: Scale) -> float | Tensor:
     """Returns a factor as it is now."""
-    return scale if isinstance(scale, float) else scale()
+    return scale() if isinstance(scale, BlockParameter) else scale
 
 
 def is_one(scale: Scale) -> bool:
     """Whether a factor changes nothing, whatever the model's parameters are."""
-    return isinstance(scale, float) and scale == 1
+    return not isinstance(scale, BlockParameter) and scale == 1
 
 
 def scaled(value: Tensor, factor: float | Tensor) -> Tensor:

@@ -84,7 +84,8 @@ class DerivedAdapter(ArchitectureAdapter):
         self.makes_positions_from_mask = structure.numbers_positions
         self.config_values = {"has_table": structure.has_table}
         if not isinstance(structure.sizes.get("eps", ()), tuple):
-            self.config_values |= {"eps_attr": name for name in cfg.hf if name.endswith(EPSILONS)}
+            named = [name for name in cfg.hf if name.endswith(EPSILONS)]
+            self.config_values |= {"eps_attr": named[0]} if named else {}
         self.irrelevant = {**ArchitectureAdapter.irrelevant, **structure.irrelevant}
         super().__init__(cfg)
 
@@ -244,7 +245,7 @@ def _names_activation(trace: Trace, layers: Sequence[BlockBridge]) -> bool:
 
 
 def _eps(model: "PreTrainedModel", trace: Trace, blocks: Blocks, layers: Sequence[BlockBridge]) -> dict[str, Size]:
-    """Returns what the first norm of the stream adds to the variance: the config's entry that says it, or the number."""
+    """Returns what the first norm of the stream adds to the variance: the config's entry for it, or the number."""
     config = model.config.get_text_config(decoder=True).to_dict()
     for key, part in layers[0].submodules.items():
         if key.startswith("ln") and isinstance(part, NormalizationBridge):

@@ -94,7 +94,7 @@ class ModelWeights:
             torch.Size([2, 8, 256, 32])
         """
         letters = {key: found.part for key, found in vars(ModelWeights).items() if isinstance(found, Stacked)}
-        if name not in letters:
+        if not isinstance(name, str) or name not in letters:
             raise InvalidArgumentError(f"no weight {name!r} is of a layer", expected=", ".join(letters))
         part, n_layers = letters[name], len(self.blocks)
         having = [layer for layer, block in enumerate(self.blocks) if part in block.sublayer_names]
