@@ -15,7 +15,7 @@ def parts_of(bridge: TransformerBridge) -> dict[str, str]:
     Example:
         >>> import clearspan
         >>> clearspan.zoo.parts_of(clearspan.boot("tiny-bigcode"))
-        {'positions': 'standard', 'norms': 'ln1, ln2', 'attn': 'JointQKVAttention', 'mlp': 'MLP'}
+        {'positions': 'standard', 'norms': 'ln1, ln2', 'attn': 'JointQKVAttention, multi-query', 'mlp': 'MLP'}
     """
     norms: dict[str, None] = {}
     kinds: dict[str, dict[str, None]] = {}

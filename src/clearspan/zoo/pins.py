@@ -66,7 +66,7 @@ _REAL, _LENGTH = 9, 12
 def _padded(model: "PreTrainedModel", place: slice) -> float:
     config = model.config.get_text_config()
     row = torch.randint(3, config.vocab_size, (1, _REAL), generator=torch.Generator().manual_seed(0))
-    tokens = torch.full((1, _LENGTH), config.pad_token_id or 0)
+    tokens = torch.full((1, _LENGTH), vars(config).get("pad_token_id") or 0)
     mask = torch.zeros_like(tokens)
     tokens[:, place], mask[:, place] = row, 1
     given = [{"attention_mask": mask}]
@@ -112,6 +112,20 @@ PINS: tuple[Pin, ...] = (
         "padding",
         "row of * tokens padded on the left to *",
         "positions are counted from the left end of the padded row, and its forward takes no others",
+        padded_on_the_left,
+    ),
+    Pin(
+        ("recurrent_gemma", "rwkv", "xlstm"),
+        "padding",
+        "row of * tokens padded on the left to *",
+        "its recurrence takes padding in as it takes tokens: the mask does not reach it",
+        padded_on_the_left,
+    ),
+    Pin(
+        ("deepseek_v4", "llama4", "llama4_text", "minimax_m3_vl_text"),
+        "padding",
+        "row of * tokens padded on the left to *",
+        "blocks of keys are counted from the left end of the padded row",
         padded_on_the_left,
     ),
 )

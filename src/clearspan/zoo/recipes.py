@@ -32,7 +32,7 @@ COMMON: Entries = {
     "n_layers": 2,
     "num_layers": 2,
     "decoder_layers": 2,
-    "encoder_layers": 1,
+    "encoder_layers": 2,
     "num_encoder_layers": 2,
     "num_decoder_layers": 2,
     # Attention: grouped queries, and heads that are not d_model / n_heads wide.
@@ -57,7 +57,8 @@ COMMON: Entries = {
     "qk_nope_head_dim": 12,
     "qk_rope_head_dim": 8,
     "v_head_dim": 10,
-    "index_n_heads": 2,
+    # With few heads many scores are exactly 0, and what is chosen among these is chance.
+    "index_n_heads": 8,
     "index_head_dim": 16,
     "index_topk": 6,
     # MLPs and mixtures.
@@ -363,6 +364,7 @@ OWN: Mapping[str, Entries] = {
     "mimo_v2_flash": {"v_head_dim": 16},
     "minicpm3": {**_LATENT, "dim_model_base": 32},
     "minimax": {
+        "sliding_window": None,  # as published: with one, transformers' cache and its forward disagree
         "layer_types": ["linear_attention", "full_attention"],
         "block_size": 4,
         "full_attn_alpha_factor": 1.2,
@@ -376,6 +378,7 @@ OWN: Mapping[str, Entries] = {
         **_DENSE_FIRST,
         "layer_types": ["full_attention", "minimax_m3_sparse"],
         "dense_intermediate_size": 80,
+        "index_n_heads": 2,  # one for each key-value head
         "index_block_size": 4,
         "index_topk_blocks": 2,
     },
@@ -408,7 +411,10 @@ OWN: Mapping[str, Entries] = {
     # Several codebooks are several rows of ids for one row of states; with one, a row of ids is a row of states.
     "musicgen_decoder": {"num_codebooks": 1},
     "musicgen_melody_decoder": {"num_codebooks": 1},
+    # As published: a window as long as the context. transformers has a shorter one in its cache alone.
+    "moshi": {"sliding_window": 64},
     "nemotron_h": {
+        "sliding_window": None,
         "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
         "ssm_state_size": 8,
         "mamba_num_heads": 8,
@@ -445,7 +451,7 @@ OWN: Mapping[str, Entries] = {
         "ngram_vocab_size_base": 50,
         "make_ngram_vocab_size_divisible_by": 1,
         "split_ngram_parts": 1,
-        "indexer_n_heads": 2,
+        "indexer_n_heads": 8,
         "indexer_kv_heads": 1,
         "indexer_head_dim": 16,
         "indexer_budget": 4,
@@ -479,7 +485,7 @@ OWN: Mapping[str, Entries] = {
     "xlm": {"causal": True},
     "xlm-roberta": _PADDED_AT_1,
     "xlm-roberta-xl": _PADDED_AT_1,
-    "xlnet": {"d_inner": 80, "attn_type": "uni"},
+    "xlnet": {"d_inner": 80},
     "xmod": {**_PADDED_AT_1, "languages": ["en_XX", "de_DE"], "default_language": "en_XX"},
     "youtu": _LATENT,
     "zamba": {
