@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY
 from tests.structures import SIZES, assert_verified, bridged, levels, linears, norms, tiny, tokens
 from transformers import DynamicCache
 
 from clearspan._forward.readout import directions_of
-from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY
 from clearspan.components import (
     ActivationBridge,
     AttentionBridge,

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY
 from tests.structures import assert_verified, bridged, levels, linears, norms, tiny, tokens
 
-from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY
 from clearspan.architectures.gpt import GPT_SIZES
 from clearspan.components import (
     AttentionBridge,
