@@ -163,6 +163,7 @@ def _derived(model: "PreTrainedModel") -> Structure:
         block_template(trace, visit, blocks.path, findings, f"blocks.{layer}")
         for layer, visit in enumerate(blocks.visits)
     ]
+    _say_heads_once(layers)
     unused = _unused(model, trace)
     frame = GeneralizedComponent(submodules={**inward.parts, "blocks": GeneralizedComponent(blocks.path), **outward})
     account_for_all(model, frame, trace.visits, irrelevant={name.removesuffix(".*") for name in unused})
@@ -197,6 +198,14 @@ def _sizes(
         rows = inward.table.module.get_parameter(embed.table).shape[0]
         found["n_ctx"] = rows if embed.padding_id is not None else rows - embed.offset
     return found
+
+
+def _say_heads_once(layers: Sequence[BlockBridge]) -> None:
+    """Leaves the number of key and value heads to the config where all layers have the same."""
+    attentions = [part for layer in layers for part in layer.submodules.values() if isinstance(part, AttentionBridge)]
+    if len({one.kv_heads for one in attentions}) == 1:
+        for one in attentions:
+            one.kv_heads = None
 
 
 def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:

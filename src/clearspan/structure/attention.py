@@ -23,7 +23,7 @@ from clearspan.conversions import (
     QKVConversionRule,
 )
 from clearspan.points import Layout
-from clearspan.structure.algebra import as_tokens, linear_kind, norm_kind, origins, same
+from clearspan.structure.algebra import as_tokens, linear_kind, norm_kind, origins, rounded, same
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.templates import call_number, linear_template
 from clearspan.structure.trace import Attended, Trace, Visit
@@ -42,6 +42,7 @@ class Projected:
         n_heads: How many heads differ.
         d_head: Channels of a head.
         is_turned_first: Whether positions change them before the norm.
+        ratio: What the map's output is multiplied by.
     """
 
     map: Visit
@@ -52,6 +53,7 @@ class Projected:
     n_heads: int
     d_head: int
     is_turned_first: bool = False
+    ratio: float = 1.0
 
     def heads(self) -> list[tuple[int, ...]]:
         """Returns the channels of each head that differs from those before."""
@@ -256,7 +258,10 @@ def _projected(name: str, heads: Tensor, earlier: Sequence[Visit], rows: int, po
         assert entered is not None, "the norm was found by its input"
         rotated_first = not _is_there(entered[..., index], chosen, rows, positions)
     is_turned = turned or rotated_first
-    projected = Projected(maps[0], channels, maps[1:], norm, is_turned, 0, d_head, rotated_first)
+    ratios = torch.tensor([one[2] for one in present], dtype=torch.float64)
+    projected = Projected(
+        maps[0], channels, maps[1:], norm, is_turned, 0, d_head, rotated_first, rounded(float(ratios.median()))
+    )
     projected.n_heads = len(projected.heads())
     return projected
 
@@ -328,6 +333,11 @@ def attention_template(
     if k.others:
         return _latent(found, parts, str(options["name"]), has_rotary=q.is_turned or k.is_turned)
     if len({q.map, k.map, v.map}) == 3:
+        options |= {
+            "d_head_v": None if v.d_head == q.d_head else v.d_head,
+            "value_scale": v.ratio,
+            "kv_heads": k.n_heads,
+        }
         for name, one in (("q", q), ("k", k), ("v", v)):
             step = 2 * one.d_head if name == "q" and found.gate is not None and found.gate.is_in_queries else one.d_head
             _check_order(name, one, step, exact=name == "v")
