@@ -170,7 +170,7 @@ class BlockBridge(GeneralizedComponent):
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, with the key and value heads of this block's attention."""
-        first = next((one.part for one in self.sublayers if isinstance(one.part, GeneralAttentionBridge)), None)
+        first = next(iter(self.attentions), None)
         return {**super().sizes(), **({} if first is None else {"kv_head": first.n_kv_heads})}
 
     def required(self) -> Mapping[str, type[GeneralizedComponent]]:
