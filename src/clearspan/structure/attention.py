@@ -1,5 +1,6 @@
 """Attention's parts: which modules make queries, keys and values, and what becomes of what the heads found."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -21,6 +22,7 @@ from clearspan.conversions import (
     GateConversion,
     GroupedQKVConversionRule,
     QKVConversionRule,
+    SlicedQKVConversionRule,
 )
 from clearspan.points import Layout
 from clearspan.structure.algebra import as_tokens, linear_kind, norm_kind, origins, rounded, same
@@ -451,14 +453,22 @@ def _check_order(name: str, one: Projected, step: int, *, exact: bool) -> None:
 def _rule(q: Projected, k: Projected, v: Projected) -> QKVConversionRule:
     assert q.map.left is not None, "calls without an output are left out"
     width = q.map.left.shape[-1]
-    for kind in (BlockedQKVConversionRule, GroupedQKVConversionRule):
-        rule = kind(q.n_heads, q.d_head, v.n_heads)
-        if (q.n_heads + 2 * v.n_heads) * q.d_head != width:
-            break
-        parts = (part.flatten().tolist() for part in rule.split(torch.arange(width), 0))
-        if all(_is_laid(one, part) for one, part in zip((q, k, v), parts, strict=True)):
-            return rule
-    raise MissingStructureError(f"the order of queries, keys and values in {q.map.path} is neither blocked nor grouped")
+    if (q.n_heads + 2 * v.n_heads) * q.d_head == width:
+        for rule in _rules(q.n_heads, q.d_head, v.n_heads):
+            parts = (part.flatten().tolist() for part in rule.split(torch.arange(width), 0))
+            if all(_is_laid(one, part) for one, part in zip((q, k, v), parts, strict=True)):
+                return rule
+    raise MissingStructureError(f"{q.map.path} holds queries, keys and values neither in blocks nor in slices of heads")
+
+
+def _rules(n_heads: int, d_head: int, n_kv_heads: int) -> Iterator[QKVConversionRule]:
+    """Yields the ways in which queries, keys and values may share an axis."""
+    yield BlockedQKVConversionRule(n_heads, d_head, n_kv_heads)
+    yield GroupedQKVConversionRule(n_heads, d_head, n_kv_heads)
+    for slices in range(1, n_kv_heads + 1):
+        if n_kv_heads % slices == 0:
+            for order in itertools.permutations("qkv"):
+                yield SlicedQKVConversionRule(n_heads, d_head, n_kv_heads, slices, order)
 
 
 def _is_laid(one: Projected, channels: Sequence[int]) -> bool:
