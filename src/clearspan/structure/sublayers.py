@@ -11,7 +11,7 @@ from clearspan.structure.attention import Attention, attention_template, find_at
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.mixers import mixer_template
 from clearspan.structure.mlp import find_mlp
-from clearspan.structure.trace import Attended, Trace, Visit, fresh_arguments, traced
+from clearspan.structure.trace import Attended, Trace, Visit, fresh_arguments, same_arguments, traced
 from clearspan.structure.wiring import Contribution, Wiring
 
 
@@ -55,6 +55,7 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
             whole = next((one for one in trace.at(attention.path) if one.order > block.order), None)
             overwritten = whole is not None and _is_written(whole, wiring)
             part = attention_template(attention, trace, block, findings, where, overwritten=overwritten)
+            part.same_inputs = () if whole is None else same_arguments(whole)
             found.append(Sublayer("attn", part, contribution, attention.reader))
     if len(taken) < len(attentions):
         lost = next(one for one in attentions if one not in taken)

@@ -1,6 +1,7 @@
 """One forward of a model with what every module was given and gave: the facts that a structure is derived from."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -144,6 +145,14 @@ def fresh_arguments(visit: Visit, value: Tensor | None = None) -> tuple[tuple[An
         return (new, *visit.args[1:]), dict(visit.kwargs)
     name = next((name for name, one in visit.kwargs.items() if isinstance(one, Tensor)), None)
     return visit.args, {**visit.kwargs, **({} if name is None else {name: new})}
+
+
+def same_arguments(visit: Visit) -> tuple[str, ...]:
+    """Returns the names of a module's further arguments that are the same tensor as its first one."""
+    names = list(inspect.signature(visit.module.forward).parameters)
+    named = [*zip(names, visit.args, strict=False), *visit.kwargs.items()]
+    tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]
+    return tuple(name for name, value in tensors[1:] if value is tensors[0][1])
 
 
 def traced(model: nn.Module, run: Callable[[], Any], changes: Mapping[str, Change] | None = None) -> Trace:
