@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clearspan.components import GeneralizedComponent
+from clearspan.components import GeneralAttentionBridge, GeneralizedComponent
 from clearspan.structure.algebra import factor, norm_kind, same
 from clearspan.structure.attention import Attention, attention_template, find_attention
 from clearspan.structure.finding import Findings, MissingStructureError
@@ -67,6 +67,8 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
     found.sort(key=lambda one: min(call.order for call in one.contribution.calls))
     for one in found:
         _locate(one, wiring, trace)
+        if isinstance(one.part, GeneralAttentionBridge) and one.norm is not None:
+            one.part.norms_input = one.norm.is_in(f"{block.path}.{one.part.name}")
     return found
 
 
