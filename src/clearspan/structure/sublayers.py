@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clearspan.components import GeneralAttentionBridge, GeneralizedComponent
-from clearspan.structure.algebra import factor, norm_kind, same
+from clearspan.structure.algebra import as_tokens, factor, norm_kind, same
 from clearspan.structure.attention import Attention, attention_template, find_attention
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.mixers import mixer_template
@@ -104,7 +104,8 @@ def _mixes_positions(whole: Visit) -> bool:
         return False
     changed = entered.clone()
     changed[:, 0] += torch.linspace(-1, 1, entered.shape[-1], dtype=entered.dtype) * entered.abs().mean()
-    before, after = (_run_again(whole, value) for value in (entered, changed))
+    given = [_run_again(whole, value) for value in (entered, changed)]
+    before, after = (None if one is None else as_tokens(one, *entered.shape[:2]) for one in given)
     return before is not None and after is not None and not same(before[:, 1:], after[:, 1:])
 
 
