@@ -45,6 +45,7 @@ class Projected:
         d_head: Channels of a head.
         is_turned_first: Whether positions change them before the norm.
         ratio: What the map's output is multiplied by.
+        is_scaled: Whether they are multiplied by a number of their position besides.
     """
 
     map: Visit
@@ -56,6 +57,7 @@ class Projected:
     d_head: int
     is_turned_first: bool = False
     ratio: float = 1.0
+    is_scaled: bool = False
 
     def heads(self) -> list[tuple[int, ...]]:
         """Returns the channels of each head that differs from those before."""
@@ -253,17 +255,20 @@ def _projected(name: str, heads: Tensor, earlier: Sequence[Visit], rows: int, po
     present = [one for one in chosen if one is not None]
     maps = list(dict.fromkeys(one[0] for one in present))
     channels = [one[1] for one in present]
-    turned = not _is_there(target, found, rows, positions)
+    plain = _at_all_positions(found, rows, positions)
+    lengths = [torch.linalg.vector_norm(one, dim=(0, 2), keepdim=True) for one in (target, plain)]
+    scale = lengths[0] / lengths[1]  # of each position; a rotation keeps lengths
+    is_scaled = not same(scale, torch.ones_like(scale))
+    turned = not same(plain * scale if is_scaled else plain, target)
     rotated_first = False
     if norm is not None and not turned:
         entered = as_tokens(norm.entered, rows, positions) if norm.entered is not None else None
         assert entered is not None, "the norm was found by its input"
-        rotated_first = not _is_there(entered[..., index], chosen, rows, positions)
+        rotated_first = not same(_at_all_positions(chosen, rows, positions), entered[..., index])
     is_turned = turned or rotated_first
     ratios = torch.tensor([one[2] for one in present], dtype=torch.float64)
-    projected = Projected(
-        maps[0], channels, maps[1:], norm, is_turned, 0, d_head, rotated_first, rounded(float(ratios.median()))
-    )
+    ratio = rounded(float(ratios.median()))
+    projected = Projected(maps[0], channels, maps[1:], norm, is_turned, 0, d_head, rotated_first, ratio, is_scaled)
     projected.n_heads = len(projected.heads())
     return projected
 
@@ -281,8 +286,8 @@ def _origins(target: Tensor, calls: Sequence[Visit], rows: int, positions: int) 
     return origins(target, given)
 
 
-def _is_there(target: Tensor, found: Sequence[Channel], rows: int, positions: int) -> bool:
-    """Whether channels are their origins' at all positions, not at the first alone."""
+def _at_all_positions(found: Sequence[Channel], rows: int, positions: int) -> Tensor:
+    """Returns the channels that were found at the first position, `[row, pos, channel]`."""
     outputs: dict[Visit, Tensor] = {}
     columns = []
     for one in found:
@@ -294,7 +299,7 @@ def _is_there(target: Tensor, found: Sequence[Channel], rows: int, positions: in
             assert tokens is not None, "found by the caller"
             outputs[visit] = tokens
         columns.append(outputs[visit][..., index] * ratio)
-    return same(torch.stack(columns, -1), target)
+    return torch.stack(columns, -1)
 
 
 # --- templates -------------------------------------------------------------------------------------------------------
@@ -322,6 +327,7 @@ def attention_template(
     options = {
         "name": _within(found.path, block.path),
         "has_rotary": q.is_turned or k.is_turned,
+        "scales_queries": q.is_scaled,
         "has_alibi": _has_distance_bias(found.attended),
         "repeats_keys": found.attended.key.shape[1] > k.n_heads,
         "has_sinks": "sinks" in _core(found, block),

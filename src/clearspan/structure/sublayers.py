@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clearspan.components import GeneralAttentionBridge, GeneralizedComponent
+from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, OpaqueBridge
 from clearspan.structure.algebra import as_tokens, factor, norm_kind, same
 from clearspan.structure.attention import Attention, attention_template, find_attention
 from clearspan.structure.finding import Findings, MissingStructureError
@@ -93,7 +93,14 @@ def _other(
     whole = min(modules, key=lambda one: one.depth) if modules else None
     if whole is not None and _mixes_positions(whole):
         return Sublayer("mixer", mixer_template(trace, block, whole, findings, where), contribution, whole)
-    part, reader = find_mlp(trace, block, whole, contribution, outside, findings, where)
+    try:
+        part, reader = find_mlp(trace, block, whole, contribution, outside, findings, where)
+    except MissingStructureError as error:
+        if whole is None:
+            raise
+        findings.add(f"{where}.mlp", f"only the ends of {whole.path} are known: {error}")
+        name = whole.path.removeprefix(f"{block.path}.")
+        part, reader = OpaqueBridge(name, output_is_overwritten=whole.is_overwritten), whole
     return Sublayer("mlp", part, contribution, reader)
 
 
