@@ -27,6 +27,7 @@ class Visit:
         path: The module's path.
         module: The module.
         order: How many calls began before it.
+        end: How many calls had begun when it returned.
         args: What it was called with.
         kwargs: What it was called with, by name.
         entered: A copy of its first tensor, or None where it got none.
@@ -43,6 +44,7 @@ class Visit:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     entered: Tensor | None = None
+    end: int = 0
     left: Tensor | None = None
     returned: type = Tensor
     n_returned: int = 1
@@ -109,14 +111,10 @@ class Trace:
         return [visit for visit in self.visits if visit.path == path]
 
     def inside(self, visit: Visit) -> list[Visit]:
-        """Returns the calls that a call made, those that gave a tensor."""
-        found = []
-        for one in self.visits[visit.order + 1 :]:
-            if not one.is_in(visit.path) or one.path == visit.path:
-                break
-            if one.left is not None:
-                found.append(one)
-        return found
+        """Returns the calls that a call made of modules in its own, those that gave a tensor."""
+        return [
+            one for one in self.visits[visit.order + 1 : visit.end] if one.is_in(visit.path) and one.left is not None
+        ]
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -207,6 +205,7 @@ class _Tracer(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         visit = self._stack.pop()
+        visit.end = len(self.trace.visits)
         visit.returned = next((kind for kind in (Tensor, tuple, list) if isinstance(output, kind)), type(output))
         visit.outputs = tuple(output) if isinstance(output, tuple | list) else ()
         visit.n_returned = len(visit.outputs) or 1
