@@ -61,6 +61,8 @@ class GeneralAttentionBridge(GeneralizedComponent):
             (Granite SWA).
         scales_queries: Whether the model multiplies queries by a number of their position (LLaMA 4): `hook_rot_q` has
             it, and `hook_q` does not.
+        bounds_values: Whether what heads find does not grow with values: they are clamped (DBRX), or a mask is made of
+            them (Doge).
         core: Path, in attention's module, of the module that multiplies queries and keys (BERT: `self`, with `o` at
             `output.dense`); empty where attention's module does it.
         norms_input: Whether the norm before attention is inside its module, so that the projections read the norm's
@@ -83,6 +85,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     kv_heads: int | None = None
     sink_scales_z: bool = False
     scales_queries: bool = False
+    bounds_values: bool = False
     joins_heads: bool = False
     core: str = ""
     norms_input: bool = False

@@ -12,6 +12,7 @@ from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.mixers import mixer_template
 from clearspan.structure.mlp import find_mlp
 from clearspan.structure.trace import Attended, Trace, Visit, fresh_arguments, same_arguments, traced
+from clearspan.structure.values import bounds_values
 from clearspan.structure.wiring import Contribution, Wiring
 
 
@@ -55,7 +56,9 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
             whole = next((one for one in trace.at(attention.path) if one.order > block.order), None)
             overwritten = whole is not None and _is_written(whole, wiring)
             part = attention_template(attention, trace, block, findings, where, overwritten=overwritten)
-            part.same_inputs = () if whole is None else same_arguments(whole)
+            if whole is not None:
+                part.same_inputs = same_arguments(whole)
+                part.bounds_values = bounds_values(trace, whole, attention.value.map, attention.value.channels)
             found.append(Sublayer("attn", part, contribution, attention.reader))
     if len(taken) < len(attentions):
         lost = next(one for one in attentions if one not in taken)
