@@ -25,7 +25,7 @@ from clearspan.conversions import (
     SlicedQKVConversionRule,
 )
 from clearspan.points import Layout
-from clearspan.structure.algebra import as_tokens, linear_kind, norm_kind, origins, rounded, same
+from clearspan.structure.algebra import as_tokens, factor, linear_kind, norm_kind, origins, rounded, same
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.templates import call_number, linear_template
 from clearspan.structure.trace import Attended, Trace, Visit
@@ -90,11 +90,13 @@ class Low:
         reader: The call of the map.
         norm: The call of the norm that gives it.
         map: The call of the map that the norm reads.
+        multiplier: What the norm's output is multiplied by before that.
     """
 
     reader: Visit
     norm: Visit
     map: Visit
+    multiplier: float = 1.0
 
 
 @dataclass(eq=False)
@@ -151,15 +153,25 @@ def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
 
 def _low(reader: Visit, earlier: Sequence[Visit]) -> Low | None:
     """Returns the latent that a map reads, or None where it reads no norm of a part of another map's output."""
-    norm = next((one for one in earlier if norm_kind(one) and same(one.left, reader.entered)), None)
-    if norm is None or norm.entered is None:
-        return None
-    width = norm.entered.shape[-1]
-    for one in earlier:
-        is_wide = one.left is not None and one.left.shape[-1] >= width
-        if one.order < norm.order and is_wide and linear_kind(one) and same(one.left[..., :width], norm.entered):
-            return Low(reader, norm, one)
+    for norm in earlier:
+        multiplier = _multiplier(norm, reader) if norm_kind(norm) else None
+        inward = None if multiplier is None else next((one for one in earlier if _gives_latent(one, norm)), None)
+        if multiplier is not None and inward is not None:
+            return Low(reader, norm, inward, multiplier)
     return None
+
+
+def _gives_latent(one: Visit, norm: Visit) -> bool:
+    """Whether a norm reads the first channels of a map's output."""
+    if norm.entered is None or one.left is None or one.order > norm.order or not linear_kind(one):
+        return False
+    width = norm.entered.shape[-1]
+    return one.left.shape[-1] >= width and same(one.left[..., :width], norm.entered)
+
+
+def _multiplier(norm: Visit, reader: Visit) -> float | None:
+    """Returns what a norm's output is multiplied by before a map reads it, or None where the map reads another."""
+    return None if norm.left is None or reader.entered is None else factor(norm.left, reader.entered)
 
 
 def _shape(block: Visit) -> tuple[int, int, int]:
@@ -512,6 +524,7 @@ def _latent(
         d_head_rope=k.d_head - nope,
         d_head_v=v.d_head,
         has_rotary=has_rotary,
+        latent_multiplier=by_reader[up].multiplier,
     )
 
 

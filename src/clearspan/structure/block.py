@@ -58,6 +58,7 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
         stages=stages,
         norms=other_names,
         outs=outs,
+        added_with={name: names[-1] for name, one in zip(names, sublayers, strict=True) if one.contribution.is_late},
         residual_multiplier=_multiplier(sublayers, names),
         input_multipliers={
             name: one.multiplier for name, one in zip(names, sublayers, strict=True) if one.multiplier != 1

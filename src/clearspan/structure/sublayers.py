@@ -11,7 +11,7 @@ from clearspan.structure.attention import Attention, attention_template, find_at
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.mixers import mixer_template
 from clearspan.structure.mlp import find_mlp
-from clearspan.structure.trace import Attended, Trace, Visit, fresh_arguments, same_arguments, traced
+from clearspan.structure.trace import Trace, Visit, fresh_arguments, same_arguments, traced
 from clearspan.structure.values import bounds_values
 from clearspan.structure.wiring import Contribution, Wiring
 
@@ -46,20 +46,19 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
         MissingStructureError: One is of no known kind, or reads no stream of the block.
     """
     block = wiring.block
-    attentions = [find_attention(trace, block, one) for one in _attending(trace, block)]
+    attentions = _attentions(trace, block, findings, where)
     found: list[Sublayer] = []
     taken: list[Attention] = []
     for contribution in wiring.contributions:
         attention = next((one for one in attentions if _gives(one, contribution)), None)
         if attention is not None:
             taken.append(attention)
-            whole = next((one for one in trace.at(attention.path) if one.order > block.order), None)
-            overwritten = whole is not None and _is_written(whole, wiring)
-            part = attention_template(attention, trace, block, findings, where, overwritten=overwritten)
-            if whole is not None:
-                part.same_inputs = same_arguments(whole)
-                part.bounds_values = bounds_values(trace, whole, attention.value.map, attention.value.channels)
-            found.append(Sublayer("attn", part, contribution, attention.reader))
+            try:
+                part = _attention(attention, trace, wiring, findings, where)
+            except MissingStructureError as error:
+                findings.add(f"{where}.mixer", f"heads of {attention.path} are not shown: {error}")
+            else:
+                found.append(Sublayer("attn", part, contribution, attention.reader))
     if len(taken) < len(attentions):
         lost = next(one for one in attentions if one not in taken)
         raise MissingStructureError(f"{lost.output.path} gives none of what {block.path} adds")
@@ -75,13 +74,34 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
     return found
 
 
+def _attentions(trace: Trace, block: Visit, findings: Findings, where: str) -> list[Attention]:
+    """Returns the attentions of a block whose modules are found; others are mixers of which the ends are known."""
+    found = []
+    for one in trace.attended:
+        if one.path.startswith(f"{block.path}."):
+            try:
+                found.append(find_attention(trace, block, one))
+            except MissingStructureError as error:
+                findings.add(f"{where}.mixer", f"heads of {one.path} are not shown: {error}")
+    return found
+
+
+def _attention(
+    attention: Attention, trace: Trace, wiring: Wiring, findings: Findings, where: str
+) -> GeneralAttentionBridge:
+    """Returns the template of an attention in a block."""
+    whole = next((one for one in trace.at(attention.path) if one.order > wiring.block.order), None)
+    overwritten = whole is not None and _is_written(whole, wiring)
+    part = attention_template(attention, trace, wiring.block, findings, where, overwritten=overwritten)
+    if whole is not None:
+        part.same_inputs = same_arguments(whole)
+        part.bounds_values = bounds_values(trace, whole, attention.value.map, attention.value.channels)
+    return part
+
+
 def _is_written(whole: Visit, wiring: Wiring) -> bool:
     """Whether a module's output is written into: by the model, or where the stream is, which it is."""
     return whole.is_overwritten or any(same(whole.left, stream) for stream in wiring.streams[1:-1])
-
-
-def _attending(trace: Trace, block: Visit) -> list[Attended]:
-    return [one for one in trace.attended if one.path.startswith(f"{block.path}.")]
 
 
 def _gives(attention: Attention, contribution: Contribution) -> bool:

@@ -12,7 +12,7 @@ from clearspan.structure.algebra import coefficients, norm_kind, same, sum_of
 from clearspan.structure.finding import MissingStructureError
 from clearspan.structure.trace import Trace, Visit
 
-MOST = 4
+MOST = 5
 """How many contributions a block may have."""
 
 
@@ -26,6 +26,7 @@ class Contribution:
         factor: What the block multiplies it by: a number, or the path in the block of a parameter `[d_model]`.
         post_norm: The norm on the sublayer's output, or None.
         source: The calls whose output is the sublayer's before that norm.
+        is_late: Whether it is added after those of all sublayers that run after it, a shortcut past them.
     """
 
     calls: list[Visit]
@@ -33,6 +34,7 @@ class Contribution:
     factor: Factor = 1.0
     post_norm: Visit | None = None
     source: list[Visit] = field(default_factory=list)
+    is_late: bool = False
 
 
 @dataclass(eq=False)
@@ -116,18 +118,36 @@ def _before(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
     chosen = sum_of(values, added.to(end.dtype), MOST, added.abs().max())
     if chosen is None:
         return None
-    return _summed(block, [Contribution(groups[index], values[index]) for index in chosen])
-
-
-def _summed(block: Visit, contributions: list[Contribution]) -> Wiring:
-    """Returns contributions in the order in which they run, with the stream after each."""
+    contributions = [Contribution(groups[index], values[index]) for index in chosen]
     contributions.sort(key=lambda one: min(call.order for call in one.calls))
+    return _summed(block, contributions, [call for call in calls if norm_kind(call)])
+
+
+def _summed(block: Visit, contributions: list[Contribution], norms: Sequence[Visit]) -> Wiring:
+    """Returns contributions in the order in which they are added, with the stream after each.
+
+    That is the order in which they run, unless norms read more of these streams if one is added last.
+    """
+    orders = [contributions, *([*_without(contributions, one), one] for one in contributions[:-1])]
+    streams = [_streams(block, one) for one in orders]
+    read = [sum(any(same(norm.entered, stream) for stream in one) for norm in norms) for one in streams]
+    best = read.index(max(read))
+    orders[best][-1].is_late = best > 0
+    return Wiring(block, orders[best], streams[best])
+
+
+def _without(contributions: Sequence[Contribution], one: Contribution) -> list[Contribution]:
+    return [other for other in contributions if other is not one]
+
+
+def _streams(block: Visit, contributions: Sequence[Contribution]) -> list[Tensor]:
+    """Returns the stream that enters, and after each contribution."""
     stream = _entered(block).double()
     streams = [_entered(block)]
     for one in contributions[:-1]:
-        stream = stream + one.factor * one.value.double().reshape(stream.shape)
+        stream = stream + one.value.double().reshape(stream.shape)
         streams.append(stream.to(_left(block).dtype))
-    return Wiring(block, contributions, [*streams, _left(block)])
+    return [*streams, _left(block)]
 
 
 def _normed_residual(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
