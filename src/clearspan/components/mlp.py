@@ -242,10 +242,12 @@ class MoEBridge(GeneralizedComponent):
     Attributes:
         runs_all: Whether all experts run on all tokens, on an input that their score multiplies (LLaMA 4). There are
             then no weights of chosen experts.
+        multiplier: What the mixture multiplies the experts' sum by, outside of their module (Beam).
     """
 
     _: KW_ONLY
     runs_all: bool = False
+    multiplier: float = 1.0
 
     router: RouterBridge = field(init=False)
     experts: "ExpertsBridge" = field(init=False)

@@ -19,7 +19,7 @@ from clearspan.components import (
     RouterBridge,
 )
 from clearspan.points import Layout
-from clearspan.structure.algebra import linear_kind, norm_kind, same
+from clearspan.structure.algebra import factor, linear_kind, norm_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.templates import linear_template, norm_template
 from clearspan.structure.trace import Trace, Visit, fresh_arguments, traced
@@ -184,6 +184,7 @@ def _mixture(
     parts: dict[str, GeneralizedComponent] = {"router": router, "experts": holds}
     findings.add(f"{where}.mlp", f"a mixture: {whole.path}.{router.name} chooses among the experts of {experts.path}")
     shared = _shared(whole, inside, [experts, *(one for one in inside if one.is_in(f"{whole.path}.{router.name}"))])
+    gate = None
     if shared is not None:
         findings.add(f"{where}.mlp.shared", f"{whole.path}.{shared.name} sees every token")
         parts["shared"] = shared
@@ -192,26 +193,37 @@ def _mixture(
         )
         if gate is not None:
             parts["shared_gate"] = linear_template(gate, gate.path.removeprefix(f"{whole.path}."), _flat(gate.left))
-        if not _adds_up(whole, experts, shared.name, inside, gate):
-            findings.add(f"{where}.mlp", f"what {whole.path} adds is not what its experts give")
-            return OpaqueBridge(name, output_is_overwritten=whole.is_overwritten)
+    multiplier = _multiplier(whole, experts, None if shared is None else shared.name, inside, gate)
+    if multiplier is None:
+        findings.add(f"{where}.mlp", f"what {whole.path} adds is not what its experts give")
+        return OpaqueBridge(name, output_is_overwritten=whole.is_overwritten)
     return MoEBridge(
         name=name,
         submodules=parts,
+        multiplier=multiplier,
         runs_all=not holds.has_ends,
         layout=_flat(whole.left),
         output_is_overwritten=whole.is_overwritten,
     )
 
 
-def _adds_up(whole: Visit, experts: Visit, name: str | None, inside: Sequence[Visit], gate: Visit | None) -> bool:
-    """Whether a mixture's output is its experts' and the shared one's, or experts that all run are summed otherwise."""
+def _multiplier(
+    whole: Visit, experts: Visit, name: str | None, inside: Sequence[Visit], gate: Visit | None
+) -> float | None:
+    """Returns what a mixture multiplies its experts' output by, before it adds the shared one's; None if it is no such.
+
+    Experts that all run are summed otherwise, and their output is not looked at.
+    """
+    if whole.left is None or experts.left is None or experts.left.numel() != whole.left.numel():
+        return 1.0
+    if name is None:
+        return factor(experts.left, whole.left)
     shared = next(one for one in inside if one.path == f"{whole.path}.{name}")
-    if whole.left is None or shared.left is None or experts.left is None or experts.left.numel() != whole.left.numel():
-        return True
+    if shared.left is None:
+        return 1.0
     number = 1.0 if gate is None or gate.left is None else gate.left.sigmoid().reshape(-1, 1)
     flat = [one.reshape(-1, one.shape[-1]) for one in (experts.left, shared.left, whole.left)]
-    return same(flat[0] + number * flat[1], flat[2])
+    return factor(flat[0], flat[2] - number * flat[1])
 
 
 def _flat(value: Tensor | None) -> Layout:

@@ -127,13 +127,14 @@ def _of_mixture(mixture: MoEBridge) -> Iterator[Statement]:
     gate = (f"{mixture.path}.shared_gate.hook_out",) if "shared_gate" in mixture.submodules else ()
 
     def added(values: Values) -> Tensor:
-        total = values[experts]
+        total = values[experts] * mixture.multiplier
         for name in shared:
             total = total + (torch.sigmoid(values[gate[0]]) * values[name] if gate else values[name])
         return total
 
     text = "".join(f" + {'sigmoid(' + gate[0] + ') * ' if gate else ''}{name}" for name in shared)
-    yield Statement(f"{experts}{text} == {out}", (experts, *shared, *gate), out, added)
+    times = "" if mixture.multiplier == 1 else f" * {mixture.multiplier:g}"
+    yield Statement(f"{experts}{times}{text} == {out}", (experts, *shared, *gate), out, added)
 
 
 def _of_router(router: RouterBridge) -> Statement:

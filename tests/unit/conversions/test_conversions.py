@@ -16,7 +16,9 @@ from clearspan.conversions import (
     QKVPartConversion,
     RearrangeTensorConversion,
     ScaledConversion,
+    SlicedQKVConversionRule,
 )
+from clearspan.errors import InvalidArgumentError
 
 small = st.integers(1, 5)
 
@@ -93,10 +95,11 @@ def rules(n_heads: int, d_head: int) -> dict[str, tuple[QKVConversionRule, int, 
     return {
         "mqa": (MQAQKVConversionRule(n_heads, d_head), 1, (n_heads + 2) * d_head),
         "interleaved": (GroupedQKVConversionRule(n_heads, d_head, n_heads), n_heads, 3 * n_heads * d_head),
+        "sliced": (SlicedQKVConversionRule(n_heads, d_head, n_heads, n_heads, "qvk"), n_heads, 3 * n_heads * d_head),
     }
 
 
-@given(small, small, st.sampled_from(["mqa", "interleaved"]), st.sampled_from(["q", "k", "v"]))
+@given(small, small, st.sampled_from(["mqa", "interleaved", "sliced"]), st.sampled_from(["q", "k", "v"]))
 def test_a_part_is_read_as_a_view_and_put_back_alone(n_heads, d_head, name, part):
     rule, n_kv_heads, width = rules(n_heads, d_head)[name]
     fused = torch.randn(2, 3, width)
@@ -114,7 +117,7 @@ def test_a_part_is_read_as_a_view_and_put_back_alone(n_heads, d_head, name, part
         assert torch.equal(QKVPartConversion(rule, other).handle_conversion(written), expected)
 
 
-@given(small, small, st.sampled_from(["mqa", "interleaved"]))
+@given(small, small, st.sampled_from(["mqa", "interleaved", "sliced"]))
 def test_putting_a_part_back_is_differentiable(n_heads, d_head, name):
     rule, _, width = rules(n_heads, d_head)[name]
     fused = torch.randn(1, 2, width, requires_grad=True)
@@ -126,6 +129,18 @@ def test_putting_a_part_back_is_differentiable(n_heads, d_head, name):
         conversion.handle_conversion(fused.grad), torch.full_like(conversion.handle_conversion(fused), 3)
     )
     assert int((fused.grad == 1).sum()) + conversion.handle_conversion(fused.grad).numel() == fused.numel()
+
+
+def test_slices_hold_their_heads_in_blocks_of_any_order():
+    rule = SlicedQKVConversionRule(n_heads=4, d_head=2, n_kv_heads=2, slices=2, order="vqk")
+    fused = torch.arange(16)
+    parts = [part.flatten().tolist() for part in rule.split(fused, 0)]
+    assert parts == [[2, 3, 4, 5, 10, 11, 12, 13], [6, 7, 14, 15], [0, 1, 8, 9]]
+    weight = torch.randn(16, 3)
+    by_letter = rule.weight("q").handle_conversion(rule.split(weight, 0)[0])
+    assert torch.equal(by_letter, weight[parts[0]].reshape(4, 2, 3).transpose(1, 2))
+    with pytest.raises(InvalidArgumentError, match=r"16 = 2 slices \* 4 heads \* 2"):
+        rule.split(torch.zeros(15), 0)
 
 
 @given(st.integers(1, 6), st.integers(1, 6), small, small)

@@ -1,0 +1,99 @@
+"""What is derived of models that are like no other: the part that makes them so, and that verify finds no fault."""
+
+import pytest
+from tests.structures import assert_verified
+
+import clearspan
+from clearspan import zoo
+from clearspan.components import OpaqueBridge
+from clearspan.conversions import SlicedQKVConversionRule
+from clearspan.structure import derive
+
+
+def sliced(parts, block):
+    rule = block.submodules["attn"].qkv_conversion_rule
+    return isinstance(rule, SlicedQKVConversionRule) and (rule.slices, rule.order) == (4, ("q", "v", "k"))
+
+
+def positions_inline(parts, block):
+    table = parts["pos_embed"]
+    return table.name is None and table.ends_in_embed and set(block.submodules["attn"].same_inputs) == {"k", "q"}
+
+
+def maps_embeddings_together(parts, block):
+    return "project_in" in parts and parts["embed"].ends_at == parts["embed_norm"].name
+
+
+def norms_inside_attention(parts, block):
+    return block.submodules["attn"].norms_input and block.submodules["ln1"].name == "attention.ln"
+
+
+def scales_queries(parts, block):
+    attn, mlp = block.submodules["attn"], block.submodules["mlp"]
+    return attn.scales_queries and not attn.has_rotary and mlp.runs_all
+
+
+def multiplied_by_parameters(parts, block):
+    return block.stream_multiplier == ["input_residual", "post_attention_residual"] and (
+        block.submodules["attn"].bounds_values
+    )
+
+
+def shortcut(parts, block):
+    stages = (("attn",), ("mlp", "mlp2"), ("attn2",), ("mlp3",))
+    found = block.stages == stages and block.added_with == {"mlp": "mlp3"}
+    return found and block.submodules["attn2"].latent_multiplier == pytest.approx(2)
+
+
+def shares_activation(parts, block):
+    return block.norms_the_sum and [*block.submodules] == ["attn", "ln1", "mlp", "ln2"]
+
+
+def multiplies_experts(parts, block):
+    return block.submodules["mlp"].multiplier == pytest.approx(2.5)
+
+
+def unknown_attention(parts, block):
+    return isinstance(block.submodules["mixer"], OpaqueBridge)
+
+
+def unknown_mlp(parts, block):
+    return isinstance(block.submodules["mlp"], OpaqueBridge)
+
+
+KINDS = {
+    "codegen": sliced,
+    "ctrl": positions_inline,
+    "roc_bert": maps_embeddings_together,
+    "megatron-bert": norms_inside_attention,
+    "llama4_text": scales_queries,
+    "doge": multiplied_by_parameters,
+    "longcat_flash": shortcut,
+    "openai-gpt": shares_activation,
+    "beam": multiplies_experts,
+    "diffllama": unknown_attention,
+    "falcon_h1": unknown_mlp,
+}
+
+
+@pytest.mark.parametrize("model_type", KINDS)
+def test_what_makes_a_model_unlike_others_is_derived(model_type):
+    parts = derive(zoo.build(model_type)).parts
+    assert KINDS[model_type](parts, parts["blocks"].templates[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", sorted(KINDS.keys() - {"llama4_text"}))
+def test_verify_finds_no_fault(model_type):
+    model = zoo.build(model_type)
+    assert_verified(clearspan.boot(model, adapter=derive(model)), "quick")
+
+
+def test_the_report_says_why_heads_are_not_shown():
+    report = derive(zoo.build("diffllama")).report()
+    assert (
+        "blocks.0.mixer: heads of model.layers.0.self_attn are not shown: what the heads of model.layers.0.self_attn "
+        "found reaches no linear map as it is, gated, or normed"
+    ) in report
+    report = derive(zoo.build("falcon_h1")).report()
+    assert "blocks.0.mlp: only the ends of model.layers.0.feed_forward are known: " in report
