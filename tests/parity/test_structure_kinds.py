@@ -7,6 +7,7 @@ import clearspan
 from clearspan import zoo
 from clearspan.components import OpaqueBridge
 from clearspan.conversions import SlicedQKVConversionRule
+from clearspan.errors import InexactProcessingError
 from clearspan.structure import derive
 
 
@@ -87,6 +88,22 @@ def test_what_makes_a_model_unlike_others_is_derived(model_type):
 def test_verify_finds_no_fault(model_type):
     model = zoo.build(model_type)
     assert_verified(clearspan.boot(model, adapter=derive(model)), "quick")
+
+
+def test_values_that_a_mask_is_made_of_keep_their_basis():
+    model = zoo.build("doge")
+    bridge = clearspan.boot(model, adapter=derive(model))
+    with pytest.raises(InexactProcessingError) as error:
+        bridge.processed(refactor_factored_attn_matrices=True)
+    reason = "values are bounded, or a mask is made of them, so that another basis changes it"
+    assert f"  reason: {reason}" in str(error.value).splitlines()
+
+
+def test_a_table_of_one_type_has_no_types():
+    model = zoo.build("xlm-roberta-xl")
+    bridge = clearspan.boot(model, adapter=derive(model))
+    assert bridge.why_absent("type_embed.hook_in") == "there is one type of tokens, so that types tell nothing"
+    assert "type_embed.hook_out" in bridge.hook_dict
 
 
 def test_the_report_says_why_heads_are_not_shown():

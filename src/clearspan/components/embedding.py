@@ -183,12 +183,15 @@ class TypeEmbedBridge(GeneralizedComponent):
             yield HookPoint("hook_type_embed", axes, self.place(Side.OUTPUT), SharedRow(), sizes=sizes)
 
     def raw_ends(self) -> Iterator[HookPoint]:
-        """Yields the types and the output, with the batch's rows."""
-        yield self.point("hook_in", self.place(Side.INPUT), SharedRow(), dimensions=self.input_axes)
+        """Yields the types, where there are several, and the output, with the batch's rows."""
+        if self.shape("weight")[0] > 1:
+            yield self.point("hook_in", self.place(Side.INPUT), SharedRow(), dimensions=self.input_axes)
         yield self.point("hook_out", self.place(Side.OUTPUT), SharedRow(), dimensions=self.output_axes)
 
     def absences(self) -> Iterator[tuple[str, str]]:
-        """Yields `hook_type_embed`, if `hook_embed` has it."""
+        """Yields `hook_type_embed`, if `hook_embed` has it, and the types of a table of one row."""
+        if self.shape("weight")[0] == 1:
+            yield f"{self.path}.hook_in", "there is one type of tokens, so that types tell nothing"
         if self.ends_in_embed:
             reason = "types are added to the token embedding before its norm or projection, so hook_embed has both; "
             yield "hook_type_embed", f"{reason}{self.path}.hook_out has them alone"
