@@ -9,7 +9,8 @@ from tests.zoo import MODELS, build
 from transformers import HeliumConfig, HeliumForCausalLM, XLNetConfig, XLNetLMHeadModel
 
 import clearspan
-from clearspan.errors import ClearspanError, DerivedWarning, UnsupportedArchitectureError
+from clearspan import zoo
+from clearspan.errors import AbsentPointError, ClearspanError, DerivedWarning, UnsupportedArchitectureError
 from clearspan.structure import derive
 
 HEADS = [f"{kind}_{letter}" for kind in "Wb" for letter in "QKVO"]
@@ -126,5 +127,23 @@ def test_a_model_without_blocks_is_refused():
     assert what == "no adapter for XLNetLMHeadModel, and its structure was not found"
     assert facts[1].startswith("  reason: ")
     assert facts[2] == (
-        "  fix: boot(model, adapter=...) with an adapter of your own: CONTRIBUTING.md shows how, step by step"
+        "  fix: boot(model, partial=True) for what was found; or boot(model, adapter=...) with an adapter of your own: "
+        "CONTRIBUTING.md shows how, step by step"
     )
+
+
+def test_a_part_of_a_structure_is_enough_where_it_is_asked_for():
+    model = zoo.build("diffllama")
+    bridge = clearspan.boot(model, partial=True)
+    assert bridge.layer_types() == ["unknown"] * bridge.cfg.n_layers
+    tokens = torch.randint(3, 90, (2, 7))
+    logits, cache = bridge.run_with_cache(tokens)
+    assert torch.equal(logits, model(tokens, use_cache=False).logits)
+    with torch.no_grad():
+        hidden = model(tokens, output_hidden_states=True, use_cache=False).hidden_states
+    assert torch.equal(cache["resid_pre", 1], hidden[1])
+    moved = bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: value * 2)])
+    assert not torch.allclose(moved, logits)
+    assert bridge.why_absent("blocks.0.attn.hook_q").startswith("the structure of the block was not found: ")
+    with pytest.raises(AbsentPointError, match="DiffLlamaForCausalLM has no hook point 'blocks.0.attn.hook_q'"):
+        bridge.run_with_cache(tokens, "blocks.0.attn.hook_q")
