@@ -134,7 +134,8 @@ def test_a_model_without_blocks_is_refused():
 
 def test_a_part_of_a_structure_is_enough_where_it_is_asked_for():
     model = zoo.build("diffllama")
-    bridge = clearspan.boot(model, partial=True)
+    with pytest.warns(DerivedWarning):
+        bridge = clearspan.boot(model, partial=True)
     assert bridge.layer_types() == ["unknown"] * bridge.cfg.n_layers
     tokens = torch.randint(3, 90, (2, 7))
     logits, cache = bridge.run_with_cache(tokens)
@@ -145,5 +146,5 @@ def test_a_part_of_a_structure_is_enough_where_it_is_asked_for():
     moved = bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: value * 2)])
     assert not torch.allclose(moved, logits)
     assert bridge.why_absent("blocks.0.attn.hook_q").startswith("the structure of the block was not found: ")
-    with pytest.raises(AbsentPointError, match="DiffLlamaForCausalLM has no hook point 'blocks.0.attn.hook_q'"):
+    with pytest.raises(AbsentPointError, match="DiffLlamaForCausalLM has no hook point"):
         bridge.run_with_cache(tokens, "blocks.0.attn.hook_q")

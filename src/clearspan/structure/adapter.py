@@ -155,8 +155,8 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
             f"no adapter for {type(model).__name__}, and its structure was not found",
             reason=f"{name}{error}",
             nearest=nearest(type(model).__name__, ADAPTERS),
-            fix="boot(model, partial=True) for what was found; or boot(model, adapter=...) with an adapter of your own: "
-            "CONTRIBUTING.md shows how, step by step",
+            fix="boot(model, partial=True) for what was found; or boot(model, adapter=...) with an adapter of your "
+            "own: CONTRIBUTING.md shows how, step by step",
         ) from error
     finally:
         for module, was_training in modes.items():

@@ -10,7 +10,7 @@ from clearspan.points import Layout
 from clearspan.structure.algebra import coefficients, linear_kind, norm_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.frame import Blocks
-from clearspan.structure.templates import opaque
+from clearspan.structure.templates import call_number, opaque
 from clearspan.structure.trace import Trace, Visit
 
 
@@ -58,7 +58,7 @@ def find_inward(trace: Trace, blocks: Blocks, ids: Tensor, findings: Findings) -
     names = " + ".join(one.path for one in (found.token, *found.tables))
     passed = "".join(f", through {one.path}" for one in reversed(found.through))
     findings.add("hook_embed", f"{names}{passed} is the stream that enters the blocks", found.multiplier)
-    return _parts(embed, found, ids, blocks.first.shape[-1])
+    return _parts(trace, embed, found, ids, blocks.first.shape[-1])
 
 
 def _found(before: Sequence[Visit], embed: Visit, stream: Tensor) -> _Sum:
@@ -99,11 +99,12 @@ def _ways(before: Sequence[Visit], embed: Visit) -> list[Visit]:
     return ways
 
 
-def _parts(embed: Visit, found: _Sum, ids: Tensor, d_model: int) -> Inward:
+def _parts(trace: Trace, embed: Visit, found: _Sum, ids: Tensor, d_model: int) -> Inward:
     """Returns the components of what was found."""
     own = EmbeddingBridge(name=embed.path, multiplier=found.multiplier, output_is_overwritten=embed.is_overwritten)
     passed = [*([found.token] if found.token is not embed else []), *reversed(found.through)]
     own.ends_at = passed[-1].path if passed else None
+    own.ends_at_call = call_number(trace, passed[-1]) if passed else None
     if found.through and found.multiplier != 1:
         own.multiplier = 1.0  # the norm or map at which it ends has it
     parts: dict[str, GeneralizedComponent] = {"embed": own}
@@ -115,7 +116,9 @@ def _parts(embed: Visit, found: _Sum, ids: Tensor, d_model: int) -> Inward:
             table = one
             parts["pos_embed"] = _pos_embed(one, ids, ends_in_embed=bool(found.through))
     for one in passed:
-        parts["embed_norm" if norm_kind(one) else "project_in"] = opaque(one, one.path, d_model)
+        part = opaque(one, one.path, d_model)
+        part.call = call_number(trace, one)
+        parts["embed_norm" if norm_kind(one) else "project_in"] = part
     return Inward(parts, table)
 
 
