@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from clearspan.architectures import ADAPTERS, ArchitectureAdapter
@@ -32,6 +31,7 @@ from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.outward import find_outward
 from clearspan.structure.positions import has_table, numbers_positions
+from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
 from clearspan.structure.trace import Trace, traced
 
 if TYPE_CHECKING:
@@ -123,10 +123,6 @@ class DerivedAdapter(ArchitectureAdapter):
         return self._structure
 
 
-ROWS, POSITIONS = 5, 7
-"""Of the traced forward: primes, which are unlikely to be a model's sizes."""
-
-
 def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
     """Returns a model's structure, found in one traced forward of a few tokens and a few calls of its parts.
 
@@ -173,9 +169,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     Raises:
         MissingStructureError: Something that an adapter needs was not found.
     """
-    d_vocab = model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(3, min(d_vocab, 1000), (ROWS, POSITIONS), generator=torch.Generator().manual_seed(0))
-    ids = ids.to(model.device)
+    ids = tokens_for(model)
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
     blocks = find_blocks(model, trace)
