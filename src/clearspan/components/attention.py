@@ -59,6 +59,10 @@ class GeneralAttentionBridge(GeneralizedComponent):
         sink_scales_z: Whether the sink's share is taken from the product of pattern and values, and not from the
             pattern: rows of the pattern then sum to one, and z is the product times one number for each query and head
             (Granite SWA).
+        scales_queries: Whether the model multiplies queries by a number of their position (LLaMA 4): `hook_rot_q` has
+            it, and `hook_q` does not.
+        bounds_values: Whether what heads find does not grow with values: they are clamped (DBRX), or a mask is made of
+            them (Doge).
         core: Path, in attention's module, of the module that multiplies queries and keys (BERT: `self`, with `o` at
             `output.dense`); empty where attention's module does it.
         norms_input: Whether the norm before attention is inside its module, so that the projections read the norm's
@@ -80,6 +84,8 @@ class GeneralAttentionBridge(GeneralizedComponent):
     value_scale: float = 1.0
     kv_heads: int | None = None
     sink_scales_z: bool = False
+    scales_queries: bool = False
+    bounds_values: bool = False
     joins_heads: bool = False
     core: str = ""
     norms_input: bool = False
@@ -253,7 +259,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
             yield self.point(f"hook_{projection}", place, access, dimensions=axes)
 
     def _rotary_points(self) -> Iterator[HookPoint]:
-        if self.has_rotary or "q_norm" in self.submodules:
+        if self.has_rotary or self.scales_queries or "q_norm" in self.submodules:
             yield self.point("hook_rot_q", self.inside(Side.QUERY), dimensions=self._query_axes)
         if self.has_rotary or "k_norm" in self.submodules:
             axes = self._query_axes if self.repeats_keys else self._key_axes

@@ -31,12 +31,14 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         d_head_nope: Channels of a head's query and key that are not rotated; they come first.
         d_head_rope: Channels that are rotated.
         d_head_v: Channels of a head's value.
+        latent_multiplier: What the model multiplies the normed latent by before `kv_b` (LongCat).
     """
 
     _: KW_ONLY
     d_head_nope: int
     d_head_rope: int
     d_head_v: int
+    latent_multiplier: float = 1.0
     has_rotary: bool = True
 
     kv_a: LinearBridge = field(init=False)
@@ -137,13 +139,13 @@ class LatentAttentionBridge(GeneralAttentionBridge):
     def W_V(self) -> Float[Tensor, "head d_model d_head_v"]:
         """The composed value weight `[head, d_model, d_head_v]`, a copy that refuses writes.
 
-        It is the value rows of `kv_b` times the norm's weight times the latent rows of `kv_a`: it maps the input to a
-        value, up to the norm's scale at each position.
+        It is the value rows of `kv_b` times the norm's weight times the latent rows of `kv_a`, and what the model
+        multiplies latents by: it maps the input to a value, up to the norm's scale at each position.
         """
         norm, rank = self.submodules["kv_a_norm"].weight("weight"), self.kv_b.widths[0]
         rows = self.kv_b.matrix.unflatten(0, (self.n_heads, -1))[:, self.d_head_nope :]
         composed = torch.einsum("hvr,r,rm->hmv", rows, norm, self.kv_a.matrix[:rank])
-        return WeightTensor.of(composed, before=self._refuse_composed)
+        return WeightTensor.of(composed * self.latent_multiplier, before=self._refuse_composed)
 
     def _refuse_composed(self) -> None:
         raise UnwritableError(

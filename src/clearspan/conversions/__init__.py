@@ -17,6 +17,7 @@ from clearspan.conversions.qkv import (
     GroupedQKVConversionRule,
     QKVConversionRule,
     QKVPartConversion,
+    SlicedQKVConversionRule,
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "HeadsConversion",
     "ParamProcessingConversion",
     "QKVConversionRule",
+    "SlicedQKVConversionRule",
     "QKVPartConversion",
     "RearrangeTensorConversion",
     "ScaledConversion",

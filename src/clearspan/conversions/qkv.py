@@ -1,6 +1,8 @@
 """Fused projections: how queries, keys and values share one axis."""
 
+import itertools
 from abc import abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -130,6 +132,42 @@ class GroupedQKVConversionRule(QKVConversionRule):
         else:
             queries = by_group.narrow(axis + 1, 0, self.group)
         return queries, by_group.select(axis + 1, self.group), by_group.select(axis + 1, self.group + 1)
+
+
+class SlicedQKVConversionRule(QKVConversionRule):
+    """Slices of the axis, each with some heads' queries, keys and values in blocks: `(slice, block, head, d_head)`.
+
+    CodeGen, which was trained on four devices, has four slices, with values before keys.
+
+    Args:
+        n_heads: Query heads.
+        d_head: Width of a head.
+        n_kv_heads: Key and value heads.
+        slices: Slices, among which heads are divided in order.
+        order: The blocks of a slice, in order: `"q"`, `"k"` and `"v"`.
+    """
+
+    def __init__(self, n_heads: int, d_head: int, n_kv_heads: int, slices: int, order: Sequence[str] = QKV) -> None:
+        self.d_head = d_head
+        self.n_kv_heads = n_kv_heads
+        self.slices = slices
+        self.order = tuple(order)
+        self._heads = {part: (n_heads if part == "q" else n_kv_heads) // slices for part in self.order}
+
+    def weight(self, part: str) -> RearrangeTensorConversion:
+        """Returns the conversion of a part's rows, which lie in slices of heads."""
+        return RearrangeTensorConversion("s n h m -> (s n) m h", s=self.slices)
+
+    def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns views in which the axis is `[slice, head, d_head]`."""
+        axis = dim % fused.ndim
+        heads = sum(self._heads.values())
+        of_one = f"{self.slices} slices * {heads} heads * {self.d_head}"
+        _check_size(fused, dim, self.slices * heads * self.d_head, of_one)
+        by_slice = fused.unflatten(axis, (self.slices, heads, self.d_head))
+        starts = dict(zip(self.order, itertools.accumulate(self._heads.values(), initial=0), strict=False))
+        queries, keys, values = (by_slice.narrow(axis + 1, starts[part], self._heads[part]) for part in QKV)
+        return queries, keys, values
 
 
 class QKVPartConversion(BaseTensorConversion):

@@ -1,5 +1,6 @@
 """Attention's parts: which modules make queries, keys and values, and what becomes of what the heads found."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -21,9 +22,10 @@ from clearspan.conversions import (
     GateConversion,
     GroupedQKVConversionRule,
     QKVConversionRule,
+    SlicedQKVConversionRule,
 )
 from clearspan.points import Layout
-from clearspan.structure.algebra import as_tokens, linear_kind, norm_kind, origins, rounded, same
+from clearspan.structure.algebra import as_tokens, factor, linear_kind, norm_kind, origins, rounded, same
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.templates import call_number, linear_template
 from clearspan.structure.trace import Attended, Trace, Visit
@@ -43,6 +45,7 @@ class Projected:
         d_head: Channels of a head.
         is_turned_first: Whether positions change them before the norm.
         ratio: What the map's output is multiplied by.
+        is_scaled: Whether they are multiplied by a number of their position besides.
     """
 
     map: Visit
@@ -54,6 +57,7 @@ class Projected:
     d_head: int
     is_turned_first: bool = False
     ratio: float = 1.0
+    is_scaled: bool = False
 
     def heads(self) -> list[tuple[int, ...]]:
         """Returns the channels of each head that differs from those before."""
@@ -86,11 +90,13 @@ class Low:
         reader: The call of the map.
         norm: The call of the norm that gives it.
         map: The call of the map that the norm reads.
+        multiplier: What the norm's output is multiplied by before that.
     """
 
     reader: Visit
     norm: Visit
     map: Visit
+    multiplier: float = 1.0
 
 
 @dataclass(eq=False)
@@ -147,15 +153,25 @@ def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
 
 def _low(reader: Visit, earlier: Sequence[Visit]) -> Low | None:
     """Returns the latent that a map reads, or None where it reads no norm of a part of another map's output."""
-    norm = next((one for one in earlier if norm_kind(one) and same(one.left, reader.entered)), None)
-    if norm is None or norm.entered is None:
-        return None
-    width = norm.entered.shape[-1]
-    for one in earlier:
-        is_wide = one.left is not None and one.left.shape[-1] >= width
-        if one.order < norm.order and is_wide and linear_kind(one) and same(one.left[..., :width], norm.entered):
-            return Low(reader, norm, one)
+    for norm in earlier:
+        multiplier = _multiplier(norm, reader) if norm_kind(norm) else None
+        inward = None if multiplier is None else next((one for one in earlier if _gives_latent(one, norm)), None)
+        if multiplier is not None and inward is not None:
+            return Low(reader, norm, inward, multiplier)
     return None
+
+
+def _gives_latent(one: Visit, norm: Visit) -> bool:
+    """Whether a norm reads the first channels of a map's output."""
+    if norm.entered is None or one.left is None or one.order > norm.order or not linear_kind(one):
+        return False
+    width = norm.entered.shape[-1]
+    return one.left.shape[-1] >= width and same(one.left[..., :width], norm.entered)
+
+
+def _multiplier(norm: Visit, reader: Visit) -> float | None:
+    """Returns what a norm's output is multiplied by before a map reads it, or None where the map reads another."""
+    return None if norm.left is None or reader.entered is None else factor(norm.left, reader.entered)
 
 
 def _shape(block: Visit) -> tuple[int, int, int]:
@@ -251,17 +267,20 @@ def _projected(name: str, heads: Tensor, earlier: Sequence[Visit], rows: int, po
     present = [one for one in chosen if one is not None]
     maps = list(dict.fromkeys(one[0] for one in present))
     channels = [one[1] for one in present]
-    turned = not _is_there(target, found, rows, positions)
+    plain = _at_all_positions(found, rows, positions)
+    lengths = [torch.linalg.vector_norm(one, dim=(0, 2), keepdim=True) for one in (target, plain)]
+    scale = lengths[0] / lengths[1]  # of each position; a rotation keeps lengths
+    is_scaled = not same(scale, torch.ones_like(scale))
+    turned = not same(plain * scale if is_scaled else plain, target)
     rotated_first = False
     if norm is not None and not turned:
         entered = as_tokens(norm.entered, rows, positions) if norm.entered is not None else None
         assert entered is not None, "the norm was found by its input"
-        rotated_first = not _is_there(entered[..., index], chosen, rows, positions)
+        rotated_first = not same(_at_all_positions(chosen, rows, positions), entered[..., index])
     is_turned = turned or rotated_first
     ratios = torch.tensor([one[2] for one in present], dtype=torch.float64)
-    projected = Projected(
-        maps[0], channels, maps[1:], norm, is_turned, 0, d_head, rotated_first, rounded(float(ratios.median()))
-    )
+    ratio = rounded(float(ratios.median()))
+    projected = Projected(maps[0], channels, maps[1:], norm, is_turned, 0, d_head, rotated_first, ratio, is_scaled)
     projected.n_heads = len(projected.heads())
     return projected
 
@@ -279,8 +298,8 @@ def _origins(target: Tensor, calls: Sequence[Visit], rows: int, positions: int) 
     return origins(target, given)
 
 
-def _is_there(target: Tensor, found: Sequence[Channel], rows: int, positions: int) -> bool:
-    """Whether channels are their origins' at all positions, not at the first alone."""
+def _at_all_positions(found: Sequence[Channel], rows: int, positions: int) -> Tensor:
+    """Returns the channels that were found at the first position, `[row, pos, channel]`."""
     outputs: dict[Visit, Tensor] = {}
     columns = []
     for one in found:
@@ -292,7 +311,7 @@ def _is_there(target: Tensor, found: Sequence[Channel], rows: int, positions: in
             assert tokens is not None, "found by the caller"
             outputs[visit] = tokens
         columns.append(outputs[visit][..., index] * ratio)
-    return same(torch.stack(columns, -1), target)
+    return torch.stack(columns, -1)
 
 
 # --- templates -------------------------------------------------------------------------------------------------------
@@ -320,6 +339,7 @@ def attention_template(
     options = {
         "name": _within(found.path, block.path),
         "has_rotary": q.is_turned or k.is_turned,
+        "scales_queries": q.is_scaled,
         "has_alibi": _has_distance_bias(found.attended),
         "repeats_keys": found.attended.key.shape[1] > k.n_heads,
         "has_sinks": "sinks" in _core(found, block),
@@ -450,14 +470,22 @@ def _check_order(name: str, one: Projected, step: int, *, exact: bool) -> None:
 def _rule(q: Projected, k: Projected, v: Projected) -> QKVConversionRule:
     assert q.map.left is not None, "calls without an output are left out"
     width = q.map.left.shape[-1]
-    for kind in (BlockedQKVConversionRule, GroupedQKVConversionRule):
-        rule = kind(q.n_heads, q.d_head, v.n_heads)
-        if (q.n_heads + 2 * v.n_heads) * q.d_head != width:
-            break
-        parts = (part.flatten().tolist() for part in rule.split(torch.arange(width), 0))
-        if all(_is_laid(one, part) for one, part in zip((q, k, v), parts, strict=True)):
-            return rule
-    raise MissingStructureError(f"the order of queries, keys and values in {q.map.path} is neither blocked nor grouped")
+    if (q.n_heads + 2 * v.n_heads) * q.d_head == width:
+        for rule in _rules(q.n_heads, q.d_head, v.n_heads):
+            parts = (part.flatten().tolist() for part in rule.split(torch.arange(width), 0))
+            if all(_is_laid(one, part) for one, part in zip((q, k, v), parts, strict=True)):
+                return rule
+    raise MissingStructureError(f"{q.map.path} holds queries, keys and values neither in blocks nor in slices of heads")
+
+
+def _rules(n_heads: int, d_head: int, n_kv_heads: int) -> Iterator[QKVConversionRule]:
+    """Yields the ways in which queries, keys and values may share an axis."""
+    yield BlockedQKVConversionRule(n_heads, d_head, n_kv_heads)
+    yield GroupedQKVConversionRule(n_heads, d_head, n_kv_heads)
+    for slices in range(1, n_kv_heads + 1):
+        if n_kv_heads % slices == 0:
+            for order in itertools.permutations("qkv"):
+                yield SlicedQKVConversionRule(n_heads, d_head, n_kv_heads, slices, order)
 
 
 def _is_laid(one: Projected, channels: Sequence[int]) -> bool:
@@ -496,6 +524,7 @@ def _latent(
         d_head_v=v.d_head,
         has_rotary=has_rotary,
         **_gate_options(found.gate),
+        latent_multiplier=by_reader[up].multiplier,
     )
 
 

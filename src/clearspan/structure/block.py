@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from clearspan.components import BlockBridge, GeneralizedComponent
+from clearspan.components.sublayer import Factor
 from clearspan.points import Layout
 from clearspan.structure.finding import Findings
 from clearspan.structure.leftover import account_for_all
@@ -46,13 +47,18 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
         name: out for name, one in zip(names, sublayers, strict=True) if (out := _out(one, block, trace)) is not None
     }
     whole = GeneralizedComponent(submodules=parts)
-    account_for_all(block.module, whole, trace.inside(block), block.path, [one.reader for one in sublayers])
+    readers, factors = (
+        [one.reader for one in sublayers],
+        {*wiring.carries, *(one.factor for one in wiring.contributions)},
+    )
+    account_for_all(block.module, whole, trace.inside(block), block.path, readers, irrelevant=factors)
     return BlockBridge(
         name=path,
         submodules=whole.submodules,
         stages=stages,
         norms=other_names,
         outs=outs,
+        added_with={name: names[-1] for name, one in zip(names, sublayers, strict=True) if one.contribution.is_late},
         residual_multiplier=_multiplier(sublayers, names),
         input_multipliers={
             name: one.multiplier for name, one in zip(names, sublayers, strict=True) if one.multiplier != 1
@@ -115,14 +121,14 @@ def _norm(visit: Visit, block: Visit) -> GeneralizedComponent:
     return norm_template(visit, visit.path.removeprefix(f"{block.path}."), layout)
 
 
-def _multiplier(sublayers: Sequence[Sublayer], names: Sequence[str]) -> float | dict[str, float]:
+def _multiplier(sublayers: Sequence[Sublayer], names: Sequence[str]) -> Factor | dict[str, Factor]:
     numbers = {one.contribution.factor for one in sublayers}
     if len(numbers) == 1:
         return numbers.pop()
     return {name: one.contribution.factor for name, one in zip(names, sublayers, strict=True)}
 
 
-def _carry(wiring: Wiring) -> float | list[float]:
+def _carry(wiring: Wiring) -> Factor | list[Factor]:
     """Returns what the stream is multiplied by: at all stages, or at each."""
     numbers = wiring.carries or [1.0]
     return numbers[0] if len(set(numbers)) == 1 else numbers

@@ -1,13 +1,13 @@
 """How tokens become the residual stream: embeddings, and the norm or the linear map that they pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from clearspan.components import EmbeddingBridge, GeneralizedComponent, PosEmbedBridge, TypeEmbedBridge
 from clearspan.points import Layout
-from clearspan.structure.algebra import coefficients, linear_kind, norm_kind, same
+from clearspan.structure.algebra import coefficients, factor, linear_kind, norm_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.frame import Blocks
 from clearspan.structure.templates import call_number, opaque
@@ -36,12 +36,14 @@ class _Sum:
         multiplier: What it is multiplied by.
         tables: The calls that add the same for all rows.
         through: Norms and linear maps that the sum passes on its way to the blocks.
+        is_inline: Whether the model's own forward, and no module, adds the same for all rows.
     """
 
     token: Visit
     multiplier: float
     tables: Sequence[Visit] = ()
     through: Sequence[Visit] = field(default_factory=tuple)
+    is_inline: bool = False
 
 
 def find_inward(trace: Trace, blocks: Blocks, ids: Tensor, findings: Findings) -> Inward:
@@ -58,23 +60,36 @@ def find_inward(trace: Trace, blocks: Blocks, ids: Tensor, findings: Findings) -
     names = " + ".join(one.path for one in (found.token, *found.tables))
     passed = "".join(f", through {one.path}" for one in reversed(found.through))
     findings.add("hook_embed", f"{names}{passed} is the stream that enters the blocks", found.multiplier)
-    return _parts(trace, embed, found, ids, blocks.first.shape[-1])
+    end = next((one for one in reversed(before) if same(one.left, blocks.first)), None)
+    if found.is_inline and end is None:
+        raise MissingStructureError("no module gives the sum of tokens and of what the model adds for positions")
+    return _parts(trace, embed, found, ids, blocks.first.shape[-1], end)
 
 
 def _found(before: Sequence[Visit], embed: Visit, stream: Tensor) -> _Sum:
     """Returns what adds up to the stream, or to what norms and linear maps make it of."""
+    chain = _back(before, stream)
+    for adds_up in (_adds_up, _adds_up_inline):
+        for index, total in enumerate((stream, *(one.entered for one in chain))):
+            found = None if total is None else adds_up(before, embed, total)
+            if found is not None:
+                return replace(found, through=chain[:index])
+    raise MissingStructureError("the residual stream is no sum of embeddings' outputs")
+
+
+def _back(before: Sequence[Visit], stream: Tensor) -> list[Visit]:
+    """Returns the norms and linear maps, one after the other, whose output is the stream, the last first."""
+    chain: list[Visit] = []
     total: Tensor | None = stream
-    through: list[Visit] = []
     while total is not None:
-        found = _adds_up(before, embed, total)
-        if found is not None:
-            return _Sum(found.token, found.multiplier, found.tables, through)
         passed = next(
             (one for one in reversed(before) if same(one.left, total) and (norm_kind(one) or linear_kind(one))), None
         )
-        total = None if passed is None or passed in through else passed.entered
-        through += [] if passed is None else [passed]
-    raise MissingStructureError("the residual stream is no sum of embeddings' outputs")
+        if passed is None or passed in chain:
+            break
+        chain.append(passed)
+        total = passed.entered
+    return chain
 
 
 def _adds_up(before: Sequence[Visit], embed: Visit, total: Tensor) -> _Sum | None:
@@ -90,25 +105,52 @@ def _adds_up(before: Sequence[Visit], embed: Visit, total: Tensor) -> _Sum | Non
     return None
 
 
+def _adds_up_inline(before: Sequence[Visit], embed: Visit, total: Tensor) -> _Sum | None:
+    """Returns a sum of tokens and of something that is the same for all rows, and no module's output."""
+    for token in _ways(before, embed):
+        if token.left is None or token.left.shape != total.shape:
+            continue
+        found = factor(token.left[1:] - token.left[:1], total[1:] - total[:1])
+        if found is not None:
+            return _Sum(token, found, is_inline=True)
+    return None
+
+
 def _ways(before: Sequence[Visit], embed: Visit) -> list[Visit]:
-    """Returns the embedding's call, and those of norms and linear maps that its output passes, one after the other."""
+    """Returns the embedding's call, and those of norms and linear maps that its output passes, one after the other.
+
+    A map may read more beside it, in further channels.
+    """
     ways = [embed]
     for one in before:
-        if same(one.entered, ways[-1].left) and (norm_kind(one) or linear_kind(one)):
+        if _begins_with(one.entered, ways[-1].left) and (norm_kind(one) or linear_kind(one)):
             ways.append(one)
     return ways
 
 
-def _parts(trace: Trace, embed: Visit, found: _Sum, ids: Tensor, d_model: int) -> Inward:
-    """Returns the components of what was found."""
+def _begins_with(whole: Tensor | None, part: Tensor | None) -> bool:
+    """Whether the first channels of a tensor are another one's."""
+    if whole is None or part is None or whole.shape[:-1] != part.shape[:-1]:
+        return False
+    return same(whole[..., : part.shape[-1]], part)
+
+
+def _parts(
+    trace: Trace, embed: Visit, found: _Sum, ids: Tensor, d_model: int, end: Visit | None
+) -> Inward:
+    """Returns the components of what was found; `end` is the call that gives the stream."""
     own = EmbeddingBridge(name=embed.path, multiplier=found.multiplier, output_is_overwritten=embed.is_overwritten)
     passed = [*([found.token] if found.token is not embed else []), *reversed(found.through)]
     own.ends_at = passed[-1].path if passed else None
     own.ends_at_call = call_number(trace, passed[-1]) if passed else None
-    if found.through and found.multiplier != 1:
+    if found.is_inline and not passed and end is not None:
+        own.ends_at = end.path
+    if (found.through or found.is_inline) and found.multiplier != 1:
         own.multiplier = 1.0  # the norm or map at which it ends has it
     parts: dict[str, GeneralizedComponent] = {"embed": own}
     table = None
+    if found.is_inline:
+        parts["pos_embed"] = PosEmbedBridge(table=None, ends_in_embed=True)
     for one in found.tables:
         if _is_one_vector(one):
             parts["type_embed"] = TypeEmbedBridge(name=one.path, ends_in_embed=bool(found.through))
@@ -118,6 +160,7 @@ def _parts(trace: Trace, embed: Visit, found: _Sum, ids: Tensor, d_model: int) -
     for one in passed:
         part = opaque(one, one.path, d_model)
         part.call = call_number(trace, one)
+        part.output_is_overwritten = one.is_overwritten
         parts["embed_norm" if norm_kind(one) else "project_in"] = part
     return Inward(parts, table)
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clearspan.components import GeneralizedComponent
-from clearspan.structure.algebra import factor, norm_kind, same
+from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, OpaqueBridge
+from clearspan.structure.algebra import as_tokens, factor, norm_kind, same
 from clearspan.structure.attention import Attention, attention_template, find_attention
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.mixers import mixer_template
 from clearspan.structure.mlp import find_mlp
-from clearspan.structure.trace import Attended, Trace, Visit, fresh_arguments, traced
+from clearspan.structure.trace import Trace, Visit, fresh_arguments, same_arguments, traced
+from clearspan.structure.values import bounds_values
 from clearspan.structure.wiring import Contribution, Wiring
 
 
@@ -45,17 +46,19 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
         MissingStructureError: One is of no known kind, or reads no stream of the block.
     """
     block = wiring.block
-    attentions = [find_attention(trace, block, one) for one in _attending(trace, block)]
+    attentions = _attentions(trace, block, findings, where)
     found: list[Sublayer] = []
     taken: list[Attention] = []
     for contribution in wiring.contributions:
         attention = next((one for one in attentions if _gives(one, contribution)), None)
         if attention is not None:
             taken.append(attention)
-            whole = next((one for one in trace.at(attention.path) if one.order > block.order), None)
-            overwritten = whole is not None and _is_written(whole, wiring)
-            part = attention_template(attention, trace, block, findings, where, overwritten=overwritten)
-            found.append(Sublayer("attn", part, contribution, attention.reader))
+            try:
+                part = _attention(attention, trace, wiring, findings, where)
+            except MissingStructureError as error:
+                findings.add(f"{where}.mixer", f"heads of {attention.path} are not shown: {error}")
+            else:
+                found.append(Sublayer("attn", part, contribution, attention.reader))
     if len(taken) < len(attentions):
         lost = next(one for one in attentions if one not in taken)
         raise MissingStructureError(f"{lost.output.path} gives none of what {block.path} adds")
@@ -66,16 +69,39 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
     found.sort(key=lambda one: min(call.order for call in one.contribution.calls))
     for one in found:
         _locate(one, wiring, trace)
+        if isinstance(one.part, GeneralAttentionBridge) and one.norm is not None:
+            one.part.norms_input = one.norm.is_in(f"{block.path}.{one.part.name}")
     return found
+
+
+def _attentions(trace: Trace, block: Visit, findings: Findings, where: str) -> list[Attention]:
+    """Returns the attentions of a block whose modules are found; others are mixers of which the ends are known."""
+    found = []
+    for one in trace.attended:
+        if one.path.startswith(f"{block.path}."):
+            try:
+                found.append(find_attention(trace, block, one))
+            except MissingStructureError as error:
+                findings.add(f"{where}.mixer", f"heads of {one.path} are not shown: {error}")
+    return found
+
+
+def _attention(
+    attention: Attention, trace: Trace, wiring: Wiring, findings: Findings, where: str
+) -> GeneralAttentionBridge:
+    """Returns the template of an attention in a block."""
+    whole = next((one for one in trace.at(attention.path) if one.order > wiring.block.order), None)
+    overwritten = whole is not None and _is_written(whole, wiring)
+    part = attention_template(attention, trace, wiring.block, findings, where, overwritten=overwritten)
+    if whole is not None:
+        part.same_inputs = same_arguments(whole)
+        part.bounds_values = bounds_values(trace, whole, attention.value.map, attention.value.channels)
+    return part
 
 
 def _is_written(whole: Visit, wiring: Wiring) -> bool:
     """Whether a module's output is written into: by the model, or where the stream is, which it is."""
     return whole.is_overwritten or any(same(whole.left, stream) for stream in wiring.streams[1:-1])
-
-
-def _attending(trace: Trace, block: Visit) -> list[Attended]:
-    return [one for one in trace.attended if one.path.startswith(f"{block.path}.")]
 
 
 def _gives(attention: Attention, contribution: Contribution) -> bool:
@@ -90,7 +116,14 @@ def _other(
     whole = min(modules, key=lambda one: one.depth) if modules else None
     if whole is not None and _mixes_positions(whole):
         return Sublayer("mixer", mixer_template(trace, block, whole, findings, where), contribution, whole)
-    part, reader = find_mlp(trace, block, whole, contribution, outside, findings, where)
+    try:
+        part, reader = find_mlp(trace, block, whole, contribution, outside, findings, where)
+    except MissingStructureError as error:
+        if whole is None:
+            raise
+        findings.add(f"{where}.mlp", f"only the ends of {whole.path} are known: {error}")
+        name = whole.path.removeprefix(f"{block.path}.")
+        part, reader = OpaqueBridge(name, output_is_overwritten=whole.is_overwritten), whole
     return Sublayer("mlp", part, contribution, reader)
 
 
@@ -101,7 +134,8 @@ def _mixes_positions(whole: Visit) -> bool:
         return False
     changed = entered.clone()
     changed[:, 0] += torch.linspace(-1, 1, entered.shape[-1], dtype=entered.dtype) * entered.abs().mean()
-    before, after = (_run_again(whole, value) for value in (entered, changed))
+    given = [_run_again(whole, value) for value in (entered, changed)]
+    before, after = (None if one is None else as_tokens(one, *entered.shape[:2]) for one in given)
     return before is not None and after is not None and not same(before[:, 1:], after[:, 1:])
 
 

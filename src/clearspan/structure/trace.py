@@ -1,6 +1,7 @@
 """One forward of a model with what every module was given and gave: the facts that a structure is derived from."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ class Visit:
         path: The module's path.
         module: The module.
         order: How many calls began before it.
+        end: How many calls had begun when it returned.
         args: What it was called with.
         kwargs: What it was called with, by name.
         entered: A copy of its first tensor, or None where it got none.
@@ -42,6 +44,7 @@ class Visit:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     entered: Tensor | None = None
+    end: int = 0
     left: Tensor | None = None
     returned: type = Tensor
     n_returned: int = 1
@@ -108,14 +111,10 @@ class Trace:
         return [visit for visit in self.visits if visit.path == path]
 
     def inside(self, visit: Visit) -> list[Visit]:
-        """Returns the calls that a call made, those that gave a tensor."""
-        found = []
-        for one in self.visits[visit.order + 1 :]:
-            if not one.is_in(visit.path) or one.path == visit.path:
-                break
-            if one.left is not None:
-                found.append(one)
-        return found
+        """Returns the calls that a call made of modules in its own, those that gave a tensor."""
+        return [
+            one for one in self.visits[visit.order + 1 : visit.end] if one.is_in(visit.path) and one.left is not None
+        ]
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -144,6 +143,14 @@ def fresh_arguments(visit: Visit, value: Tensor | None = None) -> tuple[tuple[An
         return (new, *visit.args[1:]), dict(visit.kwargs)
     name = next((name for name, one in visit.kwargs.items() if isinstance(one, Tensor)), None)
     return visit.args, {**visit.kwargs, **({} if name is None else {name: new})}
+
+
+def same_arguments(visit: Visit) -> tuple[str, ...]:
+    """Returns the names of a module's further arguments that are the same tensor as its first one."""
+    names = list(inspect.signature(visit.module.forward).parameters)
+    named = [*zip(names, visit.args, strict=False), *visit.kwargs.items()]
+    tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]
+    return tuple(name for name, value in tensors[1:] if value is tensors[0][1])
 
 
 def traced(model: nn.Module, run: Callable[[], Any], changes: Mapping[str, Change] | None = None) -> Trace:
@@ -198,6 +205,7 @@ class _Tracer(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         visit = self._stack.pop()
+        visit.end = len(self.trace.visits)
         visit.returned = next((kind for kind in (Tensor, tuple, list) if isinstance(output, kind)), type(output))
         visit.outputs = tuple(output) if isinstance(output, tuple | list) else ()
         visit.n_returned = len(visit.outputs) or 1

@@ -1,16 +1,18 @@
 """How a block is wired: what is added to the residual stream, in which order, and by which modules."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
+from clearspan.components.sublayer import Factor
 from clearspan.structure.algebra import coefficients, norm_kind, same, sum_of
 from clearspan.structure.finding import MissingStructureError
 from clearspan.structure.trace import Trace, Visit
 
-MOST = 4
+MOST = 5
 """How many contributions a block may have."""
 
 
@@ -21,16 +23,18 @@ class Contribution:
     Attributes:
         calls: The calls whose output it is, in the order of the forward.
         value: It, before the block's own factor.
-        factor: What the block multiplies it by.
+        factor: What the block multiplies it by: a number, or the path in the block of a parameter `[d_model]`.
         post_norm: The norm on the sublayer's output, or None.
         source: The calls whose output is the sublayer's before that norm.
+        is_late: Whether it is added after those of all sublayers that run after it, a shortcut past them.
     """
 
     calls: list[Visit]
     value: Tensor
-    factor: float = 1.0
+    factor: Factor = 1.0
     post_norm: Visit | None = None
     source: list[Visit] = field(default_factory=list)
+    is_late: bool = False
 
 
 @dataclass(eq=False)
@@ -50,7 +54,7 @@ class Wiring:
     contributions: list[Contribution]
     streams: list[Tensor]
     norms_the_sum: list[Visit] = field(default_factory=list)
-    carries: list[float] = field(default_factory=list)
+    carries: list[Factor] = field(default_factory=list)
     residual_norms: list[Visit] = field(default_factory=list)
 
 
@@ -61,7 +65,7 @@ def find_wiring(trace: Trace, block: Visit) -> Wiring:
         MissingStructureError: The stream that leaves is no sum of the one that enters and of modules' outputs.
     """
     calls = _of_stream(trace, block)
-    for wired in (_before, _normed_residual, _after, _stepwise):
+    for wired in (_before, _normed_residual, _after, _stepwise, _by_parameters):
         found = wired(block, calls)
         if found is not None:
             for one in found.contributions:
@@ -114,18 +118,36 @@ def _before(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
     chosen = sum_of(values, added.to(end.dtype), MOST, added.abs().max())
     if chosen is None:
         return None
-    return _summed(block, [Contribution(groups[index], values[index]) for index in chosen])
-
-
-def _summed(block: Visit, contributions: list[Contribution]) -> Wiring:
-    """Returns contributions in the order in which they run, with the stream after each."""
+    contributions = [Contribution(groups[index], values[index]) for index in chosen]
     contributions.sort(key=lambda one: min(call.order for call in one.calls))
+    return _summed(block, contributions, [call for call in calls if norm_kind(call)])
+
+
+def _summed(block: Visit, contributions: list[Contribution], norms: Sequence[Visit]) -> Wiring:
+    """Returns contributions in the order in which they are added, with the stream after each.
+
+    That is the order in which they run, unless norms read more of these streams if one is added last.
+    """
+    orders = [contributions, *([*_without(contributions, one), one] for one in contributions[:-1])]
+    streams = [_streams(block, one) for one in orders]
+    read = [sum(any(same(norm.entered, stream) for stream in one) for norm in norms) for one in streams]
+    best = read.index(max(read))
+    orders[best][-1].is_late = best > 0
+    return Wiring(block, orders[best], streams[best])
+
+
+def _without(contributions: Sequence[Contribution], one: Contribution) -> list[Contribution]:
+    return [other for other in contributions if other is not one]
+
+
+def _streams(block: Visit, contributions: Sequence[Contribution]) -> list[Tensor]:
+    """Returns the stream that enters, and after each contribution."""
     stream = _entered(block).double()
     streams = [_entered(block)]
     for one in contributions[:-1]:
-        stream = stream + one.factor * one.value.double().reshape(stream.shape)
+        stream = stream + one.value.double().reshape(stream.shape)
         streams.append(stream.to(_left(block).dtype))
-    return Wiring(block, contributions, [*streams, _left(block)])
+    return [*streams, _left(block)]
 
 
 def _normed_residual(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
@@ -182,13 +204,33 @@ def _stepwise(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
 
     Each norm that reads a stream tells what the stream is there.
     """
+    return _step_by_step(block, calls, _step)
+
+
+def _by_parameters(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
+    """Returns the wiring of a block that multiplies what is added, or the stream, by vectors of its own."""
+    width = _entered(block).shape[-1]
+    vectors = {
+        name: own.detach().double()
+        for name, own in block.module._parameters.items()
+        if own is not None and own.shape == (width,)
+    }
+    return _step_by_step(block, calls, partial(_step_by_vectors, vectors)) if vectors else None
+
+
+Step = tuple[Visit | None, Factor, list[Contribution]]
+"""How a stream becomes the next: the norm that it goes on as, its multiple, and what is added."""
+
+
+def _step_by_step(block: Visit, calls: Sequence[Visit], step: Callable[..., Step | None]) -> Wiring | None:
+    """Returns the wiring whose steps, from each stream that a norm reads to the next, are found one by one."""
     stream, end = _entered(block), _left(block)
     norms = [call for call in calls if norm_kind(call)]
     wiring = Wiring(block, [], [stream])
     for target in (*(_entered(norm).reshape(end.shape) for norm in norms), end):
         if same(target, stream):
             continue
-        found = _step(stream, target, norms, calls)
+        found = step(stream, target, norms, calls)
         if found is not None:
             base, carry, made = found
             wiring.contributions += made
@@ -200,10 +242,25 @@ def _stepwise(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
     return wiring if same(stream, end) and wiring.contributions else None
 
 
-def _step(
-    stream: Tensor, target: Tensor, norms: Sequence[Visit], calls: Sequence[Visit]
-) -> tuple[Visit | None, float, list[Contribution]] | None:
-    """Returns how a stream becomes the next: the norm that it goes on as, its multiple, and what is added."""
+def _step_by_vectors(
+    vectors: Mapping[str, Tensor], stream: Tensor, target: Tensor, _: Sequence[Visit], calls: Sequence[Visit]
+) -> Step | None:
+    """Returns how a stream becomes the next by one contribution, where one or both are multiplied by vectors."""
+    factors: dict[Factor, Tensor | float] = {1.0: 1.0, **vectors}
+    groups = _classes(calls)
+    for carry, by in factors.items():
+        added = target.double() - stream.double() * by
+        for factor, number in factors.items():
+            values = [_left(group[0]).double().reshape(target.shape) * number for group in groups]
+            chosen = sum_of(values, added.to(target.dtype), 1, added.abs().max())
+            if chosen is not None:
+                group = groups[chosen[0]]
+                return None, carry, [Contribution(group, _left(group[0]), factor)]
+    return None
+
+
+def _step(stream: Tensor, target: Tensor, norms: Sequence[Visit], calls: Sequence[Visit]) -> Step | None:
+    """Returns how a stream becomes the next, by numbers."""
     groups = _classes(calls)
     values = [_left(group[0]).reshape(target.shape) for group in groups]
     bases = [(None, stream), *((one, _left(one).reshape(target.shape)) for one in norms if same(one.entered, stream))]

@@ -134,6 +134,9 @@ def _of_side(attention: GeneralAttentionBridge, key: str, used: Tensor, expected
         why = f"the product uses {list(used.shape)}, the adapter shows {list(expected.shape)}. {UNEQUAL}"
         yield Check("attention", f"{what} of {point} are used in the product", False, explanation=why)
         return
+    if key == "q" and attention.scales_queries:
+        there, here = (torch.linalg.vector_norm(one, dim=(0, 1, 3), keepdim=True) for one in (used, expected))
+        used = used * (here / there)
     moved = _moved(used, expected)
     constant = torch.where(moved, _ratio(used, expected, moved), _ratio(used, expected, ~moved))
     error = relative(used[:, :, 0], (expected * constant)[:, :, 0])

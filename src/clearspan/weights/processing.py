@@ -295,6 +295,8 @@ def why_not_refactored(model: Processable, *, queries: bool) -> str | None:
         return "z is normed before the output projection, so that another basis of values changes it"
     if any(attn.gate_activation is not None and not attn.gate_is_of_head for attn in attentions):
         return "a gate multiplies each channel of z, so that another basis of values changes it"
+    if any(attn.bounds_values for attn in attentions):
+        return "values are bounded, or a mask is made of them, so that another basis changes it"
     if queries and any({"q_norm", "k_norm"} & set(attn.submodules) for attn in attentions):
         return "queries and keys are normed by head, so that another basis changes scores"
     if queries and any(attn.has_rotary for attn in attentions):
