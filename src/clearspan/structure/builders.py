@@ -31,7 +31,8 @@ from clearspan.components import (
     mixer_kinds,
 )
 from clearspan.components.block import PARALLEL
-from clearspan.conversions import QKVConversionRule
+from clearspan.conversions import BlockedQKVConversionRule, GroupedQKVConversionRule, QKVConversionRule
+from clearspan.points import Layout
 from clearspan.structure.entries import Entries
 from clearspan.structure.expression import Call, Code, Expression, value_of
 from clearspan.structure.mixer_builders import mixer_calls
@@ -149,26 +150,35 @@ class Builders:
         """Returns an attribute's value."""
         match value:
             case QKVConversionRule():
-                heads = getattr(value, "n_heads"), value.d_head, value.n_kv_heads  # noqa: B009 (of each rule here)
-                sizes = self._entries.size("n_heads", heads[0]), self._entries.size("d_head", heads[1])
-                return Call(type(value), [*sizes, self._entries.kv_heads(heads[2])])
+                return self._rule(value)
             case MixerKind(name=kind):
                 return Code(kind, value, mixer_kinds.__name__)
-            case float() if not isinstance(value, bool):
-                return self._entries.factor(value)
+            case float():
+                return self._entries.factor(name, value)
             case int() if name in _COUNTS:
                 return self._entries.count(name, value)
             case str() if name == "axes" and value in AXES:
                 return Code(AXES[value], value, parts.__name__)
             case Mapping():
-                return {key: self.value(key, one) for key, one in value.items()}
+                return {key: self.value(name, one) for key, one in value.items()}
             case None | str() | int() | Enum():
                 return value
             case Sequence():
-                each = [self.value("", one) for one in value]
+                each = [self.value(name, one) for one in value]
                 return tuple(each) if isinstance(value, tuple) else each
             case _:
                 return self._plain(value)
+
+    def _rule(self, rule: QKVConversionRule) -> Call:
+        match rule:
+            case BlockedQKVConversionRule(n_heads=n_heads):
+                pass
+            case GroupedQKVConversionRule(group=group):
+                n_heads = group * rule.n_kv_heads
+            case _:
+                raise AssertionError(f"{rule!r} is one of the two that are derived")
+        sizes = self._entries.size("n_heads", n_heads), self._entries.size("d_head", rule.d_head)
+        return Call(type(rule), [*sizes, self._entries.kv_heads(rule.n_kv_heads)])
 
     def _plain(self, value: object) -> Expression:
         assert dataclasses.is_dataclass(value), f"{value!r} is made of fields"
@@ -195,29 +205,29 @@ class Builders:
         if changed.keys() - builder.keywords.keys():
             return
         options |= {
-            builder.keywords[name]: True if name == _NOT else self.value(name, value)
-            for name, value in changed.items()
-            if name != "uses_rms_norm" or value
+            keyword: True if name == _NOT else self.value(name, changed[name])
+            for name, keyword in builder.keywords.items()
+            if name in changed and (name != "uses_rms_norm" or changed[name])
         }
         if type(part) is TransposedLinearBridge:
             options = {"transposed": True, **options}
         others = {key: self.call(one) for key, one in part.submodules.items() if key not in builder.parts}
         if others:
             options["others"] = others
-        for inner in (self._short(part), {key: self.map(one) for key, one in part.submodules.items()}):
+        for inner, more in ((self._by_name(part), _laid(part)), (self._by_name(part), {}), (self._each(part), {})):
             kwargs = {keyword: inner[key] for key, keyword in builder.parts.items() if key in inner}
             if isinstance(part, MoEBridge):
                 kwargs |= self._experts(part, kwargs.pop("experts"))
             if builder.takes_others or not others:
-                yield Call(builder.function, [part.name], {**kwargs, **options})
+                yield Call(builder.function, [part.name], {**kwargs, **options, **more})
 
-    def _short(self, part: GeneralizedComponent) -> dict[str, Expression]:
-        """Returns parts of an MLP by name, for a builder that gives all of them the MLP's layout."""
-        plain = isinstance(part, MLPBridge)
-        short = (LinearBridge, ActivationBridge)
-        return {
-            key: one.name if plain and type(one) in short else self.map(one) for key, one in part.submodules.items()
-        }
+    def _each(self, part: GeneralizedComponent) -> dict[str, Expression]:
+        return {key: self.map(one) for key, one in part.submodules.items()}
+
+    def _by_name(self, part: GeneralizedComponent) -> dict[str, Expression]:
+        """Returns parts, of an MLP by name alone, for a builder that gives all of them the MLP's layout."""
+        short = (LinearBridge, ActivationBridge) if isinstance(part, MLPBridge) else ()
+        return {key: one.name if type(one) in short else self.map(one) for key, one in part.submodules.items()}
 
     def _experts(self, part: GeneralizedComponent, whole: Expression) -> dict[str, Expression]:
         experts = part.submodules["experts"]
@@ -242,6 +252,13 @@ class Builders:
         changed.pop("outs", None)
         options |= {f"{name}_out": outs.pop(name) for name in ("attn", "mlp") if name in outs}
         return options | ({"outs": outs} if outs else {})
+
+
+def _laid(part: GeneralizedComponent) -> dict[str, Expression]:
+    """Returns the layout of an MLP's maps, where the block itself calls them."""
+    out = part.submodules.get("out")
+    is_loose = type(part) is MLPBridge and part.name is None
+    return {"layout": out.layout} if is_loose and out is not None and out.layout is not Layout.TOKENS else {}
 
 
 def _changed(part: GeneralizedComponent) -> dict[str, object]:

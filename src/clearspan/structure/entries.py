@@ -7,8 +7,8 @@ from clearspan.config import TransformerBridgeConfig
 from clearspan.structure.expression import Code, Expression
 
 WORDS: Mapping[str, tuple[str, ...]] = {
-    "heads": ("value_head", "n_heads", "num_heads"),
-    "qk_heads": ("key_head", "n_heads", "num_heads"),
+    "heads": ("value_head", "_n_heads", "num_heads"),
+    "qk_heads": ("key_head",),
     "d_head": ("head_dim", "d_head"),
     "d_head_qk": ("key_head", "qk_head"),
     "d_head_v": ("value_head", "v_head"),
@@ -18,15 +18,18 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "state": ("state",),
     "d_inner": ("expand", "inner", "lru_width"),
     "padding_id": ("pad_token",),
+    "dense": ("dense",),
+    "scale": ("logit",),
+    "softcap": ("softcap",),
 }
-"""What entries are called that have the numbers of an adapter, by the builders' keywords."""
+"""What entries are called that have the numbers of an adapter, by the builders' keywords; the best word first."""
 
 
 class Entries:
     """The entries of a model's config, for what an adapter says in numbers.
 
-    A width or a count has many namesakes by chance, so an entry counts only if its name says so too; a factor counts
-    where one entry alone has its value.
+    Many entries have a width or a count by chance, so one is taken only if its name says so too; a factor is taken from
+    the one entry that has its value, of several the one whose name says so, or the one that is a fraction.
 
     Args:
         cfg: The model's sizes.
@@ -51,19 +54,31 @@ class Entries:
     def count(self, keyword: str, value: int) -> Expression:
         """Returns a width or a count by the entry that has it, where its name fits the keyword."""
         words = WORDS.get(keyword, (keyword,))
-        fits = [name for name in self._numbers if any(word in name for word in words)]
-        found = [name for name in fits if self._numbers[name] == value]
-        if len(found) == 1:
-            return _entry(found[0], value)
-        widths = [name for name in fits if self._numbers[name] * self._cfg.d_model == value and "expand" in name]
-        return Code(f'cfg.hf["{widths[0]}"] * cfg.d_model', value) if len(widths) == 1 else value
+        for word in words:
+            found = [name for name, there in self._numbers.items() if word in name and there == value]
+            if len(found) == 1:
+                return _entry(found[0], value)
+        expand = [name for name in self._numbers if "expand" in name and "expand" in words]
+        if len(expand) == 1 and self._numbers[expand[0]] * self._cfg.d_model == value:
+            return Code(f'cfg.hf["{expand[0]}"] * cfg.d_model', value)
+        return value
 
-    def factor(self, value: float) -> Expression:
+    def factor(self, keyword: str, value: float) -> Expression:
         """Returns a factor by the one entry that has it, or whose inverse it is, or as a root of the width."""
+        if value in (0, 1):
+            return value
         for text, power in (('cfg.hf["{}"]', 1), ('1 / cfg.hf["{}"]', -1)):
-            names = [name for name, there in self._numbers.items() if there and _close(float(there) ** power, value)]
-            if len(names) == 1 and value != 1:
-                return Code(text.format(names[0]), float(self._numbers[names[0]]) ** power)
+            fits = {
+                name: one
+                for name, there in self._numbers.items()
+                if there and _close(one := float(there) ** power, value)
+            }
+            words = WORDS.get(keyword, (keyword,))
+            named = [name for name in fits if any(word in name for word in words)]
+            fractions = [name for name in fits if isinstance(self._numbers[name], float)]
+            for names in (named, fractions, list(fits)):
+                if len(names) == 1:
+                    return Code(text.format(names[0]), fits[names[0]])
         root = self._cfg.d_model**0.5
         return Code("cfg.d_model**0.5", root) if _close(root, value) else value
 

@@ -72,6 +72,8 @@ def _chosen(
     known = _distinct([names[texts.index(text)] for text in kinds])
     statements = [Statement(one, template) for one, template in zip(known, templates, strict=True)]
     listed = _listed(numbers, known, entries)
+    if not isinstance(listed, Code):
+        return statements, Call(PerLayer, [listed])
     return [*statements, Statement(name, listed)], Call(PerLayer, [Code(name, None)])
 
 

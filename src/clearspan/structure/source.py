@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from clearspan.architectures import ArchitectureAdapter, parts
+from clearspan.architectures import AdapterSource, ArchitectureAdapter, check_source, parts
 from clearspan.architectures.adapter import FRAME_SIZES, SIZES, Size, Sizes, entries
 from clearspan.components import (
     BlockBridge,
     EmbeddingBridge,
     GeneralizedComponent,
+    LatentAttentionBridge,
     LinearBridge,
     PerLayer,
     PosEmbedBridge,
@@ -166,9 +167,13 @@ def _sizes(structure: Structure, model: "PreTrainedModel", cfg: TransformerBridg
     config, found = text_config(model), dict[str, Size]()
     implied = {"d_head": cfg.d_model // max(cfg.n_heads, 1), "d_mlp": 4 * cfg.d_model, "n_key_value_heads": cfg.n_heads}
     said = _said(model)
+    if any(isinstance(part, LatentAttentionBridge) for part in _walk(structure.parts["blocks"])):
+        implied |= {field: structure.sizes.get(field) for field in ("d_head", "n_key_value_heads")}
     for field, names in SIZES.items():
         measured = structure.sizes.get(field, names)
-        if isinstance(measured, tuple):
+        if implied.get(field) == measured and said.get(field) != measured:
+            found[field] = ()
+        elif isinstance(measured, tuple):
             name = stored(config, measured)
             found[field] = () if name is None else (name,)
         elif stored(config, names) is not None and said.get(field) == measured:
@@ -188,6 +193,18 @@ def _said(model: "PreTrainedModel") -> Mapping[str, object]:
         return vars(bridge_config(model, ArchitectureAdapter))
     except AdapterError:
         return {}
+
+
+def adapter_of(text: str) -> AdapterSource:
+    """Returns the adapter that a module's text defines, without registering it.
+
+    Args:
+        text: What `source` returned.
+    """
+    definitions, _, registered = text.rpartition("\n\n\nclearspan.register(")
+    names: dict[str, object] = {"__name__": "adapted"}
+    exec(compile(definitions, "<adapter>", "exec"), names)  # the text was made here, of a model that runs here
+    return check_source(names[registered.partition(",")[0]])
 
 
 def _as_entries(sizes: Sizes) -> Expression:
