@@ -146,3 +146,80 @@ def test_a_text_reads_as_if_written_by_hand(texts):
         '            unembed=unembedding("lm_head", scale=cfg.hf["logit_scale"]),',
         "        )",
     ]
+
+
+def saved(model_type, folder):
+    clearspan.zoo.build(model_type).save_pretrained(folder)
+    return str(folder)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["adapt", *arguments])
+
+
+def test_the_command_prints_an_adapter_and_says_how_it_is_known(tmp_path):
+    result = run(saved("helium", tmp_path))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith('"""Helium, as derived from a model.')
+    assert result.stdout.endswith('clearspan.register(HeliumArchitectureAdapter, "HeliumForCausalLM")\n')
+    said = result.stderr.splitlines()
+    assert "hook_embed: model.embed_tokens is the stream that enters the blocks" in said
+    sentence = next(line for line in said if line.startswith("All "))
+    assert sentence.endswith("checks of `bridge.verify()` hold for it on this model.")
+    assert sentence in result.stdout.replace("\n", " ")
+
+
+def test_a_file_that_was_written_serves_the_class_when_it_is_imported(tmp_path):
+    folder, file = saved("helium", tmp_path / "model"), tmp_path / "helium.py"
+    result = run(folder, "--out", str(file))
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.splitlines()[-1] == f"wrote {file}"
+    before = dict(ADAPTERS)
+    try:
+        exec(compile(file.read_text(encoding="utf-8"), str(file), "exec"), {"__name__": "helium"})
+        assert type(clearspan.boot(folder).adapter).__name__ == "HeliumArchitectureAdapter"
+    finally:
+        ADAPTERS.clear()
+        ADAPTERS.update(before)
+
+
+def test_a_class_with_an_adapter_is_refused_and_derived_anyway():
+    result = run("tiny-bigcode")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "error: GPTBigCodeForCausalLM has an adapter already: GPTBigCodeArchitectureAdapter",
+        "  where: clearspan.architectures.gpt_bigcode",
+        "  fix: --anyway derives one all the same",
+    ]
+    result = run("tiny-bigcode", "--anyway")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith('"GPTBigCodeForCausalLM", replace=True)\n')
+
+
+def test_a_model_whose_structure_is_not_found_is_refused(tmp_path):
+    result = run(saved("xlnet", tmp_path))
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert lines[0] == "error: no adapter for XLNetLMHeadModel, and its structure was not found"
+    assert any(line.startswith("  reason: ") for line in lines)
+
+
+def test_an_adapter_that_fails_is_written_with_what_fails_and_exits_one(tmp_path, monkeypatch):
+    model = clearspan.zoo.build("helium")
+    model.config.get_text_config().rms_norm_eps = 1e-3  # the modules have another
+    bridge = clearspan.boot(model, adapter=derive(model))
+    boot = clearspan.boot
+    monkeypatch.setattr(clearspan, "boot", lambda model, **options: boot(model, **options) if options else bridge)
+    result = run("helium")
+    assert result.exit_code == 1
+    assert "fail for it on this model: structure" in result.stdout.replace("\n", " ")
+    assert "failed: structure: " in result.stderr
+    assert result.stdout.splitlines()[-1].startswith("clearspan.register(")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    result = run("tiny-bigcode", "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert f"--out {tmp_path} is a folder; name a file, for instance {tmp_path / 'adapter.py'}" in result.stderr
