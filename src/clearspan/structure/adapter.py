@@ -241,7 +241,8 @@ def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:
             if buffer is not None and not buffer.is_floating_point():
                 found[start + name] = "indices, which the config fixes"
         parent = path.rpartition(".")[0]
-        if path not in called and not isinstance(module, nn.ModuleList | nn.ModuleDict) and parent in called:
+        is_empty = next(iter(module.state_dict()), None) is None
+        if not is_empty and parent in called and not any(f"{one}.".startswith(start) for one in called):
             found[f"{start}*"] = "the forward of a text does not call it"
     return found
 
