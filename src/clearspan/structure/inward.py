@@ -135,9 +135,7 @@ def _begins_with(whole: Tensor | None, part: Tensor | None) -> bool:
     return same(whole[..., : part.shape[-1]], part)
 
 
-def _parts(
-    trace: Trace, embed: Visit, found: _Sum, ids: Tensor, d_model: int, end: Visit | None
-) -> Inward:
+def _parts(trace: Trace, embed: Visit, found: _Sum, ids: Tensor, d_model: int, end: Visit | None) -> Inward:
     """Returns the components of what was found; `end` is the call that gives the stream."""
     own = EmbeddingBridge(name=embed.path, multiplier=found.multiplier, output_is_overwritten=embed.is_overwritten)
     passed = [*([found.token] if found.token is not embed else []), *reversed(found.through)]

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel
 
 ROWS, POSITIONS = 11, 7
-"""Of the traced forward: primes, which are unlikely to be a model's sizes. The more rows, the less two channels are alike
-by chance."""
+"""Of the traced forward: primes, which are unlikely to be a model's sizes.
+
+The more rows, the less two channels are alike by chance.
+"""
 MOST = 1000
 """Ids above it are not drawn."""
 
