@@ -5,11 +5,12 @@ import warnings
 
 import pytest
 import torch
+from tests.unit.architectures.own_model import OwnArchitectureAdapter, OwnConfig, OwnForCausalLM
 from tests.zoo import MODELS, build
+from torch import nn
 from transformers import HeliumConfig, HeliumForCausalLM, XLNetConfig, XLNetLMHeadModel
 
 import clearspan
-from clearspan import zoo
 from clearspan.errors import AbsentPointError, ClearspanError, DerivedWarning, UnsupportedArchitectureError
 from clearspan.structure import derive
 
@@ -133,19 +134,46 @@ def test_a_model_without_blocks_is_refused():
     )
 
 
+class Squashed(nn.Module):
+    """A block that is no sum."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.map = nn.Linear(config.width, config.width)
+
+    def forward(self, x, mask):
+        return x * torch.sigmoid(self.map(x))
+
+
+def test_a_model_with_code_of_its_own_is_derived():
+    model = OwnForCausalLM(OwnConfig()).eval()
+    bridge = clearspan.boot(model, adapter=derive(model))
+    failed = {check.what for check in bridge.verify(level="quick").checks if not check.passed}
+    assert failed <= {"a short generation"}  # transformers cannot generate with this config
+    written = clearspan.boot(model, adapter=OwnArchitectureAdapter)
+    assert set(bridge.index.by_name) == set(written.index.by_name)
+
+
 def test_a_part_of_a_structure_is_enough_where_it_is_asked_for():
-    model = zoo.build("diffllama")
+    config = OwnConfig()
+    model = OwnForCausalLM(config).eval()
+    model.stack[1] = Squashed(config)
+    with pytest.raises(UnsupportedArchitectureError, match=r"what stack\.1 adds to the residual stream"):
+        clearspan.boot(model)
     with pytest.warns(DerivedWarning):
         bridge = clearspan.boot(model, partial=True)
-    assert bridge.layer_types() == ["unknown"] * bridge.cfg.n_layers
+    assert bridge.layer_types() == ["attn, mlp", "unknown"]
     tokens = torch.randint(3, 90, (2, 7))
     logits, cache = bridge.run_with_cache(tokens)
-    assert torch.equal(logits, model(tokens, use_cache=False).logits)
-    with torch.no_grad():
-        hidden = model(tokens, output_hidden_states=True, use_cache=False).hidden_states
-    assert torch.equal(cache["resid_pre", 1], hidden[1])
-    moved = bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.0.hook_resid_post", lambda value, hook: value * 2)])
+    assert torch.equal(logits, model(tokens).logits)
+    seen = []
+    handle = model.stack[1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model(tokens)
+    handle.remove()
+    assert torch.equal(cache["resid_pre", 1], seen[0])
+    assert cache["q", 0].shape == (2, 7, 4, 12)
+    moved = bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_post", lambda value, hook: value + 1)])
     assert not torch.allclose(moved, logits)
-    assert bridge.why_absent("blocks.0.attn.hook_q").startswith("the structure of the block was not found: ")
-    with pytest.raises(AbsentPointError, match="DiffLlamaForCausalLM has no hook point"):
-        bridge.run_with_cache(tokens, "blocks.0.attn.hook_q")
+    assert bridge.why_absent("blocks.1.attn.hook_q").startswith("the structure of the block was not found: ")
+    with pytest.raises(AbsentPointError, match="OwnForCausalLM has no hook point"):
+        bridge.run_with_cache(tokens, "blocks.1.attn.hook_q")

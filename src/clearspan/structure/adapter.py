@@ -207,7 +207,8 @@ def _sizes(
     model: "PreTrainedModel", trace: Trace, blocks: Blocks, inward: Inward, layers: Sequence[BlockBridge]
 ) -> Sizes:
     """Returns the sizes that were measured."""
-    found: dict[str, Size] = {"d_model": blocks.first.shape[-1], "n_layers": len(layers)}
+    d_vocab = trace.output.logits.shape[-1]
+    found: dict[str, Size] = {"d_model": blocks.first.shape[-1], "n_layers": len(layers), "d_vocab": d_vocab}
     if trace.attended:
         first = trace.attended[0]
         found |= {"n_heads": first.query.shape[1], "d_head": first.query.shape[-1]}

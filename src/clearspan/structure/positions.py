@@ -27,7 +27,7 @@ def numbers_positions(model: "PreTrainedModel", inward: Inward) -> bool:
         return not takes
     tokens = torch.arange(5, 12)[None] % model.get_input_embeddings().weight.shape[0]  # few have less than 12
     plain = _rows(model, inward.table.path, tokens)
-    padding = model.config.get_text_config(decoder=True).pad_token_id
+    padding = vars(model.config.get_text_config(decoder=True)).get("pad_token_id")
     if takes and padding is not None:
         ids = tokens.clone()
         ids[0, 3] = padding

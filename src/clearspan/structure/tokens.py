@@ -20,7 +20,9 @@ MOST = 1000
 
 def tokens_for(model: "PreTrainedModel") -> Tensor:
     """Returns random token ids `[ROWS, POSITIONS]` that stand for text: none that the config gives another meaning."""
-    size = model.config.get_text_config(decoder=True).vocab_size
+    size = vars(model.config.get_text_config(decoder=True)).get("vocab_size") or len(
+        model.get_input_embeddings().weight
+    )
     special = set(_special(model.config.to_dict()))
     plain = torch.tensor([one for one in range(min(size, MOST)) if one not in special])
     drawn = torch.randint(len(plain), (ROWS, POSITIONS), generator=torch.Generator().manual_seed(0))

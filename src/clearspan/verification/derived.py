@@ -58,7 +58,7 @@ def not_holding(model: Model) -> NotHolding:
         if check.what in model.hook_dict:
             found.points[model.hook_dict[check.what].name] = why
         elif layers:
-            found.layers |= dict.fromkeys(layers, why)
+            found.layers.update(dict.fromkeys(layers, why))
         else:
-            found.points |= {name: why for name in model.hook_dict if name in check.what.split()}
+            found.points.update({name: why for name in model.hook_dict if name in check.what.split()})
     return found
