@@ -98,7 +98,7 @@ def _class(name: str, value: type) -> Iterator[str]:
 def _shown_at(base: type) -> type:
     """Returns the public class that shows a class's members: itself, or else the first that inherits them."""
     classes = [getattr(import_module(module), name) for module in MODULES for name in public_names(module)]
-    classes = [one for one in classes if inspect.isclass(one) and issubclass(one, base)]
+    classes = [one for one in classes if inspect.isclass(one) and base in one.__mro__]
     return base if base in classes else classes[0]
 
 

@@ -9,22 +9,31 @@ import transformers
 from transformers import PreTrainedModel
 
 import clearspan
-from clearspan.architectures import ADAPTERS
-from clearspan.architectures.llama import LlamaArchitectureAdapter
+from clearspan.architectures import ADAPTERS, ArchitectureAdapter
+from clearspan.architectures.adapter import Sizes
+from clearspan.architectures.llama import LLAMA_SIZES, gated, rms, self_attention
+from clearspan.architectures.parts import (
+    WIDTH,
+    attention,
+    decoder,
+    embedding,
+    fused_gated_mlp,
+    linear,
+    mlp,
+    unembedding,
+)
 from clearspan.components import (
-    AttentionBridge,
     BlockBridge,
     EmbeddingBridge,
     GeneralizedComponent,
-    JointGateMLPBridge,
     LatentAttentionBridge,
     LinearBridge,
     NormalizationBridge,
     OpaqueBridge,
     PerLayer,
+    UnembeddingBridge,
 )
 from clearspan.config import TransformerBridgeConfig
-from clearspan.conversions import ParamProcessingConversion
 from clearspan.points import HookPoint
 
 Parts = dict[str, GeneralizedComponent]
@@ -41,34 +50,39 @@ SIZES: dict[str, Any] = {
 }
 
 
-class HybridAdapter(LlamaArchitectureAdapter):
+class HybridAdapter(ArchitectureAdapter):
     """A decoder whose blocks are made by `_block`, layer by layer."""
 
-    def __init__(self, cfg: TransformerBridgeConfig) -> None:
-        super().__init__(cfg)
-        blocks = [self._block(layer) for layer in range(cfg.n_layers)]
-        self.component_mapping = {**self.component_mapping, "blocks": PerLayer(blocks)}
+    sizes: ClassVar[Sizes] = LLAMA_SIZES
+    embed_name: ClassVar[str] = "model.embed_tokens"
+    blocks_name: ClassVar[str] = "model.layers"
+    final_norm_name: ClassVar[str] = "model.norm"
 
-    def _parts(self) -> Parts:
-        return {"attn": self._attention(), "mlp": self._mlp()}  # replaced by `_block`
+    def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
+        return decoder(
+            embed=self._embed(),
+            blocks=PerLayer([self._block(layer) for layer in range(cfg.n_layers)]),
+            ln_final=self._norm(self.final_norm_name),
+            unembed=self._unembed(),
+        )
+
+    def _embed(self) -> EmbeddingBridge:
+        return embedding(self.embed_name)
+
+    def _unembed(self) -> UnembeddingBridge:
+        return unembedding("lm_head")
+
+    def _norm(self, name: str) -> NormalizationBridge:
+        return rms(name)
 
     def _block(self, layer: int) -> BlockBridge:
-        raise NotImplementedError
-
-    def _mixing(self, layer: int) -> Parts:
-        """Returns the token mixer of a layer."""
         raise NotImplementedError
 
 
 class MambaAdapter(HybridAdapter):
     """Mamba: a mixer alone in each block."""
 
-    config_values: ClassVar[dict[str, object]] = {
-        **LlamaArchitectureAdapter.config_values,
-        "positional_embedding_type": "none",
-        "gated_mlp": False,
-        "eps_attr": "layer_norm_epsilon",
-    }
+    sizes: ClassVar[Sizes] = {**LLAMA_SIZES, "eps": ("layer_norm_epsilon",), "act_fn": ()}
     embed_name = "backbone.embeddings"
     blocks_name = "backbone.layers"
     final_norm_name = "backbone.norm_f"
@@ -81,19 +95,12 @@ class MambaAdapter(HybridAdapter):
 class JambaAdapter(HybridAdapter):
     """Jamba: attention in some layers and Mamba in the others, and mixtures in some."""
 
-    config_values: ClassVar[dict[str, object]] = {
-        **LlamaArchitectureAdapter.config_values,
-        "positional_embedding_type": "none",
-    }
     final_norm_name = "model.final_layernorm"
-
-    def _attention(self) -> AttentionBridge:
-        return AttentionBridge(name="self_attn", submodules=self._projections())
 
     def _block(self, layer: int) -> BlockBridge:
         hf = self.cfg.hf
         has_attention = layer % hf["attn_layer_period"] == hf["attn_layer_offset"]
-        mixing = {"attn": self._attention()} if has_attention else {"mixer": OpaqueBridge(name="mamba")}
+        mixing = {"attn": self_attention(rotary=False)} if has_attention else {"mixer": OpaqueBridge(name="mamba")}
         is_mixture = layer % hf["expert_layer_period"] == hf["expert_layer_offset"]
         return BlockBridge(
             name=self.blocks_name,
@@ -102,7 +109,7 @@ class JambaAdapter(HybridAdapter):
                 "ln1": self._norm("input_layernorm"),
                 **mixing,
                 "ln2": self._norm("pre_ff_layernorm"),
-                "mlp": OpaqueBridge(name="feed_forward") if is_mixture else self._gated("feed_forward"),
+                "mlp": OpaqueBridge(name="feed_forward") if is_mixture else gated("feed_forward"),
             },
         )
 
@@ -122,9 +129,9 @@ class FalconH1Adapter(HybridAdapter):
             submodules={
                 "ln1": self._norm("input_layernorm"),
                 "mixer": OpaqueBridge(name="mamba"),
-                "attn": self._attention(),
+                "attn": self_attention(),
                 "ln2": self._norm("pre_ff_layernorm"),
-                "mlp": self._gated("feed_forward"),
+                "mlp": gated("feed_forward"),
             },
         )
 
@@ -132,26 +139,15 @@ class FalconH1Adapter(HybridAdapter):
 class NemotronHAdapter(HybridAdapter):
     """Nemotron-H: each block is a mixer, attention, an MLP or a mixture alone."""
 
-    config_values: ClassVar[dict[str, object]] = {
-        **LlamaArchitectureAdapter.config_values,
-        "positional_embedding_type": "none",
-        "gated_mlp": False,
-        "eps_attr": "layer_norm_epsilon",
-    }
-    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        **LlamaArchitectureAdapter.sizes,
-        "act_fn": ("mlp_hidden_act",),
-    }
+    sizes: ClassVar[Sizes] = {**LLAMA_SIZES, "eps": ("layer_norm_epsilon",), "act_fn": ("mlp_hidden_act",)}
     embed_name = "model.embeddings"
     final_norm_name = "model.norm_f"
 
     def _block(self, layer: int) -> BlockBridge:
-        linears = self._linears(q="q_proj", k="k_proj", v="v_proj", o="o_proj")
-        attention = AttentionBridge(name="mixer", submodules=linears)
         kinds: dict[str, Parts] = {
-            "full_attention": {"attn": attention},
+            "full_attention": {"attn": attention("mixer", q="q_proj", k="k_proj", v="v_proj", o="o_proj")},
             "linear_attention": {"mixer": OpaqueBridge(name="mixer")},
-            "mlp": {"mlp": self._plain_mlp("mixer", "up_proj", "down_proj")},
+            "mlp": {"mlp": mlp("mixer", in_="up_proj", out="down_proj")},
             "moe": {"moe": OpaqueBridge(name="mixer")},
         }
         parts = kinds[self.cfg.hf["layers_block_type"][layer]]
@@ -163,7 +159,7 @@ class Qwen3NextAdapter(HybridAdapter):
     """Qwen3-Next: a gated delta net in most layers, gated attention in the others."""
 
     def _norm(self, name: str) -> NormalizationBridge:
-        return NormalizationBridge(name=name, weight_offset=1.0)
+        return rms(name, offset=1.0)
 
     def _block(self, layer: int) -> BlockBridge:
         is_linear = self.cfg.hf["layer_types"][layer] == "linear_attention"
@@ -185,27 +181,16 @@ class Qwen3NextAdapter(HybridAdapter):
 class GraniteHybridAdapter(HybridAdapter):
     """Granite-MoE-hybrid: attention in some layers and Mamba in the others; a mixture and an MLP side by side."""
 
-    config_values: ClassVar[dict[str, object]] = {
-        **LlamaArchitectureAdapter.config_values,
-        "positional_embedding_type": "none",
-    }
-
-    def __init__(self, cfg: TransformerBridgeConfig) -> None:
-        super().__init__(cfg)
-        cfg.logit_scale = 1 / cfg.hf["logits_scaling"]
-
     def _embed(self) -> EmbeddingBridge:
-        return EmbeddingBridge(name=self.embed_name, multiplier=self.cfg.hf["embedding_multiplier"])
+        return embedding(self.embed_name, multiplier=self.cfg.hf["embedding_multiplier"])
 
-    def _attention(self) -> AttentionBridge:
-        return AttentionBridge(name="self_attn", submodules=self._projections())
+    def _unembed(self) -> UnembeddingBridge:
+        return unembedding("lm_head", scale=1 / self.cfg.hf["logits_scaling"])
 
     def _block(self, layer: int) -> BlockBridge:
         has_attention = self.cfg.hf["layer_types"][layer] == "full_attention"
-        mixing = {"attn": self._attention()} if has_attention else {"mixer": OpaqueBridge(name="mamba")}
-        shared = JointGateMLPBridge(
-            name="shared_mlp", submodules=self._linears(gate_up="input_linear", out="output_linear")
-        )
+        mixing = {"attn": self_attention(rotary=False)} if has_attention else {"mixer": OpaqueBridge(name="mamba")}
+        shared = fused_gated_mlp("shared_mlp", gate_up="input_linear", out="output_linear")
         return BlockBridge(
             name=self.blocks_name,
             stages=((*mixing,), ("moe", "mlp")),
@@ -241,27 +226,17 @@ class ExpandedAttention(LatentAttentionBridge):
 class LongcatAdapter(HybridAdapter):
     """LongCat-Flash: two attentions and two MLPs in turn, and a mixture beside the second half."""
 
-    sizes: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        **LlamaArchitectureAdapter.sizes,
+    sizes: ClassVar[Sizes] = {
+        **LLAMA_SIZES,
         "n_layers": ("num_layers",),  # transformers counts the attentions, of which each block has two
         "d_mlp": ("ffn_hidden_size",),
     }
 
-    def __init__(self, cfg: TransformerBridgeConfig) -> None:
-        super().__init__(cfg)
-        cfg.d_head = cfg.hf["qk_nope_head_dim"] + cfg.hf["qk_rope_head_dim"]
-        conversions = dict(self.weight_processing_conversions)
-        for name, conversion in self.weight_processing_conversions.items():
-            conversions[name.replace(".attn.", ".attn2.")] = conversion
-        self.weight_processing_conversions: dict[str, ParamProcessingConversion] = conversions
-
     def _latent(self, name: str) -> LatentAttentionBridge:
         hf = self.cfg.hf
-        linears = self._linears(q_a="q_a_proj", q_b="q_b_proj", kv_a="kv_a_proj_with_mqa", o="o_proj")
-        norms: Parts = {
-            "q_a_norm": NormalizationBridge(name="q_a_layernorm", axes="batch pos width"),
-            "kv_a_norm": NormalizationBridge(name="kv_a_layernorm", axes="batch pos width"),
-        }
+        names = {"q_a": "q_a_proj", "q_b": "q_b_proj", "kv_a": "kv_a_proj_with_mqa", "o": "o_proj"}
+        linears: Parts = {key: linear(path) for key, path in names.items()}
+        norms: Parts = {key: rms(f"{key[:-5]}_layernorm", axes=WIDTH) for key in ("q_a_norm", "kv_a_norm")}
         linears["kv_b"] = Expansion(name="kv_b_proj")
         return ExpandedAttention(
             name=name,
@@ -281,11 +256,11 @@ class LongcatAdapter(HybridAdapter):
                 "attn": self._latent("self_attn.0"),
                 "ln2": self._norm("post_attention_layernorm.0"),
                 "moe": OpaqueBridge(name="mlp"),
-                "mlp": self._gated("mlps.0"),
+                "mlp": gated("mlps.0"),
                 "ln3": self._norm("input_layernorm.1"),
                 "attn2": self._latent("self_attn.1"),
                 "ln4": self._norm("post_attention_layernorm.1"),
-                "mlp2": self._gated("mlps.1"),
+                "mlp2": gated("mlps.1"),
             },
         )
 
@@ -297,7 +272,7 @@ class MiniMaxAdapter(HybridAdapter):
         hf = self.cfg.hf
         is_linear = hf["layer_types"][layer] == "linear_attention"
         kind, name = ("linear_attn", "mixer") if is_linear else ("full_attn", "attn")
-        mixing: Parts = {"mixer": OpaqueBridge(name="self_attn")} if is_linear else {"attn": self._attention()}
+        mixing: Parts = {"mixer": OpaqueBridge(name="self_attn")} if is_linear else {"attn": self_attention()}
         return BlockBridge(
             name=self.blocks_name,
             stages=((*mixing,), ("mlp",)),
@@ -325,7 +300,7 @@ class DogeAdapter(HybridAdapter):
                 "ln1": self._norm("input_layernorm"),
                 "mixer": OpaqueBridge(name="self_attn"),
                 "ln2": self._norm("post_attention_layernorm"),
-                "mlp": self._gated("mlp"),
+                "mlp": gated("mlp"),
             },
         )
 

@@ -1,7 +1,6 @@
 """Small adapters for tests: a mapping of components, as a function of the sizes, on a tiny model of transformers."""
 
 from collections.abc import Callable, Collection
-from typing import ClassVar
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from transformers import PreTrainedModel
 
 from clearspan import TransformerBridge
 from clearspan.architectures import ArchitectureAdapter
+from clearspan.architectures.adapter import Sizes
 from clearspan.components import GeneralizedComponent, LinearBridge, NormalizationBridge
 from clearspan.config import TransformerBridgeConfig
 from clearspan.hf.loading import bridge_config
@@ -19,31 +19,16 @@ from tests.zoo import GROUPED, IDS, SIZES
 
 Mapping = Callable[[TransformerBridgeConfig], dict[str, GeneralizedComponent]]
 
-ROTARY: dict[str, object] = {
-    "normalization_type": "RMS",
-    "positional_embedding_type": "rotary",
-    "final_rms": True,
-    "gated_mlp": True,
-    "uses_rms_norm": True,
-    "eps_attr": "rms_norm_eps",
-}
-"""`config_values` of families with RMS norms, gated MLPs and rotation."""
-
-
-class _Adapter(ArchitectureAdapter):
-    mapping: ClassVar[Mapping]
-    rows: ClassVar[str] = "(n h)"
-
-    def __init__(self, cfg: TransformerBridgeConfig) -> None:
-        super().__init__(cfg)
-        cfg.n_key_value_heads = n_kv_heads = cfg.n_key_value_heads or cfg.n_heads
-        self.weight_processing_conversions = self._qkvo_weight_conversions(n_kv_heads, self.rows)
-        self.component_mapping = type(self).mapping(cfg)
+RMS_NORM: dict[str, object] = {"normalization_type": "RMS", "uses_rms_norm": True, "final_rms": True}
+LAYER_NORM: dict[str, object] = {"normalization_type": "LN", "uses_rms_norm": False, "final_rms": False}
+"""`config_values` for mappings whose norms leave it to the sizes which kind they are."""
+SPLIT_EVENLY: Sizes = {"d_head": (), "n_key_value_heads": ()}
+"""`sizes` of heads that share `d_model` evenly, each with a key and a value of its own, whatever the config says."""
 
 
 def bridged(model: PreTrainedModel, mapping: Mapping, **attributes: object) -> TransformerBridge:
     """Returns the bridge to a model under a mapping; `attributes` are those of an adapter's class."""
-    kind = type("Mapped", (_Adapter,), {"mapping": staticmethod(mapping), **attributes})
+    kind = type("Mapped", (ArchitectureAdapter,), {"mapping": lambda _, cfg: mapping(cfg), **attributes})
     return TransformerBridge(model, kind(bridge_config(model, kind)))
 
 
@@ -107,4 +92,17 @@ def assert_verified(bridge: TransformerBridge, level: Level, *, but: Collection[
     return found
 
 
-__all__ = ["GROUPED", "ROTARY", "SIZES", "assert_verified", "bridged", "levels", "linears", "norms", "tiny", "tokens"]
+__all__ = [
+    "GROUPED",
+    "LAYER_NORM",
+    "RMS_NORM",
+    "SIZES",
+    "SPLIT_EVENLY",
+    "assert_verified",
+    "bridged",
+    "levels",
+    "linears",
+    "norms",
+    "tiny",
+    "tokens",
+]

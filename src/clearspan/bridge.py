@@ -37,7 +37,7 @@ from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
 from clearspan.structure import derive
 from clearspan.text import PaddingSide
-from clearspan.verification import FAULTS, Level, Verification, check_derived, verify, warn_of_structure
+from clearspan.verification import FAULTS, Level, Verification, check_derived, not_holding, verify, warn_of_structure
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -701,6 +701,7 @@ def boot(
     dtype: torch.dtype | Literal["auto"] = "auto",
     device: torch.device | str | None = None,
     adapter: AdapterSource | None = None,
+    partial: bool = False,
     **from_pretrained_kwargs: Any,
 ) -> TransformerBridge:
     """Returns a bridge to a model.
@@ -717,6 +718,8 @@ def boot(
         adapter: The adapter of this model alone, such as a subclass of `clearspan.architectures.ArchitectureAdapter`;
             by default the one that is registered for the model's class. Where none is, the model's structure is derived
             from a traced forward, and checked.
+        partial: Whether a structure of which only a part was found, or holds, is enough: the rest is absent, with the
+            reason, and blocks whose inside is not known have their residual stream alone.
         **from_pretrained_kwargs: For `AutoModelForCausalLM.from_pretrained`. `trust_remote_code` is False by default:
             the code of a checkpoint runs only where you say so.
 
@@ -768,10 +771,7 @@ def boot(
     warn_of_what_is_left_out(hf_model)
     _warn_of_hooks(hf_model)
     known = adapter or find_adapter(type(hf_model).__name__)
-    bridge = _bridged(hf_model, known or derive(hf_model))
-    if known is None:
-        check_derived(bridge)
-        _say_derived(bridge.cfg.architecture)
+    bridge = _derived(hf_model, partial=partial) if known is None else _bridged(hf_model, known)
     bridge.text.own = own.serving(bridge.embed.n_tokens) if tokenizer is None else handed_over(bridge, tokenizer)
     warn_of_structure(bridge)
     return bridge
@@ -779,6 +779,23 @@ def boot(
 
 _SAID: set[str] = set()
 """Classes of models of which it was said that their structure is derived."""
+
+
+def _derived(hf_model: "PreTrainedModel", *, partial: bool) -> TransformerBridge:
+    """Returns the bridge to a model that no adapter is written for.
+
+    Raises:
+        UnsupportedArchitectureError: Its structure was not found, or what was found does not hold.
+    """
+    structure = derive(hf_model, partial=partial)
+    bridge = _bridged(hf_model, structure)
+    while partial and (wrong := not_holding(bridge)).points | wrong.layers:
+        structure = structure.without(wrong.points, wrong.layers)
+        bridge = _bridged(hf_model, structure)
+    if not partial:
+        check_derived(bridge)
+    _say_derived(bridge.cfg.architecture)
+    return bridge
 
 
 def _say_derived(architecture: str) -> None:

@@ -14,6 +14,9 @@ import typer
 if TYPE_CHECKING:
     from clearspan import TransformerBridge
     from clearspan.analysis import Report
+    from clearspan.architectures import AdapterSource
+    from clearspan.structure import Structure
+    from clearspan.verification import Verification
 
 Found = TypeVar("Found")
 USAGE, FAILURE = 2, 1
@@ -60,10 +63,7 @@ def report(
     and with --out as an interactive page that opens without a network.
     """
     read = _read(text, file, tokens)
-    if out is not None and not out.parent.is_dir():
-        _fail(f"--out {out}: there is no folder {out.parent}", USAGE)
-    if out is not None and out.is_dir():
-        _fail(f"--out {out} is a folder; name a file, for instance {out / 'report.html'}", USAGE)
+    _check_out(out, "report.html")
     from clearspan import analysis
 
     found = _measured(model, lambda bridge: analysis.report(bridge, read))
@@ -105,6 +105,32 @@ def verify(
 
 
 @app.command()
+def adapt(
+    model: Annotated[str, typer.Argument(help="The embedded model, a checkpoint folder, or a hub id.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the adapter here; else it is printed.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Derive one even if the class has an adapter.")] = False,
+) -> None:
+    """Write an adapter for a model's class, from the structure of the model.
+
+    What was found, and how it is known, goes to stderr. The adapter that was written
+    is verified on the model's own weights. Exits 1 if a check fails.
+    """
+    _check_out(out, "adapter.py")
+    structure, text, found = _adapted(model, anyway=anyway)
+    typer.echo(structure.report(), err=True)
+    typer.echo(_said_of(found), err=True)
+    for check in found.failures:
+        typer.echo(f"failed: {check.group}: {check.what}", err=True)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        _write_bytes(text.encode("utf-8"), out)
+        typer.echo(f"wrote {out}", err=True)
+    if not found.passed:
+        raise typer.Exit(FAILURE)
+
+
+@app.command()
 def zoo(
     model_types: Annotated[
         list[str] | None, typer.Option("--type", "-t", help="A model type, once for each; by default all.")
@@ -139,6 +165,54 @@ def zoo(
         show_zoo(found, Console())
     if not found.passed:
         raise typer.Exit(FAILURE)
+
+
+def _adapted(model: str, *, anyway: bool) -> "tuple[Structure, str, Verification]":
+    """Returns a model's structure, the text of its adapter, and what verifying that adapter found."""
+    import warnings
+
+    import clearspan
+    from clearspan.errors import ClearspanError, DerivedWarning
+    from clearspan.structure import Structure, adapter_of, derive, source
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DerivedWarning)
+            bridge = clearspan.boot(model)
+        known, hf_model = bridge.adapter.source, bridge.hf_model
+        is_derived = isinstance(known, Structure)
+        if not is_derived and not anyway:
+            _fail(_said_of_adapter(bridge.cfg.architecture, known), FAILURE)
+        structure = known if is_derived else derive(hf_model)
+        written = adapter_of(source(structure, hf_model))
+        found = clearspan.boot(hf_model, adapter=written).verify("quick")
+        return structure, source(structure, hf_model, checked=_said_of(found), replaces=not is_derived), found
+    except ClearspanError as error:
+        _fail(str(error), FAILURE)
+
+
+def _said_of_adapter(architecture: str, known: "AdapterSource") -> str:
+    from clearspan.architectures import name_of
+
+    where = f"\n  where: {known.__module__}" if isinstance(known, type) else ""
+    return f"{architecture} has an adapter already: {name_of(known)}{where}\n  fix: --anyway derives one all the same"
+
+
+def _said_of(found: "Verification") -> str:
+    """Returns a sentence on what verifying found."""
+    count = len(found.checks)
+    if found.passed:
+        return f"All {count} checks of `bridge.verify()` hold for it on this model."
+    groups = ", ".join(dict.fromkeys(check.group for check in found.failures))
+    return f"{len(found.failures)} of {count} checks of `bridge.verify()` fail for it on this model: {groups}."
+
+
+def _check_out(out: Path | None, example: str) -> None:
+    """Ends the command where a file cannot be written."""
+    if out is not None and not out.parent.is_dir():
+        _fail(f"--out {out}: there is no folder {out.parent}", USAGE)
+    if out is not None and out.is_dir():
+        _fail(f"--out {out} is a folder; name a file, for instance {out / example}", USAGE)
 
 
 def _read(text: str | None, file: Path | None, tokens: str | None) -> str | list[int]:
@@ -189,11 +263,15 @@ def _write(found: "Report", out: Path) -> None:
     from clearspan.view import html_page
 
     page = html_page(found).encode("utf-8")
+    _write_bytes(page, out)
+    typer.echo(f"wrote {out} ({len(page) / 1e6:z.1f} MB)", err=True)
+
+
+def _write_bytes(content: bytes, out: Path) -> None:
     try:
-        out.write_bytes(page)
+        out.write_bytes(content)
     except OSError as error:
         _fail(f"cannot write {out}: {(error.strerror or str(error)).lower()}", FAILURE)
-    typer.echo(f"wrote {out} ({len(page) / 1e6:z.1f} MB)", err=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:

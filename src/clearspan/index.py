@@ -75,6 +75,7 @@ class PointIndex:
         self._absences = dict(
             reason for component in components for part in component.walk() for reason in part.absences()
         )
+        self._absences |= adapter.refused
         n_layers = adapter.cfg.n_layers
         paths = [component.path for component in components]
         first = next(index for index, path in enumerate(paths) if path.startswith("blocks."))

@@ -243,7 +243,7 @@ class Model(ModelWeights):
         self.text = Text(own, adapter.cfg, self.embed)
         arguments.blocks = [block.module_path for block in self.blocks]
         arguments.embedding_width = self.embed.width
-        points = hook_points(components)
+        points = {name: one for name, one in hook_points(components).items() if name not in adapter.refused}
         points["hook_logits"] = logits_point(adapter.cfg)
         for point in points.values():
             if "." not in point.name:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.conftest import tiny_model
 from tests.releases import start_checkpointing, stop_checkpointing
-from transformers import DynamicCache, GenerationConfig, GPTNeoConfig, GPTNeoForCausalLM
+from transformers import DynamicCache, GenerationConfig, T5Config, T5ForConditionalGeneration
 
 import clearspan
 from clearspan.errors import (
@@ -282,30 +282,27 @@ def test_a_hook_that_raises_leaves_the_model_clean(where, bridge, tokens):
     assert torch.equal(bridge(tokens), base)
 
 
-NEO = {
-    "num_layers": 1,
-    "hidden_size": 8,
-    "num_heads": 2,
-    "vocab_size": 11,
-    "attention_types": [[["global"], 1]],
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
+T5 = {"vocab_size": 11, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
 
 
 def test_architecture_without_an_adapter():
-    model = GPTNeoForCausalLM(GPTNeoConfig(**NEO))
+    """An encoder and decoder is not derived either."""
+    model = T5ForConditionalGeneration(T5Config(**T5, decoder_start_token_id=0))
     with pytest.raises(UnsupportedArchitectureError) as error:
         clearspan.boot(model)
-    assert message(error)[0] == "no adapter for GPTNeoForCausalLM"
-    assert message(error)[-1] == "  fix: write an adapter: CONTRIBUTING.md shows how, step by step"
+    assert message(error)[0] == "no adapter for T5ForConditionalGeneration, and its structure was not found"
+    assert any(line.startswith("  reason: ") for line in message(error))
+    assert message(error)[-1] == (
+        "  fix: boot(model, adapter=...) with an adapter of your own: CONTRIBUTING.md shows how, step by step"
+    )
 
 
-def test_saved_architecture_without_an_adapter(tmp_path):
-    GPTNeoForCausalLM(GPTNeoConfig(**NEO)).save_pretrained(tmp_path)
+def test_saved_architecture_that_is_no_causal_language_model(tmp_path):
+    T5ForConditionalGeneration(T5Config(**T5)).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()  # the config is enough to refuse it
-    with pytest.raises(UnsupportedArchitectureError, match="no adapter for GPTNeoForCausalLM"):
+    with pytest.raises(UnsupportedArchitectureError, match="no adapter for T5ForConditionalGeneration") as error:
         clearspan.boot(tmp_path)
+    assert message(error)[-1] == "  fix: write an adapter: CONTRIBUTING.md shows how, step by step"
 
 
 def test_folder_that_is_no_checkpoint(tmp_path):

@@ -5,11 +5,13 @@ import warnings
 
 import pytest
 import torch
+from tests.unit.architectures.own_model import OwnArchitectureAdapter, OwnConfig, OwnForCausalLM
 from tests.zoo import MODELS, build
+from torch import nn
 from transformers import HeliumConfig, HeliumForCausalLM, XLNetConfig, XLNetLMHeadModel
 
 import clearspan
-from clearspan.errors import ClearspanError, DerivedWarning, UnsupportedArchitectureError
+from clearspan.errors import AbsentPointError, ClearspanError, DerivedWarning, UnsupportedArchitectureError
 from clearspan.structure import derive
 
 HEADS = [f"{kind}_{letter}" for kind in "Wb" for letter in "QKVO"]
@@ -95,7 +97,8 @@ def test_a_structure_is_pickled_and_processed_with_its_bridge():
     assert torch.allclose(processed(tokens).log_softmax(-1), bridge(tokens).log_softmax(-1), atol=1e-4)
 
 
-def test_boot_derives_and_says_so_once():
+def test_boot_derives_and_says_so_once(monkeypatch):
+    monkeypatch.setattr("clearspan.bridge._SAID", set())  # other tests may have booted this class
     config = HeliumConfig(
         vocab_size=97, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=12
     )
@@ -126,5 +129,51 @@ def test_a_model_without_blocks_is_refused():
     assert what == "no adapter for XLNetLMHeadModel, and its structure was not found"
     assert facts[1].startswith("  reason: ")
     assert facts[2] == (
-        "  fix: boot(model, adapter=...) with an adapter of your own: CONTRIBUTING.md shows how, step by step"
+        "  fix: boot(model, partial=True) for what was found; or boot(model, adapter=...) with an adapter of your own: "
+        "CONTRIBUTING.md shows how, step by step"
     )
+
+
+class Squashed(nn.Module):
+    """A block that is no sum."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.map = nn.Linear(config.width, config.width)
+
+    def forward(self, x, mask):
+        return x * torch.sigmoid(self.map(x))
+
+
+def test_a_model_with_code_of_its_own_is_derived():
+    model = OwnForCausalLM(OwnConfig()).eval()
+    bridge = clearspan.boot(model, adapter=derive(model))
+    failed = {check.what for check in bridge.verify(level="quick").checks if not check.passed}
+    assert failed <= {"a short generation"}  # transformers cannot generate with this config
+    written = clearspan.boot(model, adapter=OwnArchitectureAdapter)
+    assert set(bridge.index.by_name) == set(written.index.by_name)
+
+
+def test_a_part_of_a_structure_is_enough_where_it_is_asked_for():
+    config = OwnConfig()
+    model = OwnForCausalLM(config).eval()
+    model.stack[1] = Squashed(config)
+    with pytest.raises(UnsupportedArchitectureError, match=r"what stack\.1 adds to the residual stream"):
+        clearspan.boot(model)
+    with pytest.warns(DerivedWarning):
+        bridge = clearspan.boot(model, partial=True)
+    assert bridge.layer_types() == ["attn, mlp", "unknown"]
+    tokens = torch.randint(3, 90, (2, 7))
+    logits, cache = bridge.run_with_cache(tokens)
+    assert torch.equal(logits, model(tokens).logits)
+    seen = []
+    handle = model.stack[1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model(tokens)
+    handle.remove()
+    assert torch.equal(cache["resid_pre", 1], seen[0])
+    assert cache["q", 0].shape == (2, 7, 4, 12)
+    moved = bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_post", lambda value, hook: value + 1)])
+    assert not torch.allclose(moved, logits)
+    assert bridge.why_absent("blocks.1.attn.hook_q").startswith("the structure of the block was not found: ")
+    with pytest.raises(AbsentPointError, match="OwnForCausalLM has no hook point"):
+        bridge.run_with_cache(tokens, "blocks.1.attn.hook_q")

@@ -14,7 +14,7 @@ from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
 from clearspan.checks import check_counts
-from clearspan.components import MLPBridge, Sublayer
+from clearspan.components import GeneralAttentionBridge, MLPBridge, Sublayer
 from clearspan.effects import Draws, Effects, Label
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input, Positions

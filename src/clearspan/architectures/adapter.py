@@ -1,6 +1,7 @@
 """What an adapter is: one family's parts and layouts, as data without forward code; and what makes one."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Protocol, runtime_checkable
 
 from clearspan.architectures.implied import implied, layers_of, weight_conversions
@@ -118,6 +119,8 @@ class ArchitectureAdapter:
     """Why a run cannot continue from the keys and values of earlier positions, or None if it can."""
     irrelevant: ClassVar[Mapping[str, str]] = {"*inv_freq": "frequencies of the rotation, which the config fixes"}
     """Parameters and buffers that no component accounts for, as patterns of their paths, each with the reason."""
+    refused: Mapping[str, str] = MappingProxyType({})
+    """Points that the parts would have and the model's bridge has not, each with the reason."""
     component_mapping: dict[str, GeneralizedComponent]
     weight_processing_conversions: dict[str, ParamProcessingConversion]
 

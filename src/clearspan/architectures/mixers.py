@@ -1,6 +1,6 @@
 """Mixers as adapters describe them: one function a layout of Hugging Face's modules, with explicit sizes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from clearspan.components import GeneralizedComponent, LinearBridge, MixerBridge, Part, WeightsBridge
 from clearspan.components.mixer_kinds import (
@@ -17,6 +17,8 @@ from clearspan.components.mixer_kinds import (
 )
 from clearspan.conversions import ChainedConversion, ChannelsConversion, HeadsConversion, ScaledConversion
 from clearspan.points import Side
+
+Builder = Callable[..., MixerBridge]
 
 _QUERIES, _VALUES = "batch pos qk_head d_head_qk", "batch pos head d_head_v"
 _GATE = "batch pos d_inner"

@@ -19,7 +19,9 @@ Example:
     (['embed', 'blocks', 'ln_final', 'unembed'], ['ln1', 'attn', 'ln2', 'mlp'])
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TypedDict, Unpack
 
 from torch import nn
 
@@ -35,15 +37,19 @@ from clearspan.components import (
     JointQKVAttentionBridge,
     LatentAttentionBridge,
     LinearBridge,
+    LogitHeadBridge,
     MLPBridge,
     MoEBridge,
     NormalizationBridge,
     PosEmbedBridge,
     RouterBridge,
     TransposedLinearBridge,
+    TypeEmbedBridge,
     UnembeddingBridge,
 )
-from clearspan.conversions import QKVConversionRule
+from clearspan.components.block import PARALLEL, Stages
+from clearspan.components.sublayer import Factor
+from clearspan.conversions import GateActivation, QKVConversionRule
 from clearspan.points import Layout
 
 STREAM = "batch pos d_model"
@@ -55,6 +61,26 @@ WIDTH = "batch pos width"
 Linear = str | LinearBridge
 Norm = NormalizationBridge | None
 Split = Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]]
+Parts = Mapping[str, GeneralizedComponent]
+NONE: Parts = MappingProxyType({})
+
+
+class AttentionOptions(TypedDict, total=False):
+    """What few models' attention has: attributes of `GeneralAttentionBridge`, whose docstring says what each is."""
+
+    gate_activation: GateActivation | None
+    gate_is_of_head: bool
+    gate_in_queries: bool
+    norms_rotated: bool
+    d_head_v: int | None
+    value_scale: float
+    kv_heads: int | None
+    sink_scales_z: bool
+    joins_heads: bool
+    core: str
+    norms_input: bool
+    same_inputs: tuple[str, ...]
+
 
 # --- linear maps and norms -------------------------------------------------------------------------------------------
 
@@ -86,6 +112,7 @@ def norm(
     axes: str = STREAM,
     layout: Layout = Layout.TOKENS,
     overwritten: bool = False,
+    call: int | None = None,
 ) -> NormalizationBridge:
     """Returns a layer norm, or an RMS norm.
 
@@ -97,13 +124,20 @@ def norm(
             `KV_HEADS` by head and `WIDTH` over all heads together.
         layout: How rows and positions lie in its input and output.
         overwritten: Whether the model writes into its output's storage afterwards.
+        call: Which call of its module in a forward it is, from 0, where the model calls it several times.
 
     Example:
         >>> norm("q_norm", rms=True, axes=HEADS).axes
         'batch pos head d_head'
     """
     return NormalizationBridge(
-        name, uses_rms_norm=rms, weight_offset=offset, axes=axes, layout=layout, output_is_overwritten=overwritten
+        name,
+        uses_rms_norm=rms,
+        weight_offset=offset,
+        axes=axes,
+        layout=layout,
+        output_is_overwritten=overwritten,
+        call=call,
     )
 
 
@@ -136,6 +170,11 @@ def attention(
     alibi: bool = False,
     sinks: bool = False,
     repeats_keys: bool = False,
+    overwritten: bool = False,
+    gate: Linear | None = None,
+    o_norm: Norm = None,
+    others: Parts = NONE,
+    **options: Unpack[AttentionOptions],
 ) -> AttentionBridge:
     """Returns attention with a linear map each for queries, keys and values.
 
@@ -151,6 +190,11 @@ def attention(
         alibi: Whether positions are a bias on scores.
         sinks: Whether its module has a parameter `sinks`, which takes a share of each query's attention.
         repeats_keys: Whether the model repeats keys for all heads before the product.
+        overwritten: Whether the model writes into its output's storage afterwards.
+        gate: The map to a gate that multiplies z, which needs `gate_activation` among the options.
+        o_norm: The norm of z before the output projection.
+        others: Further parts by canonical name.
+        **options: What few models have, by the names of the component's attributes.
 
     Example:
         >>> attention("self_attn", q="q_proj", k="k_proj", v="v_proj", o="dense", rotary=True).submodules["o"]
@@ -158,11 +202,17 @@ def attention(
     """
     return AttentionBridge(
         name,
-        submodules={**_maps(q=q, k=k, v=v, o=o), **_there(q_norm=q_norm, k_norm=k_norm)},
+        submodules={
+            **_maps(q=q, k=k, v=v, o=o, gate=gate),
+            **_there(q_norm=q_norm, k_norm=k_norm, o_norm=o_norm),
+            **others,
+        },
         has_rotary=rotary,
         has_alibi=alibi,
         has_sinks=sinks,
         repeats_keys=repeats_keys,
+        output_is_overwritten=overwritten,
+        **options,
     )
 
 
@@ -180,6 +230,11 @@ def fused_attention(
     needs_mask: bool = False,
     split: Split | None = None,
     overwritten: bool = False,
+    sinks: bool = False,
+    gate: Linear | None = None,
+    o_norm: Norm = None,
+    others: Parts = NONE,
+    **options: Unpack[AttentionOptions],
 ) -> JointQKVAttentionBridge:
     """Returns attention whose queries, keys and values come from one linear map.
 
@@ -197,6 +252,11 @@ def fused_attention(
         needs_mask: Whether its module masks causally only by the mask `[batch, 1, q_pos, k_pos]` that it is given.
         split: Returns three linear maps for the Hugging Face module, where they are asked for.
         overwritten: Whether the model writes into its output's storage afterwards.
+        sinks: Whether its module has a parameter `sinks`, which takes a share of each query's attention.
+        gate: The map to a gate that multiplies z, which needs `gate_activation` among the options.
+        o_norm: The norm of z before the output projection.
+        others: Further parts by canonical name.
+        **options: What few models have, by the names of the component's attributes.
 
     Example:
         >>> from clearspan.conversions import BlockedQKVConversionRule
@@ -206,7 +266,11 @@ def fused_attention(
     """
     return JointQKVAttentionBridge(
         name,
-        submodules={**_maps(qkv=qkv, o=o), **_there(q_norm=q_norm, k_norm=k_norm)},
+        submodules={
+            **_maps(qkv=qkv, o=o, gate=gate),
+            **_there(q_norm=q_norm, k_norm=k_norm, o_norm=o_norm),
+            **others,
+        },
         qkv_conversion_rule=rule,
         has_rotary=rotary,
         has_alibi=alibi,
@@ -215,6 +279,8 @@ def fused_attention(
         attention_mask_4d=needs_mask,
         split_qkv_matrix=split,
         output_is_overwritten=overwritten,
+        has_sinks=sinks,
+        **options,
     )
 
 
@@ -232,6 +298,8 @@ def latent_attention(
     q_a: Linear | None = None,
     q_a_norm: Norm = None,
     q_b: Linear | None = None,
+    rotary: bool = True,
+    others: Parts = NONE,
 ) -> LatentAttentionBridge:
     """Returns multi-head latent attention: keys and values of all heads come from one low-rank projection.
 
@@ -248,6 +316,8 @@ def latent_attention(
         q_a: The map to the queries' latent.
         q_a_norm: Its norm.
         q_b: The map from it to queries.
+        rotary: Whether positions are rotated into queries and keys.
+        others: Further parts by canonical name.
 
     Example:
         >>> latent_attention(
@@ -264,10 +334,12 @@ def latent_attention(
             **_maps(kv_a=kv_a, o=o),
             **_there(kv_a_norm=kv_a_norm),
             **_maps(kv_b=kv_b),
+            **others,
         },
         d_head_nope=d_head_nope,
         d_head_rope=d_head_rope,
         d_head_v=d_head_v,
+        has_rotary=rotary,
     )
 
 
@@ -280,6 +352,7 @@ def mlp(
     in_: Linear,
     out: Linear,
     act: str | None = None,
+    norm: Norm = None,
     layout: Layout = Layout.TOKENS,
     overwritten: bool = False,
 ) -> MLPBridge:
@@ -290,6 +363,7 @@ def mlp(
         in_: The map to the hidden layer.
         out: The map from it.
         act: The activation function's module, without a module of the MLP's.
+        norm: The norm of the hidden layer, before the map from it.
         layout: How rows and positions lie in all of it.
         overwritten: Whether the model writes into its output's storage afterwards.
 
@@ -299,12 +373,14 @@ def mlp(
     """
     maps = _maps(layout, in_=in_, out=out)
     maps["out"].output_is_overwritten |= overwritten
-    acts = _there(act=None if act is None else ActivationBridge(act, layout=layout))
+    acts = _there(act=None if act is None else ActivationBridge(act, layout=layout), norm=norm)
     whole = Layout.TOKENS if name is None else layout
     return MLPBridge(name, submodules={**maps, **acts}, layout=whole, output_is_overwritten=overwritten)
 
 
-def gated_mlp(name: str, *, gate: Linear, in_: Linear, out: Linear) -> GatedMLPBridge:
+def gated_mlp(
+    name: str, *, gate: Linear, in_: Linear, out: Linear, norm: Norm = None, layout: Layout = Layout.TOKENS
+) -> GatedMLPBridge:
     """Returns a gated MLP: `out(act(gate(x)) * in_(x))`.
 
     Args:
@@ -312,12 +388,15 @@ def gated_mlp(name: str, *, gate: Linear, in_: Linear, out: Linear) -> GatedMLPB
         gate: The map to what goes through the activation function.
         in_: The map to what it is multiplied with.
         out: The map from the hidden layer.
+        norm: The norm of the hidden layer, before the map from it.
+        layout: How rows and positions lie in all of it.
 
     Example:
         >>> list(gated_mlp("mlp", gate="gate_proj", in_="up_proj", out="down_proj").submodules)
         ['gate', 'in', 'out']
     """
-    return GatedMLPBridge(name, submodules=_maps(gate=gate, in_=in_, out=out))
+    parts = {**_maps(layout, gate=gate, in_=in_, out=out), **_there(norm=norm)}
+    return GatedMLPBridge(name, submodules=parts, layout=layout)
 
 
 def fused_gated_mlp(name: str, *, gate_up: Linear, out: Linear) -> JointGateMLPBridge:
@@ -338,26 +417,36 @@ def fused_gated_mlp(name: str, *, gate_up: Linear, out: Linear) -> JointGateMLPB
 def mixture(
     name: str,
     *,
-    router: str,
-    experts: str = "experts",
+    router: str | RouterBridge,
+    experts: str | ExpertsBridge = "experts",
     shared: GeneralizedComponent | None = None,
+    shared_gate: Linear | None = None,
     transposed: bool = False,
+    runs_all: bool = False,
+    layout: Layout = Layout.TOKENS,
+    others: Parts = NONE,
 ) -> MoEBridge:
     """Returns a mixture of experts.
 
     Args:
         name: Its module.
-        router: Its router's module.
-        experts: The module of all experts.
+        router: Its router's module, or the router.
+        experts: The module of all experts, or the experts.
         shared: The experts that see every token, if there are any.
+        shared_gate: The map to the number that multiplies their output.
         transposed: Whether the experts' weights are `[expert, in, out]`.
+        runs_all: Whether all experts run on all tokens.
+        layout: How rows and positions lie in its input and output.
+        others: Further parts by canonical name.
 
     Example:
         >>> list(mixture("mlp", router="gate").submodules)
         ['router', 'experts']
     """
-    every = ExpertsBridge(experts, is_transposed=transposed)
-    return MoEBridge(name, submodules=_there(router=RouterBridge(router), experts=every, shared=shared))
+    every = ExpertsBridge(experts, is_transposed=transposed) if isinstance(experts, str) else experts
+    chooser = RouterBridge(router) if isinstance(router, str) else router
+    parts = {**_there(router=chooser, experts=every, shared=shared), **_maps(shared_gate=shared_gate), **others}
+    return MoEBridge(name, submodules=parts, runs_all=runs_all, layout=layout)
 
 
 # --- blocks and the frame --------------------------------------------------------------------------------------------
@@ -366,81 +455,125 @@ def mixture(
 def block(
     name: str,
     *,
-    attn: GeneralizedComponent,
-    mlp: GeneralizedComponent,
+    attn: GeneralizedComponent | None = None,
+    mixer: GeneralizedComponent | None = None,
+    mlp: GeneralizedComponent | None = None,
     ln1: Norm = None,
     ln1_post: Norm = None,
     ln2: Norm = None,
     ln2_post: Norm = None,
     parallel: bool = False,
+    stages: Stages | None = None,
+    norms: Mapping[str, str] = MappingProxyType({}),
     attn_out: str | None = None,
     mlp_out: str | None = None,
-    residual_multiplier: float = 1.0,
+    outs: Mapping[str, str] = MappingProxyType({}),
+    residual_multiplier: Factor | Mapping[str, Factor] = 1.0,
+    stream_multiplier: Factor | Sequence[Factor] = 1.0,
+    input_multipliers: Mapping[str, float] = MappingProxyType({}),
     norms_the_sum: bool = False,
     residual_is_normed: bool = False,
+    others: Parts = NONE,
 ) -> BlockBridge:
     """Returns the blocks. A part that differs from layer to layer is a `PerLayer`.
 
     Args:
         name: Their list.
         attn: Attention.
+        mixer: What mixes positions in its place, or beside it.
         mlp: The MLP, or the mixture of experts.
         ln1: The norm before attention.
         ln1_post: The norm on attention's output.
         ln2: The norm before the MLP.
         ln2_post: The norm on the MLP's output.
         parallel: Whether attention and MLP read the same residual stream; without `ln2` they share `ln1`.
+        stages: Names of the sublayers, those of one stage together; by default `attn`, `mixer` and `mlp`, as far as
+            they are there, are a stage each.
+        norms: Sublayers whose norm has another name than the place of their stage says, each with the norm's.
         attn_out: The module whose output attention adds, where that is not attention itself.
         mlp_out: The module whose output the MLP adds, where that is not the MLP itself.
-        residual_multiplier: What both contributions are multiplied by.
+        outs: The same for other sublayers, by their names.
+        residual_multiplier: What contributions are multiplied by: all, or each by its sublayer's name.
+        stream_multiplier: What the stream is multiplied by before contributions are added, for all stages or each.
+        input_multipliers: What sublayers' inputs are multiplied by after the norm, by their names.
         norms_the_sum: Whether `ln1` and `ln2` come after a sublayer, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
+        others: Further parts by canonical name, such as the sublayers `attn2` and `mlp2`.
 
     Example:
         >>> both = attention("attn", q="q", k="k", v="v", o="o"), mlp("mlp", in_="up", out="down")
         >>> block("transformer.h", ln1=norm("ln_1"), attn=both[0], mlp=both[1], parallel=True).is_parallel
         True
     """
+    sublayers = _there(attn=attn, mixer=mixer, mlp=mlp)
+    parts = _there(ln1=ln1, attn=attn, mixer=mixer, ln1_post=ln1_post, ln2=ln2, mlp=mlp, ln2_post=ln2_post)
+    usual = PARALLEL if parallel else tuple((key,) for key in sublayers)
     return BlockBridge(
         name,
-        submodules=_there(ln1=ln1, attn=attn, ln1_post=ln1_post, ln2=ln2, mlp=mlp, ln2_post=ln2_post),
-        is_parallel=parallel,
-        attn_out=attn_out,
-        mlp_out=mlp_out,
+        submodules={**parts, **others},
+        stages=stages or usual,
+        norms=norms,
+        outs={**{key: path for key, path in (("attn", attn_out), ("mlp", mlp_out)) if path}, **outs},
         residual_multiplier=residual_multiplier,
+        stream_multiplier=stream_multiplier,
+        input_multipliers=input_multipliers,
         norms_the_sum=norms_the_sum,
         residual_is_normed=residual_is_normed,
     )
 
 
-def embedding(name: str, *, multiplier: float = 1.0, ends_at: str | None = None) -> EmbeddingBridge:
+def embedding(
+    name: str, *, multiplier: float = 1.0, ends_at: str | None = None, overwritten: bool = False
+) -> EmbeddingBridge:
     """Returns the token embedding.
 
     Args:
         name: Its module.
         multiplier: What the model multiplies the embedding by outside its module.
         ends_at: The norm or projection through which it reaches the residual stream, or None.
+        overwritten: Whether the model writes into its output's storage afterwards.
 
     Example:
         >>> embedding("model.embed_tokens", multiplier=12.0).multiplier
         12.0
     """
-    return EmbeddingBridge(name, multiplier=multiplier, ends_at=ends_at)
+    return EmbeddingBridge(name, multiplier=multiplier, ends_at=ends_at, output_is_overwritten=overwritten)
 
 
-def pos_embedding(name: str, *, offset: int = 0, from_mask: bool = False) -> PosEmbedBridge:
+def pos_embedding(
+    name: str,
+    *,
+    offset: int = 0,
+    from_mask: bool = False,
+    table: str | None = "weight",
+    padding_id: int | None = None,
+    ends_in_embed: bool = False,
+    layout: Layout = Layout.TOKENS,
+) -> PosEmbedBridge:
     """Returns a learned position embedding.
 
     Args:
         name: Its module.
         offset: Rows of the table before that of position 0.
         from_mask: Whether the module's input is the padding mask, not positions.
+        table: The parameter with a row for each position, or None where rows are computed.
+        padding_id: The token whose positions the model does not count, or None where it counts all.
+        ends_in_embed: Whether its sum with the token embedding passes the norm or map at which the embedding ends.
+        layout: How rows and positions lie in its output.
 
     Example:
         >>> pos_embedding("transformer.wpe").offset
         0
     """
-    return PosEmbedBridge(name, offset=offset, input_is_positions=not from_mask)
+    return PosEmbedBridge(
+        name,
+        offset=offset,
+        input_is_positions=not from_mask,
+        table=table,
+        padding_id=padding_id,
+        ends_in_embed=ends_in_embed,
+        layout=layout,
+    )
 
 
 def unembedding(name: str, *, scale: float = 1.0, softcap: float | None = None) -> UnembeddingBridge:
@@ -461,25 +594,31 @@ def unembedding(name: str, *, scale: float = 1.0, softcap: float | None = None) 
 def decoder(
     *,
     embed: str | EmbeddingBridge,
-    blocks: BlockBridge,
+    blocks: GeneralizedComponent,
+    type_embed: TypeEmbedBridge | None = None,
     embed_norm: Norm = None,
     project_in: str | None = None,
     pos_embed: str | PosEmbedBridge | None = None,
     ln_final: Norm = None,
+    head: LogitHeadBridge | None = None,
     project_out: str | None = None,
     unembed: str | UnembeddingBridge = "lm_head",
+    others: Parts = NONE,
 ) -> Mapping[str, GeneralizedComponent]:
     """Returns the mapping of a decoder, in the order of its forward.
 
     Args:
         embed: The token embedding.
-        blocks: The blocks.
+        blocks: The blocks; a `PerLayer` where they are of several kinds.
+        type_embed: The embedding of the type of text, which is the same vector for all tokens here.
         embed_norm: The norm of the embedding.
         project_in: The map from the embedding to the residual stream, where their widths differ.
         pos_embed: The learned position embedding.
         ln_final: The norm after the last block.
+        head: What lies between the last norm and the unembedding.
         project_out: The map from the residual stream to the unembedding's width.
         unembed: The unembedding.
+        others: Further parts by canonical name.
 
     Example:
         >>> parts = attention("attn", q="q", k="k", v="v", o="o"), mlp("mlp", in_="up", out="down")
@@ -492,8 +631,10 @@ def decoder(
         **_there(embed_norm=embed_norm),
         **_maps(project_in=project_in),
         **_there(pos_embed=pos_embedding(pos_embed) if isinstance(pos_embed, str) else pos_embed),
+        **_there(type_embed=type_embed),
         "blocks": blocks,
-        **_there(ln_final=ln_final),
+        **_there(ln_final=ln_final, head=head),
         **_maps(project_out=project_out),
         "unembed": unembedding(unembed) if isinstance(unembed, str) else unembed,
+        **others,
     }

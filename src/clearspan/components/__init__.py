@@ -31,6 +31,7 @@ from clearspan.components.mlp import (
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
 from clearspan.components.remainder import RemainderBridge
+from clearspan.components.stream_block import StreamBlockBridge
 from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind, projection_input, stream_at
 from clearspan.components.weights import LinearMap, WeightTensor
 
@@ -64,6 +65,7 @@ __all__ = [
     "PosEmbedBridge",
     "RemainderBridge",
     "RouterBridge",
+    "StreamBlockBridge",
     "Sublayer",
     "SublayerKind",
     "TransposedLinearBridge",

@@ -463,6 +463,11 @@ def unnumbered(template: str) -> str:
     return _NUMBERED.sub(lambda found: {"moe": "mlp"}.get(found[1], found[1] or found[2]), template)
 
 
+def names_in_block() -> Iterator[str]:
+    """Yields the names that blocks may have, without the block's own, such as `attn.hook_q`."""
+    return (entry.name.removeprefix(_BLOCK) for entry in VOCABULARY if entry.name.startswith(_BLOCK))
+
+
 def is_in_vocabulary(name: str) -> bool:
     """Returns whether all architectures share the name; one of them may lack the point."""
     return template_of(name) in _BY_NAME

@@ -2,10 +2,9 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from clearspan.architectures import ADAPTERS, ArchitectureAdapter
@@ -18,6 +17,7 @@ from clearspan.components import (
     NormalizationBridge,
     PerLayer,
     PosEmbedBridge,
+    StreamBlockBridge,
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import UnsupportedArchitectureError
@@ -31,6 +31,7 @@ from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.outward import find_outward
 from clearspan.structure.positions import has_table, numbers_positions
+from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
 from clearspan.structure.trace import Trace, traced
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Structure:
         numbers_positions: Whether the model numbers positions by the padding mask or the ids.
         has_table: Whether rotations or biases lie in a table of `n_ctx` positions.
         irrelevant: Parameters and buffers that no component accounts for, as patterns, each with the reason.
+        refused: Points that the parts would have and that do not hold, each with the reason.
         findings: What was found, and how it is known.
     """
 
@@ -57,11 +59,28 @@ class Structure:
     numbers_positions: bool = False
     has_table: bool = False
     irrelevant: Mapping[str, str] = field(default_factory=dict, repr=False)
+    refused: Mapping[str, str] = field(default_factory=dict, repr=False)
     findings: tuple[Finding, ...] = field(default=(), repr=False)
 
     def __call__(self, cfg: TransformerBridgeConfig) -> ArchitectureAdapter:
         """Returns an adapter for these sizes."""
         return DerivedAdapter(cfg, self)
+
+    def without(self, points: Mapping[str, str], layers: Mapping[int, str]) -> "Structure":
+        """Returns the structure without points, and without all that is inside of some blocks.
+
+        Args:
+            points: The points, each with the reason.
+            layers: The blocks of which only the stream is left, each with the reason.
+        """
+        blocks = self.parts["blocks"]
+        assert isinstance(blocks, PerLayer), "each layer has a template of its own"
+        templates = [
+            StreamBlockBridge(str(one.name), layers[layer]) if layer in layers else one
+            for layer, one in enumerate(blocks.templates)
+        ]
+        parts = {**self.parts, "blocks": PerLayer(templates)}
+        return replace(self, parts=parts, refused={**self.refused, **points})
 
     def report(self) -> str:
         """Returns what was found, a line each, with how it is known."""
@@ -86,6 +105,7 @@ class DerivedAdapter(ArchitectureAdapter):
         if not isinstance(structure.sizes.get("eps", ()), tuple):
             named = [name for name in cfg.hf if name.endswith(EPSILONS)]
             self.config_values |= {"eps_attr": named[0]} if named else {}
+        self.refused = structure.refused
         self.irrelevant = {**ArchitectureAdapter.irrelevant, **structure.irrelevant}
         super().__init__(cfg)
 
@@ -103,15 +123,12 @@ class DerivedAdapter(ArchitectureAdapter):
         return self._structure
 
 
-ROWS, POSITIONS = 5, 7
-"""Of the traced forward: primes, which are unlikely to be a model's sizes."""
-
-
-def derive(model: "PreTrainedModel") -> Structure:
+def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
     """Returns a model's structure, found in one traced forward of a few tokens and a few calls of its parts.
 
     Args:
         model: A loaded Hugging Face model. It is run in eval mode, and left as it was.
+        partial: Whether a block whose inside was not found is left with its residual stream alone, instead of an error.
 
     Raises:
         UnsupportedArchitectureError: Something that an adapter needs was not found.
@@ -127,14 +144,15 @@ def derive(model: "PreTrainedModel") -> Structure:
     model.eval()
     try:
         with turns_of(model).unseen():
-            return _derived(model)
+            return _derived(model, partial=partial)
     except (MissingStructureError, *FAULTS) as error:
         name = "" if isinstance(error, MissingStructureError) else f"{type(error).__name__}: "
         raise UnsupportedArchitectureError(
             f"no adapter for {type(model).__name__}, and its structure was not found",
             reason=f"{name}{error}",
             nearest=nearest(type(model).__name__, ADAPTERS),
-            fix="boot(model, adapter=...) with an adapter of your own: CONTRIBUTING.md shows how, step by step",
+            fix="boot(model, partial=True) for what was found; or boot(model, adapter=...) with an adapter of your "
+            "own: CONTRIBUTING.md shows how, step by step",
         ) from error
     finally:
         for module, was_training in modes.items():
@@ -145,24 +163,19 @@ FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, Ty
 """What a model may raise that is called in parts, or on tokens alone."""
 
 
-def _derived(model: "PreTrainedModel") -> Structure:
+def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     """Returns a model's structure.
 
     Raises:
         MissingStructureError: Something that an adapter needs was not found.
     """
-    d_vocab = model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(3, min(d_vocab, 1000), (ROWS, POSITIONS), generator=torch.Generator().manual_seed(0))
-    ids = ids.to(model.device)
+    ids = tokens_for(model)
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
     blocks = find_blocks(model, trace)
     inward = find_inward(trace, blocks, ids, findings)
     outward = find_outward(trace, blocks, trace.output.logits, findings)
-    layers = [
-        block_template(trace, visit, blocks.path, findings, f"blocks.{layer}")
-        for layer, visit in enumerate(blocks.visits)
-    ]
+    layers = [_layer(trace, blocks, layer, findings, partial=partial) for layer in range(len(blocks.visits))]
     _say_heads_once(layers)
     unused = _unused(model, trace)
     frame = GeneralizedComponent(submodules={**inward.parts, "blocks": GeneralizedComponent(blocks.path), **outward})
@@ -180,11 +193,22 @@ def _derived(model: "PreTrainedModel") -> Structure:
     )
 
 
+def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, partial: bool) -> BlockBridge:
+    """Returns the template of a layer's block; if part of a structure is enough, of its stream alone if need be."""
+    try:
+        return block_template(trace, blocks.visits[layer], blocks.path, findings, f"blocks.{layer}")
+    except MissingStructureError as error:
+        if not partial:
+            raise
+        return StreamBlockBridge(blocks.path, f"the structure of the block was not found: {error}")
+
+
 def _sizes(
     model: "PreTrainedModel", trace: Trace, blocks: Blocks, inward: Inward, layers: Sequence[BlockBridge]
 ) -> Sizes:
     """Returns the sizes that were measured."""
-    found: dict[str, Size] = {"d_model": blocks.first.shape[-1], "n_layers": len(layers)}
+    d_vocab = trace.output.logits.shape[-1]
+    found: dict[str, Size] = {"d_model": blocks.first.shape[-1], "n_layers": len(layers), "d_vocab": d_vocab}
     if trace.attended:
         first = trace.attended[0]
         found |= {"n_heads": first.query.shape[1], "d_head": first.query.shape[-1]}
@@ -218,7 +242,8 @@ def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:
             if buffer is not None and not buffer.is_floating_point():
                 found[start + name] = "indices, which the config fixes"
         parent = path.rpartition(".")[0]
-        if path not in called and not isinstance(module, nn.ModuleList | nn.ModuleDict) and parent in called:
+        is_empty = next(iter(module.state_dict()), None) is None
+        if not is_empty and parent in called and not any(f"{one}.".startswith(start) for one in called):
             found[f"{start}*"] = "the forward of a text does not call it"
     return found
 

@@ -194,14 +194,17 @@ def origins(target: Tensor, calls: Sequence[tuple[Visit, Tensor]]) -> list[tuple
     wanted = target.double()
     units = wanted / wanted.norm(dim=0).clamp(min=1e-300)
     found: list[tuple[Visit, int, float] | None] = [None] * wanted.shape[1]
-    least = 1 - tolerance(target.dtype) ** 2
+    best = [1 - tolerance(target.dtype) ** 2] * wanted.shape[1]
     for visit, there in calls:
         exact = there.double()
         norms = exact.norm(dim=0).clamp(min=1e-300)
-        likeness = units.T @ (exact / norms)
-        best = likeness.abs().argmax(1)
-        for channel, index in enumerate(best.tolist()):
-            if abs(float(likeness[channel, index])) > least and float(wanted[:, channel].norm()) > 0:
+        likeness = (units.T @ (exact / norms)).abs()
+        for channel, (alike, index) in enumerate(zip(*(one.tolist() for one in likeness.max(1)), strict=True)):
+            if alike >= best[channel] - EQUAL and float(wanted[:, channel].norm()) > 0:
                 ratio = float(wanted[:, channel] @ exact[:, index] / norms[index].square())
-                found[channel] = (visit, index, ratio)
+                found[channel], best[channel] = (visit, index, ratio), max(alike, best[channel])
     return found
+
+
+EQUAL = 1e-9
+"""How far likenesses may be apart that are the same: the later call counts then."""

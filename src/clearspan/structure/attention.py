@@ -382,10 +382,9 @@ def _has_distance_bias(attended: Attended) -> bool:
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     products = (query @ key.transpose(-1, -2))[:, :, -1]
     last = scores[:, :, -1].expand_as(products)
-    slope = (products[1] - products[0]).flatten()
-    ratio = (slope * (last[1] - last[0]).flatten()).sum() / slope.square().sum()
-    bias = last[0] - ratio * products[0]
-    seen = bias > bias.max() - 1e4  # a window's mask is a bias too, and a much larger one
+    seen = (last > last.max() - 1e4).all(0)  # a window's mask is a bias too, and a much larger one
+    slope, change = ((one[1] - one[0])[seen] for one in (products, last))
+    bias = last[0] - (slope * change).sum() / slope.square().sum() * products[0]
     return any(float(row[there].std()) > 1e-3 for row, there in zip(bias, seen, strict=True) if int(there.sum()) > 1)
 
 
@@ -524,6 +523,7 @@ def _latent(
         d_head_rope=k.d_head - nope,
         d_head_v=v.d_head,
         has_rotary=has_rotary,
+        **_gate_options(found.gate),
         latent_multiplier=by_reader[up].multiplier,
     )
 

@@ -10,7 +10,7 @@ from clearspan.points import Layout
 from clearspan.structure.algebra import coefficients, factor, linear_kind, norm_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.frame import Blocks
-from clearspan.structure.templates import opaque
+from clearspan.structure.templates import call_number, opaque
 from clearspan.structure.trace import Trace, Visit
 
 
@@ -63,7 +63,7 @@ def find_inward(trace: Trace, blocks: Blocks, ids: Tensor, findings: Findings) -
     end = next((one for one in reversed(before) if same(one.left, blocks.first)), None)
     if found.is_inline and end is None:
         raise MissingStructureError("no module gives the sum of tokens and of what the model adds for positions")
-    return _parts(embed, found, ids, blocks.first.shape[-1], end)
+    return _parts(trace, embed, found, ids, blocks.first.shape[-1], end)
 
 
 def _found(before: Sequence[Visit], embed: Visit, stream: Tensor) -> _Sum:
@@ -135,11 +135,12 @@ def _begins_with(whole: Tensor | None, part: Tensor | None) -> bool:
     return same(whole[..., : part.shape[-1]], part)
 
 
-def _parts(embed: Visit, found: _Sum, ids: Tensor, d_model: int, end: Visit | None) -> Inward:
+def _parts(trace: Trace, embed: Visit, found: _Sum, ids: Tensor, d_model: int, end: Visit | None) -> Inward:
     """Returns the components of what was found; `end` is the call that gives the stream."""
     own = EmbeddingBridge(name=embed.path, multiplier=found.multiplier, output_is_overwritten=embed.is_overwritten)
     passed = [*([found.token] if found.token is not embed else []), *reversed(found.through)]
     own.ends_at = passed[-1].path if passed else None
+    own.ends_at_call = call_number(trace, passed[-1]) if passed else None
     if found.is_inline and not passed and end is not None:
         own.ends_at = end.path
     if (found.through or found.is_inline) and found.multiplier != 1:
@@ -156,6 +157,7 @@ def _parts(embed: Visit, found: _Sum, ids: Tensor, d_model: int, end: Visit | No
             parts["pos_embed"] = _pos_embed(one, ids, ends_in_embed=bool(found.through))
     for one in passed:
         part = opaque(one, one.path, d_model)
+        part.call = call_number(trace, one)
         part.output_is_overwritten = one.is_overwritten
         parts["embed_norm" if norm_kind(one) else "project_in"] = part
     return Inward(parts, table)

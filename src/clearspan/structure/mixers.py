@@ -1,10 +1,9 @@
 """Mixers: of which kind one is, by the functions that its code calls, and its sizes, by what it gives them."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clearspan.architectures import mixers
 from clearspan.components import (
@@ -13,9 +12,7 @@ from clearspan.components import (
     MixerKind,
     OpaqueBridge,
     WeightsBridge,
-    kind_among,
 )
-from clearspan.components.mixer import COMPUTED
 from clearspan.components.mixer_kinds import (
     CHANNEL_DELTA,
     GATED_DELTA,
@@ -26,8 +23,7 @@ from clearspan.components.mixer_kinds import (
     STATE_SPACE_HEADS,
     WEIGHTED_AVERAGE,
 )
-from clearspan.hf.functions import Diversion
-from clearspan.points import Passed
+from clearspan.hf.mixers import axis_sizes, mixer_kind
 from clearspan.structure.algebra import linear_kind, same
 from clearspan.structure.finding import Findings
 from clearspan.structure.templates import linear_template
@@ -47,7 +43,7 @@ def mixer_template(trace: Trace, block: Visit, whole: Visit, findings: Findings,
         where: The block's canonical path.
     """
     name = whole.path.removeprefix(f"{block.path}.")
-    kind = kind_among(_names(whole.module))
+    kind = mixer_kind(whole.module)
     template = _inline(whole, name) if kind is None else _of_kind(trace, whole, kind, name)
     if template is None:
         findings.add(f"{where}.mixer", f"{whole.path} mixes positions without a softmax, and calls no known function")
@@ -59,16 +55,9 @@ def mixer_template(trace: Trace, block: Visit, whole: Visit, findings: Findings,
     return template
 
 
-def _names(module: nn.Module) -> Iterator[str]:
-    """Yields the names that a module's code uses, and that of the modules in it."""
-    for inner in module.modules():
-        yield from inspect.unwrap(type(inner).forward).__code__.co_names
-    yield from module._modules
-
-
 def _of_kind(trace: Trace, whole: Visit, kind: MixerKind, name: str) -> MixerBridge:
     """Returns the template of a mixer of a known kind: as such mixers are laid out, or with what all of them have."""
-    dims = _dims(trace, whole, kind)
+    dims = _dims(whole, kind)
     builders = _BUILDERS.get(kind)
     usual = builders(whole.module, name, dims) if builders is not None else None
     if usual is not None and _fits(usual, whole.module):
@@ -83,32 +72,12 @@ def _of_kind(trace: Trace, whole: Visit, kind: MixerKind, name: str) -> MixerBri
     return MixerBridge(name, submodules=parts, kind=kind, dims=dims)
 
 
-def _dims(trace: Trace, whole: Visit, kind: MixerKind) -> dict[str, int]:
+def _dims(whole: Visit, kind: MixerKind) -> dict[str, int]:
     """Returns the sizes of a mixer's axes: those of the tensors that its functions are given and return."""
-    found: dict[str, int] = {}
-    for role in kind.roles:
-        path = ".".join(part for part in (whole.path, role.caller) if part)
-        visit = next((one for one in trace.at(path) if one.order >= whole.order), None)
-        if visit is None:
-            continue
-
-        shown = {value for name, value in kind.points.values() if name == role.name and value not in COMPUTED}
-        visits = {Passed(role, value): _measured(role.axes[value], found) for value in {*shown, "out"}}
-        args, kwargs = fresh_arguments(visit)
-        with torch.no_grad():
-            Diversion(visit.module, visit.module.forward, visits, lambda: False).run(*args, **kwargs)
-    return {axis: size for axis, size in found.items() if axis not in ("batch", "pos", "width", "d_model")}
-
-
-def _measured(axes: str, found: dict[str, int]) -> Callable[[Tensor], Tensor]:
-    """Returns a visitor that notes the sizes of a tensor's axes."""
-
-    def see(value: Tensor) -> Tensor:
-        if len(axes.split()) == value.ndim:
-            found.update(zip(axes.split(), value.shape, strict=True))
-        return value
-
-    return see
+    args, kwargs = fresh_arguments(whole)
+    with torch.no_grad():
+        found = axis_sizes(whole.module, kind, lambda: whole.module(*args, **kwargs))
+    return {axis: size for axis, size in found.items() if axis != "d_model"}
 
 
 def _fits(template: MixerBridge, module: nn.Module) -> bool:
@@ -174,9 +143,10 @@ def _key_heads(module: nn.Module, dims: Dims) -> int:
 
 
 def _channel(module: nn.Module, name: str, dims: Dims) -> MixerBridge:
-    two = "g_a_proj" in module._modules
-    gate = {"z_a": "g_a_proj", "z": "g_b_proj"} if two else {"z": "g_proj"}
-    return mixers.channel_delta(name, heads=dims["head"], d_head=dims["d_head_v"], gate=gate)
+    gate = ["g_a_proj", "g_b_proj"] if "g_a_proj" in module._modules else ["g_proj"]
+    forget = module._modules.get("forget_gate")
+    decay = [f"forget_gate.{path}" for path, part in (forget or module).named_children() if isinstance(part, nn.Linear)]
+    return mixers.channel_delta(name, heads=dims["head"], d_head=dims["d_head_v"], gate=gate, decay=decay)
 
 
 def _memory(_: nn.Module, name: str, dims: Dims) -> MixerBridge:

@@ -9,7 +9,7 @@ from clearspan.components import GeneralizedComponent, LogitHeadBridge, Unembedd
 from clearspan.structure.algebra import factor, linear_kind, norm_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.frame import Blocks
-from clearspan.structure.templates import norm_template, opaque
+from clearspan.structure.templates import call_number, norm_template, opaque
 from clearspan.structure.trace import Trace, Visit
 
 
@@ -33,7 +33,9 @@ def find_outward(trace: Trace, blocks: Blocks, logits: Tensor, findings: Finding
     norm = next((one for one in after if same(one.entered, blocks.last) and norm_kind(one)), None)
     parts: dict[str, GeneralizedComponent] = {}
     if norm is not None:
-        parts["ln_final"] = norm_template(norm, norm.path)
+        last = norm_template(norm, norm.path)
+        last.call = call_number(trace, norm)
+        parts["ln_final"] = last
         findings.add("ln_final", f"{norm.path} norms the stream that leaves the blocks")
     stream = blocks.last if norm is None else norm.left
     parts |= _between([one for one in after if one.order < unembed.order and one is not norm], stream, unembed)

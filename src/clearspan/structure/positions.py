@@ -25,17 +25,18 @@ def numbers_positions(model: "PreTrainedModel", inward: Inward) -> bool:
     takes = "position_ids" in inspect.signature(type(model).forward).parameters
     if inward.table is None or not isinstance(embed, PosEmbedBridge):
         return not takes
-    plain = _rows(model, inward.table.path, torch.arange(5, 12)[None])
-    padding = model.config.get_text_config(decoder=True).pad_token_id
+    tokens = torch.arange(5, 12)[None] % model.get_input_embeddings().weight.shape[0]  # few have less than 12
+    plain = _rows(model, inward.table.path, tokens)
+    padding = vars(model.config.get_text_config(decoder=True)).get("pad_token_id")
     if takes and padding is not None:
-        ids = torch.arange(5, 12)[None].clone()
+        ids = tokens.clone()
         ids[0, 3] = padding
         if not torch.equal(_rows(model, inward.table.path, ids), plain):
             embed.padding_id = padding
             return False
     mask = torch.ones(1, 7, dtype=torch.long)
     mask[0, :2] = 0
-    by_mask = not torch.equal(_rows(model, inward.table.path, torch.arange(5, 12)[None], mask), plain)
+    by_mask = not torch.equal(_rows(model, inward.table.path, tokens, mask), plain)
     return by_mask or not takes
 
 

@@ -144,11 +144,18 @@ def _run_again(whole: Visit, value: Tensor) -> Tensor | None:
     return traced(whole.module, lambda: whole.module(*args, **kwargs)).visits[0].left
 
 
+def _is(entered: Tensor | None, stream: Tensor) -> bool:
+    """Whether a call reads a stream itself, and not what a norm makes of one that has the norm's scale already."""
+    return (
+        entered is not None and entered.numel() == stream.numel() and torch.equal(entered.flatten(), stream.flatten())
+    )
+
+
 def _locate(one: Sublayer, wiring: Wiring, trace: Trace) -> None:
     """Finds which stream a sublayer reads, and through which norm."""
     norms = [call for call in trace.inside(wiring.block) if norm_kind(call) and call.order < one.reader.order]
     for stage, stream in enumerate(wiring.streams[:-1]):
-        if same(one.reader.entered, stream) and not wiring.residual_norms:
+        if _is(one.reader.entered, stream) and not wiring.residual_norms:
             one.stage = stage
             return
         for norm in norms:
@@ -158,4 +165,7 @@ def _locate(one: Sublayer, wiring: Wiring, trace: Trace) -> None:
             if multiplier is not None:
                 one.stage, one.norm, one.multiplier = stage, norm, multiplier
                 return
+        if same(one.reader.entered, stream) and not wiring.residual_norms:
+            one.stage = stage
+            return
     raise MissingStructureError(f"{one.reader.path} reads the residual stream neither as it is nor through a norm")

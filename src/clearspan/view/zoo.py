@@ -24,7 +24,7 @@ def show_zoo(found: Zoo, console: Console) -> None:
     right = found.count("passes", "pinned")
     text = (
         f"{right} of {len(found.rows)} model types of transformers {found.transformers} pass, "
-        f"{found.count('pinned')} of them but for what is pinned ({found.level}, {found.seconds:.0f} s)"
+        f"{found.count('pinned')} of them but for what is pinned ({found.level}, {found.seconds:z.0f} s)"
     )
     console.print(Text(text, style="green" if found.passed else "bold red"))
 

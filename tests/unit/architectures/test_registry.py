@@ -36,14 +36,14 @@ def test_boot_takes_the_adapter_of_a_model_with_code_of_its_own():
     assert {check.group for check in found.failures} == {"generation"}, str(found)
 
 
+@pytest.mark.filterwarnings("ignore::clearspan.errors.DerivedWarning")
 def test_a_name_is_loaded_with_the_adapter_that_is_given(tmp_path):
     class Helium(LlamaArchitectureAdapter):
         pass
 
     sizes = {**IDS, **GROUPED, "head_dim": 12}
     transformers.HeliumForCausalLM(transformers.HeliumConfig(**sizes)).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedArchitectureError, match="no adapter for HeliumForCausalLM"):
-        clearspan.boot(tmp_path)
+    assert type(clearspan.boot(tmp_path).adapter) is not Helium
     bridge = clearspan.boot(tmp_path, adapter=Helium)
     assert type(bridge.adapter) is Helium
     assert bridge.verify().passed

@@ -2,8 +2,18 @@
 
 import pytest
 import torch
-from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY
-from tests.structures import SIZES, assert_verified, bridged, levels, linears, norms, tiny, tokens
+from tests.structures import (
+    LAYER_NORM,
+    SIZES,
+    SPLIT_EVENLY,
+    assert_verified,
+    bridged,
+    levels,
+    linears,
+    norms,
+    tiny,
+    tokens,
+)
 from transformers import DynamicCache
 
 from clearspan._forward.readout import directions_of
@@ -22,7 +32,7 @@ from clearspan.components import (
 from clearspan.errors import InvalidArgumentError
 
 ADAPTER = {
-    "config_values": {**LAYER_NORM, "eps_attr": "layer_norm_eps"},
+    "config_values": LAYER_NORM,
     "sizes": {
         **SPLIT_EVENLY,
         "n_ctx": ("max_position_embeddings",),

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from tests.releases import start_checkpointing
-from tests.structures import GROUPED, ROTARY, assert_verified, bridged, levels, linears, norms, tiny, tokens
+from tests.structures import GROUPED, RMS_NORM, assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.components import (
     AttentionBridge,
@@ -23,7 +23,6 @@ def nanochat(first=None, **settings):
     """Its `model.norm` norms the embedding and the last stream; queries and keys are normed after rotation."""
 
     def mapping(cfg):
-        cfg.output_logits_soft_cap = cfg.hf["final_logit_softcapping"]
         heads = {
             key: NormalizationBridge(
                 name=key, axes=f"batch pos {axis} d_head", layout=Layout.HEADS_FIRST, uses_rms_norm=True
@@ -44,11 +43,11 @@ def nanochat(first=None, **settings):
             "embed_norm": NormalizationBridge(name="model.norm", call=0),
             "blocks": BlockBridge(name="model.layers", submodules=parts),
             "ln_final": NormalizationBridge(name="model.norm", call=1),
-            "unembed": UnembeddingBridge(name="lm_head"),
+            "unembed": UnembeddingBridge(name="lm_head", softcap=cfg.hf["final_logit_softcapping"]),
         }
 
     model = tiny("NanoChat", **{**GROUPED, "attention_bias": False, **settings})
-    return bridged(model, mapping, config_values={**ROTARY, "gated_mlp": False})
+    return bridged(model, mapping, config_values=RMS_NORM)
 
 
 @levels

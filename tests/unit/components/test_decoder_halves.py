@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY
-from tests.structures import assert_verified, bridged, levels, linears, norms, tiny, tokens
+from tests.structures import LAYER_NORM, SPLIT_EVENLY, assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.components import (
     ActivationBridge,
@@ -97,8 +96,7 @@ def pegasus():
 def xglm():
     sizes = {"num_layers": 3, "attention_heads": 4, "ffn_dim": 80}
     mapping = half("model", sums=False, positions={"table": None}, final=True, joins_heads=True)
-    values = {**LAYER_NORM, "positional_embedding_type": "sinusoidal"}
-    return bridged(tiny("XGLM", **{**HALF, **sizes}), mapping, config_values=values, **ADAPTER)
+    return bridged(tiny("XGLM", **{**HALF, **sizes}), mapping, config_values=LAYER_NORM, **ADAPTER)
 
 
 def mvp():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.structures import GROUPED, ROTARY, assert_verified, bridged, levels, linears, norms, tiny, tokens
+from tests.structures import GROUPED, RMS_NORM, assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.circuits import ComputationalGraph
 from clearspan.components import (
@@ -58,7 +58,7 @@ def afmoe():
         "Afmoe", **SIZES, num_dense_layers=2, num_experts=4, moe_intermediate_size=24, global_attn_every_n_layers=4
     )
     gate = {"gate_activation": "sigmoid", "maps": {"gate": "gate_proj"}}
-    return bridged(model, decoder(gate, sandwich), config_values=ROTARY)
+    return bridged(model, decoder(gate, sandwich), config_values=RMS_NORM)
 
 
 PRE = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"}
@@ -70,14 +70,14 @@ def laguna():
         "Laguna", **SIZES, mlp_layer_types=["dense", "dense"], layer_types=["full_attention"] * 2, num_experts=4
     )
     gate = {"gate_activation": "softplus", "gate_is_of_head": True, "maps": {"gate": "g_proj"}}
-    return bridged(model, decoder(gate, PRE), config_values=ROTARY)
+    return bridged(model, decoder(gate, PRE), config_values=RMS_NORM)
 
 
 def qwen3_next():
     """Its gate comes from the map of queries."""
     model = tiny("Qwen3Next", **SIZES, layer_types=["full_attention"] * 2, mlp_only_layers=[0, 1])
     gate = {"gate_activation": "sigmoid", "gate_in_queries": True}
-    return bridged(model, decoder(gate, PRE, weight_offset=1.0), config_values=ROTARY)
+    return bridged(model, decoder(gate, PRE, weight_offset=1.0), config_values=RMS_NORM)
 
 
 def bitnet():
@@ -101,7 +101,7 @@ def bitnet():
             "unembed": UnembeddingBridge(name="lm_head"),
         }
 
-    return bridged(tiny("BitNet", **GROUPED), mapping, config_values=ROTARY)
+    return bridged(tiny("BitNet", **GROUPED), mapping, config_values=RMS_NORM)
 
 
 KINDS = {"afmoe": afmoe, "laguna": laguna, "qwen3_next": qwen3_next}

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from tests.structures import GROUPED, ROTARY, assert_verified, bridged, levels, linears, norms, tiny, tokens
+from tests.structures import (
+    GROUPED,
+    LAYER_NORM,
+    RMS_NORM,
+    assert_verified,
+    bridged,
+    levels,
+    linears,
+    norms,
+    tiny,
+    tokens,
+)
 
 from clearspan.components import (
     AttentionBridge,
@@ -67,7 +78,7 @@ def qwen2_moe():
     }
     settings = {key: value for key, value in SIZES.items() if key != "head_dim"}
     model = tiny("Qwen2Moe", **settings, shared_expert_intermediate_size=40, decoder_sparse_step=1)
-    return bridged(model, decoder(MoEBridge(name="mlp", submodules=parts)), config_values=ROTARY)
+    return bridged(model, decoder(MoEBridge(name="mlp", submodules=parts)), config_values=RMS_NORM)
 
 
 def hunyuan():
@@ -83,7 +94,7 @@ def hunyuan():
     }
     mixture = MoEBridge(name="mlp", submodules=parts)
     mapping = decoder(mixture, qk=heads.items(), heads=[("norms_rotated", True)])
-    return bridged(tiny("HunYuanMoEV1", **{**SIZES, "moe_topk": [2, 2]}), mapping, config_values=ROTARY)
+    return bridged(tiny("HunYuanMoEV1", **{**SIZES, "moe_topk": [2, 2]}), mapping, config_values=RMS_NORM)
 
 
 def phimoe():
@@ -94,8 +105,7 @@ def phimoe():
     }
     settings = {key: value for key, value in SIZES.items() if key != "head_dim"}
     model = tiny("Phimoe", **settings, attention_bias=False, router_jitter_noise=0.5)  # so that several count
-    values = {**ROTARY, "normalization_type": "LN", "uses_rms_norm": False, "final_rms": False}
-    return bridged(model, decoder(MoEBridge(name="mlp", submodules=parts)), config_values=values)
+    return bridged(model, decoder(MoEBridge(name="mlp", submodules=parts)), config_values=LAYER_NORM)
 
 
 def dbrx():
@@ -147,11 +157,10 @@ def dbrx():
         attn_config={"kv_n_heads": 2, "clip_qkv": 1e4, "rope_theta": 1e4},
         ffn_config={"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
     )
-    values = {**ROTARY, "normalization_type": "LN", "uses_rms_norm": False, "final_rms": False}
     return bridged(
         model,
         mapping,
-        config_values={**values, "n_key_value_heads": 2},
+        config_values={**LAYER_NORM, "n_key_value_heads": 2},
         uses_combined_qkv=True,
         sizes={"n_key_value_heads": ()},
     )
@@ -195,7 +204,7 @@ def llama4():
 
     settings = {**SIZES, "intermediate_size": 24, "intermediate_size_mlp": 80, "interleave_moe_layer_step": 1}
     model = tiny("Llama4Text", "Llama4ForCausalLM", **settings, no_rope_layers=[1, 0], attn_temperature_tuning=False)
-    return bridged(model, mapping, config_values=ROTARY)
+    return bridged(model, mapping, config_values=RMS_NORM)
 
 
 KINDS = {"qwen2_moe": qwen2_moe, "hunyuan": hunyuan, "phimoe": phimoe, "dbrx": dbrx, "llama4": llama4}

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from clearspan.architectures.decoder import LAYER_NORM, SPLIT_EVENLY
-from tests.structures import assert_verified, bridged, levels, linears, norms, tiny, tokens
+from tests.structures import LAYER_NORM, SPLIT_EVENLY, assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.architectures.gpt import GPT_SIZES
 from clearspan.components import (
@@ -48,7 +47,6 @@ def openai():
         mapping,
         config_values=LAYER_NORM,
         sizes={**GPT_SIZES, "act_fn": ("afn",)},
-        uses_combined_qkv=True,
         irrelevant={"*.position_ids": "positions", "*.attn.bias": "the causal mask"},
         whole_sequences="the model takes no KV cache",
     )
@@ -74,7 +72,7 @@ def ctrl():
     return bridged(
         tiny("CTRL", "CTRLLMHeadModel", **GPT, dff=80),
         mapping,
-        config_values={**LAYER_NORM, "positional_embedding_type": "sinusoidal", "has_table": True},
+        config_values={**LAYER_NORM, "has_table": True},
         sizes={**SPLIT_EVENLY, "n_ctx": ("n_positions",), "d_mlp": ("dff",), "act_fn": ()},
         irrelevant={"*pos_encoding": "sines and cosines of positions"},
     )

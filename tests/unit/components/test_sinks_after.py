@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.structures import GROUPED, ROTARY, assert_verified, bridged, levels, linears, norms, tiny, tokens
+from tests.structures import GROUPED, RMS_NORM, assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.components import (
     AttentionBridge,
@@ -40,14 +40,14 @@ def decoder(mlp):
 
 def dense():
     mlp = GatedMLPBridge(name="mlp", submodules=linears(gate="gate_proj", in_="up_proj", out="down_proj"))
-    return bridged(tiny("GraniteSWA", **SIZES, attention_multiplier=0.3), decoder(mlp), config_values=ROTARY)
+    return bridged(tiny("GraniteSWA", **SIZES, attention_multiplier=0.3), decoder(mlp), config_values=RMS_NORM)
 
 
 def mixture():
     parts = {"router": RouterBridge(name="router"), "experts": ExpertsBridge(name="experts")}
     model = tiny("GraniteMoeSWA", **SIZES, num_local_experts=4, num_experts_per_tok=2, attention_multiplier=0.3)
     name = "block_sparse_moe" if "block_sparse_moe" in dict(model.model.layers[0].named_children()) else "mlp"
-    return bridged(model, decoder(MoEBridge(name=name, submodules=parts)), config_values=ROTARY)
+    return bridged(model, decoder(MoEBridge(name=name, submodules=parts)), config_values=RMS_NORM)
 
 
 KINDS = {"dense": dense, "mixture": mixture}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.structures import GROUPED, ROTARY, assert_verified, bridged, levels, linears, norms, tiny, tokens
+from tests.structures import GROUPED, RMS_NORM, assert_verified, bridged, levels, linears, norms, tiny, tokens
 
 from clearspan.components import (
     AttentionBridge,
@@ -52,7 +52,7 @@ def mimo(kinds):
         rope_parameters=rope,
         n_routed_experts=4,
     )
-    return bridged(model, mapping, config_values=ROTARY)
+    return bridged(model, mapping, config_values=RMS_NORM)
 
 
 @levels

@@ -16,7 +16,7 @@ def test_a_forward_more_than_the_sequence_needs_is_cut_off(bridge, tokens):
         torch.no_grad(),
         bridge.taps.run(),
         bridge.taps.record(choice.points.values(), choice.plan, recording),
-        recording.following(bridge.hf_model, lambda: False),
+        recording.following(bridge.hf_model, lambda: False, {}),
     ):
         for part in tokens.split([5, 1, 1], 1):
             bridge.hf_model(input_ids=part, **on(bridge.hf_model, past))
