@@ -38,6 +38,7 @@ from clearspan.components import (
     MLPBridge,
     MoEBridge,
     NormalizationBridge,
+    PerLayer,
     PosEmbedBridge,
     RouterBridge,
     TransposedLinearBridge,
@@ -461,7 +462,7 @@ def unembedding(name: str, *, scale: float = 1.0, softcap: float | None = None) 
 def decoder(
     *,
     embed: str | EmbeddingBridge,
-    blocks: BlockBridge,
+    blocks: BlockBridge | PerLayer,
     embed_norm: Norm = None,
     project_in: str | None = None,
     pos_embed: str | PosEmbedBridge | None = None,
