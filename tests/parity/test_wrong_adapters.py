@@ -111,11 +111,11 @@ class Swapped(GPTJ):
 
 
 class Sequential(GPTJ):
-    """GPT-J without `is_parallel`."""
+    """GPT-J with attention before the MLP."""
 
     def mapping(self, cfg):
         mapping = super().mapping(cfg)
-        mapping["blocks"].is_parallel = False
+        mapping["blocks"].stages = (("attn",), ("mlp",))
         return mapping
 
 

@@ -41,6 +41,7 @@ from clearspan.components import (
     MLPBridge,
     MoEBridge,
     NormalizationBridge,
+    PerLayer,
     PosEmbedBridge,
     RouterBridge,
     TransposedLinearBridge,
@@ -594,7 +595,7 @@ def unembedding(name: str, *, scale: float = 1.0, softcap: float | None = None) 
 def decoder(
     *,
     embed: str | EmbeddingBridge,
-    blocks: GeneralizedComponent,
+    blocks: BlockBridge | PerLayer,
     type_embed: TypeEmbedBridge | None = None,
     embed_norm: Norm = None,
     project_in: str | None = None,

@@ -97,7 +97,9 @@ def _config_by_class(source: str, hub: dict[str, Any]) -> "PretrainedConfig | No
 
     entries, _ = transformers.PretrainedConfig.get_config_dict(source, **hub)
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    name = next((name for name in entries.get("architectures") or () if name in known), None)
+    named = entries.get("architectures") if isinstance(entries, dict) else None  # it is whatever the file holds
+    names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    name = next((name for name in names if name in known), None)
     return None if name is None else getattr(transformers, name).config_class.from_dict(entries)
 
 

@@ -225,7 +225,8 @@ def _has_mixtures(cfg: TransformerBridgeConfig) -> bool:
 def _of_experts(experts: ExpertsBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
     maps = [(each, "in_axis") for each in experts.reads()] + [(each, "out_axis") for each in experts.adds()]
     for each, axis in maps:
-        weight = each.module._parameters.get(each.weight)
+        held = (part._parameters.get(each.weight) for part in each.module.modules())  # a wrapper's is in what it wraps
+        weight = next((parameter for parameter in held if parameter is not None), None)
         if weight is None:
             yield f"whether {experts.path} has {each.weight}", True, False
         elif weight.ndim == 3:
