@@ -92,7 +92,7 @@ _BUILDERS: Mapping[type[GeneralizedComponent], _Builder] = {
         _same("q", "q_a", "q_a_norm", "q_b", "kv_a", "kv_a_norm", "kv_b", "o"),
         takes_others=True,
     ),
-    MLPBridge: _Builder(parts.mlp, _LAYOUT | _OVERWRITTEN, {"in": "in_", **_same("act", "norm", "out")}),
+    MLPBridge: _Builder(parts.mlp, _LAYOUT | _OVERWRITTEN, {"in": "in_", **_same("act", "norm", "out")}, True),
     GatedMLPBridge: _Builder(parts.gated_mlp, _LAYOUT, {"gate": "gate", "in": "in_", **_same("norm", "out")}),
     JointGateMLPBridge: _Builder(parts.fused_gated_mlp, {}, _same("gate_up", "out")),
     MoEBridge: _Builder(
