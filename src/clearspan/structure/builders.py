@@ -234,8 +234,8 @@ class Builders:
         changed = _changed(experts)
         if changed.keys() - {"name", "is_transposed"}:
             return {"experts": whole}
-        named = {} if experts.name == "experts" else {"experts": experts.name}
-        return named | ({"transposed": True} if "is_transposed" in changed else {})
+        named: dict[str, Expression] = {} if experts.name == "experts" else {"experts": experts.name}
+        return {**named, "transposed": True} if "is_transposed" in changed else named
 
     def _block(self, part: BlockBridge, changed: dict[str, object]) -> dict[str, Expression]:
         """Takes out of a block's attributes what its builder takes in other words."""
