@@ -26,12 +26,13 @@ def sizes_of(structure: Structure, model: "PreTrainedModel", cfg: TransformerBri
         implied |= {field: structure.sizes.get(field) for field in ("d_head", "n_key_value_heads")}
     for field, names in SIZES.items():
         measured = structure.sizes.get(field, names)
-        if implied.get(field) == measured and said.get(field) != measured:
+        is_said = stored(config, names) is not None and said.get(field) == measured
+        if implied.get(field) == measured and not is_said:
             found[field] = ()
         elif isinstance(measured, tuple):
             name = stored(config, measured)
             found[field] = () if name is None else (name,)
-        elif stored(config, names) is not None and said.get(field) == measured:
+        elif is_said:
             found[field] = (str(stored(config, names)),)
         else:
             name = Entries(cfg).named(field, measured) if field in ("d_mlp", "n_ctx") else None
