@@ -356,6 +356,7 @@ def mlp(
     norm: Norm = None,
     layout: Layout = Layout.TOKENS,
     overwritten: bool = False,
+    others: Parts = NONE,
 ) -> MLPBridge:
     """Returns an MLP without a gate: two linear maps around an activation function.
 
@@ -367,6 +368,7 @@ def mlp(
         norm: The norm of the hidden layer, before the map from it.
         layout: How rows and positions lie in all of it.
         overwritten: Whether the model writes into its output's storage afterwards.
+        others: Further parts by canonical name.
 
     Example:
         >>> mlp("mlp", in_="fc1", out="fc2").submodules
@@ -376,7 +378,7 @@ def mlp(
     maps["out"].output_is_overwritten |= overwritten
     acts = _there(act=None if act is None else ActivationBridge(act, layout=layout), norm=norm)
     whole = Layout.TOKENS if name is None else layout
-    return MLPBridge(name, submodules={**maps, **acts}, layout=whole, output_is_overwritten=overwritten)
+    return MLPBridge(name, submodules={**maps, **acts, **others}, layout=whole, output_is_overwritten=overwritten)
 
 
 def gated_mlp(

@@ -92,7 +92,7 @@ _BUILDERS: Mapping[type[GeneralizedComponent], _Builder] = {
         _same("q", "q_a", "q_a_norm", "q_b", "kv_a", "kv_a_norm", "kv_b", "o"),
         takes_others=True,
     ),
-    MLPBridge: _Builder(parts.mlp, _LAYOUT | _OVERWRITTEN, {"in": "in_", **_same("act", "norm", "out")}),
+    MLPBridge: _Builder(parts.mlp, _LAYOUT | _OVERWRITTEN, {"in": "in_", **_same("act", "norm", "out")}, True),
     GatedMLPBridge: _Builder(parts.gated_mlp, _LAYOUT, {"gate": "gate", "in": "in_", **_same("norm", "out")}),
     JointGateMLPBridge: _Builder(parts.fused_gated_mlp, {}, _same("gate_up", "out")),
     MoEBridge: _Builder(
@@ -234,8 +234,8 @@ class Builders:
         changed = _changed(experts)
         if changed.keys() - {"name", "is_transposed"}:
             return {"experts": whole}
-        named = {} if experts.name == "experts" else {"experts": experts.name}
-        return named | ({"transposed": True} if "is_transposed" in changed else {})
+        named: dict[str, Expression] = {} if experts.name == "experts" else {"experts": experts.name}
+        return {**named, "transposed": True} if "is_transposed" in changed else named
 
     def _block(self, part: BlockBridge, changed: dict[str, object]) -> dict[str, Expression]:
         """Takes out of a block's attributes what its builder takes in other words."""

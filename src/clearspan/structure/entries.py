@@ -19,6 +19,8 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "d_inner": ("expand", "inner", "lru_width"),
     "padding_id": ("pad_token",),
     "dense": ("dense",),
+    "d_mlp": ("decoder_ffn", "ffn", "intermediate"),
+    "n_ctx": ("max_target", "max_position", "max_seq"),
     "scale": ("logit",),
     "softcap": ("softcap",),
 }
@@ -51,17 +53,23 @@ class Entries:
             return Code("cfg.n_key_value_heads or cfg.n_heads", value)
         return self.size("n_heads", value)
 
-    def count(self, keyword: str, value: int) -> Expression:
-        """Returns a width or a count by the entry that has it, where its name fits the keyword."""
-        words = WORDS.get(keyword, (keyword,))
-        for word in words:
+    def named(self, keyword: str, value: object) -> str | None:
+        """Returns the entry that has a width or a count and whose name fits the keyword, or None."""
+        for word in WORDS.get(keyword, (keyword,)):
             found = [name for name, there in self._numbers.items() if word in name and there == value]
             if len(found) == 1:
-                return _entry(found[0], value)
+                return found[0]
+        return None
+
+    def count(self, keyword: str, value: int) -> Expression:
+        """Returns a width or a count by the entry that has it, where its name fits the keyword."""
+        words, name = WORDS.get(keyword, (keyword,)), self.named(keyword, value)
+        if name is not None:
+            return Code(f'cfg.hf["{name}"]', value)
         expand = [name for name in self._numbers if "expand" in name and "expand" in words]
         if len(expand) == 1 and self._numbers[expand[0]] * self._cfg.d_model == value:
             return Code(f'cfg.hf["{expand[0]}"] * cfg.d_model', value)
-        return value
+        return self.size("d_model", value) if keyword == "d_inner" else value
 
     def factor(self, keyword: str, value: float) -> Expression:
         """Returns a factor by the one entry that has it, or whose inverse it is, or as a root of the width."""
@@ -82,15 +90,11 @@ class Entries:
         root = self._cfg.d_model**0.5
         return Code("cfg.d_model**0.5", root) if _close(root, value) else value
 
-    def by_layer(self, n_layers: int) -> Iterator[tuple[str, list[object]]]:
-        """Yields entries that are lists with an element for each layer."""
-        for name, value in self._cfg.hf.items():
+    def by_layer(self, n_layers: int, word: str) -> Iterator[tuple[str, list[object]]]:
+        """Yields entries that are lists with an element for each layer, those with a word in their name first."""
+        for name, value in sorted(self._cfg.hf.items(), key=lambda entry: word not in entry[0]):
             if isinstance(value, list) and len(value) == n_layers:
                 yield name, value
-
-
-def _entry(name: str, value: float) -> Code:
-    return Code(f'cfg.hf["{name}"]', value)
 
 
 def _close(one: float, other: float) -> bool:

@@ -61,7 +61,7 @@ def _chosen(
     kinds = list(dict.fromkeys(texts))
     numbers = [kinds.index(text) for text in texts]
     templates = [each[texts.index(text)] for text in kinds]
-    for entry, values in entries.by_layer(len(each)):
+    for entry, values in entries.by_layer(len(each), name.rstrip("s")):
         pairs = dict.fromkeys((str(value), number) for value, number in zip(values, numbers, strict=True))
         if len(pairs) == len(kinds) == len({value for value, _ in pairs}) and all(
             isinstance(one, str) for one in values

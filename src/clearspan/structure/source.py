@@ -2,17 +2,15 @@
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from clearspan.architectures import AdapterSource, ArchitectureAdapter, check_source, parts
-from clearspan.architectures.adapter import FRAME_SIZES, SIZES, Size, Sizes, entries
+from clearspan.architectures import AdapterSource, check_source, parts
 from clearspan.components import (
     BlockBridge,
     EmbeddingBridge,
     GeneralizedComponent,
-    LatentAttentionBridge,
     LinearBridge,
     PerLayer,
     PosEmbedBridge,
@@ -20,13 +18,14 @@ from clearspan.components import (
     WeightsBridge,
 )
 from clearspan.config import TransformerBridgeConfig
-from clearspan.errors import AdapterError
-from clearspan.hf.loading import bridge_config, stored, text_config
+from clearspan.hf.loading import bridge_config
 from clearspan.structure.adapter import EPSILONS, Structure
 from clearspan.structure.builders import Builders
 from clearspan.structure.entries import Entries
-from clearspan.structure.expression import Call, Code, Expression, names_in, written
+from clearspan.structure.expression import Call, Code, Expression, written
+from clearspan.structure.imports import imports_of
 from clearspan.structure.layers import Statement, layered
+from clearspan.structure.sizes import as_entries, sizes_of, walk
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel
@@ -60,7 +59,7 @@ def source(structure: Structure, model: "PreTrainedModel", *, checked: str = "",
     lines = [
         *_docstring(structure, checked),
         "",
-        *_imports([*(value for _, value in body), *used]),
+        *imports_of([*(value for _, value in body), *used]),
         "",
         "",
         f"class {name}(ArchitectureAdapter):",
@@ -88,6 +87,18 @@ def _docstring(structure: Structure, checked: str) -> list[str]:
     )
     name = _ENDINGS.sub("", structure.architecture)
     return [f'"""{name}, as derived from a model.', "", *textwrap.wrap(said.strip(), 119), '"""']
+
+
+def adapter_of(text: str) -> AdapterSource:
+    """Returns the adapter that a module's text defines, without registering it.
+
+    Args:
+        text: What `source` returned.
+    """
+    definitions, _, registered = text.rpartition("\n\n\nclearspan.register(")
+    names: dict[str, object] = {"__name__": "adapted"}
+    exec(compile(definitions, "<adapter>", "exec"), names)  # the text was made here, of a model that runs here
+    return check_source(names[registered.partition(",")[0]])
 
 
 # --- the mapping -----------------------------------------------------------------------------------------------------
@@ -147,8 +158,8 @@ def _body(
     structure: Structure, model: "PreTrainedModel", cfg: TransformerBridgeConfig
 ) -> Iterator[tuple[str, Expression]]:
     """Yields the attributes of the class, each as what is assigned to and what is assigned."""
-    sizes = _sizes(structure, model, cfg)
-    yield "sizes: ClassVar[Sizes]", _as_entries(sizes)
+    sizes = sizes_of(structure, model, cfg)
+    yield "sizes: ClassVar[Sizes]", as_entries(sizes)
     values: dict[str, Expression] = {"has_table": True} if structure.has_table else {}
     named = [name for name in cfg.hf if name.endswith(EPSILONS)]
     if named and not isinstance(sizes["eps"], tuple):
@@ -162,106 +173,9 @@ def _body(
         yield "irrelevant: ClassVar[Mapping[str, str]]", {**irrelevant}
 
 
-def _sizes(structure: Structure, model: "PreTrainedModel", cfg: TransformerBridgeConfig) -> dict[str, Size]:
-    """Returns where sizes come from: entries of the config where these give what was measured, else the numbers."""
-    config, found = text_config(model), dict[str, Size]()
-    implied = {"d_head": cfg.d_model // max(cfg.n_heads, 1), "d_mlp": 4 * cfg.d_model, "n_key_value_heads": cfg.n_heads}
-    said = _said(model)
-    if any(isinstance(part, LatentAttentionBridge) for part in _walk(structure.parts["blocks"])):
-        implied |= {field: structure.sizes.get(field) for field in ("d_head", "n_key_value_heads")}
-    for field, names in SIZES.items():
-        measured = structure.sizes.get(field, names)
-        if implied.get(field) == measured and said.get(field) != measured:
-            found[field] = ()
-        elif isinstance(measured, tuple):
-            name = stored(config, measured)
-            found[field] = () if name is None else (name,)
-        elif stored(config, names) is not None and said.get(field) == measured:
-            found[field] = (str(stored(config, names)),)
-        else:
-            found[field] = () if implied.get(field) == measured else measured
-    for field in FRAME_SIZES:
-        measured = structure.sizes.get(field)
-        if measured is not None and said.get(field) != measured:
-            found[field] = measured
-    return found
-
-
-def _said(model: "PreTrainedModel") -> Mapping[str, object]:
-    """Returns sizes as the config's usual entries say them; nothing where these are not all there."""
-    try:
-        return vars(bridge_config(model, ArchitectureAdapter))
-    except AdapterError:
-        return {}
-
-
-def adapter_of(text: str) -> AdapterSource:
-    """Returns the adapter that a module's text defines, without registering it.
-
-    Args:
-        text: What `source` returned.
-    """
-    definitions, _, registered = text.rpartition("\n\n\nclearspan.register(")
-    names: dict[str, object] = {"__name__": "adapted"}
-    exec(compile(definitions, "<adapter>", "exec"), names)  # the text was made here, of a model that runs here
-    return check_source(names[registered.partition(",")[0]])
-
-
-def _as_entries(sizes: Sizes) -> Expression:
-    names = {field: name[0] if name else None for field, name in sizes.items() if isinstance(name, tuple)}
-    if len(names) == len(sizes) and names["n_ctx"] is not None and names["eps"] is not None:
-        order = ("n_ctx", "eps", "act_fn", "d_mlp", "d_head", "n_key_value_heads")
-        return Call(entries, (), {field: names[field] for field in order if names[field] is not None})
-    return {**sizes}
-
-
 def _irrelevant(structure: Structure) -> Iterator[tuple[str, str]]:
     """Yields patterns of what no part accounts for, for any number of layers."""
-    shown = [part.name for part in _walk(structure.parts["blocks"]) if isinstance(part, WeightsBridge)]
+    shown = [part.name for part in walk(structure.parts["blocks"]) if isinstance(part, WeightsBridge)]
     for pattern, reason in structure.irrelevant.items():
         if pattern.removesuffix(".*").rpartition(".")[2] not in shown:
             yield re.sub(r"\.\d+\.", ".*.", pattern), reason
-
-
-def _walk(part: GeneralizedComponent) -> Iterator[GeneralizedComponent]:
-    yield part
-    for inner in (*part.submodules.values(), *(part.templates if isinstance(part, PerLayer) else ())):
-        yield from _walk(inner)
-
-
-# --- imports ---------------------------------------------------------------------------------------------------------
-
-_PUBLIC = ("clearspan.components.mixer_kinds", "clearspan.components", "clearspan.conversions", "clearspan.points")
-
-
-def _imports(used: Iterable[Expression]) -> Iterator[str]:
-    """Yields the imports of a module's names, in their order."""
-    found: dict[str, set[str]] = {
-        "clearspan.architectures": {"ArchitectureAdapter", "Sizes"},
-        "clearspan.components": {"GeneralizedComponent"},
-        "clearspan.config": {"TransformerBridgeConfig"},
-    }
-    for one in used:
-        for module, name in names_in(one):
-            found.setdefault(_home(module), set()).add(name)
-    yield "from collections.abc import Mapping"
-    yield "from typing import ClassVar"
-    yield ""
-    yield "import clearspan"
-    for module in sorted(found):
-        yield _import(module, sorted(found[module], key=_order))
-
-
-def _home(module: str) -> str:
-    if module.startswith("clearspan.architectures.adapter"):
-        return "clearspan.architectures"
-    return next((one for one in _PUBLIC if module.startswith(one)), module)
-
-
-def _order(name: str) -> tuple[int, str]:
-    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
-
-
-def _import(module: str, names: list[str]) -> str:
-    flat = f"from {module} import {', '.join(names)}"
-    return flat if len(flat) <= 120 else "\n".join([f"from {module} import (", *(f"    {one}," for one in names), ")"])
