@@ -233,7 +233,7 @@ class BlockBridge(GeneralizedComponent):
         """Returns a module's output as the component of that module describes it, if there is one."""
         named = Place(f"{self.module_path}.{path}", Side.OUTPUT)
         parts = {part.module_path: part for part in self.walk() if part.name is not None}
-        return parts[named.module].place(named.side) if named.module in parts else named
+        return parts[named.module].place(Side.OUTPUT) if named.module in parts else named
 
     def claims(self) -> Iterator[str]:
         """Yields the parameters by which the block multiplies."""

@@ -316,7 +316,7 @@ class Recording:
         return with_autocast(self.autocast, execution_device(call.module), call.inside)
 
     def _keep_inside(self, call: AttentionCall, places: Iterable[Place]) -> None:
-        seen = {Side.QUERY: call.query, Side.KEY: call.key}
+        seen: dict[Side | Passed, Tensor] = {Side.QUERY: call.query, Side.KEY: call.key}
         if any(place.side not in seen for place in places):
             seen[Side.SCORES], seen[Side.PATTERN] = self._computed(call)
         for place in places:

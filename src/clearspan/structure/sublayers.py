@@ -7,7 +7,8 @@ from torch import Tensor
 
 from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, OpaqueBridge
 from clearspan.structure.algebra import as_tokens, factor, norm_kind, same
-from clearspan.structure.attention import Attention, attention_template, find_attention
+from clearspan.structure.attention import Attention, find_attention
+from clearspan.structure.attention_templates import attention_template
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.mixers import mixer_template
 from clearspan.structure.mlp import find_mlp

@@ -244,8 +244,8 @@ class _Tracer(TorchFunctionMode):
         visit = self._stack[-1]
         if func is torch.nn.functional.scaled_dot_product_attention:
             named = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **kwargs}
-            heads = [named[name] for name in ("query", "key", "value")]
-            self._attended(visit, *heads, result, _bias(named.get("attn_mask")))
+            bias = _bias(named.get("attn_mask"))
+            self._attended(visit, named["query"], named["key"], named["value"], result, bias)
         elif func in SOFTMAXES:
             if visit.order in self._products:
                 self._awaited[visit.order] = (*self._products.pop(visit.order), args[0])

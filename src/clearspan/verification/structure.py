@@ -191,7 +191,7 @@ def _of_attention(attention: GeneralAttentionBridge, cfg: TransformerBridgeConfi
 
 
 def _of_latent(attention: LatentAttentionBridge, cfg: TransformerBridgeConfig) -> dict[str, tuple[int, int]]:
-    heads, values = attention.n_heads, attention.d_head_v
+    heads, values = attention.n_heads, attention.value_width
     rank = attention.kv_b.widths[0]
     last = "q_b" if "q_b" in attention.submodules else "q"
     query_inputs = attention.submodules["q_a"].shape("weight")[0] if last == "q_b" else cfg.d_model
