@@ -33,6 +33,7 @@ from clearspan.structure.outward import find_outward
 from clearspan.structure.positions import has_table, numbers_positions
 from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
 from clearspan.structure.trace import Trace, traced
+from clearspan.structure.unshown import Unshown, unshown
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel
@@ -81,6 +82,10 @@ class Structure:
         ]
         parts = {**self.parts, "blocks": PerLayer(templates)}
         return replace(self, parts=parts, refused={**self.refused, **points})
+
+    def unshown(self) -> list[Unshown]:
+        """Returns the parts of which only the ends are known, each with the reason."""
+        return unshown(self.parts, self.findings)
 
     def report(self) -> str:
         """Returns what was found, a line each, with how it is known."""

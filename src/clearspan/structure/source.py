@@ -136,11 +136,7 @@ def _outside(builders: Builders, key: str, part: GeneralizedComponent) -> Expres
 
 def _remarks(structure: Structure) -> Iterator[str]:
     """Yields comments on what is not shown."""
-    said = [
-        re.sub(r"\.\d+\.", ".N.", f"{one.what.rpartition('.')[2]}: {one.how}")
-        for one in structure.findings
-        if "only the ends are known" in one.how or "no known function" in one.how or "is not what" in one.how
-    ]
+    said = [f"{one.part}: {one.reason}" for one in structure.unshown()]
     for line in dict.fromkeys(said):
         yield from textwrap.wrap(line, 108, initial_indent="# ", subsequent_indent="# ")
 

@@ -95,7 +95,8 @@ def _attention(
     overwritten = whole is not None and _is_written(whole, wiring)
     part = attention_template(attention, trace, wiring.block, findings, where, overwritten=overwritten)
     if whole is not None:
-        part.same_inputs = same_arguments(whole)
+        if not wiring.residual_norms:  # else the module is given the stream that it adds to, which is a norm's output
+            part.same_inputs = same_arguments(whole)
         part.bounds_values = bounds_values(trace, whole, attention.value.map, attention.value.channels)
     return part
 
