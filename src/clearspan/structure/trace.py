@@ -36,6 +36,8 @@ class Visit:
         n_returned: How many things it returned.
         is_overwritten: Whether its output was written into after it.
         outputs: All that it returned, where that is a tuple or a list.
+        given: Its output itself, until the forward is over.
+        known: What was found of the call, by the function that found it.
     """
 
     path: str
@@ -51,6 +53,7 @@ class Visit:
     is_overwritten: bool = False
     outputs: tuple[Any, ...] = field(default=(), repr=False)
     given: Tensor | None = field(default=None, repr=False)
+    known: dict[object, object] = field(default_factory=dict, repr=False)
 
     @property
     def depth(self) -> int:
