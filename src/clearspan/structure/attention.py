@@ -145,6 +145,8 @@ def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
         _projected(letter, heads, earlier, rows, positions)
         for letter, heads in (("queries", attended.query), ("keys", attended.key), ("values", attended.value))
     ]
+    if found[2].is_turned or found[2].is_scaled:
+        raise MissingStructureError(f"positions change the values of {attended.path}")
     paths = [attended.path, output.path, *(one.map.path for one in found)]
     paths += [] if gate is None else [gate.map.path]
     lows = tuple(one for one in (_low(one.map, earlier) for one in (found[0], found[2])) if one is not None)
