@@ -59,6 +59,8 @@ def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
         find_projected(name, heads, earlier, rows, positions)
         for name, heads in (("queries", attended.query), ("keys", attended.key), ("values", attended.value))
     )
+    if value.is_turned or value.is_scaled:
+        raise MissingStructureError(f"positions change the values of {attended.path}")
     paths = [attended.path, output.path, *(one.map.path for one in (query, key, value))]
     paths += [] if gate is None else [gate.map.path]
     lows = tuple(one for one in (find_low(one.map, earlier) for one in (query, value)) if one is not None)
