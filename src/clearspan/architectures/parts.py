@@ -579,19 +579,28 @@ def pos_embedding(
     )
 
 
-def unembedding(name: str, *, scale: float = 1.0, softcap: float | None = None) -> UnembeddingBridge:
+def unembedding(
+    name: str,
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    input_scale: float = 1.0,
+    n_logits: int | None = None,
+) -> UnembeddingBridge:
     """Returns the unembedding.
 
     Args:
         name: Its module.
         scale: What the model multiplies its output by.
         softcap: Where the model caps the scaled logits by `cap * tanh(logits / cap)`, or None.
+        input_scale: What the model multiplies the last norm's output by before it, outside of any module.
+        n_logits: How many of its first outputs are logits, where the others only pad the vocabulary.
 
     Example:
         >>> unembedding("lm_head", scale=0.0625).scale
         0.0625
     """
-    return UnembeddingBridge(name, scale=scale, softcap=softcap)
+    return UnembeddingBridge(name, scale=scale, softcap=softcap, input_scale=input_scale, n_logits=n_logits)
 
 
 def decoder(

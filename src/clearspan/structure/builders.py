@@ -114,10 +114,10 @@ _BUILDERS: Mapping[type[GeneralizedComponent], _Builder] = {
         {"offset": "offset", "input_is_positions": "from_mask"}
         | _same("table", "padding_id", "ends_in_embed", "layout"),
     ),
-    UnembeddingBridge: _Builder(parts.unembedding, _same("scale", "softcap")),
+    UnembeddingBridge: _Builder(parts.unembedding, _same("scale", "softcap", "input_scale", "n_logits")),
 }
 _NOT = "input_is_positions"
-_COUNTS = ("d_head_nope", "d_head_rope", "d_head_v", "padding_id")
+_COUNTS = ("d_head_nope", "d_head_rope", "d_head_v", "padding_id", "n_logits")
 
 
 class Builders:

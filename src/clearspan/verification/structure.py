@@ -24,6 +24,7 @@ from clearspan.components import (
     NormalizationBridge,
     PosEmbedBridge,
     RouterBridge,
+    UnembeddingBridge,
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import AdapterWarning
@@ -158,8 +159,8 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
             yield "the positions of the position embedding", cfg.n_ctx, positions - part.offset
             if not part.ends_in_embed:  # a projection may follow
                 yield "the width of the position embedding", cfg.d_model, width
-        case LinearBridge(path="unembed"):
-            yield "the outputs of the unembedding", cfg.d_vocab, part.widths[1]
+        case UnembeddingBridge():
+            yield "the outputs of the unembedding", cfg.d_vocab, part.n_logits or part.widths[1]
 
 
 def _of_norm(norm: NormalizationBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
