@@ -23,6 +23,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "n_ctx": ("max_target", "max_position", "max_seq"),
     "scale": ("logit",),
     "softcap": ("softcap",),
+    "linear_limit": ("limit", "clamp"),
     "input_scale": ("width_multiplier", "logit"),
     "n_logits": ("unpadded", "vocab"),
 }

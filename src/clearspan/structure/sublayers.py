@@ -10,6 +10,8 @@ from clearspan.structure.algebra import as_tokens, factor, norm_kind, same
 from clearspan.structure.attention import Attention, attention_template, find_attention
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.mixers import mixer_template
+from clearspan.structure.mixture import find_mixture
+from clearspan.structure.experts import find_experts
 from clearspan.structure.mlp import find_mlp
 from clearspan.structure.trace import Trace, Visit, fresh_arguments, same_arguments, traced
 from clearspan.structure.values import bounds_values
@@ -116,6 +118,9 @@ def _other(
     whole = min(modules, key=lambda one: one.depth) if modules else None
     if whole is not None and _mixes_positions(whole):
         return Sublayer("mixer", mixer_template(trace, block, whole, findings, where), contribution, whole)
+    experts = None if whole is None else find_experts(trace, whole)
+    if whole is not None and experts is not None:
+        return Sublayer("mlp", find_mixture(trace, block, whole, experts, findings, where), contribution, whole)
     try:
         part, reader = find_mlp(trace, block, whole, contribution, outside, findings, where)
     except MissingStructureError as error:

@@ -230,7 +230,7 @@ def _of_experts(experts: ExpertsBridge, cfg: TransformerBridgeConfig) -> Iterato
         weight = next((parameter for parameter in held if parameter is not None), None)
         if weight is None:
             yield f"whether {experts.path} has {each.weight}", True, False
-        elif weight.ndim == 3:
+        elif weight.ndim == 3 and not experts.is_narrow:
             yield f"d_model in {experts.path}.{each.weight}", cfg.d_model, weight.shape[getattr(each, axis)]
 
 
