@@ -55,7 +55,9 @@ def choice_of(experts: Visit) -> Choice | None:
     indices = next(((name, one) for name, one in pairs if not one.is_floating_point()), None)
     if indices is None:
         return None
-    weights = next(((name, one) for name, one in pairs if one.shape == indices[1].shape and one is not indices[1]), None)
+    weights = next(
+        ((name, one) for name, one in pairs if one.shape == indices[1].shape and one is not indices[1]), None
+    )
     return None if weights is None else Choice(weights, indices)
 
 
