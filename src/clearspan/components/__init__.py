@@ -28,6 +28,12 @@ from clearspan.components.mlp import (
     MoEBridge,
     RouterBridge,
 )
+from clearspan.components.multi_stream import (
+    HyperConnectionBridge,
+    MultiStreamBlockBridge,
+    StreamsBridge,
+    StreamsLayout,
+)
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
 from clearspan.components.remainder import RemainderBridge
@@ -46,6 +52,7 @@ __all__ = [
     "GeneralAttentionBridge",
     "GeneralizedComponent",
     "HeadAttentionBridge",
+    "HyperConnectionBridge",
     "Identity",
     "JointGateMLPBridge",
     "JointQKVAttentionBridge",
@@ -58,6 +65,7 @@ __all__ = [
     "MixerBridge",
     "MixerKind",
     "MoEBridge",
+    "MultiStreamBlockBridge",
     "NormalizationBridge",
     "OpaqueBridge",
     "Part",
@@ -66,6 +74,8 @@ __all__ = [
     "RemainderBridge",
     "RouterBridge",
     "StreamBlockBridge",
+    "StreamsBridge",
+    "StreamsLayout",
     "Sublayer",
     "SublayerKind",
     "TransposedLinearBridge",

@@ -303,10 +303,28 @@ class BlockBridge(GeneralizedComponent):
         return f"{self.path}.{'hook_resid_post' if stage == len(self.stages) else stream_at(stage)}"
 
     @property
+    def stream_after(self) -> str:
+        """Name of the point with the stream that leaves the block."""
+        return self.stream_before(len(self.stages))
+
+    @property
     def is_sum(self) -> bool:
         """Whether the stream after the block is the stream before it plus what the sublayers add."""
         scales = map(self._stream_scale, range(len(self.stages)))
         return not self.norms_the_sum and not self.residual_is_normed and all(map(is_one, scales))
+
+    @property
+    def stream_shape(self) -> tuple[int, ...]:
+        """The sizes of the residual behind rows and positions."""
+        return (self.cfg.d_model,)
+
+    def raw_stream(self, residual: Tensor) -> Tensor:
+        """Returns a residual `[batch, pos, ...]` as the block takes it."""
+        return residual
+
+    def shown_stream(self, raw: Tensor) -> Tensor:
+        """Returns what the block takes or gives as `[batch, pos, ...]`."""
+        return raw
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns what its attention needs."""

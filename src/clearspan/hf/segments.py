@@ -179,12 +179,18 @@ class ArgumentsOf:
         model: The Hugging Face model.
         blocks: Paths of its blocks.
         embedding_width: Width of the token embedding.
+        stream_shape: The sizes of the residual behind rows and positions.
+        raw_stream: Returns a residual `[batch, pos, ...]` as blocks take it.
+        gives_ids: Whether the model is run on token ids, which its blocks read too.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.blocks: Sequence[str] = ()
         self.embedding_width = 0
+        self.stream_shape: tuple[int, ...] = ()
+        self.raw_stream: Callable[[Tensor], Tensor] = lambda residual: residual
+        self.gives_ids = False
 
     def __call__(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
         """Returns the arguments of a block, or of a module in one, by name.
@@ -194,34 +200,34 @@ class ArgumentsOf:
             value: Its input `[batch, pos, d_model]`.
         """
         with turns_of(self.model).unseen():
-            return _arguments_of(
-                self.model,
-                [module_at(self.model, path) for path in self.blocks],
-                module,
-                value,
-                embedding_width=self.embedding_width,
-            )
+            blocks = [module_at(self.model, path) for path in self.blocks]
+            size = value.shape[:2]
+            residual = self.raw_stream(value.new_zeros(*size, *self.stream_shape))
+            if self.gives_ids:
+                given = {"input_ids": torch.zeros(size, dtype=torch.long, device=value.device)}
+            else:
+                given = {"inputs_embeds": value.new_zeros(*size, self.embedding_width)}
+            return _arguments_of(self.model, blocks, module, residual, given)
 
 
 def _arguments_of(
     model: nn.Module,
     blocks: Sequence[nn.Module],
     module: nn.Module,
-    value: Tensor,
-    *,
-    embedding_width: int,
+    residual: Tensor,
+    given: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """Returns what the model's own forward passes to a module of a block after its first input: masks, positions.
 
-    It runs the model on a residual stream of zeros, of the value's shape, up to the module. A residual stream that the
-    module would add to its result is zero.
+    It runs the model on a residual stream of zeros up to the module. A residual stream that the module would add to its
+    result is zero.
 
     Args:
         model: The Hugging Face model.
         blocks: Its blocks.
         module: A block, or a module in one.
-        value: The module's input `[batch, pos, d_model]`.
-        embedding_width: Width of the token embedding.
+        residual: The residual stream of zeros, as blocks take it.
+        given: What the model is given.
     """
     module = acting(module)  # an adapter's own forward takes anything
     first, *others = inspect.signature(type(module).forward).parameters.values()
@@ -236,17 +242,16 @@ def _arguments_of(
             raise _Reached(args, kwargs)
 
     layer = next(index for index, block in enumerate(blocks) if any(part is module for part in block.modules()))
-    embeddings = value.new_zeros(*value.shape[:2], embedding_width)
     handle = before(module, reached)
     try:
-        with torch.no_grad(), starting_at(blocks, layer, torch.zeros_like(value)):
-            model(inputs_embeds=embeddings, use_cache=False)
+        with torch.no_grad(), starting_at(blocks, layer, residual):
+            model(**given, use_cache=False)
     except _Reached as there:
         bound = inspect.signature(type(module).forward).bind(module, *there.args, **there.kwargs)
         named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
         skipped = {first.name, others[0].name, "kwargs"}
         found = {name: what for name, what in named.items() if name not in skipped}
-        return {**found, **({"residual": torch.zeros_like(value)} if "residual" in found else {})}
+        return {**found, **({"residual": torch.zeros_like(residual)} if "residual" in found else {})}
     finally:
         handle.remove()
     raise AssertionError("the forward passes every block")

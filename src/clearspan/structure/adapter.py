@@ -196,9 +196,11 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
 def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, partial: bool) -> BlockBridge:
     """Returns the template of a layer's block; if part of a structure is enough, of its stream alone if need be."""
     try:
-        return block_template(trace, blocks.visits[layer], blocks.path, findings, f"blocks.{layer}")
+        return block_template(
+            trace, blocks.visits[layer], blocks.path, findings, f"blocks.{layer}", blocks.streams
+        )
     except MissingStructureError as error:
-        if not partial:
+        if not partial or blocks.streams is not None:
             raise
         return StreamBlockBridge(blocks.path, f"the structure of the block was not found: {error}")
 

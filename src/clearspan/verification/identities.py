@@ -17,6 +17,7 @@ from clearspan.components import (
     LinearBridge,
     MixerBridge,
     MLPBridge,
+    MultiStreamBlockBridge,
     NormalizationBridge,
 )
 from clearspan.model import Model
@@ -28,21 +29,45 @@ def statements(model: Model) -> Iterator[Statement]:
     """Yields the identities of a bridge's architecture, in the order of the forward."""
     embeddings = ("hook_embed", "hook_pos_embed", "hook_type_embed")
     embedded = tuple(name for name in embeddings if name in model.hook_dict)
-    yield _sum(embedded, "blocks.0.hook_resid_pre")
+    yield from _embedded(embedded, model.blocks[0])
     for layer, block in enumerate(model.blocks):
         if layer:
-            yield _sum((f"blocks.{layer - 1}.hook_resid_post",), f"blocks.{layer}.hook_resid_pre")
+            yield _sum((model.blocks[layer - 1].stream_after,), block.stream_before(0))
         for identity in block.identities():
             yield Statement(str(identity), identity.terms, identity.total, identity.added)
         for part in block.walk():
             yield from _of_component(part, block)
             yield from of_weights(part)
+    yield from _collapsed(model)
     for part in model.components:
         if isinstance(part, NormalizationBridge):
             yield from _of_norm(part)
         if not isinstance(part, BlockBridge):
             yield from of_weights(part)
     yield _logits(model)
+
+
+def _embedded(terms: tuple[str, ...], block: BlockBridge) -> Iterator[Statement]:
+    """Yields that the embeddings are what enters the first block: the stream, or each of several."""
+    if not isinstance(block, MultiStreamBlockBridge):
+        yield _sum(terms, block.stream_before(0))
+        return
+    total, n_streams = block.stream_before(0), block.streams.n_streams
+
+    def copied(values: Values) -> Tensor:
+        first, *others = (values[name] for name in terms)
+        return sum(others, first).unsqueeze(2).expand(-1, -1, n_streams, -1)
+
+    yield Statement(f"{' + '.join(terms)} in each stream == {total}", terms, total, copied)
+
+
+def _collapsed(model: Model) -> Iterator[Statement]:
+    """Yields that the streams that leave the last block are collapsed to what the final norm, or the unembedding, reads."""
+    last, part = model.blocks[-1], next((one for one in model.components if one.path == "collapse"), None)
+    if isinstance(last, MultiStreamBlockBridge) and part is not None:
+        reader = "ln_final" if "ln_final.hook_in" in model.hook_dict else "unembed"
+        yield _sum((last.stream_after,), "collapse.hook_in")
+        yield _sum(("collapse.hook_out",), f"{reader}.hook_in")
 
 
 def _sum(terms: tuple[str, ...], total: str) -> Statement:

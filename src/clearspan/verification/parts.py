@@ -36,8 +36,8 @@ def parts(trial: Trial) -> Iterator[Check]:
 
 
 def _alone(trial: Trial, part: GeneralizedComponent, block: BlockBridge) -> Iterator[Check]:
-    if isinstance(part, ExpertsBridge | RouterBridge):
-        return  # the mixture calls them with more than their input
+    if isinstance(part, ExpertsBridge | RouterBridge) or part.reads_ids:
+        return  # they are called with more than their input
     into, out = f"{part.path}.hook_in", f"{part.path}.hook_out"
     if isinstance(part, MLPBridge):
         into, out = f"{part.first.path}.hook_in", f"{part.last.path}.hook_out"
@@ -78,7 +78,7 @@ def _segments(trial: Trial) -> Iterator[Check]:
         trial.skip("runs of some blocks: hooks are on the model, which may be in parts that such runs leave out")
         return
     middle = model.cfg.n_layers // 2
-    stream = trial.cache[f"blocks.{middle}.hook_resid_pre"]
+    stream = trial.cache[model.blocks[middle].stream_before(0)]
     rest = runs.forward(model, stream, start_at_layer=middle)
     yield trial.compared("parts", f"logits of a run that starts at layer {middle}", rest, trial.base)
     told: list[object] = []
