@@ -245,7 +245,6 @@ class Model(ModelWeights):
         arguments.embedding_width = self.embed.width
         arguments.stream_shape = self.blocks[0].stream_shape
         arguments.raw_stream = self.blocks[0].raw_stream
-        arguments.gives_ids = self.reads_ids
         points = {name: one for name, one in hook_points(components).items() if name not in adapter.refused}
         points["hook_logits"] = logits_point(adapter.cfg)
         for point in points.values():
@@ -363,11 +362,6 @@ class Model(ModelWeights):
             return self.adapter.whole_sequences
         which = f"layer {mixing[0]} has" if len(mixing) == 1 else f"layers {_listed(mixing)} have"
         return f"{which} a mixer, whose state after the first positions is not kept"
-
-    @property
-    def reads_ids(self) -> bool:
-        """Whether blocks are given token ids, or what is made of them, next to the residual."""
-        return any(block.reads_ids for block in self.blocks)
 
     def layers_with(self, part: str) -> list[int]:
         """Returns the layers that have a sublayer of some name, such as `"attn"`, `"mixer"` or `"mlp"`.

@@ -97,9 +97,7 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
                 return Stopped(residual)
             stack.enter_context(starting_at(blocks, start, model.blocks[0].raw_stream(residual)))
             # A projection of the embedding comes before the blocks, or the model scales embeddings in place.
-            if model.reads_ids:
-                _leave_ids(given, start)
-            elif residual.ndim > 3 or residual.shape[-1] != model.embed.width or model.embed.output_is_overwritten:
+            if residual.ndim > 3 or residual.shape[-1] != model.embed.width or model.embed.output_is_overwritten:
                 given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:2], model.embed.width)
         if stop is not None:
             stack.enter_context(stopping_at(blocks, stop))
@@ -108,20 +106,6 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
         except Stopped as stopped:
             return Stopped(model.blocks[0].shown_stream(stopped.residual))  # without frames, which keep the model
 
-
-def _leave_ids(given: ModelInput, start: int) -> None:
-    """Leaves a run that starts at a layer the token ids, which blocks read next to the residual.
-
-    Raises:
-        InvalidArgumentError: They are not known.
-    """
-    if given.kwargs.get("input_ids") is None:
-        raise InvalidArgumentError(
-            f"a run of this model cannot start at layer {start} from a residual alone",
-            reason="its blocks read the token ids too, or what is made of them",
-            fix="a run of the whole model, with interventions at the layer",
-        )
-    given.kwargs.pop("inputs_embeds")
 
 
 def gradients_lost(model: Model) -> str | None:

@@ -93,15 +93,13 @@ class BaseRun:
         keep: Sequence[int] | None = None,
     ) -> Tensor:
         kwargs = {**without_kv_cache(self.given.kwargs), "use_cache": False}
-        ids = kwargs.pop("input_ids", None)
-        kwargs.pop("inputs_embeds", None)
+        for name in ("input_ids", "inputs_embeds"):
+            kwargs.pop(name, None)
         for name in ("attention_mask", "position_ids"):
             if name in kwargs:
                 kept = kwargs[name] if name == "attention_mask" else kwargs[name][..., first:]
                 kwargs[name] = _repeated(kept, copies)
         kwargs |= value
-        if start is not None and self.model.reads_ids and ids is not None:
-            kwargs["input_ids"] = _repeated(ids[:, first:], copies)
         if first:
             assert self.prefix is not None, "a run of the last positions has keys and values of those before"
             kwargs |= {kv_cache_keyword(self.model.hf_model): self.prefix.cache(first), "use_cache": True}

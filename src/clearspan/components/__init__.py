@@ -36,6 +36,7 @@ from clearspan.components.multi_stream import (
 )
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.opaque_attention import OpaqueAttentionBridge
 from clearspan.components.remainder import RemainderBridge
 from clearspan.components.stream_block import StreamBlockBridge
 from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind, projection_input, stream_at
@@ -67,6 +68,7 @@ __all__ = [
     "MoEBridge",
     "MultiStreamBlockBridge",
     "NormalizationBridge",
+    "OpaqueAttentionBridge",
     "OpaqueBridge",
     "Part",
     "PerLayer",

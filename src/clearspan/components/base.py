@@ -96,8 +96,6 @@ class GeneralizedComponent:
             reads in the same way (CTRL's attention is given `v`, `k` and `q`): a write to the input reaches all.
         call: Which call of its module in a forward the component is, from 0, where the model calls it several times
             (nanochat norms the embedding and the last stream by one module); None where it is called once.
-        reads_ids: Whether its module is given token ids, or what is made of them, next to its input: then it cannot be
-            called alone, nor can a run start at its layer without the ids.
         path: Canonical path of a live component, such as `blocks.3.attn`.
         module_path: The module's path in the Hugging Face model.
         parent_path: Path of the Hugging Face module around it whose input tells the batch's rows.
@@ -111,7 +109,6 @@ class GeneralizedComponent:
     input_is_overwritten: bool = field(default=False, kw_only=True)
     same_inputs: tuple[str, ...] = field(default=(), kw_only=True)
     call: int | None = field(default=None, kw_only=True)
-    reads_ids: bool = field(default=False, kw_only=True)
 
     path: str = field(init=False)
     module_path: str = field(init=False)

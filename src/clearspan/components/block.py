@@ -13,6 +13,7 @@ from clearspan.components.attention import GeneralAttentionBridge, HeadAttention
 from clearspan.components.base import Binding, GeneralizedComponent
 from clearspan.components.mlp import MLPBridge
 from clearspan.components.normalization import NormalizationBridge
+from clearspan.components.opaque_attention import OpaqueAttentionBridge
 from clearspan.components.remainder import RemainderBridge
 from clearspan.components.sublayer import (
     BlockParameter,
@@ -349,6 +350,8 @@ class BlockBridge(GeneralizedComponent):
     def _inputs(self, sublayer: Sublayer) -> Iterator[HookPoint]:
         """Yields the points of what a sublayer reads."""
         name = _leaf(sublayer.hook_in)
+        if isinstance(sublayer.part, OpaqueAttentionBridge):
+            return  # what its heads read is not known
         if isinstance(sublayer.part, GeneralAttentionBridge):
             inputs = PathInputs(sublayer.part, sublayer.entering())
             for part in inputs.parts:

@@ -181,7 +181,6 @@ class ArgumentsOf:
         embedding_width: Width of the token embedding.
         stream_shape: The sizes of the residual behind rows and positions.
         raw_stream: Returns a residual `[batch, pos, ...]` as blocks take it.
-        gives_ids: Whether the model is run on token ids, which its blocks read too.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -190,7 +189,6 @@ class ArgumentsOf:
         self.embedding_width = 0
         self.stream_shape: tuple[int, ...] = ()
         self.raw_stream: Callable[[Tensor], Tensor] = lambda residual: residual
-        self.gives_ids = False
 
     def __call__(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
         """Returns the arguments of a block, or of a module in one, by name.
@@ -203,10 +201,7 @@ class ArgumentsOf:
             blocks = [module_at(self.model, path) for path in self.blocks]
             size = value.shape[:2]
             residual = self.raw_stream(value.new_zeros(*size, *self.stream_shape))
-            if self.gives_ids:
-                given = {"input_ids": torch.zeros(size, dtype=torch.long, device=value.device)}
-            else:
-                given = {"inputs_embeds": value.new_zeros(*size, self.embedding_width)}
+            given = {"inputs_embeds": value.new_zeros(*size, self.embedding_width)}
             return _arguments_of(self.model, blocks, module, residual, given)
 
 

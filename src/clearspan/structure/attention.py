@@ -351,7 +351,7 @@ def attention_template(
         **_gate_options(found.gate),
     }
     if k.others:
-        return _latent(found, parts, str(options["name"]), has_rotary=q.is_turned or k.is_turned)
+        return _latent(found, parts, str(options["name"]), has_rotary=q.is_turned or k.is_turned, has_sinks=options["has_sinks"] is True)
     if len({q.map, k.map, v.map}) == 3:
         options |= {
             "d_head_v": None if v.d_head == q.d_head else v.d_head,
@@ -494,7 +494,7 @@ def _is_laid(one: Projected, channels: Sequence[int]) -> bool:
 
 
 def _latent(
-    found: Attention, parts: dict[str, GeneralizedComponent], name: str, *, has_rotary: bool
+    found: Attention, parts: dict[str, GeneralizedComponent], name: str, *, has_rotary: bool, has_sinks: bool
 ) -> LatentAttentionBridge:
     """Returns attention whose keys come partly from values' map and partly from one that all heads share."""
     q, k, v = found.query, found.key, found.value
@@ -523,6 +523,7 @@ def _latent(
         d_head_rope=k.d_head - nope,
         d_head_v=v.d_head,
         has_rotary=has_rotary,
+        has_sinks=has_sinks,
         **_gate_options(found.gate),
         latent_multiplier=by_reader[up].multiplier,
     )

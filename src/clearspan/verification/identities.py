@@ -19,6 +19,7 @@ from clearspan.components import (
     MLPBridge,
     MultiStreamBlockBridge,
     NormalizationBridge,
+    OpaqueAttentionBridge,
 )
 from clearspan.model import Model
 from clearspan.verification.statement import Statement, Values
@@ -87,6 +88,8 @@ def _of_component(part: GeneralizedComponent, block: BlockBridge) -> Iterator[St
         case MixerBridge():
             yield from _of_output_map(f"{part.path}.hook_ssm_out", part.out_proj)
             yield from _of_mixer(part)
+        case OpaqueAttentionBridge(keys_are_positions=True):
+            yield _softmax(part.path, has_sinks=part.has_sinks)
         case GeneralAttentionBridge() if part in block.attentions:
             yield from _of_attention(part)
 
@@ -142,22 +145,22 @@ def _of_mixer(mixer: MixerBridge) -> Iterator[Statement]:
     yield Statement(f"{attention} @ {carried}{skipped} == {out}", (*causes, attention), out, attended)
 
 
-def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
-    path = attention.path
-    scores, pattern, v, z, result = (f"{path}.hook_{name}" for name in ("attn_scores", "pattern", "v", "z", "result"))
-
-    sinks = attention.has_sinks and not attention.sink_scales_z
+def _softmax(path: str, *, has_sinks: bool) -> Statement:
+    """Returns that the softmax of an attention's scores is its pattern."""
+    scores, pattern = f"{path}.hook_attn_scores", f"{path}.hook_pattern"
 
     def attends(values: Values) -> Tensor:
-        share = values[pattern].sum(-1, keepdim=True) if sinks else 1  # a sink takes the rest of each row
+        share = values[pattern].sum(-1, keepdim=True) if has_sinks else 1  # a sink takes the rest of each row
         return values[scores].softmax(-1) * share
 
-    yield Statement(
-        f"softmax({scores}) == {pattern}" + (", but for the sink's share" if sinks else ""),
-        (scores,),
-        pattern,
-        attends,
-    )
+    said = ", but for the sink's share" if has_sinks else ""
+    return Statement(f"softmax({scores}) == {pattern}{said}", (scores,), pattern, attends)
+
+
+def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
+    path = attention.path
+    pattern, v, z, result = (f"{path}.hook_{name}" for name in ("pattern", "v", "z", "result"))
+    yield _softmax(path, has_sinks=attention.has_sinks and not attention.sink_scales_z)
 
     def weighted(values: Values) -> Tensor:
         found = values[v] * attention.value_scale
