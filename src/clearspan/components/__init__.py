@@ -37,7 +37,9 @@ from clearspan.components.multi_stream import (
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
 from clearspan.components.opaque_attention import OpaqueAttentionBridge
+from clearspan.components.per_layer_input import PerLayerInputBridge
 from clearspan.components.remainder import RemainderBridge
+from clearspan.components.shared_attention import SharedKeysAttentionBridge
 from clearspan.components.stream_block import StreamBlockBridge
 from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind, projection_input, stream_at
 from clearspan.components.weights import LinearMap, WeightTensor
@@ -72,9 +74,11 @@ __all__ = [
     "OpaqueBridge",
     "Part",
     "PerLayer",
+    "PerLayerInputBridge",
     "PosEmbedBridge",
     "RemainderBridge",
     "RouterBridge",
+    "SharedKeysAttentionBridge",
     "StreamBlockBridge",
     "StreamsBridge",
     "StreamsLayout",

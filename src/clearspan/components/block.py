@@ -3,7 +3,7 @@
 import itertools
 import re
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NoReturn, Self, cast
 
@@ -240,9 +240,7 @@ class BlockBridge(GeneralizedComponent):
         """Yields the parameters by which the block multiplies."""
         yield from super().claims()
         scales = [*(sub.scale for sub in self.sublayers), *map(self._stream_scale, range(len(self.stages)))]
-        for scale in scales:
-            if isinstance(scale, BlockParameter):
-                yield scale.path
+        yield from dict.fromkeys(scale.path for scale in scales if isinstance(scale, BlockParameter))
 
     def __getattr__(self, name: str) -> NoReturn:
         """Raises for a sublayer that other blocks have, with the reason."""
@@ -319,13 +317,15 @@ class BlockBridge(GeneralizedComponent):
         """The sizes of the residual behind rows and positions."""
         return (self.cfg.d_model,)
 
-    def raw_stream(self, residual: Tensor) -> Tensor:
-        """Returns a residual `[batch, pos, ...]` as the block takes it."""
-        return residual
+    @property
+    def raw_stream(self) -> Callable[[Tensor], Tensor]:
+        """Makes of a residual `[batch, pos, ...]` what the block takes; it does not refer to the block."""
+        return _as_it_is
 
-    def shown_stream(self, raw: Tensor) -> Tensor:
-        """Returns what the block takes or gives as `[batch, pos, ...]`."""
-        return raw
+    @property
+    def shown_stream(self) -> Callable[[Tensor], Tensor]:
+        """Makes of what the block takes or gives a residual `[batch, pos, ...]`."""
+        return _as_it_is
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns what its attention needs."""
@@ -404,7 +404,7 @@ class BlockBridge(GeneralizedComponent):
 
     def why_without(self, name: str) -> str | None:
         """Returns why the block lacks a sublayer, or None where it has it or no block has such a part."""
-        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe"):
+        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe", "ple"):
             return None
         layer, names = self.path.rpartition(".")[2], self.sublayer_names
         kind, kinds = part_kind(name), {part_kind(other) for other in names}
@@ -452,6 +452,10 @@ class BlockBridge(GeneralizedComponent):
 
 _NORM = re.compile(r"ln(\d+)(_post)?")
 _NOUNS: Mapping[SublayerKind, str] = {"attn": "attention", "mlp": "an MLP", "mixer": "a mixer"}
+
+
+def _as_it_is(residual: Tensor) -> Tensor:
+    return residual
 
 
 def _leaf(name: str) -> str:

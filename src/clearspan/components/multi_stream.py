@@ -1,7 +1,7 @@
 """Blocks whose residual is several streams: hyper-connections mix what a sublayer reads, and write what it gives."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
@@ -104,6 +104,7 @@ class StreamsBridge(GeneralizedComponent):
         Returns:
             Likewise.
         """
+        self.refuse_alone()
         self._bound.follow()
         own = self.streams.raw(value).clone() if self.takes_streams else value.clone()
         output = self._chosen(self.module(own, **self.call_arguments(value)))
@@ -281,17 +282,20 @@ class MultiStreamBlockBridge(BlockBridge):
         Returns:
             The streams that leave it, `[batch, pos, stream, d_model]`.
         """
+        self.refuse_alone()
         self._bound.follow()
         output = self.module(self.streams.raw(value).clone(), **self.call_arguments(value))
         return self.streams.shown(output[0] if isinstance(output, tuple | list) else output)
 
-    def raw_stream(self, residual: Tensor) -> Tensor:
-        """Returns streams as the block takes them."""
-        return self.streams.raw(residual)
+    @property
+    def raw_stream(self) -> Callable[[Tensor], Tensor]:
+        """Makes of streams `[batch, pos, stream, d_model]` what the block takes."""
+        return self.streams.raw
 
-    def shown_stream(self, raw: Tensor) -> Tensor:
-        """Returns streams as the block gives them in canonical axes."""
-        return self.streams.shown(raw)
+    @property
+    def shown_stream(self) -> Callable[[Tensor], Tensor]:
+        """Makes of what the block gives streams `[batch, pos, stream, d_model]`."""
+        return self.streams.shown
 
     @property
     def stream_shape(self) -> tuple[int, ...]:

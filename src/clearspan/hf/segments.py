@@ -181,6 +181,8 @@ class ArgumentsOf:
         embedding_width: Width of the token embedding.
         stream_shape: The sizes of the residual behind rows and positions.
         raw_stream: Returns a residual `[batch, pos, ...]` as blocks take it.
+        firsts: For each layer, the one from which a run must start that reaches it.
+        reads_tokens: Whether blocks read the tokens beside the residual stream.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -189,6 +191,8 @@ class ArgumentsOf:
         self.embedding_width = 0
         self.stream_shape: tuple[int, ...] = ()
         self.raw_stream: Callable[[Tensor], Tensor] = lambda residual: residual
+        self.firsts: Sequence[int] = ()
+        self.reads_tokens = False
 
     def __call__(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
         """Returns the arguments of a block, or of a module in one, by name.
@@ -198,11 +202,20 @@ class ArgumentsOf:
             value: Its input `[batch, pos, d_model]`.
         """
         with turns_of(self.model).unseen():
-            blocks = [module_at(self.model, path) for path in self.blocks]
-            size = value.shape[:2]
-            residual = self.raw_stream(value.new_zeros(*size, *self.stream_shape))
-            given = {"inputs_embeds": value.new_zeros(*size, self.embedding_width)}
-            return _arguments_of(self.model, blocks, module, residual, given)
+            return _arguments_of(
+                self.model,
+                [module_at(self.model, path) for path in self.blocks],
+                module,
+                self.raw_stream(value.new_zeros(*value.shape[:2], *self.stream_shape)),
+                firsts=self.firsts,
+                **self._input(value),
+            )
+
+    def _input(self, value: Tensor) -> dict[str, Tensor]:
+        """Returns what the model is given, whose numbers do not matter."""
+        if self.reads_tokens:
+            return {"input_ids": value.new_zeros(value.shape[:2]).long()}
+        return {"inputs_embeds": value.new_zeros(*value.shape[:2], self.embedding_width)}
 
 
 def _arguments_of(
@@ -210,7 +223,9 @@ def _arguments_of(
     blocks: Sequence[nn.Module],
     module: nn.Module,
     residual: Tensor,
-    given: Mapping[str, Tensor],
+    *,
+    firsts: Sequence[int],
+    **given: Tensor,
 ) -> dict[str, Any]:
     """Returns what the model's own forward passes to a module of a block after its first input: masks, positions.
 
@@ -222,7 +237,8 @@ def _arguments_of(
         blocks: Its blocks.
         module: A block, or a module in one.
         residual: The residual stream of zeros, as blocks take it.
-        given: What the model is given.
+        firsts: For each layer, the one from which a run must start that reaches it.
+        **given: What the model is given.
     """
     module = acting(module)  # an adapter's own forward takes anything
     first, *others = inspect.signature(type(module).forward).parameters.values()
@@ -239,7 +255,7 @@ def _arguments_of(
     layer = next(index for index, block in enumerate(blocks) if any(part is module for part in block.modules()))
     handle = before(module, reached)
     try:
-        with torch.no_grad(), starting_at(blocks, layer, residual):
+        with torch.no_grad(), starting_at(blocks, firsts[layer], residual):
             model(**given, use_cache=False)
     except _Reached as there:
         bound = inspect.signature(type(module).forward).bind(module, *there.args, **there.kwargs)

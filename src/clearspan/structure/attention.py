@@ -27,6 +27,7 @@ from clearspan.conversions import (
 from clearspan.points import Layout
 from clearspan.structure.algebra import as_tokens, factor, linear_kind, norm_kind, origins, rounded, same
 from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.shared_keys import find_source, sharing_template, told_apart, values_are_keys
 from clearspan.structure.templates import call_number, linear_template
 from clearspan.structure.trace import Attended, Trace, Visit
 
@@ -113,6 +114,7 @@ class Attention:
         o_norm: The call of the norm of z before it, or None.
         path: Path of the module with all of these.
         lows: The maps and norms before a projection's own map, where that reads a latent.
+        source: The layer whose keys and values it uses, where it has none of its own.
     """
 
     attended: Attended
@@ -124,6 +126,7 @@ class Attention:
     gate: "Gate | None" = None
     o_norm: Visit | None = None
     lows: tuple["Low", ...] = ()
+    source: int | None = None
 
     @property
     def reader(self) -> Visit:
@@ -141,12 +144,20 @@ def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
     inside = trace.inside(block)
     output, gate, o_norm = _output(inside, attended, rows, positions)
     earlier = [one for one in inside if one.order < output.order]
+    source = find_source(trace, block, attended)
+    if source is not None:
+        query = _projected("queries", attended.query, earlier, rows, positions)
+        there = find_attention(trace, source.block, source.attended)
+        paths = [attended.path, output.path, query.map.path, *([] if gate is None else [gate.map.path])]
+        around = _around(paths, block.path)
+        return Attention(attended, query, there.key, there.value, output, around, gate, o_norm, source=source.layer)
     found = [
         _projected(letter, heads, earlier, rows, positions)
         for letter, heads in (("queries", attended.query), ("keys", attended.key), ("values", attended.value))
     ]
     paths = [attended.path, output.path, *(one.map.path for one in found)]
     paths += [] if gate is None else [gate.map.path]
+    found[1:] = told_apart(trace, attended, earlier, *found[1:])
     lows = tuple(one for one in (_low(one.map, earlier) for one in (found[0], found[2])) if one is not None)
     return Attention(attended, *found, output, _around(paths, block.path), gate, o_norm, lows)
 
@@ -350,15 +361,22 @@ def attention_template(
         "sink_scales_z": _sink_scales_z(found.attended),
         **_gate_options(found.gate),
     }
+    if found.source is not None:
+        parts["q"] = _linear(found, q.map)
+        _check_order("q", q, q.d_head, exact=False)
+        findings.add(f"{where}.attn", f"queries are {q.map.path}, keys and values those of layer {found.source}")
+        return sharing_template(options, parts, found)
     if k.others:
-        return _latent(found, parts, str(options["name"]), has_rotary=q.is_turned or k.is_turned, has_sinks=options["has_sinks"] is True)
-    if len({q.map, k.map, v.map}) == 3:
+        turned, sinks = q.is_turned or k.is_turned, options["has_sinks"] is True
+        return _latent(found, parts, str(options["name"]), has_rotary=turned, has_sinks=sinks)
+    if len({q.map, k.map, v.map}) == 3 or values_are_keys(k, v):
         options |= {
+            "d_head": q.d_head,
             "d_head_v": None if v.d_head == q.d_head else v.d_head,
             "value_scale": v.ratio,
             "kv_heads": k.n_heads,
         }
-        for name, one in (("q", q), ("k", k), ("v", v)):
+        for name, one in (("q", q), ("k", k), *([] if v.map is k.map else [("v", v)])):
             step = 2 * one.d_head if name == "q" and found.gate is not None and found.gate.is_in_queries else one.d_head
             _check_order(name, one, step, exact=name == "v")
             parts[name] = _linear(found, one.map)
@@ -438,7 +456,8 @@ def _sink_scales_z(attended: Attended) -> bool:
 
 def _norms(found: Attention, block: Visit, trace: Trace) -> Iterator[tuple[str, GeneralizedComponent]]:
     positions = _shape(block)[1]
-    for name, one, head in (("q_norm", found.query, "head"), ("k_norm", found.key, "kv_head")):
+    own = (("q_norm", found.query, "head"), ("k_norm", found.key, "kv_head"), ("v_norm", found.value, "kv_head"))
+    for name, one, head in own[: None if found.source is None else 1]:
         if one.norm is None:
             continue
         kind, left = norm_kind(one.norm), one.norm.left
@@ -498,6 +517,8 @@ def _latent(
 ) -> LatentAttentionBridge:
     """Returns attention whose keys come partly from values' map and partly from one that all heads share."""
     q, k, v = found.query, found.key, found.value
+    if v.norm is not None:
+        raise MissingStructureError(f"values of latents are normed by {v.norm.path}")
     up = v.map
     low = next(one for one in (k.map, *k.others) if one is not up)
     assert up.left is not None, "calls without an output are left out"

@@ -11,6 +11,7 @@ from clearspan.components import GeneralizedComponent, HyperConnectionBridge
 from clearspan.components.sublayer import Factor
 from clearspan.structure.algebra import coefficients, norm_kind, same, sum_of
 from clearspan.structure.finding import MissingStructureError
+from clearspan.structure.scalars import output_scalar, unscaled
 from clearspan.structure.trace import Trace, Visit
 
 MOST = 5
@@ -51,6 +52,7 @@ class Wiring:
         residual_norms: Norms whose output the stream goes on as, if it is wired so.
         connections: The hyper-connection of each contribution, of a residual of several streams.
         extra: Further parts of the block by canonical name.
+        scalar: The block's own number, a parameter or buffer, that multiplies the stream at its end, or None.
     """
 
     block: Visit
@@ -61,6 +63,7 @@ class Wiring:
     residual_norms: list[Visit] = field(default_factory=list)
     connections: list[HyperConnectionBridge] = field(default_factory=list)
     extra: dict[str, GeneralizedComponent] = field(default_factory=dict)
+    scalar: str | None = None
 
 
 def find_wiring(trace: Trace, block: Visit) -> Wiring:
@@ -70,9 +73,12 @@ def find_wiring(trace: Trace, block: Visit) -> Wiring:
         MissingStructureError: The stream that leaves is no sum of the one that enters and of modules' outputs.
     """
     calls = _of_stream(trace, block)
+    scalar = output_scalar(block)
+    whole = block if scalar is None else unscaled(block, scalar)
     for wired in (_before, _normed_residual, _after, _stepwise, _by_parameters):
-        found = wired(block, calls)
+        found = wired(whole, calls)
         if found is not None:
+            found.block, found.scalar = block, scalar
             for one in found.contributions:
                 look_behind_norm(one, calls)
             return found
