@@ -71,7 +71,7 @@ def attention_template(
         findings.add(f"{where}.attn", f"queries are {q.map.path}, keys and values those of layer {found.source}")
         return sharing_template(name, {"q": _linear(found, q.map), **parts}, options, found)
     if k.others:
-        return _latent(found, parts, name, has_rotary=options["has_rotary"])
+        return _latent(found, parts, name, has_rotary=options["has_rotary"], has_sinks=options.get("has_sinks", False))
     if len({q.map, k.map, v.map}) == 3 or values_are_keys(k, v):
         separate = _separate(found, parts, name, options)
         findings.add(f"{where}.attn", f"queries, keys and values are {q.map.path}, {k.map.path}, {v.map.path}")
@@ -183,7 +183,7 @@ def _norms(found: Attention, block: Visit, trace: Trace) -> Iterator[tuple[str, 
 
 
 def _latent(
-    found: Attention, parts: dict[str, GeneralizedComponent], name: str, *, has_rotary: bool
+    found: Attention, parts: dict[str, GeneralizedComponent], name: str, *, has_rotary: bool, has_sinks: bool
 ) -> LatentAttentionBridge:
     """Returns attention whose keys come partly from values' map and partly from one that all heads share."""
     q, k, v = found.query, found.key, found.value
@@ -214,6 +214,7 @@ def _latent(
         d_head_rope=k.d_head - nope,
         d_head_v=v.d_head,
         has_rotary=has_rotary,
+        has_sinks=has_sinks,
         **_gate_options(found.gate),
         latent_multiplier=by_reader[up].multiplier,
     )
