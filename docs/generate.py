@@ -108,7 +108,7 @@ def points_by_architecture(verify: Verify = in_full) -> str:
     listed = [f"{number}. {reason[0].upper()}{reason[1:]}." for reason, number in reasons.items()]
     variants = [
         f"- {variant} (`{presence.architecture}`): "
-        + f"{len(presence.found.checks)} checks, {len(presence.found.failures)} failed"
+        + (f"{failed} checks fail" if (failed := len(presence.found.failures)) else "every check holds")
         for variant, presence in models.items()
     ]
     return "\n".join([*rows, "", "Why a point is absent:", "", *listed, "", "Verified in full:", "", *variants]) + "\n"

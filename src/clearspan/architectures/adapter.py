@@ -117,6 +117,8 @@ class ArchitectureAdapter:
     """Whether the model itself numbers positions by the padding mask."""
     whole_sequences: str | None = None
     """Why a run cannot continue from the keys and values of earlier positions, or None if it can."""
+    whole_forwards: str | None = None
+    """Why neither some of the blocks nor attention can be run apart from the whole forward, or None if they can."""
     irrelevant: Mapping[str, str] = MappingProxyType(
         {"*inv_freq": "frequencies of the rotation, which the config fixes"}
     )

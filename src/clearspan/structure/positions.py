@@ -1,6 +1,5 @@
 """Whether a model numbers positions by itself: by the padding mask, or by counting token ids."""
 
-import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from clearspan.architectures.adapter import SIZES
 from clearspan.components import PosEmbedBridge
+from clearspan.hf.keywords import takes_position_ids
 from clearspan.hf.torch_hooks import after
 from clearspan.structure.frame import Blocks
 from clearspan.structure.inward import Inward
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def numbers_positions(model: "PreTrainedModel", inward: Inward) -> bool:
     """Returns whether a model makes positions without being told them; notes the padding id that it does not count."""
     embed = inward.parts.get("pos_embed")
-    takes = "position_ids" in inspect.signature(type(model).forward).parameters
+    takes = takes_position_ids(model)
     if inward.table is None or not isinstance(embed, PosEmbedBridge):
         return not takes
     tokens = torch.arange(5, 12)[None] % n_tokens(model)  # few have less than 12
