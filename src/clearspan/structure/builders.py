@@ -80,7 +80,9 @@ _BUILDERS: Mapping[type[GeneralizedComponent], _Builder] = {
         parts.norm,
         {"uses_rms_norm": "rms", "weight_offset": "offset", "axes": "axes", **_LAYOUT, **_OVERWRITTEN, "call": "call"},
     ),
-    AttentionBridge: _Builder(parts.attention, _ATTENTION, _same("q", "k", "v", "o") | _NORMED | _VALUES, takes_others=True),
+    AttentionBridge: _Builder(
+        parts.attention, _ATTENTION, _same("q", "k", "v", "o") | _NORMED | _VALUES, takes_others=True
+    ),
     JointQKVAttentionBridge: _Builder(
         parts.fused_attention,
         {"qkv_conversion_rule": "rule", **_ATTENTION},

@@ -21,6 +21,7 @@ from clearspan.components import (
 from clearspan.points import Layout
 from clearspan.structure.algebra import factor, linear_kind, norm_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.mixing import MixedError, mixes_between, mixes_positions
 from clearspan.structure.templates import linear_template, norm_template
 from clearspan.structure.trace import Trace, Visit, fresh_arguments, traced
 from clearspan.structure.wiring import Contribution
@@ -71,12 +72,15 @@ def find_mlp(
         where: The block's canonical path.
 
     Raises:
+        MixedError: Positions mix in it.
         MissingStructureError: It is neither linear maps around an activation function, nor a known mixture.
     """
     inside = trace.inside(whole) if whole is not None else list(outside)
-    if whole is not None and any(_is_mixture(one) for one in inside):
+    if whole is not None and any(is_mixture(one) for one in inside):
         return _mixture(block, whole, inside, findings, where), whole
     maps = _maps(block, whole, inside, contribution)
+    if whole is None:
+        _check_positions(block, maps)
     names = ", ".join(one.path for one in (*maps.inward, maps.outward))
     findings.add(f"{where}.mlp", f"its maps are {names}")
     return _template(block, maps, inside), maps.whole if maps.has_module else maps.inward[0]
@@ -100,6 +104,16 @@ def _maps(block: Visit, whole: Visit | None, inside: Sequence[Visit], contributi
         whole = _around(inside, [*inward, outward])
     norm = next((one for one in inside if same(one.left, outward.entered) and norm_kind(one)), None)
     return _Maps(whole or block, whole is not None, inward, outward, norm)
+
+
+def _check_positions(block: Visit, maps: _Maps) -> None:
+    """Raises where positions mix in what was taken for an MLP: it is none then, whatever its maps."""
+    if maps.has_module:
+        if mixes_positions(maps.whole, *block.size):
+            raise MixedError(maps.whole)
+    elif mixes_between(block, maps.inward, maps.outward, *block.size):
+        names = ", ".join(one.path for one in maps.inward)
+        raise MissingStructureError(f"positions mix between {names} and {maps.outward.path}")
 
 
 def _around(inside: Sequence[Visit], maps: Sequence[Visit]) -> Visit | None:
@@ -165,7 +179,7 @@ def _is_linear_in(maps: _Maps, one: Visit) -> bool:
     return hidden.entered is not None and same(again.entered, hidden.entered * 2)
 
 
-def _is_mixture(visit: Visit) -> bool:
+def is_mixture(visit: Visit) -> bool:
     """Whether a module holds the weights of several experts in one tensor."""
     return any(one is not None and one.ndim == 3 for one in visit.module._parameters.values())
 
@@ -174,10 +188,10 @@ def _mixture(
     block: Visit, whole: Visit, inside: Sequence[Visit], findings: Findings, where: str
 ) -> GeneralizedComponent:
     """Returns the template of a mixture of experts; of one whose parts are not told apart, the ends alone."""
-    experts = next(one for one in inside if _is_mixture(one))
+    experts = next(one for one in inside if is_mixture(one))
     name = whole.path.removeprefix(f"{block.path}.")
-    router = _router(whole, inside, experts)
-    holds = _weights(whole, experts)
+    router = router_template(whole, inside, experts)
+    holds = experts_template(whole, experts)
     if router is None or holds is None:
         findings.add(f"{where}.mlp", f"a mixture, of which only the ends are known: {whole.path}")
         return OpaqueBridge(name, output_is_overwritten=whole.is_overwritten)
@@ -231,7 +245,7 @@ def _flat(value: Tensor | None) -> Layout:
     return Layout.FLAT if value is not None and value.ndim == 2 else Layout.TOKENS
 
 
-def _weights(whole: Visit, experts: Visit) -> ExpertsBridge | None:
+def experts_template(whole: Visit, experts: Visit) -> ExpertsBridge | None:
     """Returns the template of all experts, or None where their weights are of no known layout."""
     inward, outward = (experts.module._parameters.get(name) for name in ("gate_up_proj", "down_proj"))
     if inward is None or outward is None or whole.entered is None or inward.ndim != 3:
@@ -245,7 +259,7 @@ def _weights(whole: Visit, experts: Visit) -> ExpertsBridge | None:
     return ExpertsBridge(name, is_transposed=is_transposed, has_ends=has_ends, layout=layout)
 
 
-def _router(whole: Visit, inside: Sequence[Visit], experts: Visit) -> RouterBridge | None:
+def router_template(whole: Visit, inside: Sequence[Visit], experts: Visit) -> RouterBridge | None:
     """Returns the template of what chooses experts: a module with a map to a logit for each of them."""
     first = next(one for one in experts.module._parameters.values() if one is not None and one.ndim == 3)
     count = len(first)
@@ -308,3 +322,17 @@ def _shared(whole: Visit, inside: Sequence[Visit], others: Sequence[Visit]) -> M
             maps = _maps(whole, one, parts, Contribution([one, *outs], one.left, source=[one, *outs]))
             return _template(whole, maps, parts)
     return None
+
+
+def dense_mlp(around: Visit, one: Visit, inside: Sequence[Visit]) -> MLPBridge:
+    """Returns the template of a dense MLP with a module of its own.
+
+    Args:
+        around: The call of the module that the template's name is relative to.
+        one: The MLP's call.
+        inside: Calls in it.
+    """
+    assert one.left is not None, "it gives a tensor"
+    outs = [call for call in inside if same(call.left, one.left) and linear_kind(call)]
+    maps = _maps(around, one, inside, Contribution([one, *outs], one.left, source=[one, *outs]))
+    return _template(around, maps, inside)
