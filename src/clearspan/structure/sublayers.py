@@ -99,7 +99,7 @@ def _attention(
     part = attention_template(attention, trace, wiring.block, findings, where, overwritten=overwritten)
     if whole is not None:
         part.same_inputs = same_arguments(whole)
-    if whole is not None and attention.source is None:
+    if whole is not None and attention.source is None and attention.value.norm is None:
         part.bounds_values = bounds_values(trace, whole, attention.value.map, attention.value.channels)
     return part
 
