@@ -29,8 +29,15 @@ from clearspan.components.mlp import (
     MoEBridge,
     RouterBridge,
 )
+from clearspan.components.multi_stream import (
+    HyperConnectionBridge,
+    MultiStreamBlockBridge,
+    StreamsBridge,
+    StreamsLayout,
+)
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.opaque_attention import OpaqueAttentionBridge
 from clearspan.components.per_layer_input import PerLayerInputBridge
 from clearspan.components.remainder import RemainderBridge
 from clearspan.components.shared_attention import SharedKeysAttentionBridge
@@ -49,6 +56,7 @@ __all__ = [
     "GeneralAttentionBridge",
     "GeneralizedComponent",
     "HeadAttentionBridge",
+    "HyperConnectionBridge",
     "Identity",
     "JointGateMLPBridge",
     "JointQKVAttentionBridge",
@@ -62,7 +70,9 @@ __all__ = [
     "MixerBridge",
     "MixerKind",
     "MoEBridge",
+    "MultiStreamBlockBridge",
     "NormalizationBridge",
+    "OpaqueAttentionBridge",
     "OpaqueBridge",
     "Part",
     "PerLayer",
@@ -72,6 +82,8 @@ __all__ = [
     "RouterBridge",
     "SharedKeysAttentionBridge",
     "StreamBlockBridge",
+    "StreamsBridge",
+    "StreamsLayout",
     "Sublayer",
     "SublayerKind",
     "TransposedLinearBridge",

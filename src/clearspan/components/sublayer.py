@@ -13,6 +13,7 @@ from clearspan.components.base import GeneralizedComponent
 from clearspan.components.mlp import MLPBridge, MoEBridge
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.opaque_attention import OpaqueAttentionBridge
 from clearspan.conversions import ScaledConversion
 from clearspan.errors import ConflictingWritesError
 from clearspan.points import Access, Converted, Derivation, Place, Side, Whole
@@ -41,11 +42,11 @@ def part_kind(name: str) -> SublayerKind:
 def required_kind(name: str, part: GeneralizedComponent | None) -> type[GeneralizedComponent]:
     """Returns the kind of component that a sublayer of some name must be.
 
-    MLPs may be opaque; attention has heads, so that another way to mix positions has another name.
+    MLPs may be opaque; attention has heads that are seen, so that another way to mix positions has another name.
     """
     match part_kind(name):
         case "attn":
-            return GeneralAttentionBridge
+            return OpaqueAttentionBridge if isinstance(part, OpaqueAttentionBridge) else GeneralAttentionBridge
         case "mlp":
             return next((kind for kind in (MoEBridge, OpaqueBridge) if isinstance(part, kind)), MLPBridge)
         case "mixer":
@@ -160,8 +161,8 @@ class Sublayer:
 
     @property
     def kind(self) -> SublayerKind:
-        """What it does."""
-        return part_kind(self.name)
+        """What it does; attention whose heads are not known by their weights mixes positions in another way."""
+        return "mixer" if isinstance(self.part, OpaqueAttentionBridge) else part_kind(self.name)
 
     @property
     def multiplier(self) -> float | Tensor:
@@ -196,7 +197,7 @@ class Sublayer:
     @property
     def reads_at(self) -> str:
         """Name of a point with the stream as it enters it, for all heads at once."""
-        if self.kind != "attn":
+        if part_kind(self.name) != "attn":
             return self.hook_in
         return f"{self.part.path if self.norm is None else self.norm.path}.hook_in"
 

@@ -30,6 +30,7 @@ from clearspan.structure.finding import Finding, Findings, MissingStructureError
 from clearspan.structure.frame import Blocks
 from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
+from clearspan.structure.needs import note_needs
 from clearspan.structure.outward import find_outward
 from clearspan.structure.positions import has_table, numbers_positions
 from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
@@ -190,6 +191,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     outward = find_outward(trace, blocks, trace.output.logits, findings)
     layers = [_layer(trace, blocks, layer, findings, partial=partial) for layer in range(len(blocks.visits))]
     _say_heads_once(layers)
+    note_needs(trace, blocks.visits, layers)
     unused = _unused(model, trace)
     _mark_seams(layers, blocks, inward)
     lists = {f"blocks{number or ''}": GeneralizedComponent(path) for number, path in enumerate(blocks.lists)}
@@ -215,11 +217,11 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
     visit, path = blocks.visits[layer], blocks.list_of(layer)
     try:
         whole = trace.of(visit) if blocks.is_woven else trace
-        found = block_template(whole, visit, path, findings, f"blocks.{layer}")
+        found = block_template(whole, visit, path, findings, f"blocks.{layer}", blocks.streams)
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
     except MissingStructureError as error:
-        if not partial:
+        if not partial or blocks.streams is not None:
             raise
         found = StreamBlockBridge(path, f"the structure of the block was not found: {error}")
         if blocks.is_woven:

@@ -71,7 +71,7 @@ def attention_template(
         findings.add(f"{where}.attn", f"queries are {q.map.path}, keys and values those of layer {found.source}")
         return _sharing(found, parts, name, options)
     if k.others:
-        return _latent(found, parts, name, has_rotary=options["has_rotary"])
+        return _latent(found, parts, name, has_rotary=options["has_rotary"], has_sinks=options.get("has_sinks", False))
     if len({q.map, k.map, v.map}) == 3 or values_are_keys(k, v):
         separate = _separate(found, parts, name, options)
         findings.add(f"{where}.attn", f"queries, keys and values are {q.map.path}, {k.map.path}, {v.map.path}")
@@ -110,7 +110,8 @@ def _separate(
     """Returns attention whose queries, keys and values have a map each."""
     q, v, gate = found.query, found.value, found.gate
     maps = {}
-    for letter, one in (("q", q), ("k", found.key), *([] if v.map is found.key.map else [("v", v)])):
+    own = [("q", q), ("k", found.key), *([] if v.map is found.key.map else [("v", v)])]
+    for letter, one in own:
         step = 2 * one.d_head if letter == "q" and gate is not None and gate.is_in_queries else one.d_head
         check_order(letter, one, step, exact=letter == "v")
         maps[letter] = _linear(found, one.map)
@@ -118,10 +119,10 @@ def _separate(
         name,
         submodules={**parts, **maps},
         **options,
+        d_head=q.d_head,
         d_head_v=None if v.d_head == q.d_head else v.d_head,
         value_scale=v.ratio,
         kv_heads=found.key.n_heads,
-        d_head=q.d_head,
     )
 
 
@@ -129,9 +130,9 @@ def _sharing(
     found: Attention, parts: Mapping[str, GeneralizedComponent], name: str, options: _Options
 ) -> SharedKeysAttentionBridge:
     """Returns attention that uses an earlier layer's keys and values."""
-    q, v, gate = found.query, found.value, found.gate
+    q, v = found.query, found.value
     assert found.source is not None, "found so"
-    check_order("q", q, 2 * q.d_head if gate is not None and gate.is_in_queries else q.d_head, exact=False)
+    check_order("q", q, q.d_head, exact=False)
     return SharedKeysAttentionBridge(
         name,
         submodules={**parts, "q": _linear(found, q.map)},
@@ -200,7 +201,7 @@ def _norms(found: Attention, block: Visit, trace: Trace) -> Iterator[tuple[str, 
 
 
 def _latent(
-    found: Attention, parts: dict[str, GeneralizedComponent], name: str, *, has_rotary: bool
+    found: Attention, parts: dict[str, GeneralizedComponent], name: str, *, has_rotary: bool, has_sinks: bool
 ) -> LatentAttentionBridge:
     """Returns attention whose keys come partly from values' map and partly from one that all heads share."""
     q, k, v = found.query, found.key, found.value
@@ -231,6 +232,7 @@ def _latent(
         d_head_rope=k.d_head - nope,
         d_head_v=v.d_head,
         has_rotary=has_rotary,
+        has_sinks=has_sinks,
         **_gate_options(found.gate),
         latent_multiplier=by_reader[up].multiplier,
     )

@@ -10,9 +10,11 @@ from clearspan.structure.algebra import factor, linear_kind, norm_kind, same
 from clearspan.structure.attention import Attention, find_attention
 from clearspan.structure.attention_templates import attention_template
 from clearspan.structure.beside import find_beside
+from clearspan.structure.experts import find_experts
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.mixers import mixer_template
 from clearspan.structure.mixing import MixedError, mixes_positions
+from clearspan.structure.mixture import find_mixture
 from clearspan.structure.mlp import find_mlp
 from clearspan.structure.per_layer_input import find_per_layer_input
 from clearspan.structure.trace import Trace, Visit, same_arguments
@@ -123,8 +125,11 @@ def _other(
     if whole is not None and mixes_positions(whole, *block.size):
         return Sublayer("mixer", mixer_template(trace, block, whole, findings, where), contribution, whole)
     if contribution.summands:
-        part, reader = find_beside(block, contribution, trace.inside(block), findings, where)
+        part, reader = find_beside(trace, block, contribution, findings, where)
         return Sublayer("mlp", part, contribution, reader)
+    experts = None if whole is None else find_experts(trace, whole)
+    if whole is not None and experts is not None:
+        return Sublayer("mlp", find_mixture(trace, block, whole, experts, findings, where), contribution, whole)
     outs = [one for one in contribution.source if linear_kind(one)]
     own = find_per_layer_input(block, outside, outs[-1]) if whole is None and outs else None
     if own is not None:

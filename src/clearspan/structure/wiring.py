@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
+from clearspan.components import GeneralizedComponent, HyperConnectionBridge
 from clearspan.components.sublayer import Factor
 from clearspan.structure.algebra import coefficients, norm_kind, same, sum_of
 from clearspan.structure.finding import MissingStructureError
@@ -51,6 +52,8 @@ class Wiring:
         norms_the_sum: Norms of the stream after each contribution, if it is wired so.
         carries: What the stream is multiplied by before each stage's contributions are added; empty where by nothing.
         residual_norms: Norms whose output the stream goes on as, if it is wired so.
+        connections: The hyper-connection of each contribution, of a residual of several streams.
+        extra: Further parts of the block by canonical name.
         scalar: The block's own number, a parameter or buffer, that multiplies the stream at its end, or None.
     """
 
@@ -60,6 +63,8 @@ class Wiring:
     norms_the_sum: list[Visit] = field(default_factory=list)
     carries: list[Factor] = field(default_factory=list)
     residual_norms: list[Visit] = field(default_factory=list)
+    connections: list[HyperConnectionBridge] = field(default_factory=list)
+    extra: dict[str, GeneralizedComponent] = field(default_factory=dict)
     scalar: str | None = None
 
 
@@ -77,7 +82,7 @@ def find_wiring(trace: Trace, block: Visit) -> Wiring:
         if found is not None:
             found.block, found.scalar = block, scalar
             for one in found.contributions:
-                _look_behind_norm(one, calls)
+                look_behind_norm(one, calls)
             return found
     raise MissingStructureError(f"what {block.path} adds to the residual stream is no sum of modules' outputs")
 
@@ -283,7 +288,7 @@ def _step(stream: Tensor, target: Tensor, norms: Sequence[Visit], calls: Sequenc
     return None
 
 
-def _look_behind_norm(one: Contribution, calls: Sequence[Visit]) -> None:
+def look_behind_norm(one: Contribution, calls: Sequence[Visit]) -> None:
     """Finds the norm on a sublayer's output, and what it norms."""
     norm = next((call for call in one.calls if norm_kind(call)), None)
     if norm is None:

@@ -25,6 +25,7 @@ from clearspan.components import (
     PosEmbedBridge,
     RouterBridge,
     SharedKeysAttentionBridge,
+    UnembeddingBridge,
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import AdapterWarning
@@ -160,8 +161,8 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
             yield "the positions of the position embedding", cfg.n_ctx, positions - part.offset
             if not part.ends_in_embed:  # a projection may follow
                 yield "the width of the position embedding", cfg.d_model, width
-        case LinearBridge(path="unembed"):
-            yield "the outputs of the unembedding", cfg.d_vocab, part.widths[1]
+        case UnembeddingBridge():
+            yield "the outputs of the unembedding", cfg.d_vocab, part.n_logits or part.widths[1]
 
 
 def _of_norm(norm: NormalizationBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
@@ -236,7 +237,7 @@ def _of_experts(experts: ExpertsBridge, cfg: TransformerBridgeConfig) -> Iterato
         weight = next((parameter for parameter in held if parameter is not None), None)
         if weight is None:
             yield f"whether {experts.path} has {each.weight}", True, False
-        elif weight.ndim == 3:
+        elif weight.ndim == 3 and not experts.is_narrow:
             yield f"d_model in {experts.path}.{each.weight}", cfg.d_model, weight.shape[getattr(each, axis)]
 
 
