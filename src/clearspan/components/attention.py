@@ -396,8 +396,8 @@ def _is_flat(norm: GeneralizedComponent) -> bool:
 class AttentionBridge(HeadAttentionBridge):
     """Attention with a linear map each for queries, keys and values: submodules `q`, `k`, `v` and `o`.
 
-    A part `v_norm` is a norm that values pass (Gemma 4): `hook_v` is its output, which the pattern multiplies. With it and
-    `k_norm`, values may have no map of their own, and be the map of keys through another norm.
+    A part `v_norm` is a norm that values pass (Gemma 4): `hook_v` is its output, which the pattern multiplies. With it
+    and `k_norm`, values may have no map of their own, and be the map of keys through another norm.
     """
 
     def required(self) -> Mapping[str, type[GeneralizedComponent]]:
