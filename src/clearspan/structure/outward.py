@@ -22,7 +22,7 @@ def find_outward(trace: Trace, blocks: Blocks, logits: Tensor, findings: Finding
     after = [
         one
         for one in trace.visits[blocks.visits[-1].order + 1 :]
-        if one.left is not None and not one.is_in(blocks.path)
+        if one.left is not None and not any(one.is_in(path) for path in blocks.lists)
     ]
     unembed, raw = _unembedding(after, logits)
     scale, cap = _scale_and_cap(raw, logits)
