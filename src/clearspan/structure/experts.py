@@ -78,8 +78,8 @@ def experts_template(whole: Visit, experts: Visit, d_model: int) -> ExpertsBridg
     (added, out_axis), in_axis = next(iter(adding.items())), next(iter(reading.values()))
     is_transposed, is_other = in_axis == -2, (out_axis == -1) != (in_axis == -2)
     n_tokens = experts.entered.numel() // width
-    has_ends = experts.left is not None and whole.entered is not None
-    has_ends = has_ends and experts.left.numel() == n_tokens * width == whole.entered.numel() // d_model * width
+    given = 0 if whole.entered is None else whole.entered.numel() // d_model
+    has_ends = experts.left is not None and experts.left.numel() == n_tokens * width and n_tokens == given
     return ExpertsBridge(
         experts.path.removeprefix(f"{whole.path}."),
         is_transposed=is_transposed,
