@@ -15,6 +15,8 @@ from clearspan.components.embedding import (
     TypeEmbedBridge,
     UnembeddingBridge,
 )
+from clearspan.components.gated_norm import GatedNormBridge as GatedNormBridge
+from clearspan.components.gated_norm import InnerNormBridge as InnerNormBridge
 from clearspan.components.latent_attention import LatentAttentionBridge
 from clearspan.components.linear import LinearBridge, TransposedLinearBridge
 from clearspan.components.mixer import MixerBridge, Part, WeightsBridge
@@ -43,10 +45,12 @@ __all__ = [
     "EmbeddingBridge",
     "ExpertsBridge",
     "GatedMLPBridge",
+    "GatedNormBridge",
     "GeneralAttentionBridge",
     "GeneralizedComponent",
     "HeadAttentionBridge",
     "Identity",
+    "InnerNormBridge",
     "JointGateMLPBridge",
     "JointQKVAttentionBridge",
     "KINDS",
