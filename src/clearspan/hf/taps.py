@@ -475,8 +475,8 @@ class Taps:
                 return value
             case Converted(conversion):
                 return conversion.revert(value, raw)
-            case InPlace():
-                return raw.copy_(value)
+            case InPlace(conversion):
+                return raw.copy_(value if conversion is None else conversion.revert(value, raw))
             case ReadOnly():
                 raise UnwritableError(
                     "this value can be read, but not written",

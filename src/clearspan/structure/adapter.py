@@ -17,6 +17,7 @@ from clearspan.components import (
     NormalizationBridge,
     PerLayer,
     PosEmbedBridge,
+    SharedKeysAttentionBridge,
     StreamBlockBridge,
 )
 from clearspan.config import TransformerBridgeConfig
@@ -29,6 +30,7 @@ from clearspan.structure.finding import Finding, Findings, MissingStructureError
 from clearspan.structure.frame import Blocks
 from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
+from clearspan.structure.needs import note_needs
 from clearspan.structure.outward import find_outward
 from clearspan.structure.positions import has_table, numbers_positions
 from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
@@ -189,6 +191,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     outward = find_outward(trace, blocks, trace.output.logits, findings)
     layers = [_layer(trace, blocks, layer, findings, partial=partial) for layer in range(len(blocks.visits))]
     _say_heads_once(layers)
+    note_needs(trace, blocks.visits, layers)
     unused = _unused(model, trace)
     _mark_seams(layers, blocks, inward)
     lists = {f"blocks{number or ''}": GeneralizedComponent(path) for number, path in enumerate(blocks.lists)}
@@ -214,11 +217,11 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
     visit, path = blocks.visits[layer], blocks.list_of(layer)
     try:
         whole = trace.of(visit) if blocks.is_woven else trace
-        found = block_template(whole, visit, path, findings, f"blocks.{layer}")
+        found = block_template(whole, visit, path, findings, f"blocks.{layer}", blocks.streams)
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
     except MissingStructureError as error:
-        if not partial:
+        if not partial or blocks.streams is not None:
             raise
         found = StreamBlockBridge(path, f"the structure of the block was not found: {error}")
         if blocks.is_woven:
@@ -257,11 +260,13 @@ def _sizes(
 
 
 def _say_heads_once(layers: Sequence[BlockBridge]) -> None:
-    """Leaves the number of key and value heads to the config where all layers have the same."""
-    attentions = [part for layer in layers for part in layer.submodules.values() if isinstance(part, AttentionBridge)]
-    if len({one.kv_heads for one in attentions}) == 1:
-        for one in attentions:
-            one.kv_heads = None
+    """Leaves the number of key and value heads, and heads' width, to the config where all layers have the same."""
+    kinds = (AttentionBridge, SharedKeysAttentionBridge)
+    attentions = [part for layer in layers for part in layer.submodules.values() if isinstance(part, kinds)]
+    for field in ("kv_heads", "d_head"):
+        if len({vars(one)[field] for one in attentions}) == 1:
+            for one in attentions:
+                vars(one)[field] = None
 
 
 def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:

@@ -20,6 +20,7 @@ from clearspan.structure.fused import check_order, fused_rule
 from clearspan.structure.gate import Gate
 from clearspan.structure.latent import gives_rest
 from clearspan.structure.scores import has_distance_bias, sink_scales_z
+from clearspan.structure.shared_keys import sharing_template, values_are_keys
 from clearspan.structure.templates import call_number, linear_template
 from clearspan.structure.trace import Trace, Visit
 
@@ -66,9 +67,13 @@ def attention_template(
     name = _within(found.path, block.path)
     parts = {"o": _linear(found, found.output), **dict(_norms(found, block, trace)), **dict(_between(found))}
     options = _options(found, block, overwritten=overwritten)
+    if found.source is not None:
+        check_order("q", q, q.d_head, exact=False)
+        findings.add(f"{where}.attn", f"queries are {q.map.path}, keys and values those of layer {found.source}")
+        return sharing_template(name, {"q": _linear(found, q.map), **parts}, options, found)
     if k.others:
-        return _latent(found, parts, name, has_rotary=options["has_rotary"])
-    if len({q.map, k.map, v.map}) == 3:
+        return _latent(found, parts, name, has_rotary=options["has_rotary"], has_sinks=options.get("has_sinks", False))
+    if len({q.map, k.map, v.map}) == 3 or values_are_keys(k, v):
         separate = _separate(found, parts, name, options)
         findings.add(f"{where}.attn", f"queries, keys and values are {q.map.path}, {k.map.path}, {v.map.path}")
         return separate
@@ -106,7 +111,8 @@ def _separate(
     """Returns attention whose queries, keys and values have a map each."""
     q, v, gate = found.query, found.value, found.gate
     maps = {}
-    for letter, one in (("q", q), ("k", found.key), ("v", v)):
+    own = [("q", q), ("k", found.key), *([] if v.map is found.key.map else [("v", v)])]
+    for letter, one in own:
         step = 2 * one.d_head if letter == "q" and gate is not None and gate.is_in_queries else one.d_head
         check_order(letter, one, step, exact=letter == "v")
         maps[letter] = _linear(found, one.map)
@@ -114,6 +120,7 @@ def _separate(
         name,
         submodules={**parts, **maps},
         **options,
+        d_head=q.d_head,
         d_head_v=None if v.d_head == q.d_head else v.d_head,
         value_scale=v.ratio,
         kv_heads=found.key.n_heads,
@@ -155,7 +162,8 @@ def _between(found: Attention) -> Iterator[tuple[str, GeneralizedComponent]]:
 def _norms(found: Attention, block: Visit, trace: Trace) -> Iterator[tuple[str, GeneralizedComponent]]:
     assert block.entered is not None, "a block reads the stream"
     positions = block.entered.shape[1]
-    for name, one, head in (("q_norm", found.query, "head"), ("k_norm", found.key, "kv_head")):
+    own = (("q_norm", found.query, "head"), ("k_norm", found.key, "kv_head"), ("v_norm", found.value, "kv_head"))
+    for name, one, head in own[: None if found.source is None else 1]:
         if one.norm is None:
             continue
         kind, left = norm_kind(one.norm), one.norm.left
@@ -176,10 +184,12 @@ def _norms(found: Attention, block: Visit, trace: Trace) -> Iterator[tuple[str, 
 
 
 def _latent(
-    found: Attention, parts: dict[str, GeneralizedComponent], name: str, *, has_rotary: bool
+    found: Attention, parts: dict[str, GeneralizedComponent], name: str, *, has_rotary: bool, has_sinks: bool
 ) -> LatentAttentionBridge:
     """Returns attention whose keys come partly from values' map and partly from one that all heads share."""
     q, k, v = found.query, found.key, found.value
+    if v.norm is not None:
+        raise MissingStructureError(f"values of latents are normed by {v.norm.path}")
     up = v.map
     assert up.left is not None, "calls without an output are left out"
     nope = up.left.shape[-1] // q.n_heads - v.d_head
@@ -208,6 +218,7 @@ def _latent(
         d_head_rope=k.d_head - nope,
         d_head_v=v.d_head,
         has_rotary=has_rotary,
+        has_sinks=has_sinks,
         **_gate_options(found.gate),
         latent_multiplier=by_reader[up].multiplier,
         query_multiplier=1.0 if own is None else own.multiplier,

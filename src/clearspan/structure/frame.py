@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from clearspan.components import StreamsLayout
 from clearspan.structure.algebra import same
 from clearspan.structure.finding import MissingStructureError
+from clearspan.structure.streams import collapse_of, layout_of
 from clearspan.structure.trace import Trace, Visit
 
 
@@ -20,24 +22,35 @@ class Blocks:
         visits: The call of each block.
         others: Paths of further lists, where blocks are in several.
         is_woven: Whether a block is called several times, or something else than blocks is between them.
+        streams: How the streams of the residual lie, where it has several; None where it is one.
+        collapsed: The call that makes one vector of the streams that leave the last block.
     """
 
     path: str
     visits: tuple[Visit, ...]
     others: tuple[str, ...] = field(default=())
     is_woven: bool = False
+    streams: StreamsLayout | None = None
+    collapsed: Visit | None = None
 
     @property
     def first(self) -> Tensor:
-        """The residual stream that enters the first block."""
-        assert self.visits[0].entered is not None, "a block reads the stream"
-        return self.visits[0].entered
+        """The residual stream that enters the first block; of several, the first."""
+        entered = self.visits[0].entered
+        assert entered is not None, "a block reads the stream"
+        return entered if self.streams is None else self.streams.shown(entered)[:, :, 0]
 
     @property
     def last(self) -> Tensor:
-        """The residual stream that leaves the last block."""
-        assert self.visits[-1].left is not None, "a block returns the stream"
-        return self.visits[-1].left
+        """The residual stream that leaves the last block; of several, the vector that is made of them."""
+        left = self.visits[-1].left if self.collapsed is None else self.collapsed.left
+        assert left is not None, "a block returns the stream"
+        return left
+
+    @property
+    def end(self) -> int:
+        """Order of the last call before what reads the stream out."""
+        return (self.visits[-1] if self.collapsed is None else self.collapsed).order
 
     @property
     def lists(self) -> tuple[str, ...]:
@@ -66,7 +79,26 @@ def find_blocks(model: nn.Module, trace: Trace) -> Blocks:
     if not found:
         axes = f"; lists of modules hand on tensors of {sorted(streams)} axes" if streams else ""
         raise MissingStructureError(f"no list of blocks hands one residual stream on{axes}")
-    return max(found, key=lambda one: (len(one.visits), -one.path.count(".")))
+    return _with_streams(trace, max(found, key=lambda one: (len(one.visits), -one.path.count("."))))
+
+
+def _with_streams(trace: Trace, blocks: Blocks) -> Blocks:
+    """Returns the blocks with how the streams of their residual lie, where it has several.
+
+    Raises:
+        MissingStructureError: No module makes one vector of them in the end.
+    """
+    first, last = blocks.visits[0], blocks.visits[-1]
+    embedded = next((one.left for one in trace.visits[: first.order] if _is_embedding(one)), None)
+    assert first.entered is not None, "blocks hand tensors on"
+    streams = layout_of(first.entered, embedded)
+    if streams is None:
+        return blocks
+    return replace(blocks, streams=streams, collapsed=collapse_of(trace, streams, last))
+
+
+def _is_embedding(visit: Visit) -> bool:
+    return isinstance(visit.module, nn.Embedding) and visit.left is not None and visit.left.ndim == 3
 
 
 def called_lists(model: nn.Module, trace: Trace) -> Iterator[tuple[str, list[Visit]]]:
@@ -80,6 +112,6 @@ def called_lists(model: nn.Module, trace: Trace) -> Iterator[tuple[str, list[Vis
 
 def _is_chain(visits: Sequence[Visit]) -> bool:
     tensors = [(visit.entered, visit.left) for visit in visits]
-    if any(a is None or b is None or a.shape != b.shape or a.ndim != 3 for a, b in tensors):
+    if any(a is None or b is None or a.shape != b.shape or a.ndim not in (3, 4) for a, b in tensors):
         return False
     return all(same(before[1], after[0]) for before, after in itertools.pairwise(tensors))

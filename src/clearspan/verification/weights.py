@@ -16,6 +16,7 @@ from clearspan.components import (
     LinearBridge,
     MLPBridge,
     MoEBridge,
+    PerLayerInputBridge,
     PosEmbedBridge,
     RouterBridge,
 )
@@ -99,6 +100,8 @@ def _of_mlp(mlp: MLPBridge) -> Iterator[Statement]:
         letters = {"hook_pre": ("in", "W_in", "b_in")}
     for name, (key, weight, bias) in letters.items():
         holder = mlp.submodules.get(key, mlp.submodules.get("gate_up"))
+        if holder is None and isinstance(mlp, PerLayerInputBridge):
+            continue  # its linear branch is no map's
         assert isinstance(holder, LinearBridge), f"{key} is a linear map"
         out = f"{mlp.path}.{name}"
         yield Statement(
