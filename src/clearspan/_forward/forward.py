@@ -104,12 +104,12 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
                 )
             if start == stop:
                 return Stopped(residual)
-            check_start(model, start, stop)
             stack.enter_context(starting_at(blocks, start, model.blocks[0].raw_stream(residual)))
             # A projection of the embedding comes before the blocks, or the model scales embeddings in place.
             if residual.ndim > 3 or residual.shape[-1] != model.embed.width or model.embed.output_is_overwritten:
                 given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:2], model.embed.width)
             give_tokens(model, given, residual, start)
+            check_start(model, start, stop)
         if stop is not None:
             stack.enter_context(stopping_at(blocks, stop))
         try:

@@ -7,6 +7,7 @@ from clearspan.components.attention import (
     JointQKVAttentionBridge,
 )
 from clearspan.components.base import Binding, GeneralizedComponent, PerLayer, check_parts, hook_points, logits_point
+from clearspan.components.beside import MLPBesideMixtureBridge
 from clearspan.components.block import BlockBridge, Identity
 from clearspan.components.embedding import (
     EmbeddingBridge,
@@ -68,6 +69,7 @@ __all__ = [
     "LinearBridge",
     "LinearMap",
     "LogitHeadBridge",
+    "MLPBesideMixtureBridge",
     "MLPBridge",
     "MixerBridge",
     "MixerKind",

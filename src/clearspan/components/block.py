@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clearspan.components.attention import GeneralAttentionBridge, HeadAttentionBridge, PathInputs
 from clearspan.components.base import Binding, GeneralizedComponent
+from clearspan.components.beside import MLPBesideMixtureBridge, MLPBesideMixtureInput
 from clearspan.components.mlp import MLPBridge
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque_attention import OpaqueAttentionBridge
@@ -363,6 +364,10 @@ class BlockBridge(GeneralizedComponent):
             for part in inputs.parts:
                 own = name if part == "attn_in" else projection_input(sublayer.name, part.removesuffix("_input"))
                 yield self.point(own, sublayer.reads, Derived(inputs, part))
+        elif isinstance(sublayer.part, MLPBesideMixtureBridge) and sublayer.norm is not None:
+            yield self.point(
+                name, sublayer.reads, Derived(own := MLPBesideMixtureInput(sublayer.part, sublayer.norm), own.PART)
+            )
         elif sublayer.shares_norm:
             yield self.point(name, sublayer.reads, Derived(SublayerInput(sublayer), SublayerInput.PART))
         elif sublayer.norm is None and sublayer.input_factor != 1:
@@ -446,6 +451,13 @@ class BlockBridge(GeneralizedComponent):
                 if sublayer.stage == stage and sublayer.reads_at != before:
                     yield Identity((before,), sublayer.reads_at)
             added = [sublayer.hook_out for sublayer in self.sublayers if sublayer.adds_at == stage]
+            for sublayer in self.sublayers:
+                if (
+                    isinstance(sublayer.part, MLPBesideMixtureBridge)
+                    and sublayer.norm_after
+                    and sublayer.stage == stage
+                ):
+                    yield Identity(sublayer.part.summands, f"{sublayer.norm_after.path}.hook_in")
             norm, scale = f"{self.path}.ln{stage + 1}", self._stream_scale(stage)
             if self.norms_the_sum:
                 yield Identity((before, *added), f"{norm}.hook_in", scale)

@@ -10,6 +10,7 @@ from clearspan.components import (
     JointQKVAttentionBridge,
     LatentAttentionBridge,
     NormalizationBridge,
+    SharedKeysAttentionBridge,
 )
 from clearspan.conversions import GateActivation
 from clearspan.points import Layout
@@ -20,7 +21,7 @@ from clearspan.structure.fused import check_order, fused_rule
 from clearspan.structure.gate import Gate
 from clearspan.structure.latent import gives_rest
 from clearspan.structure.scores import has_distance_bias, sink_scales_z
-from clearspan.structure.shared_keys import sharing_template, values_are_keys
+from clearspan.structure.shared_keys import values_are_keys
 from clearspan.structure.templates import call_number, linear_template
 from clearspan.structure.trace import Trace, Visit
 
@@ -68,9 +69,8 @@ def attention_template(
     parts = {"o": _linear(found, found.output), **dict(_norms(found, block, trace)), **dict(_between(found))}
     options = _options(found, block, overwritten=overwritten)
     if found.source is not None:
-        check_order("q", q, q.d_head, exact=False)
         findings.add(f"{where}.attn", f"queries are {q.map.path}, keys and values those of layer {found.source}")
-        return sharing_template(name, {"q": _linear(found, q.map), **parts}, options, found)
+        return _sharing(found, parts, name, options)
     if k.others:
         return _latent(found, parts, name, has_rotary=options["has_rotary"], has_sinks=options.get("has_sinks", False))
     if len({q.map, k.map, v.map}) == 3 or values_are_keys(k, v):
@@ -124,6 +124,24 @@ def _separate(
         d_head_v=None if v.d_head == q.d_head else v.d_head,
         value_scale=v.ratio,
         kv_heads=found.key.n_heads,
+    )
+
+
+def _sharing(
+    found: Attention, parts: Mapping[str, GeneralizedComponent], name: str, options: _Options
+) -> SharedKeysAttentionBridge:
+    """Returns attention that uses an earlier layer's keys and values."""
+    q, v = found.query, found.value
+    assert found.source is not None, "found so"
+    check_order("q", q, q.d_head, exact=False)
+    return SharedKeysAttentionBridge(
+        name,
+        submodules={**parts, "q": _linear(found, q.map)},
+        **options,
+        source=found.source,
+        kv_heads=found.key.n_heads,
+        d_head=q.d_head,
+        d_head_v=None if v.d_head == q.d_head else v.d_head,
     )
 
 

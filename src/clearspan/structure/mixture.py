@@ -54,7 +54,7 @@ def _mixture(
     holds = experts_template(whole, experts, whole.entered.shape[-1])
     if holds is None:
         raise MissingStructureError(f"which weights of {experts.path} read, and which add")
-    chooser, router = _router(whole, inside, experts)
+    chooser, router = find_router(whole, inside, experts)
     identities = has_identities(experts, _count(chooser, router))
     if identities is None:
         raise MissingStructureError(f"what experts without weights of {experts.path} give")
@@ -137,8 +137,13 @@ def _sum(
 # --- the router ------------------------------------------------------------------------------------------------------
 
 
-def _router(whole: Visit, inside: Sequence[Visit], experts: Visit) -> tuple[Visit, RouterBridge]:
+def find_router(whole: Visit, inside: Sequence[Visit], experts: Visit) -> tuple[Visit, RouterBridge]:
     """Returns what chooses experts, a module with a map to a logit for each of them: its call and its template.
+
+    Args:
+        whole: The call of the module that the template's name is relative to.
+        inside: Calls in it.
+        experts: The call of the experts.
 
     Raises:
         MissingStructureError: There is none.

@@ -1,12 +1,13 @@
 """A derived structure as the text of a Python module with an adapter, as one would write it by hand."""
 
+import fnmatch
 import re
 import textwrap
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from clearspan.architectures import AdapterSource, check_source, parts
+from clearspan.architectures import AdapterSource, ArchitectureAdapter, check_source, parts
 from clearspan.components import (
     BlockBridge,
     EmbeddingBridge,
@@ -170,6 +171,8 @@ def _body(
         yield "makes_positions_from_mask", True
     irrelevant = dict(_irrelevant(structure))
     if irrelevant:
+        usual, buffers = ArchitectureAdapter.irrelevant, [name for name, _ in model.named_buffers()]
+        irrelevant |= {one: reason for one, reason in usual.items() if fnmatch.filter(buffers, one)}
         yield "irrelevant: Mapping[str, str]", {**irrelevant}
 
 

@@ -9,6 +9,7 @@ from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, O
 from clearspan.structure.algebra import factor, linear_kind, norm_kind, same
 from clearspan.structure.attention import Attention, find_attention
 from clearspan.structure.attention_templates import attention_template
+from clearspan.structure.beside import find_beside
 from clearspan.structure.experts import find_experts
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.gated_norms import find_gated_norm
@@ -101,7 +102,7 @@ def _attention(
     part = attention_template(attention, trace, wiring.block, findings, where, overwritten=overwritten)
     if whole is not None:
         part.same_inputs = same_arguments(whole)
-    if whole is not None and attention.source is None:
+    if whole is not None and attention.source is None and attention.value.norm is None:
         part.bounds_values = bounds_values(trace, whole, attention.value.map, attention.value.channels)
     return part
 
@@ -124,6 +125,9 @@ def _other(
     whole = min(modules, key=lambda one: one.depth) if modules else None
     if whole is not None and mixes_positions(whole, *block.size):
         return Sublayer("mixer", mixer_template(trace, block, whole, findings, where), contribution, whole)
+    if contribution.summands:
+        part, reader = find_beside(trace, block, contribution, findings, where)
+        return Sublayer("mlp", part, contribution, reader)
     experts = None if whole is None else find_experts(trace, whole)
     if whole is not None and experts is not None:
         return Sublayer("mlp", find_mixture(trace, block, whole, experts, findings, where), contribution, whole)

@@ -28,6 +28,7 @@ class Contribution:
         factor: What the block multiplies it by: a number, or the path in the block of a parameter `[d_model]`.
         post_norm: The norm on the sublayer's output, or None.
         source: The calls whose output is the sublayer's before that norm.
+        summands: The calls whose sum that norm reads, where no one call gives it.
         is_late: Whether it is added after those of all sublayers that run after it, a shortcut past them.
     """
 
@@ -36,6 +37,7 @@ class Contribution:
     factor: Factor = 1.0
     post_norm: Visit | None = None
     source: list[Visit] = field(default_factory=list)
+    summands: list[Visit] = field(default_factory=list)
     is_late: bool = False
 
 
@@ -295,5 +297,11 @@ def look_behind_norm(one: Contribution, calls: Sequence[Visit]) -> None:
     behind = [call for call in calls if call.order < norm.order and same(_left(call), norm.entered)]
     if behind:
         one.post_norm, one.source = norm, behind
-    else:
-        one.source = one.calls
+        return
+    one.source = one.calls
+    groups = _classes([call for call in calls if call.order < norm.order])
+    entered = _entered(norm)
+    values = [_left(group[0]).reshape(entered.shape) for group in groups]
+    chosen = sum_of(values, entered, 2, entered.double().abs().max()) or ()
+    if len(chosen) == 2:
+        one.post_norm, one.summands = norm, [groups[index][0] for index in chosen]
