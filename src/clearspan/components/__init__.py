@@ -16,6 +16,8 @@ from clearspan.components.embedding import (
     TypeEmbedBridge,
     UnembeddingBridge,
 )
+from clearspan.components.gated_norm import GatedNormBridge as GatedNormBridge
+from clearspan.components.gated_norm import InnerNormBridge as InnerNormBridge
 from clearspan.components.latent_attention import LatentAttentionBridge
 from clearspan.components.linear import LinearBridge, TransposedLinearBridge
 from clearspan.components.mixer import MixerBridge, Part, WeightsBridge
@@ -53,11 +55,13 @@ __all__ = [
     "EmbeddingBridge",
     "ExpertsBridge",
     "GatedMLPBridge",
+    "GatedNormBridge",
     "GeneralAttentionBridge",
     "GeneralizedComponent",
     "HeadAttentionBridge",
     "HyperConnectionBridge",
     "Identity",
+    "InnerNormBridge",
     "JointGateMLPBridge",
     "JointQKVAttentionBridge",
     "KINDS",

@@ -264,10 +264,21 @@ class GeneralAttentionBridge(GeneralizedComponent):
         return self.gate_activation is not None or "o_norm" in self.submodules
 
     def _gate_point(self, activation: GateActivation) -> HookPoint:
-        conversion = GateConversion(self.n_heads, activation, self.gate_is_of_head, self.gate_in_queries)
-        place = self.submodules["q" if self.gate_in_queries else "gate"].place(Side.OUTPUT)
+        flags = self.gate_is_of_head, self.gate_in_queries
+        conversion = GateConversion(self.n_heads, activation, *flags, self._gate_width)
+        place = (self._query_map if self.gate_in_queries else self.submodules["gate"]).place(Side.OUTPUT)
         axes = "batch pos head" if self.gate_is_of_head else self._value_axes
         return self.point("hook_gate", place, Converted(conversion), dimensions=axes)
+
+    @property
+    def _gate_width(self) -> int | None:
+        """Channels of a gate in the query map's output, where these are not half of a head's there."""
+        return None
+
+    @property
+    def _query_map(self) -> GeneralizedComponent:
+        """The map whose output holds queries, and a gate beside them where it is there."""
+        return self.submodules["q"]
 
     def _projection_points(self) -> Iterator[HookPoint]:
         values = None if self.d_head_v is None else "batch pos kv_head d_head_v"

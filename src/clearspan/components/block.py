@@ -390,7 +390,7 @@ class BlockBridge(GeneralizedComponent):
                 others = any(isinstance(part, RemainderBridge) and part.reads_stream for part in sublayer.part.walk())
                 readers.setdefault(sublayer.norm, []).append([] if others else list(sublayer.part.reads()))
         for norm, maps in readers.items():
-            if all(maps):
+            if all(maps) and norm.is_linear_at_scale:
                 yield norm, list(itertools.chain.from_iterable(maps))
 
     def unfolded(self) -> Iterator[NormalizationBridge]:

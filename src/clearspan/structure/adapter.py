@@ -325,7 +325,9 @@ def _eps(model: "PreTrainedModel", trace: Trace, blocks: Blocks, layers: Sequenc
     config = model.config.get_text_config(decoder=True).to_dict()
     for key, part in layers[0].submodules.items():
         if key.startswith("ln") and isinstance(part, NormalizationBridge):
-            eps = eps_of(trace.at(f"{blocks.visits[0].path}.{part.name}")[0].module)
+            inner = part.submodules.get("norm")  # of a gated norm
+            path = ".".join(str(one.name) for one in (part, inner) if one is not None)
+            eps = eps_of(trace.at(f"{blocks.visits[0].path}.{path}")[0].module)
             names = [name for name, value in config.items() if name.endswith(EPSILONS) and value == eps]
             return {"eps": (names[0],) if names else eps}
     return {}

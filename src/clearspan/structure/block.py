@@ -6,6 +6,7 @@ from clearspan.components import BlockBridge, GeneralizedComponent, MultiStreamB
 from clearspan.components.sublayer import Factor
 from clearspan.points import Layout
 from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.gated_norms import find_gated_norm, gated_norm_template
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.streams import connection_of, find_stream_wiring
 from clearspan.structure.sublayers import Sublayer, find_sublayers
@@ -39,14 +40,14 @@ def block_template(
     for index, (name, one) in enumerate(zip(names, sublayers, strict=True)):
         before, behind = other_names.get(name, _norm_name(index, stages, name, norms)), f"ln{index + 1}_post"
         if before in norms and before not in parts and not wiring.norms_the_sum:
-            parts[before] = _norm(norms[before], block)
+            parts[before] = _norm(trace, norms[before], block)
         parts[name] = one.part
         if wiring.connections:
             parts[connection_of(name)] = wiring.connections[index]
         if one.contribution.post_norm is not None:
-            parts[behind] = _norm(one.contribution.post_norm, block)
+            parts[behind] = _norm(trace, one.contribution.post_norm, block)
         if wiring.norms_the_sum:
-            own = _norm(wiring.norms_the_sum[index], block)
+            own = _norm(trace, wiring.norms_the_sum[index], block)
             own.output_is_overwritten = index < len(sublayers) - 1  # it is the stream, into which writes go
             parts[f"ln{index + 1}"] = own
     outs = {
@@ -139,8 +140,11 @@ def _norm_name(index: int, stages: Sequence[Sequence[str]], name: str, norms: di
     return f"ln{stage + 1}" if len(norms) <= len(stages) else f"ln{index + 1}"
 
 
-def _norm(visit: Visit, block: Visit) -> GeneralizedComponent:
+def _norm(trace: Trace, visit: Visit, block: Visit) -> GeneralizedComponent:
     assert visit.left is not None, "a norm has an output"
+    gated = find_gated_norm(trace, visit)
+    if gated is not None:
+        return gated_norm_template(gated, visit.path.removeprefix(f"{block.path}."))
     layout = Layout.FLAT if visit.left.ndim == 2 else Layout.TOKENS
     return norm_template(visit, visit.path.removeprefix(f"{block.path}."), layout)
 

@@ -12,6 +12,7 @@ from clearspan.structure.attention_templates import attention_template
 from clearspan.structure.beside import find_beside
 from clearspan.structure.experts import find_experts
 from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.gated_norms import find_gated_norm
 from clearspan.structure.mixers import mixer_template
 from clearspan.structure.mixing import MixedError, mixes_positions
 from clearspan.structure.mixture import find_mixture
@@ -161,7 +162,8 @@ def _is(entered: Tensor | None, stream: Tensor) -> bool:
 
 def _locate(one: Sublayer, wiring: Wiring, trace: Trace) -> None:
     """Finds which stream a sublayer reads, and through which norm."""
-    norms = [call for call in trace.inside(wiring.block) if norm_kind(call) and call.order < one.reader.order]
+    earlier = [call for call in trace.inside(wiring.block) if call.order < one.reader.order]
+    norms = [call for call in earlier if norm_kind(call) or find_gated_norm(trace, call)]
     for stage, stream in enumerate(wiring.streams[:-1]):
         if _is(one.reader.entered, stream) and not wiring.residual_norms:
             one.stage = stage

@@ -203,8 +203,10 @@ def _of_latent(attention: LatentAttentionBridge, cfg: TransformerBridgeConfig) -
     rank = attention.kv_b.widths[0]
     last = "q_b" if "q_b" in attention.submodules else "q"
     query_inputs = attention.submodules["q_a"].shape("weight")[0] if last == "q_b" else cfg.d_model
+    query_inputs *= 2 if attention.joins_query_latent else 1
+    made = attention.d_head_qk + (values if attention.gate_in_queries else 0)
     return {
-        last: (query_inputs, heads * (attention.d_head_nope + attention.d_head_rope)),
+        last: (query_inputs, heads * made),
         "kv_a": (cfg.d_model, rank + attention.d_head_rope),
         "kv_b": (rank, heads * (attention.d_head_nope + values)),
         "o": (heads * values, cfg.d_model),
