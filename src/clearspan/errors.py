@@ -41,6 +41,7 @@ __all__ = [
     "UnsupportedArchitectureError",
     "UntestedReleaseWarning",
     "UnwritableError",
+    "WholeForwardError",
 ]
 
 
@@ -222,6 +223,10 @@ class EditedEntryError(ClearspanError, RuntimeError):
 
 class UnreadableWeightError(ClearspanError, RuntimeError):
     """A weight that is there, but whose values cannot be read: offloaded, quantised, or of a wrapper or adapter."""
+
+
+class WholeForwardError(ClearspanError, RuntimeError):
+    """A run of some of the blocks, or of a part alone, of a model that computes them in its whole forward only."""
 
 
 class NotPicklableError(ClearspanError, TypeError):

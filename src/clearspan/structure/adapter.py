@@ -30,7 +30,7 @@ from clearspan.structure.frame import Blocks
 from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.outward import find_outward
-from clearspan.structure.positions import has_table, numbers_positions
+from clearspan.structure.positions import has_table, numbers_positions, takes_embeddings
 from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
 from clearspan.structure.trace import Trace, traced
 from clearspan.structure.woven import FIRST_SEAM, SEAM, blocks_of, place_in_weave
@@ -79,8 +79,7 @@ class Structure:
         blocks = self.parts["blocks"]
         assert isinstance(blocks, PerLayer), "each layer has a template of its own"
         templates = [
-            _stream_alone(one, layers[layer]) if layer in layers else one
-            for layer, one in enumerate(blocks.templates)
+            _stream_alone(one, layers[layer]) if layer in layers else one for layer, one in enumerate(blocks.templates)
         ]
         parts = {**self.parts, "blocks": PerLayer(templates)}
         return replace(self, parts=parts, refused={**self.refused, **points})
@@ -171,7 +170,6 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
             module.training = was_training
 
 
-_IN_LOOPS = "blocks are called several times in a forward, and such a run could not tell their calls apart"
 FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model may raise that is called in parts, or on tokens alone."""
 
@@ -205,7 +203,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         numbers,
         has_table=has_table(model, blocks, inward),
         irrelevant=unused,
-        whole_forwards=_IN_LOOPS if len({one.path for one in blocks.visits}) < len(blocks.visits) else None,
+        whole_forwards=_why_whole(model, blocks, trace),
         findings=tuple(findings.found),
     )
 
@@ -225,6 +223,15 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
     return found
+
+
+def _why_whole(model: "PreTrainedModel", blocks: Blocks, trace: Trace) -> str | None:
+    """Returns why no block can be run apart from the whole forward, or None if they can."""
+    if len({one.path for one in blocks.visits}) < len(blocks.visits):
+        return "blocks are called several times in a forward, and such a run could not tell their calls apart"
+    if not takes_embeddings(model, blocks, trace):
+        return "the model's forward takes token ids, and no embeddings in their place"
+    return None
 
 
 def _mark_seams(layers: Sequence[BlockBridge], blocks: Blocks, inward: Inward) -> None:

@@ -11,7 +11,7 @@ from clearspan.components import PosEmbedBridge
 from clearspan.hf.torch_hooks import after
 from clearspan.structure.frame import Blocks
 from clearspan.structure.inward import Inward
-from clearspan.structure.trace import traced
+from clearspan.structure.trace import Trace, traced
 
 LIMITS = SIZES["n_ctx"]
 
@@ -55,20 +55,40 @@ def has_table(model: "PreTrainedModel", blocks: Blocks, inward: Inward) -> bool:
     if inward.table is not None or length is None or length > MOST:
         return False
 
+    try:
+        _run_to_blocks(model, blocks, input_ids=torch.full((1, length + 1), 3))
+    except (IndexError, RuntimeError, ValueError):
+        return True
+    return False
+
+
+def takes_embeddings(model: "PreTrainedModel", blocks: Blocks, trace: Trace) -> bool:
+    """Returns whether a model's forward takes embeddings in place of token ids."""
+    table = model.get_input_embeddings()
+    given = next((visit.left for visit in trace.visits if visit.module is table), None)
+    if given is None:
+        return True  # what its embedding gives is not known
+    try:
+        _run_to_blocks(model, blocks, inputs_embeds=given)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _run_to_blocks(model: "PreTrainedModel", blocks: Blocks, **given: Tensor) -> None:
+    """Runs a model until its first block is passed."""
+
     def reached(*_: object) -> None:
         raise _ReachedError
 
     handle = after(blocks.visits[0].module, reached)
     try:
         with torch.no_grad():
-            model(input_ids=torch.full((1, length + 1), 3), use_cache=False)
+            model(**given, use_cache=False)
     except _ReachedError:
-        return False
-    except (IndexError, RuntimeError, ValueError):
-        return True
+        pass
     finally:
         handle.remove()
-    return False
 
 
 def _rows(model: "PreTrainedModel", path: str, ids: Tensor, mask: Tensor | None = None) -> Tensor:

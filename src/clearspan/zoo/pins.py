@@ -78,6 +78,16 @@ def _padded(model: "PreTrainedModel", place: slice) -> float:
         return min(float("inf") if one is None else _distance(one[:, place], alone) for one in found)
 
 
+def cannot_generate(model: "PreTrainedModel") -> float:
+    """Returns infinity where `generate` of the bare model raises on a few tokens, and 0 where it does not."""
+    row = torch.arange(3, 3 + _REAL)[None]
+    try:
+        model.generate(row, max_new_tokens=2, do_sample=False)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return float("inf")
+    return 0.0
+
+
 def _logits(model: "PreTrainedModel", tokens: Tensor, keywords: dict[str, Tensor]) -> Tensor | None:
     """Returns the logits of a forward, or None where the model cannot make it."""
     try:
@@ -127,6 +137,20 @@ PINS: tuple[Pin, ...] = (
         "row of * tokens padded on the left to *",
         "blocks of keys are counted from the left end of the padded row",
         padded_on_the_left,
+    ),
+    Pin(
+        ("blt",),
+        "padding",
+        "row of * tokens padded on the left to *",
+        "padding is cut into patches as bytes are",
+        padded_on_the_left,
+    ),
+    Pin(
+        ("blt",),
+        "generation",
+        "a short generation",
+        "`generate` asks its config for a number of layers, which only the configs of its parts have",
+        cannot_generate,
     ),
 )
 """All pins."""
