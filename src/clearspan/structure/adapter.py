@@ -31,6 +31,7 @@ from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.outward import find_outward
 from clearspan.structure.positions import has_table, numbers_positions, takes_embeddings
+from clearspan.structure.stream_layout import NO_HEADS, StreamLayout, lay_out, lay_out_block, layout_of
 from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
 from clearspan.structure.trace import Trace, traced
 from clearspan.structure.woven import FIRST_SEAM, SEAM, blocks_of, place_in_weave
@@ -184,12 +185,20 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
     blocks = blocks_of(model, trace, ids)
-    inward = find_inward(trace, blocks, ids, findings)
-    outward = find_outward(trace, blocks, trace.output.logits, findings)
+    way = layout_of(trace, blocks, ids)
+    if way is not None:
+        trace.hides_heads = NO_HEADS[way.layout]
+    seen, shown = (trace, blocks) if way is None else (way.seen(trace), way.blocks(blocks))
+    inward = find_inward(seen, shown, ids, findings)
+    outward = find_outward(seen, shown, trace.output.logits, findings)
     layers = [_layer(trace, blocks, layer, findings, partial=partial) for layer in range(len(blocks.visits))]
     _say_heads_once(layers)
     unused = _unused(model, trace)
     _mark_seams(layers, blocks, inward)
+    if way is not None:
+        lay_out({**inward.parts, **outward}, trace, way)
+        for visit, layer in zip(blocks.visits, layers, strict=True):
+            lay_out_block(layer, trace, way, visit)
     lists = {f"blocks{number or ''}": GeneralizedComponent(path) for number, path in enumerate(blocks.lists)}
     frame = GeneralizedComponent(submodules={**inward.parts, **lists, **outward})
     account_for_all(model, frame, trace.visits, irrelevant={name.removesuffix(".*") for name in unused})
@@ -203,7 +212,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         numbers,
         has_table=has_table(model, blocks, inward),
         irrelevant=unused,
-        whole_forwards=_why_whole(model, blocks, trace),
+        whole_forwards=_why_whole(model, blocks, trace, way),
         findings=tuple(findings.found),
     )
 
@@ -225,10 +234,12 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
     return found
 
 
-def _why_whole(model: "PreTrainedModel", blocks: Blocks, trace: Trace) -> str | None:
+def _why_whole(model: "PreTrainedModel", blocks: Blocks, trace: Trace, way: StreamLayout | None) -> str | None:
     """Returns why no block can be run apart from the whole forward, or None if they can."""
     if len({one.path for one in blocks.visits}) < len(blocks.visits):
         return "blocks are called several times in a forward, and such a run could not tell their calls apart"
+    if way is not None:
+        return f"the stream lies as {way.layout} in the model's own tensors"
     if not takes_embeddings(model, blocks, trace):
         return "the model's forward takes token ids, and no embeddings in their place"
     return None
@@ -237,7 +248,7 @@ def _why_whole(model: "PreTrainedModel", blocks: Blocks, trace: Trace) -> str | 
 def _mark_seams(layers: Sequence[BlockBridge], blocks: Blocks, inward: Inward) -> None:
     """Tells blocks which something else than the block before, or than the embeddings, hands its stream to."""
     for layer, block in enumerate(layers):
-        if layer and not blocks.follows(layer):
+        if layer and not blocks.follows(layer):  # in the model's own tensors
             block.seam = SEAM
         elif not layer and not inward.is_all:
             block.seam = FIRST_SEAM

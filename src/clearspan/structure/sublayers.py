@@ -77,7 +77,7 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
 def _attentions(trace: Trace, block: Visit, findings: Findings, where: str) -> list[Attention]:
     """Returns the attentions of a block whose modules are found; others are mixers of which the ends are known."""
     found = []
-    for one in trace.attended:
+    for one in () if trace.hides_heads else trace.attended:
         if one.path.startswith(f"{block.path}."):
             try:
                 found.append(find_attention(trace, block, one))
