@@ -30,7 +30,9 @@ from clearspan.components.mlp import (
 )
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.per_layer_input import PerLayerInputBridge
 from clearspan.components.remainder import RemainderBridge
+from clearspan.components.shared_attention import SharedKeysAttentionBridge
 from clearspan.components.stream_block import StreamBlockBridge
 from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind, projection_input, stream_at
 from clearspan.components.weights import LinearMap, WeightTensor
@@ -62,9 +64,11 @@ __all__ = [
     "OpaqueBridge",
     "Part",
     "PerLayer",
+    "PerLayerInputBridge",
     "PosEmbedBridge",
     "RemainderBridge",
     "RouterBridge",
+    "SharedKeysAttentionBridge",
     "StreamBlockBridge",
     "Sublayer",
     "SublayerKind",

@@ -239,15 +239,13 @@ class BlockBridge(GeneralizedComponent):
         """Returns a module's output as the component of that module describes it, if there is one."""
         named = Place(f"{self.module_path}.{path}", Side.OUTPUT, call=self.call)
         parts = {part.module_path: part for part in self.walk() if part.name is not None}
-        return parts[named.module].place(named.side) if named.module in parts else named
+        return parts[named.module].place(Side.OUTPUT) if named.module in parts else named
 
     def claims(self) -> Iterator[str]:
         """Yields the parameters by which the block multiplies."""
         yield from super().claims()
         scales = [*(sub.scale for sub in self.sublayers), *map(self._stream_scale, range(len(self.stages)))]
-        for scale in scales:
-            if isinstance(scale, BlockParameter):
-                yield scale.path
+        yield from dict.fromkeys(scale.path for scale in scales if isinstance(scale, BlockParameter))
 
     def __getattr__(self, name: str) -> NoReturn:
         """Raises for a sublayer that other blocks have, with the reason."""
@@ -389,7 +387,7 @@ class BlockBridge(GeneralizedComponent):
 
     def why_without(self, name: str) -> str | None:
         """Returns why the block lacks a sublayer, or None where it has it or no block has such a part."""
-        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe"):
+        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe", "ple"):
             return None
         layer, names = self.path.rpartition(".")[2], self.sublayer_names
         kind, kinds = part_kind(name), {part_kind(other) for other in names}

@@ -334,7 +334,7 @@ class Recording:
         return with_autocast(self.autocast, execution_device(call.module), call.inside)
 
     def _keep_inside(self, call: AttentionCall, places: Iterable[Place]) -> None:
-        seen = {Side.QUERY: call.query, Side.KEY: call.key}
+        seen: dict[Side | Passed, Tensor] = {Side.QUERY: call.query, Side.KEY: call.key}
         if any(place.side not in seen for place in places):
             seen[Side.SCORES], seen[Side.PATTERN] = self._computed(call)
         for place in places:
@@ -445,6 +445,8 @@ class Recording:
             if not isinstance(call, AttentionCall) or is_shared or call.kwargs.get("dropout"):
                 visits = {side: visit(place) for side, place in inside.places.items()}
                 return call.run_watched(visits, lambda: HERE.get() is not owner, is_last=True)
+            if Side.VALUE in inside.places:
+                visit(inside.places[Side.VALUE])(call.value)
             if Side.Z in inside.places:
                 output = of_arguments(call)
                 self.keep_raw(inside.places[Side.Z], output[0])
@@ -452,7 +454,7 @@ class Recording:
             return of_arguments(call)
 
         def of_arguments(call: AttentionCall) -> Any:
-            places = [place for place in inside.places.values() if place.side is not Side.Z]
+            places = [place for place in inside.places.values() if place.side.is_of_a_call]
             if not places:
                 return call.run()
             kept = call.detached() if torch.is_grad_enabled() else call

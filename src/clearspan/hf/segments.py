@@ -187,6 +187,8 @@ class ArgumentsOf:
         blocks: Paths of its blocks.
         embedding_width: Width of the token embedding.
         refused: Why the model cannot be run up to a module, or None if it can.
+        firsts: For each layer, the one from which a run must start that reaches it.
+        reads_tokens: Whether blocks read the tokens beside the residual stream.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -194,6 +196,8 @@ class ArgumentsOf:
         self.blocks: Sequence[str] = ()
         self.embedding_width = 0
         self.refused: str | None = None
+        self.firsts: Sequence[int] = ()
+        self.reads_tokens = False
 
     def __call__(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
         """Returns the arguments of a block, or of a module in one, by name.
@@ -214,8 +218,15 @@ class ArgumentsOf:
                 [module_at(self.model, path) for path in self.blocks],
                 module,
                 value,
-                embedding_width=self.embedding_width,
+                firsts=self.firsts,
+                **self._input(value),
             )
+
+    def _input(self, value: Tensor) -> dict[str, Tensor]:
+        """Returns what the model is given, whose numbers do not matter."""
+        if self.reads_tokens:
+            return {"input_ids": value.new_zeros(value.shape[:2]).long()}
+        return {"inputs_embeds": value.new_zeros(*value.shape[:2], self.embedding_width)}
 
 
 def _arguments_of(
@@ -224,7 +235,8 @@ def _arguments_of(
     module: nn.Module,
     value: Tensor,
     *,
-    embedding_width: int,
+    firsts: Sequence[int],
+    **given: Tensor,
 ) -> dict[str, Any]:
     """Returns what the model's own forward passes to a module of a block after its first input: masks, positions.
 
@@ -236,7 +248,8 @@ def _arguments_of(
         blocks: Its blocks.
         module: A block, or a module in one.
         value: The module's input `[batch, pos, d_model]`.
-        embedding_width: Width of the token embedding.
+        firsts: For each layer, the one from which a run must start that reaches it.
+        **given: What the model is given.
     """
     module = acting(module)  # an adapter's own forward takes anything
     if not _takes_more(module):
@@ -249,11 +262,10 @@ def _arguments_of(
             raise _Reached(args, kwargs)
 
     layer = next(index for index, block in enumerate(blocks) if any(part is module for part in block.modules()))
-    embeddings = value.new_zeros(*value.shape[:2], embedding_width)
     handle = before(module, reached)
     try:
-        with torch.no_grad(), starting_at(blocks, layer, torch.zeros_like(value)):
-            model(inputs_embeds=embeddings, use_cache=False)
+        with torch.no_grad(), starting_at(blocks, firsts[layer], torch.zeros_like(value)):
+            model(**given, use_cache=False)
     except _Reached as there:
         bound = inspect.signature(type(module).forward).bind(module, *there.args, **there.kwargs)
         named = {**bound.arguments, **bound.arguments.get("kwargs", {})}

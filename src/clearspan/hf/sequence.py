@@ -109,8 +109,9 @@ class Follower:
         stretch, self._passage.stretch = self._passage.stretch, Stretch()
         self._passage.calls.clear()
         past = kv_cache_in(output) if isinstance(output, Mapping) else None
-        is_known = isinstance(stretch.position, int) and stretch.length is not None
-        if past is not None and is_known and _counting(past) is None:
+        if past is None or not isinstance(stretch.position, int) or stretch.length is None:
+            return
+        if _counting(past) is None:
             self._counted[past] = stretch.position + stretch.length
 
     def _positions_before(self, kwargs: Mapping[str, Any]) -> int | Tensor | None:

@@ -47,7 +47,6 @@ _STREAM, _HEADS, _KV_HEADS, _SQUARE = (
     "batch head q_pos k_pos",
 )
 _DENSE = "the MLP is dense, not a mixture of experts"
-_NO_MIXER = "no state space, linear attention or convolution: attention alone moves information between positions"
 _BLOCK, _ATTN, _MLP = "blocks.{l}.", "blocks.{l}.attn.", "blocks.{l}.mlp."
 
 
@@ -449,7 +448,7 @@ def entry_of(name: str) -> Entry:
     return _BY_LEAF[leaf]
 
 
-_NUMBERED = re.compile(r"(?<![a-z])(?:(attn|mlp|mixer|moe)\d*|([qkv])\d+(?=_input))(?![a-z0-9])")
+_NUMBERED = re.compile(r"(?<![a-z])(?:(attn|mlp|mixer|moe|ple)\d*|([qkv])\d+(?=_input))(?![a-z0-9])")
 
 
 def unnumbered(template: str) -> str:
@@ -460,7 +459,7 @@ def unnumbered(template: str) -> str:
         ('blocks.{l}.hook_mlp_out', 'blocks.{l}.attn.hook_q')
     """
     template = re.sub(r"(?<=hook_resid_mid)\d+", "2", template)
-    return _NUMBERED.sub(lambda found: {"moe": "mlp"}.get(found[1], found[1] or found[2]), template)
+    return _NUMBERED.sub(lambda found: {"moe": "mlp", "ple": "mlp"}.get(found[1], found[1] or found[2]), template)
 
 
 def names_in_block() -> Iterator[str]:

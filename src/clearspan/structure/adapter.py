@@ -17,6 +17,7 @@ from clearspan.components import (
     NormalizationBridge,
     PerLayer,
     PosEmbedBridge,
+    SharedKeysAttentionBridge,
     StreamBlockBridge,
 )
 from clearspan.config import TransformerBridgeConfig
@@ -276,11 +277,13 @@ def _sizes(
 
 
 def _say_heads_once(layers: Sequence[BlockBridge]) -> None:
-    """Leaves the number of key and value heads to the config where all layers have the same."""
-    attentions = [part for layer in layers for part in layer.submodules.values() if isinstance(part, AttentionBridge)]
-    if len({one.kv_heads for one in attentions}) == 1:
-        for one in attentions:
-            one.kv_heads = None
+    """Leaves the number of key and value heads, and heads' width, to the config where all layers have the same."""
+    kinds = (AttentionBridge, SharedKeysAttentionBridge)
+    attentions = [part for layer in layers for part in layer.submodules.values() if isinstance(part, kinds)]
+    for field in ("kv_heads", "d_head"):
+        if len({vars(one)[field] for one in attentions}) == 1:
+            for one in attentions:
+                vars(one)[field] = None
 
 
 def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:

@@ -57,6 +57,12 @@ class Visit:
         """How many modules are around it."""
         return self.path.count(".")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and positions of what it was given."""
+        assert self.entered is not None, "it takes a tensor"
+        return self.entered.shape[0], self.entered.shape[1]
+
     def is_in(self, path: str) -> bool:
         """Whether the module is at a path or inside of what is there."""
         return not path or self.path == path or self.path.startswith(f"{path}.")
@@ -144,17 +150,17 @@ def first_tensor(value: Any) -> Tensor | None:
 
 
 def fresh_arguments(visit: Visit, value: Tensor | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns what a module was called with, with a new first tensor in the place of the one that it was given.
+    """Returns what a module was called with, with a new tensor wherever it was given its first one.
 
     Args:
         visit: The call.
         value: The new tensor; by default a copy of what the first was then, since the model may have written into it.
     """
     new = visit.entered.clone() if value is None and visit.entered is not None else value
-    if visit.args and isinstance(visit.args[0], Tensor):
-        return (new, *visit.args[1:]), dict(visit.kwargs)
-    name = next((name for name, one in visit.kwargs.items() if isinstance(one, Tensor)), None)
-    return visit.args, {**visit.kwargs, **({} if name is None else {name: new})}
+    tensors = (one for one in (*visit.args, *visit.kwargs.values()) if isinstance(one, Tensor))
+    old = next(tensors, None)
+    args = tuple(new if old is not None and one is old else one for one in visit.args)
+    return args, {name: new if old is not None and one is old else one for name, one in visit.kwargs.items()}
 
 
 def same_arguments(visit: Visit) -> tuple[str, ...]:
@@ -256,8 +262,8 @@ class _Tracer(TorchFunctionMode):
         visit = self._stack[-1]
         if func is torch.nn.functional.scaled_dot_product_attention:
             named = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **kwargs}
-            heads = [named[name] for name in ("query", "key", "value")]
-            self._attended(visit, *heads, result, _bias(named.get("attn_mask")))
+            bias = _bias(named.get("attn_mask"))
+            self._attended(visit, named["query"], named["key"], named["value"], result, bias)
         elif func in SOFTMAXES:
             if visit.order in self._products:
                 self._awaited[visit.order] = (*self._products.pop(visit.order), args[0])
