@@ -13,6 +13,7 @@ __all__ = [
     "ConflictingWritesError",
     "DerivedWarning",
     "EditedEntryError",
+    "GenerationRefusedError",
     "HookFailedError",
     "HookTypeError",
     "HookValueError",
@@ -227,6 +228,10 @@ class UnreadableWeightError(ClearspanError, RuntimeError):
 
 class WholeForwardError(ClearspanError, RuntimeError):
     """A run of some of the blocks, or of a part alone, of a model that computes them in its whole forward only."""
+
+
+class GenerationRefusedError(ClearspanError, RuntimeError):
+    """A generation of a model whose points cannot be followed through one."""
 
 
 class NotPicklableError(ClearspanError, TypeError):

@@ -29,7 +29,7 @@ from clearspan.components.mlp import (
     RouterBridge,
 )
 from clearspan.components.normalization import NormalizationBridge
-from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.opaque import AddingBridge, OpaqueBridge
 from clearspan.components.per_layer_input import PerLayerInputBridge
 from clearspan.components.remainder import RemainderBridge
 from clearspan.components.shared_attention import SharedKeysAttentionBridge
@@ -38,6 +38,7 @@ from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind, pro
 from clearspan.components.weights import LinearMap, WeightTensor
 
 __all__ = [
+    "AddingBridge",
     "ActivationBridge",
     "AttentionBridge",
     "Binding",

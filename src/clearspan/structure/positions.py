@@ -76,6 +76,17 @@ def takes_embeddings(model: "PreTrainedModel", blocks: Blocks, trace: Trace) -> 
     return True
 
 
+def generates_on(model: "PreTrainedModel", ids: Tensor) -> bool:
+    """Returns whether `generate` would run a model on just these tokens, as far as it tells."""
+    if not model.can_generate():
+        return True
+    try:
+        given = model.prepare_inputs_for_generation(ids, use_cache=False).get("input_ids", ids)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return True
+    return given is None or given.shape == ids.shape
+
+
 def _run_to_blocks(model: "PreTrainedModel", blocks: Blocks, **given: Tensor) -> None:
     """Runs a model until its first block is passed."""
 
