@@ -124,6 +124,7 @@ class GenerationRecording(Recording):
             self._shells.clear()
             self._forwards = self._end = 0
         self._start, self._end = self._end, self._end + length
+        self._positions = length
 
     def _end_forward(self) -> None:
         """Makes pieces of what the forward kept."""

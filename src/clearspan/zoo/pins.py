@@ -107,6 +107,14 @@ def cannot_generate(model: "PreTrainedModel") -> float:
     return 0.0
 
 
+def looks_ahead(model: "PreTrainedModel") -> float:
+    """Returns how far logits of tokens are from those of the same tokens with more behind them, over the largest."""
+    size = model.config.get_text_config().vocab_size
+    row = torch.randint(3, size, (1, _LENGTH), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return _distance(model(row, use_cache=False).logits[:, :_REAL], model(row[:, :_REAL], use_cache=False).logits)
+
+
 def _logits(model: "PreTrainedModel", tokens: Tensor, keywords: dict[str, Tensor]) -> Tensor | None:
     """Returns the logits of a forward, or None where the model cannot make it."""
     try:
@@ -118,6 +126,8 @@ def _logits(model: "PreTrainedModel", tokens: Tensor, keywords: dict[str, Tensor
 def _distance(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
+
+_LENGTH_MATTERS = "what it gives at a position depends on how many positions follow"
 
 PINS: tuple[Pin, ...] = (
     Pin(
@@ -133,7 +143,6 @@ PINS: tuple[Pin, ...] = (
             "mvp",
             "pegasus",
             "plbart",
-            "prophetnet",
             "trocr",
         ),
         "padding",
@@ -175,6 +184,27 @@ PINS: tuple[Pin, ...] = (
         "a short generation",
         "`generate` asks its config for a number of layers, which only the configs of its parts have",
         cannot_generate,
+    ),
+    Pin(
+        ("cpmant",),
+        "padding",
+        "row of * tokens padded on the right to *",
+        "it takes tokens with the id 0 for padding, and masks as many on the left",
+        padded_on_the_right,
+    ),
+    Pin(
+        ("prophetnet",),
+        "generation",
+        "* of a generation is that of one forward",
+        _LENGTH_MATTERS,
+        looks_ahead,
+    ),
+    Pin(
+        ("prophetnet",),
+        "generation",
+        "a write to * at one step changes the logits of that step",
+        _LENGTH_MATTERS,
+        looks_ahead,
     ),
 )
 """All pins."""
