@@ -127,7 +127,10 @@ def _distance(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
-_LENGTH_MATTERS = "what it gives at a position depends on how many positions follow"
+_LENGTH_MATTERS = (
+    "relative biases of its predicting streams are given to other positions, streams and heads than they were made for, "
+    "and to others for each length of the input"
+)
 
 PINS: tuple[Pin, ...] = (
     Pin(
