@@ -38,7 +38,7 @@ from clearspan.components.multi_stream import (
     StreamsLayout,
 )
 from clearspan.components.normalization import NormalizationBridge
-from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.opaque import AddingBridge, OpaqueBridge
 from clearspan.components.opaque_attention import OpaqueAttentionBridge
 from clearspan.components.per_layer_input import PerLayerInputBridge
 from clearspan.components.remainder import RemainderBridge
@@ -48,6 +48,7 @@ from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind, pro
 from clearspan.components.weights import LinearMap, WeightTensor
 
 __all__ = [
+    "AddingBridge",
     "ActivationBridge",
     "AttentionBridge",
     "Binding",

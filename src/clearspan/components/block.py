@@ -239,7 +239,7 @@ class BlockBridge(GeneralizedComponent):
 
     def _known(self, path: str) -> Place:
         """Returns a module's output as the component of that module describes it, if there is one."""
-        named = Place(f"{self.module_path}.{path}", Side.OUTPUT, call=self.call)
+        named = Place(f"{self.module_path}.{path}", Side.OUTPUT, layout=self.layout, call=self.call)
         parts = {part.module_path: part for part in self.walk() if part.name is not None}
         return parts[named.module].place(Side.OUTPUT) if named.module in parts else named
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from clearspan.architectures import ADAPTERS, ArchitectureAdapter
 from clearspan.architectures.adapter import AdapterSource, Size, Sizes
@@ -23,7 +23,7 @@ from clearspan.components import (
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import UnsupportedArchitectureError
 from clearspan.hf.turns import turns_of
-from clearspan.points import nearest
+from clearspan.points import Layout, nearest
 from clearspan.structure.algebra import eps_of
 from clearspan.structure.block import block_template
 from clearspan.structure.finding import Finding, Findings, MissingStructureError
@@ -32,7 +32,8 @@ from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.needs import note_needs
 from clearspan.structure.outward import find_outward
-from clearspan.structure.positions import has_table, numbers_positions
+from clearspan.structure.positions import generates_on, has_table, numbers_positions, takes_embeddings
+from clearspan.structure.stream_layout import NO_HEADS, StreamLayout, lay_out, lay_out_block, layout_of
 from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
 from clearspan.structure.trace import Trace, traced
 from clearspan.structure.unshown import Unshown, unshown
@@ -55,6 +56,7 @@ class Structure:
         irrelevant: Parameters and buffers that no component accounts for, as patterns, each with the reason.
         refused: Points that the parts would have and that do not hold, each with the reason.
         whole_forwards: Why no block can be run apart from the whole forward, or None if they can.
+        no_generation: Why points cannot be followed through a generation, or None if they can.
         findings: What was found, and how it is known.
     """
 
@@ -66,6 +68,7 @@ class Structure:
     irrelevant: Mapping[str, str] = field(default_factory=dict, repr=False)
     refused: Mapping[str, str] = field(default_factory=dict, repr=False)
     whole_forwards: str | None = None
+    no_generation: str | None = None
     findings: tuple[Finding, ...] = field(default=(), repr=False)
 
     def __call__(self, cfg: TransformerBridgeConfig) -> ArchitectureAdapter:
@@ -119,11 +122,12 @@ class DerivedAdapter(ArchitectureAdapter):
         self._structure = structure
         self.makes_positions_from_mask = structure.numbers_positions
         self.config_values = {"has_table": structure.has_table}
-        if not isinstance(structure.sizes.get("eps", ()), tuple):
-            named = [name for name in cfg.hf if name.endswith(EPSILONS)]
-            self.config_values |= {"eps_attr": named[0]} if named else {}
+        own = structure.sizes.get("eps", ())
+        named = own if isinstance(own, tuple) else [name for name in cfg.hf if name.endswith(EPSILONS)]
+        self.config_values |= {"eps_attr": named[0]} if named else {}
         self.refused = structure.refused
         self.whole_forwards = structure.whole_forwards
+        self.no_generation = structure.no_generation
         self.irrelevant = {**ArchitectureAdapter.irrelevant, **structure.irrelevant}
         super().__init__(cfg)
 
@@ -177,7 +181,6 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
             module.training = was_training
 
 
-_IN_LOOPS = "blocks are called several times in a forward, and such a run could not tell their calls apart"
 FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model may raise that is called in parts, or on tokens alone."""
 
@@ -192,13 +195,21 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
     blocks = blocks_of(model, trace, ids)
-    inward = find_inward(trace, blocks, ids, findings)
-    outward = find_outward(trace, blocks, trace.output.logits, findings)
+    way = layout_of(trace, blocks, ids)
+    if way is not None:
+        trace.hides_heads, trace.turns = NO_HEADS[way.layout], way.layout is Layout.POS_FIRST
+    seen, shown = (trace, blocks) if way is None else (way.seen(trace), way.blocks(blocks))
+    inward = find_inward(seen, shown, ids, findings)
+    outward = find_outward(seen, shown, trace.output.logits, findings)
     layers = [_layer(trace, blocks, layer, findings, partial=partial) for layer in range(len(blocks.visits))]
     _say_heads_once(layers)
     note_needs(trace, blocks.visits, layers)
     unused = _unused(model, trace)
     _mark_seams(layers, blocks, inward)
+    if way is not None:
+        lay_out({**inward.parts, **outward}, trace, way)
+        for visit, layer in zip(blocks.visits, layers, strict=True):
+            lay_out_block(layer, trace, way, visit)
     lists = {f"blocks{number or ''}": GeneralizedComponent(path) for number, path in enumerate(blocks.lists)}
     frame = GeneralizedComponent(submodules={**inward.parts, **lists, **outward})
     account_for_all(model, frame, trace.visits, irrelevant={name.removesuffix(".*") for name in unused})
@@ -212,7 +223,8 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         numbers,
         has_table=has_table(model, blocks, inward),
         irrelevant=unused,
-        whole_forwards=_IN_LOOPS if len({one.path for one in blocks.visits}) < len(blocks.visits) else None,
+        whole_forwards=_why_whole(model, blocks, trace, way),
+        no_generation=_why_not_generated(model, ids, way),
         findings=tuple(findings.found),
     )
 
@@ -234,10 +246,30 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
     return found
 
 
+def _why_whole(model: "PreTrainedModel", blocks: Blocks, trace: Trace, way: StreamLayout | None) -> str | None:
+    """Returns why no block can be run apart from the whole forward, or None if they can."""
+    if len({one.path for one in blocks.visits}) < len(blocks.visits):
+        return "blocks are called several times in a forward, and such a run could not tell their calls apart"
+    if way is not None:
+        return f"the stream lies as {way.layout} in the model's own tensors"
+    if not takes_embeddings(model, blocks, trace):
+        return "the model's forward takes token ids, and no embeddings in their place"
+    return None
+
+
+def _why_not_generated(model: "PreTrainedModel", ids: Tensor, way: StreamLayout | None) -> str | None:
+    """Returns why points cannot be followed through a generation, or None if they can."""
+    if way is not None and way.layout is Layout.LAST:
+        return "its KV cache holds positions before the tokens too, and each step is given the whole sequence"
+    if not generates_on(model, ids[:1]):
+        return "`generate` runs it on other tokens than those of the sequence"
+    return None
+
+
 def _mark_seams(layers: Sequence[BlockBridge], blocks: Blocks, inward: Inward) -> None:
     """Tells blocks which something else than the block before, or than the embeddings, hands its stream to."""
     for layer, block in enumerate(layers):
-        if layer and not blocks.follows(layer):
+        if layer and not blocks.follows(layer):  # in the model's own tensors
             block.seam = SEAM
         elif not layer and not inward.is_all:
             block.seam = FIRST_SEAM

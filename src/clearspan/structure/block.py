@@ -183,7 +183,8 @@ def _out(one: Sublayer, block: Visit, trace: Trace) -> str | None:
     last = one.part.name or getattr(one.part.submodules.get("out"), "name", None)
     own = next((call for call in calls if call.path == f"{block.path}.{last}"), None)
     if own is None:
-        outermost = max(calls, key=lambda call: (-call.depth, call.order))
+        once = [call for call in calls if len(trace.at(call.path)) == 1]
+        outermost = max(once or calls, key=lambda call: (-call.depth, call.order))
         return outermost.path.removeprefix(f"{block.path}.")
     after = [call for call in calls if call.order > own.order and not call.is_in(own.path)]
     once = [call for call in after if len(trace.at(call.path)) == 1]  # dropout of two sublayers is in neither's place

@@ -110,12 +110,16 @@ class Trace:
         attended: All products of queries and keys.
         output: What the forward returned.
         during: The call that is looked at alone, or None for the whole forward.
+        hides_heads: Why attention's heads are not looked for; empty where they are.
+        turns: Whether positions come before rows in blocks' tensors.
     """
 
     visits: list[Visit] = field(default_factory=list)
     attended: list[Attended] = field(default_factory=list)
     output: Any = None
     during: Visit | None = None
+    hides_heads: str = ""
+    turns: bool = False
 
     def at(self, path: str) -> list[Visit]:
         """Returns the calls of the module at a path."""
@@ -124,7 +128,7 @@ class Trace:
     def of(self, visit: Visit) -> "Trace":
         """Returns the trace of one call alone, of a module that is called several times."""
         attended = [one for one in self.attended if visit.order <= one.order < visit.end]
-        return Trace(self.visits, attended, self.output, visit)
+        return Trace(self.visits, attended, self.output, visit, self.hides_heads, self.turns)
 
     def _has(self, order: int) -> bool:
         return self.during is None or self.during.order <= order < self.during.end

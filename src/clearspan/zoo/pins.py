@@ -97,6 +97,24 @@ def _padded(model: "PreTrainedModel", place: slice) -> float:
         return min(float("inf") if one is None else _distance(one[:, place], alone) for one in found)
 
 
+def cannot_generate(model: "PreTrainedModel") -> float:
+    """Returns infinity where `generate` of the bare model raises on a few tokens, and 0 where it does not."""
+    row = torch.arange(3, 3 + _REAL)[None]
+    try:
+        model.generate(row, max_new_tokens=2, do_sample=False)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return float("inf")
+    return 0.0
+
+
+def looks_ahead(model: "PreTrainedModel") -> float:
+    """Returns how far logits of tokens are from those of the same tokens with more behind them, over the largest."""
+    size = model.config.get_text_config().vocab_size
+    row = torch.randint(3, size, (1, _LENGTH), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return _distance(model(row, use_cache=False).logits[:, :_REAL], model(row[:, :_REAL], use_cache=False).logits)
+
+
 def _logits(model: "PreTrainedModel", tokens: Tensor, keywords: dict[str, Tensor]) -> Tensor | None:
     """Returns the logits of a forward, or None where the model cannot make it."""
     try:
@@ -108,6 +126,11 @@ def _logits(model: "PreTrainedModel", tokens: Tensor, keywords: dict[str, Tensor
 def _distance(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
+
+_LENGTH_MATTERS = (
+    "relative biases of its predicting streams are given to other positions, streams and heads than they were made for, "
+    "and to others for each length of the input"
+)
 
 PINS: tuple[Pin, ...] = (
     Pin(
@@ -123,7 +146,6 @@ PINS: tuple[Pin, ...] = (
             "mvp",
             "pegasus",
             "plbart",
-            "prophetnet",
             "trocr",
         ),
         "padding",
@@ -151,6 +173,41 @@ PINS: tuple[Pin, ...] = (
         "row of * tokens padded on the left to *",
         "blocks of keys are counted from the left end of the padded row",
         padded_on_the_left,
+    ),
+    Pin(
+        ("blt",),
+        "padding",
+        "row of * tokens padded on the left to *",
+        "padding is cut into patches as bytes are",
+        padded_on_the_left,
+    ),
+    Pin(
+        ("blt",),
+        "generation",
+        "a short generation",
+        "`generate` asks its config for a number of layers, which only the configs of its parts have",
+        cannot_generate,
+    ),
+    Pin(
+        ("cpmant",),
+        "padding",
+        "row of * tokens padded on the right to *",
+        "it takes tokens with the id 0 for padding, and masks as many on the left",
+        padded_on_the_right,
+    ),
+    Pin(
+        ("prophetnet",),
+        "generation",
+        "* of a generation is that of one forward",
+        _LENGTH_MATTERS,
+        looks_ahead,
+    ),
+    Pin(
+        ("prophetnet",),
+        "generation",
+        "a write to * at one step changes the logits of that step",
+        _LENGTH_MATTERS,
+        looks_ahead,
     ),
 )
 """All pins."""
