@@ -16,7 +16,7 @@ from clearspan.components.embedding import (
     UnembeddingBridge,
 )
 from clearspan.components.latent_attention import LatentAttentionBridge
-from clearspan.components.linear import LinearBridge, TransposedLinearBridge
+from clearspan.components.linear import LateBiasLinearBridge, LinearBridge, TransposedLinearBridge
 from clearspan.components.mixer import MixerBridge, Part, WeightsBridge
 from clearspan.components.mixer_kinds import KINDS, MixerKind, kind_among
 from clearspan.components.mlp import (
@@ -51,6 +51,7 @@ __all__ = [
     "JointQKVAttentionBridge",
     "KINDS",
     "LatentAttentionBridge",
+    "LateBiasLinearBridge",
     "LinearBridge",
     "LinearMap",
     "LogitHeadBridge",

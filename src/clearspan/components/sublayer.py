@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clearspan.components.attention import GeneralAttentionBridge
 from clearspan.components.base import GeneralizedComponent
+from clearspan.components.linear import LinearBridge
 from clearspan.components.mlp import MLPBridge, MoEBridge
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
@@ -210,7 +211,9 @@ class Sublayer:
     def added(self) -> Access:
         """How its contribution shows there."""
         if is_one(self.scale):
-            return Whole()
+            last = next((self.part.submodules[key] for key in ("o", "out") if key in self.part.submodules), None)
+            is_own = self.norm_after is None and isinstance(last, LinearBridge)
+            return last.output_access if is_own else Whole()
         return Converted(ScaledConversion(self.scale))
 
     def entering(self) -> Callable[[Tensor], Tensor] | None:

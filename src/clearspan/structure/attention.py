@@ -347,6 +347,7 @@ def attention_template(
         "has_sinks": "sinks" in _core(found, block),
         "core": _within(found.attended.path, found.path) if found.attended.path != found.path else "",
         "joins_heads": found.attended.joins_heads,
+        "joins_operands": found.attended.joins_operands,
         "output_is_overwritten": overwritten,
         "norms_rotated": q.is_turned_first or k.is_turned_first,
         "sink_scales_z": _sink_scales_z(found.attended),

@@ -34,7 +34,7 @@ def mixes_positions(whole: Visit, rows: int, positions: int) -> bool:
     if entered is None or not entered.is_floating_point():
         return False
     change = _at_first(rows, positions)
-    return _is_mixed(*(_left(whole, value) for value in (entered, change(entered))), rows, positions)
+    return _is_mixed(_left(whole, entered), _left(whole, change(entered)), rows, positions)
 
 
 def mixes_between(whole: Visit, inward: Sequence[Visit], outward: Visit, rows: int, positions: int) -> bool:

@@ -81,6 +81,7 @@ class Attended:
         result: `[batch, pos, head, d_head]`, what attention makes of the values.
         uses_interface: Whether transformers' attention interface is called.
         joins_heads: Whether rows and heads share an axis in the product.
+        joins_operands: Whether they share one in queries and keys alone.
         scores: The softmax's input `[batch, head, pos, pos]`, or what torch's kernel adds to products, where either was
             seen.
         call: The call of transformers' attention interface, if it was one.
@@ -94,6 +95,7 @@ class Attended:
     result: Tensor
     uses_interface: bool
     joins_heads: bool = False
+    joins_operands: bool = False
     scores: Tensor | None = None
     call: AttentionCall | None = field(default=None, repr=False)
 
@@ -276,11 +278,14 @@ class _Tracer(TorchFunctionMode):
         is_joined: bool = False,
     ) -> None:
         rows = 0 if visit.entered is None else len(visit.entered)
+        joins_operands = query.ndim == 3 and not is_joined
         given = (query, key, value, result)
         query, key, value, result = (_by_head(one.detach().clone(), rows) for one in given)
         if min(one.ndim for one in (query, key, value, result)) < 4:
             return
-        found = Attended(visit.path, visit.order, query, key, value, result.transpose(1, 2), False, is_joined)
+        found = Attended(
+            visit.path, visit.order, query, key, value, result.transpose(1, 2), False, is_joined, joins_operands
+        )
         found.scores = None if scores is None else _by_head(scores.detach().clone(), rows)
         self.trace.attended.append(found)
 
