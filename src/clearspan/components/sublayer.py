@@ -212,8 +212,9 @@ class Sublayer:
         """How its contribution shows there."""
         if is_one(self.scale):
             last = next((self.part.submodules[key] for key in ("o", "out") if key in self.part.submodules), None)
-            is_own = self.norm_after is None and isinstance(last, LinearBridge)
-            return last.output_access if is_own else Whole()
+            if self.norm_after is None and isinstance(last, LinearBridge):
+                return last.output_access
+            return Whole()
         return Converted(ScaledConversion(self.scale))
 
     def entering(self) -> Callable[[Tensor], Tensor] | None:

@@ -8,7 +8,7 @@ from clearspan.points import Layout
 from clearspan.structure.finding import Findings
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.sublayers import Sublayer, find_sublayers
-from clearspan.structure.templates import norm_template
+from clearspan.structure.templates import call_number, norm_template
 from clearspan.structure.trace import Trace, Visit
 from clearspan.structure.wiring import Wiring, find_wiring
 
@@ -35,12 +35,12 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
     for index, (name, one) in enumerate(zip(names, sublayers, strict=True)):
         before, behind = other_names.get(name, _norm_name(index, stages, name, norms)), f"ln{index + 1}_post"
         if before in norms and before not in parts and not wiring.norms_the_sum:
-            parts[before] = _norm(norms[before], block)
+            parts[before] = _norm(norms[before], block, trace)
         parts[name] = one.part
         if one.contribution.post_norm is not None:
-            parts[behind] = _norm(one.contribution.post_norm, block)
+            parts[behind] = _norm(one.contribution.post_norm, block, trace)
         if wiring.norms_the_sum:
-            own = _norm(wiring.norms_the_sum[index], block)
+            own = _norm(wiring.norms_the_sum[index], block, trace)
             own.output_is_overwritten = index < len(sublayers) - 1  # it is the stream, into which writes go
             parts[f"ln{index + 1}"] = own
     outs = {
@@ -66,6 +66,7 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
         stream_multiplier=_carry(wiring),
         norms_the_sum=bool(wiring.norms_the_sum),
         residual_is_normed=bool(wiring.residual_norms),
+        reads_copies=tuple(name for name, one in zip(names, sublayers, strict=True) if _reads_copy(one, wiring)),
     )
 
 
@@ -76,6 +77,13 @@ def _names(sublayers: Sequence[Sublayer]) -> list[str]:
         before = sum(name.rstrip("23456789") == one.kind for name in names)
         names.append(f"{one.kind}{before + 1}" if before else one.kind)
     return names
+
+
+def _reads_copy(one: Sublayer, wiring: Wiring) -> bool:
+    """Whether a sublayer is given a copy of the stream that a norm gave, so that the stream is not written there."""
+    if not wiring.norms_the_sum or not one.stage:
+        return False
+    return one.reader.entered_at != wiring.norms_the_sum[one.stage - 1].left_at
 
 
 def _stages(sublayers: Sequence[Sublayer], names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -115,10 +123,12 @@ def _norm_name(index: int, stages: Sequence[Sequence[str]], name: str, norms: di
     return f"ln{stage + 1}" if len(norms) <= len(stages) else f"ln{index + 1}"
 
 
-def _norm(visit: Visit, block: Visit) -> GeneralizedComponent:
+def _norm(visit: Visit, block: Visit, trace: Trace) -> GeneralizedComponent:
     assert visit.left is not None, "a norm has an output"
     layout = Layout.FLAT if visit.left.ndim == 2 else Layout.TOKENS
-    return norm_template(visit, visit.path.removeprefix(f"{block.path}."), layout)
+    template = norm_template(visit, visit.path.removeprefix(f"{block.path}."), layout)
+    template.call = call_number(trace, visit)
+    return template
 
 
 def _multiplier(sublayers: Sequence[Sublayer], names: Sequence[str]) -> Factor | dict[str, Factor]:

@@ -35,6 +35,8 @@ class Visit:
         returned: What kind of thing it returned: a tensor, a tuple, a list.
         n_returned: How many things it returned.
         is_overwritten: Whether its output was written into after it.
+        entered_at: Where the storage of its first tensor began; 0 without one.
+        left_at: Where that of its output began.
         outputs: All that it returned, where that is a tuple or a list.
     """
 
@@ -49,6 +51,8 @@ class Visit:
     returned: type = Tensor
     n_returned: int = 1
     is_overwritten: bool = False
+    entered_at: int = 0
+    left_at: int = 0
     outputs: tuple[Any, ...] = field(default=(), repr=False)
     given: Tensor | None = field(default=None, repr=False)
 
@@ -208,6 +212,7 @@ class _Tracer(TorchFunctionMode):
             given = first_tensor(kwargs)
         entered = None if given is None else given.detach().clone()
         visit = Visit(self._paths[module], module, len(self.trace.visits), args, kwargs, entered)
+        visit.entered_at = 0 if given is None else given.data_ptr()
         self.trace.visits.append(visit)
         self._stack.append(visit)
 
@@ -225,7 +230,7 @@ class _Tracer(TorchFunctionMode):
             result = change(result)
             output = result if isinstance(output, Tensor) else type(output)((result, *output[1:]))
         visit.left, visit.given = result.detach().clone(), result
-        self.versions[id(visit)] = result._version
+        self.versions[id(visit)], visit.left_at = result._version, result.data_ptr()
         return None if change is None else output
 
     def _attend(self, call: Call) -> Any:
