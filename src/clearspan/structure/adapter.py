@@ -170,6 +170,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         MissingStructureError: Something that an adapter needs was not found.
     """
     ids = tokens_for(model)
+    _check_rows(model)
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
     blocks = find_blocks(model, trace)
@@ -191,6 +192,22 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         irrelevant=unused,
         findings=tuple(findings.found),
     )
+
+
+def _check_rows(model: "PreTrainedModel") -> None:
+    """Raises where several rows of token ids, those of codebooks, make one row of the residual stream (MusicGen)."""
+    entries = model.config.get_text_config(decoder=True).to_dict()
+    books = entries.get("num_codebooks")
+    if not isinstance(books, int) or books == 1:
+        return
+    ids = tokens_for(model)[:1].expand(books, -1)
+    try:
+        trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
+        rows = len(find_blocks(model, trace).first)
+    except (MissingStructureError, *FAULTS):
+        return
+    if rows != books:
+        raise MissingStructureError(f"{books} rows of token ids, one of each codebook, make one row of the stream")
 
 
 def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, partial: bool) -> BlockBridge:

@@ -11,6 +11,7 @@ from clearspan.hf.keywords import takes_position_ids
 from clearspan.hf.torch_hooks import after
 from clearspan.structure.frame import Blocks
 from clearspan.structure.inward import Inward
+from clearspan.structure.tokens import vocabulary
 from clearspan.structure.trace import traced
 
 LIMITS = SIZES["n_ctx"]
@@ -25,7 +26,7 @@ def numbers_positions(model: "PreTrainedModel", inward: Inward) -> bool:
     takes = takes_position_ids(model)
     if inward.table is None or not isinstance(embed, PosEmbedBridge):
         return not takes
-    tokens = torch.arange(5, 12)[None] % model.get_input_embeddings().weight.shape[0]  # few have less than 12
+    tokens = torch.arange(5, 12)[None] % vocabulary(model)  # few have less than 12
     plain = _rows(model, inward.table.path, tokens)
     padding = vars(model.config.get_text_config(decoder=True)).get("pad_token_id")
     if takes and padding is not None:
