@@ -11,10 +11,8 @@ from clearspan.hf.keywords import takes_position_ids
 from clearspan.hf.torch_hooks import after
 from clearspan.structure.frame import Blocks
 from clearspan.structure.inward import Inward
-from clearspan.structure.tokens import vocabulary
+from clearspan.structure.tokens import n_tokens
 from clearspan.structure.trace import traced
-
-LIMITS = SIZES["n_ctx"]
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel
@@ -26,7 +24,7 @@ def numbers_positions(model: "PreTrainedModel", inward: Inward) -> bool:
     takes = takes_position_ids(model)
     if inward.table is None or not isinstance(embed, PosEmbedBridge):
         return not takes
-    tokens = torch.arange(5, 12)[None] % vocabulary(model)  # few have less than 12
+    tokens = torch.arange(5, 12)[None] % n_tokens(model)  # few have less than 12
     plain = _rows(model, inward.table.path, tokens)
     padding = vars(model.config.get_text_config(decoder=True)).get("pad_token_id")
     if takes and padding is not None:
@@ -52,7 +50,9 @@ class _ReachedError(Exception):
 def has_table(model: "PreTrainedModel", blocks: Blocks, inward: Inward) -> bool:
     """Returns whether a model without a position embedding ends its context where its config does."""
     config = model.config.get_text_config(decoder=True)
-    length = next((there for name in LIMITS if (there := getattr(config, name, None))), None)
+    names = SIZES["n_ctx"]
+    assert isinstance(names, tuple), "entries of the config"
+    length = next((there for name in names if (there := getattr(config, name, None))), None)
     if inward.table is not None or length is None or length > MOST:
         return False
 

@@ -112,15 +112,25 @@ class Trace:
         visits: All calls of modules, in the order in which they began.
         attended: All products of queries and keys.
         output: What the forward returned.
+        during: The call that is looked at alone, or None for the whole forward.
     """
 
     visits: list[Visit] = field(default_factory=list)
     attended: list[Attended] = field(default_factory=list)
     output: Any = None
+    during: Visit | None = None
 
     def at(self, path: str) -> list[Visit]:
         """Returns the calls of the module at a path."""
-        return [visit for visit in self.visits if visit.path == path]
+        return [visit for visit in self.visits if visit.path == path and self._has(visit.order)]
+
+    def of(self, visit: Visit) -> "Trace":
+        """Returns the trace of one call alone, of a module that is called several times."""
+        attended = [one for one in self.attended if visit.order <= one.order < visit.end]
+        return Trace(self.visits, attended, self.output, visit)
+
+    def _has(self, order: int) -> bool:
+        return self.during is None or self.during.order <= order < self.during.end
 
     def inside(self, visit: Visit) -> list[Visit]:
         """Returns the calls that a call made of modules in its own, those that gave a tensor."""
@@ -257,8 +267,8 @@ class _Tracer(TorchFunctionMode):
         visit = self._stack[-1]
         if func is torch.nn.functional.scaled_dot_product_attention:
             named = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **kwargs}
-            heads = [named[name] for name in ("query", "key", "value")]
-            self._attended(visit, *heads, result, _bias(named.get("attn_mask")))
+            bias = _bias(named.get("attn_mask"))
+            self._attended(visit, named["query"], named["key"], named["value"], result, bias)
         elif func in SOFTMAXES:
             if visit.order in self._products:
                 self._awaited[visit.order] = (*self._products.pop(visit.order), args[0])
