@@ -188,12 +188,13 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
     blocks = blocks_of(model, trace, ids)
+    _say_passed_by(model, blocks, findings)
     inward = find_inward(trace, blocks, ids, findings)
     outward = find_outward(trace, blocks, trace.output.logits, findings)
     layers = [_layer(trace, blocks, layer, findings, partial=partial) for layer in range(len(blocks.visits))]
     _say_heads_once(layers)
     note_needs(trace, blocks.visits, layers)
-    unused = _unused(model, trace)
+    unused = _unused(model, trace, blocks)
     _mark_seams(layers, blocks, inward)
     lists = {f"blocks{number or ''}": GeneralizedComponent(path) for number, path in enumerate(blocks.lists)}
     frame = GeneralizedComponent(submodules={**inward.parts, **lists, **outward})
@@ -211,6 +212,15 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         whole_forwards=_IN_LOOPS if len({one.path for one in blocks.visits}) < len(blocks.visits) else None,
         findings=tuple(findings.found),
     )
+
+
+def _say_passed_by(model: nn.Module, blocks: Blocks, findings: Findings) -> None:
+    """Notes the modules of the blocks' list that a text passes by."""
+    called = {one.path for one in blocks.visits}
+    for path in blocks.lists:
+        for name in model.get_submodule(path)._modules:
+            if f"{path}.{name}" not in called:
+                findings.add("blocks", f"a text passes by {path}.{name}, so that no layer is counted for it")
 
 
 def _check_rows(model: "PreTrainedModel") -> None:
@@ -237,10 +247,13 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
         found = block_template(whole, visit, path, findings, f"blocks.{layer}", blocks.streams)
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
+        else:
+            found.index = blocks.index_of(layer)
     except MissingStructureError as error:
         if not partial or blocks.streams is not None:
             raise
         found = StreamBlockBridge(path, f"the structure of the block was not found: {error}")
+        found.index = blocks.index_of(layer)
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
     return found
@@ -286,9 +299,10 @@ def _say_heads_once(layers: Sequence[BlockBridge]) -> None:
                 vars(one)[field] = None
 
 
-def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:
+def _unused(model: nn.Module, trace: Trace, blocks: Blocks) -> Mapping[str, str]:
     """Returns parameters and buffers of modules that the forward of a text does not call, and buffers of indices."""
     called = {visit.path for visit in trace.visits}
+    within = called | {*blocks.lists}
     found = {}
     for path, module in model.named_modules():
         start = f"{path}." if path else ""
@@ -297,7 +311,7 @@ def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:
                 found[start + name] = "indices, which the config fixes"
         parent = path.rpartition(".")[0]
         is_empty = next(iter(module.state_dict()), None) is None
-        if not is_empty and parent in called and not any(f"{one}.".startswith(start) for one in called):
+        if not is_empty and parent in within and not any(f"{one}.".startswith(start) for one in called):
             found[f"{start}*"] = "the forward of a text does not call it"
     return found
 
