@@ -19,7 +19,7 @@ from clearspan.components.embedding import (
 from clearspan.components.gated_norm import GatedNormBridge as GatedNormBridge
 from clearspan.components.gated_norm import InnerNormBridge as InnerNormBridge
 from clearspan.components.latent_attention import LatentAttentionBridge
-from clearspan.components.linear import LinearBridge, TransposedLinearBridge
+from clearspan.components.linear import LateBiasLinearBridge, LinearBridge, TransposedLinearBridge
 from clearspan.components.mixer import MixerBridge, Part, WeightsBridge
 from clearspan.components.mixer_kinds import KINDS, MixerKind, kind_among
 from clearspan.components.mlp import (
@@ -67,6 +67,7 @@ __all__ = [
     "JointQKVAttentionBridge",
     "KINDS",
     "LatentAttentionBridge",
+    "LateBiasLinearBridge",
     "LinearBridge",
     "LinearMap",
     "LogitHeadBridge",

@@ -97,6 +97,8 @@ class BlockBridge(GeneralizedComponent):
         input_multipliers: Sublayers whose input the block multiplies, after the norm, each with the number.
         norms_the_sum: Whether `ln1`, `ln2`, ... come after a stage, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
+        reads_copies: Sublayers that are given a copy of the stream, where norms come after stages (X-MOD gives an
+            adapter the rows of its language): the stream is written at the norm's output then.
         index: Its place in the list at `name`, where that is not its layer: a block is called several times in a
             forward, or blocks are in several lists.
         seam: Why the stream that enters is not the one that left the block before, or, of the first block, not the sum
@@ -116,6 +118,7 @@ class BlockBridge(GeneralizedComponent):
     input_multipliers: Mapping[str, float] = field(default_factory=dict)
     norms_the_sum: bool = False
     residual_is_normed: bool = False
+    reads_copies: tuple[str, ...] = ()
     index: int | None = None
     seam: str = ""
 
@@ -143,7 +146,14 @@ class BlockBridge(GeneralizedComponent):
         self.is_parallel = len(self.stages) == 1 and len(self.stages[0]) > 1
         short = {"attn": self.attn_out, "mlp": self.mlp_out}
         self.outs = {**{name: path for name, path in short.items() if path}, **self.outs}
-        named = {*self.norms, *self.outs, *self.added_with, *self.added_with.values(), *self.input_multipliers}
+        named = {
+            *self.norms,
+            *self.outs,
+            *self.reads_copies,
+            *self.added_with,
+            *self.added_with.values(),
+            *self.input_multipliers,
+        }
         if isinstance(self.residual_multiplier, Mapping):
             named |= {*self.residual_multiplier}
         unknown, flat = named - {*self.sublayer_names}, self.sublayer_names
@@ -349,10 +359,17 @@ class BlockBridge(GeneralizedComponent):
         for stage, here in itertools.groupby(self.sublayers, lambda sublayer: sublayer.stage):
             for number, sublayer in enumerate(here):
                 if stage and not number:
-                    yield self.point(_leaf(self.stream_before(stage)), sublayer.reads, InPlace())
+                    yield self._stream_point(stage, sublayer)
                 yield from self._inputs(sublayer)
                 yield self.point(_leaf(sublayer.hook_out), sublayer.adds, sublayer.added)
         yield self.point("hook_resid_post", self.place(Side.OUTPUT))
+
+    def _stream_point(self, stage: int, first: Sublayer) -> HookPoint:
+        """Returns the point of the stream before a stage, whose first sublayer is `first`."""
+        name = _leaf(self.stream_before(stage))
+        if first.name in self.reads_copies:
+            return self.point(name, self.submodules[f"ln{stage}"].place(Side.OUTPUT))
+        return self.point(name, first.reads, InPlace())
 
     def _inputs(self, sublayer: Sublayer) -> Iterator[HookPoint]:
         """Yields the points of what a sublayer reads."""

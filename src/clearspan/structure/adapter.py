@@ -192,9 +192,11 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         MissingStructureError: Something that an adapter needs was not found.
     """
     ids = tokens_for(model)
+    _check_rows(model)
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
     blocks = blocks_of(model, trace, ids)
+    _say_passed_by(model, blocks, findings)
     way = layout_of(trace, blocks, ids)
     if way is not None:
         trace.hides_heads, trace.turns = NO_HEADS[way.layout], way.layout is Layout.POS_FIRST
@@ -204,7 +206,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     layers = [_layer(trace, blocks, layer, findings, partial=partial) for layer in range(len(blocks.visits))]
     _say_heads_once(layers)
     note_needs(trace, blocks.visits, layers)
-    unused = _unused(model, trace)
+    unused = _unused(model, trace, blocks)
     _mark_seams(layers, blocks, inward)
     if way is not None:
         lay_out({**inward.parts, **outward}, trace, way)
@@ -229,6 +231,31 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     )
 
 
+def _say_passed_by(model: nn.Module, blocks: Blocks, findings: Findings) -> None:
+    """Notes the modules of the blocks' list that a text passes by."""
+    called = {one.path for one in blocks.visits}
+    for path in blocks.lists:
+        for name in model.get_submodule(path)._modules:
+            if f"{path}.{name}" not in called:
+                findings.add("blocks", f"a text passes by {path}.{name}, so that no layer is counted for it")
+
+
+def _check_rows(model: "PreTrainedModel") -> None:
+    """Raises where several rows of token ids, those of codebooks, make one row of the residual stream (MusicGen)."""
+    entries = model.config.get_text_config(decoder=True).to_dict()
+    books = entries.get("num_codebooks")
+    if not isinstance(books, int) or books == 1:
+        return
+    ids = tokens_for(model)[:1].expand(books, -1)
+    try:
+        trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
+        rows = len(find_blocks(model, trace).first)
+    except (MissingStructureError, *FAULTS):
+        return
+    if rows != books:
+        raise MissingStructureError(f"{books} rows of token ids, one of each codebook, make one row of the stream")
+
+
 def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, partial: bool) -> BlockBridge:
     """Returns the template of a layer's block; if part of a structure is enough, of its stream alone if need be."""
     visit, path = blocks.visits[layer], blocks.list_of(layer)
@@ -237,10 +264,13 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
         found = block_template(whole, visit, path, findings, f"blocks.{layer}", blocks.streams)
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
+        else:
+            found.index = blocks.index_of(layer)
     except MissingStructureError as error:
         if not partial or blocks.streams is not None:
             raise
         found = StreamBlockBridge(path, f"the structure of the block was not found: {error}")
+        found.index = blocks.index_of(layer)
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
     return found
@@ -306,9 +336,10 @@ def _say_heads_once(layers: Sequence[BlockBridge]) -> None:
                 vars(one)[name] = None
 
 
-def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:
+def _unused(model: nn.Module, trace: Trace, blocks: Blocks) -> Mapping[str, str]:
     """Returns parameters and buffers of modules that the forward of a text does not call, and buffers of indices."""
     called = {visit.path for visit in trace.visits}
+    within = called | {*blocks.lists}
     found = {}
     for path, module in model.named_modules():
         start = f"{path}." if path else ""
@@ -317,7 +348,7 @@ def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:
                 found[start + name] = "indices, which the config fixes"
         parent = path.rpartition(".")[0]
         is_empty = next(iter(module.state_dict()), None) is None
-        if not is_empty and parent in called and not any(f"{one}.".startswith(start) for one in called):
+        if not is_empty and parent in within and not any(f"{one}.".startswith(start) for one in called):
             found[f"{start}*"] = "the forward of a text does not call it"
     return found
 

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clearspan.components import AddingBridge, GeneralAttentionBridge, GeneralizedComponent, OpaqueBridge
+from clearspan.components import (
+    AddingBridge,
+    GeneralAttentionBridge,
+    GeneralizedComponent,
+    LateBiasLinearBridge,
+    LinearBridge,
+    OpaqueBridge,
+)
 from clearspan.structure.algebra import factor, linear_kind, norm_kind, same
 from clearspan.structure.attention import Attention, find_attention
 from clearspan.structure.attention_templates import attention_template
@@ -62,7 +69,7 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
         if attention is not None:
             taken.append(attention)
             try:
-                part = _attention(attention, trace, wiring, findings, where)
+                part = _attention(attention, trace, wiring, contribution, findings, where)
             except MissingStructureError as error:
                 findings.add(f"{where}.mixer", f"heads of {attention.path} are not shown: {error}")
             else:
@@ -95,18 +102,37 @@ def _attentions(trace: Trace, block: Visit, findings: Findings, where: str) -> l
 
 
 def _attention(
-    attention: Attention, trace: Trace, wiring: Wiring, findings: Findings, where: str
+    attention: Attention,
+    trace: Trace,
+    wiring: Wiring,
+    contribution: Contribution,
+    findings: Findings,
+    where: str,
 ) -> GeneralAttentionBridge:
     """Returns the template of an attention in a block."""
     whole = next((one for one in trace.at(attention.path) if one.order > wiring.block.order), None)
     overwritten = whole is not None and _is_written(whole, wiring)
     part = attention_template(attention, trace, wiring.block, findings, where, overwritten=overwritten)
-    if whole is not None:
-        if not wiring.residual_norms:  # else the module is given the stream that it adds to, which is a norm's output
-            part.same_inputs = same_arguments(whole)
+    if contribution.late_bias:
+        part.submodules = {**part.submodules, "o": _with_late_bias(part, contribution.late_bias)}
+    if whole is not None and not wiring.residual_norms:
+        part.same_inputs = same_arguments(whole)  # else the module is also given the stream that it adds to
     if whole is not None and attention.source is None and attention.value.norm is None:
         part.bounds_values = bounds_values(trace, whole, attention.value.map, attention.value.channels)
     return part
+
+
+def _with_late_bias(part: GeneralizedComponent, path: str) -> GeneralizedComponent:
+    """Returns the output projection with a bias of the module around it, which the block adds.
+
+    Raises:
+        MissingStructureError: The bias is elsewhere, or the projection has one of its own.
+    """
+    around, _, name = path.rpartition(".")
+    o = part.submodules["o"]
+    if around != part.name or type(o) is not LinearBridge:
+        raise MissingStructureError(f"{path} is added to the output of another module")
+    return LateBiasLinearBridge(o.name, late_bias=name, layout=o.layout)
 
 
 def _is_written(whole: Visit, wiring: Wiring) -> bool:
@@ -121,7 +147,13 @@ def _gives(attention: Attention, contribution: Contribution) -> bool:
 def _other(
     trace: Trace, wiring: Wiring, contribution: Contribution, outside: list[Visit], findings: Findings, where: str
 ) -> Sublayer:
-    """Returns the sublayer that adds a contribution without attending."""
+    """Returns the sublayer that adds a contribution without attending.
+
+    Raises:
+        MissingStructureError: The block adds a bias to it.
+    """
+    if contribution.late_bias:
+        raise MissingStructureError(f"{contribution.late_bias} is added to what is no attention")
     block = wiring.block
     modules = [one for one in contribution.source if one.module._modules]
     whole = min(modules, key=lambda one: one.depth) if modules else None
