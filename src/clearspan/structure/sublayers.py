@@ -11,6 +11,7 @@ from clearspan.structure.attention import Attention, attention_template, find_at
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.mixers import mixer_template
 from clearspan.structure.mlp import find_mlp
+from clearspan.structure.opaque_attention import opaque_attention_template
 from clearspan.structure.per_layer_input import find_per_layer_input
 from clearspan.structure.trace import Trace, Visit, fresh_arguments, same_arguments, traced
 from clearspan.structure.values import bounds_values
@@ -116,6 +117,9 @@ def _other(
     """Returns the sublayer that adds a contribution without attending."""
     modules = [one for one in contribution.source if one.module._modules]
     whole = min(modules, key=lambda one: one.depth) if modules else None
+    seen = None if whole is None else opaque_attention_template(trace, block, whole, findings, where)
+    if whole is not None and seen is not None:
+        return Sublayer("attn", seen, contribution, whole)
     if whole is not None and _mixes_positions(whole):
         return Sublayer("mixer", mixer_template(trace, block, whole, findings, where), contribution, whole)
     outs = [one for one in contribution.source if linear_kind(one)]
