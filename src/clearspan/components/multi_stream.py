@@ -340,7 +340,10 @@ class MultiStreamBlockBridge(BlockBridge):
             yield f"{self.path}.{name}", SEVERAL
         yield from ((name, why) for name, why in super().absences() if not name.endswith("hook_resid_mid"))
         if not self.adds_first:
-            yield f"{self.path}.hook_streams_added", "nothing is added to the streams before the first sublayer reads them"
+            yield (
+                f"{self.path}.hook_streams_added",
+                "nothing is added to the streams before the first sublayer reads them",
+            )
         if len(self.stages) < 3:
             yield f"{self.path}.hook_streams_mid2", "the block has no more than two stages"
         if "attn" not in self.sublayer_names:

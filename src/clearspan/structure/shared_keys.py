@@ -14,7 +14,8 @@ from clearspan.structure.finding import MissingStructureError
 from clearspan.structure.trace import Attended, Trace, Visit, fresh_arguments, traced
 
 if TYPE_CHECKING:
-    from clearspan.structure.attention import Attention, Projected
+    from clearspan.structure.attention import Attention
+    from clearspan.structure.projected import Projected
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,22 @@ def _equal(one: Attended, other: Attended) -> bool:
 
 
 def sharing_template(
-    options: Mapping[str, Any], parts: Mapping[str, GeneralizedComponent], found: Attention
+    name: str, parts: Mapping[str, GeneralizedComponent], options: Mapping[str, Any], found: Attention
 ) -> SharedKeysAttentionBridge:
     """Returns the template of attention that uses an earlier layer's keys and values.
 
     Args:
-        options: What it has as all attention does.
+        name: Its path in the block.
         parts: Its parts.
+        options: What it has as all attention does.
         found: What was found of it.
     """
     assert found.source is not None, "found so"
     q, v = found.query, found.value
     return SharedKeysAttentionBridge(
-        **options,
+        name,
         submodules=parts,
+        **options,
         source=found.source,
         kv_heads=found.key.n_heads,
         d_head=q.d_head,

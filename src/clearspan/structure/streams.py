@@ -143,9 +143,7 @@ def _connections(inside: Sequence[Visit], streams: StreamsLayout, block: Visit) 
         )
         mixes = {index: call.outputs[index] for index, shape in shapes.items() if shape == (*size, count, count)}
         found.append(
-            _Connection(
-                call, template, read, call.outputs[ones[0]].clone(), call.outputs[writes[0]].clone(), mixes
-            )
+            _Connection(call, template, read, call.outputs[ones[0]].clone(), call.outputs[writes[0]].clone(), mixes)
         )
     return found
 

@@ -24,15 +24,19 @@ from clearspan.components import (
 from clearspan.model import Model
 from clearspan.verification.statement import Statement, Values
 from clearspan.verification.weights import of_weights
+from clearspan.weights.processing import final_norm, has_head, readout
 
 
 def statements(model: Model) -> Iterator[Statement]:
     """Yields the identities of a bridge's architecture, in the order of the forward."""
     embeddings = ("hook_embed", "hook_pos_embed", "hook_type_embed")
     embedded = tuple(name for name in embeddings if name in model.hook_dict)
-    yield from _embedded(embedded, model.blocks[0])
     for layer, block in enumerate(model.blocks):
-        if layer:
+        if block.seam:
+            pass  # what enters is something else
+        elif not layer:
+            yield from _embedded(embedded, block)
+        else:
             yield _sum((model.blocks[layer - 1].stream_after,), block.stream_before(0))
         for identity in block.identities():
             yield Statement(str(identity), identity.terms, identity.total, identity.added)
@@ -45,6 +49,8 @@ def statements(model: Model) -> Iterator[Statement]:
             yield from _of_norm(part)
         if not isinstance(part, BlockBridge):
             yield from of_weights(part)
+    if not has_head(model):
+        yield _read_out(model)
     yield _logits(model)
 
 
@@ -211,6 +217,21 @@ def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
         lambda values: linear(values[joined].flatten(2), attention.o.matrix, attention.o.bias_or_none()),
         through=(attention.o,),
     )
+
+
+def _read_out(model: Model) -> Statement:
+    """Returns that nothing but linear maps and a factor lies between the last norm, or stream, and the unembedding."""
+    norm, (*maps, unembed) = final_norm(model), readout(model)
+    start = f"blocks.{len(model.blocks) - 1}.hook_resid_post" if norm is None else f"{norm.path}.hook_out"
+
+    def read(values: Values) -> Tensor:
+        value = values[start]
+        for part in maps:
+            value = linear(value, part.matrix, part.bias_or_none())
+        return value * model.unembed.input_scale
+
+    text = " through ".join((start, *(part.path for part in maps)))
+    return Statement(f"{text}, scaled, == {unembed.path}.hook_in", (start,), f"{unembed.path}.hook_in", read)
 
 
 def _logits(model: Model) -> Statement:

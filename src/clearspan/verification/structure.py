@@ -25,6 +25,7 @@ from clearspan.components import (
     PosEmbedBridge,
     RouterBridge,
     SharedKeysAttentionBridge,
+    UnembeddingBridge,
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import AdapterWarning
@@ -126,10 +127,11 @@ def _unclaimed(module: nn.Module, path: str, claimed: Container[int]) -> Iterato
 def _sizes(model: Model) -> Iterator[tuple[str, str]]:
     """Yields parts whose weights have other sizes than the adapter says."""
     cfg = model.cfg
-    whole = model.blocks[0].module_path.rpartition(".")[0]
-    there = len(module_at(model.hf_model, whole)._modules)
-    if there != len(model.blocks):
-        yield f"cfg.n_layers is {len(model.blocks)}", f"{whole} has {there} blocks."
+    shown = {block.module_path for block in model.blocks}  # a block may be called several times
+    lists = dict.fromkeys(path.rpartition(".")[0] for path in sorted(shown))
+    there = sum(len(module_at(model.hf_model, path)._modules) for path in lists)
+    if there != len(shown):
+        yield f"cfg.n_layers is {len(model.blocks)}", f"{' and '.join(lists)} has {there} blocks."
     for part in _parts(model):
         for what, expected, got in _widths(part, cfg):
             if expected != got:
@@ -159,8 +161,8 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
             yield "the positions of the position embedding", cfg.n_ctx, positions - part.offset
             if not part.ends_in_embed:  # a projection may follow
                 yield "the width of the position embedding", cfg.d_model, width
-        case LinearBridge(path="unembed"):
-            yield "the outputs of the unembedding", cfg.d_vocab, part.widths[1]
+        case UnembeddingBridge():
+            yield "the outputs of the unembedding", cfg.d_vocab, part.n_logits or part.widths[1]
 
 
 def _of_norm(norm: NormalizationBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
@@ -197,7 +199,7 @@ def _of_attention(attention: GeneralAttentionBridge, cfg: TransformerBridgeConfi
 
 
 def _of_latent(attention: LatentAttentionBridge, cfg: TransformerBridgeConfig) -> dict[str, tuple[int, int]]:
-    heads, values = attention.n_heads, attention.d_head_v
+    heads, values = attention.n_heads, attention.value_width
     rank = attention.kv_b.widths[0]
     last = "q_b" if "q_b" in attention.submodules else "q"
     query_inputs = attention.submodules["q_a"].shape("weight")[0] if last == "q_b" else cfg.d_model
@@ -235,7 +237,7 @@ def _of_experts(experts: ExpertsBridge, cfg: TransformerBridgeConfig) -> Iterato
         weight = next((parameter for parameter in held if parameter is not None), None)
         if weight is None:
             yield f"whether {experts.path} has {each.weight}", True, False
-        elif weight.ndim == 3:
+        elif weight.ndim == 3 and not experts.is_narrow:
             yield f"d_model in {experts.path}.{each.weight}", cfg.d_model, weight.shape[getattr(each, axis)]
 
 

@@ -272,6 +272,8 @@ def why_not_centred(model: Processable) -> str | None:
 def why_unembedding_not_centred(model: Processable) -> str | None:
     """Returns why a number added to all logits changes probabilities, or None."""
     cap = model.cfg.output_logits_soft_cap
+    if model.unembed.n_logits is not None:
+        return "rows after the vocabulary's, which pad it, share its weight"
     return None if cap is None else f"logits are capped at {cap}, so that a number added to all of them changes them"
 
 
