@@ -132,7 +132,7 @@ def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hook
         raise InvalidArgumentError("a run that others continue has no KV cache of its own", got=KV_CACHE)
     n_layers = model.cfg.n_layers
     names = {
-        layer: model.blocks[layer].stream_before(0) if layer < n_layers else model.blocks[-1].stream_after
+        layer: model.blocks[layer].enters if layer < n_layers else model.blocks[-1].leaves
         for layer in layers
     }
     kv_cache = empty() if with_prefix else None

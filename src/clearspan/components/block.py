@@ -308,9 +308,14 @@ class BlockBridge(GeneralizedComponent):
         return f"{self.path}.{'hook_resid_post' if stage == len(self.stages) else stream_at(stage)}"
 
     @property
-    def stream_after(self) -> str:
-        """Name of the point with the stream that leaves the block."""
-        return self.stream_before(len(self.stages))
+    def enters(self) -> str:
+        """Name of the point with the residual that enters the block."""
+        return f"{self.path}.hook_resid_pre"
+
+    @property
+    def leaves(self) -> str:
+        """Name of the point with the residual that leaves the block."""
+        return f"{self.path}.hook_resid_post"
 
     @property
     def is_sum(self) -> bool:

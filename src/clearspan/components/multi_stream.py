@@ -258,6 +258,16 @@ class MultiStreamBlockBridge(BlockBridge):
         return super().stream_before(stage).replace("hook_resid_", "hook_streams_")
 
     @property
+    def enters(self) -> str:
+        """Name of the point with the streams that enter the block."""
+        return f"{self.path}.hook_streams_pre"
+
+    @property
+    def leaves(self) -> str:
+        """Name of the point with the streams that leave the block."""
+        return f"{self.path}.hook_streams_post"
+
+    @property
     def is_sum(self) -> bool:
         """It is not."""
         return False

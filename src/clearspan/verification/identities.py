@@ -37,7 +37,7 @@ def statements(model: Model) -> Iterator[Statement]:
         elif not layer:
             yield from _embedded(embedded, block)
         else:
-            yield _sum((model.blocks[layer - 1].stream_after,), block.stream_before(0))
+            yield _sum((model.blocks[layer - 1].leaves,), block.enters)
         for identity in block.identities():
             yield Statement(str(identity), identity.terms, identity.total, identity.added)
         for part in block.walk():
@@ -57,9 +57,9 @@ def statements(model: Model) -> Iterator[Statement]:
 def _embedded(terms: tuple[str, ...], block: BlockBridge) -> Iterator[Statement]:
     """Yields that the embeddings are what enters the first block: the stream, or each of several."""
     if not isinstance(block, MultiStreamBlockBridge):
-        yield _sum(terms, block.stream_before(0))
+        yield _sum(terms, block.enters)
         return
-    total, n_streams = block.stream_before(0), block.streams.n_streams
+    total, n_streams = block.enters, block.streams.n_streams
 
     def copied(values: Values) -> Tensor:
         first, *others = (values[name] for name in terms)
@@ -73,7 +73,7 @@ def _collapsed(model: Model) -> Iterator[Statement]:
     last, part = model.blocks[-1], next((one for one in model.components if one.path == "collapse"), None)
     if isinstance(last, MultiStreamBlockBridge) and part is not None:
         reader = "ln_final" if "ln_final.hook_in" in model.hook_dict else "unembed"
-        yield _sum((last.stream_after,), "collapse.hook_in")
+        yield _sum((last.leaves,), "collapse.hook_in")
         yield _sum(("collapse.hook_out",), f"{reader}.hook_in")
 
 
