@@ -20,6 +20,7 @@ from clearspan.components import (
     MultiStreamBlockBridge,
     NormalizationBridge,
     OpaqueAttentionBridge,
+    StreamsBridge,
 )
 from clearspan.model import Model
 from clearspan.verification.statement import Statement, Values
@@ -69,12 +70,16 @@ def _embedded(terms: tuple[str, ...], block: BlockBridge) -> Iterator[Statement]
 
 
 def _collapsed(model: Model) -> Iterator[Statement]:
-    """Yields that the streams that leave the last block are collapsed to what the final norm, or the unembedding, reads."""
-    last, part = model.blocks[-1], next((one for one in model.components if one.path == "collapse"), None)
-    if isinstance(last, MultiStreamBlockBridge) and part is not None:
-        reader = "ln_final" if "ln_final.hook_in" in model.hook_dict else "unembed"
-        yield _sum((last.leaves,), "collapse.hook_in")
-        yield _sum(("collapse.hook_out",), f"{reader}.hook_in")
+    """Yields that the streams that leave the last block are collapsed to what the final norm reads."""
+    if _collapse(model) is not None:
+        yield _sum((model.blocks[-1].leaves,), "collapse.hook_in")
+        if final_norm(model) is not None:
+            yield _sum(("collapse.hook_out",), "ln_final.hook_in")
+
+
+def _collapse(model: Model) -> StreamsBridge | None:
+    """Returns the part that makes one vector of the last streams, if there is one."""
+    return next((part for part in model.components if isinstance(part, StreamsBridge)), None)
 
 
 def _sum(terms: tuple[str, ...], total: str) -> Statement:
@@ -222,7 +227,8 @@ def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
 def _read_out(model: Model) -> Statement:
     """Returns that nothing but linear maps and a factor lies between the last norm, or stream, and the unembedding."""
     norm, (*maps, unembed) = final_norm(model), readout(model)
-    start = f"blocks.{len(model.blocks) - 1}.hook_resid_post" if norm is None else f"{norm.path}.hook_out"
+    last = model.blocks[-1].leaves if _collapse(model) is None else "collapse.hook_out"
+    start = last if norm is None else f"{norm.path}.hook_out"
 
     def read(values: Values) -> Tensor:
         value = values[start]
