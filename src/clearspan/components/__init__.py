@@ -1,5 +1,6 @@
 """The kinds of part a transformer has, as data: which hook points and weights each kind has, and where."""
 
+from clearspan.components.altup import AltUpBlockBridge, AltUpBridge, StreamMapsBridge
 from clearspan.components.attention import (
     AttentionBridge,
     GeneralAttentionBridge,
@@ -46,6 +47,8 @@ from clearspan.components.weights import LinearMap, WeightTensor
 
 __all__ = [
     "ActivationBridge",
+    "AltUpBlockBridge",
+    "AltUpBridge",
     "AttentionBridge",
     "Binding",
     "BlockBridge",
@@ -80,6 +83,7 @@ __all__ = [
     "RouterBridge",
     "SharedKeysAttentionBridge",
     "StreamBlockBridge",
+    "StreamMapsBridge",
     "StreamsBridge",
     "StreamsLayout",
     "Sublayer",

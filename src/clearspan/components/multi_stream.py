@@ -230,6 +230,10 @@ class MultiStreamBlockBridge(BlockBridge):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.layout = self.streams.layout
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """Raises AdapterError unless each sublayer is a stage: each reads the streams by weights of its own."""
         if any(len(stage) != 1 for stage in self.stages):
             raise AdapterError(
                 f"no block of several streams has the stages {self.stages!r}", expected="one sublayer a stage"

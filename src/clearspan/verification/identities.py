@@ -5,6 +5,7 @@ everything that is computed of it.
 """
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,12 +21,16 @@ from clearspan.components import (
     MultiStreamBlockBridge,
     NormalizationBridge,
     OpaqueAttentionBridge,
+    StreamMapsBridge,
     StreamsBridge,
 )
 from clearspan.model import Model
 from clearspan.verification.statement import Statement, Values
 from clearspan.verification.weights import of_weights
 from clearspan.weights.processing import final_norm, has_head, readout
+
+
+Part = TypeVar("Part", bound=GeneralizedComponent)
 
 
 def statements(model: Model) -> Iterator[Statement]:
@@ -36,7 +41,7 @@ def statements(model: Model) -> Iterator[Statement]:
         if block.seam:
             pass  # what enters is something else
         elif not layer:
-            yield from _embedded(embedded, block)
+            yield from _embedded(embedded, model)
         else:
             yield _sum((model.blocks[layer - 1].leaves,), block.enters)
         for identity in block.identities():
@@ -55,10 +60,16 @@ def statements(model: Model) -> Iterator[Statement]:
     yield _logits(model)
 
 
-def _embedded(terms: tuple[str, ...], block: BlockBridge) -> Iterator[Statement]:
+def _embedded(terms: tuple[str, ...], model: Model) -> Iterator[Statement]:
     """Yields that the embeddings are what enters the first block: the stream, or each of several."""
+    block = model.blocks[0]
     if not isinstance(block, MultiStreamBlockBridge):
         yield _sum(terms, block.enters)
+        return
+    expand = _part(model, StreamMapsBridge, "expand")
+    if expand is not None:
+        text = f"hook_embed through {expand.path}, as large as it was, == {block.enters}"
+        yield Statement(text, ("hook_embed",), block.enters, lambda values: expand.expanded(values["hook_embed"]))
         return
     total, n_streams = block.enters, block.streams.n_streams
 
@@ -71,6 +82,10 @@ def _embedded(terms: tuple[str, ...], block: BlockBridge) -> Iterator[Statement]
 
 def _collapsed(model: Model) -> Iterator[Statement]:
     """Yields that the streams that leave the last block are collapsed to what the final norm reads."""
+    maps, last = _part(model, StreamMapsBridge, "collapse"), model.blocks[-1].leaves
+    if maps is not None:
+        text = f"mean of the streams of {last}, through {maps.path}, == ln_final.hook_in"
+        yield Statement(text, (last,), "ln_final.hook_in", lambda values: maps.collapsed(values[last]))
     if _collapse(model) is not None:
         yield _sum((model.blocks[-1].leaves,), "collapse.hook_in")
         if final_norm(model) is not None:
@@ -79,7 +94,12 @@ def _collapsed(model: Model) -> Iterator[Statement]:
 
 def _collapse(model: Model) -> StreamsBridge | None:
     """Returns the part that makes one vector of the last streams, if there is one."""
-    return next((part for part in model.components if isinstance(part, StreamsBridge)), None)
+    return _part(model, StreamsBridge, "collapse")
+
+
+def _part(model: Model, kind: type[Part], name: str) -> Part | None:
+    """Returns the part of a kind outside the blocks that has a name, if there is one."""
+    return next((part for part in model.components if isinstance(part, kind) and part.path == name), None)
 
 
 def _sum(terms: tuple[str, ...], total: str) -> Statement:
