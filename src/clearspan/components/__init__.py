@@ -1,5 +1,6 @@
 """The kinds of part a transformer has, as data: which hook points and weights each kind has, and where."""
 
+from clearspan.components.altup import AltUpBlockBridge, AltUpBridge, StreamMapsBridge
 from clearspan.components.attention import (
     AttentionBridge,
     GeneralAttentionBridge,
@@ -50,6 +51,8 @@ from clearspan.components.weights import LinearMap, WeightTensor
 __all__ = [
     "AddingBridge",
     "ActivationBridge",
+    "AltUpBlockBridge",
+    "AltUpBridge",
     "AttentionBridge",
     "Binding",
     "BlockBridge",
@@ -88,6 +91,7 @@ __all__ = [
     "RouterBridge",
     "SharedKeysAttentionBridge",
     "StreamBlockBridge",
+    "StreamMapsBridge",
     "StreamsBridge",
     "StreamsLayout",
     "Sublayer",

@@ -215,12 +215,16 @@ class BlockBridge(GeneralizedComponent):
                 stage_of[name],
                 stage_of[self.added_with.get(name, name)],
                 self._norm(norm),
-                self._norm(f"ln{index + 1}_post"),
+                self._norm(self._norm_after(index, name)),
                 norm in self.submodules and any(before.get(other) == norm for other in stage if other != name),
                 self.input_multipliers.get(name, 1.0),
                 self._scale(self._contribution_factor(name)),
                 self._known(self.outs[name]) if name in self.outs else None,
             )
+
+    def _norm_after(self, index: int, name: str) -> str:
+        """Returns the name of the norm on a sublayer's output, whether the block has it or not."""
+        return f"ln{index + 1}_post"
 
     def _norm_name(self, name: str) -> str:
         """Returns the name of the norm before a sublayer, whether the block has it or not."""
@@ -319,9 +323,14 @@ class BlockBridge(GeneralizedComponent):
         return f"{self.path}.{'hook_resid_post' if stage == len(self.stages) else stream_at(stage)}"
 
     @property
-    def stream_after(self) -> str:
-        """Name of the point with the stream that leaves the block."""
-        return self.stream_before(len(self.stages))
+    def enters(self) -> str:
+        """Name of the point with the residual that enters the block."""
+        return f"{self.path}.hook_resid_pre"
+
+    @property
+    def leaves(self) -> str:
+        """Name of the point with the residual that leaves the block."""
+        return f"{self.path}.hook_resid_post"
 
     @property
     def is_sum(self) -> bool:
@@ -432,7 +441,7 @@ class BlockBridge(GeneralizedComponent):
 
     def why_without(self, name: str) -> str | None:
         """Returns why the block lacks a sublayer, or None where it has it or no block has such a part."""
-        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe", "ple"):
+        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe", "ple", "laurel"):
             return None
         layer, names = self.path.rpartition(".")[2], self.sublayer_names
         kind, kinds = part_kind(name), {part_kind(other) for other in names}

@@ -37,7 +37,7 @@ def part_kind(name: str) -> SublayerKind:
     base = name.rstrip("0123456789")
     if base.endswith("attn"):
         return "attn"
-    return "mlp" if base in ("mlp", "moe", "ple") else "mixer"
+    return "mlp" if base in ("mlp", "moe", "ple", "laurel") else "mixer"
 
 
 def required_kind(name: str, part: GeneralizedComponent | None) -> type[GeneralizedComponent]:

@@ -24,6 +24,7 @@ from clearspan.structure.mixers import mixer_template
 from clearspan.structure.mixing import MixedError, mixes_positions
 from clearspan.structure.mixture import find_mixture
 from clearspan.structure.mlp import find_mlp
+from clearspan.structure.opaque_attention import opaque_attention_template
 from clearspan.structure.per_layer_input import find_per_layer_input
 from clearspan.structure.templates import call_number
 from clearspan.structure.trace import Trace, Visit, same_arguments
@@ -157,6 +158,9 @@ def _other(
     block = wiring.block
     modules = [one for one in contribution.source if one.module._modules]
     whole = min(modules, key=lambda one: one.depth) if modules else None
+    seen = None if whole is None else opaque_attention_template(trace, block, whole, findings, where)
+    if whole is not None and seen is not None:
+        return Sublayer("attn", seen, contribution, whole)
     if whole is not None and _mixes(trace, block, whole):
         mixer = mixer_template(trace, block, whole, findings, where)
         mixer.same_inputs = same_arguments(whole)
