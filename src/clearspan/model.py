@@ -26,6 +26,7 @@ from clearspan.components import (
     hook_points,
     logits_point,
 )
+from clearspan.components.starts import first_of, reads_tokens
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError, MissingPartError, TokenizerWarning
 from clearspan.hf.adapted import adapted
@@ -241,8 +242,13 @@ class Model(ModelWeights):
                 setattr(self, key, template.bind(binding, key))
                 components.append(getattr(self, key))
         self.text = Text(own, adapter.cfg, self.embed)
+        arguments.refused = adapter.whole_forwards
         arguments.blocks = [block.module_path for block in self.blocks]
         arguments.embedding_width = self.embed.width
+        arguments.stream_shape = self.blocks[0].stream_shape
+        arguments.raw_stream = self.blocks[0].raw_stream
+        arguments.firsts = [first_of(self.blocks, layer) for layer in range(len(self.blocks))]
+        arguments.reads_tokens = reads_tokens(self.blocks)
         points = {name: one for name, one in hook_points(components).items() if name not in adapter.refused}
         points["hook_logits"] = logits_point(adapter.cfg)
         for point in points.values():

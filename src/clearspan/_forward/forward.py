@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clearspan._forward.given import ModelInput
+from clearspan._forward.starts import check_start, give_tokens
 from clearspan.errors import InvalidArgumentError, UnwritableError
 from clearspan.hf.modules import refuse_compiled
 from clearspan.hf.segments import Stopped, starting_at, stopping_at
@@ -35,6 +36,14 @@ def run(
     """
     check_return_type(return_type)
     start, stop = segment
+    if segment != (None, None) and model.adapter.whole_forwards:
+        raise InvalidArgumentError(
+            "blocks of this model are not run apart from the whole forward",
+            got=f"start_at_layer={start}, stop_at_layer={stop}",
+            reason=model.adapter.whole_forwards,
+            fix="a run of the whole model; what blocks enter and leave with is in its cache, hook_resid_pre and "
+            "hook_resid_post",
+        )
     if return_type in ("loss", "both") and (stop is not None or given.batch.tokens is None or given.batch.width < 2):
         what = "a run that stops at a layer" if stop is not None else "embeddings or a residual stream"
         raise InvalidArgumentError(
@@ -95,16 +104,18 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
                 )
             if start == stop:
                 return Stopped(residual)
-            stack.enter_context(starting_at(blocks, start, residual))
+            check_start(model, start, stop)
+            stack.enter_context(starting_at(blocks, start, model.blocks[0].raw_stream(residual)))
             # A projection of the embedding comes before the blocks, or the model scales embeddings in place.
-            if residual.shape[-1] != model.embed.width or model.embed.output_is_overwritten:
-                given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:-1], model.embed.width)
+            if residual.ndim > 3 or residual.shape[-1] != model.embed.width or model.embed.output_is_overwritten:
+                given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:2], model.embed.width)
+            give_tokens(model, given, residual, start)
         if stop is not None:
             stack.enter_context(stopping_at(blocks, stop))
         try:
             return let_through(uncompiled, model.hf_model, **given.kwargs).logits
         except Stopped as stopped:
-            return stopped.with_traceback(None)  # which would keep the frames, and these the model
+            return Stopped(model.blocks[0].shown_stream(stopped.residual))  # without frames, which keep the model
 
 
 def gradients_lost(model: Model) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from clearspan.checks import check_kind, is_whole, tensor_of
 from clearspan.components import PosEmbedBridge
 from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError
-from clearspan.hf.keywords import KV_CACHE, KV_CACHE_NAMES, kv_cache_in, kv_cache_keyword
+from clearspan.hf.keywords import KV_CACHE, KV_CACHE_NAMES, kv_cache_in, kv_cache_keyword, takes_position_ids
 from clearspan.inputs import Batch, Input, check_has_values
 from clearspan.model import Model
 from clearspan.points import nearest
@@ -169,7 +169,7 @@ def counting(model: Model) -> PosEmbedBridge | None:
 
 def _checked_positions(model: Model, given: object, batch: Batch) -> Int[Tensor, "row pos"]:
     """Returns position ids on a batch's device; one row is for all."""
-    if "position_ids" not in inspect.signature(type(model.hf_model).forward).parameters:
+    if not takes_position_ids(model.hf_model):
         raise InvalidArgumentError(
             "position_ids have no effect on this model",
             where=type(model.hf_model).__name__,
@@ -280,10 +280,12 @@ def _joined(past: Tensor | None, batch: Batch) -> Tensor | None:
 def check_width(model: Model, value: Tensor, is_residual: bool) -> None:
     """Raises unless a tensor of numbers is of the embedding's or, where a run starts at a layer, the stream's width."""
     width = model.cfg.d_model if is_residual else model.embed.width
-    if value.ndim != 3 or value.shape[-1] != width:
+    behind = model.blocks[0].stream_shape if is_residual else (width,)
+    if value.ndim != 2 + len(behind) or value.shape[2:] != behind:
+        streams = "".join(f"stream={size}, " for size in behind[:-1])
         raise InputError(
             "a tensor of numbers is taken as embeddings or a residual stream",
-            expected=f"[batch, pos, {'d_model' if width == model.cfg.d_model else 'width'}={width}]",
+            expected=f"[batch, pos, {streams}{'d_model' if width == model.cfg.d_model else 'width'}={width}]",
             got=str(list(value.shape)),
         )
     if value.dtype != model.hf_model.dtype and not (

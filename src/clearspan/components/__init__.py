@@ -28,9 +28,18 @@ from clearspan.components.mlp import (
     MoEBridge,
     RouterBridge,
 )
+from clearspan.components.multi_stream import (
+    HyperConnectionBridge,
+    MultiStreamBlockBridge,
+    StreamsBridge,
+    StreamsLayout,
+)
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.opaque_attention import OpaqueAttentionBridge
+from clearspan.components.per_layer_input import PerLayerInputBridge
 from clearspan.components.remainder import RemainderBridge
+from clearspan.components.shared_attention import SharedKeysAttentionBridge
 from clearspan.components.stream_block import StreamBlockBridge
 from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind, projection_input, stream_at
 from clearspan.components.weights import LinearMap, WeightTensor
@@ -46,6 +55,7 @@ __all__ = [
     "GeneralAttentionBridge",
     "GeneralizedComponent",
     "HeadAttentionBridge",
+    "HyperConnectionBridge",
     "Identity",
     "JointGateMLPBridge",
     "JointQKVAttentionBridge",
@@ -58,14 +68,20 @@ __all__ = [
     "MixerBridge",
     "MixerKind",
     "MoEBridge",
+    "MultiStreamBlockBridge",
     "NormalizationBridge",
+    "OpaqueAttentionBridge",
     "OpaqueBridge",
     "Part",
     "PerLayer",
+    "PerLayerInputBridge",
     "PosEmbedBridge",
     "RemainderBridge",
     "RouterBridge",
+    "SharedKeysAttentionBridge",
     "StreamBlockBridge",
+    "StreamsBridge",
+    "StreamsLayout",
     "Sublayer",
     "SublayerKind",
     "TransposedLinearBridge",

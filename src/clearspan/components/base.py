@@ -96,6 +96,8 @@ class GeneralizedComponent:
             reads in the same way (CTRL's attention is given `v`, `k` and `q`): a write to the input reaches all.
         call: Which call of its module in a forward the component is, from 0, where the model calls it several times
             (nanochat norms the embedding and the last stream by one module); None where it is called once.
+        reads_tokens: Whether its module is given the tokens, or something that the model makes of them, besides its input.
+        reads_layer: The layer that gives what its module is given besides its input (HY4's choice of keys), or None.
         path: Canonical path of a live component, such as `blocks.3.attn`.
         module_path: The module's path in the Hugging Face model.
         parent_path: Path of the Hugging Face module around it whose input tells the batch's rows.
@@ -109,6 +111,8 @@ class GeneralizedComponent:
     input_is_overwritten: bool = field(default=False, kw_only=True)
     same_inputs: tuple[str, ...] = field(default=(), kw_only=True)
     call: int | None = field(default=None, kw_only=True)
+    reads_tokens: bool = field(default=False, kw_only=True)
+    reads_layer: int | None = field(default=None, kw_only=True)
 
     path: str = field(init=False)
     module_path: str = field(init=False)
@@ -246,6 +250,23 @@ class GeneralizedComponent:
         children = self.acting._modules
         return any(part.name and part.name.partition(".")[0] not in children for part in self.submodules.values())
 
+    @property
+    def why_not_alone(self) -> str | None:
+        """Why the component cannot run alone, or None where it can."""
+        if self.reads_layer is not None:
+            return f"its module is given what layer {self.reads_layer} found"
+        if self.reads_tokens:
+            return "its module is given the tokens, or what the model makes of them, besides its input"
+        return next((reason for part in self.submodules.values() if (reason := part.why_not_alone)), None)
+
+    def refuse_alone(self) -> None:
+        """Raises InvalidArgumentError where the component cannot run alone."""
+        reason = self.why_not_alone
+        if reason is not None:
+            raise InvalidArgumentError(
+                f"{self.path} cannot run alone", reason=reason, fix="a run of the whole model, with hooks where needed"
+            )
+
     def __call__(self, value: Tensor) -> Tensor:
         """Runs the component's own module alone; its listeners fire.
 
@@ -254,10 +275,15 @@ class GeneralizedComponent:
 
         Returns:
             The module's output; of a tuple, the first.
+
+        Raises:
+            InvalidArgumentError: It needs more than its input: keys of another layer, or an input made of the tokens.
         """
+        self.refuse_alone()
         self._bound.follow()
-        if self.call is not None:
-            self._bound.expect(self.module_path, self.call)
+        for part in self.walk():
+            if part.call is not None:
+                self._bound.expect(part.module_path, part.call)
         own = value.clone()  # a write in place, as at `hook_resid_mid`, must not reach the caller's tensor
         output = self.module(own, **{**self.call_arguments(value), **dict.fromkeys(self.same_inputs, own)})
         return output[0] if isinstance(output, tuple | list) else output

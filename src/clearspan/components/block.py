@@ -3,7 +3,7 @@
 import itertools
 import re
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NoReturn, Self, cast
 
@@ -13,6 +13,7 @@ from clearspan.components.attention import GeneralAttentionBridge, HeadAttention
 from clearspan.components.base import Binding, GeneralizedComponent
 from clearspan.components.mlp import MLPBridge
 from clearspan.components.normalization import NormalizationBridge
+from clearspan.components.opaque_attention import OpaqueAttentionBridge
 from clearspan.components.remainder import RemainderBridge
 from clearspan.components.sublayer import (
     BlockParameter,
@@ -95,6 +96,10 @@ class BlockBridge(GeneralizedComponent):
         input_multipliers: Sublayers whose input the block multiplies, after the norm, each with the number.
         norms_the_sum: Whether `ln1`, `ln2`, ... come after a stage, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
+        index: Its place in the list at `name`, where that is not its layer: a block is called several times in a
+            forward, or blocks are in several lists.
+        seam: Why the stream that enters is not the one that left the block before, or, of the first block, not the sum
+            of the embeddings; empty where it is.
     """
 
     _: KW_ONLY
@@ -110,6 +115,8 @@ class BlockBridge(GeneralizedComponent):
     input_multipliers: Mapping[str, float] = field(default_factory=dict)
     norms_the_sum: bool = False
     residual_is_normed: bool = False
+    index: int | None = None
+    seam: str = ""
 
     sublayers: tuple[Sublayer, ...] = field(init=False, default=())
     """Those of a live block, stage by stage."""
@@ -165,7 +172,7 @@ class BlockBridge(GeneralizedComponent):
     def at_layer(self, layer: int) -> Self:
         """Returns the template of one layer."""
         own = cast("Self", super().at_layer(layer))
-        own.name = f"{self.name}.{layer}"
+        own.name = f"{self.name}.{layer if self.index is None else self.index}"
         return own
 
     def sizes(self) -> dict[str, int]:
@@ -231,17 +238,15 @@ class BlockBridge(GeneralizedComponent):
 
     def _known(self, path: str) -> Place:
         """Returns a module's output as the component of that module describes it, if there is one."""
-        named = Place(f"{self.module_path}.{path}", Side.OUTPUT)
+        named = Place(f"{self.module_path}.{path}", Side.OUTPUT, call=self.call)
         parts = {part.module_path: part for part in self.walk() if part.name is not None}
-        return parts[named.module].place(named.side) if named.module in parts else named
+        return parts[named.module].place(Side.OUTPUT) if named.module in parts else named
 
     def claims(self) -> Iterator[str]:
         """Yields the parameters by which the block multiplies."""
         yield from super().claims()
         scales = [*(sub.scale for sub in self.sublayers), *map(self._stream_scale, range(len(self.stages)))]
-        for scale in scales:
-            if isinstance(scale, BlockParameter):
-                yield scale.path
+        yield from dict.fromkeys(scale.path for scale in scales if isinstance(scale, BlockParameter))
 
     def __getattr__(self, name: str) -> NoReturn:
         """Raises for a sublayer that other blocks have, with the reason."""
@@ -303,10 +308,30 @@ class BlockBridge(GeneralizedComponent):
         return f"{self.path}.{'hook_resid_post' if stage == len(self.stages) else stream_at(stage)}"
 
     @property
+    def stream_after(self) -> str:
+        """Name of the point with the stream that leaves the block."""
+        return self.stream_before(len(self.stages))
+
+    @property
     def is_sum(self) -> bool:
-        """Whether the stream after the block is the stream before it plus what the sublayers add."""
+        """Whether the stream after the block is the one that left the block before plus what the sublayers add."""
         scales = map(self._stream_scale, range(len(self.stages)))
-        return not self.norms_the_sum and not self.residual_is_normed and all(map(is_one, scales))
+        return not self.seam and not self.norms_the_sum and not self.residual_is_normed and all(map(is_one, scales))
+
+    @property
+    def stream_shape(self) -> tuple[int, ...]:
+        """The sizes of the residual behind rows and positions."""
+        return (self.cfg.d_model,)
+
+    @property
+    def raw_stream(self) -> Callable[[Tensor], Tensor]:
+        """Makes of a residual `[batch, pos, ...]` what the block takes; it does not refer to the block."""
+        return _as_it_is
+
+    @property
+    def shown_stream(self) -> Callable[[Tensor], Tensor]:
+        """Makes of what the block takes or gives a residual `[batch, pos, ...]`."""
+        return _as_it_is
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns what its attention needs."""
@@ -331,6 +356,8 @@ class BlockBridge(GeneralizedComponent):
     def _inputs(self, sublayer: Sublayer) -> Iterator[HookPoint]:
         """Yields the points of what a sublayer reads."""
         name = _leaf(sublayer.hook_in)
+        if isinstance(sublayer.part, OpaqueAttentionBridge):
+            return  # what its heads read is not known
         if isinstance(sublayer.part, GeneralAttentionBridge):
             inputs = PathInputs(sublayer.part, sublayer.entering())
             for part in inputs.parts:
@@ -383,7 +410,7 @@ class BlockBridge(GeneralizedComponent):
 
     def why_without(self, name: str) -> str | None:
         """Returns why the block lacks a sublayer, or None where it has it or no block has such a part."""
-        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe"):
+        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe", "ple"):
             return None
         layer, names = self.path.rpartition(".")[2], self.sublayer_names
         kind, kinds = part_kind(name), {part_kind(other) for other in names}
@@ -431,6 +458,10 @@ class BlockBridge(GeneralizedComponent):
 
 _NORM = re.compile(r"ln(\d+)(_post)?")
 _NOUNS: Mapping[SublayerKind, str] = {"attn": "attention", "mlp": "an MLP", "mixer": "a mixer"}
+
+
+def _as_it_is(residual: Tensor) -> Tensor:
+    return residual
 
 
 def _leaf(name: str) -> str:

@@ -19,6 +19,7 @@ class Side(StrEnum):
     OUTPUT = "output"
     QUERY = "query"
     KEY = "key"
+    VALUE = "value"
     SCORES = "scores"
     PATTERN = "pattern"
     Z = "z"
@@ -63,6 +64,8 @@ class Layout(StrEnum):
     TOKENS = "batch pos ..."
     HEADS_FIRST = "batch head pos ..."
     FLAT = "(batch pos) ..."
+    STREAMS_FIRST = "stream batch pos ..."
+    """A residual of several streams."""
     ONE_ROW = "pos ..."
     """One row for all rows of the batch, without an axis of rows."""
     ROWS_BY_ROWS = "batch head q_pos k_pos"
@@ -109,9 +112,13 @@ class Place:
     @functools.cached_property
     def key(self) -> str:
         """The place as one string."""
-        module = self.module if self.call is None else f"{self.module}#{self.call}"
         which = self.argument or self.item
-        return f"{module}:{self.side}:{which}" if which else f"{module}:{self.side}"
+        return f"{self.owner}:{self.side}:{which}" if which else f"{self.owner}:{self.side}"
+
+    @functools.cached_property
+    def owner(self) -> str:
+        """The module's path, and which call of it, as one string."""
+        return self.module if self.call is None else f"{self.module}#{self.call}"
 
     @property
     def pos_dim(self) -> int:
@@ -189,7 +196,13 @@ class Converted:
 
 @dataclass(frozen=True)
 class InPlace:
-    """The raw tensor is the value, and others read its storage: a write is copied into the storage."""
+    """The raw tensor is the value, and others read its storage: a write is copied into the storage.
+
+    Attributes:
+        conversion: Shows it in canonical axes, of which a write is converted back; None where it has them.
+    """
+
+    conversion: Conversion | None = None
 
 
 @dataclass(frozen=True)
@@ -223,8 +236,10 @@ def read(access: Access, raw: Tensor, rows: int | None, edits: Mapping[str, Tens
         edits: Earlier edits of the access's derivation.
     """
     match access:
-        case Whole() | InPlace() | ReadOnly():
+        case Whole() | ReadOnly():
             return raw
+        case InPlace(conversion):
+            return raw if conversion is None else conversion.handle_conversion(raw)
         case Converted(conversion):
             return conversion.handle_conversion(raw)
         case SharedRow():

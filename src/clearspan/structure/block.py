@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 
-from clearspan.components import BlockBridge, GeneralizedComponent
+from clearspan.components import BlockBridge, GeneralizedComponent, MultiStreamBlockBridge, StreamsLayout
 from clearspan.components.sublayer import Factor
 from clearspan.points import Layout
-from clearspan.structure.finding import Findings
+from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.leftover import account_for_all
+from clearspan.structure.streams import connection_of, find_stream_wiring
 from clearspan.structure.sublayers import Sublayer, find_sublayers
 from clearspan.structure.templates import norm_template
 from clearspan.structure.trace import Trace, Visit
 from clearspan.structure.wiring import Wiring, find_wiring
 
 
-def block_template(trace: Trace, block: Visit, path: str, findings: Findings, where: str) -> BlockBridge:
+def block_template(
+    trace: Trace, block: Visit, path: str, findings: Findings, where: str, streams: StreamsLayout | None = None
+) -> BlockBridge:
     """Returns the template of one block.
 
     Args:
@@ -22,21 +25,24 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
         path: Path of the list of blocks.
         findings: Where to say what was found.
         where: The block's canonical path.
+        streams: How the streams of the residual lie, where it has several.
 
     Raises:
         MissingStructureError: A sublayer or the wiring was not found.
     """
-    wiring = find_wiring(trace, block)
+    wiring = find_wiring(trace, block) if streams is None else find_stream_wiring(trace, block, streams)
     sublayers = find_sublayers(trace, wiring, findings, where)
     names = _names(sublayers)
     stages = _stages(sublayers, names)
     norms, other_names = _norms(wiring, sublayers, names, stages)
-    parts: dict[str, GeneralizedComponent] = {}
+    parts: dict[str, GeneralizedComponent] = dict(wiring.extra)
     for index, (name, one) in enumerate(zip(names, sublayers, strict=True)):
         before, behind = other_names.get(name, _norm_name(index, stages, name, norms)), f"ln{index + 1}_post"
         if before in norms and before not in parts and not wiring.norms_the_sum:
             parts[before] = _norm(norms[before], block)
         parts[name] = one.part
+        if wiring.connections:
+            parts[connection_of(name)] = wiring.connections[index]
         if one.contribution.post_norm is not None:
             parts[behind] = _norm(one.contribution.post_norm, block)
         if wiring.norms_the_sum:
@@ -51,21 +57,39 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
         [one.reader for one in sublayers],
         {*wiring.carries, *(one.factor for one in wiring.contributions)},
     )
+    if wiring.scalar is not None:
+        factors.add(wiring.scalar)
+        findings.add(where, f"{block.path}.{wiring.scalar} multiplies the stream at the block's end")
     account_for_all(block.module, whole, trace.inside(block), block.path, readers, irrelevant=factors)
-    return BlockBridge(
+    made = BlockBridge(
         name=path,
         submodules=whole.submodules,
         stages=stages,
         norms=other_names,
         outs=outs,
         added_with={name: names[-1] for name, one in zip(names, sublayers, strict=True) if one.contribution.is_late},
-        residual_multiplier=_multiplier(sublayers, names),
+        residual_multiplier=_multiplier(sublayers, names, () if wiring.scalar is None else stages[-1], wiring.scalar),
         input_multipliers={
             name: one.multiplier for name, one in zip(names, sublayers, strict=True) if one.multiplier != 1
         },
-        stream_multiplier=_carry(wiring),
+        stream_multiplier=_carry(wiring, len(stages)),
         norms_the_sum=bool(wiring.norms_the_sum),
         residual_is_normed=bool(wiring.residual_norms),
+    )
+    return made if streams is None else _of_streams(made, streams)
+
+
+def _of_streams(block: BlockBridge, streams: StreamsLayout) -> MultiStreamBlockBridge:
+    """Returns the template of a block of several streams, from that of one with the same sublayers."""
+    return MultiStreamBlockBridge(
+        name=block.name,
+        submodules=block.submodules,
+        stages=block.stages,
+        norms=block.norms,
+        outs=block.outs,
+        input_multipliers=block.input_multipliers,
+        streams=streams,
+        adds_first="streams_added" in block.submodules,
     )
 
 
@@ -121,16 +145,29 @@ def _norm(visit: Visit, block: Visit) -> GeneralizedComponent:
     return norm_template(visit, visit.path.removeprefix(f"{block.path}."), layout)
 
 
-def _multiplier(sublayers: Sequence[Sublayer], names: Sequence[str]) -> Factor | dict[str, Factor]:
-    numbers = {one.contribution.factor for one in sublayers}
-    if len(numbers) == 1:
-        return numbers.pop()
-    return {name: one.contribution.factor for name, one in zip(names, sublayers, strict=True)}
+def _multiplier(
+    sublayers: Sequence[Sublayer], names: Sequence[str], last: Sequence[str], scalar: Factor | None
+) -> Factor | dict[str, Factor]:
+    """Returns what contributions are multiplied by: all of them, or each; those of the last stage by a number besides.
+
+    Raises:
+        MissingStructureError: Those of the last stage are multiplied by two factors.
+    """
+    numbers = {name: one.contribution.factor for name, one in zip(names, sublayers, strict=True)}
+    if scalar is not None:
+        if any(numbers[name] != 1 for name in last):
+            raise MissingStructureError(f"{scalar} multiplies contributions that have a factor of their own")
+        numbers |= dict.fromkeys(last, scalar)
+    return next(iter(numbers.values())) if len(set(numbers.values())) == 1 else numbers
 
 
-def _carry(wiring: Wiring) -> Factor | list[Factor]:
+def _carry(wiring: Wiring, n_stages: int) -> Factor | list[Factor]:
     """Returns what the stream is multiplied by: at all stages, or at each."""
-    numbers = wiring.carries or [1.0]
+    numbers = wiring.carries or [1.0] * n_stages
+    if wiring.scalar is not None:
+        if numbers[-1] != 1 or len(numbers) != n_stages:
+            raise MissingStructureError(f"{wiring.scalar} multiplies a stream that has a factor of its own")
+        numbers = [*numbers[:-1], wiring.scalar]
     return numbers[0] if len(set(numbers)) == 1 else numbers
 
 

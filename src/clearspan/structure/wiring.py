@@ -7,9 +7,11 @@ from functools import partial
 
 from torch import Tensor
 
+from clearspan.components import GeneralizedComponent, HyperConnectionBridge
 from clearspan.components.sublayer import Factor
 from clearspan.structure.algebra import coefficients, norm_kind, same, sum_of
 from clearspan.structure.finding import MissingStructureError
+from clearspan.structure.scalars import output_scalar, unscaled
 from clearspan.structure.trace import Trace, Visit
 
 MOST = 5
@@ -48,6 +50,9 @@ class Wiring:
         norms_the_sum: Norms of the stream after each contribution, if it is wired so.
         carries: What the stream is multiplied by before each stage's contributions are added; empty where by nothing.
         residual_norms: Norms whose output the stream goes on as, if it is wired so.
+        connections: The hyper-connection of each contribution, of a residual of several streams.
+        extra: Further parts of the block by canonical name.
+        scalar: The block's own number, a parameter or buffer, that multiplies the stream at its end, or None.
     """
 
     block: Visit
@@ -56,6 +61,9 @@ class Wiring:
     norms_the_sum: list[Visit] = field(default_factory=list)
     carries: list[Factor] = field(default_factory=list)
     residual_norms: list[Visit] = field(default_factory=list)
+    connections: list[HyperConnectionBridge] = field(default_factory=list)
+    extra: dict[str, GeneralizedComponent] = field(default_factory=dict)
+    scalar: str | None = None
 
 
 def find_wiring(trace: Trace, block: Visit) -> Wiring:
@@ -65,11 +73,14 @@ def find_wiring(trace: Trace, block: Visit) -> Wiring:
         MissingStructureError: The stream that leaves is no sum of the one that enters and of modules' outputs.
     """
     calls = _of_stream(trace, block)
+    scalar = output_scalar(block)
+    whole = block if scalar is None else unscaled(block, scalar)
     for wired in (_before, _normed_residual, _after, _stepwise, _by_parameters):
-        found = wired(block, calls)
+        found = wired(whole, calls)
         if found is not None:
+            found.block, found.scalar = block, scalar
             for one in found.contributions:
-                _look_behind_norm(one, calls)
+                look_behind_norm(one, calls)
             return found
     raise MissingStructureError(f"what {block.path} adds to the residual stream is no sum of modules' outputs")
 
@@ -275,7 +286,7 @@ def _step(stream: Tensor, target: Tensor, norms: Sequence[Visit], calls: Sequenc
     return None
 
 
-def _look_behind_norm(one: Contribution, calls: Sequence[Visit]) -> None:
+def look_behind_norm(one: Contribution, calls: Sequence[Visit]) -> None:
     """Finds the norm on a sublayer's output, and what it norms."""
     norm = next((call for call in one.calls if norm_kind(call)), None)
     if norm is None:

@@ -16,6 +16,8 @@ POINTS = (
     "hook_embed",
     "hook_resid_pre",
     "hook_resid_mid",
+    "hook_streams_pre",
+    "hook_streams_mid",
     "hook_attn_out",
     "hook_mlp_out",
     "attn.hook_z",

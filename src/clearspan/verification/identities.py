@@ -17,32 +17,64 @@ from clearspan.components import (
     LinearBridge,
     MixerBridge,
     MLPBridge,
+    MultiStreamBlockBridge,
     NormalizationBridge,
+    OpaqueAttentionBridge,
 )
 from clearspan.model import Model
 from clearspan.verification.statement import Statement, Values
 from clearspan.verification.weights import of_weights
+from clearspan.weights.processing import final_norm, has_head, readout
 
 
 def statements(model: Model) -> Iterator[Statement]:
     """Yields the identities of a bridge's architecture, in the order of the forward."""
     embeddings = ("hook_embed", "hook_pos_embed", "hook_type_embed")
     embedded = tuple(name for name in embeddings if name in model.hook_dict)
-    yield _sum(embedded, "blocks.0.hook_resid_pre")
     for layer, block in enumerate(model.blocks):
-        if layer:
-            yield _sum((f"blocks.{layer - 1}.hook_resid_post",), f"blocks.{layer}.hook_resid_pre")
+        if block.seam:
+            pass  # what enters is something else
+        elif not layer:
+            yield from _embedded(embedded, block)
+        else:
+            yield _sum((model.blocks[layer - 1].stream_after,), block.stream_before(0))
         for identity in block.identities():
             yield Statement(str(identity), identity.terms, identity.total, identity.added)
         for part in block.walk():
             yield from _of_component(part, block)
             yield from of_weights(part)
+    yield from _collapsed(model)
     for part in model.components:
         if isinstance(part, NormalizationBridge):
             yield from _of_norm(part)
         if not isinstance(part, BlockBridge):
             yield from of_weights(part)
+    if not has_head(model):
+        yield _read_out(model)
     yield _logits(model)
+
+
+def _embedded(terms: tuple[str, ...], block: BlockBridge) -> Iterator[Statement]:
+    """Yields that the embeddings are what enters the first block: the stream, or each of several."""
+    if not isinstance(block, MultiStreamBlockBridge):
+        yield _sum(terms, block.stream_before(0))
+        return
+    total, n_streams = block.stream_before(0), block.streams.n_streams
+
+    def copied(values: Values) -> Tensor:
+        first, *others = (values[name] for name in terms)
+        return sum(others, first).unsqueeze(2).expand(-1, -1, n_streams, -1)
+
+    yield Statement(f"{' + '.join(terms)} in each stream == {total}", terms, total, copied)
+
+
+def _collapsed(model: Model) -> Iterator[Statement]:
+    """Yields that the streams that leave the last block are collapsed to what the final norm, or the unembedding, reads."""
+    last, part = model.blocks[-1], next((one for one in model.components if one.path == "collapse"), None)
+    if isinstance(last, MultiStreamBlockBridge) and part is not None:
+        reader = "ln_final" if "ln_final.hook_in" in model.hook_dict else "unembed"
+        yield _sum((last.stream_after,), "collapse.hook_in")
+        yield _sum(("collapse.hook_out",), f"{reader}.hook_in")
 
 
 def _sum(terms: tuple[str, ...], total: str) -> Statement:
@@ -62,6 +94,8 @@ def _of_component(part: GeneralizedComponent, block: BlockBridge) -> Iterator[St
         case MixerBridge():
             yield from _of_output_map(f"{part.path}.hook_ssm_out", part.out_proj)
             yield from _of_mixer(part)
+        case OpaqueAttentionBridge(keys_are_positions=True):
+            yield _softmax(part.path, has_sinks=part.has_sinks)
         case GeneralAttentionBridge() if part in block.attentions:
             yield from _of_attention(part)
 
@@ -117,22 +151,22 @@ def _of_mixer(mixer: MixerBridge) -> Iterator[Statement]:
     yield Statement(f"{attention} @ {carried}{skipped} == {out}", (*causes, attention), out, attended)
 
 
-def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
-    path = attention.path
-    scores, pattern, v, z, result = (f"{path}.hook_{name}" for name in ("attn_scores", "pattern", "v", "z", "result"))
-
-    sinks = attention.has_sinks and not attention.sink_scales_z
+def _softmax(path: str, *, has_sinks: bool) -> Statement:
+    """Returns that the softmax of an attention's scores is its pattern."""
+    scores, pattern = f"{path}.hook_attn_scores", f"{path}.hook_pattern"
 
     def attends(values: Values) -> Tensor:
-        share = values[pattern].sum(-1, keepdim=True) if sinks else 1  # a sink takes the rest of each row
+        share = values[pattern].sum(-1, keepdim=True) if has_sinks else 1  # a sink takes the rest of each row
         return values[scores].softmax(-1) * share
 
-    yield Statement(
-        f"softmax({scores}) == {pattern}" + (", but for the sink's share" if sinks else ""),
-        (scores,),
-        pattern,
-        attends,
-    )
+    said = ", but for the sink's share" if has_sinks else ""
+    return Statement(f"softmax({scores}) == {pattern}{said}", (scores,), pattern, attends)
+
+
+def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
+    path = attention.path
+    pattern, v, z, result = (f"{path}.hook_{name}" for name in ("pattern", "v", "z", "result"))
+    yield _softmax(path, has_sinks=attention.has_sinks and not attention.sink_scales_z)
 
     def weighted(values: Values) -> Tensor:
         found = values[v] * attention.value_scale
@@ -183,6 +217,21 @@ def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
         lambda values: linear(values[joined].flatten(2), attention.o.matrix, attention.o.bias_or_none()),
         through=(attention.o,),
     )
+
+
+def _read_out(model: Model) -> Statement:
+    """Returns that nothing but linear maps and a factor lies between the last norm, or stream, and the unembedding."""
+    norm, (*maps, unembed) = final_norm(model), readout(model)
+    start = f"blocks.{len(model.blocks) - 1}.hook_resid_post" if norm is None else f"{norm.path}.hook_out"
+
+    def read(values: Values) -> Tensor:
+        value = values[start]
+        for part in maps:
+            value = linear(value, part.matrix, part.bias_or_none())
+        return value * model.unembed.input_scale
+
+    text = " through ".join((start, *(part.path for part in maps)))
+    return Statement(f"{text}, scaled, == {unembed.path}.hook_in", (start,), f"{unembed.path}.hook_in", read)
 
 
 def _logits(model: Model) -> Statement:

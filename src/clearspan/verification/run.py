@@ -1,5 +1,6 @@
 """The verification itself: a few short forward passes of the user's own model."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from clearspan.model import Model
 from clearspan.verification import structure
 from clearspan.verification.attention import attention
 from clearspan.verification.config_entries import unexplained
+from clearspan.verification.exact import InDouble
 from clearspan.verification.generation import generation
 from clearspan.verification.gradients import gradients
 from clearspan.verification.lengths import length_for, lengths
@@ -137,7 +139,10 @@ Stage = Callable[[Trial], Iterable[Check]]
 
 
 def _judged(trial: Trial, group: Group, what: str, stage: Stage) -> Iterator[Check]:
-    """Yields the checks of one stage. What fails, and holds on a copy in better precision, is rounding's doing."""
+    """Yields the checks of one stage. What fails, and holds on a copy in better precision, is rounding's doing.
+
+    In double precision that copy computes all of it so: a model's own casts to single precision are lifted too.
+    """
     doubtful = []
     for check in guarded(group, what, stage(trial)):
         if _may_be_rounding(check):
@@ -146,8 +151,11 @@ def _judged(trial: Trial, group: Group, what: str, stage: Stage) -> Iterator[Che
             yield check
     if not doubtful:
         return
-    control = trial.control()
-    held = set() if control is None else {one.what for one in guarded(group, what, stage(control)) if one.passed}
+    control, held = trial.control(), set[str]()
+    if control is not None:
+        is_double = control.model.hf_model.dtype == torch.float64
+        with InDouble() if is_double else contextlib.nullcontext():
+            held = {one.what for one in guarded(group, what, stage(control)) if one.passed}
     for check in doubtful:
         yield replace(check, passed=True, explanation=_ROUNDED) if check.what in held else check
 

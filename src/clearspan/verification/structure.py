@@ -24,6 +24,8 @@ from clearspan.components import (
     NormalizationBridge,
     PosEmbedBridge,
     RouterBridge,
+    SharedKeysAttentionBridge,
+    UnembeddingBridge,
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import AdapterWarning
@@ -125,10 +127,11 @@ def _unclaimed(module: nn.Module, path: str, claimed: Container[int]) -> Iterato
 def _sizes(model: Model) -> Iterator[tuple[str, str]]:
     """Yields parts whose weights have other sizes than the adapter says."""
     cfg = model.cfg
-    whole = model.blocks[0].module_path.rpartition(".")[0]
-    there = len(module_at(model.hf_model, whole)._modules)
-    if there != len(model.blocks):
-        yield f"cfg.n_layers is {len(model.blocks)}", f"{whole} has {there} blocks."
+    shown = {block.module_path for block in model.blocks}  # a block may be called several times
+    lists = dict.fromkeys(path.rpartition(".")[0] for path in sorted(shown))
+    there = sum(len(module_at(model.hf_model, path)._modules) for path in lists)
+    if there != len(shown):
+        yield f"cfg.n_layers is {len(model.blocks)}", f"{' and '.join(lists)} has {there} blocks."
     for part in _parts(model):
         for what, expected, got in _widths(part, cfg):
             if expected != got:
@@ -158,8 +161,8 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
             yield "the positions of the position embedding", cfg.n_ctx, positions - part.offset
             if not part.ends_in_embed:  # a projection may follow
                 yield "the width of the position embedding", cfg.d_model, width
-        case LinearBridge(path="unembed"):
-            yield "the outputs of the unembedding", cfg.d_vocab, part.widths[1]
+        case UnembeddingBridge():
+            yield "the outputs of the unembedding", cfg.d_vocab, part.n_logits or part.widths[1]
 
 
 def _of_norm(norm: NormalizationBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
@@ -169,29 +172,34 @@ def _of_norm(norm: NormalizationBridge, cfg: TransformerBridgeConfig) -> Iterato
 
 
 def _of_attention(attention: GeneralAttentionBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
-    d_model, queries, keys = cfg.d_model, attention.n_heads * cfg.d_head, attention.n_kv_heads * cfg.d_head
+    d_model, d_head = cfg.d_model, attention.head_width
+    queries, keys = attention.n_heads * d_head, attention.n_kv_heads * d_head
     match attention:
         case JointQKVAttentionBridge():
             maps = {"qkv": (d_model, queries + 2 * keys), "o": (queries, d_model)}
         case AttentionBridge():
             asked = 2 * queries if attention.gate_in_queries else queries
-            wide = attention.d_head_v or cfg.d_head
+            wide = attention.d_head_v or d_head
             values, made = attention.n_kv_heads * wide, attention.n_heads * wide
             maps = {"q": (d_model, asked), "k": (d_model, keys), "v": (d_model, values), "o": (made, d_model)}
             if "gate" in attention.submodules:
                 maps["gate"] = (d_model, attention.n_heads if attention.gate_is_of_head else queries)
         case LatentAttentionBridge():
             maps = _of_latent(attention, cfg)
+        case SharedKeysAttentionBridge():
+            maps = {"q": (d_model, queries), "o": (attention.n_heads * (attention.d_head_v or d_head), d_model)}
         case _:
             maps = {}
     for key, widths in maps.items():
+        if key == "v" and "v_norm" in attention.submodules and "v" not in attention.submodules:
+            continue  # values are the map of keys
         linear = attention.submodules[key]
         assert isinstance(linear, LinearBridge), f"{key} is a linear map"
         yield f"{linear.path} (inputs, outputs)", widths, linear.widths
 
 
 def _of_latent(attention: LatentAttentionBridge, cfg: TransformerBridgeConfig) -> dict[str, tuple[int, int]]:
-    heads, values = attention.n_heads, attention.d_head_v
+    heads, values = attention.n_heads, attention.value_width
     rank = attention.kv_b.widths[0]
     last = "q_b" if "q_b" in attention.submodules else "q"
     query_inputs = attention.submodules["q_a"].shape("weight")[0] if last == "q_b" else cfg.d_model
@@ -229,7 +237,7 @@ def _of_experts(experts: ExpertsBridge, cfg: TransformerBridgeConfig) -> Iterato
         weight = next((parameter for parameter in held if parameter is not None), None)
         if weight is None:
             yield f"whether {experts.path} has {each.weight}", True, False
-        elif weight.ndim == 3:
+        elif weight.ndim == 3 and not experts.is_narrow:
             yield f"d_model in {experts.path}.{each.weight}", cfg.d_model, weight.shape[getattr(each, axis)]
 
 

@@ -487,6 +487,8 @@ OWN: Mapping[str, Entries] = {
     "xlm-roberta-xl": _PADDED_AT_1,
     "xlnet": {"d_inner": 80},
     "xmod": {**_PADDED_AT_1, "languages": ["en_XX", "de_DE"], "default_language": "en_XX"},
+    # Its cache rounds the width of queries and keys up to 64; its layers do not.
+    "xlstm": {"hidden_size": 128},
     "youtu": _LATENT,
     "zamba": {
         "num_hidden_layers": 4,
