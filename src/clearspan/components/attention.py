@@ -65,6 +65,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
             them (Doge).
         core: Path, in attention's module, of the module that multiplies queries and keys (BERT: `self`, with `o` at
             `output.dense`); empty where attention's module does it.
+        d_input: Width of what it reads, where that is not the residual stream's: two vectors side by side (Zamba).
         norms_input: Whether the norm before attention is inside its module, so that the projections read the norm's
             output, and attention's own input is the residual stream (MegatronBERT).
     """
@@ -88,6 +89,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     bounds_values: bool = False
     joins_heads: bool = False
     core: str = ""
+    d_input: int | None = None
     norms_input: bool = False
 
     hook_q: HookPoint = field(init=False)
@@ -134,11 +136,13 @@ class GeneralAttentionBridge(GeneralizedComponent):
     def __post_init__(self) -> None:
         if self.d_head_v is not None:
             self._value_axes = "batch pos head d_head_v"
+        if self.d_input is not None:
+            self.input_axes = "batch pos width"
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, with this layer's own heads."""
-        own = {"kv_head": self.n_kv_heads} | ({} if self.d_head_v is None else {"d_head_v": self.d_head_v})
-        return {**super().sizes(), **own}
+        own = {"kv_head": self.n_kv_heads, "d_head_v": self.d_head_v, "width": self.d_input}
+        return {**super().sizes(), **{axis: size for axis, size in own.items() if size is not None}}
 
     @property
     def n_heads(self) -> int:

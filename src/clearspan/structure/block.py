@@ -36,6 +36,7 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
         before, behind = other_names.get(name, _norm_name(index, stages, name, norms)), f"ln{index + 1}_post"
         if before in norms and before not in parts and not wiring.norms_the_sum:
             parts[before] = _norm(norms[before], block)
+        parts |= one.feeders.parts
         parts[name] = one.part
         if one.contribution.post_norm is not None:
             parts[behind] = _norm(one.contribution.post_norm, block)
@@ -63,6 +64,7 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
         input_multipliers={
             name: one.multiplier for name, one in zip(names, sublayers, strict=True) if one.multiplier != 1
         },
+        fed_by={name: one.feeders.names for name, one in zip(names, sublayers, strict=True) if one.feed is not None},
         stream_multiplier=_carry(wiring),
         norms_the_sum=bool(wiring.norms_the_sum),
         residual_is_normed=bool(wiring.residual_norms),

@@ -62,7 +62,7 @@ def _of_component(part: GeneralizedComponent, block: BlockBridge) -> Iterator[St
         case MixerBridge():
             yield from _of_output_map(f"{part.path}.hook_ssm_out", part.out_proj)
             yield from _of_mixer(part)
-        case GeneralAttentionBridge() if part in block.attentions:
+        case GeneralAttentionBridge() if part in (*block.attentions, *block.feeders):
             yield from _of_attention(part)
 
 

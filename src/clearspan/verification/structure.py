@@ -184,7 +184,8 @@ def _of_attention(attention: GeneralAttentionBridge, cfg: TransformerBridgeConfi
             maps = _of_latent(attention, cfg)
         case _:
             maps = {}
-    for key, widths in maps.items():
+    for key, (wide, width) in maps.items():
+        widths = (attention.d_input if key not in ("o", "kv_b", "q_b") and attention.d_input else wide, width)
         linear = attention.submodules[key]
         assert isinstance(linear, LinearBridge), f"{key} is a linear map"
         yield f"{linear.path} (inputs, outputs)", widths, linear.widths
