@@ -16,7 +16,7 @@ CORE := tests/parity tests/unit/hf $(patsubst %,--ignore=tests/parity/test_%.py,
 # One thread a worker: tiny models are fastest so. A worker that is done takes tests from one that is not.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test check ci slow zoo cover processors brute mutants oldest newest format train bench bench-check bench-peers clean
+.PHONY: demo test check ci untraced slow zoo cover processors brute mutants oldest newest format train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
@@ -31,9 +31,13 @@ check: .venv/dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# All tiers there are, with the minutes that each takes.
+# All tiers there are, with the minutes that each takes. What make test runs is in two of them, cover and untraced.
 ci: .venv/dev
-	.ci/tiers check test oldest newest slow cover processors brute bench-check
+	.ci/tiers check cover untraced oldest newest slow zoo processors brute bench-check
+
+# The tests of make test that cover does not run.
+untraced: .venv/dev
+	$(PYTEST) $(patsubst %,--ignore=tests/%,brute messages model_types unit) -m "not slow"
 
 # Each architecture verified in full, its gradients against numeric ones, grids of sweeps on it; every public function
 # with wrong arguments; and what documents were made from.
@@ -44,9 +48,9 @@ slow: .venv/dev
 zoo: .venv/dev
 	$(PYTEST) tests/model_types -m zoo
 
-# How much of the code the unit tests reach. Tests that are traced take almost twice as long.
+# The unit tests, and how much of the code they reach. Tests that are traced take almost twice as long.
 cover: .venv/dev
-	$(PYTEST) tests/unit tests/messages --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(PYTEST) tests/unit tests/messages -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
 	$(BIN)/coverage report --include='src/clearspan/architectures/*,src/clearspan/conversions/*' --fail-under=100
 
 # What documents show and analyses find, on processors that compute other last digits.

@@ -17,6 +17,7 @@ from tests.zoo import MODELS, build  # noqa: E402 (the tests' models are not ins
 import clearspan  # noqa: E402
 from clearspan import TransformerBridge  # noqa: E402
 from clearspan.architectures import ADAPTERS  # noqa: E402
+from clearspan.architectures.adapter import name_of  # noqa: E402
 from clearspan.points import RAW_ENDS, VOCABULARY, Entry  # noqa: E402
 from clearspan.verification import Verification  # noqa: E402
 
@@ -25,7 +26,7 @@ def architectures() -> str:
     """Returns the README's list of architectures."""
     served = []
     for name, adapter in sorted(ADAPTERS.items(), key=lambda item: item[0].lower()):
-        assert adapter.__doc__, f"{adapter.__name__} says in its docstring which models it serves"
+        assert adapter.__doc__, f"{name_of(adapter)} says in its docstring which models it serves"
         served.append(f"{adapter.__doc__.splitlines()[0].rstrip('.')} (`{name}`)")
     return textwrap.fill("; ".join(served) + ".", 120, break_long_words=False, break_on_hyphens=False) + "\n"
 
@@ -107,7 +108,7 @@ def points_by_architecture(verify: Verify = in_full) -> str:
     listed = [f"{number}. {reason[0].upper()}{reason[1:]}." for reason, number in reasons.items()]
     variants = [
         f"- {variant} (`{presence.architecture}`): "
-        + f"{len(presence.found.checks)} checks, {len(presence.found.failures)} failed"
+        + (f"{failed} checks fail" if (failed := len(presence.found.failures)) else "every check holds")
         for variant, presence in models.items()
     ]
     return "\n".join([*rows, "", "Why a point is absent:", "", *listed, "", "Verified in full:", "", *variants]) + "\n"

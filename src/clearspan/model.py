@@ -241,6 +241,7 @@ class Model(ModelWeights):
                 setattr(self, key, template.bind(binding, key))
                 components.append(getattr(self, key))
         self.text = Text(own, adapter.cfg, self.embed)
+        arguments.refused = adapter.whole_forwards
         arguments.blocks = [block.module_path for block in self.blocks]
         arguments.embedding_width = self.embed.width
         points = {name: one for name, one in hook_points(components).items() if name not in adapter.refused}

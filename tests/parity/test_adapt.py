@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 from tests.structures import tiny
+from tests.unit.architectures.own_model import OwnConfig, SquashedForCausalLM
 from tests.zoo import IDS
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import clearspan
@@ -220,11 +222,14 @@ def test_a_class_with_an_adapter_is_derived_anyway():
 
 
 def test_a_model_whose_structure_is_not_found_is_refused(tmp_path):
-    result = run(saved("xlnet", tmp_path))
+    AutoConfig.register("own", OwnConfig, exist_ok=True)
+    AutoModelForCausalLM.register(OwnConfig, SquashedForCausalLM, exist_ok=True)
+    SquashedForCausalLM(OwnConfig()).save_pretrained(tmp_path)
+    result = run(str(tmp_path))
     assert result.exit_code == 1
     assert result.stdout == ""
     lines = error_of(result)
-    assert lines[0] == "error: no adapter for XLNetLMHeadModel, and its structure was not found"
+    assert lines[0] == "error: no adapter for SquashedForCausalLM, and its structure was not found"
     assert any(line.startswith("  reason: ") for line in lines)
 
 

@@ -5,10 +5,14 @@ import warnings
 
 import pytest
 import torch
-from tests.unit.architectures.own_model import OwnArchitectureAdapter, OwnConfig, OwnForCausalLM
+from tests.unit.architectures.own_model import (
+    OwnArchitectureAdapter,
+    OwnConfig,
+    OwnForCausalLM,
+    SquashedForCausalLM,
+)
 from tests.zoo import MODELS, build
-from torch import nn
-from transformers import HeliumConfig, HeliumForCausalLM, XLNetConfig, XLNetLMHeadModel
+from transformers import HeliumConfig, HeliumForCausalLM
 
 import clearspan
 from clearspan.errors import AbsentPointError, ClearspanError, DerivedWarning, UnsupportedArchitectureError
@@ -121,28 +125,17 @@ def test_boot_derives_and_says_so_once(monkeypatch):
     assert bridge.verify(level="quick").passed
 
 
-def test_a_model_without_blocks_is_refused():
-    model = XLNetLMHeadModel(XLNetConfig(vocab_size=97, d_model=48, n_layer=2, n_head=4, d_inner=64))
+def test_a_model_whose_blocks_are_no_sums_is_refused():
+    model = SquashedForCausalLM(OwnConfig()).eval()
     with pytest.raises(UnsupportedArchitectureError) as error:
         clearspan.boot(model)
     what, *facts = str(error.value).splitlines()
-    assert what == "no adapter for XLNetLMHeadModel, and its structure was not found"
+    assert what == "no adapter for SquashedForCausalLM, and its structure was not found"
     assert facts[1].startswith("  reason: ")
     assert facts[2] == (
         "  fix: boot(model, partial=True) for what was found; or boot(model, adapter=...) with an adapter of your own: "
         "CONTRIBUTING.md shows how, step by step"
     )
-
-
-class Squashed(nn.Module):
-    """A block that is no sum."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.map = nn.Linear(config.width, config.width)
-
-    def forward(self, x, mask):
-        return x * torch.sigmoid(self.map(x))
 
 
 def test_a_model_with_code_of_its_own_is_derived():
@@ -155,9 +148,7 @@ def test_a_model_with_code_of_its_own_is_derived():
 
 
 def test_a_part_of_a_structure_is_enough_where_it_is_asked_for():
-    config = OwnConfig()
-    model = OwnForCausalLM(config).eval()
-    model.stack[1] = Squashed(config)
+    model = SquashedForCausalLM(OwnConfig()).eval()
     with pytest.raises(UnsupportedArchitectureError, match=r"what stack\.1 adds to the residual stream"):
         clearspan.boot(model)
     with pytest.warns(DerivedWarning):
@@ -175,5 +166,5 @@ def test_a_part_of_a_structure_is_enough_where_it_is_asked_for():
     moved = bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_post", lambda value, hook: value + 1)])
     assert not torch.allclose(moved, logits)
     assert bridge.why_absent("blocks.1.attn.hook_q").startswith("the structure of the block was not found: ")
-    with pytest.raises(AbsentPointError, match="OwnForCausalLM has no hook point"):
+    with pytest.raises(AbsentPointError, match="SquashedForCausalLM has no hook point"):
         bridge.run_with_cache(tokens, "blocks.1.attn.hook_q")

@@ -249,7 +249,7 @@ class Bound:
         # A call of attention keeps queries and keys, and values where it is computed at once. Layers share their masks,
         # at most two kinds.
         widest = max(point.sizes.get(axis, 0) for point in index for axis in _WIDTHS)
-        calls = {point.place.module: point.sizes["head"] for point in squares}
+        calls = {point.place.owner: point.sizes["head"] for point in squares}
         per_pair = sum(point.sizes["head"] for point in squares) + 2
         return cls(per_position + 3 * widest * sum(calls.values()), per_pair)
 

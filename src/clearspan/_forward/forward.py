@@ -35,6 +35,14 @@ def run(
     """
     check_return_type(return_type)
     start, stop = segment
+    if segment != (None, None) and model.adapter.whole_forwards:
+        raise InvalidArgumentError(
+            "blocks of this model are not run apart from the whole forward",
+            got=f"start_at_layer={start}, stop_at_layer={stop}",
+            reason=model.adapter.whole_forwards,
+            fix="a run of the whole model; what blocks enter and leave with is in its cache, hook_resid_pre and "
+            "hook_resid_post",
+        )
     if return_type in ("loss", "both") and (stop is not None or given.batch.tokens is None or given.batch.width < 2):
         what = "a run that stops at a layer" if stop is not None else "embeddings or a residual stream"
         raise InvalidArgumentError(

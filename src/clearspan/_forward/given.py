@@ -12,7 +12,7 @@ from torch import Tensor
 from clearspan.checks import check_kind, is_whole, tensor_of
 from clearspan.components import PosEmbedBridge
 from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError
-from clearspan.hf.keywords import KV_CACHE, KV_CACHE_NAMES, kv_cache_in, kv_cache_keyword
+from clearspan.hf.keywords import KV_CACHE, KV_CACHE_NAMES, kv_cache_in, kv_cache_keyword, takes_position_ids
 from clearspan.inputs import Batch, Input, check_has_values
 from clearspan.model import Model
 from clearspan.points import nearest
@@ -169,7 +169,7 @@ def counting(model: Model) -> PosEmbedBridge | None:
 
 def _checked_positions(model: Model, given: object, batch: Batch) -> Int[Tensor, "row pos"]:
     """Returns position ids on a batch's device; one row is for all."""
-    if "position_ids" not in inspect.signature(type(model.hf_model).forward).parameters:
+    if not takes_position_ids(model.hf_model):
         raise InvalidArgumentError(
             "position_ids have no effect on this model",
             where=type(model.hf_model).__name__,

@@ -109,15 +109,19 @@ class ArchitectureAdapter:
     """For fields of `TransformerBridgeConfig`, the entries of the model's config that its own code reads, of which the
     first that is set counts. Without one, a head is `d_model / n_heads` wide, an MLP `4 * d_model`, and keys and values
     have as many heads as queries."""
-    config_values: ClassVar[Mapping[str, object]] = {}
+    config_values: Mapping[str, object] = MappingProxyType({})
     """Fields of `TransformerBridgeConfig` that the family fixes, and that do not follow from its parts."""
     default_cfg: ClassVar[dict[str, object]] = {}
     """Further fields: options of how the family is shown."""
-    makes_positions_from_mask: ClassVar[bool] = False
+    makes_positions_from_mask: bool = False
     """Whether the model itself numbers positions by the padding mask."""
-    whole_sequences: ClassVar[str | None] = None
+    whole_sequences: str | None = None
     """Why a run cannot continue from the keys and values of earlier positions, or None if it can."""
-    irrelevant: ClassVar[Mapping[str, str]] = {"*inv_freq": "frequencies of the rotation, which the config fixes"}
+    whole_forwards: str | None = None
+    """Why neither some of the blocks nor attention can be run apart from the whole forward, or None if they can."""
+    irrelevant: Mapping[str, str] = MappingProxyType(
+        {"*inv_freq": "frequencies of the rotation, which the config fixes"}
+    )
     """Parameters and buffers that no component accounts for, as patterns of their paths, each with the reason."""
     refused: Mapping[str, str] = MappingProxyType({})
     """Points that the parts would have and the model's bridge has not, each with the reason."""

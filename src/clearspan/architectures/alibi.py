@@ -46,7 +46,7 @@ class MPTArchitectureAdapter(ArchitectureAdapter):
     """MPT."""
 
     sizes: ClassVar[Sizes] = entries(n_ctx="max_seq_len", eps="layer_norm_epsilon")
-    config_values: ClassVar[Mapping[str, object]] = {"has_table": True}
+    config_values: Mapping[str, object] = {"has_table": True}
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""

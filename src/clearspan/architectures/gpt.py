@@ -41,10 +41,8 @@ class GPTJArchitectureAdapter(ArchitectureAdapter):
     """GPT-J."""
 
     sizes: ClassVar[Sizes] = GPT_SIZES
-    config_values: ClassVar[Mapping[str, object]] = {"has_table": True}
-    irrelevant: ClassVar[Mapping[str, str]] = {
-        "*.embed_positions": "sines and cosines of the rotation, which the config fixes"
-    }
+    config_values: Mapping[str, object] = {"has_table": True}
+    irrelevant: Mapping[str, str] = {"*.embed_positions": "sines and cosines of the rotation, which the config fixes"}
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""

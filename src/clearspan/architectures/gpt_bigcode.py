@@ -62,7 +62,7 @@ class GPTBigCodeArchitectureAdapter(ArchitectureAdapter):
 
     sizes: ClassVar[Sizes] = GPT_SIZES
     default_cfg: ClassVar[dict[str, object]] = {"uses_split_attention": True}
-    irrelevant: ClassVar[Mapping[str, str]] = {"transformer.bias": "the causal mask"}
+    irrelevant: Mapping[str, str] = {"transformer.bias": "the causal mask"}
 
     @property
     def qkv_conversion_rule(self) -> QKVConversionRule:

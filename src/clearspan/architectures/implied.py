@@ -28,8 +28,9 @@ def layers_of(mapping: Parts, n_layers: int) -> list[GeneralizedComponent]:
         AdapterError: A part that differs from layer to layer does not have them all.
     """
     blocks = mapping.get("blocks")
-    is_there = blocks is not None and blocks.is_of(BlockBridge)
-    return [blocks.at_layer(layer) for layer in range(n_layers)] if is_there else []
+    if blocks is None or not blocks.is_of(BlockBridge):
+        return []
+    return [blocks.at_layer(layer) for layer in range(n_layers)]
 
 
 def implied(frame: Parts, layers: Sequence[GeneralizedComponent], cfg: TransformerBridgeConfig) -> dict[str, object]:

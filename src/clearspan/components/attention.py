@@ -220,7 +220,8 @@ class GeneralAttentionBridge(GeneralizedComponent):
         apart = Layout.HEADS_FIRST if by_head else Layout.ROWS_BY_ROWS
         joined = Layout.JOINED_HEADS if by_head else Layout.JOINED_SQUARE
         rows_of = self.module_path if self.joins_heads else ""
-        return Place(self.core_path, side, layout=joined if self.joins_heads else apart, rows_of=rows_of)
+        layout = joined if self.joins_heads else apart
+        return Place(self.core_path, side, layout=layout, rows_of=rows_of, call=self.call)
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the points from the projections to the heads' results."""
@@ -230,7 +231,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
         yield self.point("hook_pattern", self.inside(Side.PATTERN))
         joined, by_head = self.o.place(Side.INPUT), Converted(HeadsConversion(self.n_heads))
         if self.gate_activation is not None:
-            yield self.point("hook_z", Place(self.core_path, Side.Z), dimensions=self._value_axes)
+            yield self.point("hook_z", Place(self.core_path, Side.Z, call=self.call), dimensions=self._value_axes)
             yield self._gate_point(self.gate_activation)
         else:
             first = self.submodules.get("o_norm", self.o).place(Side.INPUT)

@@ -256,8 +256,9 @@ class GeneralizedComponent:
             The module's output; of a tuple, the first.
         """
         self._bound.follow()
-        if self.call is not None:
-            self._bound.expect(self.module_path, self.call)
+        for part in self.walk():
+            if part.call is not None:
+                self._bound.expect(part.module_path, part.call)
         own = value.clone()  # a write in place, as at `hook_resid_mid`, must not reach the caller's tensor
         output = self.module(own, **{**self.call_arguments(value), **dict.fromkeys(self.same_inputs, own)})
         return output[0] if isinstance(output, tuple | list) else output

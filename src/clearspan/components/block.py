@@ -98,6 +98,10 @@ class BlockBridge(GeneralizedComponent):
             add nothing to the stream.
         norms_the_sum: Whether `ln1`, `ln2`, ... come after a stage, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
+        index: Its place in the list at `name`, where that is not its layer: a block is called several times in a
+            forward, or blocks are in several lists.
+        seam: Why the stream that enters is not the one that left the block before, or, of the first block, not the sum
+            of the embeddings; empty where it is.
     """
 
     _: KW_ONLY
@@ -114,6 +118,8 @@ class BlockBridge(GeneralizedComponent):
     fed_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     norms_the_sum: bool = False
     residual_is_normed: bool = False
+    index: int | None = None
+    seam: str = ""
 
     sublayers: tuple[Sublayer, ...] = field(init=False, default=())
     """Those of a live block, stage by stage."""
@@ -177,7 +183,7 @@ class BlockBridge(GeneralizedComponent):
     def at_layer(self, layer: int) -> Self:
         """Returns the template of one layer."""
         own = cast("Self", super().at_layer(layer))
-        own.name = f"{self.name}.{layer}"
+        own.name = f"{self.name}.{layer if self.index is None else self.index}"
         return own
 
     def sizes(self) -> dict[str, int]:
@@ -244,9 +250,9 @@ class BlockBridge(GeneralizedComponent):
 
     def _known(self, path: str) -> Place:
         """Returns a module's output as the component of that module describes it, if there is one."""
-        named = Place(f"{self.module_path}.{path}", Side.OUTPUT)
+        named = Place(f"{self.module_path}.{path}", Side.OUTPUT, call=self.call)
         parts = {part.module_path: part for part in self.walk() if part.name is not None}
-        return parts[named.module].place(named.side) if named.module in parts else named
+        return parts[named.module].place(Side.OUTPUT) if named.module in parts else named
 
     def claims(self) -> Iterator[str]:
         """Yields the parameters by which the block multiplies."""
@@ -327,9 +333,9 @@ class BlockBridge(GeneralizedComponent):
 
     @property
     def is_sum(self) -> bool:
-        """Whether the stream after the block is the stream before it plus what the sublayers add."""
+        """Whether the stream after the block is the one that left the block before plus what the sublayers add."""
         scales = map(self._stream_scale, range(len(self.stages)))
-        return not self.norms_the_sum and not self.residual_is_normed and all(map(is_one, scales))
+        return not self.seam and not self.norms_the_sum and not self.residual_is_normed and all(map(is_one, scales))
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns what its attention needs."""

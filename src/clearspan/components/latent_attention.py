@@ -37,7 +37,6 @@ class LatentAttentionBridge(GeneralAttentionBridge):
     _: KW_ONLY
     d_head_nope: int
     d_head_rope: int
-    d_head_v: int
     latent_multiplier: float = 1.0
     has_rotary: bool = True
 
@@ -62,7 +61,13 @@ class LatentAttentionBridge(GeneralAttentionBridge):
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, including the heads' widths."""
-        return {**super().sizes(), "d_head_qk": self.d_head_nope + self.d_head_rope, "d_head_v": self.d_head_v}
+        return {**super().sizes(), "d_head_qk": self.d_head_nope + self.d_head_rope, "d_head_v": self.value_width}
+
+    @property
+    def value_width(self) -> int:
+        """How many channels a head's value has."""
+        assert self.d_head_v is not None, "its builder asks for it"
+        return self.d_head_v
 
     @property
     def _last_query(self) -> LinearBridge:
@@ -85,7 +90,7 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         """Returns the last query projection, or the value part of the key/value up-projection."""
         if projection == "q":
             return self._last_query.place(Side.OUTPUT), Converted(HeadsConversion(self.n_heads))
-        values = HeadPartConversion(self.n_heads, self.d_head_nope, self.d_head_v)
+        values = HeadPartConversion(self.n_heads, self.d_head_nope, self.value_width)
         return self.kv_b.place(Side.OUTPUT), Converted(values)
 
     def _projection_points(self) -> Iterator[HookPoint]:

@@ -10,7 +10,7 @@ from torch import nn
 from clearspan.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from transformers import Cache
+    from transformers import Cache, PreTrainedModel
 
 KV_CACHE = "past_key_values"
 """This library's keyword for a KV cache, whatever the model's forward calls it."""
@@ -39,6 +39,22 @@ def _kv_cache_keyword(kind: type[nn.Module]) -> str:
         got=", ".join(names),
         where=kind.__name__,
     )
+
+
+def takes_position_ids(model: "PreTrainedModel") -> bool:
+    """Whether a model's forward takes the positions of tokens: by itself, or for the decoder that it hands them to.
+
+    Args:
+        model: A Hugging Face model.
+    """
+    named = inspect.signature(type(model).forward).parameters
+    if "position_ids" in named:
+        return True
+    decoder = model.get_decoder()
+    if decoder is model or not isinstance(decoder, nn.Module):
+        return False
+    hands_on = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in named.values())
+    return hands_on and "position_ids" in inspect.signature(type(decoder).forward).parameters
 
 
 def kv_cache_in(keywords: Mapping[str, Any]) -> "Cache | None":

@@ -9,6 +9,7 @@ from clearspan.components import MixerKind, kind_among
 from clearspan.hf.attention import Call
 from clearspan.hf.functions import names_called
 from clearspan.hf.observers import observed
+from clearspan.hf.watch import Visits
 from clearspan.points import Passed, Role
 
 
@@ -48,7 +49,9 @@ def axis_sizes(module: nn.Module, kind: MixerKind, run: Callable[[], Any]) -> di
         return note
 
     def observer(roles: list[Role]) -> Callable[[Call], Any]:
-        visits = {Passed(role, value): visit(role.axes[value]) for role in roles for value in _given(kind, role)}
+        visits: Visits = {
+            Passed(role, value): visit(role.axes[value]) for role in roles for value in _given(kind, role)
+        }
         return lambda call: call.run_watched(visits)
 
     by_caller: dict[str, list[Role]] = {}

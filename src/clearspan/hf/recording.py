@@ -56,10 +56,22 @@ class Ends:
 
 @dataclass(frozen=True)
 class Inside:
-    """What is kept of the inside of the module at a path."""
+    """What is kept of the inside of the module at a path.
+
+    Attributes:
+        path: The module's path.
+        call: Which call in a forward, or None where it is called once.
+        places: What is kept, by where it is.
+    """
 
     path: str
+    call: int | None
     places: Mapping[Side | Passed, Place]
+
+    @property
+    def owner(self) -> str:
+        """The module's path, and which call of it, as one string."""
+        return next(iter(self.places.values())).owner
 
     @property
     def has_square(self) -> bool:
@@ -102,7 +114,7 @@ class RecordingPlan:
                 ends.append(Ends(path, call, entry, exits, arguments))
             inside = {place.side: place for place in here if place.side.is_inside}
             if inside:
-                insides.append(Inside(path, inside))
+                insides.append(Inside(path, call, inside))
         return cls(places, tuple(ends), tuple(insides), branches(dict.fromkeys(path for path, _ in at)))
 
 
@@ -164,7 +176,7 @@ class Recording:
         self._calls: dict[str, AttentionCall] = {}
         self._versions: dict[str, int] = {}
         self._counted = CountedViews()
-        self._called: dict[Callable[..., None], int] = {}
+        self._called: dict[Callable[..., Any], int] = {}
         self._transform = transform
         self._defers = may_defer
         self._relocation = relocation
@@ -174,7 +186,7 @@ class Recording:
     def raw(self, place: Place) -> Tensor:
         """Returns the raw tensor of a place, rows and positions first."""
         if place.key not in self._raw and place.side.is_of_a_call:
-            self._keep_inside(self._calls[place.module], [place])
+            self._keep_inside(self._calls[place.owner], [place])
         return self._counted.of(self._raw[place.key])
 
     def value(self, point: HookPoint) -> Tensor | None:
@@ -183,7 +195,7 @@ class Recording:
 
     def has(self, point: HookPoint) -> bool:
         """Whether the point's value was kept, or can be computed from what was."""
-        inside = point.place.side.is_of_a_call and point.place.module in self._calls
+        inside = point.place.side.is_of_a_call and point.place.owner in self._calls
         return inside or point.name in self.values or point.place.key in self._raw
 
     @property
@@ -207,18 +219,18 @@ class Recording:
 
     def is_deferred(self, place: Place) -> bool:
         """Whether a place's raw tensor has still to be computed."""
-        return place.side.is_of_a_call and place.module in self._calls and place.key not in self._raw
+        return place.side.is_of_a_call and place.owner in self._calls and place.key not in self._raw
 
     def length(self, point: HookPoint) -> int:
         """Returns how many positions of a point were kept."""
         if self.is_deferred(point.place):
-            return self._calls[point.place.module].query.shape[2]
+            return self._calls[point.place.owner].query.shape[2]
         return self._kept(point).shape[point.place.pos_dim]
 
     def n_keys(self, point: HookPoint) -> int:
         """Returns how many keys the scores or the pattern of a point have."""
         if self.is_deferred(point.place):
-            return self._calls[point.place.module].key.shape[2]
+            return self._calls[point.place.owner].key.shape[2]
         return self._kept(point).shape[-1]
 
     def _kept(self, point: HookPoint) -> Tensor:
@@ -230,7 +242,7 @@ class Recording:
 
     def storages_for(self, point: HookPoint) -> dict[int, int]:
         """Returns the storages that are kept for a point, with their bytes."""
-        key, path = point.place.key, point.place.module
+        key, path = point.place.key, point.place.owner
         if point.name in self.values or key in self._raw:
             return storages([self._kept(point)])
         return storages(self._calls[path].tensors().values())
@@ -286,7 +298,10 @@ class Recording:
         new = Recording(rows)
         new._raw, new.values = dict(contents.raw), dict(contents.values)
         new.autocast = contents.autocast
-        new._calls = {path: call.restored(acting(module_at(model, path))) for path, call in contents.calls.items()}
+        new._calls = {
+            owner: call.restored(acting(module_at(model, owner.partition("#")[0])))
+            for owner, call in contents.calls.items()
+        }
         new._versions = {name: tensor._version for name, tensor in new._named() if not tensor.is_inference()}
         return new
 
@@ -316,7 +331,7 @@ class Recording:
         return with_autocast(self.autocast, execution_device(call.module), call.inside)
 
     def _keep_inside(self, call: AttentionCall, places: Iterable[Place]) -> None:
-        seen = {Side.QUERY: call.query, Side.KEY: call.key}
+        seen: dict[Side | Passed, Tensor] = {Side.QUERY: call.query, Side.KEY: call.key}
         if any(place.side not in seen for place in places):
             seen[Side.SCORES], seen[Side.PATTERN] = self._computed(call)
         for place in places:
@@ -339,7 +354,7 @@ class Recording:
                 hook = self._plain_hook(ends, owner) if ends.are_plain else self._hook(ends, owner)
                 hook = hook if ends.call is None else self._at_call(ends.call, hook, owner)
                 handles.append(after(modules[ends.path], hook, is_for_one=True))
-            with observed({modules[inside.path]: self._observer(inside, owner) for inside in plan.insides}):
+            with observed(self._observers(plan, modules, owner)):
                 yield
         finally:
             for handle in handles:
@@ -388,6 +403,29 @@ class Recording:
 
         return keep
 
+    def _observers(
+        self, plan: RecordingPlan, modules: Mapping[str, nn.Module], owner: Scope | None
+    ) -> dict[nn.Module, Observer]:
+        """Returns what observes the modules whose inside is kept; of one that is called several times, each call."""
+        found = {modules[one.path]: self._observer(one, owner) for one in plan.insides if one.call is None}
+        calls: dict[str, dict[int, Observer]] = {}
+        for one in plan.insides:
+            if one.call is not None:
+                calls.setdefault(one.path, {})[one.call] = self._observer(one, owner)
+        return {**found, **{modules[path]: self._in_turn(there, owner) for path, there in calls.items()}}
+
+    def _in_turn(self, observers: Mapping[int, Observer], owner: Scope | None) -> Observer:
+        """Returns an observer that hands each call of a forward to the one who observes this call."""
+
+        def observe(call: Call) -> Any:
+            if HERE.get() is not owner:
+                return call.run()
+            number = self._called.get(observe, 0)
+            self._called[observe] = number + 1
+            return observers[number](call) if number in observers else call.run()
+
+        return observe
+
     def _observer(self, inside: Inside, owner: Scope | None) -> Observer:
         def visit(place: Place) -> Callable[[Tensor], Tensor]:
             def keep(tensor: Tensor) -> Tensor:
@@ -421,10 +459,10 @@ class Recording:
             kept = replace(kept, value=kept.key)  # values are not needed, and may lie in the fused projection
             if self._relocation is not None:
                 kept = kept.to(self._relocation)
-            self._calls[inside.path] = kept
+            self._calls[inside.owner] = kept
             for name, tensor in kept.tensors().items():
                 if not tensor.is_inference():
-                    self._versions[f"{inside.path}:{name}"] = tensor._version
+                    self._versions[f"{inside.owner}:{name}"] = tensor._version
             return call.run()
 
         return observe

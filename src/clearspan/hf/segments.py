@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clearspan.errors import InvalidArgumentError
 from clearspan.hf.adapters import acting
 from clearspan.hf.tensors import primary_input, primary_output, with_input
 from clearspan.hf.torch_hooks import HOOK_TABLES, StandIn, after, before
@@ -172,6 +173,12 @@ def _replaced(module: nn.Module, replacement: Callable[..., Any]) -> Iterator[No
         stand_in.restore()
 
 
+def _takes_more(module: nn.Module) -> bool:
+    """Whether a module's forward takes more than its input."""
+    _, *others = inspect.signature(type(acting(module)).forward).parameters.values()
+    return sum(one.kind is not inspect.Parameter.VAR_KEYWORD for one in others) > 1
+
+
 class ArgumentsOf:
     """What a model's own forward passes to a module of a block after its first input, from a run that nobody sees.
 
@@ -179,12 +186,14 @@ class ArgumentsOf:
         model: The Hugging Face model.
         blocks: Paths of its blocks.
         embedding_width: Width of the token embedding.
+        refused: Why the model cannot be run up to a module, or None if it can.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.blocks: Sequence[str] = ()
         self.embedding_width = 0
+        self.refused: str | None = None
 
     def __call__(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
         """Returns the arguments of a block, or of a module in one, by name.
@@ -193,6 +202,12 @@ class ArgumentsOf:
             module: The module.
             value: Its input `[batch, pos, d_model]`.
         """
+        if self.refused is not None and _takes_more(module):
+            raise InvalidArgumentError(
+                f"this {type(module).__name__} is not called alone",
+                reason=f"the model passes it more than its input, and {self.refused}",
+                fix="a run of the whole model, with its hook_in and hook_out",
+            )
         with turns_of(self.model).unseen():
             return _arguments_of(
                 self.model,
@@ -224,11 +239,9 @@ def _arguments_of(
         embedding_width: Width of the token embedding.
     """
     module = acting(module)  # an adapter's own forward takes anything
-    first, *others = inspect.signature(type(module).forward).parameters.values()
-    taken = [one.name for one in others if one.kind is not inspect.Parameter.VAR_KEYWORD][1:]
-    if not taken:
+    if not _takes_more(module):
         return {}
-
+    first, *others = inspect.signature(type(module).forward).parameters.values()
     own = HERE.get()
 
     def reached(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

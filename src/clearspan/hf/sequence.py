@@ -32,7 +32,7 @@ class Passage(threading.local):
         stretch: Where in the sequence the forward is.
         rows: Rows of the input of modules that are running, by their paths.
         pending: Edits of derived values between their source and their targets.
-        calls: How often modules that are called several times were entered and left, by path and side.
+        calls: How often modules that are called several times were entered, left, and seen inside (None), by path.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Passage(threading.local):
         self.stretch = Stretch()
         self.rows: dict[str, int] = {}
         self.pending: dict[Derivation, Pending] = {}
-        self.calls: dict[tuple[str, Side], int] = {}
+        self.calls: dict[tuple[str, Side | None], int] = {}
 
 
 class Follower:
@@ -109,8 +109,9 @@ class Follower:
         stretch, self._passage.stretch = self._passage.stretch, Stretch()
         self._passage.calls.clear()
         past = kv_cache_in(output) if isinstance(output, Mapping) else None
-        is_known = isinstance(stretch.position, int) and stretch.length is not None
-        if past is not None and is_known and _counting(past) is None:
+        if past is None or not isinstance(stretch.position, int) or stretch.length is None:
+            return
+        if _counting(past) is None:
             self._counted[past] = stretch.position + stretch.length
 
     def _positions_before(self, kwargs: Mapping[str, Any]) -> int | Tensor | None:

@@ -366,7 +366,7 @@ class Taps:
 
         return leave
 
-    def _of_this_call(self, places: Sequence[Place], side: Side) -> Sequence[Place]:
+    def _of_this_call(self, places: Sequence[Place], side: Side | None) -> Sequence[Place]:
         """Returns the places at a module that this call of it is, where a forward calls it several times.
 
         Raises:
@@ -387,14 +387,15 @@ class Taps:
 
     def expect(self, path: str, call: int) -> None:
         """Says which call of a module the next one is, outside a forward of the model."""
-        self._passage.calls |= dict.fromkeys(((path, Side.INPUT), (path, Side.OUTPUT)), call)
+        self._passage.calls |= dict.fromkeys(((path, Side.INPUT), (path, Side.OUTPUT), (path, None)), call)
 
     def _observer(self, places: Sequence[Place]) -> Callable[[Call], Any]:
         def visit(place: Place) -> Callable[[Tensor], Tensor]:
             return lambda raw: self._through(place, raw, raw)
 
         def observe(call: Call) -> Any:
-            visited = [place for place in places if any(map(self._is_concerned, self._sources[place]))]
+            here = self._of_this_call(places, None)
+            visited = [place for place in here if any(map(self._is_concerned, self._sources[place]))]
             if not visited:
                 return call.run()
             return call.run_watched({place.side: visit(place) for place in visited}, lambda: self.turns.is_away)

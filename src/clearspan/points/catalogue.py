@@ -47,7 +47,6 @@ _STREAM, _HEADS, _KV_HEADS, _SQUARE = (
     "batch head q_pos k_pos",
 )
 _DENSE = "the MLP is dense, not a mixture of experts"
-_NO_MIXER = "no state space, linear attention or convolution: attention alone moves information between positions"
 _BLOCK, _ATTN, _MLP = "blocks.{l}.", "blocks.{l}.attn.", "blocks.{l}.mlp."
 
 

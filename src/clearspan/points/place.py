@@ -109,9 +109,13 @@ class Place:
     @functools.cached_property
     def key(self) -> str:
         """The place as one string."""
-        module = self.module if self.call is None else f"{self.module}#{self.call}"
         which = self.argument or self.item
-        return f"{module}:{self.side}:{which}" if which else f"{module}:{self.side}"
+        return f"{self.owner}:{self.side}:{which}" if which else f"{self.owner}:{self.side}"
+
+    @functools.cached_property
+    def owner(self) -> str:
+        """The module's path, and which call of it, as one string."""
+        return self.module if self.call is None else f"{self.module}#{self.call}"
 
     @property
     def pos_dim(self) -> int:

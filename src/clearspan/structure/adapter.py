@@ -26,13 +26,14 @@ from clearspan.points import nearest
 from clearspan.structure.algebra import eps_of
 from clearspan.structure.block import block_template
 from clearspan.structure.finding import Finding, Findings, MissingStructureError
-from clearspan.structure.frame import Blocks, find_blocks
+from clearspan.structure.frame import Blocks
 from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.outward import find_outward
 from clearspan.structure.positions import has_table, numbers_positions
 from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
 from clearspan.structure.trace import Trace, traced
+from clearspan.structure.woven import FIRST_SEAM, SEAM, blocks_of, place_in_weave
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel
@@ -50,6 +51,7 @@ class Structure:
         has_table: Whether rotations or biases lie in a table of `n_ctx` positions.
         irrelevant: Parameters and buffers that no component accounts for, as patterns, each with the reason.
         refused: Points that the parts would have and that do not hold, each with the reason.
+        whole_forwards: Why no block can be run apart from the whole forward, or None if they can.
         findings: What was found, and how it is known.
     """
 
@@ -60,6 +62,7 @@ class Structure:
     has_table: bool = False
     irrelevant: Mapping[str, str] = field(default_factory=dict, repr=False)
     refused: Mapping[str, str] = field(default_factory=dict, repr=False)
+    whole_forwards: str | None = None
     findings: tuple[Finding, ...] = field(default=(), repr=False)
 
     def __call__(self, cfg: TransformerBridgeConfig) -> ArchitectureAdapter:
@@ -76,7 +79,7 @@ class Structure:
         blocks = self.parts["blocks"]
         assert isinstance(blocks, PerLayer), "each layer has a template of its own"
         templates = [
-            StreamBlockBridge(str(one.name), layers[layer]) if layer in layers else one
+            _stream_alone(one, layers[layer]) if layer in layers else one
             for layer, one in enumerate(blocks.templates)
         ]
         parts = {**self.parts, "blocks": PerLayer(templates)}
@@ -88,6 +91,14 @@ class Structure:
 
     def __repr__(self) -> str:
         return f"the structure derived of {self.architecture}"
+
+
+def _stream_alone(block: GeneralizedComponent, reason: str) -> StreamBlockBridge:
+    """Returns the template of a block with its stream alone."""
+    assert isinstance(block, BlockBridge), "a template of a block"
+    own = StreamBlockBridge(str(block.name), reason)
+    own.index, own.call, own.seam = block.index, block.call, block.seam
+    return own
 
 
 class DerivedAdapter(ArchitectureAdapter):
@@ -106,6 +117,7 @@ class DerivedAdapter(ArchitectureAdapter):
             named = [name for name in cfg.hf if name.endswith(EPSILONS)]
             self.config_values |= {"eps_attr": named[0]} if named else {}
         self.refused = structure.refused
+        self.whole_forwards = structure.whole_forwards
         self.irrelevant = {**ArchitectureAdapter.irrelevant, **structure.irrelevant}
         super().__init__(cfg)
 
@@ -159,6 +171,7 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
             module.training = was_training
 
 
+_IN_LOOPS = "blocks are called several times in a forward, and such a run could not tell their calls apart"
 FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model may raise that is called in parts, or on tokens alone."""
 
@@ -172,15 +185,18 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     ids = tokens_for(model)
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
-    blocks = find_blocks(model, trace)
+    blocks = blocks_of(model, trace, ids)
     inward = find_inward(trace, blocks, ids, findings)
     outward = find_outward(trace, blocks, trace.output.logits, findings)
     layers = [_layer(trace, blocks, layer, findings, partial=partial) for layer in range(len(blocks.visits))]
     _say_heads_once(layers)
     unused = _unused(model, trace)
-    frame = GeneralizedComponent(submodules={**inward.parts, "blocks": GeneralizedComponent(blocks.path), **outward})
+    _mark_seams(layers, blocks, inward)
+    lists = {f"blocks{number or ''}": GeneralizedComponent(path) for number, path in enumerate(blocks.lists)}
+    frame = GeneralizedComponent(submodules={**inward.parts, **lists, **outward})
     account_for_all(model, frame, trace.visits, irrelevant={name.removesuffix(".*") for name in unused})
-    parts = {**frame.submodules, "blocks": PerLayer(layers)}
+    kept = {key: part for key, part in frame.submodules.items() if key not in lists or key == "blocks"}
+    parts = {**kept, "blocks": PerLayer(layers)}
     numbers = numbers_positions(model, inward)
     return Structure(
         type(model).__name__,
@@ -189,18 +205,35 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         numbers,
         has_table=has_table(model, blocks, inward),
         irrelevant=unused,
+        whole_forwards=_IN_LOOPS if len({one.path for one in blocks.visits}) < len(blocks.visits) else None,
         findings=tuple(findings.found),
     )
 
 
 def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, partial: bool) -> BlockBridge:
     """Returns the template of a layer's block; if part of a structure is enough, of its stream alone if need be."""
+    visit, path = blocks.visits[layer], blocks.list_of(layer)
     try:
-        return block_template(trace, blocks.visits[layer], blocks.path, findings, f"blocks.{layer}")
+        whole = trace.of(visit) if blocks.is_woven else trace
+        found = block_template(whole, visit, path, findings, f"blocks.{layer}")
+        if blocks.is_woven:
+            place_in_weave(found, trace, blocks, layer)
     except MissingStructureError as error:
         if not partial:
             raise
-        return StreamBlockBridge(blocks.path, f"the structure of the block was not found: {error}")
+        found = StreamBlockBridge(path, f"the structure of the block was not found: {error}")
+        if blocks.is_woven:
+            place_in_weave(found, trace, blocks, layer)
+    return found
+
+
+def _mark_seams(layers: Sequence[BlockBridge], blocks: Blocks, inward: Inward) -> None:
+    """Tells blocks which something else than the block before, or than the embeddings, hands its stream to."""
+    for layer, block in enumerate(layers):
+        if layer and not blocks.follows(layer):
+            block.seam = SEAM
+        elif not layer and not inward.is_all:
+            block.seam = FIRST_SEAM
 
 
 def _sizes(

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from clearspan.components import GeneralizedComponent, OpaqueBridge
 from clearspan.structure.algebra import linear_kind, norm_kind, same
-from clearspan.structure.attention import Attention, attention_template
+from clearspan.structure.attention import Attention
+from clearspan.structure.attention_templates import attention_template
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.mlp import find_mlp
 from clearspan.structure.templates import linear_template, norm_template

@@ -21,10 +21,12 @@ class Inward:
     Attributes:
         parts: Components by canonical name, in the order of the forward.
         table: The call of the position embedding, or None.
+        is_all: Whether the residual stream is their sum.
     """
 
     parts: dict[str, GeneralizedComponent]
     table: Visit | None = None
+    is_all: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,27 @@ def find_inward(trace: Trace, blocks: Blocks, ids: Tensor, findings: Findings) -
     """Returns the embeddings, and what lies between them and the first block.
 
     Raises:
-        MissingStructureError: The stream is no sum of embeddings, as it is or through norms and linear maps.
+        MissingStructureError: The stream is no sum of embeddings, as it is or through norms and linear maps; where
+            blocks are woven, it need not be one.
     """
     before = [visit for visit in trace.visits[: blocks.visits[0].order] if visit.left is not None]
     embed = next((one for one in before if _is_lookup(one) and _equals(one.entered, ids)), None)
     if embed is None:
         raise MissingStructureError("no module looks the token ids up")
-    found = _found(before, embed, blocks.first)
+    try:
+        found = _found(before, embed, blocks.first)
+        end = next((one for one in reversed(before) if same(one.left, blocks.first)), None)
+        if found.is_inline and end is None:
+            raise MissingStructureError("no module gives the sum of tokens and of what the model adds for positions")
+    except MissingStructureError:
+        if not blocks.is_woven:
+            raise
+        findings.add("hook_embed", f"{embed.path} looks the token ids up")
+        own = EmbeddingBridge(name=embed.path, output_is_overwritten=embed.is_overwritten)
+        return Inward({"embed": own}, is_all=False)
     names = " + ".join(one.path for one in (found.token, *found.tables))
     passed = "".join(f", through {one.path}" for one in reversed(found.through))
     findings.add("hook_embed", f"{names}{passed} is the stream that enters the blocks", found.multiplier)
-    end = next((one for one in reversed(before) if same(one.left, blocks.first)), None)
-    if found.is_inline and end is None:
-        raise MissingStructureError("no module gives the sum of tokens and of what the model adds for positions")
     return _parts(trace, embed, found, ids, blocks.first.shape[-1], end)
 
 

@@ -21,6 +21,7 @@ from clearspan.components import (
 from clearspan.points import Layout
 from clearspan.structure.algebra import factor, linear_kind, norm_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.mixing import MixedError, mixes_between, mixes_positions
 from clearspan.structure.templates import linear_template, norm_template
 from clearspan.structure.trace import Trace, Visit, fresh_arguments, traced
 from clearspan.structure.wiring import Contribution
@@ -71,12 +72,15 @@ def find_mlp(
         where: The block's canonical path.
 
     Raises:
+        MixedError: Positions mix in it.
         MissingStructureError: It is neither linear maps around an activation function, nor a known mixture.
     """
     inside = trace.inside(whole) if whole is not None else list(outside)
     if whole is not None and any(_is_mixture(one) for one in inside):
         return _mixture(block, whole, inside, findings, where), whole
     maps = _maps(block, whole, inside, contribution)
+    if whole is None:
+        _check_positions(block, maps)
     names = ", ".join(one.path for one in (*maps.inward, maps.outward))
     findings.add(f"{where}.mlp", f"its maps are {names}")
     return _template(block, maps, inside), maps.whole if maps.has_module else maps.inward[0]
@@ -100,6 +104,16 @@ def _maps(block: Visit, whole: Visit | None, inside: Sequence[Visit], contributi
         whole = _around(inside, [*inward, outward])
     norm = next((one for one in inside if same(one.left, outward.entered) and norm_kind(one)), None)
     return _Maps(whole or block, whole is not None, inward, outward, norm)
+
+
+def _check_positions(block: Visit, maps: _Maps) -> None:
+    """Raises where positions mix in what was taken for an MLP: it is none then, whatever its maps."""
+    if maps.has_module:
+        if mixes_positions(maps.whole, *block.size):
+            raise MixedError(maps.whole)
+    elif mixes_between(block, maps.inward, maps.outward, *block.size):
+        names = ", ".join(one.path for one in maps.inward)
+        raise MissingStructureError(f"positions mix between {names} and {maps.outward.path}")
 
 
 def _around(inside: Sequence[Visit], maps: Sequence[Visit]) -> Visit | None:

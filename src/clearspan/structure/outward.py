@@ -22,11 +22,10 @@ def find_outward(trace: Trace, blocks: Blocks, logits: Tensor, findings: Finding
     after = [
         one
         for one in trace.visits[blocks.visits[-1].order + 1 :]
-        if one.left is not None and not one.is_in(blocks.path)
+        if one.left is not None and not any(one.is_in(path) for path in blocks.lists)
     ]
-    unembed = next(
-        (one for one in reversed(after) if one.left.shape[-1] == logits.shape[-1] and linear_kind(one)), None
-    )
+    wide = [one for one in after if one.left is not None and one.left.shape[-1] == logits.shape[-1]]
+    unembed = next((one for one in reversed(wide) if linear_kind(one)), None)
     if unembed is None or unembed.left is None:
         raise MissingStructureError("no linear map gives the logits")
     scale, cap = _scale_and_cap(unembed.left, logits)

@@ -1,6 +1,5 @@
 """Whether a model numbers positions by itself: by the padding mask, or by counting token ids."""
 
-import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,12 +7,12 @@ from torch import Tensor
 
 from clearspan.architectures.adapter import SIZES
 from clearspan.components import PosEmbedBridge
+from clearspan.hf.keywords import takes_position_ids
 from clearspan.hf.torch_hooks import after
 from clearspan.structure.frame import Blocks
 from clearspan.structure.inward import Inward
+from clearspan.structure.tokens import n_tokens
 from clearspan.structure.trace import traced
-
-LIMITS = SIZES["n_ctx"]
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 def numbers_positions(model: "PreTrainedModel", inward: Inward) -> bool:
     """Returns whether a model makes positions without being told them; notes the padding id that it does not count."""
     embed = inward.parts.get("pos_embed")
-    takes = "position_ids" in inspect.signature(type(model).forward).parameters
+    takes = takes_position_ids(model)
     if inward.table is None or not isinstance(embed, PosEmbedBridge):
         return not takes
-    tokens = torch.arange(5, 12)[None] % model.get_input_embeddings().weight.shape[0]  # few have less than 12
+    tokens = torch.arange(5, 12)[None] % n_tokens(model)  # few have less than 12
     plain = _rows(model, inward.table.path, tokens)
     padding = vars(model.config.get_text_config(decoder=True)).get("pad_token_id")
     if takes and padding is not None:
@@ -51,7 +50,9 @@ class _ReachedError(Exception):
 def has_table(model: "PreTrainedModel", blocks: Blocks, inward: Inward) -> bool:
     """Returns whether a model without a position embedding ends its context where its config does."""
     config = model.config.get_text_config(decoder=True)
-    length = next((there for name in LIMITS if (there := getattr(config, name, None))), None)
+    names = SIZES["n_ctx"]
+    assert isinstance(names, tuple), "entries of the config"
+    length = next((there for name in names if (there := getattr(config, name, None))), None)
     if inward.table is not None or length is None or length > MOST:
         return False
 

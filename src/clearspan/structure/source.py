@@ -165,12 +165,12 @@ def _body(
     if named and not isinstance(sizes["eps"], tuple):
         values["eps_attr"] = named[0]
     if values:
-        yield "config_values: ClassVar[Mapping[str, object]]", values
+        yield "config_values: Mapping[str, object]", values
     if structure.numbers_positions:
         yield "makes_positions_from_mask", True
     irrelevant = dict(_irrelevant(structure))
     if irrelevant:
-        yield "irrelevant: ClassVar[Mapping[str, str]]", {**irrelevant}
+        yield "irrelevant: Mapping[str, str]", {**irrelevant}
 
 
 def _irrelevant(structure: Structure) -> Iterator[tuple[str, str]]:

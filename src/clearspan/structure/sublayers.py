@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, OpaqueBridge
-from clearspan.structure.algebra import as_tokens, factor, norm_kind, same
-from clearspan.structure.attention import Attention, attention_template, find_attention
+from clearspan.structure.algebra import factor, norm_kind, same
+from clearspan.structure.attention import Attention, find_attention
+from clearspan.structure.attention_templates import attention_template
 from clearspan.structure.feeding import Feeders, find_feeders
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.mixers import mixer_template
+from clearspan.structure.mixing import MixedError, mixes_positions
 from clearspan.structure.mlp import find_mlp
-from clearspan.structure.trace import Trace, Visit, fresh_arguments, same_arguments, traced
+from clearspan.structure.trace import Trace, Visit, same_arguments
 from clearspan.structure.values import bounds_values
 from clearspan.structure.wiring import Contribution, Wiring
 
@@ -68,7 +70,7 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
     outside = [one for one in trace.inside(block) if not any(one.is_in(attention.path) for attention in taken)]
     rest = [one for one in wiring.contributions if not any(one is other.contribution for other in found)]
     for contribution in rest:
-        found.append(_other(trace, block, contribution, outside, findings, where))
+        found.append(_other(trace, wiring, contribution, outside, findings, where))
     found.sort(key=lambda one: min(call.order for call in one.contribution.calls))
     for one in found:
         _locate(one, wiring, trace)
@@ -119,15 +121,21 @@ def _gives(attention: Attention, contribution: Contribution) -> bool:
 
 
 def _other(
-    trace: Trace, block: Visit, contribution: Contribution, outside: list[Visit], findings: Findings, where: str
+    trace: Trace, wiring: Wiring, contribution: Contribution, outside: list[Visit], findings: Findings, where: str
 ) -> Sublayer:
     """Returns the sublayer that adds a contribution without attending."""
+    block = wiring.block
     modules = [one for one in contribution.source if one.module._modules]
     whole = min(modules, key=lambda one: one.depth) if modules else None
-    if whole is not None and _mixes_positions(whole):
+    if whole is not None and mixes_positions(whole, *block.size):
         return Sublayer("mixer", mixer_template(trace, block, whole, findings, where), contribution, whole)
     try:
         part, reader = find_mlp(trace, block, whole, contribution, outside, findings, where)
+    except MixedError as error:
+        findings.add(f"{where}.mixer", str(error))
+        name = error.whole.path.removeprefix(f"{block.path}.")
+        opaque = OpaqueBridge(name, output_is_overwritten=_is_written(error.whole, wiring))
+        return Sublayer("mixer", opaque, contribution, error.whole)
     except MissingStructureError as error:
         if whole is None:
             raise
@@ -135,23 +143,6 @@ def _other(
         name = whole.path.removeprefix(f"{block.path}.")
         part, reader = OpaqueBridge(name, output_is_overwritten=whole.is_overwritten), whole
     return Sublayer("mlp", part, contribution, reader)
-
-
-def _mixes_positions(whole: Visit) -> bool:
-    """Whether a module's output at later positions changes with its input at the first."""
-    entered = whole.entered
-    if entered is None or entered.ndim != 3 or whole.left is None:
-        return False
-    changed = entered.clone()
-    changed[:, 0] += torch.linspace(-1, 1, entered.shape[-1], dtype=entered.dtype) * entered.abs().mean()
-    given = [_run_again(whole, value) for value in (entered, changed)]
-    before, after = (None if one is None else as_tokens(one, *entered.shape[:2]) for one in given)
-    return before is not None and after is not None and not same(before[:, 1:], after[:, 1:])
-
-
-def _run_again(whole: Visit, value: Tensor) -> Tensor | None:
-    args, kwargs = fresh_arguments(whole, value)
-    return traced(whole.module, lambda: whole.module(*args, **kwargs)).visits[0].left
 
 
 def _is(entered: Tensor | None, stream: Tensor) -> bool:

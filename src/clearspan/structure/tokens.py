@@ -20,13 +20,16 @@ MOST = 1000
 
 def tokens_for(model: "PreTrainedModel") -> Tensor:
     """Returns random token ids `[ROWS, POSITIONS]` that stand for text: none that the config gives another meaning."""
-    size = vars(model.config.get_text_config(decoder=True)).get("vocab_size") or len(
-        model.get_input_embeddings().weight
-    )
     special = set(_special(model.config.to_dict()))
-    plain = torch.tensor([one for one in range(min(size, MOST)) if one not in special])
+    plain = torch.tensor([one for one in range(min(n_tokens(model), MOST)) if one not in special])
     drawn = torch.randint(len(plain), (ROWS, POSITIONS), generator=torch.Generator().manual_seed(0))
     return plain[drawn].to(model.device)
+
+
+def n_tokens(model: "PreTrainedModel") -> int:
+    """Returns how many token ids a model knows."""
+    said = vars(model.config.get_text_config(decoder=True)).get("vocab_size")
+    return said or model.get_input_embeddings().get_parameter("weight").shape[0]
 
 
 def _special(entries: Mapping[str, object]) -> Iterator[int]:

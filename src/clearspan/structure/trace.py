@@ -57,6 +57,12 @@ class Visit:
         """How many modules are around it."""
         return self.path.count(".")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and positions of what it was given."""
+        assert self.entered is not None, "it takes a tensor"
+        return self.entered.shape[0], self.entered.shape[1]
+
     def is_in(self, path: str) -> bool:
         """Whether the module is at a path or inside of what is there."""
         return not path or self.path == path or self.path.startswith(f"{path}.")
@@ -100,15 +106,25 @@ class Trace:
         visits: All calls of modules, in the order in which they began.
         attended: All products of queries and keys.
         output: What the forward returned.
+        during: The call that is looked at alone, or None for the whole forward.
     """
 
     visits: list[Visit] = field(default_factory=list)
     attended: list[Attended] = field(default_factory=list)
     output: Any = None
+    during: Visit | None = None
 
     def at(self, path: str) -> list[Visit]:
         """Returns the calls of the module at a path."""
-        return [visit for visit in self.visits if visit.path == path]
+        return [visit for visit in self.visits if visit.path == path and self._has(visit.order)]
+
+    def of(self, visit: Visit) -> "Trace":
+        """Returns the trace of one call alone, of a module that is called several times."""
+        attended = [one for one in self.attended if visit.order <= one.order < visit.end]
+        return Trace(self.visits, attended, self.output, visit)
+
+    def _has(self, order: int) -> bool:
+        return self.during is None or self.during.order <= order < self.during.end
 
     def inside(self, visit: Visit) -> list[Visit]:
         """Returns the calls that a call made of modules in its own, those that gave a tensor."""
@@ -132,17 +148,17 @@ def first_tensor(value: Any) -> Tensor | None:
 
 
 def fresh_arguments(visit: Visit, value: Tensor | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns what a module was called with, with a new first tensor in the place of the one that it was given.
+    """Returns what a module was called with, with a new tensor wherever it was given its first one.
 
     Args:
         visit: The call.
         value: The new tensor; by default a copy of what the first was then, since the model may have written into it.
     """
     new = visit.entered.clone() if value is None and visit.entered is not None else value
-    if visit.args and isinstance(visit.args[0], Tensor):
-        return (new, *visit.args[1:]), dict(visit.kwargs)
-    name = next((name for name, one in visit.kwargs.items() if isinstance(one, Tensor)), None)
-    return visit.args, {**visit.kwargs, **({} if name is None else {name: new})}
+    tensors = (one for one in (*visit.args, *visit.kwargs.values()) if isinstance(one, Tensor))
+    old = next(tensors, None)
+    args = tuple(new if old is not None and one is old else one for one in visit.args)
+    return args, {name: new if old is not None and one is old else one for name, one in visit.kwargs.items()}
 
 
 def same_arguments(visit: Visit) -> tuple[str, ...]:
@@ -244,8 +260,8 @@ class _Tracer(TorchFunctionMode):
         visit = self._stack[-1]
         if func is torch.nn.functional.scaled_dot_product_attention:
             named = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **kwargs}
-            heads = [named[name] for name in ("query", "key", "value")]
-            self._attended(visit, *heads, result, _bias(named.get("attn_mask")))
+            bias = _bias(named.get("attn_mask"))
+            self._attended(visit, named["query"], named["key"], named["value"], result, bias)
         elif func in SOFTMAXES:
             if visit.order in self._products:
                 self._awaited[visit.order] = (*self._products.pop(visit.order), args[0])

@@ -28,9 +28,12 @@ def statements(model: Model) -> Iterator[Statement]:
     """Yields the identities of a bridge's architecture, in the order of the forward."""
     embeddings = ("hook_embed", "hook_pos_embed", "hook_type_embed")
     embedded = tuple(name for name in embeddings if name in model.hook_dict)
-    yield _sum(embedded, "blocks.0.hook_resid_pre")
     for layer, block in enumerate(model.blocks):
-        if layer:
+        if block.seam:
+            pass  # what enters is something else
+        elif not layer:
+            yield _sum(embedded, "blocks.0.hook_resid_pre")
+        else:
             yield _sum((f"blocks.{layer - 1}.hook_resid_post",), f"blocks.{layer}.hook_resid_pre")
         for identity in block.identities():
             yield Statement(str(identity), identity.terms, identity.total, identity.added)

@@ -125,10 +125,11 @@ def _unclaimed(module: nn.Module, path: str, claimed: Container[int]) -> Iterato
 def _sizes(model: Model) -> Iterator[tuple[str, str]]:
     """Yields parts whose weights have other sizes than the adapter says."""
     cfg = model.cfg
-    whole = model.blocks[0].module_path.rpartition(".")[0]
-    there = len(module_at(model.hf_model, whole)._modules)
-    if there != len(model.blocks):
-        yield f"cfg.n_layers is {len(model.blocks)}", f"{whole} has {there} blocks."
+    shown = {block.module_path for block in model.blocks}  # a block may be called several times
+    lists = dict.fromkeys(path.rpartition(".")[0] for path in sorted(shown))
+    there = sum(len(module_at(model.hf_model, path)._modules) for path in lists)
+    if there != len(shown):
+        yield f"cfg.n_layers is {len(model.blocks)}", f"{' and '.join(lists)} has {there} blocks."
     for part in _parts(model):
         for what, expected, got in _widths(part, cfg):
             if expected != got:
@@ -192,7 +193,7 @@ def _of_attention(attention: GeneralAttentionBridge, cfg: TransformerBridgeConfi
 
 
 def _of_latent(attention: LatentAttentionBridge, cfg: TransformerBridgeConfig) -> dict[str, tuple[int, int]]:
-    heads, values = attention.n_heads, attention.d_head_v
+    heads, values = attention.n_heads, attention.value_width
     rank = attention.kv_b.widths[0]
     last = "q_b" if "q_b" in attention.submodules else "q"
     query_inputs = attention.submodules["q_a"].shape("weight")[0] if last == "q_b" else cfg.d_model

@@ -181,8 +181,10 @@ LEARNED = ("e_score_correction_bias", "expert_bias", "balancing_biases")
 def _draw(model: nn.Module, generator: torch.Generator) -> None:
     """Fills parameters, and the buffers that a checkpoint would fill."""
     with torch.no_grad():
+        tables = {one.weight for one in model.modules() if isinstance(one, nn.Embedding)}
         for parameter in model.parameters():
-            parameter.copy_(_normal(parameter, generator) * (0.25 if parameter.ndim > 1 else 0.5))
+            if parameter.requires_grad or parameter not in tables:  # tables of sines are frozen
+                parameter.copy_(_normal(parameter, generator) * (0.25 if parameter.ndim > 1 else 0.5))
         for path, buffer in model.named_buffers():
             match path.rpartition(".")[2]:
                 case name if name in LEARNED:

@@ -3,7 +3,7 @@
 A pinned check may fail. One that holds again is reported, so that its pin goes.
 """
 
-import inspect
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from clearspan.hf.keywords import takes_position_ids
 from clearspan.verification import Check
 
 if TYPE_CHECKING:
@@ -60,6 +61,24 @@ def padded_on_the_right(model: "PreTrainedModel") -> float:
     return _padded(model, slice(0, _REAL))
 
 
+def counted_from_the_left(model: "PreTrainedModel") -> float:
+    """Returns how far what a position table gives for a row padded on the left is from what it gives for the row alone.
+
+    The table is the module called `embed_positions`, which gives the same for all rows.
+    """
+    table = next(module for path, module in model.named_modules() if path.endswith("embed_positions"))
+    row = torch.randint(3, model.config.vocab_size, (1, _LENGTH), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(row)
+    mask[:, :-_REAL] = 0
+    seen: list[Tensor] = []
+    handle = table.register_forward_hook(lambda _module, _args, output: seen.append(output[-_REAL:]))
+    with torch.no_grad(), contextlib.ExitStack() as stack:
+        stack.callback(handle.remove)
+        model(row[:, -_REAL:], use_cache=False)
+        model(row, attention_mask=mask, use_cache=False)
+    return _distance(seen[1], seen[0])
+
+
 _REAL, _LENGTH = 9, 12
 
 
@@ -70,7 +89,7 @@ def _padded(model: "PreTrainedModel", place: slice) -> float:
     mask = torch.zeros_like(tokens)
     tokens[:, place], mask[:, place] = row, 1
     given = [{"attention_mask": mask}]
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    if takes_position_ids(model):
         given.append({"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)})
     with torch.no_grad():
         alone = model(row, use_cache=False).logits
@@ -105,14 +124,19 @@ PINS: tuple[Pin, ...] = (
             "pegasus",
             "plbart",
             "prophetnet",
-            "roformer",
             "trocr",
-            "whisper",
         ),
         "padding",
         "row of * tokens padded on the left to *",
         "positions are counted from the left end of the padded row, and its forward takes no others",
         padded_on_the_left,
+    ),
+    Pin(
+        ("roformer",),
+        "padding",
+        "blocks.0.attn.hook_rot_q of a row padded on the left counts real tokens",
+        "rotations are counted from the left end of the padded row, and its forward takes no positions",
+        counted_from_the_left,
     ),
     Pin(
         ("recurrent_gemma", "rwkv", "xlstm"),

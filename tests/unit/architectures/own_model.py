@@ -85,6 +85,25 @@ class OwnForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(logits=self.head(self.last(x)))
 
 
+class SquashedBlock(nn.Module):
+    """A block that multiplies the stream, and adds nothing to it."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.map = nn.Linear(config.width, config.width)
+
+    def forward(self, x, mask):
+        return x * torch.sigmoid(self.map(x))
+
+
+class SquashedForCausalLM(OwnForCausalLM):
+    """A model of which no structure can be found, whatever is learned about blocks that are sums."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.stack[1] = SquashedBlock(config)
+
+
 def own_model(**settings):
     torch.manual_seed(0)
     model = OwnForCausalLM(OwnConfig(**settings)).eval()
