@@ -1,7 +1,7 @@
 """The other sublayers' parts: plain and gated MLPs, and mixtures of experts."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -162,6 +162,8 @@ def _keys(maps: _Maps) -> tuple[type[MLPBridge], list[str]]:
         return GatedMLPBridge, ["in", "gate"] if first else ["gate", "in"]
     (only,) = maps.inward
     assert only.left is not None, "calls without an output are left out"
+    if not _is_all(maps, only):
+        raise MissingStructureError(f"{only.path} gives a part alone of what {maps.outward.path} is given")
     if only.left.shape[-1] == 2 * _kind_inputs(maps.outward):
         return JointGateMLPBridge, ["gate_up"]
     return MLPBridge, ["in"]
@@ -169,14 +171,23 @@ def _keys(maps: _Maps) -> tuple[type[MLPBridge], list[str]]:
 
 def _is_linear_in(maps: _Maps, one: Visit) -> bool:
     """Whether the output map's input doubles when a map's output does: the linear branch, and not the gate."""
-    whole = maps.whole
+    entered = maps.hidden.entered
+    return entered is not None and same(_hidden_with(maps, one, lambda value: value * 2), entered * 2)
 
+
+def _is_all(maps: _Maps, only: Visit) -> bool:
+    """Whether the output map's input is the same for all tokens when a map's output is: nothing else makes it."""
+    hidden = _hidden_with(maps, only, torch.zeros_like)
+    return hidden is not None and same(hidden, hidden.flatten(0, -2)[:1].expand_as(hidden.flatten(0, -2)).clone())
+
+
+def _hidden_with(maps: _Maps, one: Visit, change: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """Returns the output map's input, or that of the norm before it, when a map's output is changed."""
+    whole, hidden = maps.whole, maps.hidden
     args, kwargs = fresh_arguments(whole)
     inner = one.path.removeprefix(f"{whole.path}.")
-    changed = traced(whole.module, lambda: whole.module(*args, **kwargs), {inner: lambda value: value * 2})
-    hidden = maps.hidden
-    again = next(visit for visit in changed.visits if visit.path == hidden.path.removeprefix(f"{whole.path}."))
-    return hidden.entered is not None and same(again.entered, hidden.entered * 2)
+    changed = traced(whole.module, lambda: whole.module(*args, **kwargs), {inner: change})
+    return next(visit for visit in changed.visits if visit.path == hidden.path.removeprefix(f"{whole.path}.")).entered
 
 
 def _is_mixture(visit: Visit) -> bool:
