@@ -26,6 +26,7 @@ from clearspan.components import (
     hook_points,
     logits_point,
 )
+from clearspan.components.starts import first_of, reads_tokens, sources_of
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError, MissingPartError, TokenizerWarning
 from clearspan.hf.adapted import adapted
@@ -244,6 +245,9 @@ class Model(ModelWeights):
         arguments.refused = adapter.whole_forwards
         arguments.blocks = [block.module_path for block in self.blocks]
         arguments.embedding_width = self.embed.width
+        arguments.stream_width = adapter.cfg.d_model
+        arguments.firsts = [first_of(self.blocks, layer) for layer in range(len(self.blocks))]
+        arguments.reads_tokens = reads_tokens(self.blocks)
         points = {name: one for name, one in hook_points(components).items() if name not in adapter.refused}
         points["hook_logits"] = logits_point(adapter.cfg)
         for point in points.values():
@@ -252,7 +256,8 @@ class Model(ModelWeights):
         self.components = tuple(components)
         self.index = PointIndex(points, components, adapter)
         self._of_vocabulary = [point for point in self.index if "d_vocab" in point.sizes]
-        self.taps = Taps(hf_model, self.index)
+        shares_keys = any(sources_of(block) for block in self.blocks)
+        self.taps = Taps(hf_model, self.index, drops_positions=shares_keys)
         self.processing: tuple[Step, ...] = ()
         self.remembered: dict[object, Any] = {}
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clearspan._forward.given import ModelInput
+from clearspan._forward.starts import check_start, give_tokens
 from clearspan.errors import InvalidArgumentError, UnwritableError
 from clearspan.hf.modules import refuse_compiled
 from clearspan.hf.segments import Stopped, starting_at, stopping_at
@@ -103,10 +104,12 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
                 )
             if start == stop:
                 return Stopped(residual)
+            check_start(model, start, stop)
             stack.enter_context(starting_at(blocks, start, residual))
             # A projection of the embedding comes before the blocks, or the model scales embeddings in place.
             if residual.shape[-1] != model.embed.width or model.embed.output_is_overwritten:
                 given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:-1], model.embed.width)
+            give_tokens(model, given, residual, start)
         if stop is not None:
             stack.enter_context(stopping_at(blocks, stop))
         try:

@@ -100,6 +100,9 @@ class BaseRun:
                 kept = kwargs[name] if name == "attention_mask" else kwargs[name][..., first:]
                 kwargs[name] = _repeated(kept, copies)
         kwargs |= value
+        ids = self.given.kwargs.get("input_ids")
+        if start is not None and ids is not None:
+            kwargs["input_ids"] = _repeated(ids[:, first:], copies)
         if first:
             assert self.prefix is not None, "a run of the last positions has keys and values of those before"
             kwargs |= {kv_cache_keyword(self.model.hf_model): self.prefix.cache(first), "use_cache": True}

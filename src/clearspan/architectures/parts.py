@@ -76,6 +76,7 @@ class AttentionOptions(TypedDict, total=False):
     d_head_v: int | None
     value_scale: float
     kv_heads: int | None
+    d_head: int | None
     sink_scales_z: bool
     joins_heads: bool
     core: str
@@ -163,10 +164,11 @@ def attention(
     *,
     q: Linear,
     k: Linear,
-    v: Linear,
+    v: Linear | None = None,
     o: Linear,
     q_norm: Norm = None,
     k_norm: Norm = None,
+    v_norm: Norm = None,
     rotary: bool = False,
     alibi: bool = False,
     sinks: bool = False,
@@ -183,10 +185,11 @@ def attention(
         name: Its module.
         q: The map to queries.
         k: The map to keys.
-        v: The map to values.
+        v: The map to values; None where they are the map to keys, through `v_norm`.
         o: The output projection.
         q_norm: The norm of queries.
         k_norm: The norm of keys.
+        v_norm: The norm of values.
         rotary: Whether positions are rotated into queries and keys.
         alibi: Whether positions are a bias on scores.
         sinks: Whether its module has a parameter `sinks`, which takes a share of each query's attention.
@@ -205,7 +208,7 @@ def attention(
         name,
         submodules={
             **_maps(q=q, k=k, v=v, o=o, gate=gate),
-            **_there(q_norm=q_norm, k_norm=k_norm, o_norm=o_norm),
+            **_there(q_norm=q_norm, k_norm=k_norm, v_norm=v_norm, o_norm=o_norm),
             **others,
         },
         has_rotary=rotary,

@@ -7,6 +7,7 @@ from clearspan.components.attention import (
     JointQKVAttentionBridge,
 )
 from clearspan.components.base import Binding, GeneralizedComponent, PerLayer, check_parts, hook_points, logits_point
+from clearspan.components.beside import MLPBesideMixtureBridge
 from clearspan.components.block import BlockBridge, Identity
 from clearspan.components.embedding import (
     EmbeddingBridge,
@@ -30,7 +31,9 @@ from clearspan.components.mlp import (
 )
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.per_layer_input import PerLayerInputBridge
 from clearspan.components.remainder import RemainderBridge
+from clearspan.components.shared_attention import SharedKeysAttentionBridge
 from clearspan.components.stream_block import StreamBlockBridge
 from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind, projection_input, stream_at
 from clearspan.components.weights import LinearMap, WeightTensor
@@ -54,6 +57,7 @@ __all__ = [
     "LinearBridge",
     "LinearMap",
     "LogitHeadBridge",
+    "MLPBesideMixtureBridge",
     "MLPBridge",
     "MixerBridge",
     "MixerKind",
@@ -62,9 +66,11 @@ __all__ = [
     "OpaqueBridge",
     "Part",
     "PerLayer",
+    "PerLayerInputBridge",
     "PosEmbedBridge",
     "RemainderBridge",
     "RouterBridge",
+    "SharedKeysAttentionBridge",
     "StreamBlockBridge",
     "Sublayer",
     "SublayerKind",

@@ -4,14 +4,15 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clearspan.components.base import GeneralizedComponent, causal_mask
+from clearspan.components.base import Binding, GeneralizedComponent, causal_mask
 from clearspan.components.linear import LinearBridge
+from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.weights import LinearMap, Weight, write_through
 from clearspan.conversions import (
     GateActivation,
@@ -23,7 +24,7 @@ from clearspan.conversions import (
     RearrangeTensorConversion,
 )
 from clearspan.errors import ConflictingWritesError
-from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, Layout, Place, Side
+from clearspan.points import Access, Converted, Derivation, Derived, HookPoint, Layout, Place, Side, Whole, read
 from clearspan.tree import module_at
 
 Projection = Literal["q", "k", "v"]
@@ -56,6 +57,8 @@ class GeneralAttentionBridge(GeneralizedComponent):
             they are.
         value_scale: What the model multiplies values by after projecting them: `hook_v` and `W_V` are without it.
         kv_heads: Key and value heads of this layer, where layers differ; None where the config says it for all.
+        d_head: Channels of a head's query and key in this layer, where layers differ (Gemma 4); None where the config
+            says it for all.
         sink_scales_z: Whether the sink's share is taken from the product of pattern and values, and not from the
             pattern: rows of the pattern then sum to one, and z is the product times one number for each query and head
             (Granite SWA).
@@ -84,6 +87,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     d_head_v: int | None = None
     value_scale: float = 1.0
     kv_heads: int | None = None
+    d_head: int | None = None
     sink_scales_z: bool = False
     scales_queries: bool = False
     bounds_values: bool = False
@@ -141,8 +145,16 @@ class GeneralAttentionBridge(GeneralizedComponent):
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, with this layer's own heads."""
-        own = {"kv_head": self.n_kv_heads, "d_head_v": self.d_head_v, "width": self.d_input}
+        own = {"kv_head": self.n_kv_heads, "d_head": self.head_width, "d_head_v": self.d_head_v, "width": self.d_input}
         return {**super().sizes(), **{axis: size for axis, size in own.items() if size is not None}}
+
+    def bind(self, binding: Binding, path: str, parent: str = "") -> Self:
+        """Returns the live attention, whose norms know its heads."""
+        live = super().bind(binding, path, parent)
+        for part in live.submodules.values():
+            if isinstance(part, NormalizationBridge):
+                part.of_heads = {"kv_head": live.n_kv_heads, "d_head": live.head_width}
+        return live
 
     @property
     def n_heads(self) -> int:
@@ -153,6 +165,11 @@ class GeneralAttentionBridge(GeneralizedComponent):
     def n_kv_heads(self) -> int:
         """Key and value heads."""
         return self.kv_heads or self.cfg.n_key_value_heads or self.cfg.n_heads
+
+    @property
+    def head_width(self) -> int:
+        """Channels of a head's query and key."""
+        return self.d_head or self.cfg.d_head
 
     @Weight
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
@@ -216,7 +233,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
 
     def inside(self, side: Side) -> Place:
         """Returns a place inside attention."""
-        by_head = side in (Side.QUERY, Side.KEY)
+        by_head = side in (Side.QUERY, Side.KEY, Side.VALUE)
         apart = Layout.HEADS_FIRST if by_head else Layout.ROWS_BY_ROWS
         joined = Layout.JOINED_HEADS if by_head else Layout.JOINED_SQUARE
         rows_of = self.module_path if self.joins_heads else ""
@@ -335,25 +352,76 @@ class HeadAttentionBridge(GeneralAttentionBridge):
         """All three."""
         return PROJECTIONS
 
+    @abstractmethod
+    def _mapped(self, projection: Projection) -> tuple[Place, Access]:
+        """Returns the output of a projection's map, and how to read it by head."""
+
+    def projected(self, projection: Projection) -> tuple[Place, Access]:
+        """Returns the map's output, or values after their norm, and how to read them by head."""
+        if projection == "v" and "v_norm" in self.submodules:
+            return self._at_norm("v_norm", Side.OUTPUT)
+        return self._mapped(projection)
+
+    def _at_norm(self, key: str, side: Side) -> tuple[Place, Access]:
+        """Returns an end of a norm of keys or values, and how to read it by head."""
+        norm = self.submodules[key]
+        return norm.place(side), Converted(HeadsConversion(self.n_kv_heads)) if _is_flat(norm) else Whole()
+
+    def before_heads(self, value: Tensor, projection: Projection) -> Tensor:
+        """Returns what is read by the module at which a projection shows, for an input of attention.
+
+        That is the input itself where this is the projection's map, and what the map makes of it where it is a norm.
+        """
+        place, _ = self.projected(projection)
+        norm = next((part for part in self.submodules.values() if part.module_path == place.module), None)
+        if not isinstance(norm, NormalizationBridge):
+            return value
+        _, access = self._mapped(projection)
+        made = read(access, self.holder(projection).module.forward(value), None, {})
+        return made.flatten(2) if _is_flat(norm) else made
+
     def project(self, value: Tensor, projection: Projection) -> Tensor:
         """Returns queries, keys or values by head for an input by head, `[batch, pos, head, d_model]`."""
-        projected = torch.einsum("bphm,hmd->bphd", value, self._weight(projection))
-        return projected + self._bias(projection) if self.has_bias(projection) else projected
+        made = torch.einsum("bphm,hmd->bphd", value, self._weight(projection))
+        made = made + self._bias(projection) if self.has_bias(projection) else made
+        norm = self.submodules.get("v_norm")
+        if projection != "v" or norm is None:
+            return made
+        if _is_flat(norm):
+            return norm.module.forward(made.flatten(2)).unflatten(-1, made.shape[2:])
+        return norm.module.forward(made)
+
+
+def _is_flat(norm: GeneralizedComponent) -> bool:
+    """Whether a norm is of all heads together."""
+    return norm.input_axes == "batch pos width"
 
 
 class AttentionBridge(HeadAttentionBridge):
-    """Attention with a linear map each for queries, keys and values: submodules `q`, `k`, `v` and `o`."""
+    """Attention with a linear map each for queries, keys and values: submodules `q`, `k`, `v` and `o`.
+
+    A part `v_norm` is a norm that values pass (Gemma 4): `hook_v` is its output, which the pattern multiplies. With it and
+    `k_norm`, values may have no map of their own, and be the map of keys through another norm.
+    """
 
     def required(self) -> Mapping[str, type[GeneralizedComponent]]:
-        """Returns the four maps."""
+        """Returns the four maps, or three and the two norms that tell keys and values apart."""
         has_map = self.gate_activation is not None and not self.gate_in_queries
-        return dict.fromkeys((*PROJECTIONS, "o", *(["gate"] if has_map else [])), LinearBridge)
+        maps = dict.fromkeys((*PROJECTIONS, "o", *(["gate"] if has_map else [])), LinearBridge)
+        if "v" in self.submodules or "v_norm" not in self.submodules:
+            return maps
+        return {**{key: kind for key, kind in maps.items() if key != "v"}, "k_norm": NormalizationBridge}
 
     def projected(self, projection: Projection) -> tuple[Place, Access]:
-        """Returns the linear map's output, and how to read it by head."""
-        place = self.submodules[projection].place(Side.OUTPUT)
+        """Returns the linear map's output, or values after their norm, and how to read them by head."""
+        if projection == "k" and "v" not in self.submodules:
+            return self._at_norm("k_norm", Side.INPUT)  # a write into the map's output would change values too
+        return super().projected(projection)
+
+    def _mapped(self, projection: Projection) -> tuple[Place, Access]:
+        place = self.holder(projection).place(Side.OUTPUT)
         if projection == "q" and self.gate_in_queries:
-            return place, Converted(HeadPartConversion(self.n_heads, 0, self.cfg.d_head))
+            return place, Converted(HeadPartConversion(self.n_heads, 0, self.head_width))
         return place, Converted(HeadsConversion(self.n_heads if projection == "q" else self.n_kv_heads))
 
     def _weight(self, projection: Projection) -> Tensor:
@@ -368,11 +436,11 @@ class AttentionBridge(HeadAttentionBridge):
 
     def _queries(self, rows: Tensor) -> Tensor:
         """Returns the rows of queries `[head, d_head, ...]` of those of queries and gates, a view."""
-        return rows.unflatten(0, (self.n_heads, -1))[:, : self.cfg.d_head]
+        return rows.unflatten(0, (self.n_heads, -1))[:, : self.head_width]
 
     def holder(self, projection: Projection) -> LinearBridge:
-        """Returns the projection's own map."""
-        part = self.submodules[projection]
+        """Returns the projection's own map; of values without one, that of keys."""
+        part = self.submodules["k" if projection == "v" and "v" not in self.submodules else projection]
         assert isinstance(part, LinearBridge), f"{projection} is a linear map"
         return part
 
@@ -400,8 +468,7 @@ class JointQKVAttentionBridge(HeadAttentionBridge):
         """Returns the two maps."""
         return dict.fromkeys(("qkv", "o"), LinearBridge)
 
-    def projected(self, projection: Projection) -> tuple[Place, Access]:
-        """Returns the fused output, and how to read the projection's part of it by head."""
+    def _mapped(self, projection: Projection) -> tuple[Place, Access]:
         return self.qkv.place(Side.OUTPUT), Converted(QKVPartConversion(self.qkv_conversion_rule, projection))
 
     def _rows(self, projection: Projection, name: Literal["weight", "bias"]) -> Tensor:
@@ -498,8 +565,8 @@ class PathInputs(Derivation):
             if part in edits or "attn_in" in edits:
                 self._check(self.attention.before_heads(self._normalized(source), projection), entered)
                 value = edits[part] if part in edits else self.read(part, source, edits)
-                assert isinstance(access, Converted), "projections show by head"
-                raw = access.conversion.revert(self.attention.project(self._normalized(value), projection), raw)
+                made = self.attention.project(self._normalized(value), projection)
+                raw = access.conversion.revert(made, raw) if isinstance(access, Converted) else made
         return raw
 
     def _check(self, expected: Tensor, entered: Tensor) -> None:

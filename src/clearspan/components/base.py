@@ -119,6 +119,8 @@ class GeneralizedComponent:
     _binding: Binding | None = field(init=False, default=None)
     input_axes = "batch pos d_model"
     output_axes = "batch pos d_model"
+    reads_tokens: ClassVar[bool] = False
+    """Whether it reads something that the model makes of the tokens, besides the residual stream."""
 
     def at_layer(self, layer: int) -> "GeneralizedComponent":
         """Returns the template of one layer."""
@@ -246,6 +248,19 @@ class GeneralizedComponent:
         children = self.acting._modules
         return any(part.name and part.name.partition(".")[0] not in children for part in self.submodules.values())
 
+    @property
+    def why_not_alone(self) -> str | None:
+        """Why the component cannot run alone, or None where it can."""
+        return next((reason for part in self.submodules.values() if (reason := part.why_not_alone)), None)
+
+    def refuse_alone(self) -> None:
+        """Raises InvalidArgumentError where the component cannot run alone."""
+        reason = self.why_not_alone
+        if reason is not None:
+            raise InvalidArgumentError(
+                f"{self.path} cannot run alone", reason=reason, fix="a run of the whole model, with hooks where needed"
+            )
+
     def __call__(self, value: Tensor) -> Tensor:
         """Runs the component's own module alone; its listeners fire.
 
@@ -254,7 +269,11 @@ class GeneralizedComponent:
 
         Returns:
             The module's output; of a tuple, the first.
+
+        Raises:
+            InvalidArgumentError: It needs more than its input: keys of another layer, or an input made of the tokens.
         """
+        self.refuse_alone()
         self._bound.follow()
         for part in self.walk():
             if part.call is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clearspan.components.attention import GeneralAttentionBridge, HeadAttentionBridge, PathInputs
 from clearspan.components.base import Binding, GeneralizedComponent
+from clearspan.components.beside import MLPBesideMixtureBridge, MLPBesideMixtureInput
 from clearspan.components.mlp import MLPBridge
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.remainder import RemainderBridge
@@ -96,6 +97,7 @@ class BlockBridge(GeneralizedComponent):
         fed_by: Sublayers that read a sum of the stream and of what further parts of the block make (Zamba's shared
             transformer), each with those parts in the order of the forward: the output of the last one is added. They
             add nothing to the stream.
+        feeders_read_tokens: Whether these read the embeddings of the tokens beside the stream.
         norms_the_sum: Whether `ln1`, `ln2`, ... come after a stage, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
         index: Its place in the list at `name`, where that is not its layer: a block is called several times in a
@@ -116,6 +118,7 @@ class BlockBridge(GeneralizedComponent):
     stream_multiplier: Factor | Sequence[Factor] = 1.0
     input_multipliers: Mapping[str, float] = field(default_factory=dict)
     fed_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    feeders_read_tokens: bool = False
     norms_the_sum: bool = False
     residual_is_normed: bool = False
     index: int | None = None
@@ -258,9 +261,7 @@ class BlockBridge(GeneralizedComponent):
         """Yields the parameters by which the block multiplies."""
         yield from super().claims()
         scales = [*(sub.scale for sub in self.sublayers), *map(self._stream_scale, range(len(self.stages)))]
-        for scale in scales:
-            if isinstance(scale, BlockParameter):
-                yield scale.path
+        yield from dict.fromkeys(scale.path for scale in scales if isinstance(scale, BlockParameter))
 
     def __getattr__(self, name: str) -> NoReturn:
         """Raises for a sublayer that other blocks have, with the reason."""
@@ -323,6 +324,17 @@ class BlockBridge(GeneralizedComponent):
         return tuple(self.submodules[name] for name in self._feeders)
 
     @property
+    def reads_tokens(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether it reads something that the model makes of the tokens, besides the residual stream."""
+        return self.feeders_read_tokens
+
+    @property
+    def why_not_alone(self) -> str | None:
+        """Why the block cannot run alone, or None where it can."""
+        own = "it reads the embeddings of the tokens beside the stream" if self.feeders_read_tokens else None
+        return own or super().why_not_alone
+
+    @property
     def in_order_of_adding(self) -> tuple[Sublayer, ...]:
         """Its sublayers in the order in which they are added to the stream."""
         return tuple(sorted(self.sublayers, key=lambda sublayer: sublayer.adds_at))
@@ -365,6 +377,10 @@ class BlockBridge(GeneralizedComponent):
             for part in inputs.parts:
                 own = name if part == "attn_in" else projection_input(sublayer.name, part.removesuffix("_input"))
                 yield self.point(own, sublayer.reads, Derived(inputs, part))
+        elif isinstance(sublayer.part, MLPBesideMixtureBridge) and sublayer.norm is not None:
+            yield self.point(
+                name, sublayer.reads, Derived(own := MLPBesideMixtureInput(sublayer.part, sublayer.norm), own.PART)
+            )
         elif sublayer.shares_norm:
             yield self.point(name, sublayer.reads, Derived(SublayerInput(sublayer), SublayerInput.PART))
         elif sublayer.norm is None and sublayer.input_factor != 1:
@@ -412,7 +428,7 @@ class BlockBridge(GeneralizedComponent):
 
     def why_without(self, name: str) -> str | None:
         """Returns why the block lacks a sublayer, or None where it has it or no block has such a part."""
-        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe"):
+        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe", "ple"):
             return None
         layer, names = self.path.rpartition(".")[2], self.sublayer_names
         kind, kinds = part_kind(name), {part_kind(other) for other in names}
@@ -455,6 +471,13 @@ class BlockBridge(GeneralizedComponent):
                 if sublayer.stage == stage and sublayer.reads_at != before:
                     yield Identity((before, *fed), sublayer.reads_at)
             added = [sublayer.hook_out for sublayer in self.sublayers if sublayer.adds_at == stage]
+            for sublayer in self.sublayers:
+                if (
+                    isinstance(sublayer.part, MLPBesideMixtureBridge)
+                    and sublayer.norm_after
+                    and sublayer.stage == stage
+                ):
+                    yield Identity(sublayer.part.summands, f"{sublayer.norm_after.path}.hook_in")
             norm, scale = f"{self.path}.ln{stage + 1}", self._stream_scale(stage)
             if self.norms_the_sum:
                 yield Identity((before, *added), f"{norm}.hook_in", scale)

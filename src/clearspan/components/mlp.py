@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clearspan.components.base import GeneralizedComponent
+from clearspan.components.base import Binding, GeneralizedComponent
 from clearspan.components.linear import LinearBridge
 from clearspan.components.weights import AbsentWeight, LinearMap, Weight
 from clearspan.conversions import HalfConversion
@@ -20,6 +20,12 @@ class ActivationBridge(GeneralizedComponent):
 
     input_axes = "batch pos d_mlp"
     output_axes = "batch pos d_mlp"
+    d_mlp: int | None = None
+    """Width of the MLP that a live one is in."""
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of axes, including the MLP's width."""
+        return {**super().sizes(), **({} if self.d_mlp is None else {"d_mlp": self.d_mlp})}
 
 
 class MLPBridge(GeneralizedComponent):
@@ -42,6 +48,14 @@ class MLPBridge(GeneralizedComponent):
         return {**dict.fromkeys(self._maps, LinearBridge), **act}
 
     _maps: ClassVar[tuple[str, ...]] = ("in", "out")
+
+    def bind(self, binding: Binding, path: str, parent: str = "") -> Self:
+        """Returns the live MLP, whose activation function knows its width."""
+        live = super().bind(binding, path, parent)
+        act = live.submodules.get("act")
+        if isinstance(act, ActivationBridge):
+            act.d_mlp = live._linear("out").widths[0]
+        return live
 
     def _linear(self, key: str) -> LinearBridge:
         part = self.submodules[key]
@@ -190,6 +204,7 @@ class RouterBridge(GeneralizedComponent):
             the name of the argument by which the experts' module is given them.
         indices: As `weights`, for the indices of the experts chosen.
         k: How many are chosen for each token, where the router's module has no `top_k`.
+        changes_input: Whether it norms or multiplies its input before the map to logits (Gemma 4).
     """
 
     _: KW_ONLY
@@ -198,6 +213,7 @@ class RouterBridge(GeneralizedComponent):
     weights: int | str = 1
     indices: int | str = 2
     k: int | None = None
+    changes_input: bool = False
 
     output_axes = "batch pos expert"
 

@@ -29,6 +29,8 @@ class NormalizationBridge(GeneralizedComponent):
     weight_offset: float = 0.0
     axes: str = "batch pos d_model"
 
+    of_heads: Mapping[str, int] = field(init=False, default_factory=dict)
+    """Sizes of the heads of the attention that a live norm is in."""
     hook_scale: HookPoint = field(init=False)
     hook_normalized: HookPoint = field(init=False)
     _shown = ("affine", "eps", "normalize", "scale", "uses_rms_norm")
@@ -64,7 +66,7 @@ class NormalizationBridge(GeneralizedComponent):
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, including the norm's own width."""
         width = dict.fromkeys(("width", "d_head"), self.shape("weight")[0]) if self.has("weight") else {}
-        return {**super().sizes(), **width}
+        return {**super().sizes(), **self.of_heads, **width}
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the scale and the normalised value."""

@@ -22,11 +22,11 @@ SublayerKind = Literal["attn", "mixer", "mlp"]
 """What a sublayer does: softmax attention by head, another way to mix positions, or each position on its own."""
 
 Factor = float | str
-"""A number, or the path in the block of a parameter `[d_model]`."""
+"""A number, or the path in the block of a parameter or buffer, `[d_model]` or a single number."""
 
 
 def part_kind(name: str) -> SublayerKind:
-    """Returns what a sublayer of some name does: `attn2` is attention, `mlp2` and `moe` MLPs, all others mixers.
+    """Returns what a sublayer of some name does: `attn2` is attention, `mlp2`, `moe` and `ple` MLPs, others mixers.
 
     Example:
         >>> part_kind("attn2"), part_kind("moe"), part_kind("mixer")
@@ -35,7 +35,7 @@ def part_kind(name: str) -> SublayerKind:
     base = name.rstrip("0123456789")
     if base.endswith("attn"):
         return "attn"
-    return "mlp" if base in ("mlp", "moe") else "mixer"
+    return "mlp" if base in ("mlp", "moe", "ple") else "mixer"
 
 
 def required_kind(name: str, part: GeneralizedComponent | None) -> type[GeneralizedComponent]:
@@ -76,24 +76,25 @@ def stream_at(stage: int) -> str:
 
 @dataclass(frozen=True)
 class BlockParameter:
-    """A parameter `[d_model]` by which a block multiplies, looked up when it is needed.
+    """A parameter or buffer by which a block multiplies, `[d_model]` or one number, looked up when it is needed.
 
     Attributes:
         model: The Hugging Face model.
-        path: The parameter's path in it.
+        path: Its path in the model.
     """
 
     model: "weakref.ref[nn.Module]"
     path: str
 
     def __call__(self) -> Tensor:
-        """Returns the live parameter."""
+        """Returns the live parameter or buffer."""
         model = self.model()
         assert model is not None, "the model is there while its block is"
         around, _, name = self.path.rpartition(".")
-        parameter = module_at(model, around)._parameters[name]
-        assert parameter is not None, f"{self.path} is a parameter"
-        return parameter
+        module = module_at(model, around)
+        found = module._parameters.get(name, module._buffers.get(name))
+        assert found is not None, f"{self.path} is a parameter or a buffer"
+        return found
 
 
 Scale = float | BlockParameter

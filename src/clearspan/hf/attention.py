@@ -208,7 +208,8 @@ class AttentionCall(Call):
     def _run_for(self, visits: Visits, is_paused: Callable[[], bool]) -> Any:
         query = visits[Side.QUERY](self.query) if Side.QUERY in visits else self.query
         key = visits[Side.KEY](self.key) if Side.KEY in visits else self.key
-        call = replace(self, query=query, key=key)
+        value = visits[Side.VALUE](self.value) if Side.VALUE in visits else self.value
+        call = replace(self, query=query, key=key, value=value)
         inside = {side: visit for side, visit in visits.items() if side in (Side.SCORES, Side.PATTERN)}
         if not inside:
             return _with_z(call._run_natively(), visits)
@@ -345,9 +346,9 @@ class ForwardCall(Call):
         passed = {side: visit for side, visit in visits.items() if isinstance(side, Passed)}
         if passed:
             return Diversion(self.module, self.forward, passed, is_paused).run(*self.args, **self.kwargs)
-        if Side.Z in visits:
+        if Side.Z in visits or Side.VALUE in visits:
             raise NotSeenError(
-                "what attention makes of its values cannot be reached here, before it is gated",
+                "attention's values, and what it makes of them before a gate, cannot be reached here",
                 expected="attention by transformers' interface",
                 got="a forward of its own",
                 where=type(self.module).__name__,

@@ -158,7 +158,7 @@ class GenerationRecording(Recording):
             # A KV cache of fixed length has empty keys after the real ones.
             return tensor[..., : self._end].clone() if tensor.shape[-1] > self._end else tensor
         length, shown = self._end - self._start, tensor.shape[place.pos_dim]
-        if shown == length and place.side is not Side.KEY:
+        if shown == length and place.side not in (Side.KEY, Side.VALUE):
             return tensor
         # Keys of a KV cache of fixed length lie where their positions are, and are overwritten later.
         start = self._start if shown > self._end else shown - length

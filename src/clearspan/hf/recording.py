@@ -442,6 +442,8 @@ class Recording:
             if not isinstance(call, AttentionCall) or is_shared or call.kwargs.get("dropout"):
                 visits = {side: visit(place) for side, place in inside.places.items()}
                 return call.run_watched(visits, lambda: HERE.get() is not owner, is_last=True)
+            if Side.VALUE in inside.places:
+                visit(inside.places[Side.VALUE])(call.value)
             if Side.Z in inside.places:
                 output = of_arguments(call)
                 self.keep_raw(inside.places[Side.Z], output[0])
@@ -449,7 +451,7 @@ class Recording:
             return of_arguments(call)
 
         def of_arguments(call: AttentionCall) -> Any:
-            places = [place for place in inside.places.values() if place.side is not Side.Z]
+            places = [place for place in inside.places.values() if place.side.is_of_a_call]
             if not places:
                 return call.run()
             kept = call.detached() if torch.is_grad_enabled() else call

@@ -186,6 +186,9 @@ class ArgumentsOf:
         model: The Hugging Face model.
         blocks: Paths of its blocks.
         embedding_width: Width of the token embedding.
+        stream_width: Width of the residual stream.
+        firsts: For each layer, the one from which a run must start that reaches it.
+        reads_tokens: Whether blocks read the tokens beside the residual stream.
         refused: Why the model cannot be run up to a module, or None if it can.
     """
 
@@ -193,6 +196,9 @@ class ArgumentsOf:
         self.model = model
         self.blocks: Sequence[str] = ()
         self.embedding_width = 0
+        self.stream_width = 0
+        self.firsts: Sequence[int] = ()
+        self.reads_tokens = False
         self.refused: str | None = None
 
     def __call__(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
@@ -214,8 +220,16 @@ class ArgumentsOf:
                 [module_at(self.model, path) for path in self.blocks],
                 module,
                 value,
-                embedding_width=self.embedding_width,
+                firsts=self.firsts,
+                stream_width=self.stream_width,
+                **self._input(value),
             )
+
+    def _input(self, value: Tensor) -> dict[str, Tensor]:
+        """Returns what the model is given, whose numbers do not matter."""
+        if self.reads_tokens:
+            return {"input_ids": value.new_zeros(value.shape[:2]).long()}
+        return {"inputs_embeds": value.new_zeros(*value.shape[:2], self.embedding_width)}
 
 
 def _arguments_of(
@@ -224,7 +238,9 @@ def _arguments_of(
     module: nn.Module,
     value: Tensor,
     *,
-    embedding_width: int,
+    firsts: Sequence[int],
+    stream_width: int,
+    **given: Tensor,
 ) -> dict[str, Any]:
     """Returns what the model's own forward passes to a module of a block after its first input: masks, positions.
 
@@ -236,7 +252,9 @@ def _arguments_of(
         blocks: Its blocks.
         module: A block, or a module in one.
         value: The module's input `[batch, pos, d_model]`.
-        embedding_width: Width of the token embedding.
+        firsts: For each layer, the one from which a run must start that reaches it.
+        stream_width: Width of the residual stream, which the module may read with more beside it.
+        **given: What the model is given.
     """
     module = acting(module)  # an adapter's own forward takes anything
     if not _takes_more(module):
@@ -249,11 +267,10 @@ def _arguments_of(
             raise _Reached(args, kwargs)
 
     layer = next(index for index, block in enumerate(blocks) if any(part is module for part in block.modules()))
-    embeddings = value.new_zeros(*value.shape[:2], embedding_width)
-    handle = before(module, reached)
+    handle, stream = before(module, reached), value.new_zeros(*value.shape[:-1], stream_width)
     try:
-        with torch.no_grad(), starting_at(blocks, layer, torch.zeros_like(value)):
-            model(inputs_embeds=embeddings, use_cache=False)
+        with torch.no_grad(), starting_at(blocks, firsts[layer], stream):
+            model(**given, use_cache=False)
     except _Reached as there:
         bound = inspect.signature(type(module).forward).bind(module, *there.args, **there.kwargs)
         named = {**bound.arguments, **bound.arguments.get("kwargs", {})}

@@ -448,7 +448,7 @@ def entry_of(name: str) -> Entry:
     return _BY_LEAF[leaf]
 
 
-_NUMBERED = re.compile(r"(?<![a-z])(?:(attn|mlp|mixer|moe)\d*|([qkv])\d+(?=_input))(?![a-z0-9])")
+_NUMBERED = re.compile(r"(?<![a-z])(?:(attn|mlp|mixer|moe|ple)\d*|([qkv])\d+(?=_input))(?![a-z0-9])")
 
 
 def unnumbered(template: str) -> str:
@@ -459,7 +459,7 @@ def unnumbered(template: str) -> str:
         ('blocks.{l}.hook_mlp_out', 'blocks.{l}.attn.hook_q')
     """
     template = re.sub(r"(?<=hook_resid_mid)\d+", "2", template)
-    return _NUMBERED.sub(lambda found: {"moe": "mlp"}.get(found[1], found[1] or found[2]), template)
+    return _NUMBERED.sub(lambda found: {"moe": "mlp", "ple": "mlp"}.get(found[1], found[1] or found[2]), template)
 
 
 def names_in_block() -> Iterator[str]:

@@ -19,6 +19,7 @@ class Side(StrEnum):
     OUTPUT = "output"
     QUERY = "query"
     KEY = "key"
+    VALUE = "value"
     SCORES = "scores"
     PATTERN = "pattern"
     Z = "z"

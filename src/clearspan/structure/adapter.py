@@ -17,6 +17,7 @@ from clearspan.components import (
     NormalizationBridge,
     PerLayer,
     PosEmbedBridge,
+    SharedKeysAttentionBridge,
     StreamBlockBridge,
 )
 from clearspan.config import TransformerBridgeConfig
@@ -79,8 +80,7 @@ class Structure:
         blocks = self.parts["blocks"]
         assert isinstance(blocks, PerLayer), "each layer has a template of its own"
         templates = [
-            _stream_alone(one, layers[layer]) if layer in layers else one
-            for layer, one in enumerate(blocks.templates)
+            _stream_alone(one, layers[layer]) if layer in layers else one for layer, one in enumerate(blocks.templates)
         ]
         parts = {**self.parts, "blocks": PerLayer(templates)}
         return replace(self, parts=parts, refused={**self.refused, **points})
@@ -258,11 +258,13 @@ def _sizes(
 
 
 def _say_heads_once(layers: Sequence[BlockBridge]) -> None:
-    """Leaves the number of key and value heads to the config where all layers have the same."""
-    attentions = [part for layer in layers for part in layer.submodules.values() if isinstance(part, AttentionBridge)]
-    if len({one.kv_heads for one in attentions}) == 1:
-        for one in attentions:
-            one.kv_heads = None
+    """Leaves the number of key and value heads, and heads' width, to the config where all layers have the same."""
+    kinds = (AttentionBridge, SharedKeysAttentionBridge)
+    attentions = [part for layer in layers for part in layer.submodules.values() if isinstance(part, kinds)]
+    for field in ("kv_heads", "d_head"):
+        if len({vars(one)[field] for one in attentions}) == 1:
+            for one in attentions:
+                vars(one)[field] = None
 
 
 def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:

@@ -187,6 +187,8 @@ class Origin:
 def origins(target: Tensor, calls: Sequence[tuple[Visit, Tensor]]) -> list[tuple[Visit, int, float] | None]:
     """Returns for each channel of a tensor the last call that gave it, which channel it was there, and its multiple.
 
+    A call that gave it as it is goes before those that gave a multiple.
+
     Args:
         target: `[row, channel]`.
         calls: Calls in order, each with its output `[row, channel]` for the same rows.
@@ -202,9 +204,14 @@ def origins(target: Tensor, calls: Sequence[tuple[Visit, Tensor]]) -> list[tuple
         for channel, (alike, index) in enumerate(zip(*(one.tolist() for one in likeness.max(1)), strict=True)):
             if alike >= best[channel] - EQUAL and float(wanted[:, channel].norm()) > 0:
                 ratio = float(wanted[:, channel] @ exact[:, index] / norms[index].square())
+                known = found[channel]
+                if known is not None and abs(known[2] - 1) < AS_IT_IS < abs(ratio - 1):
+                    continue
                 found[channel], best[channel] = (visit, index, ratio), max(alike, best[channel])
     return found
 
 
 EQUAL = 1e-9
 """How far likenesses may be apart that are the same: the later call counts then."""
+AS_IT_IS = 1e-4
+"""How far a multiple may be from 1 by rounding."""

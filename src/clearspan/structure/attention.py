@@ -10,6 +10,7 @@ from clearspan.structure.finding import MissingStructureError
 from clearspan.structure.gate import Gate, find_gate
 from clearspan.structure.latent import Low, find_low
 from clearspan.structure.projected import Projected, find_projected
+from clearspan.structure.shared_keys import find_source, told_apart
 from clearspan.structure.trace import Attended, Trace, Visit
 
 
@@ -27,6 +28,7 @@ class Attention:
         o_norm: The call of the norm of z before it, or None.
         path: Path of the module with all of these.
         lows: The maps and norms before a projection's own map, where that reads a latent.
+        source: The layer whose keys and values it uses, where it has none of its own: they come from there.
     """
 
     attended: Attended
@@ -38,6 +40,7 @@ class Attention:
     gate: Gate | None = None
     o_norm: Visit | None = None
     lows: tuple[Low, ...] = ()
+    source: int | None = None
 
     @property
     def reader(self) -> Visit:
@@ -55,12 +58,20 @@ def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
     inside = trace.inside(block)
     output, gate, o_norm = _output(inside, attended, rows, positions)
     earlier = [one for one in inside if one.order < output.order]
+    source = find_source(trace, block, attended)
+    if source is not None:
+        query = find_projected("queries", attended.query, earlier, rows, positions)
+        there = find_attention(trace, source.block, source.attended)
+        paths = [attended.path, output.path, query.map.path, *([] if gate is None else [gate.map.path])]
+        around = _around(paths, block.path)
+        return Attention(attended, query, there.key, there.value, output, around, gate, o_norm, source=source.layer)
     query, key, value = (
         find_projected(name, heads, earlier, rows, positions)
         for name, heads in (("queries", attended.query), ("keys", attended.key), ("values", attended.value))
     )
     if value.is_turned or value.is_scaled:
         raise MissingStructureError(f"positions change the values of {attended.path}")
+    key, value = told_apart(trace, attended, earlier, key, value)
     paths = [attended.path, output.path, *(one.map.path for one in (query, key, value))]
     paths += [] if gate is None else [gate.map.path]
     lows = tuple(one for one in (find_low(one.map, earlier) for one in (query, value)) if one is not None)

@@ -10,6 +10,7 @@ from clearspan.components import (
     JointQKVAttentionBridge,
     LatentAttentionBridge,
     NormalizationBridge,
+    SharedKeysAttentionBridge,
 )
 from clearspan.conversions import GateActivation
 from clearspan.points import Layout
@@ -19,6 +20,7 @@ from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.fused import check_order, fused_rule
 from clearspan.structure.gate import Gate
 from clearspan.structure.scores import has_distance_bias, sink_scales_z
+from clearspan.structure.shared_keys import values_are_keys
 from clearspan.structure.templates import call_number, linear_template
 from clearspan.structure.trace import Trace, Visit
 
@@ -65,9 +67,12 @@ def attention_template(
     name = _within(found.path, block.path)
     parts = {"o": _linear(found, found.output), **dict(_norms(found, block, trace)), **dict(_between(found))}
     options = _options(found, block, overwritten=overwritten)
+    if found.source is not None:
+        findings.add(f"{where}.attn", f"queries are {q.map.path}, keys and values those of layer {found.source}")
+        return _sharing(found, parts, name, options)
     if k.others:
         return _latent(found, parts, name, has_rotary=options["has_rotary"])
-    if len({q.map, k.map, v.map}) == 3:
+    if len({q.map, k.map, v.map}) == 3 or values_are_keys(k, v):
         separate = _separate(found, parts, name, options)
         findings.add(f"{where}.attn", f"queries, keys and values are {q.map.path}, {k.map.path}, {v.map.path}")
         return separate
@@ -105,7 +110,7 @@ def _separate(
     """Returns attention whose queries, keys and values have a map each."""
     q, v, gate = found.query, found.value, found.gate
     maps = {}
-    for letter, one in (("q", q), ("k", found.key), ("v", v)):
+    for letter, one in (("q", q), ("k", found.key), *([] if v.map is found.key.map else [("v", v)])):
         step = 2 * one.d_head if letter == "q" and gate is not None and gate.is_in_queries else one.d_head
         check_order(letter, one, step, exact=letter == "v")
         maps[letter] = _linear(found, one.map)
@@ -116,6 +121,25 @@ def _separate(
         d_head_v=None if v.d_head == q.d_head else v.d_head,
         value_scale=v.ratio,
         kv_heads=found.key.n_heads,
+        d_head=q.d_head,
+    )
+
+
+def _sharing(
+    found: Attention, parts: Mapping[str, GeneralizedComponent], name: str, options: _Options
+) -> SharedKeysAttentionBridge:
+    """Returns attention that uses an earlier layer's keys and values."""
+    q, v, gate = found.query, found.value, found.gate
+    assert found.source is not None, "found so"
+    check_order("q", q, 2 * q.d_head if gate is not None and gate.is_in_queries else q.d_head, exact=False)
+    return SharedKeysAttentionBridge(
+        name,
+        submodules={**parts, "q": _linear(found, q.map)},
+        **options,
+        source=found.source,
+        kv_heads=found.key.n_heads,
+        d_head=q.d_head,
+        d_head_v=None if v.d_head == q.d_head else v.d_head,
     )
 
 
@@ -154,7 +178,8 @@ def _between(found: Attention) -> Iterator[tuple[str, GeneralizedComponent]]:
 def _norms(found: Attention, block: Visit, trace: Trace) -> Iterator[tuple[str, GeneralizedComponent]]:
     assert block.entered is not None, "a block reads the stream"
     positions = block.entered.shape[1]
-    for name, one, head in (("q_norm", found.query, "head"), ("k_norm", found.key, "kv_head")):
+    own = (("q_norm", found.query, "head"), ("k_norm", found.key, "kv_head"), ("v_norm", found.value, "kv_head"))
+    for name, one, head in own[: None if found.source is None else 1]:
         if one.norm is None:
             continue
         kind, left = norm_kind(one.norm), one.norm.left
@@ -179,6 +204,8 @@ def _latent(
 ) -> LatentAttentionBridge:
     """Returns attention whose keys come partly from values' map and partly from one that all heads share."""
     q, k, v = found.query, found.key, found.value
+    if v.norm is not None:
+        raise MissingStructureError(f"values of latents are normed by {v.norm.path}")
     up = v.map
     low = next(one for one in (k.map, *k.others) if one is not up)
     assert up.left is not None, "calls without an output are left out"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from clearspan.components import BlockBridge, GeneralizedComponent
 from clearspan.components.sublayer import Factor
 from clearspan.points import Layout
-from clearspan.structure.finding import Findings
+from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.sublayers import Sublayer, find_sublayers
 from clearspan.structure.templates import norm_template
@@ -52,6 +52,9 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
         [one.reader for one in sublayers],
         {*wiring.carries, *(one.factor for one in wiring.contributions)},
     )
+    if wiring.scalar is not None:
+        factors.add(wiring.scalar)
+        findings.add(where, f"{block.path}.{wiring.scalar} multiplies the stream at the block's end")
     account_for_all(block.module, whole, trace.inside(block), block.path, readers, irrelevant=factors)
     return BlockBridge(
         name=path,
@@ -60,12 +63,13 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
         norms=other_names,
         outs=outs,
         added_with={name: names[-1] for name, one in zip(names, sublayers, strict=True) if one.contribution.is_late},
-        residual_multiplier=_multiplier(sublayers, names),
+        residual_multiplier=_multiplier(sublayers, names, () if wiring.scalar is None else stages[-1], wiring.scalar),
         input_multipliers={
             name: one.multiplier for name, one in zip(names, sublayers, strict=True) if one.multiplier != 1
         },
         fed_by={name: one.feeders.names for name, one in zip(names, sublayers, strict=True) if one.feed is not None},
-        stream_multiplier=_carry(wiring),
+        feeders_read_tokens=any(one.feeders.read_more for one in sublayers),
+        stream_multiplier=_carry(wiring, len(stages)),
         norms_the_sum=bool(wiring.norms_the_sum),
         residual_is_normed=bool(wiring.residual_norms),
     )
@@ -123,16 +127,29 @@ def _norm(visit: Visit, block: Visit) -> GeneralizedComponent:
     return norm_template(visit, visit.path.removeprefix(f"{block.path}."), layout)
 
 
-def _multiplier(sublayers: Sequence[Sublayer], names: Sequence[str]) -> Factor | dict[str, Factor]:
-    numbers = {one.contribution.factor for one in sublayers}
-    if len(numbers) == 1:
-        return numbers.pop()
-    return {name: one.contribution.factor for name, one in zip(names, sublayers, strict=True)}
+def _multiplier(
+    sublayers: Sequence[Sublayer], names: Sequence[str], last: Sequence[str], scalar: Factor | None
+) -> Factor | dict[str, Factor]:
+    """Returns what contributions are multiplied by: all of them, or each; those of the last stage by a number besides.
+
+    Raises:
+        MissingStructureError: Those of the last stage are multiplied by two factors.
+    """
+    numbers = {name: one.contribution.factor for name, one in zip(names, sublayers, strict=True)}
+    if scalar is not None:
+        if any(numbers[name] != 1 for name in last):
+            raise MissingStructureError(f"{scalar} multiplies contributions that have a factor of their own")
+        numbers |= dict.fromkeys(last, scalar)
+    return next(iter(numbers.values())) if len(set(numbers.values())) == 1 else numbers
 
 
-def _carry(wiring: Wiring) -> Factor | list[Factor]:
+def _carry(wiring: Wiring, n_stages: int) -> Factor | list[Factor]:
     """Returns what the stream is multiplied by: at all stages, or at each."""
-    numbers = wiring.carries or [1.0]
+    numbers = wiring.carries or [1.0] * n_stages
+    if wiring.scalar is not None:
+        if numbers[-1] != 1 or len(numbers) != n_stages:
+            raise MissingStructureError(f"{wiring.scalar} multiplies a stream that has a factor of its own")
+        numbers = [*numbers[:-1], wiring.scalar]
     return numbers[0] if len(set(numbers)) == 1 else numbers
 
 

@@ -72,6 +72,7 @@ _ATTENTION = {
     **_same(*parts.AttentionOptions.__annotations__),
 }
 _NORMED = _same("q_norm", "k_norm", "gate", "o_norm")
+_VALUES = _same("v_norm")
 _BUILDERS: Mapping[type[GeneralizedComponent], _Builder] = {
     LinearBridge: _Builder(parts.linear, _LAYOUT | _OVERWRITTEN),
     TransposedLinearBridge: _Builder(parts.linear, _LAYOUT | _OVERWRITTEN),
@@ -79,7 +80,9 @@ _BUILDERS: Mapping[type[GeneralizedComponent], _Builder] = {
         parts.norm,
         {"uses_rms_norm": "rms", "weight_offset": "offset", "axes": "axes", **_LAYOUT, **_OVERWRITTEN, "call": "call"},
     ),
-    AttentionBridge: _Builder(parts.attention, _ATTENTION, _same("q", "k", "v", "o") | _NORMED, takes_others=True),
+    AttentionBridge: _Builder(
+        parts.attention, _ATTENTION, _same("q", "k", "v", "o") | _NORMED | _VALUES, takes_others=True
+    ),
     JointQKVAttentionBridge: _Builder(
         parts.fused_attention,
         {"qkv_conversion_rule": "rule", **_ATTENTION},

@@ -21,10 +21,12 @@ class Feeders:
     Attributes:
         parts: Their templates by name, in the order of the forward, and those of the norms before them.
         names: The names of those that are no norms; the output of the last one is what is read.
+        read_more: Whether the first of them reads something else beside the stream.
     """
 
     parts: dict[str, GeneralizedComponent] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    read_more: bool = False
 
 
 def find_feeders(
@@ -51,6 +53,7 @@ def find_feeders(
         entered = attention.reader.entered
         part.d_input = None if entered is None or entered.shape[-1] == width else entered.shape[-1]
         part.__post_init__()
+        found.read_more |= part.d_input is not None
         _add(found, "attn", part, attention.reader, before, block, width)
     after = max((one.output.order for one in attentions), default=block.order)
     whole = _between(before, after, feed)

@@ -76,7 +76,7 @@ def find_mlp(
         MissingStructureError: It is neither linear maps around an activation function, nor a known mixture.
     """
     inside = trace.inside(whole) if whole is not None else list(outside)
-    if whole is not None and any(_is_mixture(one) for one in inside):
+    if whole is not None and any(is_mixture(one) for one in inside):
         return _mixture(block, whole, inside, findings, where), whole
     maps = _maps(block, whole, inside, contribution)
     if whole is None:
@@ -190,7 +190,7 @@ def _hidden_with(maps: _Maps, one: Visit, change: Callable[[Tensor], Tensor]) ->
     return next(visit for visit in changed.visits if visit.path == hidden.path.removeprefix(f"{whole.path}.")).entered
 
 
-def _is_mixture(visit: Visit) -> bool:
+def is_mixture(visit: Visit) -> bool:
     """Whether a module holds the weights of several experts in one tensor."""
     return any(one is not None and one.ndim == 3 for one in visit.module._parameters.values())
 
@@ -199,10 +199,10 @@ def _mixture(
     block: Visit, whole: Visit, inside: Sequence[Visit], findings: Findings, where: str
 ) -> GeneralizedComponent:
     """Returns the template of a mixture of experts; of one whose parts are not told apart, the ends alone."""
-    experts = next(one for one in inside if _is_mixture(one))
+    experts = next(one for one in inside if is_mixture(one))
     name = whole.path.removeprefix(f"{block.path}.")
-    router = _router(whole, inside, experts)
-    holds = _weights(whole, experts)
+    router = router_template(whole, inside, experts)
+    holds = experts_template(whole, experts)
     if router is None or holds is None:
         findings.add(f"{where}.mlp", f"a mixture, of which only the ends are known: {whole.path}")
         return OpaqueBridge(name, output_is_overwritten=whole.is_overwritten)
@@ -256,7 +256,7 @@ def _flat(value: Tensor | None) -> Layout:
     return Layout.FLAT if value is not None and value.ndim == 2 else Layout.TOKENS
 
 
-def _weights(whole: Visit, experts: Visit) -> ExpertsBridge | None:
+def experts_template(whole: Visit, experts: Visit) -> ExpertsBridge | None:
     """Returns the template of all experts, or None where their weights are of no known layout."""
     inward, outward = (experts.module._parameters.get(name) for name in ("gate_up_proj", "down_proj"))
     if inward is None or outward is None or whole.entered is None or inward.ndim != 3:
@@ -270,7 +270,7 @@ def _weights(whole: Visit, experts: Visit) -> ExpertsBridge | None:
     return ExpertsBridge(name, is_transposed=is_transposed, has_ends=has_ends, layout=layout)
 
 
-def _router(whole: Visit, inside: Sequence[Visit], experts: Visit) -> RouterBridge | None:
+def router_template(whole: Visit, inside: Sequence[Visit], experts: Visit) -> RouterBridge | None:
     """Returns the template of what chooses experts: a module with a map to a logit for each of them."""
     first = next(one for one in experts.module._parameters.values() if one is not None and one.ndim == 3)
     count = len(first)
@@ -333,3 +333,17 @@ def _shared(whole: Visit, inside: Sequence[Visit], others: Sequence[Visit]) -> M
             maps = _maps(whole, one, parts, Contribution([one, *outs], one.left, source=[one, *outs]))
             return _template(whole, maps, parts)
     return None
+
+
+def dense_mlp(around: Visit, one: Visit, inside: Sequence[Visit]) -> MLPBridge:
+    """Returns the template of a dense MLP with a module of its own.
+
+    Args:
+        around: The call of the module that the template's name is relative to.
+        one: The MLP's call.
+        inside: Calls in it.
+    """
+    assert one.left is not None, "it gives a tensor"
+    outs = [call for call in inside if same(call.left, one.left) and linear_kind(call)]
+    maps = _maps(around, one, inside, Contribution([one, *outs], one.left, source=[one, *outs]))
+    return _template(around, maps, inside)

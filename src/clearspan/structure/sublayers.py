@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, OpaqueBridge
-from clearspan.structure.algebra import factor, norm_kind, same
+from clearspan.structure.algebra import factor, linear_kind, norm_kind, same
 from clearspan.structure.attention import Attention, find_attention
 from clearspan.structure.attention_templates import attention_template
+from clearspan.structure.beside import find_beside
 from clearspan.structure.feeding import Feeders, find_feeders
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.mixers import mixer_template
 from clearspan.structure.mixing import MixedError, mixes_positions
 from clearspan.structure.mlp import find_mlp
+from clearspan.structure.per_layer_input import find_per_layer_input
 from clearspan.structure.trace import Trace, Visit, same_arguments
 from clearspan.structure.values import bounds_values
 from clearspan.structure.wiring import Contribution, Wiring
@@ -25,7 +27,7 @@ class Sublayer:
     """One sublayer of a block.
 
     Attributes:
-        kind: `attn`, `mlp` or `mixer`.
+        kind: `attn`, `mlp`, `mixer` or `ple`.
         part: Its template.
         contribution: What it adds.
         reader: The call that reads its input.
@@ -107,6 +109,7 @@ def _attention(
     part = attention_template(attention, trace, wiring.block, findings, where, overwritten=overwritten)
     if whole is not None:
         part.same_inputs = same_arguments(whole)
+    if whole is not None and attention.source is None:
         part.bounds_values = bounds_values(trace, whole, attention.value.map, attention.value.channels)
     return part
 
@@ -129,6 +132,14 @@ def _other(
     whole = min(modules, key=lambda one: one.depth) if modules else None
     if whole is not None and mixes_positions(whole, *block.size):
         return Sublayer("mixer", mixer_template(trace, block, whole, findings, where), contribution, whole)
+    if contribution.summands:
+        part, reader = find_beside(block, contribution, trace.inside(block), findings, where)
+        return Sublayer("mlp", part, contribution, reader)
+    outs = [one for one in contribution.source if linear_kind(one)]
+    own = find_per_layer_input(block, outside, outs[-1]) if whole is None and outs else None
+    if own is not None:
+        findings.add(f"{where}.ple", f"{own[1].path} gates {block.path}'s own input, {own[0].argument}")
+        return Sublayer("ple", own[0], contribution, own[1])
     try:
         part, reader = find_mlp(trace, block, whole, contribution, outside, findings, where)
     except MixedError as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 from clearspan.components.sublayer import Factor
 from clearspan.structure.algebra import coefficients, norm_kind, same, sum_of
 from clearspan.structure.finding import MissingStructureError
+from clearspan.structure.scalars import output_scalar, unscaled
 from clearspan.structure.trace import Trace, Visit
 
 MOST = 5
@@ -26,6 +27,7 @@ class Contribution:
         factor: What the block multiplies it by: a number, or the path in the block of a parameter `[d_model]`.
         post_norm: The norm on the sublayer's output, or None.
         source: The calls whose output is the sublayer's before that norm.
+        summands: The calls whose sum that norm reads, where no one call gives it.
         is_late: Whether it is added after those of all sublayers that run after it, a shortcut past them.
     """
 
@@ -34,6 +36,7 @@ class Contribution:
     factor: Factor = 1.0
     post_norm: Visit | None = None
     source: list[Visit] = field(default_factory=list)
+    summands: list[Visit] = field(default_factory=list)
     is_late: bool = False
 
 
@@ -48,6 +51,7 @@ class Wiring:
         norms_the_sum: Norms of the stream after each contribution, if it is wired so.
         carries: What the stream is multiplied by before each stage's contributions are added; empty where by nothing.
         residual_norms: Norms whose output the stream goes on as, if it is wired so.
+        scalar: The block's own number, a parameter or buffer, that multiplies the stream at its end, or None.
     """
 
     block: Visit
@@ -56,6 +60,7 @@ class Wiring:
     norms_the_sum: list[Visit] = field(default_factory=list)
     carries: list[Factor] = field(default_factory=list)
     residual_norms: list[Visit] = field(default_factory=list)
+    scalar: str | None = None
 
 
 def find_wiring(trace: Trace, block: Visit) -> Wiring:
@@ -65,9 +70,12 @@ def find_wiring(trace: Trace, block: Visit) -> Wiring:
         MissingStructureError: The stream that leaves is no sum of the one that enters and of modules' outputs.
     """
     calls = _of_stream(trace, block)
+    scalar = output_scalar(block)
+    whole = block if scalar is None else unscaled(block, scalar)
     for wired in (_before, _normed_residual, _after, _stepwise, _by_parameters):
-        found = wired(block, calls)
+        found = wired(whole, calls)
         if found is not None:
+            found.block, found.scalar = block, scalar
             for one in found.contributions:
                 _look_behind_norm(one, calls)
             return found
@@ -284,5 +292,11 @@ def _look_behind_norm(one: Contribution, calls: Sequence[Visit]) -> None:
     behind = [call for call in calls if call.order < norm.order and same(_left(call), norm.entered)]
     if behind:
         one.post_norm, one.source = norm, behind
-    else:
-        one.source = one.calls
+        return
+    one.source = one.calls
+    groups = _classes([call for call in calls if call.order < norm.order])
+    entered = _entered(norm)
+    values = [_left(group[0]).reshape(entered.shape) for group in groups]
+    chosen = sum_of(values, entered, 2, entered.double().abs().max()) or ()
+    if len(chosen) == 2:
+        one.post_norm, one.summands = norm, [groups[index][0] for index in chosen]

@@ -15,11 +15,12 @@ from clearspan._run.hooks import hooks_of, sites_of
 from clearspan._run.sources import Source, batch_of_source, checked_sources, gathered
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, check_kind, path_of
+from clearspan.components.starts import first_of, reads_tokens
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, argument
 from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Batch, Input
-from clearspan.interventions import Intervention
+from clearspan.interventions import Intervention, Site
 from clearspan.interventions.intervention import interventions_of
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
@@ -110,8 +111,7 @@ class Sweep:
         self._weights: str | None = None  # the fingerprint of an unfinished sweep's model
 
     def _laid(self) -> tuple[Cell, ...]:
-        layer_of = self.bridge.index.layer_of
-        cells = []
+        layer_of, cells = self.bridge.index.layer_of, list[Cell]()
         for number, interventions in enumerate(self.grid.cells):
             own = sites_of(self.bridge, interventions)
             if not own:
@@ -123,10 +123,29 @@ class Sweep:
             if all(lacking):
                 for site in own:
                     site.on(self.batch)  # raises, naming the row
-            start = min(layer_of(site.name) if (at := stream_depth(site.name)) is None else at for site in own)
+            start = self._start(min(map(self._changes, own)))
             first = 0 if self.whole else min(site.first for site in sites)
             cells.append(Cell(number, sites, start, first, lacking))
         return tuple(cells)
+
+    def _changes(self, site: Site) -> int:
+        """Returns the first layer that a site changes: -1 for the embeddings."""
+        depth = stream_depth(site.name)
+        return self.bridge.index.layer_of(site.name) if depth is None else depth
+
+    def _start(self, layer: int) -> int:
+        """Returns the layer from which a run starts that changes a layer.
+
+        Raises:
+            InvalidArgumentError: The embeddings are changed, which blocks read in other ways than by the stream.
+        """
+        if layer < 0 and reads_tokens(self.bridge.blocks):
+            raise InvalidArgumentError(
+                "a sweep cannot change the embeddings of this model",
+                reason="blocks have inputs of their own besides the stream, which the model makes of the embeddings",
+                fix="bridge.run_with_hooks(tokens, fwd_hooks=[...]), or a change of blocks.0.hook_resid_pre",
+            )
+        return first_of(self.bridge.blocks, layer) if layer >= 0 else layer
 
     @property
     def whole(self) -> str | None:

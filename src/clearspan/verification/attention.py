@@ -8,7 +8,12 @@ from torch import Tensor
 
 from clearspan._run import runs
 from clearspan.cache import ActivationCache
-from clearspan.components import GeneralAttentionBridge, LatentAttentionBridge, PosEmbedBridge
+from clearspan.components import (
+    GeneralAttentionBridge,
+    LatentAttentionBridge,
+    PosEmbedBridge,
+    SharedKeysAttentionBridge,
+)
 from clearspan.hf.attention import Call
 from clearspan.hf.observers import observed
 from clearspan.hf.tensors import as_tokens
@@ -109,6 +114,8 @@ def _expected(cache: ActivationCache, attention: GeneralAttentionBridge, key: st
     if isinstance(attention, LatentAttentionBridge):
         # The rotated channels may change places.
         return None if key == "k" else cache[f"{path}.hook_q"].transpose(1, 2)[..., : attention.d_head_nope]
+    if isinstance(attention, SharedKeysAttentionBridge) and key == "k":
+        return None
     by_head = cache[f"{path}.hook_{key}"].transpose(1, 2)
     if f"{key}_norm" in attention.submodules:
         return _by_head(cache[f"{path}.{key}_norm.hook_out"], by_head)

@@ -17,6 +17,7 @@ from clearspan.components import (
     PosEmbedBridge,
     RouterBridge,
 )
+from clearspan.components.starts import first_of, reads_tokens
 from clearspan.verification.report import Check
 from clearspan.verification.trial import Trial, guarded
 
@@ -38,6 +39,8 @@ def parts(trial: Trial) -> Iterator[Check]:
 def _alone(trial: Trial, part: GeneralizedComponent, block: BlockBridge) -> Iterator[Check]:
     if isinstance(part, ExpertsBridge | RouterBridge):
         return  # the mixture calls them with more than their input
+    if part.why_not_alone is not None:
+        return
     into, out = f"{part.path}.hook_in", f"{part.path}.hook_out"
     if isinstance(part, MLPBridge):
         into, out = f"{part.first.path}.hook_in", f"{part.last.path}.hook_out"
@@ -77,10 +80,15 @@ def _segments(trial: Trial) -> Iterator[Check]:
     if any(point.is_listening for point in model.index):
         trial.skip("runs of some blocks: hooks are on the model, which may be in parts that such runs leave out")
         return
-    middle = model.cfg.n_layers // 2
+    middle = first_of(model.blocks, model.cfg.n_layers // 2)
     stream = trial.cache[f"blocks.{middle}.hook_resid_pre"]
-    rest = runs.forward(model, stream, start_at_layer=middle)
-    yield trial.compared("parts", f"logits of a run that starts at layer {middle}", rest, trial.base)
+    if reads_tokens(model.blocks):
+        trial.skip("runs from a block on: blocks have inputs of their own, which the model makes of the tokens")
+    else:
+        rest = runs.forward(model, stream, start_at_layer=middle)
+        yield trial.compared("parts", f"logits of a run that starts at layer {middle}", rest, trial.base)
+    middle = middle or model.cfg.n_layers // 2
+    stream = trial.cache[f"blocks.{middle}.hook_resid_pre"]
     told: list[object] = []
     embeds = [part for part in model.components if isinstance(part, PosEmbedBridge) and part.name is not None]
     with contextlib.ExitStack() as stack:

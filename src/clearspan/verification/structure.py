@@ -24,6 +24,7 @@ from clearspan.components import (
     NormalizationBridge,
     PosEmbedBridge,
     RouterBridge,
+    SharedKeysAttentionBridge,
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import AdapterWarning
@@ -170,22 +171,27 @@ def _of_norm(norm: NormalizationBridge, cfg: TransformerBridgeConfig) -> Iterato
 
 
 def _of_attention(attention: GeneralAttentionBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
-    d_model, queries, keys = cfg.d_model, attention.n_heads * cfg.d_head, attention.n_kv_heads * cfg.d_head
+    d_model, d_head = cfg.d_model, attention.head_width
+    queries, keys = attention.n_heads * d_head, attention.n_kv_heads * d_head
     match attention:
         case JointQKVAttentionBridge():
             maps = {"qkv": (d_model, queries + 2 * keys), "o": (queries, d_model)}
         case AttentionBridge():
             asked = 2 * queries if attention.gate_in_queries else queries
-            wide = attention.d_head_v or cfg.d_head
+            wide = attention.d_head_v or d_head
             values, made = attention.n_kv_heads * wide, attention.n_heads * wide
             maps = {"q": (d_model, asked), "k": (d_model, keys), "v": (d_model, values), "o": (made, d_model)}
             if "gate" in attention.submodules:
                 maps["gate"] = (d_model, attention.n_heads if attention.gate_is_of_head else queries)
         case LatentAttentionBridge():
             maps = _of_latent(attention, cfg)
+        case SharedKeysAttentionBridge():
+            maps = {"q": (d_model, queries), "o": (attention.n_heads * (attention.d_head_v or d_head), d_model)}
         case _:
             maps = {}
     for key, (wide, width) in maps.items():
+        if key == "v" and "v_norm" in attention.submodules and "v" not in attention.submodules:
+            continue  # values are the map of keys
         widths = (attention.d_input if key not in ("o", "kv_b", "q_b") and attention.d_input else wide, width)
         linear = attention.submodules[key]
         assert isinstance(linear, LinearBridge), f"{key} is a linear map"

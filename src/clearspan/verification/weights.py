@@ -14,8 +14,10 @@ from clearspan.components import (
     HeadAttentionBridge,
     LatentAttentionBridge,
     LinearBridge,
+    MLPBesideMixtureBridge,
     MLPBridge,
     MoEBridge,
+    PerLayerInputBridge,
     PosEmbedBridge,
     RouterBridge,
 )
@@ -32,9 +34,11 @@ def of_weights(part: GeneralizedComponent) -> Iterator[Statement]:
             yield from _of_attention(part)
         case MLPBridge():
             yield from _of_mlp(part)
+        case MLPBesideMixtureBridge():
+            yield from ()  # the identities of the block say what it adds
         case MoEBridge():
             yield from _of_mixture(part)
-        case RouterBridge():
+        case RouterBridge(changes_input=False):
             yield _of_router(part)
         case EmbeddingBridge():
             yield _of_embedding(part)
@@ -99,6 +103,8 @@ def _of_mlp(mlp: MLPBridge) -> Iterator[Statement]:
         letters = {"hook_pre": ("in", "W_in", "b_in")}
     for name, (key, weight, bias) in letters.items():
         holder = mlp.submodules.get(key, mlp.submodules.get("gate_up"))
+        if holder is None and isinstance(mlp, PerLayerInputBridge):
+            continue  # its linear branch is no map's
         assert isinstance(holder, LinearBridge), f"{key} is a linear map"
         out = f"{mlp.path}.{name}"
         yield Statement(

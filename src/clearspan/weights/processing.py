@@ -279,6 +279,8 @@ def why_values_not_folded(model: Processable) -> str | None:
     """Returns why a value bias adds no constant to attention's output, or None."""
     if any(attention.has_sinks and _value_bias(attention) is not None for attention in _attentions(model)):
         return "sinks take a share of each query's attention, so that patterns do not sum to one"
+    if any("v_norm" in attention.submodules and _value_bias(attention) is not None for attention in _attentions(model)):
+        return "values are normed after their bias is added"
     if any(attention.changes_z and _value_bias(attention) is not None for attention in _attentions(model)):
         return "a gate or norm lies between the values and the output projection"
     return None
@@ -295,7 +297,7 @@ def why_not_refactored(model: Processable, *, queries: bool) -> str | None:
         return "z is normed before the output projection, so that another basis of values changes it"
     if any(attn.gate_activation is not None and not attn.gate_is_of_head for attn in attentions):
         return "a gate multiplies each channel of z, so that another basis of values changes it"
-    if any(attn.bounds_values for attn in attentions):
+    if any(attn.bounds_values or "v_norm" in attn.submodules for attn in attentions):
         return "values are bounded, or a mask is made of them, so that another basis changes it"
     if queries and any({"q_norm", "k_norm"} & set(attn.submodules) for attn in attentions):
         return "queries and keys are normed by head, so that another basis changes scores"
