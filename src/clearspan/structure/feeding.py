@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from clearspan.components import GeneralizedComponent, OpaqueBridge
 from clearspan.structure.algebra import linear_kind, norm_kind, same
 from clearspan.structure.attention import Attention
 from clearspan.structure.attention_templates import attention_template
 from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.mixing import mixes_positions
 from clearspan.structure.mlp import find_mlp
 from clearspan.structure.templates import linear_template, norm_template
 from clearspan.structure.trace import Trace, Visit
@@ -58,7 +61,9 @@ def find_feeders(
     after = max((one.output.order for one in attentions), default=block.order)
     whole = _between(before, after, feed)
     if whole is not None:
-        _add(found, "mlp", _mlp(trace, block, whole, findings, where), whole, before, block, width)
+        kind, part = _whole(trace, block, whole, findings, where)
+        _add(found, kind, part, whole, before, block, width)
+        found.read_more |= not attentions and _reads_more(whole, block.entered)
     if whole is None or not same(whole.left, feed.left):
         name = feed.path.removeprefix(f"{block.path}.")
         part = linear_template(feed, name) if linear_kind(feed) else OpaqueBridge(name)
@@ -94,15 +99,28 @@ def _between(before: Sequence[Visit], after: int, feed: Visit) -> Visit | None:
     return min(there, key=lambda one: (one.depth, one.order)) if there else None
 
 
-def _mlp(trace: Trace, block: Visit, whole: Visit, findings: Findings, where: str) -> GeneralizedComponent:
-    """Returns the template of an MLP; of one whose maps are not told apart, its ends."""
+def _reads_more(whole: Visit, stream: Tensor | None) -> bool:
+    """Whether a module is given further values of each token beside its input, of the stream's shape."""
+    given = [one for one in (*whole.args, *whole.kwargs.values()) if isinstance(one, Tensor)]
+    return stream is not None and sum(one.shape == stream.shape for one in given) > 1
+
+
+def _whole(
+    trace: Trace, block: Visit, whole: Visit, findings: Findings, where: str
+) -> tuple[str, GeneralizedComponent]:
+    """Returns the kind and the template of an MLP; of what mixes positions, or has maps not told apart, its ends."""
+    name = whole.path.removeprefix(f"{block.path}.")
+    if mixes_positions(whole, *block.size):
+        findings.add(f"{where}.mixer2", f"only the ends of {whole.path} are known: positions mix in it")
+        more = "the embeddings of the tokens" if _reads_more(whole, block.entered) else None
+        return "mixer2", OpaqueBridge(name, output_is_overwritten=whole.is_overwritten, needs_more=more)
     inside = trace.inside(whole)
     assert whole.left is not None, "calls without an output are left out"
     source = [whole, *(one for one in inside if same(one.left, whole.left))]
+    added = Contribution(source, whole.left, source=source)
     try:
-        return find_mlp(trace, block, whole, Contribution(source, whole.left, source=source), inside, findings, where)[
-            0
-        ]
+        part, _ = find_mlp(trace, block, whole, added, inside, findings, where)
     except MissingStructureError as error:
         findings.add(f"{where}.mlp", f"only the ends of {whole.path} are known: {error}")
-        return OpaqueBridge(whole.path.removeprefix(f"{block.path}."), output_is_overwritten=whole.is_overwritten)
+        part = OpaqueBridge(name, output_is_overwritten=whole.is_overwritten)
+    return "mlp", part
