@@ -98,6 +98,10 @@ class BlockBridge(GeneralizedComponent):
             transformer), each with those parts in the order of the forward: the output of the last one is added. They
             add nothing to the stream.
         feeders_read_tokens: Whether these read the embeddings of the tokens beside the stream.
+        begins_at: Path in the block of the norm whose output is the stream that enters, where the block's own input is
+            what that norms (RWKV's first block); None where the input is the stream.
+        post_multiplier: What the model multiplies the block's output by, which then is the stream that leaves (RWKV).
+            The last stage's multipliers say it too.
         norms_the_sum: Whether `ln1`, `ln2`, ... come after a stage, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
         index: Its place in the list at `name`, where that is not its layer: a block is called several times in a
@@ -119,6 +123,8 @@ class BlockBridge(GeneralizedComponent):
     input_multipliers: Mapping[str, float] = field(default_factory=dict)
     fed_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     feeders_read_tokens: bool = False
+    begins_at: str | None = None
+    post_multiplier: float = 1.0
     norms_the_sum: bool = False
     residual_is_normed: bool = False
     index: int | None = None
@@ -360,14 +366,16 @@ class BlockBridge(GeneralizedComponent):
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the points of the residual stream, and what each sublayer reads from it and adds to it."""
-        yield self.point("hook_resid_pre", self.place(Side.INPUT))
+        entering = self.place(Side.INPUT) if self.begins_at is None else self._known(self.begins_at)
+        yield self.point("hook_resid_pre", entering)
         for stage, here in itertools.groupby(self.sublayers, lambda sublayer: sublayer.stage):
             for number, sublayer in enumerate(here):
                 if stage and not number:
                     yield self.point(_leaf(self.stream_before(stage)), sublayer.reads, InPlace())
                 yield from self._inputs(sublayer)
                 yield self.point(_leaf(sublayer.hook_out), sublayer.adds, sublayer.added)
-        yield self.point("hook_resid_post", self.place(Side.OUTPUT))
+        leaving = None if self.post_multiplier == 1 else Converted(ScaledConversion(self.post_multiplier))
+        yield self.point("hook_resid_post", self.place(Side.OUTPUT), leaving)
 
     def _inputs(self, sublayer: Sublayer) -> Iterator[HookPoint]:
         """Yields the points of what a sublayer reads."""

@@ -27,7 +27,7 @@ from clearspan.points import nearest
 from clearspan.structure.algebra import eps_of
 from clearspan.structure.block import block_template
 from clearspan.structure.finding import Finding, Findings, MissingStructureError
-from clearspan.structure.frame import Blocks
+from clearspan.structure.frame import Blocks, with_entry
 from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.outward import find_outward
@@ -172,6 +172,7 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
 
 
 _IN_LOOPS = "blocks are called several times in a forward, and such a run could not tell their calls apart"
+_MULTIPLIED = "the model changes the residual stream between blocks, or in the first one before it is added to"
 FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model may raise that is called in parts, or on tokens alone."""
 
@@ -185,7 +186,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     ids = tokens_for(model)
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
-    blocks = blocks_of(model, trace, ids)
+    blocks = with_entry(blocks_of(model, trace, ids), trace)
     inward = find_inward(trace, blocks, ids, findings)
     outward = find_outward(trace, blocks, trace.output.logits, findings)
     layers = [_layer(trace, blocks, layer, findings, partial=partial) for layer in range(len(blocks.visits))]
@@ -205,7 +206,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         numbers,
         has_table=has_table(model, blocks, inward),
         irrelevant=unused,
-        whole_forwards=_IN_LOOPS if len({one.path for one in blocks.visits}) < len(blocks.visits) else None,
+        whole_forwards=_why_whole(blocks),
         findings=tuple(findings.found),
     )
 
@@ -215,7 +216,9 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
     visit, path = blocks.visits[layer], blocks.list_of(layer)
     try:
         whole = trace.of(visit) if blocks.is_woven else trace
-        found = block_template(whole, visit, path, findings, f"blocks.{layer}")
+        by = blocks.multipliers[layer] if blocks.multipliers else 1.0
+        entry = blocks.entry if layer == 0 else None
+        found = block_template(whole, visit, path, findings, f"blocks.{layer}", multiplier=by, entry=entry)
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
     except MissingStructureError as error:
@@ -225,6 +228,13 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
     return found
+
+
+def _why_whole(blocks: Blocks) -> str | None:
+    """Returns why no block can be run apart from the whole forward, or None if they can."""
+    if len({one.path for one in blocks.visits}) < len(blocks.visits):
+        return _IN_LOOPS
+    return _MULTIPLIED if blocks.multipliers or blocks.entry is not None else None
 
 
 def _mark_seams(layers: Sequence[BlockBridge], blocks: Blocks, inward: Inward) -> None:

@@ -13,7 +13,16 @@ from clearspan.structure.trace import Trace, Visit
 from clearspan.structure.wiring import Wiring, find_wiring
 
 
-def block_template(trace: Trace, block: Visit, path: str, findings: Findings, where: str) -> BlockBridge:
+def block_template(
+    trace: Trace,
+    block: Visit,
+    path: str,
+    findings: Findings,
+    where: str,
+    *,
+    multiplier: float = 1.0,
+    entry: Visit | None = None,
+) -> BlockBridge:
     """Returns the template of one block.
 
     Args:
@@ -22,11 +31,17 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
         path: Path of the list of blocks.
         findings: Where to say what was found.
         where: The block's canonical path.
+        multiplier: What the model multiplies the block's output by.
+        entry: The call of a norm in the block whose output is the stream, where the block's own input is not; or None.
 
     Raises:
         MissingStructureError: A sublayer or the wiring was not found.
     """
     wiring = find_wiring(trace, block)
+    if multiplier != 1:
+        if wiring.scalar is not None:
+            raise MissingStructureError(f"{block.path}.{wiring.scalar} and {multiplier} multiply the stream")
+        wiring.scalar = multiplier
     sublayers = find_sublayers(trace, wiring, findings, where)
     names = _names(sublayers)
     stages = _stages(sublayers, names)
@@ -54,7 +69,12 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
     )
     if wiring.scalar is not None:
         factors.add(wiring.scalar)
-        findings.add(where, f"{block.path}.{wiring.scalar} multiplies the stream at the block's end")
+        name = f"{block.path}.{wiring.scalar}" if isinstance(wiring.scalar, str) else wiring.scalar
+        findings.add(where, f"{name} multiplies the stream at the block's end")
+    begins_at = None if entry is None else entry.path.removeprefix(f"{block.path}.")
+    if begins_at is not None:
+        factors.add(begins_at)
+        findings.add(where, f"{block.path}.{begins_at} norms what enters, and its output is the stream")
     account_for_all(block.module, whole, trace.inside(block), block.path, readers, irrelevant=factors)
     return BlockBridge(
         name=path,
@@ -70,6 +90,8 @@ def block_template(trace: Trace, block: Visit, path: str, findings: Findings, wh
         fed_by={name: one.feeders.names for name, one in zip(names, sublayers, strict=True) if one.feed is not None},
         feeders_read_tokens=any(one.feeders.read_more for one in sublayers),
         stream_multiplier=_carry(wiring, len(stages)),
+        post_multiplier=multiplier,
+        begins_at=begins_at,
         norms_the_sum=bool(wiring.norms_the_sum),
         residual_is_normed=bool(wiring.residual_norms),
     )

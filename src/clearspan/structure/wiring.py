@@ -51,7 +51,7 @@ class Wiring:
         norms_the_sum: Norms of the stream after each contribution, if it is wired so.
         carries: What the stream is multiplied by before each stage's contributions are added; empty where by nothing.
         residual_norms: Norms whose output the stream goes on as, if it is wired so.
-        scalar: The block's own number, a parameter or buffer, that multiplies the stream at its end, or None.
+        scalar: What multiplies the stream at the block's end, a number, or a parameter or buffer of the block's; or None.
     """
 
     block: Visit
@@ -60,7 +60,7 @@ class Wiring:
     norms_the_sum: list[Visit] = field(default_factory=list)
     carries: list[Factor] = field(default_factory=list)
     residual_norms: list[Visit] = field(default_factory=list)
-    scalar: str | None = None
+    scalar: Factor | None = None
 
 
 def find_wiring(trace: Trace, block: Visit) -> Wiring:
@@ -247,7 +247,8 @@ def _step_by_step(block: Visit, calls: Sequence[Visit], step: Callable[..., Step
             stream = target
             # A stream for each contribution, of which those of one step read the first.
             wiring.streams += [*[target] * (len(made) - 1), target]
-    return wiring if same(stream, end) and wiring.contributions else None
+    are_alike = len(wiring.residual_norms) in (0, len(wiring.carries))  # the stream goes on as a norm's output, or never
+    return wiring if same(stream, end) and wiring.contributions and are_alike else None
 
 
 def _step_by_vectors(
@@ -274,7 +275,8 @@ def _step(stream: Tensor, target: Tensor, norms: Sequence[Visit], calls: Sequenc
     bases = [(None, stream), *((one, _left(one).reshape(target.shape)) for one in norms if same(one.entered, stream))]
     for count in (1, 2):
         for base, value in bases:
-            for chosen in itertools.combinations(range(len(values)), count):
+            others = [index for index, one in enumerate(values) if not same(one, value)]
+            for chosen in itertools.combinations(others, count):
                 found = coefficients([value, *(values[index] for index in chosen)], target)
                 if found is not None and all(abs(one) > 1e-6 for one in found):
                     pairs = zip(chosen, found[1:], strict=True)
