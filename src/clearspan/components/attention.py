@@ -403,10 +403,12 @@ class AttentionBridge(HeadAttentionBridge):
     def required(self) -> Mapping[str, type[GeneralizedComponent]]:
         """Returns the four maps, or three and the two norms that tell keys and values apart."""
         has_map = self.gate_activation is not None and not self.gate_in_queries
-        maps = dict.fromkeys((*PROJECTIONS, "o", *(["gate"] if has_map else [])), LinearBridge)
-        if "v" in self.submodules or "v_norm" not in self.submodules:
-            return maps
-        return {**{key: kind for key, kind in maps.items() if key != "v"}, "k_norm": NormalizationBridge}
+        maps: dict[str, type[GeneralizedComponent]] = dict.fromkeys((*PROJECTIONS, "o"), LinearBridge)
+        maps |= {"gate": LinearBridge} if has_map else {}
+        if "v_norm" in self.submodules and "v" not in self.submodules:
+            del maps["v"]
+            maps["k_norm"] = NormalizationBridge
+        return maps
 
     def projected(self, projection: Projection) -> tuple[Place, Access]:
         """Returns the linear map's output, or values after their norm, and how to read them by head."""
