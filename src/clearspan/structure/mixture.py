@@ -122,9 +122,8 @@ def _sum(
         seen = next(one for one in inside if one.path == f"{whole.path}.{shared.name}")
         gate = parts.get("shared_gate")
         gates = [] if gate is None else [one for one in inside if one.path == f"{whole.path}.{gate.name}"]
-        number = (
-            gates[0].left.sigmoid().reshape(*whole.left.shape[:-1], 1) if gates and gates[0].left is not None else 1
-        )
+        number = torch.ones(()) if not gates or gates[0].left is None else gates[0].left.sigmoid()
+        number = number.reshape(*whole.left.shape[:-1], 1) if number.ndim else number
         assert seen.left is not None, "found by its output"
         terms.append(seen.left.reshape(whole.left.shape) * number)
     norms = [one for one in inside if norm_kind(one) and same(one.left, whole.left)]
