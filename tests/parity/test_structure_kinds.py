@@ -1,6 +1,7 @@
 """What is derived of models that are like no other: the part that makes them so, and that verify finds no fault."""
 
 import pytest
+from tests.releases import known
 import torch
 from tests.structures import assert_verified
 
@@ -66,7 +67,7 @@ def unknown_mlp(parts, block):
 def feeds_the_mixer(parts, block):
     attn, norm = block.submodules["attn"], block.submodules["attn_norm"]
     fed = block.fed_by == {"mixer": ["attn", "mlp", "feed"]} and block.stages == (("mixer",),)
-    return fed and block.feeders_read_tokens and attn.d_input == 128 and norm.axes == "batch pos width"
+    return fed and block.reads_tokens and attn.d_input == 128 and norm.axes == "batch pos width"
 
 
 KINDS = {
@@ -86,14 +87,14 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("model_type", KINDS)
+@pytest.mark.parametrize("model_type", known(KINDS))
 def test_what_makes_a_model_unlike_others_is_derived(model_type):
     parts = derive(zoo.build(model_type)).parts
     assert KINDS[model_type](parts, parts["blocks"].templates[-1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", sorted(KINDS.keys() - {"llama4_text"}))
+@pytest.mark.parametrize("model_type", known(sorted(KINDS.keys() - {"llama4_text"})))
 def test_verify_finds_no_fault(model_type):
     model = zoo.build(model_type)
     assert_verified(clearspan.boot(model, adapter=derive(model)), "quick")

@@ -17,6 +17,7 @@ from clearspan._forward.forward import run_segment
 from clearspan._forward.given import ModelInput, check_width
 from clearspan.checks import check_kind, whole_numbers
 from clearspan.components import GeneralizedComponent, NormalizationBridge
+from clearspan.components.sublayer import scaled
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch
 from clearspan.model import Model
@@ -73,6 +74,7 @@ def _of_tokens(model: Model, residual: Tensor, tokens: Sequence[int]) -> Tensor:
     value = residual if norm is None else norm.module(residual)
     for part in maps[:-1]:
         value = part.module(value)
+    value = scaled(value, model.unembed.input_scale)
     rows = torch.tensor(tokens, device=value.device)
     bias = maps[-1].bias_or_none()
     logits = functional.linear(value, maps[-1].matrix[rows], None if bias is None else bias[rows]) * cfg.logit_scale
@@ -125,7 +127,17 @@ class FrozenNorm:
 
     @classmethod
     def of(cls, norm: NormalizationBridge, scale: Tensor | None = None, weights: Weights = as_it_is) -> Self:
-        """Returns a norm with a scale; by default with 1."""
+        """Returns a norm with a scale; by default with 1.
+
+        Raises:
+            InvalidArgumentError: A gate on its output is made of that too, so that it is not linear at a scale.
+        """
+        if not norm.is_linear_at_scale:
+            raise InvalidArgumentError(
+                f"{norm.path} is not linear in the residual stream at a given scale",
+                reason="a gate multiplies its output that is made of it",
+                fix="run the model, with hooks on the stream",
+            )
         weight = weights(norm, norm.w) if norm.has("weight") else None
         if scale is None:
             scale = torch.ones(1, device=None if weight is None else weight.device)
@@ -189,7 +201,7 @@ class TokenReading:
     def of(cls, model: Model, ids: Int[Tensor, "*token"], weights: Weights = as_it_is) -> Self:
         """Returns the reading of tokens' logits, in their shape."""
         *before, unembed = readout(model)
-        direction = exact(weights(unembed, unembed.matrix)[ids]) * model.cfg.logit_scale
+        direction = exact(weights(unembed, unembed.matrix)[ids]) * model.cfg.logit_scale * model.unembed.input_scale
         bias = unembed.bias_or_none()
         constant = direction.new_zeros(ids.shape)
         if bias is not None:
@@ -224,4 +236,4 @@ def added_logits(model: Model, vectors: Float[Tensor, "*vector d_model"]) -> Flo
         found = FrozenNorm.of(norm)(found)
     for part in readout(model):
         found = torch.cat([found @ rows.to(found).T for rows in part.matrix.split(_ROWS)], dim=-1)
-    return found * model.cfg.logit_scale
+    return found * (model.cfg.logit_scale * model.unembed.input_scale)

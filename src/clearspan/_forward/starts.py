@@ -15,7 +15,7 @@ def check_start(model: Model, start: int, stop: int | None) -> None:
         if before:
             raise InvalidArgumentError(
                 f"a run cannot start at layer {start}",
-                reason=f"layer {layer} attends to keys and values of layer {before[0]}, which is not run",
+                reason=f"layer {layer} uses what layer {before[0]} found, such as its keys, which is not run",
                 fix=f"start_at_layer={first_of(model.blocks, start)}, or a run of the whole model",
             )
 

@@ -79,9 +79,25 @@ class AttentionOptions(TypedDict, total=False):
     d_head: int | None
     sink_scales_z: bool
     joins_heads: bool
+    joins_operands: bool
     core: str
     norms_input: bool
     same_inputs: tuple[str, ...]
+
+
+class BranchOptions(TypedDict, total=False):
+    """What few gated MLPs have: attributes of `GatedMLPBridge`, whose docstring says what each is."""
+
+    linear_limit: float | None
+    linear_offset: float
+
+
+class MixtureOptions(TypedDict, total=False):
+    """What few mixtures have: attributes of `MoEBridge`, whose docstring says what each is."""
+
+    multiplier: float
+    shared_multiplier: float
+    has_identities: bool
 
 
 # --- linear maps and norms -------------------------------------------------------------------------------------------
@@ -385,7 +401,14 @@ def mlp(
 
 
 def gated_mlp(
-    name: str, *, gate: Linear, in_: Linear, out: Linear, norm: Norm = None, layout: Layout = Layout.TOKENS
+    name: str,
+    *,
+    gate: Linear,
+    in_: Linear,
+    out: Linear,
+    norm: Norm = None,
+    layout: Layout = Layout.TOKENS,
+    **options: Unpack[BranchOptions],
 ) -> GatedMLPBridge:
     """Returns a gated MLP: `out(act(gate(x)) * in_(x))`.
 
@@ -396,28 +419,34 @@ def gated_mlp(
         out: The map from the hidden layer.
         norm: The norm of the hidden layer, before the map from it.
         layout: How rows and positions lie in all of it.
+        **options: What few models have, by the names of the component's attributes.
 
     Example:
         >>> list(gated_mlp("mlp", gate="gate_proj", in_="up_proj", out="down_proj").submodules)
         ['gate', 'in', 'out']
     """
     parts = {**_maps(layout, gate=gate, in_=in_, out=out), **_there(norm=norm)}
-    return GatedMLPBridge(name, submodules=parts, layout=layout)
+    return GatedMLPBridge(name, submodules=parts, layout=layout, **options)
 
 
-def fused_gated_mlp(name: str, *, gate_up: Linear, out: Linear) -> JointGateMLPBridge:
+def fused_gated_mlp(
+    name: str, *, gate_up: Linear, out: Linear, gate_is_second: bool = False, **options: Unpack[BranchOptions]
+) -> JointGateMLPBridge:
     """Returns a gated MLP whose gate and linear branch are the halves of one map's output.
 
     Args:
         name: Its module.
         gate_up: The map to both, the gate first.
         out: The map from the hidden layer.
+        gate_is_second: Whether the linear branch comes first instead.
+        **options: What few models have, by the names of the component's attributes.
 
     Example:
         >>> fused_gated_mlp("mlp", gate_up="gate_up_proj", out="down_proj")
         JointGateMLPBridge('mlp')
     """
-    return JointGateMLPBridge(name, submodules=_maps(gate_up=gate_up, out=out))
+    parts = _maps(gate_up=gate_up, out=out)
+    return JointGateMLPBridge(name, submodules=parts, gate_is_second=gate_is_second, **options)
 
 
 def mixture(
@@ -431,6 +460,7 @@ def mixture(
     runs_all: bool = False,
     layout: Layout = Layout.TOKENS,
     others: Parts = NONE,
+    **options: Unpack[MixtureOptions],
 ) -> MoEBridge:
     """Returns a mixture of experts.
 
@@ -444,6 +474,7 @@ def mixture(
         runs_all: Whether all experts run on all tokens.
         layout: How rows and positions lie in its input and output.
         others: Further parts by canonical name.
+        **options: What few mixtures have, by the names of the component's attributes.
 
     Example:
         >>> list(mixture("mlp", router="gate").submodules)
@@ -452,7 +483,7 @@ def mixture(
     every = ExpertsBridge(experts, is_transposed=transposed) if isinstance(experts, str) else experts
     chooser = RouterBridge(router) if isinstance(router, str) else router
     parts = {**_there(router=chooser, experts=every, shared=shared), **_maps(shared_gate=shared_gate), **others}
-    return MoEBridge(name, submodules=parts, runs_all=runs_all, layout=layout)
+    return MoEBridge(name, submodules=parts, runs_all=runs_all, layout=layout, **options)
 
 
 # --- blocks and the frame --------------------------------------------------------------------------------------------
@@ -582,19 +613,28 @@ def pos_embedding(
     )
 
 
-def unembedding(name: str, *, scale: float = 1.0, softcap: float | None = None) -> UnembeddingBridge:
+def unembedding(
+    name: str,
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    input_scale: float = 1.0,
+    n_logits: int | None = None,
+) -> UnembeddingBridge:
     """Returns the unembedding.
 
     Args:
         name: Its module.
         scale: What the model multiplies its output by.
         softcap: Where the model caps the scaled logits by `cap * tanh(logits / cap)`, or None.
+        input_scale: What the model multiplies the last norm's output by before it, outside of any module.
+        n_logits: How many of its first outputs are logits, where the others only pad the vocabulary.
 
     Example:
         >>> unembedding("lm_head", scale=0.0625).scale
         0.0625
     """
-    return UnembeddingBridge(name, scale=scale, softcap=softcap)
+    return UnembeddingBridge(name, scale=scale, softcap=softcap, input_scale=input_scale, n_logits=n_logits)
 
 
 def decoder(

@@ -10,7 +10,7 @@ from torch import Tensor
 from clearspan.components.base import GeneralizedComponent
 from clearspan.components.linear import LinearBridge
 from clearspan.components.weights import LinearMap, Weight, WeightTensor
-from clearspan.conversions import ScaledConversion
+from clearspan.conversions import ChannelsConversion, ScaledConversion
 from clearspan.errors import MissingWeightError, UnwritableError
 from clearspan.points import Converted, HookPoint, Place, SharedRow, Side, Whole, entry_of
 
@@ -209,13 +209,28 @@ class UnembeddingBridge(LinearBridge):
     Attributes:
         scale: What the model multiplies its output by.
         softcap: Where the model caps the scaled logits by `cap * tanh(logits / cap)`, or None.
+        input_scale: What the model multiplies the last norm's output by before it, outside of any module (MiniCPM 3).
+        n_logits: How many of its first outputs are logits, where those after them only pad the vocabulary (Inkling);
+            None where all are.
     """
 
     _: KW_ONLY
     scale: float = 1.0
     softcap: float | None = None
+    input_scale: float = 1.0
+    n_logits: int | None = None
 
     output_axes = "batch pos d_vocab"
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight `[d_vocab, d_model]`, the live parameter or the rows of it that give logits."""
+        return super().matrix[: self.n_logits]
+
+    def bias_or_none(self) -> Tensor | None:
+        """Returns the bias `[d_vocab]`, or None where there is none."""
+        bias = super().bias_or_none()
+        return None if bias is None else bias[: self.n_logits]
 
     @Weight
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
@@ -229,7 +244,7 @@ class UnembeddingBridge(LinearBridge):
         if bias is not None:
             return bias
         weight = self.parameter("weight")
-        zeros = torch.zeros(1, dtype=weight.dtype, device=weight.device).expand(len(weight))
+        zeros = torch.zeros(1, dtype=weight.dtype, device=weight.device).expand(len(weight[: self.n_logits]))
         return WeightTensor.of(zeros, before=self._refuse_bias)
 
     def _refuse_bias(self) -> None:
@@ -242,7 +257,8 @@ class UnembeddingBridge(LinearBridge):
         """Yields the input, and the logits before any scale or cap."""
         before, _ = super().raw_ends()
         yield before
-        yield self.point("hook_out", self.place(Side.OUTPUT), dimensions=self.output_axes)
+        shown = Whole() if self.n_logits is None else Converted(ChannelsConversion(0, self.n_logits))
+        yield self.point("hook_out", self.place(Side.OUTPUT), shown, dimensions=self.output_axes)
 
 
 class LogitHeadBridge(GeneralizedComponent):

@@ -127,14 +127,31 @@ class MLPBridge(GeneralizedComponent):
         return act(self.submodules["in"].module(value))
 
 
+@dataclass(eq=False, repr=False)
 class GatedMLPBridge(MLPBridge):
-    """A gate through an activation function times a linear branch, then a linear map: `gate`, `in` and `out`."""
+    """A gate through an activation function times a linear branch, then a linear map: `gate`, `in` and `out`.
 
-    hook_pre_linear: HookPoint
+    Attributes:
+        linear_limit: Where the model cuts the linear branch off, at this number and at minus it, before it multiplies
+            the gate; None where it does not.
+        linear_offset: What the model adds to the linear branch after that (1 in MiniMax M3).
+    """
+
+    _: KW_ONLY
+    linear_limit: float | None = None
+    linear_offset: float = 0.0
+
+    hook_pre_linear: HookPoint = field(init=False)
     _maps = ("gate", "in", "out")
 
     def _hidden(self, value: Tensor, act: nn.Module) -> Tensor:
-        return act(self.submodules["gate"].module(value)) * self.submodules["in"].module(value)
+        return act(self.submodules["gate"].module(value)) * self.branch(self.submodules["in"].module(value))
+
+    def branch(self, linear: Float[Tensor, "*place d_mlp"]) -> Float[Tensor, "*place d_mlp"]:
+        """Returns what multiplies the gate, for a value of `hook_pre_linear`."""
+        limit = self.linear_limit
+        within = linear if limit is None else linear.clamp(-limit, limit)
+        return within + self.linear_offset if self.linear_offset else within
 
     @Weight
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
@@ -153,43 +170,50 @@ class GatedMLPBridge(MLPBridge):
         yield self.point("hook_post", self.submodules["out"].place(Side.INPUT))
 
 
+@dataclass(eq=False, repr=False)
 class JointGateMLPBridge(GatedMLPBridge):
-    """A gated MLP whose gate and linear branch are the halves of one linear map: submodules `gate_up` and `out`."""
+    """A gated MLP whose gate and linear branch are the halves of one linear map: submodules `gate_up` and `out`.
 
+    Attributes:
+        gate_is_second: Whether the gate is the second half.
+    """
+
+    _: KW_ONLY
+    gate_is_second: bool = False
     _maps = ("gate_up", "out")
 
     def _hidden(self, value: Tensor, act: nn.Module) -> Tensor:
-        gate, linear = self.submodules["gate_up"].module(value).chunk(2, dim=-1)
-        return act(gate) * linear
+        halves = self.submodules["gate_up"].module(value).chunk(2, dim=-1)
+        return act(halves[self.gate_is_second]) * self.branch(halves[not self.gate_is_second])
 
     @Weight
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:
         """The gate's weight `[d_model, d_mlp]`, a view of the live parameter."""
-        return self._half(is_second=False)
+        return self._half(self.gate_is_second)
 
     @Weight
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
         """The linear branch's weight `[d_model, d_mlp]`, a view of the live parameter."""
-        return self._half(is_second=True)
+        return self._half(not self.gate_is_second)
 
     @Weight
     def b_gate(self) -> Float[Tensor, "d_mlp"]:
         """The gate's bias `[d_mlp]`, a view of the live parameter."""
-        return HalfConversion(is_second=False).handle_conversion(self._linear("gate_up").weight("bias"))
+        return HalfConversion(self.gate_is_second).handle_conversion(self._linear("gate_up").weight("bias"))
 
     @Weight
     def b_in(self) -> Float[Tensor, "d_mlp"]:
         """The linear branch's bias `[d_mlp]`, a view of the live parameter."""
-        return HalfConversion(is_second=True).handle_conversion(self._linear("gate_up").weight("bias"))
+        return HalfConversion(not self.gate_is_second).handle_conversion(self._linear("gate_up").weight("bias"))
 
-    def _half(self, *, is_second: bool) -> Tensor:
+    def _half(self, is_second: bool) -> Tensor:
         return HalfConversion(is_second).handle_conversion(self._linear("gate_up").matrix.T)
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the gate before its activation function, the linear branch, and their product."""
         fused = self.submodules["gate_up"].place(Side.OUTPUT)
-        yield self.point("hook_pre", fused, Converted(HalfConversion(is_second=False)))
-        yield self.point("hook_pre_linear", fused, Converted(HalfConversion(is_second=True)))
+        yield self.point("hook_pre", fused, Converted(HalfConversion(self.gate_is_second)))
+        yield self.point("hook_pre_linear", fused, Converted(HalfConversion(not self.gate_is_second)))
         yield self.point("hook_post", self.submodules["out"].place(Side.INPUT))
 
 
@@ -205,11 +229,14 @@ class RouterBridge(GeneralizedComponent):
         indices: As `weights`, for the indices of the experts chosen.
         k: How many are chosen for each token, where the router's module has no `top_k`.
         changes_input: Whether it norms or multiplies its input before the map to logits (Gemma 4).
+        holder: Path, in the router, of the module whose weight that linear function takes (LongCat: `classifier`, which
+            is not called); empty for the router's own.
     """
 
     _: KW_ONLY
     layout: Layout = Layout.FLAT
     logits: str = ""
+    holder: str = ""
     weights: int | str = 1
     indices: int | str = 2
     k: int | None = None
@@ -232,7 +259,7 @@ class RouterBridge(GeneralizedComponent):
 
     def reads(self) -> Iterator[LinearMap]:
         """Yields the map to its logits."""
-        module = module_at(self.acting, self.logits)
+        module = module_at(self.acting, self.logits or self.holder)
         yield LinearMap(module, "weight", "bias" if "bias" in module._parameters else None, in_axis=-1, out_axis=-2)
 
     def sizes(self) -> dict[str, int]:
@@ -253,17 +280,23 @@ class MoEBridge(GeneralizedComponent):
     """A mixture of experts: submodules `router` and `experts`, and `shared` for an expert that sees every token.
 
     A linear map `shared_gate` beside them makes one number for each token, whose sigmoid multiplies the shared expert's
-    output before it is added (Qwen 2 MoE).
+    output before it is added (Qwen 2 MoE). Linear maps `project_in` and `project_out` lie before and after experts that
+    are narrower than the residual stream (Nemotron-H). A part `norm` is a norm of the sum (A.X K1), which then is the
+    output.
 
     Attributes:
         runs_all: Whether all experts run on all tokens, on an input that their score multiplies (LLaMA 4). There are
             then no weights of chosen experts.
         multiplier: What the mixture multiplies the experts' sum by, outside of their module (Beam).
+        shared_multiplier: The same of the shared expert's output (Cohere 2 MoE takes the mean).
+        has_identities: Whether some experts return their input (LongCat): it reaches the output by no linear map.
     """
 
     _: KW_ONLY
     runs_all: bool = False
     multiplier: float = 1.0
+    shared_multiplier: float = 1.0
+    has_identities: bool = False
 
     router: RouterBridge = field(init=False)
     experts: "ExpertsBridge" = field(init=False)
@@ -282,15 +315,22 @@ class MoEBridge(GeneralizedComponent):
         return {"router": RouterBridge, "experts": ExpertsBridge}
 
     def reads(self) -> Iterator[LinearMap]:
-        """Yields the maps of the router and of all experts that read the input."""
-        for part in self.submodules.values():
-            yield from part.reads()
+        """Yields the maps of the router and of all experts that read the input, where nothing else does."""
+        narrow = ("experts", "project_out") if "project_in" in self.submodules else ()
+        for key, part in self.submodules.items():
+            if key not in narrow and not self.has_identities:
+                yield from part.reads()
 
     def adds(self) -> Iterator[LinearMap]:
-        """Yields the output maps of all experts."""
-        for key, part in self.submodules.items():
-            if key != "router":
-                yield from part.adds()
+        """Yields the output maps of all experts, where their sum is the output."""
+        if "norm" in self.submodules or self.has_identities:
+            return
+        last = self.submodules.get("project_out")
+        if isinstance(last, LinearBridge):
+            yield last.map
+        for key in ("shared",) if last is not None else ("experts", "shared"):
+            if key in self.submodules:
+                yield from self.submodules[key].adds()
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the router's logits, and the experts chosen with their weights."""
@@ -326,6 +366,7 @@ class ExpertsBridge(GeneralizedComponent):
         adding: Path of the parameter that makes the output.
         adding_is_transposed: As `is_transposed`, of that parameter; None where it is as the others.
         has_ends: Whether its input and output are one row for each token; not where all experts run (LLaMA 4).
+        is_narrow: Whether they are of another width than the residual stream.
     """
 
     _: KW_ONLY
@@ -335,6 +376,21 @@ class ExpertsBridge(GeneralizedComponent):
     adding: str = "down_proj"
     adding_is_transposed: bool | None = None
     has_ends: bool = True
+    is_narrow: bool = False
+
+    @property
+    def input_axes(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The axes of input and output."""
+        return "batch pos width" if self.is_narrow else "batch pos d_model"
+
+    output_axes = input_axes  # pyright: ignore[reportAssignmentType]
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the sizes of axes, including the experts' own width."""
+        if not self.is_narrow:
+            return super().sizes()
+        each = next(self.reads())
+        return {**super().sizes(), "width": each.module.get_parameter(each.weight).shape[each.in_axis]}
 
     def raw_ends(self) -> Iterator[HookPoint]:
         """Yields input and output, where these are of tokens."""

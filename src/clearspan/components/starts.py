@@ -7,8 +7,9 @@ from clearspan.components.shared_attention import SharedKeysAttentionBridge
 
 
 def sources_of(block: BlockBridge) -> list[int]:
-    """Returns the layers whose keys and values a block attends to, where these are another's."""
-    return [part.source for part in block.attentions if isinstance(part, SharedKeysAttentionBridge)]
+    """Returns the layers of which a block needs something besides the stream, such as the keys that it attends to."""
+    shared = [part.source for part in block.attentions if isinstance(part, SharedKeysAttentionBridge)]
+    return shared + [part.reads_layer for part in block.walk() if part.reads_layer is not None]
 
 
 def first_of(blocks: Sequence[BlockBridge], layer: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import WholeForwardError
 from clearspan.hf.adapters import acting
 from clearspan.hf.tensors import primary_input, primary_output, with_input
 from clearspan.hf.torch_hooks import HOOK_TABLES, StandIn, after, before
@@ -186,20 +186,22 @@ class ArgumentsOf:
         model: The Hugging Face model.
         blocks: Paths of its blocks.
         embedding_width: Width of the token embedding.
-        stream_width: Width of the residual stream.
+        refused: Why the model cannot be run up to a module, or None if it can.
+        stream_shape: The sizes of the residual behind rows and positions.
+        raw_stream: Returns a residual `[batch, pos, ...]` as blocks take it.
         firsts: For each layer, the one from which a run must start that reaches it.
         reads_tokens: Whether blocks read the tokens beside the residual stream.
-        refused: Why the model cannot be run up to a module, or None if it can.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.blocks: Sequence[str] = ()
         self.embedding_width = 0
-        self.stream_width = 0
+        self.refused: str | None = None
+        self.stream_shape: tuple[int, ...] = ()
+        self.raw_stream: Callable[[Tensor], Tensor] = lambda residual: residual
         self.firsts: Sequence[int] = ()
         self.reads_tokens = False
-        self.refused: str | None = None
 
     def __call__(self, module: nn.Module, value: Tensor) -> dict[str, Any]:
         """Returns the arguments of a block, or of a module in one, by name.
@@ -209,7 +211,7 @@ class ArgumentsOf:
             value: Its input `[batch, pos, d_model]`.
         """
         if self.refused is not None and _takes_more(module):
-            raise InvalidArgumentError(
+            raise WholeForwardError(
                 f"this {type(module).__name__} is not called alone",
                 reason=f"the model passes it more than its input, and {self.refused}",
                 fix="a run of the whole model, with its hook_in and hook_out",
@@ -219,9 +221,8 @@ class ArgumentsOf:
                 self.model,
                 [module_at(self.model, path) for path in self.blocks],
                 module,
-                value,
+                self.raw_stream(value.new_zeros(*value.shape[:2], *self.stream_shape)),
                 firsts=self.firsts,
-                stream_width=self.stream_width,
                 **self._input(value),
             )
 
@@ -236,24 +237,22 @@ def _arguments_of(
     model: nn.Module,
     blocks: Sequence[nn.Module],
     module: nn.Module,
-    value: Tensor,
+    residual: Tensor,
     *,
     firsts: Sequence[int],
-    stream_width: int,
     **given: Tensor,
 ) -> dict[str, Any]:
     """Returns what the model's own forward passes to a module of a block after its first input: masks, positions.
 
-    It runs the model on a residual stream of zeros, of the value's shape, up to the module. A residual stream that the
-    module would add to its result is zero.
+    It runs the model on a residual stream of zeros up to the module. A residual stream that the module would add to its
+    result is zero.
 
     Args:
         model: The Hugging Face model.
         blocks: Its blocks.
         module: A block, or a module in one.
-        value: The module's input `[batch, pos, d_model]`.
+        residual: The residual stream of zeros, as blocks take it.
         firsts: For each layer, the one from which a run must start that reaches it.
-        stream_width: Width of the residual stream, which the module may read with more beside it.
         **given: What the model is given.
     """
     module = acting(module)  # an adapter's own forward takes anything
@@ -267,16 +266,16 @@ def _arguments_of(
             raise _Reached(args, kwargs)
 
     layer = next(index for index, block in enumerate(blocks) if any(part is module for part in block.modules()))
-    handle, stream = before(module, reached), value.new_zeros(*value.shape[:-1], stream_width)
+    handle = before(module, reached)
     try:
-        with torch.no_grad(), starting_at(blocks, firsts[layer], stream):
+        with torch.no_grad(), starting_at(blocks, firsts[layer], residual):
             model(**given, use_cache=False)
     except _Reached as there:
         bound = inspect.signature(type(module).forward).bind(module, *there.args, **there.kwargs)
         named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
         skipped = {first.name, others[0].name, "kwargs"}
         found = {name: what for name, what in named.items() if name not in skipped}
-        return {**found, **({"residual": torch.zeros_like(value)} if "residual" in found else {})}
+        return {**found, **({"residual": torch.zeros_like(residual)} if "residual" in found else {})}
     finally:
         handle.remove()
     raise AssertionError("the forward passes every block")

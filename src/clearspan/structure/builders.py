@@ -71,6 +71,7 @@ _ATTENTION = {
     **_OVERWRITTEN,
     **_same(*parts.AttentionOptions.__annotations__),
 }
+_BRANCH = _same(*parts.BranchOptions.__annotations__)
 _NORMED = _same("q_norm", "k_norm", "gate", "o_norm")
 _VALUES = _same("v_norm")
 _BUILDERS: Mapping[type[GeneralizedComponent], _Builder] = {
@@ -96,11 +97,15 @@ _BUILDERS: Mapping[type[GeneralizedComponent], _Builder] = {
         takes_others=True,
     ),
     MLPBridge: _Builder(parts.mlp, _LAYOUT | _OVERWRITTEN, {"in": "in_", **_same("act", "norm", "out")}, True),
-    GatedMLPBridge: _Builder(parts.gated_mlp, _LAYOUT, {"gate": "gate", "in": "in_", **_same("norm", "out")}),
-    JointGateMLPBridge: _Builder(parts.fused_gated_mlp, {}, _same("gate_up", "out")),
+    GatedMLPBridge: _Builder(
+        parts.gated_mlp, {**_LAYOUT, **_BRANCH}, {"gate": "gate", "in": "in_", **_same("norm", "out")}
+    ),
+    JointGateMLPBridge: _Builder(
+        parts.fused_gated_mlp, {**_BRANCH, "gate_is_second": "gate_is_second"}, _same("gate_up", "out")
+    ),
     MoEBridge: _Builder(
         parts.mixture,
-        {"runs_all": "runs_all", **_LAYOUT},
+        {"runs_all": "runs_all", **_LAYOUT, **_same(*parts.MixtureOptions.__annotations__)},
         _same("router", "experts", "shared", "shared_gate"),
         takes_others=True,
     ),
@@ -117,10 +122,10 @@ _BUILDERS: Mapping[type[GeneralizedComponent], _Builder] = {
         {"offset": "offset", "input_is_positions": "from_mask"}
         | _same("table", "padding_id", "ends_in_embed", "layout"),
     ),
-    UnembeddingBridge: _Builder(parts.unembedding, _same("scale", "softcap")),
+    UnembeddingBridge: _Builder(parts.unembedding, _same("scale", "softcap", "input_scale", "n_logits")),
 }
 _NOT = "input_is_positions"
-_COUNTS = ("d_head_nope", "d_head_rope", "d_head_v", "padding_id")
+_COUNTS = ("d_head_nope", "d_head_rope", "d_head_v", "padding_id", "n_logits")
 
 
 class Builders:

@@ -23,6 +23,9 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "n_ctx": ("max_target", "max_position", "max_seq"),
     "scale": ("logit",),
     "softcap": ("softcap",),
+    "linear_limit": ("limit", "clamp"),
+    "input_scale": ("width_multiplier", "logit"),
+    "n_logits": ("unpadded", "vocab"),
 }
 """What entries are called that have the numbers of an adapter, by the builders' keywords; the best word first."""
 

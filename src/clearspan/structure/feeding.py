@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from clearspan.components import GeneralizedComponent, OpaqueBridge
 from clearspan.structure.algebra import linear_kind, norm_kind, same
 from clearspan.structure.attention import Attention
@@ -24,12 +22,10 @@ class Feeders:
     Attributes:
         parts: Their templates by name, in the order of the forward, and those of the norms before them.
         names: The names of those that are no norms; the output of the last one is what is read.
-        read_more: Whether the first of them reads something else beside the stream.
     """
 
     parts: dict[str, GeneralizedComponent] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
-    read_more: bool = False
 
 
 def find_feeders(
@@ -56,14 +52,12 @@ def find_feeders(
         entered = attention.reader.entered
         part.d_input = None if entered is None or entered.shape[-1] == width else entered.shape[-1]
         part.__post_init__()
-        found.read_more |= part.d_input is not None
         _add(found, "attn", part, attention.reader, before, block, width)
     after = max((one.output.order for one in attentions), default=block.order)
     whole = _between(before, after, feed)
     if whole is not None:
         kind, part = _whole(trace, block, whole, findings, where)
         _add(found, kind, part, whole, before, block, width)
-        found.read_more |= not attentions and _reads_more(whole, block.entered)
     if whole is None or not same(whole.left, feed.left):
         name = feed.path.removeprefix(f"{block.path}.")
         part = linear_template(feed, name) if linear_kind(feed) else OpaqueBridge(name)
@@ -99,12 +93,6 @@ def _between(before: Sequence[Visit], after: int, feed: Visit) -> Visit | None:
     return min(there, key=lambda one: (one.depth, one.order)) if there else None
 
 
-def _reads_more(whole: Visit, stream: Tensor | None) -> bool:
-    """Whether a module is given further values of each token beside its input, of the stream's shape."""
-    given = [one for one in (*whole.args, *whole.kwargs.values()) if isinstance(one, Tensor)]
-    return stream is not None and sum(one.shape == stream.shape for one in given) > 1
-
-
 def _whole(
     trace: Trace, block: Visit, whole: Visit, findings: Findings, where: str
 ) -> tuple[str, GeneralizedComponent]:
@@ -112,8 +100,7 @@ def _whole(
     name = whole.path.removeprefix(f"{block.path}.")
     if mixes_positions(whole, *block.size):
         findings.add(f"{where}.mixer2", f"only the ends of {whole.path} are known: positions mix in it")
-        more = "the embeddings of the tokens" if _reads_more(whole, block.entered) else None
-        return "mixer2", OpaqueBridge(name, output_is_overwritten=whole.is_overwritten, needs_more=more)
+        return "mixer2", OpaqueBridge(name, output_is_overwritten=whole.is_overwritten)
     inside = trace.inside(whole)
     assert whole.left is not None, "calls without an output are left out"
     source = [whole, *(one for one in inside if same(one.left, whole.left))]

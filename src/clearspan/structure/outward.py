@@ -1,6 +1,6 @@
 """How the residual stream becomes logits: the final norm, the unembedding, and what lies between them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from clearspan.components import GeneralizedComponent, LogitHeadBridge, Unembedd
 from clearspan.structure.algebra import factor, linear_kind, norm_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.frame import Blocks
+from clearspan.structure.streams import collapse_template
 from clearspan.structure.templates import call_number, norm_template, opaque
 from clearspan.structure.trace import Trace, Visit
 
@@ -21,16 +22,17 @@ def find_outward(trace: Trace, blocks: Blocks, logits: Tensor, findings: Finding
     """
     after = [
         one
-        for one in trace.visits[blocks.visits[-1].order + 1 :]
+        for one in trace.visits[blocks.end + 1 :]
         if one.left is not None and not any(one.is_in(path) for path in blocks.lists)
     ]
-    wide = [one for one in after if one.left is not None and one.left.shape[-1] == logits.shape[-1]]
-    unembed = next((one for one in reversed(wide) if linear_kind(one)), None)
-    if unembed is None or unembed.left is None:
-        raise MissingStructureError("no linear map gives the logits")
-    scale, cap = _scale_and_cap(unembed.left, logits)
+    unembed, raw = _unembedding(after, logits)
+    scale, cap = _scale_and_cap(raw, logits)
     norm = next((one for one in after if same(one.entered, blocks.last) and norm_kind(one)), None)
     parts: dict[str, GeneralizedComponent] = {}
+    if blocks.streams is not None and blocks.collapsed is not None:
+        parts["collapse"] = collapse_template(blocks.collapsed, blocks.streams)
+        findings.add("collapse", f"{blocks.collapsed.path} makes one vector of the streams that leave the blocks")
+        after = [one for one in after if not one.is_in(blocks.collapsed.path)]
     if norm is not None:
         last = norm_template(norm, norm.path)
         last.call = call_number(trace, norm)
@@ -42,9 +44,45 @@ def find_outward(trace: Trace, blocks: Blocks, logits: Tensor, findings: Finding
     assert kind is not None, "found as a linear map"
     if kind.is_transposed:
         raise MissingStructureError(f"the unembedding {unembed.path} has its weight the other way round")
-    parts["unembed"] = UnembeddingBridge(name=unembed.path, scale=scale, softcap=cap)
+    n_logits = None if kind.outputs == logits.shape[-1] else logits.shape[-1]
+    within = _input_scale(parts, norm or blocks.collapsed or blocks.visits[-1], after, unembed)
+    parts["unembed"] = UnembeddingBridge(
+        name=unembed.path, scale=scale, softcap=cap, input_scale=within, n_logits=n_logits
+    )
     findings.add("hook_logits", f"{unembed.path} gives them", scale)
     return parts
+
+
+def _unembedding(after: Sequence[Visit], logits: Tensor) -> tuple[Visit, Tensor]:
+    """Returns the call of the map that gives the logits, and those of its outputs that they come from.
+
+    Raises:
+        MissingStructureError: There is no such map.
+    """
+    width = logits.shape[-1]
+    maps = [one for one in reversed(after) if one.left is not None and one.left.shape[-1] >= width and linear_kind(one)]
+    unembed = next(iter(sorted(maps, key=lambda one: one.left is not None and one.left.shape[-1] != width)), None)
+    if unembed is None or unembed.left is None:
+        raise MissingStructureError("no linear map gives the logits")
+    return unembed, unembed.left[..., :width]
+
+
+def _input_scale(
+    parts: Mapping[str, GeneralizedComponent], last: Visit, after: Sequence[Visit], unembed: Visit
+) -> float:
+    """Returns what is multiplied by between the last call that gives a vector of each position and the unembedding.
+
+    Raises:
+        MissingStructureError: The unembedding reads something else.
+    """
+    if "head" in parts:
+        return 1.0
+    projection = parts.get("project_out")
+    before = last if projection is None else next(one for one in after if one.path == projection.name)
+    found = None if before.left is None or unembed.entered is None else factor(before.left, unembed.entered)
+    if found is None:
+        raise MissingStructureError(f"{unembed.path} reads no multiple of what {before.path} gives")
+    return found
 
 
 def _between(calls: Sequence[Visit], stream: Tensor | None, unembed: Visit) -> dict[str, GeneralizedComponent]:

@@ -25,6 +25,7 @@ from clearspan.components import (
     PosEmbedBridge,
     RouterBridge,
     SharedKeysAttentionBridge,
+    UnembeddingBridge,
 )
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import AdapterWarning
@@ -128,7 +129,8 @@ def _sizes(model: Model) -> Iterator[tuple[str, str]]:
     cfg = model.cfg
     shown = {block.module_path for block in model.blocks}  # a block may be called several times
     lists = dict.fromkeys(path.rpartition(".")[0] for path in sorted(shown))
-    there = sum(len(module_at(model.hf_model, path)._modules) for path in lists)
+    blocks = (f"{path}.{name}" for path in lists for name in module_at(model.hf_model, path)._modules)
+    there = sum(f"{path}.*" not in model.adapter.irrelevant for path in blocks)  # a text passes by some
     if there != len(shown):
         yield f"cfg.n_layers is {len(model.blocks)}", f"{' and '.join(lists)} has {there} blocks."
     for part in _parts(model):
@@ -160,8 +162,8 @@ def _widths(part: GeneralizedComponent, cfg: TransformerBridgeConfig) -> Iterato
             yield "the positions of the position embedding", cfg.n_ctx, positions - part.offset
             if not part.ends_in_embed:  # a projection may follow
                 yield "the width of the position embedding", cfg.d_model, width
-        case LinearBridge(path="unembed"):
-            yield "the outputs of the unembedding", cfg.d_vocab, part.widths[1]
+        case UnembeddingBridge():
+            yield "the outputs of the unembedding", cfg.d_vocab, part.n_logits or part.widths[1]
 
 
 def _of_norm(norm: NormalizationBridge, cfg: TransformerBridgeConfig) -> Iterator[Width]:
@@ -203,8 +205,10 @@ def _of_latent(attention: LatentAttentionBridge, cfg: TransformerBridgeConfig) -
     rank = attention.kv_b.widths[0]
     last = "q_b" if "q_b" in attention.submodules else "q"
     query_inputs = attention.submodules["q_a"].shape("weight")[0] if last == "q_b" else cfg.d_model
+    query_inputs *= 2 if attention.joins_query_latent else 1
+    made = attention.d_head_qk + (values if attention.gate_in_queries else 0)
     return {
-        last: (query_inputs, heads * (attention.d_head_nope + attention.d_head_rope)),
+        last: (query_inputs, heads * made),
         "kv_a": (cfg.d_model, rank + attention.d_head_rope),
         "kv_b": (rank, heads * (attention.d_head_nope + values)),
         "o": (heads * values, cfg.d_model),
@@ -237,7 +241,7 @@ def _of_experts(experts: ExpertsBridge, cfg: TransformerBridgeConfig) -> Iterato
         weight = next((parameter for parameter in held if parameter is not None), None)
         if weight is None:
             yield f"whether {experts.path} has {each.weight}", True, False
-        elif weight.ndim == 3:
+        elif weight.ndim == 3 and not experts.is_narrow:
             yield f"d_model in {experts.path}.{each.weight}", cfg.d_model, weight.shape[getattr(each, axis)]
 
 

@@ -128,26 +128,43 @@ def _of_mlp(mlp: MLPBridge) -> Iterator[Statement]:
 def _of_mixture(mixture: MoEBridge) -> Iterator[Statement]:
     if not mixture.experts.has_ends:
         return
-    experts, out = f"{mixture.path}.experts.hook_out", f"{mixture.path}.hook_out"
-    shared = (f"{mixture.path}.shared.hook_out",) if "shared" in mixture.submodules else ()
-    gate = (f"{mixture.path}.shared_gate.hook_out",) if "shared_gate" in mixture.submodules else ()
+    path, parts = mixture.path, mixture.submodules
+    first = f"{path}.{'project_out' if 'project_out' in parts else 'experts'}.hook_out"
+    shared = (f"{path}.shared.hook_out",) if "shared" in parts else ()
+    gate = (f"{path}.shared_gate.hook_out",) if "shared_gate" in parts else ()
+    out = f"{path}.{'norm.hook_in' if 'norm' in parts else 'hook_out'}"
 
     def added(values: Values) -> Tensor:
-        total = values[experts] * mixture.multiplier
+        total = values[first] * mixture.multiplier
         for name in shared:
-            total = total + (torch.sigmoid(values[gate[0]]) * values[name] if gate else values[name])
+            own = values[name] * mixture.shared_multiplier
+            total = total + (torch.sigmoid(values[gate[0]]) * own if gate else own)
         return total
 
-    text = "".join(f" + {'sigmoid(' + gate[0] + ') * ' if gate else ''}{name}" for name in shared)
-    times = "" if mixture.multiplier == 1 else f" * {mixture.multiplier:g}"
-    yield Statement(f"{experts}{times}{text} == {out}", (experts, *shared, *gate), out, added)
+    gated = f"sigmoid({gate[0]}) * " if gate else ""
+    terms = [f"{first}{_times(mixture.multiplier)}"]
+    terms += [f"{gated}{name}{_times(mixture.shared_multiplier)}" for name in shared]
+    yield Statement(f"{' + '.join(terms)} == {out}", (first, *shared, *gate), out, added)
+    pairs = (
+        ("project_in.hook_out", "experts.hook_in"),
+        ("experts.hook_out", "project_out.hook_in"),
+        ("norm.hook_out", "hook_out"),
+    )
+    for one, other in pairs:
+        if one.partition(".")[0] in parts and (other == "hook_out" or other.partition(".")[0] in parts):
+            start, end = f"{path}.{one}", f"{path}.{other}"
+            yield Statement(f"{start} == {end}", (start,), end, lambda values, start=start: values[start])
+
+
+def _times(number: float) -> str:
+    return "" if number == 1 else f" * {number:g}"
 
 
 def _of_router(router: RouterBridge) -> Statement:
     into, out = f"{router.path}.hook_in", f"{router.path.rpartition('.')[0]}.hook_router_logits"
 
     def scored(values: Values) -> Tensor:
-        if not router.logits:
+        if not router.logits and not router.holder:
             weight = router.weight("weight")
             return linear(values[into].to(weight.dtype), weight, router.bias_or_none())
         module = next(router.reads()).module

@@ -8,7 +8,7 @@ from torch import Tensor
 from clearspan._run import runs
 from clearspan._run.hooks import Hooked
 from clearspan.cache import ActivationCache
-from clearspan.components import BlockBridge
+from clearspan.components import BlockBridge, GatedMLPBridge
 from clearspan.errors import UnreadableWeightError
 from clearspan.points import Derived, HookPoint, InPlace, ReadOnly
 from clearspan.verification.identities import statements
@@ -140,9 +140,11 @@ class Writes:
         if name != "hook_pre_linear" or self._trial.is_half or f"{path}.norm.hook_in" in self._trial.model.hook_dict:
             return ""
         post, plain = f"{path}.hook_post", self._trial.cache
-        if post not in cache:
+        mlp = next((part for block in self._trial.model.blocks for part in block.walk() if part.path == path), None)
+        if post not in cache or not isinstance(mlp, GatedMLPBridge):
             return ""
-        left, right = cache[post][row] * plain[point.name][0], plain[post][0] * cache[point.name][row]
+        before, after = mlp.branch(plain[point.name][0]), mlp.branch(cache[point.name][row])
+        left, right = cache[post][row] * before, plain[post][0] * after
         if relative(left, right) <= GATE:
             return ""
         return f"{post} does not grow as {point.name} does: that is no linear branch, such as when it is the gate"
@@ -154,7 +156,7 @@ class Writes:
 
 def _before(block: BlockBridge, stream: str) -> Iterator[str]:
     """Yields how names of points begin that come before a residual stream inside a block."""
-    yield f"{block.path}.hook_resid_pre"
+    yield block.enters
     for sublayer in block.sublayers:
         if block.stream_before(sublayer.stage) == stream:
             return
