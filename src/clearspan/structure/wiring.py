@@ -56,7 +56,7 @@ class Wiring:
         residual_norms: Norms whose output the stream goes on as, if it is wired so.
         connections: The hyper-connection of each contribution, of a residual of several streams.
         extra: Further parts of the block by canonical name.
-        scalar: The block's own number, a parameter or buffer, that multiplies the stream at its end, or None.
+        scalar: What multiplies the stream at the block's end, a number, or a parameter or buffer of the block's; or None.
     """
 
     block: Visit
@@ -67,7 +67,7 @@ class Wiring:
     residual_norms: list[Visit] = field(default_factory=list)
     connections: list[HyperConnectionBridge] = field(default_factory=list)
     extra: dict[str, GeneralizedComponent] = field(default_factory=dict)
-    scalar: str | None = None
+    scalar: Factor | None = None
 
 
 def find_wiring(trace: Trace, block: Visit) -> Wiring:
@@ -269,7 +269,11 @@ def _step_by_step(block: Visit, calls: Sequence[Visit], step: Callable[..., Step
             stream = target
             # A stream for each contribution, of which those of one step read the first.
             wiring.streams += [*[target] * (len(made) - 1), target]
-    return wiring if same(stream, end) and wiring.contributions else None
+    are_alike = len(wiring.residual_norms) in (
+        0,
+        len(wiring.carries),
+    )  # the stream goes on as a norm's output, or never
+    return wiring if same(stream, end) and wiring.contributions and are_alike else None
 
 
 def _step_by_vectors(
@@ -296,7 +300,8 @@ def _step(stream: Tensor, target: Tensor, norms: Sequence[Visit], calls: Sequenc
     bases = [(None, stream), *((one, _left(one).reshape(target.shape)) for one in norms if same(one.entered, stream))]
     for count in (1, 2):
         for base, value in bases:
-            for chosen in itertools.combinations(range(len(values)), count):
+            others = [index for index, one in enumerate(values) if not same(one, value)]
+            for chosen in itertools.combinations(others, count):
                 found = coefficients([value, *(values[index] for index in chosen)], target)
                 if found is not None and all(abs(one) > 1e-6 for one in found):
                     pairs = zip(chosen, found[1:], strict=True)
