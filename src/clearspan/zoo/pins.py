@@ -152,6 +152,13 @@ PINS: tuple[Pin, ...] = (
         "blocks of keys are counted from the left end of the padded row",
         padded_on_the_left,
     ),
+    Pin(
+        ("inkling_text",),
+        "padding",
+        "row of * tokens padded on the left to *",
+        "queries are multiplied by the logarithm of how many keys there are, which counts those that are padded",
+        padded_on_the_left,
+    ),
 )
 """All pins."""
 
