@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.structures import assert_verified
 from torch import nn
 
 import clearspan
@@ -11,7 +12,6 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Intervention, Zero
 from clearspan.structure import derive
 from clearspan.sweep import LogitDifference, Sweep, grid
-from tests.structures import assert_verified
 
 TOKENS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.filterwarnings("ignore::clearspan.errors.DerivedWarning")
@@ -158,7 +158,7 @@ def test_a_run_starts_where_it_has_the_keys(keys_as_values):
         keys_as_values(stream, start_at_layer=2)
     assert str(error.value).splitlines() == [
         "a run cannot start at layer 2",
-        "  reason: layer 2 attends to keys and values of layer 0, which is not run",
+        "  reason: layer 2 uses what layer 0 found, such as its keys, which is not run",
         "  fix: start_at_layer=0, or a run of the whole model",
     ]
     assert keys_as_values(stream, start_at_layer=0).shape == (1, 5, 97)

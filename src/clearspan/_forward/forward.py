@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from clearspan._forward.given import ModelInput
 from clearspan._forward.starts import check_start, give_tokens
-from clearspan.errors import InvalidArgumentError, UnwritableError
+from clearspan.errors import InvalidArgumentError, UnwritableError, WholeForwardError
 from clearspan.hf.modules import refuse_compiled
 from clearspan.hf.segments import Stopped, starting_at, stopping_at
 from clearspan.index import Segment
@@ -37,7 +37,7 @@ def run(
     check_return_type(return_type)
     start, stop = segment
     if segment != (None, None) and model.adapter.whole_forwards:
-        raise InvalidArgumentError(
+        raise WholeForwardError(
             "blocks of this model are not run apart from the whole forward",
             got=f"start_at_layer={start}, stop_at_layer={stop}",
             reason=model.adapter.whole_forwards,

@@ -423,11 +423,12 @@ class Taps:
             entered: The module's input, likewise.
         """
         rows = self._passage.rows.get(place.rows_of, 1)
-        raw = new = as_tokens(given, place.layout, rows)
+        positions = self._passage.stretch.length
+        raw = new = as_tokens(given, place.layout, rows, positions)
         for derivation in self._arriving.get(place, ()):
             pending = self._passage.pending.get(derivation)
             if pending is not None:
-                new = pending.arrive(place, new, as_tokens(entered, place.layout, rows))
+                new = pending.arrive(place, new, as_tokens(entered, place.layout, rows, positions))
         new = self._pass(place, new)
         return given if new is raw else from_tokens(new, place.layout, given)
 

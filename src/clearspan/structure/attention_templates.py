@@ -38,6 +38,7 @@ class _Options(_GateOptions, total=False):
     has_rotary: Required[bool]
     core: str
     joins_heads: bool
+    joins_operands: bool
     norms_rotated: bool
     sink_scales_z: bool
     scales_queries: bool
@@ -98,6 +99,7 @@ def _options(found: Attention, block: Visit, *, overwritten: bool) -> _Options:
         "has_sinks": "sinks" in core._parameters,
         "core": _within(attended.path, found.path) if attended.path != found.path else "",
         "joins_heads": attended.joins_heads,
+        "joins_operands": attended.joins_operands,
         "output_is_overwritten": overwritten,
         "norms_rotated": q.is_turned_first or k.is_turned_first,
         "sink_scales_z": sink_scales_z(attended),

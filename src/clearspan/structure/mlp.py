@@ -107,6 +107,8 @@ def find_maps(block: Visit, whole: Visit | None, inside: Sequence[Visit], contri
         raise MissingStructureError(f"no linear map of {(whole or block).path} reads its input")
     if whole is None:
         whole = _around(inside, [*inward, outward])
+    if whole is not None and not _reads_input(whole, inward[0], inside):
+        raise MissingStructureError(f"{inward[0].path} reads neither the input of {whole.path} nor a norm of it")
     norm = next((one for one in inside if same(one.left, outward.entered) and norm_kind(one)), None)
     return Maps(whole or block, whole is not None, inward, outward, norm)
 
@@ -119,6 +121,15 @@ def _check_positions(block: Visit, maps: Maps) -> None:
     elif mixes_between(block, maps.inward, maps.outward, *block.size):
         names = ", ".join(one.path for one in maps.inward)
         raise MissingStructureError(f"positions mix between {names} and {maps.outward.path}")
+
+
+def _reads_input(whole: Visit, inward: Visit, inside: Sequence[Visit]) -> bool:
+    """Whether a map reads a module's input, as it is or through a norm, up to a number."""
+    given, read = whole.entered, inward.entered
+    if given is None or read is None:
+        return False
+    norms = (one for one in inside if one.order < inward.order and same(one.entered, given) and norm_kind(one))
+    return any(one is not None and factor(one, read) is not None for one in (given, *(norm.left for norm in norms)))
 
 
 def _around(inside: Sequence[Visit], maps: Sequence[Visit]) -> Visit | None:

@@ -1,4 +1,4 @@
-"""Keys and values that are not one map each: those of an earlier layer, or values that are keys through another norm."""
+"""Keys and values that are not one map each: those of an earlier layer, or values that are keys through a norm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -137,11 +137,7 @@ def _outside(builders: Builders, key: str, part: GeneralizedComponent) -> Expres
 
 def _remarks(structure: Structure) -> Iterator[str]:
     """Yields comments on what is not shown."""
-    said = [
-        re.sub(r"\.\d+\.", ".N.", f"{one.what.rpartition('.')[2]}: {one.how}")
-        for one in structure.findings
-        if "only the ends are known" in one.how or "no known function" in one.how or "is not what" in one.how
-    ]
+    said = [f"{one.part}: {one.reason}" for one in structure.unshown()]
     for line in dict.fromkeys(said):
         yield from textwrap.wrap(line, 108, initial_indent="# ", subsequent_indent="# ")
 
@@ -178,7 +174,12 @@ def _body(
 
 def _irrelevant(structure: Structure) -> Iterator[tuple[str, str]]:
     """Yields patterns of what no part accounts for, for any number of layers."""
-    shown = [part.name for part in walk(structure.parts["blocks"]) if isinstance(part, WeightsBridge)]
+    whole = list(walk(structure.parts["blocks"]))
+    shown = [part.name for part in whole if isinstance(part, WeightsBridge)]
+    lists = {part.name for part in whole if isinstance(part, BlockBridge)}
     for pattern, reason in structure.irrelevant.items():
-        if pattern.removesuffix(".*").rpartition(".")[2] not in shown:
+        path = pattern.removesuffix(".*")
+        if path.rpartition(".")[0] in lists:
+            yield pattern, reason  # a block that a text passes by, and no other
+        elif path.rpartition(".")[2] not in shown:
             yield re.sub(r"\.\d+\.", ".*.", pattern), reason

@@ -129,7 +129,8 @@ def _sizes(model: Model) -> Iterator[tuple[str, str]]:
     cfg = model.cfg
     shown = {block.module_path for block in model.blocks}  # a block may be called several times
     lists = dict.fromkeys(path.rpartition(".")[0] for path in sorted(shown))
-    there = sum(len(module_at(model.hf_model, path)._modules) for path in lists)
+    blocks = (f"{path}.{name}" for path in lists for name in module_at(model.hf_model, path)._modules)
+    there = sum(f"{path}.*" not in model.adapter.irrelevant for path in blocks)  # a text passes by some
     if there != len(shown):
         yield f"cfg.n_layers is {len(model.blocks)}", f"{' and '.join(lists)} has {there} blocks."
     for part in _parts(model):
