@@ -336,6 +336,8 @@ def look_behind_norm(one: Contribution, calls: Sequence[Visit]) -> None:
         one.post_norm, one.source = norm, behind
         return
     one.source = one.calls
+    if any(call is not norm and norm.is_in(call.path) for call in one.calls):
+        return  # the norm is a module's own, which has the summands too
     groups = _classes([call for call in calls if call.order < norm.order])
     entered = _entered(norm)
     values = [_left(group[0]).reshape(entered.shape) for group in groups]
