@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -99,9 +99,9 @@ def _padded(model: "PreTrainedModel", place: slice) -> float:
 
 def cannot_generate(model: "PreTrainedModel") -> float:
     """Returns infinity where `generate` of the bare model raises on a few tokens, and 0 where it does not."""
-    row = torch.arange(3, 3 + _REAL)[None]
+    row, generating = torch.arange(3, 3 + _REAL)[None], cast("Any", model)
     try:
-        model.generate(row, max_new_tokens=2, do_sample=False)
+        generating.generate(row, max_new_tokens=2, do_sample=False)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return float("inf")
     return 0.0
@@ -128,8 +128,8 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 
 
 _LENGTH_MATTERS = (
-    "relative biases of its predicting streams are given to other positions, streams and heads than they were made for, "
-    "and to others for each length of the input"
+    "relative biases of its predicting streams are given to other positions, streams and heads than they were made "
+    "for, and to others for each length of the input"
 )
 
 PINS: tuple[Pin, ...] = (
