@@ -396,7 +396,7 @@ def _check_parts(batch: Batch) -> None:
     tokens, embeds, mask = batch.tokens, batch.embeds, batch.mask
     if tokens is not None and not (_is_tensor(tokens, 2) and _is_whole(tokens) and tokens.numel()):
         raise InputError("tokens= are no token ids", expected="whole numbers [row, pos], not empty", got=_told(tokens))
-    if embeds is not None and not (_is_tensor(embeds, 3) and embeds.shape[0] and embeds.shape[1]):
+    if embeds is not None and not (_is_tensor(embeds, 3, 4) and embeds.shape[0] and embeds.shape[1]):
         raise InputError("embeds= are no embeddings", expected="[row, pos, d_model], not empty", got=_told(embeds))
     if (tokens is None) == (embeds is None):
         raise InputError("a batch has token ids or embeddings", got="neither" if tokens is None else "both")
@@ -413,8 +413,8 @@ def _check_parts(batch: Batch) -> None:
     check_flags(is_one=batch.is_one, is_bare=batch.is_bare)
 
 
-def _is_tensor(value: object, axes: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim == axes
+def _is_tensor(value: object, *axes: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim in axes
 
 
 def _is_whole(value: Tensor) -> bool:
@@ -516,7 +516,7 @@ def _of_array(value: np.ndarray) -> Tensor:
 def _of_tensor(value: Tensor) -> Batch:
     check_dense("input", value)
     if value.is_floating_point():
-        if value.ndim != 3 or not value.numel():
+        if value.ndim not in (3, 4) or not value.numel():  # four: several residual streams
             raise InputError(
                 "a tensor of numbers is taken as embeddings or a residual stream",
                 expected="[row, pos, d_model], not empty",

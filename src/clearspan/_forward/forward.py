@@ -104,18 +104,18 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
                 )
             if start == stop:
                 return Stopped(residual)
-            check_start(model, start, stop)
-            stack.enter_context(starting_at(blocks, start, residual))
+            stack.enter_context(starting_at(blocks, start, model.blocks[0].raw_stream(residual)))
             # A projection of the embedding comes before the blocks, or the model scales embeddings in place.
-            if residual.shape[-1] != model.embed.width or model.embed.output_is_overwritten:
-                given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:-1], model.embed.width)
+            if residual.ndim > 3 or residual.shape[-1] != model.embed.width or model.embed.output_is_overwritten:
+                given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:2], model.embed.width)
             give_tokens(model, given, residual, start)
+            check_start(model, start, stop)
         if stop is not None:
             stack.enter_context(stopping_at(blocks, stop))
         try:
             return let_through(uncompiled, model.hf_model, **given.kwargs).logits
         except Stopped as stopped:
-            return stopped.with_traceback(None)  # which would keep the frames, and these the model
+            return Stopped(model.blocks[0].shown_stream(stopped.residual))  # without frames, which keep the model
 
 
 def gradients_lost(model: Model) -> str | None:

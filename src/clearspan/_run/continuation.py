@@ -50,7 +50,7 @@ class BaseRun:
 
     def entering(self, layer: int, first: int, copies: int) -> Tensor:
         """Returns the residual stream entering a layer from a position on, `copies` times over: a copy."""
-        return self.residuals[layer][:, first:].repeat(copies, 1, 1)
+        return _copied(self.residuals[layer][:, first:], copies)
 
     def embedded(self, first: int, copies: int, hooks: Hooks) -> Tensor:
         """Returns what the embeddings make of the input from a position on, `copies` times over, with hooks on them."""
@@ -131,10 +131,7 @@ def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hook
     if given.kv_cache is not None:
         raise InvalidArgumentError("a run that others continue has no KV cache of its own", got=KV_CACHE)
     n_layers = model.cfg.n_layers
-    names = {
-        layer: f"blocks.{layer}.hook_resid_pre" if layer < n_layers else f"blocks.{n_layers - 1}.hook_resid_post"
-        for layer in layers
-    }
+    names = {layer: model.blocks[layer].enters if layer < n_layers else model.blocks[-1].leaves for layer in layers}
     kv_cache = empty() if with_prefix else None
     own = {} if kv_cache is None else {kv_cache_keyword(model.hf_model): kv_cache, "use_cache": True}
     wanted = ModelInput(given.batch, {**given.kwargs, **own})
@@ -170,9 +167,14 @@ def positionwise_mlp(model: Model) -> MLPBridge | None:
     return None
 
 
+def _copied(tensor: Tensor, copies: int) -> Tensor:
+    """Returns rows `copies` times over, as a copy."""
+    return tensor.repeat(copies, *[1] * (tensor.ndim - 1))
+
+
 def _repeated(tensor: Tensor, copies: int) -> Tensor:
     """Returns rows `copies` times over; one row for all stays one where it is broadcast."""
-    return tensor if copies == 1 else tensor.repeat(copies, *[1] * (tensor.ndim - 1))
+    return tensor if copies == 1 else _copied(tensor, copies)
 
 
 def check_undisturbed(model: Model) -> None:

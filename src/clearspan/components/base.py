@@ -96,6 +96,8 @@ class GeneralizedComponent:
             reads in the same way (CTRL's attention is given `v`, `k` and `q`): a write to the input reaches all.
         call: Which call of its module in a forward the component is, from 0, where the model calls it several times
             (nanochat norms the embedding and the last stream by one module); None where it is called once.
+        reads_tokens: Whether its module is given the tokens, or something that the model makes of them, besides its input.
+        reads_layer: The layer that gives what its module is given besides its input (HY4's choice of keys), or None.
         path: Canonical path of a live component, such as `blocks.3.attn`.
         module_path: The module's path in the Hugging Face model.
         parent_path: Path of the Hugging Face module around it whose input tells the batch's rows.
@@ -109,6 +111,8 @@ class GeneralizedComponent:
     input_is_overwritten: bool = field(default=False, kw_only=True)
     same_inputs: tuple[str, ...] = field(default=(), kw_only=True)
     call: int | None = field(default=None, kw_only=True)
+    reads_tokens: bool = field(default=False, kw_only=True)
+    reads_layer: int | None = field(default=None, kw_only=True)
 
     path: str = field(init=False)
     module_path: str = field(init=False)
@@ -119,8 +123,6 @@ class GeneralizedComponent:
     _binding: Binding | None = field(init=False, default=None)
     input_axes = "batch pos d_model"
     output_axes = "batch pos d_model"
-    reads_tokens: ClassVar[bool] = False
-    """Whether it reads something that the model makes of the tokens, besides the residual stream."""
 
     def at_layer(self, layer: int) -> "GeneralizedComponent":
         """Returns the template of one layer."""
@@ -251,6 +253,10 @@ class GeneralizedComponent:
     @property
     def why_not_alone(self) -> str | None:
         """Why the component cannot run alone, or None where it can."""
+        if self.reads_layer is not None:
+            return f"its module is given what layer {self.reads_layer} found"
+        if self.reads_tokens:
+            return "its module is given the tokens, or what the model makes of them, besides its input"
         return next((reason for part in self.submodules.values() if (reason := part.why_not_alone)), None)
 
     def refuse_alone(self) -> None:

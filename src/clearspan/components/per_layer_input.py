@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,8 +27,8 @@ class PerLayerInputBridge(GatedMLPBridge):
 
     _: KW_ONLY
     argument: str = "per_layer_input"
+    reads_tokens: bool = True
 
-    reads_tokens: ClassVar[bool] = True
     W_in = AbsentWeight(_NO_MAP)
     b_in = AbsentWeight(_NO_MAP)
     _maps = ("gate", "out")

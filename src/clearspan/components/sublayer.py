@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from clearspan.components.attention import GeneralAttentionBridge
 from clearspan.components.base import GeneralizedComponent
+from clearspan.components.linear import LinearBridge
 from clearspan.components.mlp import MLPBridge, MoEBridge
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.opaque_attention import OpaqueAttentionBridge
 from clearspan.conversions import ScaledConversion
 from clearspan.errors import ConflictingWritesError
 from clearspan.points import Access, Converted, Derivation, Place, Side, Whole
@@ -35,17 +37,17 @@ def part_kind(name: str) -> SublayerKind:
     base = name.rstrip("0123456789")
     if base.endswith("attn"):
         return "attn"
-    return "mlp" if base in ("mlp", "moe", "ple") else "mixer"
+    return "mlp" if base in ("mlp", "moe", "ple", "laurel") else "mixer"
 
 
 def required_kind(name: str, part: GeneralizedComponent | None) -> type[GeneralizedComponent]:
     """Returns the kind of component that a sublayer of some name must be.
 
-    MLPs may be opaque; attention has heads, so that another way to mix positions has another name.
+    MLPs may be opaque; attention has heads that are seen, so that another way to mix positions has another name.
     """
     match part_kind(name):
         case "attn":
-            return GeneralAttentionBridge
+            return OpaqueAttentionBridge if isinstance(part, OpaqueAttentionBridge) else GeneralAttentionBridge
         case "mlp":
             return next((kind for kind in (MoEBridge, OpaqueBridge) if isinstance(part, kind)), MLPBridge)
         case "mixer":
@@ -160,8 +162,8 @@ class Sublayer:
 
     @property
     def kind(self) -> SublayerKind:
-        """What it does."""
-        return part_kind(self.name)
+        """What it does; attention whose heads are not known by their weights mixes positions in another way."""
+        return "mixer" if isinstance(self.part, OpaqueAttentionBridge) else part_kind(self.name)
 
     @property
     def multiplier(self) -> float | Tensor:
@@ -196,7 +198,7 @@ class Sublayer:
     @property
     def reads_at(self) -> str:
         """Name of a point with the stream as it enters it, for all heads at once."""
-        if self.kind != "attn":
+        if part_kind(self.name) != "attn":
             return self.hook_in
         return f"{self.part.path if self.norm is None else self.norm.path}.hook_in"
 
@@ -211,6 +213,9 @@ class Sublayer:
     def added(self) -> Access:
         """How its contribution shows there."""
         if is_one(self.scale):
+            last = next((self.part.submodules[key] for key in ("o", "out") if key in self.part.submodules), None)
+            if self.norm_after is None and isinstance(last, LinearBridge):
+                return last.output_access
             return Whole()
         return Converted(ScaledConversion(self.scale))
 

@@ -187,6 +187,8 @@ class ArgumentsOf:
         blocks: Paths of its blocks.
         embedding_width: Width of the token embedding.
         refused: Why the model cannot be run up to a module, or None if it can.
+        stream_shape: The sizes of the residual behind rows and positions.
+        raw_stream: Returns a residual `[batch, pos, ...]` as blocks take it.
         firsts: For each layer, the one from which a run must start that reaches it.
         reads_tokens: Whether blocks read the tokens beside the residual stream.
     """
@@ -196,6 +198,8 @@ class ArgumentsOf:
         self.blocks: Sequence[str] = ()
         self.embedding_width = 0
         self.refused: str | None = None
+        self.stream_shape: tuple[int, ...] = ()
+        self.raw_stream: Callable[[Tensor], Tensor] = lambda residual: residual
         self.firsts: Sequence[int] = ()
         self.reads_tokens = False
 
@@ -217,7 +221,7 @@ class ArgumentsOf:
                 self.model,
                 [module_at(self.model, path) for path in self.blocks],
                 module,
-                value,
+                self.raw_stream(value.new_zeros(*value.shape[:2], *self.stream_shape)),
                 firsts=self.firsts,
                 **self._input(value),
             )
@@ -233,21 +237,21 @@ def _arguments_of(
     model: nn.Module,
     blocks: Sequence[nn.Module],
     module: nn.Module,
-    value: Tensor,
+    residual: Tensor,
     *,
     firsts: Sequence[int],
     **given: Tensor,
 ) -> dict[str, Any]:
     """Returns what the model's own forward passes to a module of a block after its first input: masks, positions.
 
-    It runs the model on a residual stream of zeros, of the value's shape, up to the module. A residual stream that the
-    module would add to its result is zero.
+    It runs the model on a residual stream of zeros up to the module. A residual stream that the module would add to its
+    result is zero.
 
     Args:
         model: The Hugging Face model.
         blocks: Its blocks.
         module: A block, or a module in one.
-        value: The module's input `[batch, pos, d_model]`.
+        residual: The residual stream of zeros, as blocks take it.
         firsts: For each layer, the one from which a run must start that reaches it.
         **given: What the model is given.
     """
@@ -264,14 +268,14 @@ def _arguments_of(
     layer = next(index for index, block in enumerate(blocks) if any(part is module for part in block.modules()))
     handle = before(module, reached)
     try:
-        with torch.no_grad(), starting_at(blocks, firsts[layer], torch.zeros_like(value)):
+        with torch.no_grad(), starting_at(blocks, firsts[layer], residual):
             model(**given, use_cache=False)
     except _Reached as there:
         bound = inspect.signature(type(module).forward).bind(module, *there.args, **there.kwargs)
         named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
         skipped = {first.name, others[0].name, "kwargs"}
         found = {name: what for name, what in named.items() if name not in skipped}
-        return {**found, **({"residual": torch.zeros_like(value)} if "residual" in found else {})}
+        return {**found, **({"residual": torch.zeros_like(residual)} if "residual" in found else {})}
     finally:
         handle.remove()
     raise AssertionError("the forward passes every block")

@@ -90,19 +90,21 @@ class Taps:
     Args:
         model: The Hugging Face model.
         points: All its hook points.
+        drops_positions: Whether the model leaves positions out of its last blocks where no logits of them are asked for.
 
     Attributes:
         turns: Whose turn it is on the model.
         points: The hook points.
     """
 
-    def __init__(self, model: nn.Module, points: Iterable[HookPoint]) -> None:
+    def __init__(self, model: nn.Module, points: Iterable[HookPoint], *, drops_positions: bool = False) -> None:
         self.model = model
         self.turns = turns_of(model)
         self.turns.taps.add(self)
         self.points = list(points)
         self._passage = Passage()
         self._follower = Follower(model, self._passage, self.turns, weakref.WeakMethod(self.follow))
+        self.drops_positions = self._follower.drops_positions = drops_positions
         self._sources: dict[Place, list[HookPoint]] = {}
         self._places: dict[_Anchor, list[Place]] = {}
         self._arriving: dict[Place, list[Derivation]] = {}
@@ -476,8 +478,8 @@ class Taps:
                 return value
             case Converted(conversion):
                 return conversion.revert(value, raw)
-            case InPlace():
-                return raw.copy_(value)
+            case InPlace(conversion):
+                return raw.copy_(value if conversion is None else conversion.revert(value, raw))
             case ReadOnly():
                 raise UnwritableError(
                     "this value can be read, but not written",

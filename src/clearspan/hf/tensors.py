@@ -85,6 +85,8 @@ def as_tokens(raw: Tensor, layout: Layout, rows: int, positions: int | None = No
             return raw
         case Layout.HEADS_FIRST:
             return raw.transpose(1, 2)
+        case Layout.STREAMS_FIRST:
+            return raw.permute(1, 2, 0, *range(3, raw.ndim))
         case Layout.ONE_ROW:
             return raw.unsqueeze(0)
         case Layout.FLAT:
@@ -109,6 +111,8 @@ def from_tokens(value: Tensor, layout: Layout, raw: Tensor) -> Tensor:
             return value
         case Layout.HEADS_FIRST:
             return value.transpose(1, 2)
+        case Layout.STREAMS_FIRST:
+            return value.permute(2, 0, 1, *range(3, value.ndim))
         case Layout.ONE_ROW:
             # What is added to the rows of a batch may have as many rows itself.
             return value[0] if len(value) == 1 else value

@@ -40,6 +40,9 @@ class Entry:
         return self.name.rpartition(".")[0]
 
 
+_STREAMS = "batch pos stream d_model"
+_ONE_STREAM = "the residual is one stream"
+_NO_ALTUP = "the sublayers read the residual itself, and no prediction of it by AltUp"
 _STREAM, _HEADS, _KV_HEADS, _SQUARE = (
     "batch pos d_model",
     "batch pos head d_head",
@@ -230,6 +233,41 @@ VOCABULARY: tuple[Entry, ...] = (
         "everything after it, for each row on its own",
         "tokens have no types",
     ),
+    Entry(
+        f"{_BLOCK}hook_streams_pre",
+        axes(_STREAMS),
+        "residual streams entering the block; `hook_streams` is another name of it",
+        "all that the block reads and hands on",
+        _ONE_STREAM,
+    ),
+    Entry(
+        f"{_BLOCK}hook_streams",
+        axes(_STREAMS),
+        "residual streams entering the block",
+        "all that the block reads and hands on",
+        _ONE_STREAM,
+    ),
+    Entry(
+        f"{_BLOCK}hook_streams_added",
+        axes(_STREAMS),
+        "what the block adds to all residual streams before its first sublayer reads them, such as embeddings of n-grams",
+        "the streams from there on",
+        _ONE_STREAM,
+    ),
+    Entry(
+        f"{_BLOCK}attn_connection.hook_write",
+        axes("batch pos stream"),
+        "how much of what the sublayer gives is written to each residual stream",
+        "the streams after the sublayer",
+        _ONE_STREAM,
+    ),
+    Entry(
+        f"{_BLOCK}attn_connection.hook_mix",
+        axes("batch pos stream to_stream"),
+        "how much of each residual stream goes on in each, before the sublayer's output is written",
+        "the streams after the sublayer",
+        _ONE_STREAM,
+    ),
     Entry(f"{_BLOCK}hook_resid_pre", axes(_STREAM), "residual stream entering the block", "both branches of the block"),
     *_norm(f"{_BLOCK}ln1", "before attention (or what the block runs first)", "no norm comes before attention"),
     Entry(
@@ -351,6 +389,20 @@ VOCABULARY: tuple[Entry, ...] = (
         "the MLP's input alone; the residual branch keeps its value",
     ),
     Entry(
+        f"{_BLOCK}hook_streams_mid",
+        axes(_STREAMS),
+        "residual streams between attention (or a mixer) and MLP",
+        "what the MLP's connection reads, and the streams that go on",
+        _ONE_STREAM,
+    ),
+    Entry(
+        f"{_BLOCK}hook_streams_mid2",
+        axes(_STREAMS),
+        "residual streams after the second stage of a block that has three or more",
+        "what the next connection reads, and the streams that go on",
+        _ONE_STREAM,
+    ),
+    Entry(
         f"{_BLOCK}hook_resid_mid2",
         axes(_STREAM),
         "residual stream after the second stage of a block that has three or more; `hook_resid_mid3` and so on follow",
@@ -406,6 +458,48 @@ VOCABULARY: tuple[Entry, ...] = (
         "residual stream leaving the block",
         "the next block, or the final norm",
     ),
+    Entry(
+        f"{_BLOCK}hook_active_pre",
+        axes(_STREAM),
+        "the one stream that AltUp predicts of all, as attention's norm and the residual branch read it",
+        "both branches of the block",
+        _NO_ALTUP,
+    ),
+    Entry(
+        f"{_BLOCK}hook_active_mid",
+        axes(_STREAM),
+        "the predicted stream between attention and MLP",
+        "the MLP's input and the residual branch",
+        _NO_ALTUP,
+    ),
+    Entry(
+        f"{_BLOCK}hook_active_post",
+        axes(_STREAM),
+        "the predicted stream after the MLP, by which AltUp corrects all streams",
+        "`hook_streams_post`",
+        _NO_ALTUP,
+    ),
+    Entry(
+        f"{_BLOCK}altup.hook_mix",
+        axes("batch pos stream to_stream"),
+        "how much of each stream is in the prediction of each",
+        "the predicted streams",
+        _NO_ALTUP,
+    ),
+    Entry(
+        f"{_BLOCK}altup.hook_write",
+        axes("batch pos stream"),
+        "how much of what the sublayers changed in the predicted stream is added to each stream",
+        "`hook_streams_post`",
+        _NO_ALTUP,
+    ),
+    Entry(
+        f"{_BLOCK}hook_streams_post",
+        axes(_STREAMS),
+        "residual streams leaving the block",
+        "the next block, or what makes one vector of the streams for the final norm",
+        _ONE_STREAM,
+    ),
     *_norm("ln_final", "before the unembedding", "no norm comes before the unembedding"),
     Entry(
         "hook_logits",
@@ -448,7 +542,7 @@ def entry_of(name: str) -> Entry:
     return _BY_LEAF[leaf]
 
 
-_NUMBERED = re.compile(r"(?<![a-z])(?:(attn|mlp|mixer|moe|ple)\d*|([qkv])\d+(?=_input))(?![a-z0-9])")
+_NUMBERED = re.compile(r"(?<![a-z])(?:(attn|mlp|mixer|moe|ple|laurel)\d*|([qkv])\d+(?=_input))(?![a-z0-9])")
 
 
 def unnumbered(template: str) -> str:
@@ -458,8 +552,10 @@ def unnumbered(template: str) -> str:
         >>> unnumbered("blocks.{l}.hook_moe_out"), unnumbered("blocks.{l}.attn2.hook_q")
         ('blocks.{l}.hook_mlp_out', 'blocks.{l}.attn.hook_q')
     """
-    template = re.sub(r"(?<=hook_resid_mid)\d+", "2", template)
-    return _NUMBERED.sub(lambda found: {"moe": "mlp", "ple": "mlp"}.get(found[1], found[1] or found[2]), template)
+    template = re.sub(r"(?<=hook_resid_mid)\d+|(?<=hook_streams_mid)\d+", "2", template)
+    return _NUMBERED.sub(
+        lambda found: {"moe": "mlp", "ple": "mlp", "laurel": "mlp"}.get(found[1], found[1] or found[2]), template
+    )
 
 
 def names_in_block() -> Iterator[str]:

@@ -64,6 +64,8 @@ class Layout(StrEnum):
     TOKENS = "batch pos ..."
     HEADS_FIRST = "batch head pos ..."
     FLAT = "(batch pos) ..."
+    STREAMS_FIRST = "stream batch pos ..."
+    """A residual of several streams."""
     ONE_ROW = "pos ..."
     """One row for all rows of the batch, without an axis of rows."""
     POS_FIRST = "pos batch ..."
@@ -203,7 +205,13 @@ class Converted:
 
 @dataclass(frozen=True)
 class InPlace:
-    """The raw tensor is the value, and others read its storage: a write is copied into the storage."""
+    """The raw tensor is the value, and others read its storage: a write is copied into the storage.
+
+    Attributes:
+        conversion: Shows it in canonical axes, of which a write is converted back; None where it has them.
+    """
+
+    conversion: Conversion | None = None
 
 
 @dataclass(frozen=True)
@@ -237,8 +245,10 @@ def read(access: Access, raw: Tensor, rows: int | None, edits: Mapping[str, Tens
         edits: Earlier edits of the access's derivation.
     """
     match access:
-        case Whole() | InPlace() | ReadOnly():
+        case Whole() | ReadOnly():
             return raw
+        case InPlace(conversion):
+            return raw if conversion is None else conversion.handle_conversion(raw)
         case Converted(conversion):
             return conversion.handle_conversion(raw)
         case SharedRow():

@@ -27,14 +27,16 @@ from clearspan.points import Layout, nearest
 from clearspan.structure.algebra import eps_of
 from clearspan.structure.block import block_template
 from clearspan.structure.finding import Finding, Findings, MissingStructureError
-from clearspan.structure.frame import Blocks
+from clearspan.structure.frame import Blocks, find_blocks
 from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
+from clearspan.structure.needs import note_needs
 from clearspan.structure.outward import find_outward
 from clearspan.structure.positions import generates_on, has_table, numbers_positions, takes_embeddings
 from clearspan.structure.stream_layout import NO_HEADS, StreamLayout, lay_out, lay_out_block, layout_of
 from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
 from clearspan.structure.trace import Trace, traced
+from clearspan.structure.unshown import Unshown, unshown
 from clearspan.structure.woven import FIRST_SEAM, SEAM, blocks_of, place_in_weave
 
 if TYPE_CHECKING:
@@ -87,6 +89,10 @@ class Structure:
         ]
         parts = {**self.parts, "blocks": PerLayer(templates)}
         return replace(self, parts=parts, refused={**self.refused, **points})
+
+    def unshown(self) -> list[Unshown]:
+        """Returns the parts of which only the ends are known, each with the reason."""
+        return unshown(self.parts, self.findings)
 
     def report(self) -> str:
         """Returns what was found, a line each, with how it is known."""
@@ -186,9 +192,11 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         MissingStructureError: Something that an adapter needs was not found.
     """
     ids = tokens_for(model)
+    _check_rows(model)
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
     blocks = blocks_of(model, trace, ids)
+    _say_passed_by(model, blocks, findings)
     way = layout_of(trace, blocks, ids)
     if way is not None:
         trace.hides_heads, trace.turns = NO_HEADS[way.layout], way.layout is Layout.POS_FIRST
@@ -197,7 +205,8 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     outward = find_outward(seen, shown, trace.output.logits, findings)
     layers = [_layer(trace, blocks, layer, findings, partial=partial) for layer in range(len(blocks.visits))]
     _say_heads_once(layers)
-    unused = _unused(model, trace)
+    note_needs(trace, blocks.visits, layers)
+    unused = _unused(model, trace, blocks)
     _mark_seams(layers, blocks, inward)
     if way is not None:
         lay_out({**inward.parts, **outward}, trace, way)
@@ -222,18 +231,46 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     )
 
 
+def _say_passed_by(model: nn.Module, blocks: Blocks, findings: Findings) -> None:
+    """Notes the modules of the blocks' list that a text passes by."""
+    called = {one.path for one in blocks.visits}
+    for path in blocks.lists:
+        for name in model.get_submodule(path)._modules:
+            if f"{path}.{name}" not in called:
+                findings.add("blocks", f"a text passes by {path}.{name}, so that no layer is counted for it")
+
+
+def _check_rows(model: "PreTrainedModel") -> None:
+    """Raises where several rows of token ids, those of codebooks, make one row of the residual stream (MusicGen)."""
+    entries = model.config.get_text_config(decoder=True).to_dict()
+    books = entries.get("num_codebooks")
+    if not isinstance(books, int) or books == 1:
+        return
+    ids = tokens_for(model)[:1].expand(books, -1)
+    try:
+        trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
+        rows = len(find_blocks(model, trace).first)
+    except (MissingStructureError, *FAULTS):
+        return
+    if rows != books:
+        raise MissingStructureError(f"{books} rows of token ids, one of each codebook, make one row of the stream")
+
+
 def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, partial: bool) -> BlockBridge:
     """Returns the template of a layer's block; if part of a structure is enough, of its stream alone if need be."""
     visit, path = blocks.visits[layer], blocks.list_of(layer)
     try:
         whole = trace.of(visit) if blocks.is_woven else trace
-        found = block_template(whole, visit, path, findings, f"blocks.{layer}")
+        found = block_template(whole, visit, path, findings, f"blocks.{layer}", blocks.streams)
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
+        else:
+            found.index = blocks.index_of(layer)
     except MissingStructureError as error:
-        if not partial:
+        if not partial or blocks.streams is not None:
             raise
         found = StreamBlockBridge(path, f"the structure of the block was not found: {error}")
+        found.index = blocks.index_of(layer)
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
     return found
@@ -293,15 +330,16 @@ def _say_heads_once(layers: Sequence[BlockBridge]) -> None:
     """Leaves the number of key and value heads, and heads' width, to the config where all layers have the same."""
     kinds = (AttentionBridge, SharedKeysAttentionBridge)
     attentions = [part for layer in layers for part in layer.submodules.values() if isinstance(part, kinds)]
-    for field in ("kv_heads", "d_head"):
-        if len({vars(one)[field] for one in attentions}) == 1:
+    for name in ("kv_heads", "d_head"):
+        if len({vars(one)[name] for one in attentions}) == 1:
             for one in attentions:
-                vars(one)[field] = None
+                vars(one)[name] = None
 
 
-def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:
+def _unused(model: nn.Module, trace: Trace, blocks: Blocks) -> Mapping[str, str]:
     """Returns parameters and buffers of modules that the forward of a text does not call, and buffers of indices."""
     called = {visit.path for visit in trace.visits}
+    within = called | {*blocks.lists}
     found = {}
     for path, module in model.named_modules():
         start = f"{path}." if path else ""
@@ -310,7 +348,7 @@ def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:
                 found[start + name] = "indices, which the config fixes"
         parent = path.rpartition(".")[0]
         is_empty = next(iter(module.state_dict()), None) is None
-        if not is_empty and parent in called and not any(f"{one}.".startswith(start) for one in called):
+        if not is_empty and parent in within and not any(f"{one}.".startswith(start) for one in called):
             found[f"{start}*"] = "the forward of a text does not call it"
     return found
 
@@ -350,7 +388,9 @@ def _eps(model: "PreTrainedModel", trace: Trace, blocks: Blocks, layers: Sequenc
     config = model.config.get_text_config(decoder=True).to_dict()
     for key, part in layers[0].submodules.items():
         if key.startswith("ln") and isinstance(part, NormalizationBridge):
-            eps = eps_of(trace.at(f"{blocks.visits[0].path}.{part.name}")[0].module)
+            inner = part.submodules.get("norm")  # of a gated norm
+            path = ".".join(str(one.name) for one in (part, inner) if one is not None)
+            eps = eps_of(trace.at(f"{blocks.visits[0].path}.{path}")[0].module)
             names = [name for name, value in config.items() if name.endswith(EPSILONS) and value == eps]
             return {"eps": (names[0],) if names else eps}
     return {}

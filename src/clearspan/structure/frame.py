@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from clearspan.components import StreamsLayout
 from clearspan.structure.algebra import same
 from clearspan.structure.finding import MissingStructureError
+from clearspan.structure.streams import collapse_of, layout_of
 from clearspan.structure.trace import Trace, Visit
 
 
@@ -20,24 +22,35 @@ class Blocks:
         visits: The call of each block.
         others: Paths of further lists, where blocks are in several.
         is_woven: Whether a block is called several times, or something else than blocks is between them.
+        streams: How the streams of the residual lie, where it has several; None where it is one.
+        collapsed: The call that makes one vector of the streams that leave the last block.
     """
 
     path: str
     visits: tuple[Visit, ...]
     others: tuple[str, ...] = field(default=())
     is_woven: bool = False
+    streams: StreamsLayout | None = None
+    collapsed: Visit | None = None
 
     @property
     def first(self) -> Tensor:
-        """The residual stream that enters the first block."""
-        assert self.visits[0].entered is not None, "a block reads the stream"
-        return self.visits[0].entered
+        """The residual stream that enters the first block; of several, the first."""
+        entered = self.visits[0].entered
+        assert entered is not None, "a block reads the stream"
+        return entered if self.streams is None else self.streams.shown(entered)[:, :, 0]
 
     @property
     def last(self) -> Tensor:
-        """The residual stream that leaves the last block."""
-        assert self.visits[-1].left is not None, "a block returns the stream"
-        return self.visits[-1].left
+        """The residual stream that leaves the last block; of several, the vector that is made of them."""
+        left = self.visits[-1].left if self.collapsed is None else self.collapsed.left
+        assert left is not None, "a block returns the stream"
+        return left
+
+    @property
+    def end(self) -> int:
+        """Order of the last call before what reads the stream out."""
+        return (self.visits[-1] if self.collapsed is None else self.collapsed).order
 
     @property
     def lists(self) -> tuple[str, ...]:
@@ -47,6 +60,11 @@ class Blocks:
     def list_of(self, layer: int) -> str:
         """Returns the path of the list that a layer's block is in."""
         return self.visits[layer].path.rpartition(".")[0]
+
+    def index_of(self, layer: int) -> int | None:
+        """Returns the place of a layer's block in its list, or None where it is the layer."""
+        index = int(self.visits[layer].path.rpartition(".")[2])
+        return None if index == layer else index
 
     def follows(self, layer: int) -> bool:
         """Whether the stream that enters a layer is the one that left the layer before."""
@@ -59,27 +77,53 @@ def find_blocks(model: nn.Module, trace: Trace) -> Blocks:
     Raises:
         MissingStructureError: There is none.
     """
-    lists = dict(called_lists(model, trace))
+    lists = dict(called_lists(model, trace, is_part_enough=True))
     streams = {visit.left.ndim for calls in lists.values() for visit in calls if visit.left is not None}
     once = {path: calls for path, calls in lists.items() if len({visit.path for visit in calls}) == len(calls)}
     found = [Blocks(path, tuple(calls)) for path, calls in once.items() if _is_chain(calls)]
     if not found:
         axes = f"; lists of modules hand on tensors of {sorted(streams)} axes" if streams else ""
         raise MissingStructureError(f"no list of blocks hands one residual stream on{axes}")
-    return max(found, key=lambda one: (len(one.visits), -one.path.count(".")))
+    return _with_streams(trace, max(found, key=lambda one: (len(one.visits), -one.path.count("."))))
 
 
-def called_lists(model: nn.Module, trace: Trace) -> Iterator[tuple[str, list[Visit]]]:
-    """Yields the lists of modules that are all called, each with the calls in their order."""
+def _with_streams(trace: Trace, blocks: Blocks) -> Blocks:
+    """Returns the blocks with how the streams of their residual lie, where it has several.
+
+    Raises:
+        MissingStructureError: No module makes one vector of them in the end.
+    """
+    first, last = blocks.visits[0], blocks.visits[-1]
+    embedded = next((one.left for one in trace.visits[: first.order] if _is_embedding(one)), None)
+    assert first.entered is not None, "blocks hand tensors on"
+    streams = layout_of(first.entered, embedded)
+    if streams is None:
+        return blocks
+    return replace(blocks, streams=streams, collapsed=collapse_of(trace, streams, last))
+
+
+def _is_embedding(visit: Visit) -> bool:
+    return isinstance(visit.module, nn.Embedding) and visit.left is not None and visit.left.ndim == 3
+
+
+def called_lists(model: nn.Module, trace: Trace, *, is_part_enough: bool = False) -> Iterator[tuple[str, list[Visit]]]:
+    """Yields the lists of modules that are called, each with the calls in their order.
+
+    Args:
+        model: The model.
+        trace: A traced forward.
+        is_part_enough: Whether most of a list's modules are enough: a text passes by layers for images (Mllama).
+    """
     for path, modules in model.named_modules():
         if isinstance(modules, nn.ModuleList) and len(modules):
             calls = [trace.at(f"{path}.{index}") for index in range(len(modules))]
-            if all(calls):
+            called = sum(map(bool, calls))
+            if called == len(calls) or (is_part_enough and 2 * called > len(calls)):
                 yield path, sorted(itertools.chain.from_iterable(calls), key=lambda visit: visit.order)
 
 
 def _is_chain(visits: Sequence[Visit]) -> bool:
     tensors = [(visit.entered, visit.left) for visit in visits]
-    if any(a is None or b is None or a.shape != b.shape or a.ndim != 3 for a, b in tensors):
+    if any(a is None or b is None or a.shape != b.shape or a.ndim not in (3, 4) for a, b in tensors):
         return False
     return all(same(before[1], after[0]) for before, after in itertools.pairwise(tensors))

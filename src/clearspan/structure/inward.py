@@ -13,7 +13,6 @@ from clearspan.structure.frame import Blocks
 from clearspan.structure.templates import call_number, opaque
 from clearspan.structure.trace import Trace, Visit
 
-
 LEAST = 1e-6
 """What tokens are multiplied by at least: with less they are not in a sum."""
 

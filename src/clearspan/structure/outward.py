@@ -9,6 +9,7 @@ from clearspan.components import GeneralizedComponent, LogitHeadBridge, Unembedd
 from clearspan.structure.algebra import factor, linear_kind, norm_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.frame import Blocks
+from clearspan.structure.streams import collapse_template
 from clearspan.structure.templates import call_number, norm_template, opaque
 from clearspan.structure.trace import Trace, Visit
 
@@ -21,13 +22,17 @@ def find_outward(trace: Trace, blocks: Blocks, logits: Tensor, findings: Finding
     """
     after = [
         one
-        for one in trace.visits[blocks.visits[-1].order + 1 :]
+        for one in trace.visits[blocks.end + 1 :]
         if one.left is not None and not any(one.is_in(path) for path in blocks.lists)
     ]
     unembed, raw = _unembedding(after, logits)
     scale, cap = _scale_and_cap(raw, logits)
     norm = next((one for one in after if same(one.entered, blocks.last) and norm_kind(one)), None)
     parts: dict[str, GeneralizedComponent] = {}
+    if blocks.streams is not None and blocks.collapsed is not None:
+        parts["collapse"] = collapse_template(blocks.collapsed, blocks.streams)
+        findings.add("collapse", f"{blocks.collapsed.path} makes one vector of the streams that leave the blocks")
+        after = [one for one in after if not one.is_in(blocks.collapsed.path)]
     if norm is not None:
         last = norm_template(norm, norm.path)
         last.call = call_number(trace, norm)
@@ -40,7 +45,7 @@ def find_outward(trace: Trace, blocks: Blocks, logits: Tensor, findings: Finding
     if kind.is_transposed:
         raise MissingStructureError(f"the unembedding {unembed.path} has its weight the other way round")
     n_logits = None if kind.outputs == logits.shape[-1] else logits.shape[-1]
-    within = _input_scale(parts, norm or blocks.visits[-1], after, unembed)
+    within = _input_scale(parts, norm or blocks.collapsed or blocks.visits[-1], after, unembed)
     parts["unembed"] = UnembeddingBridge(
         name=unembed.path, scale=scale, softcap=cap, input_scale=within, n_logits=n_logits
     )

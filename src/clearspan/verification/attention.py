@@ -72,7 +72,7 @@ def attention(trial: Trial) -> Iterator[Check]:
     rows = len(trial.tokens)
     seen = {part.path: Seen({side: part.inside(side).layout for side in _WATCHED}, rows) for part in attentions}
     norms = ("q_norm.hook_in", "k_norm.hook_in", "q_norm.hook_out", "k_norm.hook_out")
-    ends = ("hook_q", "hook_k", *norms, "kv_a.hook_out")
+    ends = ("hook_q", "hook_k", *norms, "kv_a.hook_out", "k_rope_norm.hook_out")
     wanted = {f"{part.path}.{end}" for part in attentions for end in ends}
     names = [name for name in model.hook_dict if name in wanted and trial.is_readable(model.hook_dict[name].name)]
     with observed(_observers(attentions, seen)):
@@ -198,7 +198,9 @@ def _rotation(attention: GeneralAttentionBridge, what: str, *, turns: bool, is_t
 
 def _latent_rotation(cache: ActivationCache, attention: LatentAttentionBridge, used: Tensor) -> Check:
     """Returns the check of the keys' rotated channels, which all heads share, and which may change places."""
-    raw = cache[f"{attention.path}.kv_a.hook_out"][..., -attention.d_head_rope :]
+    is_normed = "k_rope_norm" in attention.submodules
+    raw = cache[f"{attention.path}.{'k_rope_norm' if is_normed else 'kv_a'}.hook_out"]
+    raw = raw.flatten(2)[..., -attention.d_head_rope :]
     shown = used[:, 0, :, attention.d_head_nope :]
     is_turned = relative(shown.sort(-1).values, raw.sort(-1).values) > 10 * NOISE
     return _rotation(attention, "keys", turns=attention.has_rotary, is_turned=is_turned)

@@ -17,6 +17,8 @@ POINTS = (
     "hook_embed",
     "hook_resid_pre",
     "hook_resid_mid",
+    "hook_streams_pre",
+    "hook_streams_mid",
     "hook_attn_out",
     "hook_mlp_out",
     "attn.hook_z",
@@ -28,8 +30,8 @@ POINTS = (
 """Points that are tried, in one layer of each kind."""
 STEP = 2e-3
 """Size of a write over that of the value."""
-SIZES = {torch.float32: (1.0, 0.1), torch.float64: (0.1, 0.01, 0.001)}
-"""Steps that are tried: small ones where a large one chooses other experts, or is no longer small."""
+SIZES = {torch.float32: (1.0, 0.1, 0.01), torch.float64: (0.1, 0.01, 0.001)}
+"""Steps that are tried: small ones where a large one chooses other experts or keys, or is no longer small."""
 TOLERANCE = 2e-2
 """Relative error allowed. Measured at most 3e-3 in float32; a branch that is missed makes 0.1 and more."""
 FAINT = 1e-3

@@ -4,6 +4,7 @@ A pinned check may fail. One that holds again is reported, so that its pin goes.
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -79,6 +80,18 @@ def counted_from_the_left(model: "PreTrainedModel") -> float:
     return _distance(seen[1], seen[0])
 
 
+def cannot_generate(model: "PreTrainedModel") -> float:
+    """Returns infinity where a model's own `generate` raises, told the token that a generation starts from; else 0."""
+    config = copy.deepcopy(model.generation_config)
+    config.decoder_start_token_id = config.bos_token_id
+    row = torch.randint(3, model.config.get_text_config().vocab_size, (1, _REAL))
+    try:
+        cast("Any", model).generate(row, generation_config=config, max_new_tokens=3, do_sample=False)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return float("inf")
+    return 0.0
+
+
 _REAL, _LENGTH = 9, 12
 
 
@@ -95,16 +108,6 @@ def _padded(model: "PreTrainedModel", place: slice) -> float:
         alone = model(row, use_cache=False).logits
         found = (_logits(model, tokens, keywords) for keywords in given)
         return min(float("inf") if one is None else _distance(one[:, place], alone) for one in found)
-
-
-def cannot_generate(model: "PreTrainedModel") -> float:
-    """Returns infinity where `generate` of the bare model raises on a few tokens, and 0 where it does not."""
-    row, generating = torch.arange(3, 3 + _REAL)[None], cast("Any", model)
-    try:
-        generating.generate(row, max_new_tokens=2, do_sample=False)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        return float("inf")
-    return 0.0
 
 
 def looks_ahead(model: "PreTrainedModel") -> float:
@@ -152,6 +155,13 @@ PINS: tuple[Pin, ...] = (
         "row of * tokens padded on the left to *",
         "positions are counted from the left end of the padded row, and its forward takes no others",
         padded_on_the_left,
+    ),
+    Pin(
+        ("musicgen", "musicgen_melody"),
+        "generation",
+        "a short generation",
+        "its own `generate` raises unless it is told how many sequences to return, and where a generation starts",
+        cannot_generate,
     ),
     Pin(
         ("roformer",),
