@@ -54,6 +54,8 @@ def _woven(model: "PreTrainedModel", trace: Trace, ids: Tensor) -> Blocks | None
     ]
     reaching = [path for path in alike if last.is_in(path) or _reaches(model, ids, trace, lists[path][0].path)]
     calls = sorted((one for path in reaching for one in lists[path]), key=lambda visit: visit.order)
+    if not calls:  # lists of blocks of several classes
+        return None
     own = last.path.rpartition(".")[0]
     return Blocks(own, tuple(calls), tuple(path for path in reaching if path != own), is_woven=True)
 
