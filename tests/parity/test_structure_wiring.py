@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tests.structures import assert_verified, levels
-from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
+from tests.structures import assert_verified, levels, tiny
 
 import clearspan
 from clearspan import zoo
@@ -81,9 +80,16 @@ def test_musicgen_decodes_one_codebook():
 
 
 def test_several_codebooks_are_refused_by_name():
-    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 40}
-    config = MusicgenDecoderConfig(**sizes, num_codebooks=4, pad_token_id=96, bos_token_id=96)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 40, "num_codebooks": 4}
+    model = tiny("MusicgenDecoder", "MusicgenForCausalLM", vocab_size=97, **sizes)
     with pytest.raises(UnsupportedArchitectureError) as error:
-        derive(MusicgenForCausalLM(config).eval())
+        derive(model)
     reason = "4 rows of token ids, one of each codebook, make one row of the stream"
     assert f"  reason: {reason}" in str(error.value).splitlines()
+
+
+def test_layers_that_are_no_modules_are_refused_by_name():
+    with pytest.raises(UnsupportedArchitectureError) as error:
+        derive(zoo.build("xlm"))
+    lists = " and ".join(f"transformer.{name}" for name in ("attentions", "layer_norm1", "ffns", "layer_norm2"))
+    assert f"  reason: no module is a block: layers are made of parts of {lists}" in str(error.value).splitlines()
