@@ -1,8 +1,8 @@
 """What is derived of models that are like no other: the part that makes them so, and that verify finds no fault."""
 
 import pytest
-from tests.releases import known
 import torch
+from tests.releases import known
 from tests.structures import assert_verified
 
 import clearspan

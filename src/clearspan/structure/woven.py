@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clearspan.components import BlockBridge, GeneralizedComponent, MixerBridge
 from clearspan.structure.finding import MissingStructureError
-from clearspan.structure.frame import Blocks, called_lists, find_blocks
+from clearspan.structure.frame import Blocks, NoModuleError, called_lists, find_blocks
 from clearspan.structure.trace import Trace, Visit, traced
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def blocks_of(model: "PreTrainedModel", trace: Trace, ids: Tensor) -> Blocks:
     woven = _woven(model, trace, ids)
     try:
         plain = find_blocks(model, trace)
-    except MissingStructureError:
-        if woven is None:
+    except MissingStructureError as error:
+        if woven is None or isinstance(error, NoModuleError):
             raise
         return woven
     is_last = woven is None or woven.visits[-1].order <= plain.visits[-1].order
