@@ -158,9 +158,17 @@ def is_empty(past: Any) -> bool:
 
 
 def _holds_state(past: Any) -> bool:
-    """Returns whether a cache has layers of states, and they hold what a forward left."""
+    """Returns whether a cache has layers of states, and they hold what a forward left.
+
+    Layers that use another layer's keys have an empty place of their own in it, and no state.
+    """
+    from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
+
     layers = vars(past).get("layers")
-    return isinstance(layers, list) and len(_counting(past) or ()) < len(layers) and _has_state(past)
+    if not isinstance(layers, list) or not len(_counting(past) or ()) < len(layers):
+        return False
+    is_state = not isinstance(past, Cache) or any(isinstance(one, LinearAttentionCacheLayerMixin) for one in layers)
+    return is_state and _has_state(past)
 
 
 def _has_state(past: Any) -> bool:
