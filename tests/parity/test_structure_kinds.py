@@ -1,6 +1,7 @@
 """What is derived of models that are like no other: the part that makes them so, and that verify finds no fault."""
 
 import pytest
+from tests.releases import known
 from tests.structures import assert_verified
 
 import clearspan
@@ -77,14 +78,14 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("model_type", KINDS)
+@pytest.mark.parametrize("model_type", known(KINDS))
 def test_what_makes_a_model_unlike_others_is_derived(model_type):
     parts = derive(zoo.build(model_type)).parts
     assert KINDS[model_type](parts, parts["blocks"].templates[-1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", sorted(KINDS.keys() - {"llama4_text"}))
+@pytest.mark.parametrize("model_type", known(sorted(KINDS.keys() - {"llama4_text"})))
 def test_verify_finds_no_fault(model_type):
     model = zoo.build(model_type)
     assert_verified(clearspan.boot(model, adapter=derive(model)), "quick")

@@ -236,4 +236,3 @@ class StreamMapsBridge(GeneralizedComponent):
         """Returns a value scaled to the root of another's mean square."""
         size = value.square().mean(-1, keepdim=True).clamp(min=1e-5).sqrt()
         return value * first.square().mean(-1, keepdim=True).sqrt() / size
-

@@ -553,7 +553,9 @@ def unnumbered(template: str) -> str:
         ('blocks.{l}.hook_mlp_out', 'blocks.{l}.attn.hook_q')
     """
     template = re.sub(r"(?<=hook_resid_mid)\d+|(?<=hook_streams_mid)\d+", "2", template)
-    return _NUMBERED.sub(lambda found: {"moe": "mlp", "ple": "mlp", "laurel": "mlp"}.get(found[1], found[1] or found[2]), template)
+    return _NUMBERED.sub(
+        lambda found: {"moe": "mlp", "ple": "mlp", "laurel": "mlp"}.get(found[1], found[1] or found[2]), template
+    )
 
 
 def names_in_block() -> Iterator[str]:

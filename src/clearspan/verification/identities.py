@@ -13,8 +13,10 @@ from torch.nn.functional import linear
 
 from clearspan.components import (
     BlockBridge,
+    GatedNormBridge,
     GeneralAttentionBridge,
     GeneralizedComponent,
+    InnerNormBridge,
     LinearBridge,
     MixerBridge,
     MLPBridge,
@@ -28,7 +30,6 @@ from clearspan.model import Model
 from clearspan.verification.statement import Statement, Values
 from clearspan.verification.weights import of_weights
 from clearspan.weights.processing import final_norm, has_head, readout
-
 
 Part = TypeVar("Part", bound=GeneralizedComponent)
 
@@ -126,6 +127,13 @@ def _of_component(part: GeneralizedComponent, block: BlockBridge) -> Iterator[St
 
 
 def _of_norm(norm: NormalizationBridge) -> Iterator[Statement]:
+    if isinstance(norm, InnerNormBridge):
+        return
+    out = f"{norm.path}.norm.hook_out" if isinstance(norm, GatedNormBridge) else f"{norm.path}.hook_out"
+    if isinstance(norm, GatedNormBridge):
+        gate, gated = f"{norm.path}.gate.hook_out", f"{norm.path}.hook_out"
+        text = f"{out} * sigmoid({gate}) == {gated}"
+        yield Statement(text, (out, gate), gated, lambda values: norm.gated(values[out], values[gate]))
     source, scale, normalized = (f"{norm.path}.{name}" for name in ("hook_in", "hook_scale", "hook_normalized"))
 
     def centred(values: Values) -> Tensor:
@@ -140,9 +148,9 @@ def _of_norm(norm: NormalizationBridge) -> Iterator[Statement]:
         centred,
     )
     yield Statement(
-        f"{normalized} with weight and bias == {norm.path}.hook_out",
+        f"{normalized} with weight and bias == {out}",
         (normalized,),
-        f"{norm.path}.hook_out",
+        out,
         lambda values: norm.affine(values[normalized]),
     )
 
