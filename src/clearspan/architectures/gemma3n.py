@@ -47,7 +47,7 @@ class Gemma3nArchitectureAdapter(ArchitectureAdapter):
         d_head="head_dim",
         n_key_value_heads="num_key_value_heads",
     )
-    irrelevant: ClassVar[Mapping[str, str]] = {
+    irrelevant: Mapping[str, str] = {
         **ArchitectureAdapter.irrelevant,
         "*_scale": "numbers by which what makes a layer's own input is multiplied",
     }
