@@ -52,7 +52,12 @@ def _woven(model: "PreTrainedModel", trace: Trace, ids: Tensor) -> Blocks | None
         for path, calls in lists.items()
         if all(type(one.module) is type(last.module) and _shape(one) == tuple(last.entered.shape) for one in calls)
     ]
-    run: Callable[[], object] = lambda: model(input_ids=ids, use_cache=False)
+    if not alike:
+        return None
+
+    def run() -> object:
+        return model(input_ids=ids, use_cache=False)
+
     reaching = [path for path in alike if last.is_in(path) or _reaches(model, run, trace, lists[path][0].path)]
     calls = sorted((one for path in reaching for one in lists[path]), key=lambda visit: visit.order)
     own = last.path.rpartition(".")[0]
