@@ -35,7 +35,7 @@ from clearspan.interventions import Intervention
 from clearspan.model import Model, handed_over
 from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
-from clearspan.structure import derive
+from clearspan.structure import Structure, derive
 from clearspan.text import PaddingSide
 from clearspan.verification import FAULTS, Level, Verification, check_derived, not_holding, verify, warn_of_structure
 
@@ -794,21 +794,24 @@ def _derived(hf_model: "PreTrainedModel", *, partial: bool) -> TransformerBridge
         bridge = _bridged(hf_model, structure)
     if not partial:
         check_derived(bridge)
-    _say_derived(bridge.cfg.architecture)
+    _say_derived(structure)
     return bridge
 
 
-def _say_derived(architecture: str) -> None:
-    """Warns, once for each class of models, that an adapter was derived."""
-    if architecture not in _SAID:
-        _SAID.add(architecture)
-        warnings.warn(
-            f"no adapter is written for {architecture}: its structure was derived from a traced forward, and "
-            "the identities between its points hold. bridge.adapter.source.report() says what was found and how; "
-            "bridge.verify() checks the rest",
-            DerivedWarning,
-            stacklevel=3,
-        )
+def _say_derived(structure: Structure) -> None:
+    """Warns, once for each class of models, that an adapter was derived, and of what it does not show the inside."""
+    architecture = structure.architecture
+    if architecture in _SAID:
+        return
+    _SAID.add(architecture)
+    hidden = "; ".join(map(str, structure.unshown()))
+    warnings.warn(
+        f"no adapter is written for {architecture}: its structure was derived from a traced forward, and "
+        "the identities between its points hold. bridge.adapter.source.report() says what was found and how; "
+        "bridge.verify() checks the rest" + (f". Not shown: {hidden}" if hidden else ""),
+        DerivedWarning,
+        stacklevel=4,
+    )
 
 
 def _bridged(hf_model: "PreTrainedModel", source: AdapterSource) -> TransformerBridge:

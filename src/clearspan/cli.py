@@ -112,12 +112,14 @@ def adapt(
 ) -> None:
     """Write an adapter for a model's class, from the structure of the model.
 
-    What was found, and how it is known, goes to stderr. The adapter that was written
-    is verified on the model's own weights. Exits 1 if a check fails.
+    What was found, and how it is known, goes to stderr, with the parts whose inside
+    is not shown. The adapter that was written is verified on the model's own weights. Exits 1 if a check fails.
     """
     _check_out(out, "adapter.py")
     structure, text, found = _adapted(model, anyway=anyway)
     typer.echo(structure.report(), err=True)
+    for part in structure.unshown():
+        typer.echo(f"not shown: {part}", err=True)
     typer.echo(_said_of(found), err=True)
     for check in found.failures:
         typer.echo(f"failed: {check.group}: {check.what}", err=True)

@@ -26,7 +26,7 @@ from clearspan.components import (
     hook_points,
     logits_point,
 )
-from clearspan.components.starts import first_of, reads_tokens
+from clearspan.components.starts import first_of, reads_tokens, sources_of
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError, MissingPartError, TokenizerWarning
 from clearspan.hf.adapted import adapted
@@ -257,7 +257,8 @@ class Model(ModelWeights):
         self.components = tuple(components)
         self.index = PointIndex(points, components, adapter)
         self._of_vocabulary = [point for point in self.index if "d_vocab" in point.sizes]
-        self.taps = Taps(hf_model, self.index)
+        shares_keys = any(sources_of(block) for block in self.blocks)
+        self.taps = Taps(hf_model, self.index, drops_positions=shares_keys)
         self.processing: tuple[Step, ...] = ()
         self.remembered: dict[object, Any] = {}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clearspan.components import GeneralizedComponent, NormalizationBridge
+from clearspan.components import GeneralizedComponent, NormalizationBridge, part_kind
 from clearspan.errors import EditedEntryError, UnreadableWeightError
 from clearspan.hf.adapters import Adapted, sources
 from clearspan.model import Model
@@ -69,7 +69,7 @@ def weight_slots(model: Model) -> WeightSlots:
         parts += [part for part in block.submodules.values() if isinstance(part, NormalizationBridge)]
         for sublayer in block.sublayers:
             ways_out = [part for key, part in sublayer.part.submodules.items() if key in ("o", "out")]
-            parts += [*([sublayer.part] if sublayer.kind == "attn" else []), *ways_out]
+            parts += [*([sublayer.part] if part_kind(sublayer.name) == "attn" else []), *ways_out]
     parts += model.components[model.components.index(model.blocks[-1]) + 1 :]
     paths = tuple(part.module_path for part in parts)
     known = WeightSlots(tuple(parts), branches(paths), paths)

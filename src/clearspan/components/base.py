@@ -284,9 +284,12 @@ class GeneralizedComponent:
         for part in self.walk():
             if part.call is not None:
                 self._bound.expect(part.module_path, part.call)
-        own = value.clone()  # a write in place, as at `hook_resid_mid`, must not reach the caller's tensor
+        turn = self.layout is Layout.POS_FIRST
+        # A copy, since a write in place, as at `hook_resid_mid`, must not reach the caller's tensor.
+        own = value.transpose(0, 1).contiguous() if turn else value.clone()
         output = self.module(own, **{**self.call_arguments(value), **dict.fromkeys(self.same_inputs, own)})
-        return output[0] if isinstance(output, tuple | list) else output
+        output = output[0] if isinstance(output, tuple | list) else output
+        return output.transpose(0, 1) if turn else output
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns the further arguments of the module's forward, for a call of it alone."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clearspan.components.attention import GeneralAttentionBridge, HeadAttentionBridge, PathInputs
 from clearspan.components.base import Binding, GeneralizedComponent
+from clearspan.components.beside import MLPBesideMixtureBridge, MLPBesideMixtureInput
 from clearspan.components.mlp import MLPBridge
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque_attention import OpaqueAttentionBridge
@@ -96,6 +97,8 @@ class BlockBridge(GeneralizedComponent):
         input_multipliers: Sublayers whose input the block multiplies, after the norm, each with the number.
         norms_the_sum: Whether `ln1`, `ln2`, ... come after a stage, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
+        reads_copies: Sublayers that are given a copy of the stream, where norms come after stages (X-MOD gives an
+            adapter the rows of its language): the stream is written at the norm's output then.
         index: Its place in the list at `name`, where that is not its layer: a block is called several times in a
             forward, or blocks are in several lists.
         seam: Why the stream that enters is not the one that left the block before, or, of the first block, not the sum
@@ -115,6 +118,7 @@ class BlockBridge(GeneralizedComponent):
     input_multipliers: Mapping[str, float] = field(default_factory=dict)
     norms_the_sum: bool = False
     residual_is_normed: bool = False
+    reads_copies: tuple[str, ...] = ()
     index: int | None = None
     seam: str = ""
 
@@ -142,7 +146,14 @@ class BlockBridge(GeneralizedComponent):
         self.is_parallel = len(self.stages) == 1 and len(self.stages[0]) > 1
         short = {"attn": self.attn_out, "mlp": self.mlp_out}
         self.outs = {**{name: path for name, path in short.items() if path}, **self.outs}
-        named = {*self.norms, *self.outs, *self.added_with, *self.added_with.values(), *self.input_multipliers}
+        named = {
+            *self.norms,
+            *self.outs,
+            *self.reads_copies,
+            *self.added_with,
+            *self.added_with.values(),
+            *self.input_multipliers,
+        }
         if isinstance(self.residual_multiplier, Mapping):
             named |= {*self.residual_multiplier}
         unknown, flat = named - {*self.sublayer_names}, self.sublayer_names
@@ -204,12 +215,16 @@ class BlockBridge(GeneralizedComponent):
                 stage_of[name],
                 stage_of[self.added_with.get(name, name)],
                 self._norm(norm),
-                self._norm(f"ln{index + 1}_post"),
+                self._norm(self._norm_after(index, name)),
                 norm in self.submodules and any(before.get(other) == norm for other in stage if other != name),
                 self.input_multipliers.get(name, 1.0),
                 self._scale(self._contribution_factor(name)),
                 self._known(self.outs[name]) if name in self.outs else None,
             )
+
+    def _norm_after(self, index: int, name: str) -> str:
+        """Returns the name of the norm on a sublayer's output, whether the block has it or not."""
+        return f"ln{index + 1}_post"
 
     def _norm_name(self, name: str) -> str:
         """Returns the name of the norm before a sublayer, whether the block has it or not."""
@@ -238,7 +253,7 @@ class BlockBridge(GeneralizedComponent):
 
     def _known(self, path: str) -> Place:
         """Returns a module's output as the component of that module describes it, if there is one."""
-        named = Place(f"{self.module_path}.{path}", Side.OUTPUT, call=self.call)
+        named = Place(f"{self.module_path}.{path}", Side.OUTPUT, layout=self.layout, call=self.call)
         parts = {part.module_path: part for part in self.walk() if part.name is not None}
         return parts[named.module].place(Side.OUTPUT) if named.module in parts else named
 
@@ -308,9 +323,14 @@ class BlockBridge(GeneralizedComponent):
         return f"{self.path}.{'hook_resid_post' if stage == len(self.stages) else stream_at(stage)}"
 
     @property
-    def stream_after(self) -> str:
-        """Name of the point with the stream that leaves the block."""
-        return self.stream_before(len(self.stages))
+    def enters(self) -> str:
+        """Name of the point with the residual that enters the block."""
+        return f"{self.path}.hook_resid_pre"
+
+    @property
+    def leaves(self) -> str:
+        """Name of the point with the residual that leaves the block."""
+        return f"{self.path}.hook_resid_post"
 
     @property
     def is_sum(self) -> bool:
@@ -348,10 +368,17 @@ class BlockBridge(GeneralizedComponent):
         for stage, here in itertools.groupby(self.sublayers, lambda sublayer: sublayer.stage):
             for number, sublayer in enumerate(here):
                 if stage and not number:
-                    yield self.point(_leaf(self.stream_before(stage)), sublayer.reads, InPlace())
+                    yield self._stream_point(stage, sublayer)
                 yield from self._inputs(sublayer)
                 yield self.point(_leaf(sublayer.hook_out), sublayer.adds, sublayer.added)
         yield self.point("hook_resid_post", self.place(Side.OUTPUT))
+
+    def _stream_point(self, stage: int, first: Sublayer) -> HookPoint:
+        """Returns the point of the stream before a stage, whose first sublayer is `first`."""
+        name = _leaf(self.stream_before(stage))
+        if first.name in self.reads_copies:
+            return self.point(name, self.submodules[f"ln{stage}"].place(Side.OUTPUT))
+        return self.point(name, first.reads, InPlace())
 
     def _inputs(self, sublayer: Sublayer) -> Iterator[HookPoint]:
         """Yields the points of what a sublayer reads."""
@@ -363,6 +390,10 @@ class BlockBridge(GeneralizedComponent):
             for part in inputs.parts:
                 own = name if part == "attn_in" else projection_input(sublayer.name, part.removesuffix("_input"))
                 yield self.point(own, sublayer.reads, Derived(inputs, part))
+        elif isinstance(sublayer.part, MLPBesideMixtureBridge) and sublayer.norm is not None:
+            yield self.point(
+                name, sublayer.reads, Derived(own := MLPBesideMixtureInput(sublayer.part, sublayer.norm), own.PART)
+            )
         elif sublayer.shares_norm:
             yield self.point(name, sublayer.reads, Derived(SublayerInput(sublayer), SublayerInput.PART))
         elif sublayer.norm is None and sublayer.input_factor != 1:
@@ -385,7 +416,7 @@ class BlockBridge(GeneralizedComponent):
                 others = any(isinstance(part, RemainderBridge) and part.reads_stream for part in sublayer.part.walk())
                 readers.setdefault(sublayer.norm, []).append([] if others else list(sublayer.part.reads()))
         for norm, maps in readers.items():
-            if all(maps):
+            if all(maps) and norm.is_linear_at_scale:
                 yield norm, list(itertools.chain.from_iterable(maps))
 
     def unfolded(self) -> Iterator[NormalizationBridge]:
@@ -410,7 +441,7 @@ class BlockBridge(GeneralizedComponent):
 
     def why_without(self, name: str) -> str | None:
         """Returns why the block lacks a sublayer, or None where it has it or no block has such a part."""
-        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe", "ple"):
+        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe", "ple", "laurel"):
             return None
         layer, names = self.path.rpartition(".")[2], self.sublayer_names
         kind, kinds = part_kind(name), {part_kind(other) for other in names}
@@ -446,6 +477,13 @@ class BlockBridge(GeneralizedComponent):
                 if sublayer.stage == stage and sublayer.reads_at != before:
                     yield Identity((before,), sublayer.reads_at)
             added = [sublayer.hook_out for sublayer in self.sublayers if sublayer.adds_at == stage]
+            for sublayer in self.sublayers:
+                if (
+                    isinstance(sublayer.part, MLPBesideMixtureBridge)
+                    and sublayer.norm_after
+                    and sublayer.stage == stage
+                ):
+                    yield Identity(sublayer.part.summands, f"{sublayer.norm_after.path}.hook_in")
             norm, scale = f"{self.path}.ln{stage + 1}", self._stream_scale(stage)
             if self.norms_the_sum:
                 yield Identity((before, *added), f"{norm}.hook_in", scale)

@@ -1,8 +1,10 @@
 """The algebra by which tensors of a trace are told to be made of each other."""
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +86,21 @@ def sum_of(candidates: Sequence[Tensor], total: Tensor, most: int, scale: Tensor
     return None
 
 
+Found = TypeVar("Found")
+
+
+def once(find: Callable[[Visit], Found]) -> Callable[[Visit], Found]:
+    """Returns a function that keeps what it finds of a call with the call."""
+
+    @functools.wraps(find)
+    def found(visit: Visit) -> Found:
+        if find not in visit.known:
+            visit.known[find] = find(visit)
+        return cast("Found", visit.known[find])
+
+    return found
+
+
 @dataclass(frozen=True)
 class NormKind:
     """How a module norms its last axis.
@@ -97,6 +114,7 @@ class NormKind:
     offset: float
 
 
+@once
 def norm_kind(visit: Visit) -> NormKind | None:
     """Returns how a module norms, found by computing its output again; None where it is no norm."""
     entered, left = visit.entered, visit.left
@@ -139,6 +157,7 @@ class LinearKind:
     is_transposed: bool
 
 
+@once
 def linear_kind(visit: Visit) -> LinearKind | None:
     """Returns a module's kind of linear map, found by computing its output again; None where it is none."""
     weight, bias = (visit.module._parameters.get(name) for name in ("weight", "bias"))

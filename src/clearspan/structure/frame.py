@@ -61,6 +61,11 @@ class Blocks:
         """Returns the path of the list that a layer's block is in."""
         return self.visits[layer].path.rpartition(".")[0]
 
+    def index_of(self, layer: int) -> int | None:
+        """Returns the place of a layer's block in its list, or None where it is the layer."""
+        index = int(self.visits[layer].path.rpartition(".")[2])
+        return None if index == layer else index
+
     def follows(self, layer: int) -> bool:
         """Whether the stream that enters a layer is the one that left the layer before."""
         return layer > 0 and same(self.visits[layer - 1].left, self.visits[layer].entered)
@@ -72,7 +77,7 @@ def find_blocks(model: nn.Module, trace: Trace) -> Blocks:
     Raises:
         MissingStructureError: There is none.
     """
-    lists = dict(called_lists(model, trace))
+    lists = dict(called_lists(model, trace, is_part_enough=True))
     streams = {visit.left.ndim for calls in lists.values() for visit in calls if visit.left is not None}
     once = {path: calls for path, calls in lists.items() if len({visit.path for visit in calls}) == len(calls)}
     found = [Blocks(path, tuple(calls)) for path, calls in once.items() if _is_chain(calls)]
@@ -101,12 +106,19 @@ def _is_embedding(visit: Visit) -> bool:
     return isinstance(visit.module, nn.Embedding) and visit.left is not None and visit.left.ndim == 3
 
 
-def called_lists(model: nn.Module, trace: Trace) -> Iterator[tuple[str, list[Visit]]]:
-    """Yields the lists of modules that are all called, each with the calls in their order."""
+def called_lists(model: nn.Module, trace: Trace, *, is_part_enough: bool = False) -> Iterator[tuple[str, list[Visit]]]:
+    """Yields the lists of modules that are called, each with the calls in their order.
+
+    Args:
+        model: The model.
+        trace: A traced forward.
+        is_part_enough: Whether most of a list's modules are enough: a text passes by layers for images (Mllama).
+    """
     for path, modules in model.named_modules():
         if isinstance(modules, nn.ModuleList) and len(modules):
             calls = [trace.at(f"{path}.{index}") for index in range(len(modules))]
-            if all(calls):
+            called = sum(map(bool, calls))
+            if called == len(calls) or (is_part_enough and 2 * called > len(calls)):
                 yield path, sorted(itertools.chain.from_iterable(calls), key=lambda visit: visit.order)
 
 

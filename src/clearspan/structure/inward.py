@@ -13,6 +13,9 @@ from clearspan.structure.frame import Blocks
 from clearspan.structure.templates import call_number, opaque
 from clearspan.structure.trace import Trace, Visit
 
+LEAST = 1e-6
+"""What tokens are multiplied by at least: with less they are not in a sum."""
+
 
 @dataclass(frozen=True)
 class Inward:
@@ -110,7 +113,7 @@ def _adds_up(before: Sequence[Visit], embed: Visit, total: Tensor) -> _Sum | Non
             continue
         for chosen in _subsets(tables):
             found = coefficients([token.left, *(_spread(one, total) for one in chosen)], total)
-            if found is not None and all(abs(one - 1) < 1e-4 for one in found[1:]):
+            if found is not None and abs(found[0]) > LEAST and all(abs(one - 1) < 1e-4 for one in found[1:]):
                 return _Sum(token, found[0], chosen)
     return None
 
@@ -121,7 +124,7 @@ def _adds_up_inline(before: Sequence[Visit], embed: Visit, total: Tensor) -> _Su
         if token.left is None or token.left.shape != total.shape:
             continue
         found = factor(token.left[1:] - token.left[:1], total[1:] - total[:1])
-        if found is not None:
+        if found is not None and abs(found) > LEAST:
             return _Sum(token, found, is_inline=True)
     return None
 

@@ -45,7 +45,7 @@ def find_outward(trace: Trace, blocks: Blocks, logits: Tensor, findings: Finding
     if kind.is_transposed:
         raise MissingStructureError(f"the unembedding {unembed.path} has its weight the other way round")
     n_logits = None if kind.outputs == logits.shape[-1] else logits.shape[-1]
-    within = _input_scale(parts, norm or blocks.visits[-1], after, unembed)
+    within = _input_scale(parts, norm or blocks.collapsed or blocks.visits[-1], after, unembed)
     parts["unembed"] = UnembeddingBridge(
         name=unembed.path, scale=scale, softcap=cap, input_scale=within, n_logits=n_logits
     )

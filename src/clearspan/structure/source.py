@@ -1,12 +1,13 @@
 """A derived structure as the text of a Python module with an adapter, as one would write it by hand."""
 
+import fnmatch
 import re
 import textwrap
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from clearspan.architectures import AdapterSource, check_source, parts
+from clearspan.architectures import AdapterSource, ArchitectureAdapter, check_source, parts
 from clearspan.components import (
     BlockBridge,
     EmbeddingBridge,
@@ -136,11 +137,7 @@ def _outside(builders: Builders, key: str, part: GeneralizedComponent) -> Expres
 
 def _remarks(structure: Structure) -> Iterator[str]:
     """Yields comments on what is not shown."""
-    said = [
-        re.sub(r"\.\d+\.", ".N.", f"{one.what.rpartition('.')[2]}: {one.how}")
-        for one in structure.findings
-        if "only the ends are known" in one.how or "no known function" in one.how or "is not what" in one.how
-    ]
+    said = [f"{one.part}: {one.reason}" for one in structure.unshown()]
     for line in dict.fromkeys(said):
         yield from textwrap.wrap(line, 108, initial_indent="# ", subsequent_indent="# ")
 
@@ -170,12 +167,19 @@ def _body(
         yield "makes_positions_from_mask", True
     irrelevant = dict(_irrelevant(structure))
     if irrelevant:
+        usual, buffers = ArchitectureAdapter.irrelevant, [name for name, _ in model.named_buffers()]
+        irrelevant |= {one: reason for one, reason in usual.items() if fnmatch.filter(buffers, one)}
         yield "irrelevant: Mapping[str, str]", {**irrelevant}
 
 
 def _irrelevant(structure: Structure) -> Iterator[tuple[str, str]]:
     """Yields patterns of what no part accounts for, for any number of layers."""
-    shown = [part.name for part in walk(structure.parts["blocks"]) if isinstance(part, WeightsBridge)]
+    whole = list(walk(structure.parts["blocks"]))
+    shown = [part.name for part in whole if isinstance(part, WeightsBridge)]
+    lists = {part.name for part in whole if isinstance(part, BlockBridge)}
     for pattern, reason in structure.irrelevant.items():
-        if pattern.removesuffix(".*").rpartition(".")[2] not in shown:
+        path = pattern.removesuffix(".*")
+        if path.rpartition(".")[0] in lists:
+            yield pattern, reason  # a block that a text passes by, and no other
+        elif path.rpartition(".")[2] not in shown:
             yield re.sub(r"\.\d+\.", ".*.", pattern), reason

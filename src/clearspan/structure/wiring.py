@@ -28,6 +28,8 @@ class Contribution:
         factor: What the block multiplies it by: a number, or the path in the block of a parameter `[d_model]`.
         post_norm: The norm on the sublayer's output, or None.
         source: The calls whose output is the sublayer's before that norm.
+        summands: The calls whose sum that norm reads, where no one call gives it.
+        late_bias: Path in the block of a parameter that it has besides the calls' output; empty where it has none.
         is_late: Whether it is added after those of all sublayers that run after it, a shortcut past them.
     """
 
@@ -36,7 +38,9 @@ class Contribution:
     factor: Factor = 1.0
     post_norm: Visit | None = None
     source: list[Visit] = field(default_factory=list)
+    summands: list[Visit] = field(default_factory=list)
     is_late: bool = False
+    late_bias: str = ""
 
 
 @dataclass(eq=False)
@@ -124,14 +128,29 @@ def _before(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
     """Returns the wiring of a block whose norms come before its sublayers, or on their outputs alone."""
     start, end = _entered(block), _left(block)
     added = end.double() - start.double()
-    groups = _classes(calls)
-    values = [_left(group[0]) for group in groups]
-    chosen = sum_of(values, added.to(end.dtype), MOST, added.abs().max())
-    if chosen is None:
+    found = [Contribution(group, _left(group[0])) for group in _classes(calls)]
+    for candidates in (found, [*found, *_with_late_biases(block, found)]):
+        chosen = sum_of([one.value for one in candidates], added.to(end.dtype), MOST, added.abs().max())
+        if chosen is not None:
+            break
+    else:
         return None
-    contributions = [Contribution(groups[index], values[index]) for index in chosen]
+    contributions = [candidates[index] for index in chosen]
     contributions.sort(key=lambda one: min(call.order for call in one.calls))
     return _summed(block, contributions, [call for call in calls if norm_kind(call)])
+
+
+def _with_late_biases(block: Visit, found: Sequence[Contribution]) -> Iterator[Contribution]:
+    """Yields contributions with a vector added that a module around their calls holds and does not add itself."""
+    width = _left(block).shape[-1]
+    for path, module in block.module.named_modules():
+        around = f"{block.path}.{path}" if path else block.path
+        for name, own in module._parameters.items():
+            if module._modules and own is not None and own.shape == (width,):
+                inner = [one for one in found if any(call.is_in(around) for call in one.calls)]
+                for one in inner:
+                    value = one.value + own.detach()
+                    yield Contribution(one.calls, value, late_bias=f"{path}.{name}".lstrip("."))
 
 
 def _summed(block: Visit, contributions: list[Contribution], norms: Sequence[Visit]) -> Wiring:
@@ -295,5 +314,11 @@ def look_behind_norm(one: Contribution, calls: Sequence[Visit]) -> None:
     behind = [call for call in calls if call.order < norm.order and same(_left(call), norm.entered)]
     if behind:
         one.post_norm, one.source = norm, behind
-    else:
-        one.source = one.calls
+        return
+    one.source = one.calls
+    groups = _classes([call for call in calls if call.order < norm.order])
+    entered = _entered(norm)
+    values = [_left(group[0]).reshape(entered.shape) for group in groups]
+    chosen = sum_of(values, entered, 2, entered.double().abs().max()) or ()
+    if len(chosen) == 2:
+        one.post_norm, one.summands = norm, [groups[index][0] for index in chosen]

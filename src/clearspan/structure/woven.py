@@ -1,6 +1,6 @@
 """Blocks that are called several times in a forward, or between which there is something else than blocks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,14 +52,10 @@ def _woven(model: "PreTrainedModel", trace: Trace, ids: Tensor) -> Blocks | None
         for path, calls in lists.items()
         if all(type(one.module) is type(last.module) and _shape(one) == tuple(last.entered.shape) for one in calls)
     ]
-    if not alike:
-        return None
-
-    def run() -> object:
-        return model(input_ids=ids, use_cache=False)
-
-    reaching = [path for path in alike if last.is_in(path) or _reaches(model, run, trace, lists[path][0].path)]
+    reaching = [path for path in alike if last.is_in(path) or _reaches(model, ids, trace, lists[path][0].path)]
     calls = sorted((one for path in reaching for one in lists[path]), key=lambda visit: visit.order)
+    if not calls:
+        return None
     own = last.path.rpartition(".")[0]
     return Blocks(own, tuple(calls), tuple(path for path in reaching if path != own), is_woven=True)
 
@@ -83,13 +79,13 @@ def _shape(visit: Visit) -> tuple[int, ...]:
     return tuple(into.shape) if are_alike and into is not None else ()
 
 
-def _reaches(model: nn.Module, run: Callable[[], object], trace: Trace, path: str) -> bool:
+def _reaches(model: "PreTrainedModel", ids: Tensor, trace: Trace, path: str) -> bool:
     """Whether a small change of a module's output changes the logits."""
 
     def moved(left: Tensor) -> Tensor:
         return left + NUDGE * left.abs().mean() * left.new_ones(left.shape[-1]).cumsum(0) / left.shape[-1]
 
-    again = traced(model, run, {path: moved})
+    again = traced(model, lambda: model(input_ids=ids, use_cache=False), {path: moved})
     return not torch.equal(again.output.logits, trace.output.logits)
 
 

@@ -14,6 +14,7 @@ from clearspan.components import (
     HeadAttentionBridge,
     LatentAttentionBridge,
     LinearBridge,
+    MLPBesideMixtureBridge,
     MLPBridge,
     MoEBridge,
     PerLayerInputBridge,
@@ -33,9 +34,11 @@ def of_weights(part: GeneralizedComponent) -> Iterator[Statement]:
             yield from _of_attention(part)
         case MLPBridge():
             yield from _of_mlp(part)
+        case MLPBesideMixtureBridge():
+            yield from ()  # the identities of the block say what it adds
         case MoEBridge():
             yield from _of_mixture(part)
-        case RouterBridge():
+        case RouterBridge(changes_input=False):
             yield _of_router(part)
         case EmbeddingBridge():
             yield _of_embedding(part)

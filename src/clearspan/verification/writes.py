@@ -156,7 +156,7 @@ class Writes:
 
 def _before(block: BlockBridge, stream: str) -> Iterator[str]:
     """Yields how names of points begin that come before a residual stream inside a block."""
-    yield block.stream_before(0)
+    yield block.enters
     for sublayer in block.sublayers:
         if block.stream_before(sublayer.stage) == stream:
             return
