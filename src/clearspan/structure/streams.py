@@ -1,4 +1,4 @@
-"""Residuals of several streams: where they lie, what collapses them, and how a block's sublayers read and write them."""
+"""Residuals of several streams: where they lie, what collapses them, and how sublayers read and write them."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -159,10 +159,11 @@ def _added(
     if same(first.read, entered):
         return None
     for call in inside:
-        if call.order < first.visit.order and call.left is not None and call.left.shape == block.entered.shape:
-            if same(entered + streams.shown(call.left), first.read):
-                name = call.path.removeprefix(f"{block.path}.")
-                return StreamsBridge(name, streams=streams, gives_streams=True)
+        if call.order >= first.visit.order or call.left is None or call.left.shape != block.entered.shape:
+            continue
+        if same(entered + streams.shown(call.left), first.read):
+            name = call.path.removeprefix(f"{block.path}.")
+            return StreamsBridge(name, streams=streams, gives_streams=True)
     raise MissingStructureError(f"{first.visit.path} reads other residual streams than {block.path} does")
 
 

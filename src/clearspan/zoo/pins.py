@@ -131,7 +131,7 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 
 
 _LENGTH_MATTERS = (
-    "relative biases of its predicting streams are given to other positions, streams and heads than they were made for, "
+    "biases of its predicting streams are given to other positions, streams and heads than they were made for, "
     "and to others for each length of the input"
 )
 
