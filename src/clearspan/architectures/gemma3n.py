@@ -12,6 +12,8 @@ from clearspan.components import (
     ActivationBridge,
     AltUpBlockBridge,
     AltUpBridge,
+    CutGateMLPBridge,
+    GatedMLPBridge,
     GeneralAttentionBridge,
     GeneralizedComponent,
     OpaqueBridge,
@@ -87,7 +89,7 @@ def _block(cfg: TransformerBridgeConfig, layer: int) -> AltUpBlockBridge:
             "laurel": OpaqueBridge("laurel"),
             "ln1_post": rms("post_attention_layernorm"),
             "ln2": rms("pre_feedforward_layernorm"),
-            "mlp": gated_mlp("mlp", gate="gate_proj", in_="up_proj", out="down_proj"),
+            "mlp": _mlp(is_cut=hf["activation_sparsity_pattern"][layer] > 0),
             "ln2_post": rms("post_feedforward_layernorm"),
             "ple": ple,
             "ple_norm": rms("post_per_layer_input_norm"),
@@ -98,6 +100,14 @@ def _block(cfg: TransformerBridgeConfig, layer: int) -> AltUpBlockBridge:
         streams=streams,
         active=hf["altup_active_idx"],
     )
+
+
+def _mlp(*, is_cut: bool) -> GatedMLPBridge:
+    """Returns an MLP, whose gate may be cut off before its activation function."""
+    if not is_cut:
+        return gated_mlp("mlp", gate="gate_proj", in_="up_proj", out="down_proj")
+    maps = {key: linear(name) for key, name in (("gate", "gate_proj"), ("in", "up_proj"), ("out", "down_proj"))}
+    return CutGateMLPBridge("mlp", submodules={**maps, "act": ActivationBridge("act_fn")})
 
 
 def _attention(cfg: TransformerBridgeConfig, layer: int) -> GeneralAttentionBridge:
