@@ -27,7 +27,7 @@ from clearspan.points import Layout, nearest
 from clearspan.structure.algebra import eps_of
 from clearspan.structure.block import block_template
 from clearspan.structure.finding import Finding, Findings, MissingInBlockError, MissingStructureError
-from clearspan.structure.frame import Blocks
+from clearspan.structure.frame import Blocks, find_blocks
 from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.needs import note_needs
