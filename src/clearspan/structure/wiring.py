@@ -272,7 +272,7 @@ def _step_by_step(block: Visit, calls: Sequence[Visit], step: Callable[..., Step
     are_alike = len(wiring.residual_norms) in (
         0,
         len(wiring.carries),
-    )  # the stream goes on as a norm's output, or never
+    )  # of each stage, or of none
     return wiring if same(stream, end) and wiring.contributions and are_alike else None
 
 
