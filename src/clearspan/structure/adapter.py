@@ -268,10 +268,10 @@ def _say_heads_once(layers: Sequence[BlockBridge]) -> None:
     """Leaves the number of key and value heads, and heads' width, to the config where all layers have the same."""
     kinds = (AttentionBridge, SharedKeysAttentionBridge)
     attentions = [part for layer in layers for part in layer.submodules.values() if isinstance(part, kinds)]
-    for field in ("kv_heads", "d_head"):
-        if len({vars(one)[field] for one in attentions}) == 1:
+    for size in ("kv_heads", "d_head"):
+        if len({vars(one)[size] for one in attentions}) == 1:
             for one in attentions:
-                vars(one)[field] = None
+                vars(one)[size] = None
 
 
 def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:

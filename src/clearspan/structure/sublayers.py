@@ -98,9 +98,8 @@ def _attention(
     whole = next((one for one in trace.at(attention.path) if one.order > wiring.block.order), None)
     overwritten = whole is not None and _is_written(whole, wiring)
     part = attention_template(attention, trace, wiring.block, findings, where, overwritten=overwritten)
-    if whole is not None:
-        if not wiring.residual_norms:  # else the module is given the stream that it adds to, which is a norm's output
-            part.same_inputs = same_arguments(whole)
+    if whole is not None and not wiring.residual_norms:  # else it is given the stream that it adds to, which is normed
+        part.same_inputs = same_arguments(whole)
     if whole is not None and attention.source is None:
         part.bounds_values = bounds_values(trace, whole, attention.value.map, attention.value.channels)
     return part

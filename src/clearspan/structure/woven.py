@@ -52,9 +52,14 @@ def _woven(model: "PreTrainedModel", trace: Trace, ids: Tensor) -> Blocks | None
         for path, calls in lists.items()
         if all(type(one.module) is type(last.module) and _shape(one) == tuple(last.entered.shape) for one in calls)
     ]
-    run: Callable[[], object] = lambda: model(input_ids=ids, use_cache=False)
+
+    def run() -> object:
+        return model(input_ids=ids, use_cache=False)
+
     reaching = [path for path in alike if last.is_in(path) or _reaches(model, run, trace, lists[path][0].path)]
     calls = sorted((one for path in reaching for one in lists[path]), key=lambda visit: visit.order)
+    if not calls:
+        return None
     own = last.path.rpartition(".")[0]
     return Blocks(own, tuple(calls), tuple(path for path in reaching if path != own), is_woven=True)
 

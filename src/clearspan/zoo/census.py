@@ -13,9 +13,10 @@ import torch
 from clearspan.architectures import ADAPTERS
 from clearspan.bridge import boot
 from clearspan.errors import ClearspanError, InvalidArgumentError, UnbuildableError, UnsupportedArchitectureError
+from clearspan.hf.drawn import quiet
 from clearspan.progress import Progress, shown
 from clearspan.verification import FAULTS, Check, Level, Verification
-from clearspan.zoo.models import build, class_name, quiet, types, why_unbuildable
+from clearspan.zoo.models import build, class_name, types, why_unbuildable
 from clearspan.zoo.parts import parts_of
 from clearspan.zoo.pins import Pin, pins_of
 
