@@ -1,16 +1,23 @@
 """What releases of transformers call differently, for tests that call transformers themselves."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from clearspan import zoo
 from clearspan.hf.keywords import kv_cache_keyword
 
 
 def on(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
     """Returns the keyword by which a model's own forward is given a KV cache."""
     return {kv_cache_keyword(model): cache}
+
+
+def known(model_types: Iterable[str]) -> list[str]:
+    """Returns those of some model types that this release of transformers has."""
+    return [one for one in model_types if one in zoo.types()]
 
 
 def start_checkpointing(model: Any, *, reentrant: bool = False) -> None:

@@ -13,6 +13,7 @@ __all__ = [
     "ConflictingWritesError",
     "DerivedWarning",
     "EditedEntryError",
+    "GenerationRefusedError",
     "HookFailedError",
     "HookTypeError",
     "HookValueError",
@@ -41,6 +42,7 @@ __all__ = [
     "UnsupportedArchitectureError",
     "UntestedReleaseWarning",
     "UnwritableError",
+    "WholeForwardError",
 ]
 
 
@@ -222,6 +224,14 @@ class EditedEntryError(ClearspanError, RuntimeError):
 
 class UnreadableWeightError(ClearspanError, RuntimeError):
     """A weight that is there, but whose values cannot be read: offloaded, quantised, or of a wrapper or adapter."""
+
+
+class WholeForwardError(ClearspanError, RuntimeError):
+    """A run of some of the blocks, or of a part alone, of a model that computes them in its whole forward only."""
+
+
+class GenerationRefusedError(ClearspanError, RuntimeError):
+    """A generation of a model whose points cannot be followed through one."""
 
 
 class NotPicklableError(ClearspanError, TypeError):

@@ -26,7 +26,7 @@ from clearspan.components import (
     hook_points,
     logits_point,
 )
-from clearspan.components.starts import first_of, reads_tokens
+from clearspan.components.starts import first_of, reads_tokens, sources_of
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import InvalidArgumentError, MissingPartError, TokenizerWarning
 from clearspan.hf.adapted import adapted
@@ -245,8 +245,8 @@ class Model(ModelWeights):
         arguments.refused = adapter.whole_forwards
         arguments.blocks = [block.module_path for block in self.blocks]
         arguments.embedding_width = self.embed.width
-        arguments.stream_shape = self.blocks[0].stream_shape
-        arguments.raw_stream = self.blocks[0].raw_stream
+        first = next(iter(self.blocks))
+        arguments.stream_shape, arguments.raw_stream = first.stream_shape, first.raw_stream
         arguments.firsts = [first_of(self.blocks, layer) for layer in range(len(self.blocks))]
         arguments.reads_tokens = reads_tokens(self.blocks)
         points = {name: one for name, one in hook_points(components).items() if name not in adapter.refused}
@@ -257,7 +257,8 @@ class Model(ModelWeights):
         self.components = tuple(components)
         self.index = PointIndex(points, components, adapter)
         self._of_vocabulary = [point for point in self.index if "d_vocab" in point.sizes]
-        self.taps = Taps(hf_model, self.index)
+        shares_keys = any(sources_of(block) for block in self.blocks)
+        self.taps = Taps(hf_model, self.index, drops_positions=shares_keys)
         self.processing: tuple[Step, ...] = ()
         self.remembered: dict[object, Any] = {}
 

@@ -78,7 +78,7 @@ class Terms:
             return tensor if relocation is None else relocation(tensor)
 
         has_transform = self.index is not None or relocation is not None
-        return Recording(self.rows, keep if has_transform else None, self.may_defer, relocation)
+        return Recording(self.rows, keep if has_transform else None, self.may_defer, relocation, self.positions)
 
     def _picked(self, tensor: Tensor, pos_dim: int, relocation: Relocation | None) -> Tensor:
         if isinstance(self.index, slice):

@@ -12,7 +12,15 @@ from clearspan._cache.lookup import CacheLookup
 from clearspan._cache.slices import PosSlice, picked, plain
 from clearspan._cache.writes import WayOut, by_head
 from clearspan.checks import is_whole
-from clearspan.components import BlockBridge, GeneralAttentionBridge, MLPBridge, MoEBridge, Sublayer, SublayerKind
+from clearspan.components import (
+    BlockBridge,
+    GeneralAttentionBridge,
+    MLPBridge,
+    MoEBridge,
+    MultiStreamBlockBridge,
+    Sublayer,
+    SublayerKind,
+)
 from clearspan.errors import InvalidArgumentError, MissingWeightError
 from clearspan.model import check_layers
 
@@ -125,6 +133,7 @@ def residual(cache: CacheLookup, depth: int, *, mlp_input: bool = False) -> Floa
 def _stream(cache: CacheLookup, depth: int, stage: int) -> str:
     """Returns the name of the point with the stream that a stage of a layer reads, or of the last stream."""
     blocks = cache.model.blocks
+    check_one_stream(cache)
     if depth == len(blocks):
         return f"{blocks[-1].path}.hook_resid_post"
     return blocks[depth].stream_before(stage)
@@ -291,8 +300,21 @@ def _nothing(cache: CacheLookup) -> Stack:
     return Stack(cache["resid_pre", 0][None][:0], [])
 
 
+def check_one_stream(cache: CacheLookup) -> None:
+    """Raises where the residual is several streams."""
+    block = next((block for block in cache.model.blocks if isinstance(block, MultiStreamBlockBridge)), None)
+    if block is not None:
+        raise InvalidArgumentError(
+            "this model has no one residual stream",
+            where=cache.model.cfg.architecture,
+            reason=f"its residual is {block.streams.n_streams} streams, and no one of them is what sublayers add to",
+            fix="cache['streams_pre', layer] for the streams, cache['attn_out', layer] for what attention gives",
+        )
+
+
 def check_sum(cache: CacheLookup) -> None:
     """Raises where the residual stream is no sum of what was added to it."""
+    check_one_stream(cache)
     block = next((block for block in cache.model.blocks if not block.is_sum), None)
     if block is not None:
         normed = block.norms_the_sum or block.residual_is_normed

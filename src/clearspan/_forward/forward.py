@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from clearspan._forward.given import ModelInput
 from clearspan._forward.starts import check_start, give_tokens
-from clearspan.errors import InvalidArgumentError, UnwritableError
+from clearspan.errors import InvalidArgumentError, UnwritableError, WholeForwardError
 from clearspan.hf.modules import refuse_compiled
 from clearspan.hf.segments import Stopped, starting_at, stopping_at
 from clearspan.index import Segment
@@ -37,7 +37,7 @@ def run(
     check_return_type(return_type)
     start, stop = segment
     if segment != (None, None) and model.adapter.whole_forwards:
-        raise InvalidArgumentError(
+        raise WholeForwardError(
             "blocks of this model are not run apart from the whole forward",
             got=f"start_at_layer={start}, stop_at_layer={stop}",
             reason=model.adapter.whole_forwards,
@@ -104,12 +104,12 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
                 )
             if start == stop:
                 return Stopped(residual)
-            check_start(model, start, stop)
             stack.enter_context(starting_at(blocks, start, model.blocks[0].raw_stream(residual)))
             # A projection of the embedding comes before the blocks, or the model scales embeddings in place.
             if residual.ndim > 3 or residual.shape[-1] != model.embed.width or model.embed.output_is_overwritten:
                 given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:2], model.embed.width)
             give_tokens(model, given, residual, start)
+            check_start(model, start, stop)
         if stop is not None:
             stack.enter_context(stopping_at(blocks, stop))
         try:

@@ -127,7 +127,17 @@ class FrozenNorm:
 
     @classmethod
     def of(cls, norm: NormalizationBridge, scale: Tensor | None = None, weights: Weights = as_it_is) -> Self:
-        """Returns a norm with a scale; by default with 1."""
+        """Returns a norm with a scale; by default with 1.
+
+        Raises:
+            InvalidArgumentError: A gate on its output is made of that too, so that it is not linear at a scale.
+        """
+        if not norm.is_linear_at_scale:
+            raise InvalidArgumentError(
+                f"{norm.path} is not linear in the residual stream at a given scale",
+                reason="a gate multiplies its output that is made of it",
+                fix="run the model, with hooks on the stream",
+            )
         weight = weights(norm, norm.w) if norm.has("weight") else None
         if scale is None:
             scale = torch.ones(1, device=None if weight is None else weight.device)

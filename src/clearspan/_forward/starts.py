@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from clearspan._forward.given import ModelInput
-from clearspan.components.starts import first_of, reads_tokens, sources
+from clearspan.components.starts import first_of, reads_tokens, sources_of
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import Model
 
@@ -11,7 +11,7 @@ from clearspan.model import Model
 def check_start(model: Model, start: int, stop: int | None) -> None:
     """Raises InvalidArgumentError if a layer that runs attends to keys of one before the start."""
     for layer in range(start, len(model.blocks) if stop is None else stop):
-        before = [source for source in sources(model.blocks[layer]) if source < start]
+        before = [source for source in sources_of(model.blocks[layer]) if source < start]
         if before:
             raise InvalidArgumentError(
                 f"a run cannot start at layer {start}",

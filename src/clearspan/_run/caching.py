@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from clearspan.checks import check_flags
 from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError
 from clearspan.hf.derived import Arrival
 from clearspan.hf.recording import Recording
+from clearspan.hf.sequence import of_all_positions
 from clearspan.hf.storages import Copies
 from clearspan.index import Segment
 from clearspan.interrupts import let_through
@@ -49,6 +51,8 @@ def run_with_cache(
     points = choice.points
     may_defer = given.kv_cache is None
     batch, pos_slice = given.batch, plain(pos_slice)
+    if model.taps.drops_positions:
+        given = replace(given, kwargs=of_all_positions(given.kwargs, batch.width))
     check_columns(pos_slice, batch)
     terms = Terms.of((batch.rows, batch.width), pos_slice, device, may_defer=may_defer)
     cache_room.check_room(model, choice, choose(model, None), terms, given)

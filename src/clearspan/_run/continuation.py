@@ -131,10 +131,7 @@ def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hook
     if given.kv_cache is not None:
         raise InvalidArgumentError("a run that others continue has no KV cache of its own", got=KV_CACHE)
     n_layers = model.cfg.n_layers
-    names = {
-        layer: model.blocks[layer].stream_before(0) if layer < n_layers else model.blocks[-1].stream_after
-        for layer in layers
-    }
+    names = {layer: model.blocks[layer].enters if layer < n_layers else model.blocks[-1].leaves for layer in layers}
     kv_cache = empty() if with_prefix else None
     own = {} if kv_cache is None else {kv_cache_keyword(model.hf_model): kv_cache, "use_cache": True}
     wanted = ModelInput(given.batch, {**given.kwargs, **own})

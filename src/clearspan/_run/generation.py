@@ -19,7 +19,7 @@ from clearspan._run.hooks import Hooks
 from clearspan._run.settings import checked_settings
 from clearspan.cache import ActivationCache
 from clearspan.checks import is_whole
-from clearspan.errors import InputError, InvalidArgumentError
+from clearspan.errors import GenerationRefusedError, InputError, InvalidArgumentError
 from clearspan.hf.generation import GenerationRecording
 from clearspan.hf.keywords import KV_CACHE, kv_cache_in
 from clearspan.inputs import Batch, Input
@@ -77,7 +77,18 @@ def prepare(
     inputs_embeds: Tensor | None,
     generate_kwargs: Mapping[str, Any],
 ) -> Prompt:
-    """Returns the prompt of an input. The arguments are those of `TransformerBridge.generate`."""
+    """Returns the prompt of an input. The arguments are those of `TransformerBridge.generate`.
+
+    Raises:
+        GenerationRefusedError: Points cannot be followed through a generation of this model.
+    """
+    if model.adapter.no_generation is not None:
+        raise GenerationRefusedError(
+            "this model's generations cannot be followed",
+            where=model.cfg.architecture,
+            reason=model.adapter.no_generation,
+            fix="bridge.hf_model.generate(...), without hooks; or a run of the whole sequence",
+        )
     batch = model.to_batch(
         either(input, inputs_embeds), attention_mask, prepend_bos, padding_side, continue_final_message=None
     )

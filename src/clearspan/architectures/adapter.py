@@ -119,6 +119,8 @@ class ArchitectureAdapter:
     """Why a run cannot continue from the keys and values of earlier positions, or None if it can."""
     whole_forwards: str | None = None
     """Why neither some of the blocks nor attention can be run apart from the whole forward, or None if they can."""
+    no_generation: str | None = None
+    """Why points cannot be followed through a generation, or None if they can."""
     irrelevant: Mapping[str, str] = MappingProxyType(
         {"*inv_freq": "frequencies of the rotation, which the config fixes"}
     )

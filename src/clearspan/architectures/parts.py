@@ -79,6 +79,7 @@ class AttentionOptions(TypedDict, total=False):
     d_head: int | None
     sink_scales_z: bool
     joins_heads: bool
+    joins_operands: bool
     core: str
     norms_input: bool
     same_inputs: tuple[str, ...]

@@ -1,5 +1,6 @@
 """The kinds of part a transformer has, as data: which hook points and weights each kind has, and where."""
 
+from clearspan.components.altup import AltUpBlockBridge, AltUpBridge, StreamMapsBridge
 from clearspan.components.attention import (
     AttentionBridge,
     GeneralAttentionBridge,
@@ -7,7 +8,9 @@ from clearspan.components.attention import (
     JointQKVAttentionBridge,
 )
 from clearspan.components.base import Binding, GeneralizedComponent, PerLayer, check_parts, hook_points, logits_point
+from clearspan.components.beside import MLPBesideMixtureBridge
 from clearspan.components.block import BlockBridge, Identity
+from clearspan.components.cut_gate import CutGateMLPBridge
 from clearspan.components.embedding import (
     EmbeddingBridge,
     LogitHeadBridge,
@@ -15,8 +18,10 @@ from clearspan.components.embedding import (
     TypeEmbedBridge,
     UnembeddingBridge,
 )
+from clearspan.components.gated_norm import GatedNormBridge as GatedNormBridge
+from clearspan.components.gated_norm import InnerNormBridge as InnerNormBridge
 from clearspan.components.latent_attention import LatentAttentionBridge
-from clearspan.components.linear import LinearBridge, TransposedLinearBridge
+from clearspan.components.linear import LateBiasLinearBridge, LinearBridge, TransposedLinearBridge
 from clearspan.components.mixer import MixerBridge, Part, WeightsBridge
 from clearspan.components.mixer_kinds import KINDS, MixerKind, kind_among
 from clearspan.components.mlp import (
@@ -35,7 +40,7 @@ from clearspan.components.multi_stream import (
     StreamsLayout,
 )
 from clearspan.components.normalization import NormalizationBridge
-from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.opaque import AddingBridge, OpaqueBridge
 from clearspan.components.opaque_attention import OpaqueAttentionBridge
 from clearspan.components.per_layer_input import PerLayerInputBridge
 from clearspan.components.remainder import RemainderBridge
@@ -45,25 +50,33 @@ from clearspan.components.sublayer import Sublayer, SublayerKind, part_kind, pro
 from clearspan.components.weights import LinearMap, WeightTensor
 
 __all__ = [
+    "AddingBridge",
     "ActivationBridge",
+    "AltUpBlockBridge",
+    "AltUpBridge",
     "AttentionBridge",
     "Binding",
     "BlockBridge",
+    "CutGateMLPBridge",
     "EmbeddingBridge",
     "ExpertsBridge",
     "GatedMLPBridge",
+    "GatedNormBridge",
     "GeneralAttentionBridge",
     "GeneralizedComponent",
     "HeadAttentionBridge",
     "HyperConnectionBridge",
     "Identity",
+    "InnerNormBridge",
     "JointGateMLPBridge",
     "JointQKVAttentionBridge",
     "KINDS",
     "LatentAttentionBridge",
+    "LateBiasLinearBridge",
     "LinearBridge",
     "LinearMap",
     "LogitHeadBridge",
+    "MLPBesideMixtureBridge",
     "MLPBridge",
     "MixerBridge",
     "MixerKind",
@@ -80,6 +93,7 @@ __all__ = [
     "RouterBridge",
     "SharedKeysAttentionBridge",
     "StreamBlockBridge",
+    "StreamMapsBridge",
     "StreamsBridge",
     "StreamsLayout",
     "Sublayer",

@@ -66,8 +66,11 @@ class GeneralAttentionBridge(GeneralizedComponent):
             it, and `hook_q` does not.
         bounds_values: Whether what heads find does not grow with values: they are clamped (DBRX), or a mask is made of
             them (Doge).
+        joins_operands: Whether they share an axis in queries and keys alone, and not in scores and pattern
+            (GPT-NeoX-Japanese).
         core: Path, in attention's module, of the module that multiplies queries and keys (BERT: `self`, with `o` at
             `output.dense`); empty where attention's module does it.
+        d_input: Width of what it reads, where that is not the residual stream's: two vectors side by side (Zamba).
         norms_input: Whether the norm before attention is inside its module, so that the projections read the norm's
             output, and attention's own input is the residual stream (MegatronBERT).
     """
@@ -91,7 +94,9 @@ class GeneralAttentionBridge(GeneralizedComponent):
     scales_queries: bool = False
     bounds_values: bool = False
     joins_heads: bool = False
+    joins_operands: bool = False
     core: str = ""
+    d_input: int | None = None
     norms_input: bool = False
 
     hook_q: HookPoint = field(init=False)
@@ -138,11 +143,13 @@ class GeneralAttentionBridge(GeneralizedComponent):
     def __post_init__(self) -> None:
         if self.d_head_v is not None:
             self._value_axes = "batch pos head d_head_v"
+        if self.d_input is not None:
+            self.input_axes = "batch pos width"
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, with this layer's own heads."""
-        own = {"kv_head": self.n_kv_heads, "d_head": self.head_width}
-        return {**super().sizes(), **own, **({} if self.d_head_v is None else {"d_head_v": self.d_head_v})}
+        own = {"kv_head": self.n_kv_heads, "d_head": self.head_width, "d_head_v": self.d_head_v, "width": self.d_input}
+        return {**super().sizes(), **{axis: size for axis, size in own.items() if size is not None}}
 
     def bind(self, binding: Binding, path: str, parent: str = "") -> Self:
         """Returns the live attention, whose norms know its heads."""
@@ -232,9 +239,9 @@ class GeneralAttentionBridge(GeneralizedComponent):
         by_head = side in (Side.QUERY, Side.KEY, Side.VALUE)
         apart = Layout.HEADS_FIRST if by_head else Layout.ROWS_BY_ROWS
         joined = Layout.JOINED_HEADS if by_head else Layout.JOINED_SQUARE
-        rows_of = self.module_path if self.joins_heads else ""
-        layout = joined if self.joins_heads else apart
-        return Place(self.core_path, side, layout=layout, rows_of=rows_of, call=self.call)
+        is_joined = self.joins_heads or (self.joins_operands and side in (Side.QUERY, Side.KEY))
+        rows_of = self.module_path if is_joined else ""
+        return Place(self.core_path, side, layout=joined if is_joined else apart, rows_of=rows_of, call=self.call)
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the points from the projections to the heads' results."""
@@ -264,10 +271,21 @@ class GeneralAttentionBridge(GeneralizedComponent):
         return self.gate_activation is not None or "o_norm" in self.submodules
 
     def _gate_point(self, activation: GateActivation) -> HookPoint:
-        conversion = GateConversion(self.n_heads, activation, self.gate_is_of_head, self.gate_in_queries)
-        place = self.submodules["q" if self.gate_in_queries else "gate"].place(Side.OUTPUT)
+        flags = self.gate_is_of_head, self.gate_in_queries
+        conversion = GateConversion(self.n_heads, activation, *flags, self._gate_width)
+        place = (self._query_map if self.gate_in_queries else self.submodules["gate"]).place(Side.OUTPUT)
         axes = "batch pos head" if self.gate_is_of_head else self._value_axes
         return self.point("hook_gate", place, Converted(conversion), dimensions=axes)
+
+    @property
+    def _gate_width(self) -> int | None:
+        """Channels of a gate in the query map's output, where these are not half of a head's there."""
+        return None
+
+    @property
+    def _query_map(self) -> GeneralizedComponent:
+        """The map whose output holds queries, and a gate beside them where it is there."""
+        return self.submodules["q"]
 
     def _projection_points(self) -> Iterator[HookPoint]:
         values = None if self.d_head_v is None else "batch pos kv_head d_head_v"
@@ -396,17 +414,19 @@ def _is_flat(norm: GeneralizedComponent) -> bool:
 class AttentionBridge(HeadAttentionBridge):
     """Attention with a linear map each for queries, keys and values: submodules `q`, `k`, `v` and `o`.
 
-    A part `v_norm` is a norm that values pass (Gemma 4): `hook_v` is its output, which the pattern multiplies. With it and
-    `k_norm`, values may have no map of their own, and be the map of keys through another norm.
+    A part `v_norm` is a norm that values pass (Gemma 4): `hook_v` is its output, which the pattern multiplies. With it
+    and `k_norm`, values may have no map of their own, and be the map of keys through another norm.
     """
 
     def required(self) -> Mapping[str, type[GeneralizedComponent]]:
         """Returns the four maps, or three and the two norms that tell keys and values apart."""
         has_map = self.gate_activation is not None and not self.gate_in_queries
-        maps = dict.fromkeys((*PROJECTIONS, "o", *(["gate"] if has_map else [])), LinearBridge)
-        if "v" in self.submodules or "v_norm" not in self.submodules:
-            return maps
-        return {**{key: kind for key, kind in maps.items() if key != "v"}, "k_norm": NormalizationBridge}
+        maps: dict[str, type[GeneralizedComponent]] = dict.fromkeys((*PROJECTIONS, "o"), LinearBridge)
+        maps |= {"gate": LinearBridge} if has_map else {}
+        if "v_norm" in self.submodules and "v" not in self.submodules:
+            del maps["v"]
+            maps["k_norm"] = NormalizationBridge
+        return maps
 
     def projected(self, projection: Projection) -> tuple[Place, Access]:
         """Returns the linear map's output, or values after their norm, and how to read them by head."""
@@ -497,9 +517,9 @@ class HeadResults(Derivation):
         return torch.einsum("bphd,hdm->bphm", z, self.attention.W_O.to(z))
 
     def write(self, target: Place, raw: Tensor, source: Tensor, edits: Mapping[str, Tensor], entered: Tensor) -> Tensor:
-        """Returns the sum of the edited results, plus the output bias."""
+        """Returns the sum of the edited results, plus the output bias that the map itself adds."""
         total = edits["result"].sum(-2)
-        bias = self.attention.o.bias_or_none()
+        bias = self.attention.o.module_bias
         return total if bias is None else total + bias
 
 

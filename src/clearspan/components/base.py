@@ -96,7 +96,7 @@ class GeneralizedComponent:
             reads in the same way (CTRL's attention is given `v`, `k` and `q`): a write to the input reaches all.
         call: Which call of its module in a forward the component is, from 0, where the model calls it several times
             (nanochat norms the embedding and the last stream by one module); None where it is called once.
-        reads_tokens: Whether its module is given the tokens, or something that the model makes of them, besides its input.
+        reads_tokens: Whether its module is given the tokens, or what the model makes of them, besides its input.
         reads_layer: The layer that gives what its module is given besides its input (HY4's choice of keys), or None.
         path: Canonical path of a live component, such as `blocks.3.attn`.
         module_path: The module's path in the Hugging Face model.
@@ -284,9 +284,12 @@ class GeneralizedComponent:
         for part in self.walk():
             if part.call is not None:
                 self._bound.expect(part.module_path, part.call)
-        own = value.clone()  # a write in place, as at `hook_resid_mid`, must not reach the caller's tensor
+        turn = self.layout is Layout.POS_FIRST
+        # A copy, since a write in place, as at `hook_resid_mid`, must not reach the caller's tensor.
+        own = value.transpose(0, 1).contiguous() if turn else value.clone()
         output = self.module(own, **{**self.call_arguments(value), **dict.fromkeys(self.same_inputs, own)})
-        return output[0] if isinstance(output, tuple | list) else output
+        output = output[0] if isinstance(output, tuple | list) else output
+        return output.transpose(0, 1) if turn else output
 
     def call_arguments(self, value: Tensor) -> dict[str, Any]:
         """Returns the further arguments of the module's forward, for a call of it alone."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clearspan.components.attention import GeneralAttentionBridge, HeadAttentionBridge, PathInputs
 from clearspan.components.base import Binding, GeneralizedComponent
+from clearspan.components.beside import MLPBesideMixtureBridge, MLPBesideMixtureInput
 from clearspan.components.mlp import MLPBridge
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque_attention import OpaqueAttentionBridge
@@ -94,8 +95,17 @@ class BlockBridge(GeneralizedComponent):
             or the path in the block of a parameter `[d_model]`.
         stream_multiplier: What the block multiplies the stream by before it adds, for all stages or each.
         input_multipliers: Sublayers whose input the block multiplies, after the norm, each with the number.
+        fed_by: Sublayers that read a sum of the stream and of what further parts of the block make (Zamba's shared
+            transformer), each with those parts in the order of the forward: the output of the last one is added. They
+            add nothing to the stream.
+        begins_at: Path in the block of the norm whose output is the stream that enters, where the block's own input is
+            what that norms (RWKV's first block); None where the input is the stream.
+        post_multiplier: What the model multiplies the block's output by, which then is the stream that leaves (RWKV).
+            The last stage's multipliers say it too.
         norms_the_sum: Whether `ln1`, `ln2`, ... come after a stage, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
+        reads_copies: Sublayers that are given a copy of the stream, where norms come after stages (X-MOD gives an
+            adapter the rows of its language): the stream is written at the norm's output then.
         index: Its place in the list at `name`, where that is not its layer: a block is called several times in a
             forward, or blocks are in several lists.
         seam: Why the stream that enters is not the one that left the block before, or, of the first block, not the sum
@@ -113,8 +123,12 @@ class BlockBridge(GeneralizedComponent):
     residual_multiplier: Factor | Mapping[str, Factor] = 1.0
     stream_multiplier: Factor | Sequence[Factor] = 1.0
     input_multipliers: Mapping[str, float] = field(default_factory=dict)
+    fed_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    begins_at: str | None = None
+    post_multiplier: float = 1.0
     norms_the_sum: bool = False
     residual_is_normed: bool = False
+    reads_copies: tuple[str, ...] = ()
     index: int | None = None
     seam: str = ""
 
@@ -142,7 +156,15 @@ class BlockBridge(GeneralizedComponent):
         self.is_parallel = len(self.stages) == 1 and len(self.stages[0]) > 1
         short = {"attn": self.attn_out, "mlp": self.mlp_out}
         self.outs = {**{name: path for name, path in short.items() if path}, **self.outs}
-        named = {*self.norms, *self.outs, *self.added_with, *self.added_with.values(), *self.input_multipliers}
+        named = {
+            *self.norms,
+            *self.outs,
+            *self.reads_copies,
+            *self.added_with,
+            *self.added_with.values(),
+            *self.input_multipliers,
+            *self.fed_by,
+        }
         if isinstance(self.residual_multiplier, Mapping):
             named |= {*self.residual_multiplier}
         unknown, flat = named - {*self.sublayer_names}, self.sublayer_names
@@ -164,8 +186,15 @@ class BlockBridge(GeneralizedComponent):
 
     @property
     def layer_type(self) -> str:
-        """Names of the sublayers: `+` joins those of a stage, and stages follow one another: `"attn+mixer, mlp"`."""
-        return ", ".join("+".join(stage) for stage in self.stages)
+        """Names of the sublayers: `+` joins those of a stage, and stages follow one another: `"attn+mixer, mlp"`.
+
+        Before a sublayer that other parts feed stand their names: `"attn > mlp > mixer"`.
+        """
+        return ", ".join("+".join(map(self._with_feeders, stage)) for stage in self.stages)
+
+    def _with_feeders(self, name: str) -> str:
+        feeders = (one for one in self.fed_by.get(name, ()) if part_kind(one) != "mixer")
+        return " > ".join([*feeders, name])
 
     # --- template and life -------------------------------------------------------------------------------------------
 
@@ -184,6 +213,7 @@ class BlockBridge(GeneralizedComponent):
         """Returns the sublayers, and the norms that are there."""
         norms = {key for key in self.submodules if _NORM.fullmatch(key) or key in self.norms.values()}
         parts = {name: required_kind(name, self.submodules.get(name)) for name in self.sublayer_names}
+        parts |= dict.fromkeys(self._feeders, GeneralizedComponent)
         return {**parts, **dict.fromkeys(sorted({*norms, *self.norms.values()}), NormalizationBridge)}
 
     def bind(self, binding: Binding, path: str, parent: str = "") -> Self:
@@ -204,12 +234,16 @@ class BlockBridge(GeneralizedComponent):
                 stage_of[name],
                 stage_of[self.added_with.get(name, name)],
                 self._norm(norm),
-                self._norm(f"ln{index + 1}_post"),
+                self._norm(self._norm_after(index, name)),
                 norm in self.submodules and any(before.get(other) == norm for other in stage if other != name),
                 self.input_multipliers.get(name, 1.0),
                 self._scale(self._contribution_factor(name)),
                 self._known(self.outs[name]) if name in self.outs else None,
             )
+
+    def _norm_after(self, index: int, name: str) -> str:
+        """Returns the name of the norm on a sublayer's output, whether the block has it or not."""
+        return f"ln{index + 1}_post"
 
     def _norm_name(self, name: str) -> str:
         """Returns the name of the norm before a sublayer, whether the block has it or not."""
@@ -238,7 +272,7 @@ class BlockBridge(GeneralizedComponent):
 
     def _known(self, path: str) -> Place:
         """Returns a module's output as the component of that module describes it, if there is one."""
-        named = Place(f"{self.module_path}.{path}", Side.OUTPUT, call=self.call)
+        named = Place(f"{self.module_path}.{path}", Side.OUTPUT, layout=self.layout, call=self.call)
         parts = {part.module_path: part for part in self.walk() if part.name is not None}
         return parts[named.module].place(Side.OUTPUT) if named.module in parts else named
 
@@ -299,6 +333,16 @@ class BlockBridge(GeneralizedComponent):
         return tuple(part for part in parts if isinstance(part, GeneralAttentionBridge))
 
     @property
+    def _feeders(self) -> tuple[str, ...]:
+        """Names of the parts that feed sublayers, and add nothing to the stream."""
+        return tuple(itertools.chain.from_iterable(self.fed_by.values()))
+
+    @property
+    def feeders(self) -> tuple[GeneralizedComponent, ...]:
+        """The parts that feed sublayers, and add nothing to the stream, in the order of the forward."""
+        return tuple(self.submodules[name] for name in self._feeders)
+
+    @property
     def in_order_of_adding(self) -> tuple[Sublayer, ...]:
         """Its sublayers in the order in which they are added to the stream."""
         return tuple(sorted(self.sublayers, key=lambda sublayer: sublayer.adds_at))
@@ -308,9 +352,14 @@ class BlockBridge(GeneralizedComponent):
         return f"{self.path}.{'hook_resid_post' if stage == len(self.stages) else stream_at(stage)}"
 
     @property
-    def stream_after(self) -> str:
-        """Name of the point with the stream that leaves the block."""
-        return self.stream_before(len(self.stages))
+    def enters(self) -> str:
+        """Name of the point with the residual that enters the block."""
+        return f"{self.path}.hook_resid_pre"
+
+    @property
+    def leaves(self) -> str:
+        """Name of the point with the residual that leaves the block."""
+        return f"{self.path}.hook_resid_post"
 
     @property
     def is_sum(self) -> bool:
@@ -344,14 +393,23 @@ class BlockBridge(GeneralizedComponent):
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the points of the residual stream, and what each sublayer reads from it and adds to it."""
-        yield self.point("hook_resid_pre", self.place(Side.INPUT))
+        entering = self.place(Side.INPUT) if self.begins_at is None else self._known(self.begins_at)
+        yield self.point("hook_resid_pre", entering)
         for stage, here in itertools.groupby(self.sublayers, lambda sublayer: sublayer.stage):
             for number, sublayer in enumerate(here):
                 if stage and not number:
-                    yield self.point(_leaf(self.stream_before(stage)), sublayer.reads, InPlace())
+                    yield self._stream_point(stage, sublayer)
                 yield from self._inputs(sublayer)
                 yield self.point(_leaf(sublayer.hook_out), sublayer.adds, sublayer.added)
-        yield self.point("hook_resid_post", self.place(Side.OUTPUT))
+        leaving = None if self.post_multiplier == 1 else Converted(ScaledConversion(self.post_multiplier))
+        yield self.point("hook_resid_post", self.place(Side.OUTPUT), leaving)
+
+    def _stream_point(self, stage: int, first: Sublayer) -> HookPoint:
+        """Returns the point of the stream before a stage, whose first sublayer is `first`."""
+        name = _leaf(self.stream_before(stage))
+        if first.name in self.reads_copies:
+            return self.point(name, self.submodules[f"ln{stage}"].place(Side.OUTPUT))
+        return self.point(name, first.reads, InPlace())
 
     def _inputs(self, sublayer: Sublayer) -> Iterator[HookPoint]:
         """Yields the points of what a sublayer reads."""
@@ -363,6 +421,10 @@ class BlockBridge(GeneralizedComponent):
             for part in inputs.parts:
                 own = name if part == "attn_in" else projection_input(sublayer.name, part.removesuffix("_input"))
                 yield self.point(own, sublayer.reads, Derived(inputs, part))
+        elif isinstance(sublayer.part, MLPBesideMixtureBridge) and sublayer.norm is not None:
+            yield self.point(
+                name, sublayer.reads, Derived(own := MLPBesideMixtureInput(sublayer.part, sublayer.norm), own.PART)
+            )
         elif sublayer.shares_norm:
             yield self.point(name, sublayer.reads, Derived(SublayerInput(sublayer), SublayerInput.PART))
         elif sublayer.norm is None and sublayer.input_factor != 1:
@@ -385,7 +447,7 @@ class BlockBridge(GeneralizedComponent):
                 others = any(isinstance(part, RemainderBridge) and part.reads_stream for part in sublayer.part.walk())
                 readers.setdefault(sublayer.norm, []).append([] if others else list(sublayer.part.reads()))
         for norm, maps in readers.items():
-            if all(maps):
+            if all(maps) and norm.is_linear_at_scale:
                 yield norm, list(itertools.chain.from_iterable(maps))
 
     def unfolded(self) -> Iterator[NormalizationBridge]:
@@ -399,7 +461,7 @@ class BlockBridge(GeneralizedComponent):
     @property
     def centres(self) -> bool:
         """Whether every reader of the residual stream in the block subtracts its mean first."""
-        if self.residual_is_normed or self.norms_the_sum:
+        if self.residual_is_normed or self.norms_the_sum or self.fed_by:
             return False
         return all(
             sublayer.norm is not None and not sublayer.norm.uses_rms_norm and sublayer.norm_after is None
@@ -410,7 +472,7 @@ class BlockBridge(GeneralizedComponent):
 
     def why_without(self, name: str) -> str | None:
         """Returns why the block lacks a sublayer, or None where it has it or no block has such a part."""
-        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe", "ple"):
+        if name in self.submodules or name.rstrip("0123456789") not in ("attn", "mlp", "mixer", "moe", "ple", "laurel"):
             return None
         layer, names = self.path.rpartition(".")[2], self.sublayer_names
         kind, kinds = part_kind(name), {part_kind(other) for other in names}
@@ -431,9 +493,15 @@ class BlockBridge(GeneralizedComponent):
         if len(self.sublayers) == 1:
             only = f"{self.sublayer_names[0]} is all that the block has: no residual stream lies inside it"
             yield f"{self.path}.hook_resid_mid", only
+        for fed, feeders in self.fed_by.items():
+            for name in feeders:
+                ends = [f"hook_{name}_in", f"hook_{name}_out"]
+                ends += [projection_input(name, one) for one in "qkv"] if part_kind(name) == "attn" else []
+                reason = f"{name} adds nothing to the residual stream: what it gives becomes a part of what {fed} reads"
+                yield from ((f"{self.path}.{leaf}", reason) for leaf in ends)
         for kind in ("attn", "mlp", "mixer"):
             is_usual = kind == "mixer" and self.of_kind("attn")  # which the vocabulary says
-            if kind not in self.sublayer_names and not is_usual:
+            if kind not in self._feeders and kind not in self.sublayer_names and not is_usual:
                 reason = self.why_without(kind)
                 assert reason is not None, "the block lacks it"
                 yield from ((name, reason) for name in _points_of(kind, self.path))
@@ -443,9 +511,17 @@ class BlockBridge(GeneralizedComponent):
         for stage in range(len(self.stages)):
             before, after = self.stream_before(stage), self.stream_before(stage + 1)
             for sublayer in self.sublayers:
+                fed = [f"{self.path}.{name}.hook_out" for name in self.fed_by.get(sublayer.name, ())[-1:]]
                 if sublayer.stage == stage and sublayer.reads_at != before:
-                    yield Identity((before,), sublayer.reads_at)
+                    yield Identity((before, *fed), sublayer.reads_at)
             added = [sublayer.hook_out for sublayer in self.sublayers if sublayer.adds_at == stage]
+            for sublayer in self.sublayers:
+                if (
+                    isinstance(sublayer.part, MLPBesideMixtureBridge)
+                    and sublayer.norm_after
+                    and sublayer.stage == stage
+                ):
+                    yield Identity(sublayer.part.summands, f"{sublayer.norm_after.path}.hook_in")
             norm, scale = f"{self.path}.ln{stage + 1}", self._stream_scale(stage)
             if self.norms_the_sum:
                 yield Identity((before, *added), f"{norm}.hook_in", scale)

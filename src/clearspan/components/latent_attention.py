@@ -23,6 +23,8 @@ _SHARED = "keys and values of all heads come from one latent projection"
 class LatentAttentionBridge(GeneralAttentionBridge):
     """Multi-head latent attention: submodules `kv_a`, `kv_a_norm`, `kv_b`, `o`, and `q` or `q_a`, `q_a_norm`, `q_b`.
 
+    A part `k_rope_norm` is a norm of the keys' rotary part, before it is rotated (dots3).
+
     `hook_q` is the last query projection by head, `hook_v` the value part of `kv_b`'s output, `hook_rot_k` the full key
     of each head. The model keeps latents in its KV cache and projects those of all tokens at each step, so `hook_v`
     then shows all tokens.
@@ -32,12 +34,16 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         d_head_rope: Channels that are rotated.
         d_head_v: Channels of a head's value.
         latent_multiplier: What the model multiplies the normed latent by before `kv_b` (LongCat).
+        query_multiplier: The same of the queries' latent before `q_b` (dots3).
+        joins_query_latent: Whether `q_b` reads the queries' latent too, after its norm's output (A.X K2).
     """
 
     _: KW_ONLY
     d_head_nope: int
     d_head_rope: int
     latent_multiplier: float = 1.0
+    query_multiplier: float = 1.0
+    joins_query_latent: bool = False
     has_rotary: bool = True
 
     kv_a: LinearBridge = field(init=False)
@@ -61,13 +67,30 @@ class LatentAttentionBridge(GeneralAttentionBridge):
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, including the heads' widths."""
-        return {**super().sizes(), "d_head_qk": self.d_head_nope + self.d_head_rope, "d_head_v": self.value_width}
+        return {**super().sizes(), "d_head_qk": self.d_head_qk, "d_head_v": self.value_width}
 
     @property
     def value_width(self) -> int:
         """How many channels a head's value has."""
         assert self.d_head_v is not None, "its builder asks for it"
         return self.d_head_v
+
+    @property
+    def _query_map(self) -> GeneralizedComponent:
+        return self._last_query
+
+    @property
+    def _gate_width(self) -> int | None:
+        return self.value_width
+
+    @property
+    def d_head_qk(self) -> int:
+        """Channels of a head's query and key."""
+        return self.d_head_nope + self.d_head_rope
+
+    def _of_queries(self, rows: Tensor) -> Tensor:
+        """Returns the rows of queries `[head, d_head_qk, rank]` of the last map's, which may have a gate's too."""
+        return rows.unflatten(0, (self.n_heads, -1))[:, : self.d_head_qk]
 
     @property
     def _last_query(self) -> LinearBridge:
@@ -89,7 +112,9 @@ class LatentAttentionBridge(GeneralAttentionBridge):
     def projected(self, projection: Projection) -> tuple[Place, Access]:
         """Returns the last query projection, or the value part of the key/value up-projection."""
         if projection == "q":
-            return self._last_query.place(Side.OUTPUT), Converted(HeadsConversion(self.n_heads))
+            whole, heads = HeadsConversion(self.n_heads), self.n_heads
+            shown = HeadPartConversion(heads, 0, self.d_head_qk) if self.gate_in_queries else whole
+            return self._last_query.place(Side.OUTPUT), Converted(shown)
         values = HeadPartConversion(self.n_heads, self.d_head_nope, self.value_width)
         return self.kv_b.place(Side.OUTPUT), Converted(values)
 
@@ -105,8 +130,8 @@ class LatentAttentionBridge(GeneralAttentionBridge):
             yield f"{block}.{name}", _SHARED
 
     def reads(self) -> Iterator[LinearMap]:
-        """Yields the first maps of queries, keys and values; the second ones read latents."""
-        for key in ("q", "q_a", "kv_a"):
+        """Yields the first maps of queries, keys and values, and a gate's; the second ones read latents."""
+        for key in ("q", "q_a", "kv_a", "gate"):
             part = self.submodules.get(key)
             if isinstance(part, LinearBridge):
                 yield part.map
@@ -115,12 +140,15 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         """Returns the low-rank query of an input, if queries have one."""
         if "q_b" not in self.submodules:
             return value
-        low, norm = self.submodules["q_a"], self.submodules["q_a_norm"]
-        return norm.module.forward(low.module.forward(value))
+        latent = self.submodules["q_a"].module.forward(value)
+        normed = self.submodules["q_a_norm"].module.forward(latent)
+        if self.query_multiplier != 1:
+            normed = normed * self.query_multiplier
+        return torch.cat([normed, latent], dim=-1) if self.joins_query_latent else normed
 
     def project(self, value: Tensor, projection: Projection) -> Tensor:
         """Returns queries by head for an input by head, `[batch, pos, head, d_model]`."""
-        by_head = self._last_query.matrix.unflatten(0, (self.n_heads, -1))
+        by_head = self._of_queries(self._last_query.matrix)
         return torch.einsum("bphr,hdr->bphd", self.before_heads(value, projection), by_head)
 
     W_K = AbsentWeight("a key's rotary part is shared by all heads, and a norm lies in the rest's way")
@@ -138,7 +166,7 @@ class LatentAttentionBridge(GeneralAttentionBridge):
         if "q_b" in self.submodules:
             reason = "a norm lies between the two query projections, so no one matrix is their map"
             raise MissingWeightError(f"{self.path} has no W_Q", reason=reason)
-        return self._last_query.matrix.unflatten(0, (self.n_heads, -1)).transpose(1, 2)
+        return self._of_queries(self._last_query.matrix).transpose(1, 2)
 
     @Weight
     def W_V(self) -> Float[Tensor, "head d_model d_head_v"]:

@@ -228,6 +228,7 @@ class RouterBridge(GeneralizedComponent):
             the name of the argument by which the experts' module is given them.
         indices: As `weights`, for the indices of the experts chosen.
         k: How many are chosen for each token, where the router's module has no `top_k`.
+        changes_input: Whether it norms or multiplies its input before the map to logits (Gemma 4).
         holder: Path, in the router, of the module whose weight that linear function takes (LongCat: `classifier`, which
             is not called); empty for the router's own.
     """
@@ -239,6 +240,7 @@ class RouterBridge(GeneralizedComponent):
     weights: int | str = 1
     indices: int | str = 2
     k: int | None = None
+    changes_input: bool = False
 
     output_axes = "batch pos expert"
 

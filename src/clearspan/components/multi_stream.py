@@ -213,9 +213,9 @@ def connection_of(sublayer: str) -> str:
 class MultiStreamBlockBridge(BlockBridge):
     """A block whose residual is several streams `[batch, pos, stream, d_model]`.
 
-    Each sublayer `x` has a hyper-connection, the submodule `x_connection`: it makes one vector of the streams, which the
-    sublayer reads, through its norm if it has one, and it makes the weights by which the sublayer's output is written to
-    each stream. `hook_streams_pre`, `hook_streams_mid`, ... and `hook_streams_post` take the place of the residual
+    Each sublayer `x` has a hyper-connection, the submodule `x_connection`. It makes one vector of the streams, which the
+    sublayer reads, through its norm if it has one. And it makes the weights by which the sublayer's output is written
+    to each stream. `hook_streams_pre`, `hook_streams_mid`, ... and `hook_streams_post` take the place of the residual
     stream; `hook_x_out` is what the sublayer gives, before it is written.
 
     Attributes:
@@ -230,6 +230,10 @@ class MultiStreamBlockBridge(BlockBridge):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.layout = self.streams.layout
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """Raises AdapterError unless each sublayer is a stage: each reads the streams by weights of its own."""
         if any(len(stage) != 1 for stage in self.stages):
             raise AdapterError(
                 f"no block of several streams has the stages {self.stages!r}", expected="one sublayer a stage"
@@ -256,6 +260,16 @@ class MultiStreamBlockBridge(BlockBridge):
     def stream_before(self, stage: int) -> str:
         """Returns the name of the point with the streams that a stage reads; of those that leave the last one."""
         return super().stream_before(stage).replace("hook_resid_", "hook_streams_")
+
+    @property
+    def enters(self) -> str:
+        """Name of the point with the streams that enter the block."""
+        return f"{self.path}.hook_streams_pre"
+
+    @property
+    def leaves(self) -> str:
+        """Name of the point with the streams that leave the block."""
+        return f"{self.path}.hook_streams_post"
 
     @property
     def is_sum(self) -> bool:

@@ -58,6 +58,11 @@ class NormalizationBridge(GeneralizedComponent):
         return self.weight("bias")
 
     @property
+    def is_linear_at_scale(self) -> bool:
+        """Whether the output is linear in the input once the scale is given."""
+        return True
+
+    @property
     def eps(self) -> float:
         """What the module adds to the variance."""
         own = self.setting("eps", "variance_epsilon")

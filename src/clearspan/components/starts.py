@@ -6,7 +6,7 @@ from clearspan.components.block import BlockBridge
 from clearspan.components.shared_attention import SharedKeysAttentionBridge
 
 
-def sources(block: BlockBridge) -> list[int]:
+def sources_of(block: BlockBridge) -> list[int]:
     """Returns the layers of which a block needs something besides the stream, such as the keys that it attends to."""
     shared = [part.source for part in block.attentions if isinstance(part, SharedKeysAttentionBridge)]
     return shared + [part.reads_layer for part in block.walk() if part.reads_layer is not None]
@@ -26,7 +26,7 @@ def first_of(blocks: Sequence[BlockBridge], layer: int) -> int:
     """
     first = layer
     while True:
-        before = min([first, *(source for block in blocks[first:] for source in sources(block))])
+        before = min([first, *(source for block in blocks[first:] for source in sources_of(block))])
         if before == first:
             return first
         first = before

@@ -37,15 +37,6 @@ class StreamBlockBridge(BlockBridge):
         """It is not known."""
         return False
 
-    def stream_before(self, stage: int) -> str:
-        """Returns the name of the point with the stream that enters it."""
-        return f"{self.path}.hook_resid_pre"
-
-    @property
-    def stream_after(self) -> str:
-        """Name of the point with the stream that leaves it."""
-        return f"{self.path}.hook_resid_post"
-
     def why_without(self, name: str) -> str | None:
         """Returns the reason, for every part that blocks have."""
         return self.reason

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clearspan.components.attention import GeneralAttentionBridge
 from clearspan.components.base import GeneralizedComponent
+from clearspan.components.linear import LinearBridge
 from clearspan.components.mlp import MLPBridge, MoEBridge
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
@@ -36,7 +37,7 @@ def part_kind(name: str) -> SublayerKind:
     base = name.rstrip("0123456789")
     if base.endswith("attn"):
         return "attn"
-    return "mlp" if base in ("mlp", "moe", "ple") else "mixer"
+    return "mlp" if base in ("mlp", "moe", "ple", "laurel") else "mixer"
 
 
 def required_kind(name: str, part: GeneralizedComponent | None) -> type[GeneralizedComponent]:
@@ -212,6 +213,9 @@ class Sublayer:
     def added(self) -> Access:
         """How its contribution shows there."""
         if is_one(self.scale):
+            last = next((self.part.submodules[key] for key in ("o", "out") if key in self.part.submodules), None)
+            if self.norm_after is None and isinstance(last, LinearBridge):
+                return last.output_access
             return Whole()
         return Converted(ScaledConversion(self.scale))
 

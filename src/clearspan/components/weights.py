@@ -161,6 +161,7 @@ class LinearMap:
         bias: Name of the bias there, whether the map has one or not; None if it cannot have one.
         in_axis: The weight's axis of inputs, counted from the end.
         out_axis: The weight's axis of outputs, counted from the end.
+        around: The module that holds the bias, where that is another one.
     """
 
     module: nn.Module
@@ -168,6 +169,12 @@ class LinearMap:
     bias: str | None
     in_axis: int
     out_axis: int
+    around: nn.Module | None = None
+
+    @property
+    def bias_holder(self) -> nn.Module:
+        """The module that holds the bias, if the map has one."""
+        return self.around or self.module
 
 
 class Weight(Generic[Shown]):

@@ -11,6 +11,7 @@ from clearspan.conversions.layouts import (
     ParamProcessingConversion,
     RearrangeTensorConversion,
     ScaledConversion,
+    ShiftedConversion,
 )
 from clearspan.conversions.qkv import (
     BlockedQKVConversionRule,
@@ -37,4 +38,5 @@ __all__ = [
     "QKVPartConversion",
     "RearrangeTensorConversion",
     "ScaledConversion",
+    "ShiftedConversion",
 ]

@@ -32,12 +32,14 @@ class GateConversion(BaseTensorConversion):
         activation: The function.
         is_one_number: Whether a head has one number, not one for each channel.
         is_second_half: Whether the gate is the second half of each head's channels in the map's output.
+        width: How many of each head's last channels it is there, where these are not half of them; None for half.
     """
 
     n_heads: int
     activation: GateActivation
     is_one_number: bool = False
     is_second_half: bool = False
+    width: int | None = None
 
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns the gate `[batch, pos, head, d_head]`, or `[batch, pos, head]` where a head has one number."""
@@ -73,14 +75,14 @@ class GateConversion(BaseTensorConversion):
         restored = torch.where(is_same, kept, new)
         if not self.is_second_half:
             return restored if self.is_one_number else restored.flatten(-2)
-        first = whole.unflatten(-1, (self.n_heads, -1))[..., : restored.shape[-1]]
+        first = whole.unflatten(-1, (self.n_heads, -1))[..., : -restored.shape[-1]]
         return torch.cat([first, restored], dim=-1).flatten(-2)
 
     def _before(self, output: Tensor) -> Tensor:
         if self.is_one_number:
             return output
         by_head = output.unflatten(-1, (self.n_heads, -1))
-        return by_head.chunk(2, dim=-1)[1] if self.is_second_half else by_head
+        return by_head[..., -(self.width or by_head.shape[-1] // 2) :] if self.is_second_half else by_head
 
     def _inverse(self, gate: Tensor) -> Tensor:
         exact = gate.to(torch.promote_types(gate.dtype, torch.float32))

@@ -122,6 +122,25 @@ class ScaledConversion(BaseTensorConversion):
         return self.factor() if callable(self.factor) else self.factor
 
 
+@dataclass(frozen=True)
+class ShiftedConversion(BaseTensorConversion):
+    """The tensor plus a vector, where the model adds a part's bias after the part has returned.
+
+    Attributes:
+        shift: Returns the live parameter, as wide as the tensor.
+    """
+
+    shift: Callable[[], Tensor]
+
+    def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
+        """Returns the sum."""
+        return input_value + self.shift().to(input_value)
+
+    def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
+        """Returns the difference."""
+        return input_value - self.shift().to(input_value)
+
+
 class PartConversion(BaseTensorConversion):
     """A part of a tensor, as a view."""
 

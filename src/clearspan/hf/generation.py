@@ -124,6 +124,7 @@ class GenerationRecording(Recording):
             self._shells.clear()
             self._forwards = self._end = 0
         self._start, self._end = self._end, self._end + length
+        self._positions = length
 
     def _end_forward(self) -> None:
         """Makes pieces of what the forward kept."""
@@ -191,16 +192,16 @@ class GenerationRecording(Recording):
         if place.key not in self._raw:
             pieces = self._pieces.get(place.key) or self._squares(place)
             self._keep_joined(self._raw, place.key, pieces)
-            if place.module not in self._shells:
+            if place.owner not in self._shells:
                 self._pieces.pop(place.key, None)
         return self._raw[place.key]
 
     def _squares(self, place: Place) -> dict[int, _Piece]:
         """Returns a layer's scores or pattern in all forwards."""
-        queries, keys = self._pieces[f"{place.module}:{Side.QUERY}"], self._pieces[f"{place.module}:{Side.KEY}"]
+        queries, keys = self._pieces[f"{place.owner}:{Side.QUERY}"], self._pieces[f"{place.owner}:{Side.KEY}"]
         all_keys = torch.cat([piece.tensor for piece in keys.values()], 1).transpose(1, 2)
         pieces = {}
-        for forward, shell in self._shells[place.module].items():
+        for forward, shell in self._shells[place.owner].items():
             query = queries[forward]
             call = shell.filled(query.tensor.transpose(1, 2), all_keys[:, :, query.end - shell.n_keys : query.end])
             with torch.no_grad():
@@ -220,8 +221,8 @@ class GenerationRecording(Recording):
     def has(self, point: HookPoint) -> bool:
         """Whether every forward kept the point's value, or something to compute it from."""
         place = point.place
-        is_square = place.layout.is_square and place.module in self._shells
-        pieces = self._shells[place.module] if is_square else self._pieces.get(place.key, ())
+        is_square = place.layout.is_square and place.owner in self._shells
+        pieces = self._shells[place.owner] if is_square else self._pieces.get(place.key, ())
         return len(pieces) == self._forwards or super().has(point)
 
     def was_edited(self, key: str) -> bool:
@@ -235,7 +236,7 @@ class GenerationRecording(Recording):
 
     def is_deferred(self, place: Place) -> bool:
         """Whether a place's raw tensor has still to be computed."""
-        return place.layout.is_square and place.module in self._shells and place.key not in self._raw
+        return place.layout.is_square and place.owner in self._shells and place.key not in self._raw
 
     def length(self, point: HookPoint) -> int:
         """Returns how many positions the sequence has."""

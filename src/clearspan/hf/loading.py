@@ -262,11 +262,15 @@ def _entries(config: "PretrainedConfig") -> dict[str, Any]:
 
 
 def _size(config: "PretrainedConfig", size: Size) -> Any:
-    """Returns the first entry that is set; or the size itself, where a source gives that."""
+    """Returns the first entry that is set; or the size itself, where a source gives that.
+
+    Of an entry with a number for each layer it is the first layer's.
+    """
     if not isinstance(size, tuple):
         return size
     name = stored(config, size)
-    return None if name is None else _value(config, name)
+    found = None if name is None else _value(config, name)
+    return found[0] if isinstance(found, list) and found else found
 
 
 def stored(config: "PretrainedConfig", names: Size) -> str | None:

@@ -154,6 +154,7 @@ class Recording:
         may_defer: Whether the inside of attention may be computed later. It may not if positions are picked, or if keys
             and values lie in a KV cache that later forwards may write.
         relocation: Brings attention's calls to where they are kept; by default they stay where they are.
+        positions: How many tokens go into the forward, where that is known.
 
     Attributes:
         values: Values in canonical axes by point's name; they take precedence over raw tensors.
@@ -167,11 +168,13 @@ class Recording:
         transform: Transform | None = None,
         may_defer: bool = True,
         relocation: Relocation | None = None,
+        positions: int | None = None,
     ) -> None:
         self.values: dict[str, Tensor] = {}
         self.wanted: frozenset[str] = frozenset()
         self.autocast: torch.dtype | None = None
         self._rows = rows
+        self._positions = positions
         self._raw: dict[str, Tensor] = {}
         self._calls: dict[str, AttentionCall] = {}
         self._versions: dict[str, int] = {}
@@ -335,7 +338,7 @@ class Recording:
         if any(place.side not in seen for place in places):
             seen[Side.SCORES], seen[Side.PATTERN] = self._computed(call)
         for place in places:
-            self.keep_raw(place, as_tokens(seen[place.side], place.layout, self._rows))
+            self.keep_raw(place, as_tokens(seen[place.side], place.layout, self._rows, self._positions))
 
     @contextlib.contextmanager
     def hooks(self, plan: RecordingPlan, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -393,13 +396,13 @@ class Recording:
                 return
             if ends.entry is not None:
                 entered = primary_input(args, kwargs)
-                self.keep_raw(ends.entry, as_tokens(entered, ends.entry.layout, self._rows))
+                self.keep_raw(ends.entry, as_tokens(entered, ends.entry.layout, self._rows, self._positions))
             for place in ends.arguments:
                 given = argument(args, kwargs, place.argument, arguments_at(module, {place.argument})[place.argument])
-                self.keep_raw(place, as_tokens(given, place.layout, self._rows))
+                self.keep_raw(place, as_tokens(given, place.layout, self._rows, self._positions))
             for place in ends.exits:
                 left = primary_output(output, place.item)
-                self.keep_raw(place, as_tokens(left, place.layout, self._rows))
+                self.keep_raw(place, as_tokens(left, place.layout, self._rows, self._positions))
 
         return keep
 
@@ -429,7 +432,7 @@ class Recording:
     def _observer(self, inside: Inside, owner: Scope | None) -> Observer:
         def visit(place: Place) -> Callable[[Tensor], Tensor]:
             def keep(tensor: Tensor) -> Tensor:
-                self.keep_raw(place, as_tokens(tensor, place.layout, self._rows))
+                self.keep_raw(place, as_tokens(tensor, place.layout, self._rows, self._positions))
                 return tensor
 
             return keep

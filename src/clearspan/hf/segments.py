@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import WholeForwardError
 from clearspan.hf.adapters import acting
 from clearspan.hf.tensors import primary_input, primary_output, with_input
 from clearspan.hf.torch_hooks import HOOK_TABLES, StandIn, after, before
@@ -211,7 +211,7 @@ class ArgumentsOf:
             value: Its input `[batch, pos, d_model]`.
         """
         if self.refused is not None and _takes_more(module):
-            raise InvalidArgumentError(
+            raise WholeForwardError(
                 f"this {type(module).__name__} is not called alone",
                 reason=f"the model passes it more than its input, and {self.refused}",
                 fix="a run of the whole model, with its hook_in and hook_out",

@@ -63,6 +63,7 @@ class Follower:
         self._passage = passage
         self._turns = turns
         self._follow = follow
+        self.drops_positions = False
         self._handles = contextlib.ExitStack()
         self._exit: int | None = None
         self._users = 0
@@ -92,16 +93,18 @@ class Follower:
         if not self._users:
             self._handles.close()
 
-    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
         if self._turns.is_away:
-            return
+            return None
         follow = self._follow()
         if follow is not None:
             follow()
-        kwargs, run = self._by_name(args, kwargs), self._turns.present(self._passage)
+        named, run = self._by_name(args, kwargs), self._turns.present(self._passage)
         step = None if run is None or run.steps is None else next(run.steps, None)
-        self._passage.stretch = Stretch(self._positions_before(kwargs), step, _length(kwargs))
+        length = _length(named)
+        self._passage.stretch = Stretch(self._positions_before(named), step, length)
         self._passage.calls.clear()
+        return (args, of_all_positions(kwargs, length)) if self.drops_positions and length else None
 
     def _leave(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         if self._turns.is_away:
@@ -158,9 +161,15 @@ def is_empty(past: Any) -> bool:
 
 
 def _holds_state(past: Any) -> bool:
-    """Returns whether a cache has layers of states, and they hold what a forward left."""
+    """Returns whether a cache has layers of states, and they hold what a forward left.
+
+    Layers that use keys and values of others have a place in the cache too, which holds nothing.
+    """
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
     layers = vars(past).get("layers")
-    return isinstance(layers, list) and len(_counting(past) or ()) < len(layers) and _has_state(past)
+    is_stateful = isinstance(layers, list) and any(isinstance(one, LinearAttentionCacheLayerMixin) for one in layers)
+    return is_stateful and _has_state(past)
 
 
 def _has_state(past: Any) -> bool:
@@ -168,6 +177,18 @@ def _has_state(past: Any) -> bool:
     from transformers.cache_utils import Cache
 
     return past.has_previous_state() if isinstance(past, Cache) else bool(vars(past).get("seqlen_offset", 1))
+
+
+def of_all_positions(kwargs: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Returns the keywords of a forward that asks for the same logits, and runs all blocks on all positions.
+
+    Models whose last layers use keys of earlier ones (Gemma 4) run these on the last positions alone where a number
+    says how many logits are wanted, and on all where positions are listed.
+    """
+    kept = kwargs.get("logits_to_keep")
+    if not isinstance(kept, int) or not kept:
+        return {**kwargs}
+    return {**kwargs, "logits_to_keep": torch.arange(max(length - kept, 0), length)}
 
 
 def _length(kwargs: Mapping[str, Any]) -> int | None:

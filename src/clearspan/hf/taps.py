@@ -90,19 +90,21 @@ class Taps:
     Args:
         model: The Hugging Face model.
         points: All its hook points.
+        drops_positions: Whether the model leaves positions out of its last blocks where no logits of theirs are read.
 
     Attributes:
         turns: Whose turn it is on the model.
         points: The hook points.
     """
 
-    def __init__(self, model: nn.Module, points: Iterable[HookPoint]) -> None:
+    def __init__(self, model: nn.Module, points: Iterable[HookPoint], *, drops_positions: bool = False) -> None:
         self.model = model
         self.turns = turns_of(model)
         self.turns.taps.add(self)
         self.points = list(points)
         self._passage = Passage()
         self._follower = Follower(model, self._passage, self.turns, weakref.WeakMethod(self.follow))
+        self.drops_positions = self._follower.drops_positions = drops_positions
         self._sources: dict[Place, list[HookPoint]] = {}
         self._places: dict[_Anchor, list[Place]] = {}
         self._arriving: dict[Place, list[Derivation]] = {}
@@ -421,11 +423,12 @@ class Taps:
             entered: The module's input, likewise.
         """
         rows = self._passage.rows.get(place.rows_of, 1)
-        raw = new = as_tokens(given, place.layout, rows)
+        positions = self._passage.stretch.length
+        raw = new = as_tokens(given, place.layout, rows, positions)
         for derivation in self._arriving.get(place, ()):
             pending = self._passage.pending.get(derivation)
             if pending is not None:
-                new = pending.arrive(place, new, as_tokens(entered, place.layout, rows))
+                new = pending.arrive(place, new, as_tokens(entered, place.layout, rows, positions))
         new = self._pass(place, new)
         return given if new is raw else from_tokens(new, place.layout, given)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clearspan.points import Layout
@@ -70,13 +71,14 @@ def with_output(output: Any, value: Tensor, item: int = 0) -> Any:
     return output
 
 
-def as_tokens(raw: Tensor, layout: Layout, rows: int) -> Tensor:
+def as_tokens(raw: Tensor, layout: Layout, rows: int, positions: int | None = None) -> Tensor:
     """Returns a view of a raw tensor with rows and positions first; one of queries by keys stays as it is.
 
     Args:
         raw: The raw tensor.
         layout: How rows and positions lie in it.
         rows: The batch's rows.
+        positions: How many tokens go into the forward; None where that is not known, and no layout needs it.
     """
     match layout:
         case Layout.TOKENS | Layout.ROWS_BY_ROWS:
@@ -93,6 +95,13 @@ def as_tokens(raw: Tensor, layout: Layout, rows: int) -> Tensor:
             return raw.unflatten(0, (rows, -1)).transpose(1, 2)
         case Layout.JOINED_SQUARE:
             return raw if raw.ndim > 3 else raw.unflatten(0, (rows, -1))
+        case Layout.POS_FIRST:
+            return raw.transpose(0, 1)
+        case Layout.LAST | Layout.FIRST | Layout.SECOND:
+            width = raw.shape[1] if positions is None else min(positions, raw.shape[1])
+            return raw.narrow(1, _start(layout, raw, width), width)
+        case Layout.FIRST_OF_SEVERAL:
+            return raw[:, 0]
 
 
 def from_tokens(value: Tensor, layout: Layout, raw: Tensor) -> Tensor:
@@ -111,3 +120,20 @@ def from_tokens(value: Tensor, layout: Layout, raw: Tensor) -> Tensor:
             return value if value.ndim == raw.ndim else value.flatten(0, 1)
         case Layout.JOINED_HEADS:
             return value.transpose(1, 2).flatten(0, 1)
+        case Layout.POS_FIRST:
+            return value.transpose(0, 1)
+        case Layout.LAST | Layout.FIRST | Layout.SECOND:
+            start = _start(layout, raw, value.shape[1])
+            return torch.cat([raw[:, :start], value, raw[:, start + value.shape[1] :]], 1)
+        case Layout.FIRST_OF_SEVERAL:
+            return torch.cat([value.unsqueeze(1), raw[:, 1:]], 1)
+
+
+def _start(layout: Layout, raw: Tensor, positions: int) -> int:
+    """Returns where the tokens begin among the positions of a tensor that has others too."""
+    match layout:
+        case Layout.LAST:
+            return raw.shape[1] - positions
+        case Layout.SECOND if raw.shape[1] > positions:
+            return positions
+    return 0

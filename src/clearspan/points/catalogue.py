@@ -42,6 +42,7 @@ class Entry:
 
 _STREAMS = "batch pos stream d_model"
 _ONE_STREAM = "the residual is one stream"
+_NO_ALTUP = "the sublayers read the residual itself, and no prediction of it by AltUp"
 _STREAM, _HEADS, _KV_HEADS, _SQUARE = (
     "batch pos d_model",
     "batch pos head d_head",
@@ -249,7 +250,7 @@ VOCABULARY: tuple[Entry, ...] = (
     Entry(
         f"{_BLOCK}hook_streams_added",
         axes(_STREAMS),
-        "what the block adds to all residual streams before its first sublayer reads them, such as embeddings of n-grams",
+        "what the block adds to all residual streams before its first sublayer reads them, such as an embedding",
         "the streams from there on",
         _ONE_STREAM,
     ),
@@ -458,6 +459,41 @@ VOCABULARY: tuple[Entry, ...] = (
         "the next block, or the final norm",
     ),
     Entry(
+        f"{_BLOCK}hook_active_pre",
+        axes(_STREAM),
+        "the one stream that AltUp predicts of all, as attention's norm and the residual branch read it",
+        "both branches of the block",
+        _NO_ALTUP,
+    ),
+    Entry(
+        f"{_BLOCK}hook_active_mid",
+        axes(_STREAM),
+        "the predicted stream between attention and MLP",
+        "the MLP's input and the residual branch",
+        _NO_ALTUP,
+    ),
+    Entry(
+        f"{_BLOCK}hook_active_post",
+        axes(_STREAM),
+        "the predicted stream after the MLP, by which AltUp corrects all streams",
+        "`hook_streams_post`",
+        _NO_ALTUP,
+    ),
+    Entry(
+        f"{_BLOCK}altup.hook_mix",
+        axes("batch pos stream to_stream"),
+        "how much of each stream is in the prediction of each",
+        "the predicted streams",
+        _NO_ALTUP,
+    ),
+    Entry(
+        f"{_BLOCK}altup.hook_write",
+        axes("batch pos stream"),
+        "how much of what the sublayers changed in the predicted stream is added to each stream",
+        "`hook_streams_post`",
+        _NO_ALTUP,
+    ),
+    Entry(
         f"{_BLOCK}hook_streams_post",
         axes(_STREAMS),
         "residual streams leaving the block",
@@ -506,7 +542,7 @@ def entry_of(name: str) -> Entry:
     return _BY_LEAF[leaf]
 
 
-_NUMBERED = re.compile(r"(?<![a-z])(?:(attn|mlp|mixer|moe|ple)\d*|([qkv])\d+(?=_input))(?![a-z0-9])")
+_NUMBERED = re.compile(r"(?<![a-z])(?:(attn|mlp|mixer|moe|ple|laurel)\d*|([qkv])\d+(?=_input))(?![a-z0-9])")
 
 
 def unnumbered(template: str) -> str:
@@ -517,7 +553,9 @@ def unnumbered(template: str) -> str:
         ('blocks.{l}.hook_mlp_out', 'blocks.{l}.attn.hook_q')
     """
     template = re.sub(r"(?<=hook_resid_mid)\d+|(?<=hook_streams_mid)\d+", "2", template)
-    return _NUMBERED.sub(lambda found: {"moe": "mlp", "ple": "mlp"}.get(found[1], found[1] or found[2]), template)
+    return _NUMBERED.sub(
+        lambda found: {"moe": "mlp", "ple": "mlp", "laurel": "mlp"}.get(found[1], found[1] or found[2]), template
+    )
 
 
 def names_in_block() -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from clearspan.architectures import ADAPTERS, ArchitectureAdapter
 from clearspan.architectures.adapter import AdapterSource, Size, Sizes
@@ -23,16 +23,17 @@ from clearspan.components import (
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import UnsupportedArchitectureError
 from clearspan.hf.turns import turns_of
-from clearspan.points import nearest
+from clearspan.points import Layout, nearest
 from clearspan.structure.algebra import eps_of
 from clearspan.structure.block import block_template
-from clearspan.structure.finding import Finding, Findings, MissingStructureError
-from clearspan.structure.frame import Blocks
+from clearspan.structure.finding import Finding, Findings, MissingInBlockError, MissingStructureError
+from clearspan.structure.frame import Blocks, find_blocks, with_entry
 from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.needs import note_needs
 from clearspan.structure.outward import find_outward
-from clearspan.structure.positions import has_table, numbers_positions
+from clearspan.structure.positions import generates_on, has_table, numbers_positions, takes_embeddings
+from clearspan.structure.stream_layout import NO_HEADS, StreamLayout, lay_out, lay_out_block, layout_of
 from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
 from clearspan.structure.trace import Trace, traced
 from clearspan.structure.unshown import Unshown, unshown
@@ -55,6 +56,7 @@ class Structure:
         irrelevant: Parameters and buffers that no component accounts for, as patterns, each with the reason.
         refused: Points that the parts would have and that do not hold, each with the reason.
         whole_forwards: Why no block can be run apart from the whole forward, or None if they can.
+        no_generation: Why points cannot be followed through a generation, or None if they can.
         findings: What was found, and how it is known.
     """
 
@@ -66,6 +68,7 @@ class Structure:
     irrelevant: Mapping[str, str] = field(default_factory=dict, repr=False)
     refused: Mapping[str, str] = field(default_factory=dict, repr=False)
     whole_forwards: str | None = None
+    no_generation: str | None = None
     findings: tuple[Finding, ...] = field(default=(), repr=False)
 
     def __call__(self, cfg: TransformerBridgeConfig) -> ArchitectureAdapter:
@@ -119,11 +122,12 @@ class DerivedAdapter(ArchitectureAdapter):
         self._structure = structure
         self.makes_positions_from_mask = structure.numbers_positions
         self.config_values = {"has_table": structure.has_table}
-        if not isinstance(structure.sizes.get("eps", ()), tuple):
-            named = [name for name in cfg.hf if name.endswith(EPSILONS)]
-            self.config_values |= {"eps_attr": named[0]} if named else {}
+        own = structure.sizes.get("eps", ())
+        named = own if isinstance(own, tuple) else [name for name in cfg.hf if name.endswith(EPSILONS)]
+        self.config_values |= {"eps_attr": named[0]} if named else {}
         self.refused = structure.refused
         self.whole_forwards = structure.whole_forwards
+        self.no_generation = structure.no_generation
         self.irrelevant = {**ArchitectureAdapter.irrelevant, **structure.irrelevant}
         super().__init__(cfg)
 
@@ -169,15 +173,15 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
             f"no adapter for {type(model).__name__}, and its structure was not found",
             reason=f"{name}{error}",
             nearest=nearest(type(model).__name__, ADAPTERS),
-            fix="boot(model, partial=True) for what was found; or boot(model, adapter=...) with an adapter of your "
-            "own: CONTRIBUTING.md shows how, step by step",
+            fix=f"{_PARTIAL if isinstance(error, MissingInBlockError) else ''}boot(model, adapter=...) with an adapter "
+            "of your own: CONTRIBUTING.md shows how, step by step",
         ) from error
     finally:
         for module, was_training in modes.items():
             module.training = was_training
 
 
-_IN_LOOPS = "blocks are called several times in a forward, and such a run could not tell their calls apart"
+_PARTIAL = "boot(model, partial=True) for what was found; or "
 FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model may raise that is called in parts, or on tokens alone."""
 
@@ -189,16 +193,26 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         MissingStructureError: Something that an adapter needs was not found.
     """
     ids = tokens_for(model)
+    _check_rows(model)
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
-    blocks = blocks_of(model, trace, ids)
-    inward = find_inward(trace, blocks, ids, findings)
-    outward = find_outward(trace, blocks, trace.output.logits, findings)
+    blocks = with_entry(blocks_of(model, trace, ids), trace)
+    _say_passed_by(model, blocks, findings)
+    way = layout_of(trace, blocks, ids)
+    if way is not None:
+        trace.hides_heads, trace.turns = NO_HEADS[way.layout], way.layout is Layout.POS_FIRST
+    seen, shown = (trace, blocks) if way is None else (way.seen(trace), way.blocks(blocks))
+    inward = find_inward(seen, shown, ids, findings)
+    outward = find_outward(seen, shown, trace.output.logits, findings)
     layers = [_layer(trace, blocks, layer, findings, partial=partial) for layer in range(len(blocks.visits))]
     _say_heads_once(layers)
     note_needs(trace, blocks.visits, layers)
-    unused = _unused(model, trace)
+    unused = _unused(model, trace, blocks)
     _mark_seams(layers, blocks, inward)
+    if way is not None:
+        lay_out({**inward.parts, **outward}, trace, way)
+        for visit, layer in zip(blocks.visits, layers, strict=True):
+            lay_out_block(layer, trace, way, visit)
     lists = {f"blocks{number or ''}": GeneralizedComponent(path) for number, path in enumerate(blocks.lists)}
     frame = GeneralizedComponent(submodules={**inward.parts, **lists, **outward})
     account_for_all(model, frame, trace.visits, irrelevant={name.removesuffix(".*") for name in unused})
@@ -212,9 +226,35 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         numbers,
         has_table=has_table(model, blocks, inward),
         irrelevant=unused,
-        whole_forwards=_IN_LOOPS if len({one.path for one in blocks.visits}) < len(blocks.visits) else None,
+        whole_forwards=_why_whole(model, blocks, trace, way),
+        no_generation=_why_not_generated(model, ids, way),
         findings=tuple(findings.found),
     )
+
+
+def _say_passed_by(model: nn.Module, blocks: Blocks, findings: Findings) -> None:
+    """Notes the modules of the blocks' list that a text passes by."""
+    called = {one.path for one in blocks.visits}
+    for path in blocks.lists:
+        for name in model.get_submodule(path)._modules:
+            if f"{path}.{name}" not in called:
+                findings.add("blocks", f"a text passes by {path}.{name}, so that no layer is counted for it")
+
+
+def _check_rows(model: "PreTrainedModel") -> None:
+    """Raises where several rows of token ids, those of codebooks, make one row of the residual stream (MusicGen)."""
+    entries = model.config.get_text_config(decoder=True).to_dict()
+    books = entries.get("num_codebooks")
+    if not isinstance(books, int) or books == 1:
+        return
+    ids = tokens_for(model)[:1].expand(books, -1)
+    try:
+        trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
+        rows = len(find_blocks(model, trace).first)
+    except (MissingStructureError, *FAULTS):
+        return
+    if rows != books:
+        raise MissingStructureError(f"{books} rows of token ids, one of each codebook, make one row of the stream")
 
 
 def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, partial: bool) -> BlockBridge:
@@ -222,22 +262,53 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
     visit, path = blocks.visits[layer], blocks.list_of(layer)
     try:
         whole = trace.of(visit) if blocks.is_woven else trace
-        found = block_template(whole, visit, path, findings, f"blocks.{layer}", blocks.streams)
+        by = blocks.multipliers[layer] if blocks.multipliers else 1.0
+        entry = blocks.entry if layer == 0 else None
+        found = block_template(
+            whole, visit, path, findings, f"blocks.{layer}", blocks.streams, multiplier=by, entry=entry
+        )
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
+        else:
+            found.index = blocks.index_of(layer)
     except MissingStructureError as error:
-        if not partial or blocks.streams is not None:
+        if blocks.streams is not None:
             raise
+        if not partial:
+            raise MissingInBlockError(str(error)) from error
         found = StreamBlockBridge(path, f"the structure of the block was not found: {error}")
+        found.index = blocks.index_of(layer)
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
     return found
 
 
+def _why_whole(model: "PreTrainedModel", blocks: Blocks, trace: Trace, way: StreamLayout | None) -> str | None:
+    """Returns why no block can be run apart from the whole forward, or None if they can."""
+    if len({one.path for one in blocks.visits}) < len(blocks.visits):
+        return "blocks are called several times in a forward, and such a run could not tell their calls apart"
+    if way is not None:
+        return f"the stream lies as {way.layout} in the model's own tensors"
+    if not takes_embeddings(model, blocks, trace):
+        return "the model's forward takes token ids, and no embeddings in their place"
+    if blocks.multipliers or blocks.entry is not None:
+        return "the model changes the residual stream between blocks, or in the first one before it is added to"
+    return None
+
+
+def _why_not_generated(model: "PreTrainedModel", ids: Tensor, way: StreamLayout | None) -> str | None:
+    """Returns why points cannot be followed through a generation, or None if they can."""
+    if way is not None and way.layout is Layout.LAST:
+        return "its KV cache holds positions before the tokens too, and each step is given the whole sequence"
+    if not generates_on(model, ids[:1]):
+        return "`generate` runs it on other tokens than those of the sequence"
+    return None
+
+
 def _mark_seams(layers: Sequence[BlockBridge], blocks: Blocks, inward: Inward) -> None:
     """Tells blocks which something else than the block before, or than the embeddings, hands its stream to."""
     for layer, block in enumerate(layers):
-        if layer and not blocks.follows(layer):
+        if layer and not blocks.follows(layer):  # in the model's own tensors
             block.seam = SEAM
         elif not layer and not inward.is_all:
             block.seam = FIRST_SEAM
@@ -268,15 +339,16 @@ def _say_heads_once(layers: Sequence[BlockBridge]) -> None:
     """Leaves the number of key and value heads, and heads' width, to the config where all layers have the same."""
     kinds = (AttentionBridge, SharedKeysAttentionBridge)
     attentions = [part for layer in layers for part in layer.submodules.values() if isinstance(part, kinds)]
-    for size in ("kv_heads", "d_head"):
-        if len({vars(one)[size] for one in attentions}) == 1:
+    for name in ("kv_heads", "d_head"):
+        if len({vars(one)[name] for one in attentions}) == 1:
             for one in attentions:
-                vars(one)[size] = None
+                vars(one)[name] = None
 
 
-def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:
+def _unused(model: nn.Module, trace: Trace, blocks: Blocks) -> Mapping[str, str]:
     """Returns parameters and buffers of modules that the forward of a text does not call, and buffers of indices."""
     called = {visit.path for visit in trace.visits}
+    within = called | {*blocks.lists}
     found = {}
     for path, module in model.named_modules():
         start = f"{path}." if path else ""
@@ -285,7 +357,7 @@ def _unused(model: nn.Module, trace: Trace) -> Mapping[str, str]:
                 found[start + name] = "indices, which the config fixes"
         parent = path.rpartition(".")[0]
         is_empty = next(iter(module.state_dict()), None) is None
-        if not is_empty and parent in called and not any(f"{one}.".startswith(start) for one in called):
+        if not is_empty and parent in within and not any(f"{one}.".startswith(start) for one in called):
             found[f"{start}*"] = "the forward of a text does not call it"
     return found
 
@@ -325,7 +397,9 @@ def _eps(model: "PreTrainedModel", trace: Trace, blocks: Blocks, layers: Sequenc
     config = model.config.get_text_config(decoder=True).to_dict()
     for key, part in layers[0].submodules.items():
         if key.startswith("ln") and isinstance(part, NormalizationBridge):
-            eps = eps_of(trace.at(f"{blocks.visits[0].path}.{part.name}")[0].module)
+            inner = part.submodules.get("norm")  # of a gated norm
+            path = ".".join(str(one.name) for one in (part, inner) if one is not None)
+            eps = eps_of(trace.at(f"{blocks.visits[0].path}.{path}")[0].module)
             names = [name for name, value in config.items() if name.endswith(EPSILONS) and value == eps]
             return {"eps": (names[0],) if names else eps}
     return {}

@@ -28,7 +28,7 @@ class Attention:
         o_norm: The call of the norm of z before it, or None.
         path: Path of the module with all of these.
         lows: The maps and norms before a projection's own map, where that reads a latent.
-        source: The layer whose keys and values it uses, where it has none of its own.
+        source: The layer whose keys and values it uses, where it has none of its own: they come from there.
     """
 
     attended: Attended
@@ -71,8 +71,8 @@ def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
     )
     if value.is_turned or value.is_scaled:
         raise MissingStructureError(f"positions change the values of {attended.path}")
-    paths = [attended.path, output.path, *(one.map.path for one in (query, key, value))]
     key, value = told_apart(trace, attended, earlier, key, value)
+    paths = [attended.path, output.path, *(one.map.path for one in (query, key, value))]
     paths += [] if gate is None else [gate.map.path]
     lows = tuple(one for one in (find_low(one.map, earlier) for one in (query, value)) if one is not None)
     return Attention(attended, query, key, value, output, _around(paths, block.path), gate, o_norm, lows)

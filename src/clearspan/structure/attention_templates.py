@@ -10,6 +10,7 @@ from clearspan.components import (
     JointQKVAttentionBridge,
     LatentAttentionBridge,
     NormalizationBridge,
+    SharedKeysAttentionBridge,
 )
 from clearspan.conversions import GateActivation
 from clearspan.points import Layout
@@ -18,8 +19,9 @@ from clearspan.structure.attention import Attention
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.fused import check_order, fused_rule
 from clearspan.structure.gate import Gate
+from clearspan.structure.latent import gives_rest
 from clearspan.structure.scores import has_distance_bias, sink_scales_z
-from clearspan.structure.shared_keys import sharing_template, values_are_keys
+from clearspan.structure.shared_keys import values_are_keys
 from clearspan.structure.templates import call_number, linear_template
 from clearspan.structure.trace import Trace, Visit
 
@@ -36,6 +38,7 @@ class _Options(_GateOptions, total=False):
     has_rotary: Required[bool]
     core: str
     joins_heads: bool
+    joins_operands: bool
     norms_rotated: bool
     sink_scales_z: bool
     scales_queries: bool
@@ -67,9 +70,8 @@ def attention_template(
     parts = {"o": _linear(found, found.output), **dict(_norms(found, block, trace)), **dict(_between(found))}
     options = _options(found, block, overwritten=overwritten)
     if found.source is not None:
-        check_order("q", q, q.d_head, exact=False)
         findings.add(f"{where}.attn", f"queries are {q.map.path}, keys and values those of layer {found.source}")
-        return sharing_template(name, {"q": _linear(found, q.map), **parts}, options, found)
+        return _sharing(found, parts, name, options)
     if k.others:
         return _latent(found, parts, name, has_rotary=options["has_rotary"], has_sinks=options.get("has_sinks", False))
     if len({q.map, k.map, v.map}) == 3 or values_are_keys(k, v):
@@ -97,6 +99,7 @@ def _options(found: Attention, block: Visit, *, overwritten: bool) -> _Options:
         "has_sinks": "sinks" in core._parameters,
         "core": _within(attended.path, found.path) if attended.path != found.path else "",
         "joins_heads": attended.joins_heads,
+        "joins_operands": attended.joins_operands,
         "output_is_overwritten": overwritten,
         "norms_rotated": q.is_turned_first or k.is_turned_first,
         "sink_scales_z": sink_scales_z(attended),
@@ -123,6 +126,24 @@ def _separate(
         d_head_v=None if v.d_head == q.d_head else v.d_head,
         value_scale=v.ratio,
         kv_heads=found.key.n_heads,
+    )
+
+
+def _sharing(
+    found: Attention, parts: Mapping[str, GeneralizedComponent], name: str, options: _Options
+) -> SharedKeysAttentionBridge:
+    """Returns attention that uses an earlier layer's keys and values."""
+    q, v = found.query, found.value
+    assert found.source is not None, "found so"
+    check_order("q", q, q.d_head, exact=False)
+    return SharedKeysAttentionBridge(
+        name,
+        submodules={**parts, "q": _linear(found, q.map)},
+        **options,
+        source=found.source,
+        kv_heads=found.key.n_heads,
+        d_head=q.d_head,
+        d_head_v=None if v.d_head == q.d_head else v.d_head,
     )
 
 
@@ -190,7 +211,6 @@ def _latent(
     if v.norm is not None:
         raise MissingStructureError(f"values of latents are normed by {v.norm.path}")
     up = v.map
-    low = next(one for one in (k.map, *k.others) if one is not up)
     assert up.left is not None, "calls without an output are left out"
     nope = up.left.shape[-1] // q.n_heads - v.d_head
     if up.left.shape[-1] % q.n_heads or not 0 < nope < k.d_head:
@@ -198,13 +218,17 @@ def _latent(
     by_reader = {one.reader: one for one in found.lows}
     if up not in by_reader:
         raise MissingStructureError(f"{up.path} reads no norm of a latent")
-    own = by_reader.get(q.map)
+    low, own = by_reader[up].map, by_reader.get(q.map)
+    shared = [one for one in (k.map, *k.others) if one not in (up, low)]
+    if len(shared) > 1 or any(not gives_rest(low, one) for one in shared):
+        raise MissingStructureError(f"keys come from {', '.join(one.path for one in shared)} too")
     queries = {"q": q.map} if own is None else {"q_a": own.map, "q_b": q.map}
     return LatentAttentionBridge(
         name=name,
         submodules={
             **{key: _linear(found, one) for key, one in queries.items()},
             **({} if own is None else {"q_a_norm": _latent_norm(found, own.norm)}),
+            **({"k_rope_norm": _latent_norm(found, shared[0])} if shared else {}),
             "kv_a": _linear(found, low),
             "kv_a_norm": _latent_norm(found, by_reader[up].norm),
             "kv_b": _linear(found, up),
@@ -217,15 +241,19 @@ def _latent(
         has_sinks=has_sinks,
         **_gate_options(found.gate),
         latent_multiplier=by_reader[up].multiplier,
+        query_multiplier=1.0 if own is None else own.multiplier,
+        joins_query_latent=own is not None and own.is_joined,
     )
 
 
 def _latent_norm(found: Attention, norm: Visit) -> NormalizationBridge:
     kind = norm_kind(norm)
     assert kind is not None, "found as a norm"
+    is_one_head = norm.left is not None and norm.left.ndim == 4
     return NormalizationBridge(
         name=_within(norm.path, found.path),
         uses_rms_norm=kind.is_rms,
         weight_offset=kind.offset,
-        axes="batch pos width",
+        axes="batch pos 1 width" if is_one_head else "batch pos width",
+        layout=Layout.HEADS_FIRST if is_one_head else Layout.TOKENS,
     )

@@ -3,19 +3,29 @@
 from collections.abc import Sequence
 
 from clearspan.components import BlockBridge, GeneralizedComponent, MultiStreamBlockBridge, StreamsLayout
+from clearspan.components.multi_stream import connection_of
 from clearspan.components.sublayer import Factor
 from clearspan.points import Layout
 from clearspan.structure.finding import Findings, MissingStructureError
+from clearspan.structure.gated_norms import find_gated_norm, gated_norm_template
 from clearspan.structure.leftover import account_for_all
-from clearspan.structure.streams import connection_of, find_stream_wiring
+from clearspan.structure.streams import find_stream_wiring
 from clearspan.structure.sublayers import Sublayer, find_sublayers
-from clearspan.structure.templates import norm_template
+from clearspan.structure.templates import call_number, norm_template
 from clearspan.structure.trace import Trace, Visit
 from clearspan.structure.wiring import Wiring, find_wiring
 
 
 def block_template(
-    trace: Trace, block: Visit, path: str, findings: Findings, where: str, streams: StreamsLayout | None = None
+    trace: Trace,
+    block: Visit,
+    path: str,
+    findings: Findings,
+    where: str,
+    streams: StreamsLayout | None = None,
+    *,
+    multiplier: float = 1.0,
+    entry: Visit | None = None,
 ) -> BlockBridge:
     """Returns the template of one block.
 
@@ -26,11 +36,17 @@ def block_template(
         findings: Where to say what was found.
         where: The block's canonical path.
         streams: How the streams of the residual lie, where it has several.
+        multiplier: What the model multiplies the block's output by.
+        entry: The call of a norm in the block whose output is the stream, where the block's own input is not; or None.
 
     Raises:
         MissingStructureError: A sublayer or the wiring was not found.
     """
     wiring = find_wiring(trace, block) if streams is None else find_stream_wiring(trace, block, streams)
+    if multiplier != 1:
+        if wiring.scalar is not None:
+            raise MissingStructureError(f"{block.path}.{wiring.scalar} and {multiplier} multiply the stream")
+        wiring.scalar = multiplier
     sublayers = find_sublayers(trace, wiring, findings, where)
     names = _names(sublayers)
     stages = _stages(sublayers, names)
@@ -39,14 +55,15 @@ def block_template(
     for index, (name, one) in enumerate(zip(names, sublayers, strict=True)):
         before, behind = other_names.get(name, _norm_name(index, stages, name, norms)), f"ln{index + 1}_post"
         if before in norms and before not in parts and not wiring.norms_the_sum:
-            parts[before] = _norm(norms[before], block)
+            parts[before] = _norm(trace, norms[before], block)
+        parts |= one.feeders.parts
         parts[name] = one.part
         if wiring.connections:
             parts[connection_of(name)] = wiring.connections[index]
         if one.contribution.post_norm is not None:
-            parts[behind] = _norm(one.contribution.post_norm, block)
+            parts[behind] = _norm(trace, one.contribution.post_norm, block)
         if wiring.norms_the_sum:
-            own = _norm(wiring.norms_the_sum[index], block)
+            own = _norm(trace, wiring.norms_the_sum[index], block)
             own.output_is_overwritten = index < len(sublayers) - 1  # it is the stream, into which writes go
             parts[f"ln{index + 1}"] = own
     outs = {
@@ -59,7 +76,12 @@ def block_template(
     )
     if wiring.scalar is not None:
         factors.add(wiring.scalar)
-        findings.add(where, f"{block.path}.{wiring.scalar} multiplies the stream at the block's end")
+        name = f"{block.path}.{wiring.scalar}" if isinstance(wiring.scalar, str) else wiring.scalar
+        findings.add(where, f"{name} multiplies the stream at the block's end")
+    begins_at = None if entry is None else entry.path.removeprefix(f"{block.path}.")
+    if begins_at is not None:
+        factors.add(begins_at)
+        findings.add(where, f"{block.path}.{begins_at} norms what enters, and its output is the stream")
     account_for_all(block.module, whole, trace.inside(block), block.path, readers, irrelevant=factors)
     made = BlockBridge(
         name=path,
@@ -72,9 +94,13 @@ def block_template(
         input_multipliers={
             name: one.multiplier for name, one in zip(names, sublayers, strict=True) if one.multiplier != 1
         },
+        fed_by={name: one.feeders.names for name, one in zip(names, sublayers, strict=True) if one.feed is not None},
         stream_multiplier=_carry(wiring, len(stages)),
+        post_multiplier=multiplier,
+        begins_at=begins_at,
         norms_the_sum=bool(wiring.norms_the_sum),
         residual_is_normed=bool(wiring.residual_norms),
+        reads_copies=tuple(name for name, one in zip(names, sublayers, strict=True) if _reads_copy(one, wiring)),
     )
     return made if streams is None else _of_streams(made, streams)
 
@@ -100,6 +126,13 @@ def _names(sublayers: Sequence[Sublayer]) -> list[str]:
         before = sum(name.rstrip("23456789") == one.kind for name in names)
         names.append(f"{one.kind}{before + 1}" if before else one.kind)
     return names
+
+
+def _reads_copy(one: Sublayer, wiring: Wiring) -> bool:
+    """Whether a sublayer is given a copy of the stream that a norm gave, so that the stream is not written there."""
+    if not wiring.norms_the_sum or not one.stage:
+        return False
+    return one.reader.entered_at != wiring.norms_the_sum[one.stage - 1].left_at
 
 
 def _stages(sublayers: Sequence[Sublayer], names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -139,10 +172,15 @@ def _norm_name(index: int, stages: Sequence[Sequence[str]], name: str, norms: di
     return f"ln{stage + 1}" if len(norms) <= len(stages) else f"ln{index + 1}"
 
 
-def _norm(visit: Visit, block: Visit) -> GeneralizedComponent:
+def _norm(trace: Trace, visit: Visit, block: Visit) -> GeneralizedComponent:
     assert visit.left is not None, "a norm has an output"
+    gated = find_gated_norm(trace, visit)
+    if gated is not None:
+        return gated_norm_template(gated, visit.path.removeprefix(f"{block.path}."))
     layout = Layout.FLAT if visit.left.ndim == 2 else Layout.TOKENS
-    return norm_template(visit, visit.path.removeprefix(f"{block.path}."), layout)
+    template = norm_template(visit, visit.path.removeprefix(f"{block.path}."), layout)
+    template.call = call_number(trace, visit)
+    return template
 
 
 def _multiplier(
@@ -179,7 +217,8 @@ def _out(one: Sublayer, block: Visit, trace: Trace) -> str | None:
     last = one.part.name or getattr(one.part.submodules.get("out"), "name", None)
     own = next((call for call in calls if call.path == f"{block.path}.{last}"), None)
     if own is None:
-        outermost = max(calls, key=lambda call: (-call.depth, call.order))
+        once = [call for call in calls if len(trace.at(call.path)) == 1]
+        outermost = max(once or calls, key=lambda call: (-call.depth, call.order))
         return outermost.path.removeprefix(f"{block.path}.")
     after = [call for call in calls if call.order > own.order and not call.is_in(own.path)]
     once = [call for call in after if len(trace.at(call.path)) == 1]  # dropout of two sublayers is in neither's place

@@ -1,5 +1,6 @@
 """The experts of a mixture: which of their weights read, which add, and whether some experts have none."""
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,10 +56,8 @@ def choice_of(experts: Visit) -> Choice | None:
     indices = next(((name, one) for name, one in pairs if not one.is_floating_point()), None)
     if indices is None:
         return None
-    weights = next(
-        ((name, one) for name, one in pairs if one.shape == indices[1].shape and one is not indices[1]), None
-    )
-    return None if weights is None else Choice(weights, indices)
+    alike = [(name, one) for name, one in pairs if one.shape == indices[1].shape and one is not indices[1]]
+    return Choice(alike[0], indices) if alike else None
 
 
 def experts_template(whole: Visit, experts: Visit, d_model: int) -> ExpertsBridge | None:
@@ -79,8 +78,8 @@ def experts_template(whole: Visit, experts: Visit, d_model: int) -> ExpertsBridg
     (added, out_axis), in_axis = next(iter(adding.items())), next(iter(reading.values()))
     is_transposed, is_other = in_axis == -2, (out_axis == -1) != (in_axis == -2)
     n_tokens = experts.entered.numel() // width
-    has_ends = experts.left is not None and whole.entered is not None
-    has_ends = has_ends and experts.left.numel() == n_tokens * width == whole.entered.numel() // d_model * width
+    given = 0 if whole.entered is None else whole.entered.numel() // d_model
+    has_ends = experts.left is not None and experts.left.numel() == n_tokens * width and n_tokens == given
     return ExpertsBridge(
         experts.path.removeprefix(f"{whole.path}."),
         is_transposed=is_transposed,
@@ -125,19 +124,16 @@ def _output(experts: Visit, value: Tensor) -> Tensor:
     return left
 
 
-class _changed:
+@contextlib.contextmanager
+def _changed(weight: Tensor, axis: int) -> Iterator[None]:
     """While the context is open, one channel of a weight's axis is another."""
-
-    def __init__(self, weight: Tensor, axis: int) -> None:
-        self.weight, self.axis = weight.data, axis
-
-    def __enter__(self) -> None:
-        self.before = self.weight.clone()
-        channel = self.weight.select(self.axis, CHANNEL)
-        channel.copy_(channel * 1.5 + 0.1)
-
-    def __exit__(self, *_: object) -> None:
-        self.weight.copy_(self.before)
+    own, before = weight.detach(), weight.detach().clone()
+    channel = own.select(axis, CHANNEL)
+    channel.copy_(channel * 1.5 + 0.1)
+    try:
+        yield
+    finally:
+        own.copy_(before)
 
 
 def has_identities(experts: Visit, n_chosen_from: int) -> bool | None:

@@ -19,7 +19,7 @@ class Gate:
         map: The call of the linear map that it comes from.
         activation: The function that makes it of the map's output.
         is_of_head: Whether it is one number for each head.
-        is_in_queries: Whether it is the second half of each head's channels in the query map's output.
+        is_in_queries: Whether it is the last of each head's channels in the query map's output.
     """
 
     map: Visit
@@ -36,12 +36,13 @@ def find_gate(inside: Sequence[Visit], gated: Tensor, attended: Attended, rows: 
         left = None if call.left is None or not linear_kind(call) else as_tokens(call.left, rows, positions)
         if left is None:
             continue
-        ways = {heads * width: (False, False), heads: (True, False), 2 * heads * width: (False, True)}
-        if left.shape[-1] not in ways:
+        if left.shape[-1] % heads:
             continue
-        is_of_head, is_in_queries = ways[left.shape[-1]]
         by_head = left.unflatten(-1, (heads, -1))
-        before = by_head[..., width:] if is_in_queries else by_head
+        is_of_head, is_in_queries = by_head.shape[-1] == 1, by_head.shape[-1] > width
+        if not is_of_head and by_head.shape[-1] < width:
+            continue
+        before = by_head if is_of_head else by_head[..., -width:]
         for activation in get_args(GateActivation):
             number = GateConversion(heads, activation).activate(before)
             if same((z * number).flatten(2), gated):

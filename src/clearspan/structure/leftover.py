@@ -4,7 +4,14 @@ from collections.abc import Container, Iterator, Sequence
 
 from torch import nn
 
-from clearspan.components import GeneralAttentionBridge, GeneralizedComponent, MixerBridge, RemainderBridge
+from clearspan.components import (
+    EmbeddingBridge,
+    GeneralAttentionBridge,
+    GeneralizedComponent,
+    LateBiasLinearBridge,
+    MixerBridge,
+    RemainderBridge,
+)
 from clearspan.structure.algebra import same
 from clearspan.structure.trace import Visit
 
@@ -34,6 +41,12 @@ def account_for_all(
             own = module.get_submodule(name)
             claimed |= {f"{name}.{key}" for key in (*own._parameters, *own._buffers)}
     claimed |= {f"{name}.sinks".lstrip(".") for name, part in owners.items() if _has_sinks(part)}
+    claimed |= {f"{name}.weight" for name, part in owners.items() if isinstance(part, EmbeddingBridge)}
+    claimed |= {
+        f"{key.rpartition('.')[0]}.{part.late_bias}".lstrip(".")
+        for key, part in owners.items()
+        if isinstance(part, LateBiasLinearBridge)
+    }
     tied = {id(own) for name in claimed for own in _tensors(module, name)}
     for name in _unclaimed(module, "", claimed):
         if name in irrelevant or id(_thing(module, name)) in tied or name.endswith("inv_freq"):

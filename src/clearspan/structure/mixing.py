@@ -22,19 +22,24 @@ class MixedError(MissingStructureError):
         self.whole = whole
 
 
-def mixes_positions(whole: Visit, rows: int, positions: int) -> bool:
+def mixes_positions(whole: Visit, rows: int, positions: int, *, turns: bool = False) -> bool:
     """Whether a module's output at later positions changes with its input at the first.
 
     Args:
         whole: The module's call.
         rows: Rows of the batch.
         positions: Positions of a row.
+        turns: Whether positions are the first axis of its tensors, and rows the second.
     """
     entered = whole.entered
     if entered is None or not entered.is_floating_point():
         return False
     change = _at_first(rows, positions)
-    return _is_mixed(*(_left(whole, value) for value in (entered, change(entered))), rows, positions)
+    changed = change(entered.transpose(0, 1)).transpose(0, 1) if turns else change(entered)
+    before, after = (_left(whole, value) for value in (entered, changed))
+    if turns and before is not None and after is not None:
+        before, after = before.transpose(0, 1), after.transpose(0, 1)
+    return _is_mixed(before, after, rows, positions)
 
 
 def mixes_between(whole: Visit, inward: Sequence[Visit], outward: Visit, rows: int, positions: int) -> bool:

@@ -54,7 +54,7 @@ def _mixture(
     holds = experts_template(whole, experts, whole.entered.shape[-1])
     if holds is None:
         raise MissingStructureError(f"which weights of {experts.path} read, and which add")
-    chooser, router = _router(whole, inside, experts)
+    chooser, router = find_router(whole, inside, experts)
     identities = has_identities(experts, _count(chooser, router))
     if identities is None:
         raise MissingStructureError(f"what experts without weights of {experts.path} give")
@@ -122,9 +122,8 @@ def _sum(
         seen = next(one for one in inside if one.path == f"{whole.path}.{shared.name}")
         gate = parts.get("shared_gate")
         gates = [] if gate is None else [one for one in inside if one.path == f"{whole.path}.{gate.name}"]
-        number = (
-            gates[0].left.sigmoid().reshape(*whole.left.shape[:-1], 1) if gates and gates[0].left is not None else 1
-        )
+        number = torch.ones(()) if not gates or gates[0].left is None else gates[0].left.sigmoid()
+        number = number.reshape(*whole.left.shape[:-1], 1) if number.ndim else number
         assert seen.left is not None, "found by its output"
         terms.append(seen.left.reshape(whole.left.shape) * number)
     norms = [one for one in inside if norm_kind(one) and same(one.left, whole.left)]
@@ -138,8 +137,13 @@ def _sum(
 # --- the router ------------------------------------------------------------------------------------------------------
 
 
-def _router(whole: Visit, inside: Sequence[Visit], experts: Visit) -> tuple[Visit, RouterBridge]:
+def find_router(whole: Visit, inside: Sequence[Visit], experts: Visit) -> tuple[Visit, RouterBridge]:
     """Returns what chooses experts, a module with a map to a logit for each of them: its call and its template.
+
+    Args:
+        whole: The call of the module that the template's name is relative to.
+        inside: Calls in it.
+        experts: The call of the experts.
 
     Raises:
         MissingStructureError: There is none.

@@ -1,10 +1,12 @@
 """The parts of plain and gated MLPs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
+from clearspan.architectures.parts import BranchOptions
 from clearspan.components import (
     ActivationBridge,
     GatedMLPBridge,
@@ -154,7 +156,7 @@ def mlp_template(block: Visit, maps: Maps, inside: Sequence[Visit]) -> MLPBridge
     def part(visit: Visit) -> GeneralizedComponent:
         return linear_template(visit, visit.path.removeprefix(f"{around}."), layout)
 
-    kind, keys, options = _kind(maps)
+    make, keys = _kind(maps)
     parts: dict[str, GeneralizedComponent] = {
         **{key: part(one) for key, one in zip(keys, maps.inward, strict=True)},
         "out": part(maps.outward),
@@ -166,38 +168,46 @@ def mlp_template(block: Visit, maps: Maps, inside: Sequence[Visit]) -> MLPBridge
         act = next((one for one in inside if same(one.entered, maps.inward[0].left) and not linear_kind(one)), None)
         if act is not None and act.order < maps.outward.order:
             parts["act"] = ActivationBridge(name=act.path.removeprefix(f"{around}."), layout=layout)
-    layout = layout_of(maps.whole.entered) if name else Layout.TOKENS
-    template = kind(name=name, submodules=parts, layout=layout, **options)
+    ends = layout_of(maps.whole.entered) if name else Layout.TOKENS
+    template = make(name=name, submodules=parts, layout=ends)
     template.output_is_overwritten = maps.has_module and maps.whole.is_overwritten
     parts["out"].output_is_overwritten = maps.outward.is_overwritten
     return template
 
 
-def _kind(maps: Maps) -> tuple[type[MLPBridge], list[str], dict[str, object]]:
-    """Returns the kind of an MLP, what its inward maps are called, and what its linear branch is like."""
+def _kind(maps: Maps) -> tuple[Callable[..., MLPBridge], list[str]]:
+    """Returns what makes an MLP's template, and what its inward maps are called."""
     if len(maps.inward) == 2:
         branches = [_branch(maps, one) for one in maps.inward]
         linear = [index for index, one in enumerate(branches) if one is not None]
         if len(linear) != 1:
             raise MissingStructureError(f"which map of {maps.whole.path} is the gate")
-        return GatedMLPBridge, ["in", "gate"] if linear == [0] else ["gate", "in"], branches[linear[0]] or {}
+        keys = ["in", "gate"] if linear == [0] else ["gate", "in"]
+        return partial(GatedMLPBridge, **(branches[linear[0]] or {})), keys
     (only,) = maps.inward
     width = _kind_inputs(maps.outward)
-    if only.left is not None and only.left.shape[-1] == 2 * width:
-        branches = [_branch(maps, only, slice(start, start + width)) for start in (0, width)]
-        linear = [index for index, one in enumerate(branches) if one is not None]
-        if len(linear) != 1:
-            raise MissingStructureError(f"which half of {only.path} is the gate")
-        first = {"gate_is_second": True} if linear == [0] else {}
-        return JointGateMLPBridge, ["gate_up"], {**(branches[linear[0]] or {}), **first}
-    return MLPBridge, ["in"], {}
+    if not _is_all(maps, only):
+        raise MissingStructureError(f"{only.path} gives a part alone of what {maps.outward.path} is given")
+    if only.left is None or only.left.shape[-1] != 2 * width:
+        return MLPBridge, ["in"]
+    branches = [_branch(maps, only, slice(start, start + width)) for start in (0, width)]
+    linear = [index for index, one in enumerate(branches) if one is not None]
+    if len(linear) != 1:
+        raise MissingStructureError(f"which half of {only.path} is the gate")
+    return partial(JointGateMLPBridge, **(branches[linear[0]] or {}), gate_is_second=linear == [0]), ["gate_up"]
+
+
+def _is_all(maps: Maps, only: Visit) -> bool:
+    """Whether the output map's input is the same for all tokens when a map's output is: nothing else makes it."""
+    hidden = _hidden(maps, only, slice(None), 0.0).flatten(0, -2)
+    return same(hidden, hidden[:1].expand_as(hidden).clone())
 
 
 NEAR, FAR = 0.5, 1000.0
 """Values of a linear branch: under any limit that a model sets, and far over it."""
 
 
-def _branch(maps: Maps, one: Visit, channels: slice = slice(None)) -> dict[str, float] | None:
+def _branch(maps: Maps, one: Visit, channels: slice = slice(None)) -> BranchOptions | None:
     """Returns what a map's output is like as a linear branch; None where the hidden layer is not linear in it.
 
     Args:
@@ -216,8 +226,12 @@ def _branch(maps: Maps, one: Visit, channels: slice = slice(None)) -> dict[str, 
     limits = [rounded(most - offset), rounded(offset - least)]
     if limits[0] != limits[1]:
         return None
-    found = {} if limits[0] > FAR / 2 else {"linear_limit": limits[0]}
-    return {**found, **({"linear_offset": offset} if offset else {})}
+    found: BranchOptions = {}
+    if limits[0] < FAR / 2:
+        found["linear_limit"] = limits[0]
+    if offset:
+        found["linear_offset"] = offset
+    return found
 
 
 def _hidden(maps: Maps, one: Visit, channels: slice, value: float) -> Tensor:

@@ -12,7 +12,7 @@ from clearspan.structure.trace import Visit
 
 
 def find_per_layer_input(block: Visit, inside: Sequence[Visit], out: Visit) -> tuple[PerLayerInputBridge, Visit] | None:
-    """Returns the template of the maps around a layer's own input, and the call that reads the stream; None if none are.
+    """Returns the template of the maps around a layer's own input, and the call that reads the stream, or None.
 
     What the output map reads is then the product of an activation function's output and of an argument of the block.
 

@@ -1,6 +1,6 @@
 """Whether a model numbers positions by itself: by the padding mask, or by counting token ids."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from clearspan.hf.torch_hooks import after
 from clearspan.structure.frame import Blocks
 from clearspan.structure.inward import Inward
 from clearspan.structure.tokens import n_tokens
-from clearspan.structure.trace import traced
+from clearspan.structure.trace import Trace, traced
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel
@@ -56,20 +56,52 @@ def has_table(model: "PreTrainedModel", blocks: Blocks, inward: Inward) -> bool:
     if inward.table is not None or length is None or length > MOST:
         return False
 
+    try:
+        _run_to_blocks(model, blocks, input_ids=torch.full((1, length + 1), 3))
+    except (IndexError, RuntimeError, ValueError):
+        return True
+    return False
+
+
+def takes_embeddings(model: "PreTrainedModel", blocks: Blocks, trace: Trace) -> bool:
+    """Returns whether a model's forward takes embeddings in place of token ids."""
+    table = model.get_input_embeddings()
+    given = next((visit.left for visit in trace.visits if visit.module is table), None)
+    if given is None:
+        return True  # what its embedding gives is not known
+    try:
+        _run_to_blocks(model, blocks, inputs_embeds=given)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return False
+    return True
+
+
+def generates_on(model: "PreTrainedModel", ids: Tensor) -> bool:
+    """Returns whether `generate` would run a model on just these tokens, as far as it tells."""
+    if not model.can_generate():
+        return True
+    generating = cast("Any", model)
+    try:
+        given = generating.prepare_inputs_for_generation(ids, use_cache=False).get("input_ids", ids)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return True
+    return given is None or given.shape == ids.shape
+
+
+def _run_to_blocks(model: "PreTrainedModel", blocks: Blocks, **given: Tensor) -> None:
+    """Runs a model until its first block is passed."""
+
     def reached(*_: object) -> None:
         raise _ReachedError
 
     handle = after(blocks.visits[0].module, reached)
     try:
         with torch.no_grad():
-            model(input_ids=torch.full((1, length + 1), 3), use_cache=False)
+            model(**given, use_cache=False)
     except _ReachedError:
-        return False
-    except (IndexError, RuntimeError, ValueError):
-        return True
+        pass
     finally:
         handle.remove()
-    return False
 
 
 def _rows(model: "PreTrainedModel", path: str, ids: Tensor, mask: Tensor | None = None) -> Tensor:

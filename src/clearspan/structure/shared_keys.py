@@ -1,21 +1,14 @@
-"""Keys and values that are not one map each: those of an earlier layer, or values that are keys through another norm."""
+"""Keys and values that are not one map each: those of an earlier layer, or values that are keys through a norm."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clearspan.components import GeneralizedComponent, SharedKeysAttentionBridge
 from clearspan.structure.algebra import norm_kind, same
 from clearspan.structure.finding import MissingStructureError
+from clearspan.structure.projected import Projected
 from clearspan.structure.trace import Attended, Trace, Visit, fresh_arguments, traced
-
-if TYPE_CHECKING:
-    from clearspan.structure.attention import Attention
-    from clearspan.structure.projected import Projected
 
 
 @dataclass(frozen=True)
@@ -48,30 +41,6 @@ def find_source(trace: Trace, block: Visit, attended: Attended) -> Source | None
 def _equal(one: Attended, other: Attended) -> bool:
     pairs = ((one.key, other.key), (one.value, other.value))
     return all(first.shape == second.shape and torch.equal(first, second) for first, second in pairs)
-
-
-def sharing_template(
-    name: str, parts: Mapping[str, GeneralizedComponent], options: Mapping[str, Any], found: Attention
-) -> SharedKeysAttentionBridge:
-    """Returns the template of attention that uses an earlier layer's keys and values.
-
-    Args:
-        name: Its path in the block.
-        parts: Its parts.
-        options: What it has as all attention does.
-        found: What was found of it.
-    """
-    assert found.source is not None, "found so"
-    q, v = found.query, found.value
-    return SharedKeysAttentionBridge(
-        name,
-        submodules=parts,
-        **options,
-        source=found.source,
-        kv_heads=found.key.n_heads,
-        d_head=q.d_head,
-        d_head_v=None if v.d_head == q.d_head else v.d_head,
-    )
 
 
 def values_are_keys(key: Projected, value: Projected) -> bool:

@@ -1,12 +1,13 @@
 """A derived structure as the text of a Python module with an adapter, as one would write it by hand."""
 
+import fnmatch
 import re
 import textwrap
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from clearspan.architectures import AdapterSource, check_source, parts
+from clearspan.architectures import AdapterSource, ArchitectureAdapter, check_source, parts
 from clearspan.components import (
     BlockBridge,
     EmbeddingBridge,
@@ -164,14 +165,24 @@ def _body(
         yield "config_values: Mapping[str, object]", values
     if structure.numbers_positions:
         yield "makes_positions_from_mask", True
+    for name in ("whole_forwards", "no_generation"):
+        if vars(structure)[name] is not None:
+            yield name, vars(structure)[name]
     irrelevant = dict(_irrelevant(structure))
     if irrelevant:
+        usual, buffers = ArchitectureAdapter.irrelevant, [name for name, _ in model.named_buffers()]
+        irrelevant |= {one: reason for one, reason in usual.items() if fnmatch.filter(buffers, one)}
         yield "irrelevant: Mapping[str, str]", {**irrelevant}
 
 
 def _irrelevant(structure: Structure) -> Iterator[tuple[str, str]]:
     """Yields patterns of what no part accounts for, for any number of layers."""
-    shown = [part.name for part in walk(structure.parts["blocks"]) if isinstance(part, WeightsBridge)]
+    whole = list(walk(structure.parts["blocks"]))
+    shown = [part.name for part in whole if isinstance(part, WeightsBridge)]
+    lists = {part.name for part in whole if isinstance(part, BlockBridge)}
     for pattern, reason in structure.irrelevant.items():
-        if pattern.removesuffix(".*").rpartition(".")[2] not in shown:
+        path = pattern.removesuffix(".*")
+        if path.rpartition(".")[0] in lists:
+            yield pattern, reason  # a block that a text passes by, and no other
+        elif path.rpartition(".")[2] not in shown:
             yield re.sub(r"\.\d+\.", ".*.", pattern), reason

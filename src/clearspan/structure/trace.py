@@ -35,6 +35,8 @@ class Visit:
         returned: What kind of thing it returned: a tensor, a tuple, a list.
         n_returned: How many things it returned.
         is_overwritten: Whether its output was written into after it.
+        entered_at: Where the storage of its first tensor began; 0 without one.
+        left_at: Where that of its output began.
         outputs: All that it returned, where that is a tuple or a list.
         given: Its output itself, until the forward is over.
         known: What was found of the call, by the function that found it.
@@ -51,6 +53,8 @@ class Visit:
     returned: type = Tensor
     n_returned: int = 1
     is_overwritten: bool = False
+    entered_at: int = 0
+    left_at: int = 0
     outputs: tuple[Any, ...] = field(default=(), repr=False)
     given: Tensor | None = field(default=None, repr=False)
     known: dict[object, object] = field(default_factory=dict, repr=False)
@@ -84,6 +88,7 @@ class Attended:
         result: `[batch, pos, head, d_head]`, what attention makes of the values.
         uses_interface: Whether transformers' attention interface is called.
         joins_heads: Whether rows and heads share an axis in the product.
+        joins_operands: Whether they share one in queries and keys alone.
         scores: The softmax's input `[batch, head, pos, pos]`, or what torch's kernel adds to products, where either was
             seen.
         call: The call of transformers' attention interface, if it was one.
@@ -97,6 +102,7 @@ class Attended:
     result: Tensor
     uses_interface: bool
     joins_heads: bool = False
+    joins_operands: bool = False
     scores: Tensor | None = None
     call: AttentionCall | None = field(default=None, repr=False)
 
@@ -110,12 +116,16 @@ class Trace:
         attended: All products of queries and keys.
         output: What the forward returned.
         during: The call that is looked at alone, or None for the whole forward.
+        hides_heads: Why attention's heads are not looked for; empty where they are.
+        turns: Whether positions come before rows in blocks' tensors.
     """
 
     visits: list[Visit] = field(default_factory=list)
     attended: list[Attended] = field(default_factory=list)
     output: Any = None
     during: Visit | None = None
+    hides_heads: str = ""
+    turns: bool = False
 
     def at(self, path: str) -> list[Visit]:
         """Returns the calls of the module at a path."""
@@ -124,7 +134,7 @@ class Trace:
     def of(self, visit: Visit) -> "Trace":
         """Returns the trace of one call alone, of a module that is called several times."""
         attended = [one for one in self.attended if visit.order <= one.order < visit.end]
-        return Trace(self.visits, attended, self.output, visit)
+        return Trace(self.visits, attended, self.output, visit, self.hides_heads, self.turns)
 
     def _has(self, order: int) -> bool:
         return self.during is None or self.during.order <= order < self.during.end
@@ -219,6 +229,7 @@ class _Tracer(TorchFunctionMode):
             given = first_tensor(kwargs)
         entered = None if given is None else given.detach().clone()
         visit = Visit(self._paths[module], module, len(self.trace.visits), args, kwargs, entered)
+        visit.entered_at = 0 if given is None else given.data_ptr()
         self.trace.visits.append(visit)
         self._stack.append(visit)
 
@@ -236,7 +247,7 @@ class _Tracer(TorchFunctionMode):
             result = change(result)
             output = result if isinstance(output, Tensor) else type(output)((result, *output[1:]))
         visit.left, visit.given = result.detach().clone(), result
-        self.versions[id(visit)] = result._version
+        self.versions[id(visit)], visit.left_at = result._version, result.data_ptr()
         return None if change is None else output
 
     def _attend(self, call: Call) -> Any:
@@ -289,11 +300,14 @@ class _Tracer(TorchFunctionMode):
         is_joined: bool = False,
     ) -> None:
         rows = 0 if visit.entered is None else len(visit.entered)
+        joins_operands = query.ndim == 3 and not is_joined
         given = (query, key, value, result)
         query, key, value, result = (_by_head(one.detach().clone(), rows) for one in given)
         if min(one.ndim for one in (query, key, value, result)) < 4:
             return
-        found = Attended(visit.path, visit.order, query, key, value, result.transpose(1, 2), False, is_joined)
+        found = Attended(
+            visit.path, visit.order, query, key, value, result.transpose(1, 2), False, is_joined, joins_operands
+        )
         found.scores = None if scores is None else _by_head(scores.detach().clone(), rows)
         self.trace.attended.append(found)
 

@@ -1,10 +1,11 @@
 """How attention uses queries and keys, found by looking at the product itself, against what the adapter says."""
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearspan._run import runs
 from clearspan.cache import ActivationCache
@@ -14,7 +15,7 @@ from clearspan.components import (
     PosEmbedBridge,
     SharedKeysAttentionBridge,
 )
-from clearspan.hf.attention import Call
+from clearspan.hf.attention import Call, Observer
 from clearspan.hf.observers import observed
 from clearspan.hf.tensors import as_tokens
 from clearspan.points import Layout, Side
@@ -71,10 +72,10 @@ def attention(trial: Trial) -> Iterator[Check]:
     rows = len(trial.tokens)
     seen = {part.path: Seen({side: part.inside(side).layout for side in _WATCHED}, rows) for part in attentions}
     norms = ("q_norm.hook_in", "k_norm.hook_in", "q_norm.hook_out", "k_norm.hook_out")
-    ends = ("hook_q", "hook_k", *norms, "kv_a.hook_out")
+    ends = ("hook_q", "hook_k", *norms, "kv_a.hook_out", "k_rope_norm.hook_out")
     wanted = {f"{part.path}.{end}" for part in attentions for end in ends}
     names = [name for name in model.hook_dict if name in wanted and trial.is_readable(model.hook_dict[name].name)]
-    with observed({part.core_module: seen[part.path].observe for part in attentions}):
+    with observed(_observers(attentions, seen)):
         _, cache = runs.run_with_cache(model, trial.tokens, names)
     biased = []
     for part in attentions:
@@ -83,6 +84,24 @@ def attention(trial: Trial) -> Iterator[Check]:
         if not part.has_rotary:
             biased += [_bias(cache, part, found)]
     yield from guarded("attention", "positions", _of_positions(trial, biased))
+
+
+def _observers(attentions: Sequence[GeneralAttentionBridge], seen: Mapping[str, Seen]) -> dict[nn.Module, Observer]:
+    """Returns what observes each module that attends in the next forward, in all of its calls."""
+    calls: dict[nn.Module, dict[int, Observer]] = {}
+    for part in attentions:
+        calls.setdefault(part.core_module, {})[part.call or 0] = seen[part.path].observe
+    return {module: _in_turn(there) for module, there in calls.items()}
+
+
+def _in_turn(observers: Mapping[int, Observer]) -> Observer:
+    """Returns an observer that hands each call on to the one who observes it."""
+    numbers = itertools.count()
+
+    def observe(call: Call) -> object:
+        return observers.get(next(numbers), type(call).run)(call)
+
+    return observe
 
 
 def _of_layer(
@@ -179,7 +198,9 @@ def _rotation(attention: GeneralAttentionBridge, what: str, *, turns: bool, is_t
 
 def _latent_rotation(cache: ActivationCache, attention: LatentAttentionBridge, used: Tensor) -> Check:
     """Returns the check of the keys' rotated channels, which all heads share, and which may change places."""
-    raw = cache[f"{attention.path}.kv_a.hook_out"][..., -attention.d_head_rope :]
+    is_normed = "k_rope_norm" in attention.submodules
+    raw = cache[f"{attention.path}.{'k_rope_norm' if is_normed else 'kv_a'}.hook_out"]
+    raw = raw.flatten(2)[..., -attention.d_head_rope :]
     shown = used[:, 0, :, attention.d_head_nope :]
     is_turned = relative(shown.sort(-1).values, raw.sort(-1).values) > 10 * NOISE
     return _rotation(attention, "keys", turns=attention.has_rotary, is_turned=is_turned)

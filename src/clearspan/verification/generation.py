@@ -31,7 +31,7 @@ def generation(trial: Trial) -> Iterator[Check]:
     def note(value: Tensor, hook: HookPoint) -> None:
         seen.append((int(hook.position), hook.step, value.shape[1]))
 
-    last = model.blocks[-1].stream_after
+    last = model.blocks[-1].leaves
     given = running.prepare(model, prompt, None, "left", None, None, _GREEDY)
     made, cache = running.generate_with_cache(model, given, [(last, note)], lambda name: _is_kept(trial, name))
     width = prompt.shape[1]

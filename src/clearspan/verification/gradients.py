@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from clearspan._run import runs
+from clearspan.errors import PointNotReachedError
 from clearspan.modes import with_gradients
 from clearspan.points import HookPoint
 from clearspan.verification.report import Check
@@ -29,8 +30,8 @@ POINTS = (
 """Points that are tried, in one layer of each kind."""
 STEP = 2e-3
 """Size of a write over that of the value."""
-SIZES = {torch.float32: (1.0, 0.1), torch.float64: (0.1, 0.01, 0.001)}
-"""Steps that are tried: small ones where a large one chooses other experts, or is no longer small."""
+SIZES = {torch.float32: (1.0, 0.1, 0.01), torch.float64: (0.1, 0.01, 0.001)}
+"""Steps that are tried: small ones where a large one chooses other experts or keys, or is no longer small."""
 TOLERANCE = 2e-2
 """Relative error allowed. Measured at most 3e-3 in float32; a branch that is missed makes 0.1 and more."""
 FAINT = 1e-3
@@ -57,7 +58,12 @@ def gradients(trial: Trial) -> Iterator[Check]:
         return (logits[:, -1] @ ahead).sum() / plain.abs().max()
 
     names = [point.name for point in points]
-    _, cache = with_gradients(True, functools.partial(runs.run_with_cache, model, row, names, incl_bwd=score))
+    backward = functools.partial(runs.run_with_cache, model, row, incl_bwd=score)
+    try:
+        _, cache = with_gradients(True, functools.partial(backward, names))
+    except PointNotReachedError:
+        names = _after_the_last_without(trial, row, names)
+        _, cache = with_gradients(True, functools.partial(backward, names))
     steps = {name: _step(cache[name], cache[f"{name}_grad"]) for name in names}
     sizes = SIZES[model.hf_model.dtype]
     after, chosen = _written(trial, row, steps, sizes)
@@ -87,6 +93,25 @@ def _why_not(trial: Trial) -> str | None:
     if any(parameter.is_meta or not parameter.is_floating_point() for parameter in trial.model.parameters()):
         return "weights are offloaded or quantised"
     return None
+
+
+def _after_the_last_without(trial: Trial, row: Tensor, names: Sequence[str]) -> list[str]:
+    """Returns the points of the layers after the last one that the model's own forward computes without gradients.
+
+    Those before have a gradient that leaves out what passes through that layer.
+    """
+    depth = {name: -1 if (layer := layer_of(trial.model.hook_dict[name])) is None else layer for name in names}
+    without: list[int] = []
+
+    def note(_: Tensor, hook: HookPoint) -> None:
+        if not torch.is_grad_enabled():
+            without.append(depth[hook.name])
+
+    hooks = [(name, note) for name in names]
+    with_gradients(True, functools.partial(runs.run_with_hooks, trial.model, row, fwd_hooks=hooks))
+    last = max(without, default=-1)
+    trial.skip(f"gradients up to layer {last}: the model's own forward computes it without gradients")
+    return [name for name in names if depth[name] > last]
 
 
 def _step(value: Tensor, gradient: Tensor) -> Tensor:

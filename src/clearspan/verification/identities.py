@@ -5,6 +5,7 @@ everything that is computed of it.
 """
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,19 +13,25 @@ from torch.nn.functional import linear
 
 from clearspan.components import (
     BlockBridge,
+    GatedNormBridge,
     GeneralAttentionBridge,
     GeneralizedComponent,
+    InnerNormBridge,
     LinearBridge,
     MixerBridge,
     MLPBridge,
     MultiStreamBlockBridge,
     NormalizationBridge,
     OpaqueAttentionBridge,
+    StreamMapsBridge,
+    StreamsBridge,
 )
 from clearspan.model import Model
 from clearspan.verification.statement import Statement, Values
 from clearspan.verification.weights import of_weights
 from clearspan.weights.processing import final_norm, has_head, readout
+
+Part = TypeVar("Part", bound=GeneralizedComponent)
 
 
 def statements(model: Model) -> Iterator[Statement]:
@@ -35,9 +42,9 @@ def statements(model: Model) -> Iterator[Statement]:
         if block.seam:
             pass  # what enters is something else
         elif not layer:
-            yield from _embedded(embedded, block)
+            yield from _embedded(embedded, model)
         else:
-            yield _sum((model.blocks[layer - 1].stream_after,), block.stream_before(0))
+            yield _sum((model.blocks[layer - 1].leaves,), block.enters)
         for identity in block.identities():
             yield Statement(str(identity), identity.terms, identity.total, identity.added)
         for part in block.walk():
@@ -54,12 +61,18 @@ def statements(model: Model) -> Iterator[Statement]:
     yield _logits(model)
 
 
-def _embedded(terms: tuple[str, ...], block: BlockBridge) -> Iterator[Statement]:
+def _embedded(terms: tuple[str, ...], model: Model) -> Iterator[Statement]:
     """Yields that the embeddings are what enters the first block: the stream, or each of several."""
+    block = model.blocks[0]
     if not isinstance(block, MultiStreamBlockBridge):
-        yield _sum(terms, block.stream_before(0))
+        yield _sum(terms, block.enters)
         return
-    total, n_streams = block.stream_before(0), block.streams.n_streams
+    expand = _part(model, StreamMapsBridge, "expand")
+    if expand is not None:
+        text = f"hook_embed through {expand.path}, as large as it was, == {block.enters}"
+        yield Statement(text, ("hook_embed",), block.enters, lambda values: expand.expanded(values["hook_embed"]))
+        return
+    total, n_streams = block.enters, block.streams.n_streams
 
     def copied(values: Values) -> Tensor:
         first, *others = (values[name] for name in terms)
@@ -69,12 +82,25 @@ def _embedded(terms: tuple[str, ...], block: BlockBridge) -> Iterator[Statement]
 
 
 def _collapsed(model: Model) -> Iterator[Statement]:
-    """Yields that the streams that leave the last block are collapsed to what the final norm, or the unembedding, reads."""
-    last, part = model.blocks[-1], next((one for one in model.components if one.path == "collapse"), None)
-    if isinstance(last, MultiStreamBlockBridge) and part is not None:
-        reader = "ln_final" if "ln_final.hook_in" in model.hook_dict else "unembed"
-        yield _sum((last.stream_after,), "collapse.hook_in")
-        yield _sum(("collapse.hook_out",), f"{reader}.hook_in")
+    """Yields that the streams that leave the last block are collapsed to what the final norm reads."""
+    maps, last = _part(model, StreamMapsBridge, "collapse"), model.blocks[-1].leaves
+    if maps is not None:
+        text = f"mean of the streams of {last}, through {maps.path}, == ln_final.hook_in"
+        yield Statement(text, (last,), "ln_final.hook_in", lambda values: maps.collapsed(values[last]))
+    if _collapse(model) is not None:
+        yield _sum((model.blocks[-1].leaves,), "collapse.hook_in")
+        if final_norm(model) is not None:
+            yield _sum(("collapse.hook_out",), "ln_final.hook_in")
+
+
+def _collapse(model: Model) -> StreamsBridge | None:
+    """Returns the part that makes one vector of the last streams, if there is one."""
+    return _part(model, StreamsBridge, "collapse")
+
+
+def _part(model: Model, kind: type[Part], name: str) -> Part | None:
+    """Returns the part of a kind outside the blocks that has a name, if there is one."""
+    return next((part for part in model.components if isinstance(part, kind) and part.path == name), None)
 
 
 def _sum(terms: tuple[str, ...], total: str) -> Statement:
@@ -96,11 +122,18 @@ def _of_component(part: GeneralizedComponent, block: BlockBridge) -> Iterator[St
             yield from _of_mixer(part)
         case OpaqueAttentionBridge(keys_are_positions=True):
             yield _softmax(part.path, has_sinks=part.has_sinks)
-        case GeneralAttentionBridge() if part in block.attentions:
+        case GeneralAttentionBridge() if part in (*block.attentions, *block.feeders):
             yield from _of_attention(part)
 
 
 def _of_norm(norm: NormalizationBridge) -> Iterator[Statement]:
+    if isinstance(norm, InnerNormBridge):
+        return
+    out = f"{norm.path}.norm.hook_out" if isinstance(norm, GatedNormBridge) else f"{norm.path}.hook_out"
+    if isinstance(norm, GatedNormBridge):
+        gate, gated = f"{norm.path}.gate.hook_out", f"{norm.path}.hook_out"
+        text = f"{out} * sigmoid({gate}) == {gated}"
+        yield Statement(text, (out, gate), gated, lambda values: norm.gated(values[out], values[gate]))
     source, scale, normalized = (f"{norm.path}.{name}" for name in ("hook_in", "hook_scale", "hook_normalized"))
 
     def centred(values: Values) -> Tensor:
@@ -115,9 +148,9 @@ def _of_norm(norm: NormalizationBridge) -> Iterator[Statement]:
         centred,
     )
     yield Statement(
-        f"{normalized} with weight and bias == {norm.path}.hook_out",
+        f"{normalized} with weight and bias == {out}",
         (normalized,),
-        f"{norm.path}.hook_out",
+        out,
         lambda values: norm.affine(values[normalized]),
     )
 
@@ -222,7 +255,8 @@ def _of_attention(attention: GeneralAttentionBridge) -> Iterator[Statement]:
 def _read_out(model: Model) -> Statement:
     """Returns that nothing but linear maps and a factor lies between the last norm, or stream, and the unembedding."""
     norm, (*maps, unembed) = final_norm(model), readout(model)
-    start = f"blocks.{len(model.blocks) - 1}.hook_resid_post" if norm is None else f"{norm.path}.hook_out"
+    last = model.blocks[-1].leaves if _collapse(model) is None else "collapse.hook_out"
+    start = last if norm is None else f"{norm.path}.hook_out"
 
     def read(values: Values) -> Tensor:
         value = values[start]

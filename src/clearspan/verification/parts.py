@@ -81,14 +81,14 @@ def _segments(trial: Trial) -> Iterator[Check]:
         trial.skip("runs of some blocks: hooks are on the model, which may be in parts that such runs leave out")
         return
     middle = first_of(model.blocks, model.cfg.n_layers // 2)
-    stream = trial.cache[model.blocks[middle].stream_before(0)]
+    stream = trial.cache[model.blocks[middle].enters]
     if reads_tokens(model.blocks):
         trial.skip("runs from a block on: blocks have inputs of their own, which the model makes of the tokens")
     else:
         rest = runs.forward(model, stream, start_at_layer=middle)
         yield trial.compared("parts", f"logits of a run that starts at layer {middle}", rest, trial.base)
     middle = middle or model.cfg.n_layers // 2
-    stream = trial.cache[model.blocks[middle].stream_before(0)]
+    stream = trial.cache[model.blocks[middle].enters]
     told: list[object] = []
     embeds = [part for part in model.components if isinstance(part, PosEmbedBridge) and part.name is not None]
     with contextlib.ExitStack() as stack:

@@ -129,7 +129,8 @@ def _sizes(model: Model) -> Iterator[tuple[str, str]]:
     cfg = model.cfg
     shown = {block.module_path for block in model.blocks}  # a block may be called several times
     lists = dict.fromkeys(path.rpartition(".")[0] for path in sorted(shown))
-    there = sum(len(module_at(model.hf_model, path)._modules) for path in lists)
+    blocks = (f"{path}.{name}" for path in lists for name in module_at(model.hf_model, path)._modules)
+    there = sum(f"{path}.*" not in model.adapter.irrelevant for path in blocks)  # a text passes by some
     if there != len(shown):
         yield f"cfg.n_layers is {len(model.blocks)}", f"{' and '.join(lists)} has {there} blocks."
     for part in _parts(model):
@@ -190,9 +191,10 @@ def _of_attention(attention: GeneralAttentionBridge, cfg: TransformerBridgeConfi
             maps = {"q": (d_model, queries), "o": (attention.n_heads * (attention.d_head_v or d_head), d_model)}
         case _:
             maps = {}
-    for key, widths in maps.items():
+    for key, (wide, width) in maps.items():
         if key == "v" and "v_norm" in attention.submodules and "v" not in attention.submodules:
             continue  # values are the map of keys
+        widths = (attention.d_input if key not in ("o", "kv_b", "q_b") and attention.d_input else wide, width)
         linear = attention.submodules[key]
         assert isinstance(linear, LinearBridge), f"{key} is a linear map"
         yield f"{linear.path} (inputs, outputs)", widths, linear.widths
@@ -203,8 +205,10 @@ def _of_latent(attention: LatentAttentionBridge, cfg: TransformerBridgeConfig) -
     rank = attention.kv_b.widths[0]
     last = "q_b" if "q_b" in attention.submodules else "q"
     query_inputs = attention.submodules["q_a"].shape("weight")[0] if last == "q_b" else cfg.d_model
+    query_inputs *= 2 if attention.joins_query_latent else 1
+    made = attention.d_head_qk + (values if attention.gate_in_queries else 0)
     return {
-        last: (query_inputs, heads * (attention.d_head_nope + attention.d_head_rope)),
+        last: (query_inputs, heads * made),
         "kv_a": (cfg.d_model, rank + attention.d_head_rope),
         "kv_b": (rank, heads * (attention.d_head_nope + values)),
         "o": (heads * values, cfg.d_model),

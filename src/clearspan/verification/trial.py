@@ -14,7 +14,7 @@ from clearspan._cache.memory import free_bytes
 from clearspan._run import runs
 from clearspan.cache import ActivationCache
 from clearspan.components import BlockBridge
-from clearspan.errors import ClearspanError, UnreadableWeightError
+from clearspan.errors import ClearspanError, GenerationRefusedError, UnreadableWeightError, WholeForwardError
 from clearspan.model import Model
 from clearspan.points import Address, HookPoint
 from clearspan.verification.report import Check, Group
@@ -172,7 +172,8 @@ class Trial:
 def guarded(group: Group, what: str, checks: Iterable[Check]) -> Iterator[Check]:
     """Yields checks; what is raised under way becomes a check.
 
-    It is a passed one where a weight cannot be read, which the model's owner decided, and a failed one otherwise.
+    It is a passed one where a weight cannot be read, which the model's owner decided, or where a run is refused that
+    this model cannot make; and a failed one otherwise.
     """
     try:
         yield from checks
@@ -184,7 +185,7 @@ def guarded(group: Group, what: str, checks: Iterable[Check]) -> Iterator[Check]
 
 def fault(group: Group, what: str, error: Exception) -> Check:
     """Returns the check of something that raised."""
-    if isinstance(error, UnreadableWeightError):
+    if isinstance(error, GenerationRefusedError | UnreadableWeightError | WholeForwardError):
         return Check(group, f"{what}: raises by name", True, explanation=str(error))
     said = str(error) if isinstance(error, ClearspanError) else f"it raised {type(error).__name__}: {error}"
     return Check(group, what, False, explanation=f"{said}\n{UNEQUAL}")

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from clearspan.components import (
+    CutGateMLPBridge,
     EmbeddingBridge,
     GatedMLPBridge,
     GeneralAttentionBridge,
@@ -14,8 +15,10 @@ from clearspan.components import (
     HeadAttentionBridge,
     LatentAttentionBridge,
     LinearBridge,
+    MLPBesideMixtureBridge,
     MLPBridge,
     MoEBridge,
+    NormalizationBridge,
     PerLayerInputBridge,
     PosEmbedBridge,
     RouterBridge,
@@ -33,9 +36,11 @@ def of_weights(part: GeneralizedComponent) -> Iterator[Statement]:
             yield from _of_attention(part)
         case MLPBridge():
             yield from _of_mlp(part)
+        case MLPBesideMixtureBridge():
+            yield from ()  # the identities of the block say what it adds
         case MoEBridge():
             yield from _of_mixture(part)
-        case RouterBridge():
+        case RouterBridge(changes_input=False):
             yield _of_router(part)
         case EmbeddingBridge():
             yield _of_embedding(part)
@@ -100,6 +105,8 @@ def _of_mlp(mlp: MLPBridge) -> Iterator[Statement]:
         letters = {"hook_pre": ("in", "W_in", "b_in")}
     for name, (key, weight, bias) in letters.items():
         holder = mlp.submodules.get(key, mlp.submodules.get("gate_up"))
+        if name == "hook_pre" and isinstance(mlp, CutGateMLPBridge):
+            continue  # it is cut off on its way from the map
         if holder is None and isinstance(mlp, PerLayerInputBridge):
             continue  # its linear branch is no map's
         assert isinstance(holder, LinearBridge), f"{key} is a linear map"
@@ -172,14 +179,17 @@ def _of_router(router: RouterBridge) -> Statement:
 
 
 def _of_embedding(embed: EmbeddingBridge) -> Statement:
-    ids, out = f"{embed.path}.hook_in", f"{embed.path}.hook_out"
+    ids, out, norm = f"{embed.path}.hook_in", f"{embed.path}.hook_out", embed.submodules.get("norm")
 
     def looked_up(values: Values) -> Tensor:
         rows = embed.W_E[values[ids]]
+        if isinstance(norm, NormalizationBridge):
+            return norm.affine(norm.normalize(rows))
         # Gemma's module itself multiplies by a constant.
         return rows * ((rows * values[out]).sum((1, 2), True) / rows.square().sum((1, 2), True))
 
-    return Statement(f"rows of W_E at {ids}, times a constant, == {out}", (ids,), out, looked_up)
+    passed = "times a constant" if norm is None else "normed"
+    return Statement(f"rows of W_E at {ids}, {passed}, == {out}", (ids,), out, looked_up)
 
 
 def _of_positions(positions: PosEmbedBridge) -> Statement:

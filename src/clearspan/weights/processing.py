@@ -107,8 +107,8 @@ class _Processing:
             raise InexactProcessingError(
                 "a bias cannot be folded", where=type(each.module).__name__, reason="the map can have no bias"
             )
-        old = each.module._parameters.get(each.bias)
-        self._replace(each.module, each.bias, added if old is None else old.detach() + added)
+        old = each.bias_holder._parameters.get(each.bias)
+        self._replace(each.bias_holder, each.bias, added if old is None else old.detach() + added)
 
     def _write(self, attn: HeadAttentionBridge, **values: Tensor | None) -> None:
         """Writes an attention's weights by name, through views of parameters that may be written."""
@@ -156,8 +156,8 @@ class _Processing:
         writers = list(_writers(self.model))
         for each in writers:
             self._centre(each.module, each.weight, each.out_axis)
-            if each.bias is not None and each.module._parameters.get(each.bias) is not None:
-                self._centre(each.module, each.bias, -1)
+            if each.bias is not None and each.bias_holder._parameters.get(each.bias) is not None:
+                self._centre(each.bias_holder, each.bias, -1)
         return f"{len(writers)} weights centred"
 
     def center_unembed(self) -> str:
@@ -236,7 +236,7 @@ def _after_blocks(model: Processable) -> tuple[GeneralizedComponent, ...]:
 
 
 def _writers(model: Processable) -> Iterator[LinearMap]:
-    if model.embed.ends_at is None:  # otherwise a norm or a projection writes
+    if model.embed.ends_at is None and not model.embed.submodules:  # otherwise a norm or a projection writes
         yield LinearMap(model.embed.module, "weight", None, in_axis=-2, out_axis=-1)
     for part in model.components:
         if isinstance(part, PosEmbedBridge):

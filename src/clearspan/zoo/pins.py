@@ -4,10 +4,11 @@ A pinned check may fail. One that holds again is reported, so that its pin goes.
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -79,6 +80,18 @@ def counted_from_the_left(model: "PreTrainedModel") -> float:
     return _distance(seen[1], seen[0])
 
 
+def cannot_generate(model: "PreTrainedModel") -> float:
+    """Returns infinity where a model's own `generate` raises, told the token that a generation starts from; else 0."""
+    config = copy.deepcopy(model.generation_config)
+    config.decoder_start_token_id = config.bos_token_id
+    row = torch.randint(3, model.config.get_text_config().vocab_size, (1, _REAL))
+    try:
+        cast("Any", model).generate(row, generation_config=config, max_new_tokens=3, do_sample=False)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return float("inf")
+    return 0.0
+
+
 _REAL, _LENGTH = 9, 12
 
 
@@ -97,6 +110,14 @@ def _padded(model: "PreTrainedModel", place: slice) -> float:
         return min(float("inf") if one is None else _distance(one[:, place], alone) for one in found)
 
 
+def looks_ahead(model: "PreTrainedModel") -> float:
+    """Returns how far logits of tokens are from those of the same tokens with more behind them, over the largest."""
+    size = model.config.get_text_config().vocab_size
+    row = torch.randint(3, size, (1, _LENGTH), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return _distance(model(row, use_cache=False).logits[:, :_REAL], model(row[:, :_REAL], use_cache=False).logits)
+
+
 def _logits(model: "PreTrainedModel", tokens: Tensor, keywords: dict[str, Tensor]) -> Tensor | None:
     """Returns the logits of a forward, or None where the model cannot make it."""
     try:
@@ -108,6 +129,11 @@ def _logits(model: "PreTrainedModel", tokens: Tensor, keywords: dict[str, Tensor
 def _distance(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
+
+_LENGTH_MATTERS = (
+    "relative biases of its predicting streams are given to other positions, streams and heads than they were made "
+    "for, and to others for each length of the input"
+)
 
 PINS: tuple[Pin, ...] = (
     Pin(
@@ -123,13 +149,19 @@ PINS: tuple[Pin, ...] = (
             "mvp",
             "pegasus",
             "plbart",
-            "prophetnet",
             "trocr",
         ),
         "padding",
         "row of * tokens padded on the left to *",
         "positions are counted from the left end of the padded row, and its forward takes no others",
         padded_on_the_left,
+    ),
+    Pin(
+        ("musicgen", "musicgen_melody"),
+        "generation",
+        "a short generation",
+        "its own `generate` raises unless it is told how many sequences to return, and where a generation starts",
+        cannot_generate,
     ),
     Pin(
         ("roformer",),
@@ -151,6 +183,48 @@ PINS: tuple[Pin, ...] = (
         "row of * tokens padded on the left to *",
         "blocks of keys are counted from the left end of the padded row",
         padded_on_the_left,
+    ),
+    Pin(
+        ("inkling_text",),
+        "padding",
+        "row of * tokens padded on the left to *",
+        "queries are multiplied by the logarithm of how many keys there are, which counts those that are padded",
+        padded_on_the_left,
+    ),
+    Pin(
+        ("blt",),
+        "padding",
+        "row of * tokens padded on the left to *",
+        "padding is cut into patches as bytes are",
+        padded_on_the_left,
+    ),
+    Pin(
+        ("blt",),
+        "generation",
+        "a short generation",
+        "`generate` asks its config for a number of layers, which only the configs of its parts have",
+        cannot_generate,
+    ),
+    Pin(
+        ("cpmant",),
+        "padding",
+        "row of * tokens padded on the right to *",
+        "it takes tokens with the id 0 for padding, and masks as many on the left",
+        padded_on_the_right,
+    ),
+    Pin(
+        ("prophetnet",),
+        "generation",
+        "* of a generation is that of one forward",
+        _LENGTH_MATTERS,
+        looks_ahead,
+    ),
+    Pin(
+        ("prophetnet",),
+        "generation",
+        "a write to * at one step changes the logits of that step",
+        _LENGTH_MATTERS,
+        looks_ahead,
     ),
 )
 """All pins."""
