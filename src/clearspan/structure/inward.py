@@ -59,6 +59,7 @@ def find_inward(trace: Trace, blocks: Blocks, ids: Tensor, findings: Findings) -
             blocks are woven, it need not be one.
     """
     before = [visit for visit in trace.visits[: blocks.visits[0].order] if visit.left is not None]
+    before += [] if blocks.entry is None else [blocks.entry]
     embed = next((one for one in before if _is_lookup(one) and _equals(one.entered, ids)), None)
     if embed is None:
         raise MissingStructureError("no module looks the token ids up")

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
-from clearspan.components import BlockBridge, GeneralizedComponent
+from clearspan.components import BlockBridge, GeneralizedComponent, StreamBlockBridge
+from clearspan.structure.algebra import same
+from clearspan.structure.algebra import same
 from clearspan.structure.tokens import ROWS
 from clearspan.structure.trace import Trace, Visit
 
@@ -28,6 +31,20 @@ def note_needs(trace: Trace, blocks: Sequence[Visit], templates: Sequence[BlockB
                     part.reads_layer = earlier[0]
                 else:
                     part.reads_tokens = True
+        if isinstance(block, StreamBlockBridge) and layer and any(True for _ in _beside(visit)):
+            block.reads_layer = 0
+
+
+def _beside(call: Visit) -> Iterator[Tensor]:
+    """Yields what a block is given for each token besides the residual, such as the residuals of earlier layers."""
+    assert call.entered is not None, "a block reads the stream"
+    size = call.entered.shape[:2]
+    for value in (*call.args, *call.kwargs.values()):
+        is_of_tokens = isinstance(value, Tensor) and value.is_floating_point() and value.shape[:2] == size
+        if is_of_tokens and value.numel() and not same(value, call.entered):
+            yield value
+            if call is not None and layer and _reads_again(call, blocks[0].entered):
+                part.reads_tokens = True
 
 
 def _parts(block: BlockBridge, path: str) -> Iterator[tuple[GeneralizedComponent, str]]:
@@ -45,6 +62,13 @@ def _of_tokens(call: Visit) -> Iterator[Tensor]:
             rows = value.reshape(ROWS, -1) if value.numel() and value.shape[0] == ROWS else value.new_zeros(1, 1)
             if bool((rows != rows[:1]).any()):
                 yield value
+
+
+def _reads_again(call: Visit, embedded: Tensor | None) -> bool:
+    """Whether a module is given the embeddings of the tokens beside its input (Zamba)."""
+    given = (*call.args, *call.kwargs.values())
+    tensors = [one for one in given if isinstance(one, Tensor) and embedded is not None and one.shape == embedded.shape]
+    return any(torch.equal(one, embedded) for one in tensors if not same(one, call.entered))
 
 
 def _gives(visit: Visit, value: Tensor) -> bool:

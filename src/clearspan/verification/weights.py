@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from clearspan.components import (
+    CutGateMLPBridge,
     EmbeddingBridge,
     GatedMLPBridge,
     GeneralAttentionBridge,
@@ -16,8 +17,8 @@ from clearspan.components import (
     LinearBridge,
     MLPBesideMixtureBridge,
     MLPBridge,
-    NormalizationBridge,
     MoEBridge,
+    NormalizationBridge,
     PerLayerInputBridge,
     PosEmbedBridge,
     RouterBridge,
@@ -104,6 +105,8 @@ def _of_mlp(mlp: MLPBridge) -> Iterator[Statement]:
         letters = {"hook_pre": ("in", "W_in", "b_in")}
     for name, (key, weight, bias) in letters.items():
         holder = mlp.submodules.get(key, mlp.submodules.get("gate_up"))
+        if name == "hook_pre" and isinstance(mlp, CutGateMLPBridge):
+            continue  # it is cut off on its way from the map
         if holder is None and isinstance(mlp, PerLayerInputBridge):
             continue  # its linear branch is no map's
         assert isinstance(holder, LinearBridge), f"{key} is a linear map"
