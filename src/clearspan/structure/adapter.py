@@ -1,6 +1,7 @@
 """The adapter of a derived structure."""
 
 import copy
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -172,10 +173,9 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
         with turns_of(model).unseen():
             return _derived(model, partial=partial)
     except (MissingStructureError, *FAULTS) as error:
-        name = "" if isinstance(error, MissingStructureError) else f"{type(error).__name__}: "
         raise UnsupportedArchitectureError(
             f"no adapter for {type(model).__name__}, and its structure was not found",
-            reason=f"{name}{error}",
+            reason=_said(error),
             nearest=nearest(type(model).__name__, ADAPTERS),
             fix=f"{_PARTIAL if isinstance(error, MissingInBlockError) else ''}boot(model, adapter=...) with an adapter "
             "of your own: CONTRIBUTING.md shows how, step by step",
@@ -186,8 +186,16 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
 
 
 _PARTIAL = "boot(model, partial=True) for what was found; or "
-FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)
 """What a model may raise that is called in parts, or on tokens alone."""
+
+
+def _said(error: Exception) -> str:
+    """Returns what could not be found, or what a model raised when it was called in parts, and where."""
+    if isinstance(error, MissingStructureError):
+        return str(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.name}: {error}".rstrip(": ")
 
 
 def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
@@ -276,12 +284,12 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
             place_in_weave(found, trace, blocks, layer)
         else:
             found.index = blocks.index_of(layer)
-    except MissingStructureError as error:
+    except (MissingStructureError, *FAULTS) as error:
         if blocks.streams is not None:
             raise
         if not partial:
-            raise MissingInBlockError(str(error)) from error
-        found = StreamBlockBridge(path, f"the structure of the block was not found: {error}")
+            raise MissingInBlockError(_said(error)) from error
+        found = StreamBlockBridge(path, f"the structure of the block was not found: {_said(error)}")
         found.index = blocks.index_of(layer)
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
