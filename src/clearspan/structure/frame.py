@@ -21,6 +21,7 @@ class Blocks:
         path: The path of their list, or of the last one.
         visits: The call of each block.
         others: Paths of further lists, where blocks are in several.
+        is_reversible: Whether they hand on two streams, of which the visits show one.
         is_woven: Whether a block is called several times, or something else than blocks is between them.
         streams: How the streams of the residual lie, where it has several; None where it is one.
         collapsed: The call that makes one vector of the streams that leave the last block.
@@ -30,6 +31,7 @@ class Blocks:
     visits: tuple[Visit, ...]
     others: tuple[str, ...] = field(default=())
     is_woven: bool = False
+    is_reversible: bool = False
     streams: StreamsLayout | None = None
     collapsed: Visit | None = None
 
@@ -80,7 +82,7 @@ def find_blocks(model: nn.Module, trace: Trace) -> Blocks:
     lists = dict(called_lists(model, trace, is_part_enough=True))
     streams = {visit.left.ndim for calls in lists.values() for visit in calls if visit.left is not None}
     once = {path: calls for path, calls in lists.items() if len({visit.path for visit in calls}) == len(calls)}
-    found = [Blocks(path, tuple(calls)) for path, calls in once.items() if _is_chain(calls)]
+    found = [Blocks(path, tuple(calls)) for path, calls in once.items() if is_chain(calls)]
     if not found:
         axes = f"; lists of modules hand on tensors of {sorted(streams)} axes" if streams else ""
         raise MissingStructureError(f"no list of blocks hands one residual stream on{axes}")
@@ -122,7 +124,8 @@ def called_lists(model: nn.Module, trace: Trace, *, is_part_enough: bool = False
                 yield path, sorted(itertools.chain.from_iterable(calls), key=lambda visit: visit.order)
 
 
-def _is_chain(visits: Sequence[Visit]) -> bool:
+def is_chain(visits: Sequence[Visit]) -> bool:
+    """Whether calls hand one tensor on, each to the next."""
     tensors = [(visit.entered, visit.left) for visit in visits]
     if any(a is None or b is None or a.shape != b.shape or a.ndim not in (3, 4) for a, b in tensors):
         return False
