@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clearspan.components import BlockBridge, GeneralizedComponent, MixerBridge
 from clearspan.structure.finding import MissingStructureError
-from clearspan.structure.frame import Blocks, called_lists, find_blocks
+from clearspan.structure.frame import Blocks, NoModuleError, called_lists, find_blocks
 from clearspan.structure.reversible import reversible_blocks
 from clearspan.structure.trace import Trace, Visit, traced
 
@@ -33,9 +33,9 @@ def blocks_of(model: "PreTrainedModel", trace: Trace, ids: Tensor) -> Blocks:
     woven = _woven(model, trace, ids)
     try:
         plain = find_blocks(model, trace)
-    except MissingStructureError:
+    except MissingStructureError as error:
         found = reversible_blocks(model, trace) if woven is None else woven
-        if found is None:
+        if found is None or isinstance(error, NoModuleError):
             raise
         return found
     is_last = woven is None or woven.visits[-1].order <= plain.visits[-1].order

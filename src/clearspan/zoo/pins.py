@@ -185,6 +185,13 @@ PINS: tuple[Pin, ...] = (
         padded_on_the_left,
     ),
     Pin(
+        ("inkling_text",),
+        "padding",
+        "row of * tokens padded on the left to *",
+        "queries are multiplied by the logarithm of how many keys there are, which counts those that are padded",
+        padded_on_the_left,
+    ),
+    Pin(
         ("blt",),
         "padding",
         "row of * tokens padded on the left to *",
