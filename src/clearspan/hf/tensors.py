@@ -66,7 +66,8 @@ def with_output(output: Any, value: Tensor, item: int = 0) -> Any:
     if isinstance(output, Tensor):
         return value
     if isinstance(output, tuple | list):
-        return type(output)((*output[:item], value, *output[item + 1 :]))
+        parts = (*output[:item], value, *output[item + 1 :])
+        return type(output)(parts) if type(output) in (tuple, list) else type(output)(*parts)  # a named tuple
     output.logits = value
     return output
 

@@ -21,6 +21,7 @@ from clearspan.components import (
     SharedKeysAttentionBridge,
     StreamBlockBridge,
 )
+from clearspan.components.starts import reads_tokens
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import UnsupportedArchitectureError
 from clearspan.hf.turns import turns_of
@@ -34,6 +35,7 @@ from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.needs import note_needs
 from clearspan.structure.outward import find_outward
+from clearspan.structure import reversible
 from clearspan.structure.positions import generates_on, has_table, numbers_positions, takes_embeddings
 from clearspan.structure.stream_layout import NO_HEADS, StreamLayout, lay_out, lay_out_block, layout_of
 from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
@@ -238,7 +240,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         numbers,
         has_table=has_table(model, blocks, inward),
         irrelevant=unused,
-        whole_forwards=_why_whole(model, blocks, trace, way),
+        whole_forwards=_why_whole(model, blocks, trace, way, layers),
         no_generation=_why_not_generated(model, ids, way),
         whole_sequences=why_whole_sequences(model, trace, ids),
         findings=tuple(findings.found),
@@ -273,6 +275,9 @@ def _check_rows(model: "PreTrainedModel") -> None:
 def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, partial: bool) -> BlockBridge:
     """Returns the template of a layer's block; if part of a structure is enough, of its stream alone if need be."""
     visit, path = blocks.visits[layer], blocks.list_of(layer)
+    if blocks.is_reversible:
+        findings.add(f"blocks.{layer}", reversible.REASON)
+        return StreamBlockBridge(path, reversible.REASON)
     try:
         whole = trace.of(visit) if blocks.is_woven else trace
         by = blocks.multipliers[layer] if blocks.multipliers else 1.0
@@ -296,13 +301,15 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
     return found
 
 
-def _why_whole(model: "PreTrainedModel", blocks: Blocks, trace: Trace, way: StreamLayout | None) -> str | None:
+def _why_whole(
+    model: "PreTrainedModel", blocks: Blocks, trace: Trace, way: StreamLayout | None, layers: Sequence[BlockBridge]
+) -> str | None:
     """Returns why no block can be run apart from the whole forward, or None if they can."""
     if len({one.path for one in blocks.visits}) < len(blocks.visits):
         return "blocks are called several times in a forward, and such a run could not tell their calls apart"
     if way is not None:
         return f"the stream lies as {way.layout} in the model's own tensors"
-    if not takes_embeddings(model, blocks, trace):
+    if not reads_tokens(layers) and not takes_embeddings(model, blocks, trace):
         return "the model's forward takes token ids, and no embeddings in their place"
     if blocks.multipliers or blocks.entry is not None:
         return "the model changes the residual stream between blocks, or in the first one before it is added to"

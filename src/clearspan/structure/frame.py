@@ -26,6 +26,7 @@ class Blocks:
         path: The path of their list, or of the last one.
         visits: The call of each block.
         others: Paths of further lists, where blocks are in several.
+        is_reversible: Whether they hand on two streams, of which the visits show one.
         multipliers: What the model multiplies each block's output by, which the next one or the final norm then reads
             as the stream (RWKV); empty where by nothing.
         entry: The call of a norm in the first block whose output is the stream, where the block's own input is not
@@ -39,6 +40,7 @@ class Blocks:
     visits: tuple[Visit, ...]
     others: tuple[str, ...] = field(default=())
     is_woven: bool = False
+    is_reversible: bool = False
     multipliers: tuple[float, ...] = ()
     entry: Visit | None = None
     streams: StreamsLayout | None = None

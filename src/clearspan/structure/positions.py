@@ -53,7 +53,9 @@ def has_table(model: "PreTrainedModel", blocks: Blocks, inward: Inward) -> bool:
     names = SIZES["n_ctx"]
     assert isinstance(names, tuple), "entries of the config"
     length = next((there for name in names if (there := getattr(config, name, None))), None)
-    if inward.table is not None or length is None or length > MOST:
+    embed = inward.parts.get("pos_embed")
+    has_rows = inward.table is not None and not (isinstance(embed, PosEmbedBridge) and embed.table is None)
+    if has_rows or length is None or length > MOST:
         return False
 
     try:

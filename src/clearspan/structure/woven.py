@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from clearspan.components import BlockBridge, GeneralizedComponent, MixerBridge
 from clearspan.structure.finding import MissingStructureError
 from clearspan.structure.frame import Blocks, NoModuleError, called_lists, find_blocks
+from clearspan.structure.reversible import reversible_blocks
 from clearspan.structure.trace import Trace, Visit, traced
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ def blocks_of(model: "PreTrainedModel", trace: Trace, ids: Tensor) -> Blocks:
     try:
         plain = find_blocks(model, trace)
     except MissingStructureError as error:
-        if woven is None or isinstance(error, NoModuleError):
+        found = reversible_blocks(model, trace) if woven is None else woven
+        if found is None or isinstance(error, NoModuleError):
             raise
-        return woven
+        return found
     is_last = woven is None or woven.visits[-1].order <= plain.visits[-1].order
     return plain if is_last or woven is None else woven
 

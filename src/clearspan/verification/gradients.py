@@ -63,6 +63,8 @@ def gradients(trial: Trial) -> Iterator[Check]:
         _, cache = with_gradients(True, functools.partial(backward, names))
     except PointNotReachedError:
         names = _after_the_last_without(trial, row, names)
+        if not names:
+            return
         _, cache = with_gradients(True, functools.partial(backward, names))
     steps = {name: _step(cache[name], cache[f"{name}_grad"]) for name in names}
     sizes = SIZES[model.hf_model.dtype]

@@ -228,6 +228,20 @@ PINS: tuple[Pin, ...] = (
         cannot_generate,
     ),
     Pin(
+        ("reformer",),
+        "padding",
+        "row of * tokens padded on the left to *",
+        "chunks and axes of positions are counted from the left end of the padded row",
+        padded_on_the_left,
+    ),
+    Pin(
+        ("reformer",),
+        "generation",
+        "a short generation",
+        "its local attention cannot continue from its cache",
+        cannot_generate,
+    ),
+    Pin(
         ("cpmant",),
         "padding",
         "row of * tokens padded on the right to *",
