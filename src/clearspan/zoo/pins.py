@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -82,11 +82,12 @@ def counted_from_the_left(model: "PreTrainedModel") -> float:
 
 def cannot_generate(model: "PreTrainedModel") -> float:
     """Returns infinity where a model's own `generate` raises, told the token that a generation starts from; else 0."""
-    config = copy.deepcopy(model.generation_config)
+    own: Any = model  # transformers' types leave out that causal language models generate
+    config = copy.deepcopy(own.generation_config)
     config.decoder_start_token_id = config.bos_token_id
     row = torch.randint(3, model.config.get_text_config().vocab_size, (1, _REAL))
     try:
-        model.generate(row, generation_config=config, max_new_tokens=3, do_sample=False)
+        own.generate(row, generation_config=config, max_new_tokens=3, do_sample=False)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return float("inf")
     return 0.0
