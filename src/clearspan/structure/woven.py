@@ -41,22 +41,23 @@ def blocks_of(model: "PreTrainedModel", trace: Trace, ids: Tensor) -> Blocks:
 
 
 def _woven(model: "PreTrainedModel", trace: Trace, ids: Tensor) -> Blocks | None:
-    """Returns all calls of blocks of the last one's class, of lists on whose outputs the logits depend."""
+    """Returns all calls of blocks of the last list's classes, of lists on whose outputs the logits depend."""
     lists = dict(_of_tokens(model, trace, ids))
     if not lists:
         return None
     last = max((calls[-1] for calls in lists.values()), key=lambda visit: visit.order)
     assert last.entered is not None, "it has been looked at"
+    own = last.path.rpartition(".")[0]
+    kinds = {type(one.module) for one in lists[own]}
     alike = [
         path
         for path, calls in lists.items()
-        if all(type(one.module) is type(last.module) and _shape(one) == tuple(last.entered.shape) for one in calls)
+        if all(type(one.module) in kinds and _shape(one) == tuple(last.entered.shape) for one in calls)
     ]
+    if own not in alike:
+        return None
     reaching = [path for path in alike if last.is_in(path) or _reaches(model, ids, trace, lists[path][0].path)]
     calls = sorted((one for path in reaching for one in lists[path]), key=lambda visit: visit.order)
-    if not calls:  # lists of blocks of several classes
-        return None
-    own = last.path.rpartition(".")[0]
     return Blocks(own, tuple(calls), tuple(path for path in reaching if path != own), is_woven=True)
 
 

@@ -161,6 +161,7 @@ def _before(block: BlockBridge, stream: str) -> Iterator[str]:
         if block.stream_before(sublayer.stage) == stream:
             return
         yield from (f"{sublayer.part.path}.", sublayer.hook_out)
+        yield from (f"{block.path}.{name}." for name in block.fed_by.get(sublayer.name, ()))
         if sublayer.norm is not None:
             yield f"{sublayer.norm.path}."
 
@@ -187,4 +188,6 @@ def changed(value: Tensor, hook: HookPoint) -> Tensor:
     if hook.name.endswith(".hook_gate"):  # which may be bounded
         return value * torch.linspace(0.2, 0.9, value.shape[-1], dtype=value.dtype, device=value.device)
     uneven = torch.linspace(0.5, 1.5, value.shape[-1], dtype=value.dtype, device=value.device)
+    if hook.axes[-2:] == ("stream", "d_model"):  # streams that are the same become different ones
+        value = value * torch.linspace(1, 2, value.shape[-2], dtype=value.dtype, device=value.device).unsqueeze(-1)
     return value * (1.5 if value.shape[-1] == 1 else uneven) + 0.25 * value.abs().mean()
