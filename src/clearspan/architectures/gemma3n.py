@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
-from clearspan.architectures.adapter import ArchitectureAdapter, Sizes, entries
-from clearspan.architectures.llama import EMBEDDING, LAYERS, rms
-from clearspan.architectures.parts import HEADS, KV_HEADS, attention, decoder, gated_mlp, linear, unembedding
+from clearspan.architectures.adapter import ArchitectureAdapter, Sizes
+from clearspan.architectures.llama import EMBEDDING, LAYERS, Gemma2ArchitectureAdapter, gated, rms, self_attention
+from clearspan.architectures.parts import HEADS, KV_HEADS, decoder, linear, unembedding
 from clearspan.components import (
     ActivationBridge,
     AltUpBlockBridge,
@@ -39,14 +39,7 @@ _REST = {
 class Gemma3nArchitectureAdapter(ArchitectureAdapter):
     """Gemma 3n, its text model."""
 
-    sizes: ClassVar[Sizes] = entries(
-        n_ctx="max_position_embeddings",
-        eps="rms_norm_eps",
-        act_fn="hidden_activation",
-        d_mlp="intermediate_size",
-        d_head="head_dim",
-        n_key_value_heads="num_key_value_heads",
-    )
+    sizes: ClassVar[Sizes] = Gemma2ArchitectureAdapter.sizes
     irrelevant: Mapping[str, str] = {
         **ArchitectureAdapter.irrelevant,
         "*_scale": "numbers by which what makes a layer's own input is multiplied",
@@ -105,7 +98,7 @@ def _block(cfg: TransformerBridgeConfig, layer: int) -> AltUpBlockBridge:
 def _mlp(*, is_cut: bool) -> GatedMLPBridge:
     """Returns an MLP, whose gate may be cut off before its activation function."""
     if not is_cut:
-        return gated_mlp("mlp", gate="gate_proj", in_="up_proj", out="down_proj")
+        return gated()
     maps = {key: linear(name) for key, name in (("gate", "gate_proj"), ("in", "up_proj"), ("out", "down_proj"))}
     return CutGateMLPBridge("mlp", submodules={**maps, "act": ActivationBridge("act_fn")})
 
@@ -115,17 +108,7 @@ def _attention(cfg: TransformerBridgeConfig, layer: int) -> GeneralAttentionBrid
     kinds, first_shared = cfg.hf["layer_types"], cfg.n_layers - cfg.hf["num_kv_shared_layers"]
     queries, keys = partial(rms, axes=HEADS), partial(rms, axes=KV_HEADS)
     if layer < first_shared:
-        return attention(
-            "self_attn",
-            q="q_proj",
-            k="k_proj",
-            v="v_proj",
-            o="o_proj",
-            q_norm=queries("q_norm"),
-            k_norm=keys("k_norm"),
-            v_norm=keys("v_norm"),
-            rotary=True,
-        )
+        return self_attention(q_norm=queries("q_norm"), k_norm=keys("k_norm"), v_norm=keys("v_norm"))
     source = max(one for one in range(first_shared) if kinds[one] == kinds[layer])
     parts = {"q": linear("q_proj"), "q_norm": queries("q_norm"), "o": linear("o_proj")}
     return SharedKeysAttentionBridge("self_attn", submodules=parts, source=source, has_rotary=True)

@@ -53,6 +53,7 @@ def self_attention(
     *,
     q_norm: NormalizationBridge | None = None,
     k_norm: NormalizationBridge | None = None,
+    v_norm: NormalizationBridge | None = None,
     rotary: bool = True,
     sinks: bool = False,
 ) -> AttentionBridge:
@@ -65,6 +66,7 @@ def self_attention(
         o="o_proj",
         q_norm=q_norm,
         k_norm=k_norm,
+        v_norm=v_norm,
         rotary=rotary,
         sinks=sinks,
     )
