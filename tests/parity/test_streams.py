@@ -182,3 +182,11 @@ def test_full_verification(model_type):
     found = made(model_type).verify()
     failed = {check.what for check in found.checks if not check.passed}
     assert {what for what in failed if "padded on the left" not in what} == set(), str(found)
+
+
+def test_norms_are_folded_into_what_reads_them():
+    """What chooses keys reads the first norm too, so that it stays; the others go into maps."""
+    bridge = made("hy_v4")
+    ids = ids_for(bridge)
+    folded = bridge.processed()
+    assert torch.allclose(folded(ids).log_softmax(-1), bridge(ids).log_softmax(-1), atol=1e-4)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from clearspan.checks import check_flags
-from clearspan.components import OpaqueBridge, RemainderBridge
+from clearspan.components import OpaqueBridge, RemainderBridge, StreamsBridge
 from clearspan.errors import UnreadableWeightError
 from clearspan.hf.adapted import merge
 from clearspan.hf.modules import sharing_copy, untie
@@ -29,6 +29,10 @@ def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
     return new
 
 
+_OPAQUE = (OpaqueBridge, RemainderBridge, StreamsBridge)
+"""Parts of which only the ends are known, or less."""
+
+
 def _check_readable(model: Model) -> None:
     """Raises if a weight is quantised, or a module is inside a wrapper."""
     for component in model.components:
@@ -40,9 +44,8 @@ def _check_readable(model: Model) -> None:
                     reason="what the wrapper does to the output is not known, and processed weights may change it",
                     fix="process it before it is wrapped",
                 )
-            unknown = isinstance(part, OpaqueBridge | RemainderBridge)
-            if part.name is None or part.submodules or unknown or not part.has("weight"):
-                continue  # nothing in a part that is not known is processed
+            if part.name is None or part.submodules or isinstance(part, _OPAQUE) or not part.has("weight"):
+                continue  # nothing in an opaque part is processed
             part.parameter("weight")
             if part.is_quantised:
                 raise UnreadableWeightError(
