@@ -12,6 +12,7 @@ from clearspan._forward.readout import read_out
 from clearspan.components import GatedNormBridge, LatentAttentionBridge, MoEBridge
 from clearspan.errors import InexactProcessingError, InvalidArgumentError
 from clearspan.structure import derive
+from clearspan.zoo import models
 
 
 @functools.cache
@@ -52,8 +53,6 @@ def test_what_a_mixture_sums_up_may_be_a_mean_or_be_normed():
 
 
 def test_narrow_experts_lie_between_two_maps(monkeypatch):
-    from clearspan.zoo import models
-
     own = {**models.OWN["nemotron_h"], "moe_latent_size": 32}
     monkeypatch.setattr(models, "OWN", {**models.OWN, "nemotron_h": own})
     model = zoo.build("nemotron_h")

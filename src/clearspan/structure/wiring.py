@@ -57,7 +57,7 @@ class Wiring:
         residual_norms: Norms whose output the stream goes on as, if it is wired so.
         connections: The hyper-connection of each contribution, of a residual of several streams.
         extra: Further parts of the block by canonical name.
-        scalar: What multiplies the stream at the block's end, a number, or a parameter or buffer of the block's; or None.
+        scalar: What multiplies the stream at the block's end, a number, or a parameter or buffer of it; or None.
     """
 
     block: Visit
