@@ -174,11 +174,3 @@ def test_generation_reaches_streams(bridge):
     assert cache["streams_post", 1].shape[1] == made_ids.shape[1] - 1
     whole = bridge.run_with_cache(made_ids[:, :-1])[1]["streams_post", 1]
     assert torch.allclose(cache["streams_post", 1], whole, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model_type", TYPES)
-def test_full_verification(model_type):
-    found = made(model_type).verify()
-    failed = {check.what for check in found.checks if not check.passed}
-    assert {what for what in failed if "padded on the left" not in what} == set(), str(found)
