@@ -15,7 +15,7 @@ CORE := tests/parity tests/unit/hf \
 	$(patsubst %,--ignore=tests/parity/test_%.py,adapt cache_tools copies hybrids peft wrong_adapters)
 
 # What make cover runs: the unit tests, and those of what is only tried on whole models.
-TRACED := tests/unit tests/messages $(wildcard tests/parity/test_structure*.py tests/parity/test_mixer*.py)
+TRACED := tests/unit tests/messages $(wildcard $(addprefix tests/parity/test_,structure*.py mixer*.py streams.py))
 
 # One thread a worker: tiny models are fastest so. A worker that is done takes tests from one that is not.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal

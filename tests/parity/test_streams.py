@@ -176,14 +176,6 @@ def test_generation_reaches_streams(bridge):
     assert torch.allclose(cache["streams_post", 1], whole, atol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model_type", TYPES)
-def test_full_verification(model_type):
-    found = made(model_type).verify()
-    failed = {check.what for check in found.checks if not check.passed}
-    assert {what for what in failed if "padded on the left" not in what} == set(), str(found)
-
-
 def test_norms_are_folded_into_what_reads_them():
     """What chooses keys reads the first norm too, so that it stays; the others go into maps."""
     bridge = made("hy_v4")

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from tests.releases import known
 from tests.structures import assert_verified, levels, tokens
 
 import clearspan
@@ -12,6 +13,7 @@ from clearspan._forward.readout import read_out
 from clearspan.components import GatedNormBridge, LatentAttentionBridge, MoEBridge
 from clearspan.errors import InexactProcessingError, InvalidArgumentError
 from clearspan.structure import derive
+from clearspan.zoo import models
 
 
 @functools.cache
@@ -52,8 +54,6 @@ def test_what_a_mixture_sums_up_may_be_a_mean_or_be_normed():
 
 
 def test_narrow_experts_lie_between_two_maps(monkeypatch):
-    from clearspan.zoo import models
-
     own = {**models.OWN["nemotron_h"], "moe_latent_size": 32}
     monkeypatch.setattr(models, "OWN", {**models.OWN, "nemotron_h": own})
     model = zoo.build("nemotron_h")
@@ -70,6 +70,7 @@ def test_a_linear_branch_may_be_cut_off_and_moved():
     assert torch.equal(mlp.branch(torch.tensor([-9.0, 2.0, 9.0])), torch.tensor([-6.0, 3.0, 8.0]))
 
 
+@pytest.mark.skipif(not known(["dots3_note_text"]), reason="transformers from 5.21 on has the type")
 def test_latents_may_be_multiplied_or_read_twice_and_their_rotary_part_normed():
     dots = booted("dots3_note_text").blocks[0].attn
     assert isinstance(dots, LatentAttentionBridge)
@@ -131,6 +132,6 @@ def test_a_sublayer_that_a_convolution_changes_has_its_ends():
 
 
 @levels
-@pytest.mark.parametrize("model_type", ["axk1", "axk2", "cohere2_moe", "dbrx", "dots3_note_text", "glm_moe_dsa"])
+@pytest.mark.parametrize("model_type", known(["axk1", "axk2", "cohere2_moe", "dbrx", "dots3_note_text", "glm_moe_dsa"]))
 def test_verify_finds_no_fault(model_type, level):
     assert_verified(booted(model_type), level)

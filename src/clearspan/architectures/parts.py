@@ -67,7 +67,7 @@ NONE: Parts = MappingProxyType({})
 
 
 class AttentionOptions(TypedDict, total=False):
-    """What few models' attention has: attributes of `GeneralAttentionBridge`, whose docstring says what each is."""
+    """What few models' attention has: attributes of `GeneralAttentionBridge`, whose docstring explains them."""
 
     gate_activation: GateActivation | None
     gate_is_of_head: bool
@@ -86,7 +86,7 @@ class AttentionOptions(TypedDict, total=False):
 
 
 class LatentOptions(TypedDict, total=False):
-    """What few models' latent attention has: attributes of `LatentAttentionBridge`, whose docstring says what each is."""
+    """What few models' latent attention has: attributes of `LatentAttentionBridge`, whose docstring explains them."""
 
     gate_activation: GateActivation | None
     gate_is_of_head: bool
@@ -97,14 +97,14 @@ class LatentOptions(TypedDict, total=False):
 
 
 class BranchOptions(TypedDict, total=False):
-    """What few gated MLPs have: attributes of `GatedMLPBridge`, whose docstring says what each is."""
+    """What few gated MLPs have: attributes of `GatedMLPBridge`, whose docstring explains them."""
 
     linear_limit: float | None
     linear_offset: float
 
 
 class MixtureOptions(TypedDict, total=False):
-    """What few mixtures have: attributes of `MoEBridge`, whose docstring says what each is."""
+    """What few mixtures have: attributes of `MoEBridge`, whose docstring explains them."""
 
     multiplier: float
     shared_multiplier: float

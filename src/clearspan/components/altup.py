@@ -127,8 +127,8 @@ class AltUpBlockBridge(MultiStreamBlockBridge):
     """A block whose residual is several streams, of which AltUp predicts one that the sublayers read and add to.
 
     `hook_active_pre`, `hook_active_mid`, ... and `hook_active_post` are that one stream, as a residual stream is in
-    other models: what the sublayers add is added to it. The part `altup` then corrects all streams, and the part `ple`, the
-    layer's own input, is added to all but the first.
+    other models: what the sublayers add is added to it. The part `altup` then corrects all streams, and the part
+    `ple`, the layer's own input, is added to all but the first.
 
     Attributes:
         active: Which stream is predicted for the sublayers.

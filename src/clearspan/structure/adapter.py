@@ -26,6 +26,7 @@ from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import UnsupportedArchitectureError
 from clearspan.hf.turns import turns_of
 from clearspan.points import Layout, nearest
+from clearspan.structure import reversible
 from clearspan.structure.algebra import eps_of
 from clearspan.structure.block import block_template
 from clearspan.structure.continued import why_whole_sequences
@@ -35,7 +36,6 @@ from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.needs import note_needs
 from clearspan.structure.outward import find_outward
-from clearspan.structure import reversible
 from clearspan.structure.positions import generates_on, has_table, numbers_positions, takes_embeddings
 from clearspan.structure.stream_layout import NO_HEADS, StreamLayout, lay_out, lay_out_block, layout_of
 from clearspan.structure.tokens import POSITIONS, ROWS, tokens_for
