@@ -245,8 +245,8 @@ class Model(ModelWeights):
         arguments.refused = adapter.whole_forwards
         arguments.blocks = [block.module_path for block in self.blocks]
         arguments.embedding_width = self.embed.width
-        arguments.stream_shape = self.blocks[0].stream_shape
-        arguments.raw_stream = self.blocks[0].raw_stream
+        first = next(iter(self.blocks))
+        arguments.stream_shape, arguments.raw_stream = first.stream_shape, first.raw_stream
         arguments.firsts = [first_of(self.blocks, layer) for layer in range(len(self.blocks))]
         arguments.reads_tokens = reads_tokens(self.blocks)
         points = {name: one for name, one in hook_points(components).items() if name not in adapter.refused}

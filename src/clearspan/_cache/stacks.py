@@ -307,8 +307,7 @@ def check_one_stream(cache: CacheLookup) -> None:
         raise InvalidArgumentError(
             "this model has no one residual stream",
             where=cache.model.cfg.architecture,
-            reason=f"its residual is {block.streams.n_streams} streams, which each sublayer reads and writes by weights of "
-            "its own",
+            reason=f"its residual is {block.streams.n_streams} streams, and no one of them is what sublayers add to",
             fix="cache['streams_pre', layer] for the streams, cache['attn_out', layer] for what attention gives",
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from clearspan.checks import check_flags
-from clearspan.components import OpaqueBridge
+from clearspan.components import OpaqueBridge, RemainderBridge
 from clearspan.errors import UnreadableWeightError
 from clearspan.hf.adapted import merge
 from clearspan.hf.modules import sharing_copy, untie
@@ -40,8 +40,9 @@ def _check_readable(model: Model) -> None:
                     reason="what the wrapper does to the output is not known, and processed weights may change it",
                     fix="process it before it is wrapped",
                 )
-            if part.name is None or part.submodules or isinstance(part, OpaqueBridge) or not part.has("weight"):
-                continue  # nothing in an opaque part is processed
+            unknown = isinstance(part, OpaqueBridge | RemainderBridge)
+            if part.name is None or part.submodules or unknown or not part.has("weight"):
+                continue  # nothing in a part that is not known is processed
             part.parameter("weight")
             if part.is_quantised:
                 raise UnreadableWeightError(

@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
-from clearspan.architectures.adapter import ArchitectureAdapter, Sizes, entries
-from clearspan.architectures.llama import EMBEDDING, LAYERS, rms
-from clearspan.architectures.parts import HEADS, KV_HEADS, attention, decoder, gated_mlp, linear, unembedding
+from clearspan.architectures.adapter import ArchitectureAdapter, Sizes
+from clearspan.architectures.llama import EMBEDDING, LAYERS, LLAMA_SIZES, rms, self_attention
+from clearspan.architectures.parts import HEADS, KV_HEADS, decoder, gated_mlp, linear, unembedding
 from clearspan.components import (
     ActivationBridge,
     AltUpBlockBridge,
     AltUpBridge,
+    CutGateMLPBridge,
+    GatedMLPBridge,
     GeneralAttentionBridge,
     GeneralizedComponent,
     OpaqueBridge,
@@ -37,15 +39,8 @@ _REST = {
 class Gemma3nArchitectureAdapter(ArchitectureAdapter):
     """Gemma 3n, its text model."""
 
-    sizes: ClassVar[Sizes] = entries(
-        n_ctx="max_position_embeddings",
-        eps="rms_norm_eps",
-        act_fn="hidden_activation",
-        d_mlp="intermediate_size",
-        d_head="head_dim",
-        n_key_value_heads="num_key_value_heads",
-    )
-    irrelevant: ClassVar[Mapping[str, str]] = {
+    sizes: ClassVar[Sizes] = {**LLAMA_SIZES, "act_fn": ("hidden_activation",)}
+    irrelevant: Mapping[str, str] = {
         **ArchitectureAdapter.irrelevant,
         "*_scale": "numbers by which what makes a layer's own input is multiplied",
     }
@@ -87,7 +82,7 @@ def _block(cfg: TransformerBridgeConfig, layer: int) -> AltUpBlockBridge:
             "laurel": OpaqueBridge("laurel"),
             "ln1_post": rms("post_attention_layernorm"),
             "ln2": rms("pre_feedforward_layernorm"),
-            "mlp": gated_mlp("mlp", gate="gate_proj", in_="up_proj", out="down_proj"),
+            "mlp": _mlp(is_cut=hf["activation_sparsity_pattern"][layer] > 0),
             "ln2_post": rms("post_feedforward_layernorm"),
             "ple": ple,
             "ple_norm": rms("post_per_layer_input_norm"),
@@ -100,22 +95,20 @@ def _block(cfg: TransformerBridgeConfig, layer: int) -> AltUpBlockBridge:
     )
 
 
+def _mlp(*, is_cut: bool) -> GatedMLPBridge:
+    """Returns an MLP, whose gate may be cut off before its activation function."""
+    if not is_cut:
+        return gated_mlp("mlp", gate="gate_proj", in_="up_proj", out="down_proj")
+    maps = {key: linear(name) for key, name in (("gate", "gate_proj"), ("in", "up_proj"), ("out", "down_proj"))}
+    return CutGateMLPBridge("mlp", submodules={**maps, "act": ActivationBridge("act_fn")})
+
+
 def _attention(cfg: TransformerBridgeConfig, layer: int) -> GeneralAttentionBridge:
     """Returns the attention of a layer, which may use the keys and values of an earlier one."""
     kinds, first_shared = cfg.hf["layer_types"], cfg.n_layers - cfg.hf["num_kv_shared_layers"]
     queries, keys = partial(rms, axes=HEADS), partial(rms, axes=KV_HEADS)
     if layer < first_shared:
-        return attention(
-            "self_attn",
-            q="q_proj",
-            k="k_proj",
-            v="v_proj",
-            o="o_proj",
-            q_norm=queries("q_norm"),
-            k_norm=keys("k_norm"),
-            v_norm=keys("v_norm"),
-            rotary=True,
-        )
+        return self_attention(q_norm=queries("q_norm"), k_norm=keys("k_norm"), v_norm=keys("v_norm"))
     source = max(one for one in range(first_shared) if kinds[one] == kinds[layer])
     parts = {"q": linear("q_proj"), "q_norm": queries("q_norm"), "o": linear("o_proj")}
     return SharedKeysAttentionBridge("self_attn", submodules=parts, source=source, has_rotary=True)

@@ -53,10 +53,11 @@ def self_attention(
     *,
     q_norm: NormalizationBridge | None = None,
     k_norm: NormalizationBridge | None = None,
+    v_norm: NormalizationBridge | None = None,
     rotary: bool = True,
     sinks: bool = False,
 ) -> AttentionBridge:
-    """Returns attention by Llama's names, with or without norms of queries and keys."""
+    """Returns attention by Llama's names, with or without norms of queries, keys and values."""
     return attention(
         "self_attn",
         q="q_proj",
@@ -65,6 +66,7 @@ def self_attention(
         o="o_proj",
         q_norm=q_norm,
         k_norm=k_norm,
+        v_norm=v_norm,
         rotary=rotary,
         sinks=sinks,
     )

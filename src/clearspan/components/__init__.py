@@ -10,6 +10,7 @@ from clearspan.components.attention import (
 from clearspan.components.base import Binding, GeneralizedComponent, PerLayer, check_parts, hook_points, logits_point
 from clearspan.components.beside import MLPBesideMixtureBridge
 from clearspan.components.block import BlockBridge, Identity
+from clearspan.components.cut_gate import CutGateMLPBridge
 from clearspan.components.embedding import (
     EmbeddingBridge,
     LogitHeadBridge,
@@ -56,6 +57,7 @@ __all__ = [
     "AttentionBridge",
     "Binding",
     "BlockBridge",
+    "CutGateMLPBridge",
     "EmbeddingBridge",
     "ExpertsBridge",
     "GatedMLPBridge",

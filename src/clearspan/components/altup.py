@@ -104,7 +104,7 @@ class _Predicted(Identity):
 
 @dataclass(frozen=True)
 class _Corrected(Identity):
-    """The streams that leave a block: those predicted, corrected, and with the layer's own input added to all others."""
+    """The streams that leave a block: those predicted, corrected, and with the layer's own input in the others."""
 
     active: int = 0
 
@@ -126,8 +126,8 @@ class _Corrected(Identity):
 class AltUpBlockBridge(MultiStreamBlockBridge):
     """A block whose residual is several streams, of which AltUp predicts one that the sublayers read and add to.
 
-    `hook_active_pre`, `hook_active_mid`, ... and `hook_active_post` are that one stream, as a residual stream is in other
-    models: what the sublayers add is added to it. The part `altup` then corrects all streams, and the part `ple`, the
+    `hook_active_pre`, `hook_active_mid`, ... and `hook_active_post` are that one stream, as a residual stream is in
+    other models: what the sublayers add is added to it. The part `altup` then corrects all streams, and the part `ple`, the
     layer's own input, is added to all but the first.
 
     Attributes:

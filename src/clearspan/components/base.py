@@ -96,7 +96,7 @@ class GeneralizedComponent:
             reads in the same way (CTRL's attention is given `v`, `k` and `q`): a write to the input reaches all.
         call: Which call of its module in a forward the component is, from 0, where the model calls it several times
             (nanochat norms the embedding and the last stream by one module); None where it is called once.
-        reads_tokens: Whether its module is given the tokens, or something that the model makes of them, besides its input.
+        reads_tokens: Whether its module is given the tokens, or what the model makes of them, besides its input.
         reads_layer: The layer that gives what its module is given besides its input (HY4's choice of keys), or None.
         path: Canonical path of a live component, such as `blocks.3.attn`.
         module_path: The module's path in the Hugging Face model.

@@ -213,9 +213,9 @@ def connection_of(sublayer: str) -> str:
 class MultiStreamBlockBridge(BlockBridge):
     """A block whose residual is several streams `[batch, pos, stream, d_model]`.
 
-    Each sublayer `x` has a hyper-connection, the submodule `x_connection`: it makes one vector of the streams, which the
-    sublayer reads, through its norm if it has one, and it makes the weights by which the sublayer's output is written to
-    each stream. `hook_streams_pre`, `hook_streams_mid`, ... and `hook_streams_post` take the place of the residual
+    Each sublayer `x` has a hyper-connection, the submodule `x_connection`. It makes one vector of the streams, which the
+    sublayer reads, through its norm if it has one. And it makes the weights by which the sublayer's output is written
+    to each stream. `hook_streams_pre`, `hook_streams_mid`, ... and `hook_streams_post` take the place of the residual
     stream; `hook_x_out` is what the sublayer gives, before it is written.
 
     Attributes:

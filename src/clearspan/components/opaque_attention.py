@@ -1,4 +1,4 @@
-"""Attention of which the product of queries and keys is known, and not what its queries, keys and values are made of."""
+"""Attention whose product of queries and keys is seen, and not what its queries, keys and values are made of."""
 
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field

@@ -250,7 +250,7 @@ VOCABULARY: tuple[Entry, ...] = (
     Entry(
         f"{_BLOCK}hook_streams_added",
         axes(_STREAMS),
-        "what the block adds to all residual streams before its first sublayer reads them, such as embeddings of n-grams",
+        "what the block adds to all residual streams before its first sublayer reads them, such as an embedding",
         "the streams from there on",
         _ONE_STREAM,
     ),

@@ -26,8 +26,8 @@ from clearspan.hf.turns import turns_of
 from clearspan.points import Layout, nearest
 from clearspan.structure.algebra import eps_of
 from clearspan.structure.block import block_template
-from clearspan.structure.finding import Finding, Findings, MissingStructureError
-from clearspan.structure.frame import Blocks, with_entry
+from clearspan.structure.finding import Finding, Findings, MissingInBlockError, MissingStructureError
+from clearspan.structure.frame import Blocks, find_blocks, with_entry
 from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.needs import note_needs
@@ -173,14 +173,15 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
             f"no adapter for {type(model).__name__}, and its structure was not found",
             reason=f"{name}{error}",
             nearest=nearest(type(model).__name__, ADAPTERS),
-            fix="boot(model, partial=True) for what was found; or boot(model, adapter=...) with an adapter of your "
-            "own: CONTRIBUTING.md shows how, step by step",
+            fix=f"{_PARTIAL if isinstance(error, MissingInBlockError) else ''}boot(model, adapter=...) with an adapter "
+            "of your own: CONTRIBUTING.md shows how, step by step",
         ) from error
     finally:
         for module, was_training in modes.items():
             module.training = was_training
 
 
+_PARTIAL = "boot(model, partial=True) for what was found; or "
 FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model may raise that is called in parts, or on tokens alone."""
 
@@ -271,8 +272,10 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
         else:
             found.index = blocks.index_of(layer)
     except MissingStructureError as error:
-        if not partial or blocks.streams is not None:
+        if blocks.streams is not None:
             raise
+        if not partial:
+            raise MissingInBlockError(str(error)) from error
         found = StreamBlockBridge(path, f"the structure of the block was not found: {error}")
         found.index = blocks.index_of(layer)
         if blocks.is_woven:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from clearspan.components import BlockBridge, GeneralizedComponent, MultiStreamBlockBridge, StreamsLayout
+from clearspan.components.multi_stream import connection_of
 from clearspan.components.sublayer import Factor
 from clearspan.points import Layout
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.gated_norms import find_gated_norm, gated_norm_template
 from clearspan.structure.leftover import account_for_all
-from clearspan.structure.streams import connection_of, find_stream_wiring
+from clearspan.structure.streams import find_stream_wiring
 from clearspan.structure.sublayers import Sublayer, find_sublayers
 from clearspan.structure.templates import call_number, norm_template
 from clearspan.structure.trace import Trace, Visit

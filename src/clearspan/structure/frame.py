@@ -1,7 +1,7 @@
 """The list of blocks, which one residual stream passes."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from clearspan.structure.finding import MissingStructureError
 from clearspan.structure.streams import collapse_of, layout_of
 from clearspan.structure.trace import Trace, Visit
 from clearspan.structure.wiring import find_wiring
+
+
+class NoModuleError(MissingStructureError):
+    """Layers are there, and no module is one."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,9 @@ def find_blocks(model: nn.Module, trace: Trace) -> Blocks:
         if (by := _multipliers(calls, trace)) is not None
     ]
     if not found:
+        beside = _side_by_side(lists)
+        if beside:
+            raise NoModuleError(f"no module is a block: layers are made of parts of {' and '.join(beside)}")
         axes = f"; lists of modules hand on tensors of {sorted(streams)} axes" if streams else ""
         raise MissingStructureError(f"no list of blocks hands one residual stream on{axes}")
     return _with_streams(trace, max(found, key=lambda one: (len(one.visits), -one.path.count("."))))
@@ -134,6 +141,18 @@ def called_lists(model: nn.Module, trace: Trace, *, is_part_enough: bool = False
             called = sum(map(bool, calls))
             if called == len(calls) or (is_part_enough and 2 * called > len(calls)):
                 yield path, sorted(itertools.chain.from_iterable(calls), key=lambda visit: visit.order)
+
+
+def _side_by_side(lists: Mapping[str, Sequence[Visit]]) -> list[str]:
+    """Returns the paths of lists whose modules make up layers together, none of which is a module (XLM); or nothing."""
+    for path, calls in lists.items():
+        around = path.rpartition(".")[0]
+        beside = [other for other in lists if other.rpartition(".")[0] == around and len(lists[other]) == len(calls)]
+        layers = list(zip(*(lists[other] for other in beside), strict=True))
+        orders = [sorted(one.order for one in layer) for layer in layers]
+        if len(beside) > 1 and len(layers) > 1 and all(a[-1] < b[0] for a, b in itertools.pairwise(orders)):
+            return beside
+    return []
 
 
 def _multipliers(visits: Sequence[Visit], trace: Trace) -> tuple[float, ...] | None:

@@ -53,8 +53,9 @@ def _of_tokens(call: Visit) -> Iterator[Tensor]:
 
 def _reads_again(call: Visit, embedded: Tensor | None) -> bool:
     """Whether a module is given the embeddings of the tokens beside its input (Zamba)."""
-    given = (*call.args, *call.kwargs.values())
-    tensors = [one for one in given if isinstance(one, Tensor) and embedded is not None and one.shape == embedded.shape]
+    if embedded is None:
+        return False
+    tensors = [one for one in (*call.args, *call.kwargs.values()) if isinstance(one, Tensor)]
     return any(torch.equal(one, embedded) for one in tensors if not same(one, call.entered))
 
 

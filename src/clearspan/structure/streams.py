@@ -1,4 +1,4 @@
-"""Residuals of several streams: where they lie, what collapses them, and how a block's sublayers read and write them."""
+"""Residuals of several streams: where they lie, what collapses them, and how sublayers read and write them."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from clearspan.components import GeneralizedComponent, HyperConnectionBridge, StreamsBridge, StreamsLayout
-from clearspan.components.multi_stream import connection_of
 from clearspan.points import Layout
 from clearspan.structure.algebra import same
 from clearspan.structure.finding import MissingStructureError
@@ -100,15 +99,21 @@ def find_stream_wiring(trace: Trace, block: Visit, streams: StreamsLayout) -> Wi
     added = _added(inside, streams, entered, connections[0], block)
     if added is not None:
         extra["streams_added"] = added
-    contributions, templates = [], []
     after = [*(one.read for one in connections[1:]), _shown(streams, block.left)]
     ends = [*(one.visit.order for one in connections[1:]), block.end]
+    written: list[dict[_Way, list[Visit]]] = []
     for one, target, end in zip(connections, after, ends, strict=True):
         calls = [call for call in inside if one.visit.end <= call.order < end and _is_one(call.left, entered)]
-        contribution, template = _written(one, target, calls, block)
-        contributions.append(contribution)
-        templates.append(template)
-        look_behind_norm(contribution, calls)
+        written.append(_written(one, target, calls, block))
+    contributions, templates = [], []
+    for one, ways in zip(connections, written, strict=True):
+        way = next((way for way in ways if all(way in others for others in written)), next(iter(ways)))
+        calls = ways[way]
+        value = calls[0].left
+        assert value is not None, "calls without an output are left out"
+        contributions.append(Contribution(calls, value))
+        templates.append(replace(one.template, mix=way[0], mix_is_transposed=way[1]))
+        look_behind_norm(contributions[-1], [call for call in inside if _is_one(call.left, entered)])
     assert block.left is not None, "a block returns the streams"
     # What looks for sublayers takes the first that is read for what enters the block.
     single = replace(block, entered=connections[0].collapsed)
@@ -156,24 +161,27 @@ def _added(
     Raises:
         MissingStructureError: Something does, and it is no module's output.
     """
-    if same(first.read, entered):
+    raw = first.visit.entered
+    if raw is None or same(first.read, entered):
         return None
     for call in inside:
-        if call.order < first.visit.order and call.left is not None and call.left.shape == block.entered.shape:
-            if same(entered + streams.shown(call.left), first.read):
-                name = call.path.removeprefix(f"{block.path}.")
-                return StreamsBridge(name, streams=streams, gives_streams=True)
+        if call.order >= first.visit.order or call.left is None or call.left.shape != raw.shape:
+            continue
+        if same(entered + streams.shown(call.left), first.read):
+            name = call.path.removeprefix(f"{block.path}.")
+            return StreamsBridge(name, streams=streams, gives_streams=True)
     raise MissingStructureError(f"{first.visit.path} reads other residual streams than {block.path} does")
 
 
-def _written(
-    one: _Connection, target: Tensor, calls: Sequence[Visit], block: Visit
-) -> tuple[Contribution, HyperConnectionBridge]:
-    """Returns what is written after a connection, and the connection's template.
+def _written(one: _Connection, target: Tensor, calls: Sequence[Visit], block: Visit) -> "dict[_Way, list[Visit]]":
+    """Returns the ways in which the streams after a connection are made, each with the calls whose output is written.
+
+    There are several where all streams are the same, as those that enter the first block are.
 
     Raises:
         MissingStructureError: The streams after it are not what it makes of those before and of a module's output.
     """
+    found: dict[_Way, list[Visit]] = {}
     for mix, is_transposed in _ways(one):
         kept = one.read if mix is None else _mixed(one.read, one.mixes[mix], is_transposed=is_transposed)
         rest = (target.double() - kept.double()).to(target.dtype)
@@ -184,22 +192,24 @@ def _written(
             and same(one.write.to(rest.dtype).unsqueeze(-1) * call.left.unsqueeze(-2), rest, target.abs().max())
         ]
         if group:
-            assert group[0].left is not None, "calls without an output are left out"
-            return Contribution(group, group[0].left), replace(one.template, mix=mix, mix_is_transposed=is_transposed)
-    raise MissingStructureError(
-        f"the residual streams after {one.visit.path} are not those before and what it writes, in {block.path}"
-    )
+            found[mix, is_transposed] = group
+    if not found:
+        raise MissingStructureError(
+            f"the residual streams after {one.visit.path} are not those before and what it writes, in {block.path}"
+        )
+    return found
 
 
-def _ways(one: _Connection) -> Iterator[tuple[int | None, bool]]:
-    yield None, False
+_Way = tuple[int | None, bool]
+"""Which output of a connection mixes the streams, and whether the stream that is written to comes first in it."""
+
+
+def _ways(one: _Connection) -> Iterator[_Way]:
     yield from itertools.product(one.mixes, (False, True))
+    yield None, False
 
 
 def _mixed(streams: Tensor, mix: Tensor, *, is_transposed: bool) -> Tensor:
     """Returns streams mixed by weights `[batch, pos, stream, to_stream]`, or with the last two axes swapped."""
     by = mix.to(streams.dtype) if is_transposed else mix.to(streams.dtype).transpose(-1, -2)
     return by @ streams
-
-
-__all__ = ["collapse_of", "collapse_template", "connection_of", "find_stream_wiring", "layout_of"]

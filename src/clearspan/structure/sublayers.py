@@ -27,6 +27,7 @@ from clearspan.structure.mixing import MixedError, mixes_positions
 from clearspan.structure.mixture import find_mixture
 from clearspan.structure.mlp import find_mlp
 from clearspan.structure.opaque_attention import opaque_attention_template
+from clearspan.structure.passed import find_passed
 from clearspan.structure.per_layer_input import find_per_layer_input
 from clearspan.structure.templates import call_number
 from clearspan.structure.trace import Trace, Visit, same_arguments
@@ -81,9 +82,14 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
                 findings.add(f"{where}.mixer", f"heads of {attention.path} are not shown: {error}")
             else:
                 found.append(Sublayer("attn", part, contribution, attention.reader))
-    outside = [one for one in trace.inside(block) if not any(one.is_in(attention.path) for attention in taken)]
     rest = [one for one in wiring.contributions if not any(one is other.contribution for other in found)]
+    passed = {id(one): before for one in rest if (before := find_passed(trace, wiring, one)) is not None}
+    outside = [one for one in trace.inside(block) if not any(one.is_in(attention.path) for attention in taken)]
     for contribution in rest:
+        before = passed.get(id(contribution))
+        if before is not None:
+            found.append(_passing(wiring, contribution, before, findings, where))
+            continue
         found.append(_other(trace, wiring, contribution, outside, findings, where))
     found.sort(key=lambda one: min(call.order for call in one.contribution.calls))
     for one in found:
@@ -94,9 +100,10 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
             others = [other for other in attentions if other not in taken and other.output.order <= one.feed.order]
             one.feeders = find_feeders(trace, block, one.feed, others, findings, where)
             taken += others
-    if len(taken) < len(attentions):
-        lost = next(one for one in attentions if one not in taken)
-        raise MissingStructureError(f"{lost.output.path} gives none of what {block.path} adds")
+    shown = [before.path for before in passed.values()]
+    lost = [one for one in attentions if one not in taken and not any(one.output.is_in(path) for path in shown)]
+    if lost:
+        raise MissingStructureError(f"{lost[0].output.path} gives none of what {block.path} adds")
     return found
 
 
@@ -153,6 +160,17 @@ def _is_written(whole: Visit, wiring: Wiring) -> bool:
 
 def _gives(attention: Attention, contribution: Contribution) -> bool:
     return any(same(one.left, attention.output.left) for one in contribution.source)
+
+
+def _passing(wiring: Wiring, contribution: Contribution, before: Visit, findings: Findings, where: str) -> Sublayer:
+    """Returns a sublayer whose output another module changes before it is added: its ends are known."""
+    block = wiring.block
+    kind = "mixer" if mixes_positions(before, *block.size) else "mlp"
+    findings.add(
+        f"{where}.{kind}", f"{contribution.source[0].path} changes what {before.path} gives before it is added"
+    )
+    name = before.path.removeprefix(f"{block.path}.")
+    return Sublayer(kind, OpaqueBridge(name, output_is_overwritten=_is_written(before, wiring)), contribution, before)
 
 
 def _other(

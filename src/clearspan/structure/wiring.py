@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from clearspan.components import GeneralizedComponent, HyperConnectionBridge
 from clearspan.components.sublayer import Factor
-from clearspan.structure.algebra import coefficients, norm_kind, same, sum_of
+from clearspan.structure.algebra import coefficients, norm_kind, same, sum_of, tolerance
 from clearspan.structure.finding import MissingStructureError
 from clearspan.structure.scalars import output_scalar, unscaled
 from clearspan.structure.trace import Trace, Visit
@@ -130,7 +131,7 @@ def _before(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
     added = end.double() - start.double()
     found = [Contribution(group, _left(group[0])) for group in _classes(calls)]
     for candidates in (found, [*found, *_with_late_biases(block, found)]):
-        chosen = sum_of([one.value for one in candidates], added.to(end.dtype), MOST, added.abs().max())
+        chosen = sum_of([one.value for one in candidates], added.to(end.dtype), MOST, _scale(added, start, end))
         if chosen is not None:
             break
     else:
@@ -151,6 +152,20 @@ def _with_late_biases(block: Visit, found: Sequence[Contribution]) -> Iterator[C
                 for one in inner:
                     value = one.value + own.detach()
                     yield Contribution(one.calls, value, late_bias=f"{path}.{name}".lstrip("."))
+
+
+def _scale(added: Tensor, *streams: Tensor) -> Tensor:
+    """Returns what a difference is small beside, in what is added: the largest of it, or of what rounding leaves.
+
+    In half precision a stream that is much larger than what is added rounds it coarsely, once for each addition.
+    """
+    dtype = streams[0].dtype
+    rounding = ROUNDINGS * torch.finfo(dtype).eps / tolerance(dtype)
+    return max(added.abs().max(), *(stream.double().abs().max() * rounding for stream in streams))
+
+
+ROUNDINGS = 3
+"""How often a stream is rounded in a block, as far as sums are compared."""
 
 
 def _summed(block: Visit, contributions: list[Contribution], norms: Sequence[Visit]) -> Wiring:
@@ -319,6 +334,8 @@ def look_behind_norm(one: Contribution, calls: Sequence[Visit]) -> None:
         one.post_norm, one.source = norm, behind
         return
     one.source = one.calls
+    if any(call is not norm and norm.is_in(call.path) for call in one.calls):
+        return  # the norm is a module's own, which has the summands too
     groups = _classes([call for call in calls if call.order < norm.order])
     entered = _entered(norm)
     values = [_left(group[0]).reshape(entered.shape) for group in groups]

@@ -188,4 +188,6 @@ def changed(value: Tensor, hook: HookPoint) -> Tensor:
     if hook.name.endswith(".hook_gate"):  # which may be bounded
         return value * torch.linspace(0.2, 0.9, value.shape[-1], dtype=value.dtype, device=value.device)
     uneven = torch.linspace(0.5, 1.5, value.shape[-1], dtype=value.dtype, device=value.device)
+    if hook.axes[-2:] == ("stream", "d_model"):  # streams that are the same become different ones
+        value = value * torch.linspace(1, 2, value.shape[-2], dtype=value.dtype, device=value.device).unsqueeze(-1)
     return value * (1.5 if value.shape[-1] == 1 else uneven) + 0.25 * value.abs().mean()
