@@ -119,7 +119,7 @@ def looks_ahead(model: "PreTrainedModel") -> float:
 
 
 def mixes_rows_behind_a_state(model: "PreTrainedModel") -> float:
-    """Returns how far the next token's logits behind a state (RWKV's cache) are from those of one forward, for two rows.
+    """Returns how far logits of the next token behind a state (RWKV) are from those of one forward, for two rows.
 
     Returns:
         The largest difference over the largest logit; infinite where they have another shape.
