@@ -563,11 +563,11 @@ def block(
         name,
         submodules={**parts, **others},
         stages=stages or usual,
-        norms=norms,
+        norms=dict(norms),
         outs={**{key: path for key, path in (("attn", attn_out), ("mlp", mlp_out)) if path}, **outs},
         residual_multiplier=residual_multiplier,
         stream_multiplier=stream_multiplier,
-        input_multipliers=input_multipliers,
+        input_multipliers=dict(input_multipliers),
         norms_the_sum=norms_the_sum,
         residual_is_normed=residual_is_normed,
     )

@@ -27,6 +27,7 @@ from clearspan.hf.turns import turns_of
 from clearspan.points import Layout, nearest
 from clearspan.structure.algebra import eps_of
 from clearspan.structure.block import block_template
+from clearspan.structure.continued import why_whole_sequences
 from clearspan.structure.finding import Finding, Findings, MissingInBlockError, MissingStructureError
 from clearspan.structure.frame import Blocks, find_blocks, with_entry
 from clearspan.structure.inward import Inward, find_inward
@@ -58,6 +59,7 @@ class Structure:
         refused: Points that the parts would have and that do not hold, each with the reason.
         whole_forwards: Why no block can be run apart from the whole forward, or None if they can.
         no_generation: Why points cannot be followed through a generation, or None if they can.
+        whole_sequences: Why a run cannot go on from the keys and values of an earlier one, or None if it can.
         findings: What was found, and how it is known.
     """
 
@@ -70,6 +72,7 @@ class Structure:
     refused: Mapping[str, str] = field(default_factory=dict, repr=False)
     whole_forwards: str | None = None
     no_generation: str | None = None
+    whole_sequences: str | None = None
     findings: tuple[Finding, ...] = field(default=(), repr=False)
 
     def __call__(self, cfg: TransformerBridgeConfig) -> ArchitectureAdapter:
@@ -129,6 +132,7 @@ class DerivedAdapter(ArchitectureAdapter):
         self.refused = structure.refused
         self.whole_forwards = structure.whole_forwards
         self.no_generation = structure.no_generation
+        self.whole_sequences = structure.whole_sequences
         self.irrelevant = {**ArchitectureAdapter.irrelevant, **structure.irrelevant}
         super().__init__(cfg)
 
@@ -236,6 +240,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         irrelevant=unused,
         whole_forwards=_why_whole(model, blocks, trace, way),
         no_generation=_why_not_generated(model, ids, way),
+        whole_sequences=why_whole_sequences(model, trace, ids),
         findings=tuple(findings.found),
     )
 
