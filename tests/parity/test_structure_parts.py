@@ -131,6 +131,15 @@ def test_a_sublayer_that_a_convolution_changes_has_its_ends():
     )
 
 
+def test_blocks_that_attend_to_residuals_of_earlier_ones_have_their_stream_alone():
+    model = zoo.build("inkling2_text")
+    bridge = clearspan.boot(model, adapter=derive(model, partial=True))
+    assert bridge.layer_types() == ["unknown"] * 3
+    with pytest.raises(InvalidArgumentError) as error:
+        bridge(torch.zeros(1, 4, 64), start_at_layer=1)
+    assert str(error.value).startswith("a run cannot start at layer 1\n")
+
+
 @levels
 @pytest.mark.parametrize("model_type", known(["axk1", "axk2", "cohere2_moe", "dbrx", "dots3_note_text", "glm_moe_dsa"]))
 def test_verify_finds_no_fault(model_type, level):
