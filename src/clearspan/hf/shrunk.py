@@ -180,7 +180,7 @@ def _head_factor(text: "PretrainedConfig", width: int) -> int:
         for power in (2, 4, 8, 16, 32)
         if all(one % (2 * power) == 0 and one // power >= NARROW for one in widths)
         and all(one % power == 0 for one in sections)
-        and width % power == 0
+        and width % (8 * power) == 0  # torch multiplies experts' matrices only with rows of 16 bytes
     ]
     return max(fits, default=1)
 
@@ -209,6 +209,6 @@ def _heads_factor(text: "PretrainedConfig", width: int) -> int:
     fits = [
         power
         for power in (2, 4, 8, 16)
-        if common % power == 0 and min(counts) // power >= 2 and max(counts) // power >= 4
+        if common % power == 0 and width % (8 * power) == 0 and min(counts) // power >= 2 and max(counts) // power >= 4
     ]
     return max(fits, default=1)

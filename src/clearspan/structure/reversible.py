@@ -18,7 +18,7 @@ REASON = (
 
 
 def reversible_blocks(model: nn.Module, trace: Trace) -> Blocks | None:
-    """Returns the longest list of reversible blocks, whose calls show one of the two streams; None if there are none."""
+    """Returns the longest list of reversible blocks, whose calls show one of two streams; None if there are none."""
     found = []
     for path, calls in called_lists(model, trace):
         visits = [_seen(one) for one in calls]
