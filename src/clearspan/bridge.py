@@ -24,9 +24,17 @@ from clearspan._run.sources import Source
 from clearspan.architectures import AdapterSource, check_source, find_adapter, name_of
 from clearspan.cache import ActivationCache
 from clearspan.checks import check_flags, device_of, dtype_of
-from clearspan.errors import AdapterError, ClearspanError, DerivedWarning, HooksOnModelWarning, UnknownArgumentError
+from clearspan.errors import (
+    AdapterError,
+    ClearspanError,
+    DerivedWarning,
+    HooksOnModelWarning,
+    UnknownArgumentError,
+    UnsupportedArchitectureError,
+)
 from clearspan.hf.loading import bridge_config, check_model, load_model
 from clearspan.hf.releases import warn_of_release, warn_of_what_is_left_out
+from clearspan.hf.shrunk import is_large
 from clearspan.hf.taps import heard, reset
 from clearspan.hf.tokenizers import NO_TOKENIZER, check_tokenizer
 from clearspan.index import Names
@@ -35,7 +43,7 @@ from clearspan.interventions import Intervention
 from clearspan.model import Model, handed_over
 from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
-from clearspan.structure import Structure, derive
+from clearspan.structure import Structure, derive, derive_from_small
 from clearspan.text import PaddingSide
 from clearspan.verification import FAULTS, Level, Verification, check_derived, not_holding, verify, warn_of_structure
 
@@ -787,6 +795,32 @@ def _derived(hf_model: "PreTrainedModel", *, partial: bool) -> TransformerBridge
     Raises:
         UnsupportedArchitectureError: Its structure was not found, or what was found does not hold.
     """
+    bridge = _from_small(hf_model) if is_large(hf_model) else None
+    if bridge is None:
+        bridge = _from_itself(hf_model, partial=partial)
+    _say_derived(bridge)
+    return bridge
+
+
+def _from_small(hf_model: "PreTrainedModel") -> TransformerBridge | None:
+    """Returns the bridge to a model whose structure is that of a small model of its class, or None where it is not."""
+    structure = derive_from_small(hf_model)
+    if structure is None:
+        return None
+    try:
+        bridge = _bridged(hf_model, structure)
+        check_derived(bridge)
+    except (AdapterError, UnsupportedArchitectureError):
+        return None
+    return bridge
+
+
+def _from_itself(hf_model: "PreTrainedModel", *, partial: bool) -> TransformerBridge:
+    """Returns the bridge to a model whose structure is derived on the model itself.
+
+    Raises:
+        UnsupportedArchitectureError: Its structure was not found, or what was found does not hold.
+    """
     structure = derive(hf_model, partial=partial)
     bridge = _bridged(hf_model, structure)
     while partial and (wrong := not_holding(bridge)).points | wrong.layers:
@@ -794,20 +828,23 @@ def _derived(hf_model: "PreTrainedModel", *, partial: bool) -> TransformerBridge
         bridge = _bridged(hf_model, structure)
     if not partial:
         check_derived(bridge)
-    _say_derived(structure)
     return bridge
 
 
-def _say_derived(structure: Structure) -> None:
+def _say_derived(bridge: TransformerBridge) -> None:
     """Warns, once for each class of models, that an adapter was derived, and of what it does not show the inside."""
+    structure = bridge.adapter.source
+    assert isinstance(structure, Structure), "it was derived"
     architecture = structure.architecture
     if architecture in _SAID:
         return
     _SAID.add(architecture)
     hidden = "; ".join(map(str, structure.unshown()))
+    is_checked = not any(one.is_meta for one in bridge.hf_model.parameters())
+    held = "the identities between its points hold" if is_checked else "nothing was checked, since it has no weights"
     warnings.warn(
         f"no adapter is written for {architecture}: its structure was derived from a traced forward, and "
-        "the identities between its points hold. bridge.adapter.source.report() says what was found and how; "
+        f"{held}. bridge.adapter.source.report() says what was found and how; "
         "bridge.verify() checks the rest" + (f". Not shown: {hidden}" if hidden else ""),
         DerivedWarning,
         stacklevel=4,

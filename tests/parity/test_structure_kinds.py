@@ -69,6 +69,13 @@ def feeds_the_mixer(parts, block):
     return fed and block.reads_tokens and attn.d_input == 128 and norm.axes == "batch pos width"
 
 
+def multiplied_between_blocks(parts, block):
+    first = parts["blocks"].templates[0]
+    begins = first.begins_at == "pre_ln" and parts["embed_norm"].name == "rwkv.blocks.0.pre_ln"
+    mixers = block.stages == (("mixer",), ("mixer2",)) and isinstance(block.submodules["mixer2"], OpaqueBridge)
+    return begins and mixers and block.post_multiplier == 0.5 and block.stream_multiplier == [1.0, 0.5]
+
+
 KINDS = {
     "codegen": sliced,
     "ctrl": positions_inline,
@@ -81,6 +88,7 @@ KINDS = {
     "beam": multiplies_experts,
     "diffllama": unknown_attention,
     "falcon_h1": unknown_mlp,
+    "rwkv": multiplied_between_blocks,
     "zamba": feeds_the_mixer,
     "zamba2": feeds_the_mixer,
 }
@@ -132,7 +140,7 @@ def test_what_feeds_a_mixer_is_read_and_written_and_adds_nothing_to_the_stream()
     assert bridge.why_absent("blocks.1.hook_attn_out") == (
         "attn adds nothing to the residual stream: what it gives becomes a part of what mixer reads"
     )
-    with pytest.raises(InvalidArgumentError, match="it reads the embeddings of the tokens beside the stream"):
+    with pytest.raises(InvalidArgumentError, match="what the model makes of them, besides its input"):
         bridge.blocks[1](cache["blocks.1.hook_resid_pre"])
     with pytest.raises(InvalidArgumentError, match="needs the tokens"):
         bridge(cache["blocks.1.hook_resid_pre"], start_at_layer=1)

@@ -10,7 +10,7 @@ from clearspan import zoo
 from clearspan.components import MLPBesideMixtureBridge, PerLayerInputBridge, SharedKeysAttentionBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Intervention, Zero
-from clearspan.structure import derive
+from clearspan.structure import adapter_of, derive, source
 from clearspan.sweep import LogitDifference, Sweep, grid
 
 TOKENS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -99,6 +99,23 @@ def test_norms_without_weights_are_told_apart():
     nn.init.ones_(model.model.layers[1].self_attn.k_norm.weight)
     parts = derive(model).parts["blocks"].templates[1].submodules["attn"].submodules
     assert (parts["k_norm"].name, parts["v_norm"].name, "v" in parts) == ("k_norm", "v_norm", False)
+
+
+def test_half_precision_rounds_a_large_stream_and_is_taken_apart():
+    model = zoo.build("gemma4_text")
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(4)  # the stream is then much larger than what blocks add
+    blocks = derive(model.bfloat16()).parts["blocks"].templates
+    assert {block.stages for block in blocks} == {(("attn",), ("mlp",), ("ple",))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["gemma4_text", "gemma4"])
+def test_an_adapter_is_written(model_type):
+    model = zoo.build(model_type)
+    structure = derive(model)
+    adapter = adapter_of(source(structure, model))
+    assert_verified(clearspan.boot(model, adapter=adapter), "quick")
 
 
 # --- what a write reaches --------------------------------------------------------------------------------------------

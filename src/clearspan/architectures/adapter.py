@@ -134,7 +134,9 @@ class ArchitectureAdapter:
         self.cfg = cfg
         said = {**self.config_values, **self.default_cfg}
         cfg.update({"eps_attr": self._eps_attr(cfg.eps_attr), **said})
+        before = dict(vars(cfg))
         self.component_mapping = dict(self.mapping(cfg))
+        said |= {field: value for field, value in vars(cfg).items() if value != before[field]}  # set by the mapping
         layers = layers_of(self.component_mapping, cfg.n_layers)
         self.weight_processing_conversions = weight_conversions(layers, cfg)
         cfg.update({**implied(self.component_mapping, layers, cfg), **said})

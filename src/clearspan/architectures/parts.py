@@ -85,6 +85,17 @@ class AttentionOptions(TypedDict, total=False):
     same_inputs: tuple[str, ...]
 
 
+class LatentOptions(TypedDict, total=False):
+    """What few models' latent attention has: attributes of `LatentAttentionBridge`, whose docstring says what each is."""
+
+    gate_activation: GateActivation | None
+    gate_is_of_head: bool
+    gate_in_queries: bool
+    latent_multiplier: float
+    query_multiplier: float
+    joins_query_latent: bool
+
+
 class BranchOptions(TypedDict, total=False):
     """What few gated MLPs have: attributes of `GatedMLPBridge`, whose docstring says what each is."""
 
@@ -320,6 +331,7 @@ def latent_attention(
     q_b: Linear | None = None,
     rotary: bool = True,
     others: Parts = NONE,
+    **options: Unpack[LatentOptions],
 ) -> LatentAttentionBridge:
     """Returns multi-head latent attention: keys and values of all heads come from one low-rank projection.
 
@@ -338,6 +350,7 @@ def latent_attention(
         q_b: The map from it to queries.
         rotary: Whether positions are rotated into queries and keys.
         others: Further parts by canonical name.
+        **options: What few models have, by the names of the component's attributes.
 
     Example:
         >>> latent_attention(
@@ -360,6 +373,7 @@ def latent_attention(
         d_head_rope=d_head_rope,
         d_head_v=d_head_v,
         has_rotary=rotary,
+        **options,
     )
 
 
@@ -549,11 +563,11 @@ def block(
         name,
         submodules={**parts, **others},
         stages=stages or usual,
-        norms=norms,
+        norms=dict(norms),
         outs={**{key: path for key, path in (("attn", attn_out), ("mlp", mlp_out)) if path}, **outs},
         residual_multiplier=residual_multiplier,
         stream_multiplier=stream_multiplier,
-        input_multipliers=input_multipliers,
+        input_multipliers=dict(input_multipliers),
         norms_the_sum=norms_the_sum,
         residual_is_normed=residual_is_normed,
     )

@@ -153,7 +153,7 @@ class BlockBridge(GeneralizedComponent):
     def __post_init__(self) -> None:
         if self.is_parallel and self.stages == SEQUENTIAL:
             self.stages = PARALLEL
-        self.is_parallel = len(self.stages) == 1 and len(self.stages[0]) > 1
+        self.is_parallel = self._is_one_stage
         short = {"attn": self.attn_out, "mlp": self.mlp_out}
         self.outs = {**{name: path for name, path in short.items() if path}, **self.outs}
         named = {
@@ -178,6 +178,10 @@ class BlockBridge(GeneralizedComponent):
                 else ", ".join(flat),
                 fix='BlockBridge(stages=(("attn",), ("mlp",)), ...)',
             )
+
+    @property
+    def _is_one_stage(self) -> bool:
+        return len(self.stages) == 1 and len(self.stages[0]) > 1
 
     @property
     def sublayer_names(self) -> tuple[str, ...]:
@@ -217,7 +221,18 @@ class BlockBridge(GeneralizedComponent):
         return {**parts, **dict.fromkeys(sorted({*norms, *self.norms.values()}), NormalizationBridge)}
 
     def bind(self, binding: Binding, path: str, parent: str = "") -> Self:
-        """Returns the live block."""
+        """Returns the live block.
+
+        Raises:
+            AdapterError: A part is not where the template says, or `is_parallel` is not what the stages say.
+        """
+        if self.is_parallel != self._is_one_stage:
+            raise AdapterError(
+                f"is_parallel={self.is_parallel} was set on a block with the stages {self.stages!r}",
+                where=path,
+                reason="stages say which sublayers read the same stream, and follow from is_parallel only at first",
+                fix='BlockBridge(is_parallel=True, ...), or stages=(("attn", "mlp"),)',
+            )
         live = super().bind(binding, path, parent)
         live.sublayers = tuple(live._sublayers())
         return live

@@ -62,6 +62,10 @@ def load_model(
     hub = {key: value for key, value in keywords.items() if key in _HUB_KEYWORDS}
     try:
         config = AutoConfig.from_pretrained(source, **hub)
+    except AttributeError as error:
+        if "transformers_modules" not in str(error):
+            raise
+        raise _lacks_class(name, error) from error
     except (OSError, ValueError) as error:
         old = _config_by_class(source, hub) if "`model_type`" in str(error) else None
         if old is None:
@@ -138,6 +142,10 @@ def _weighted(auto_class: Any, name: str | Path, source: str, **keywords: Any) -
         raise UnknownArgumentError(
             f"unknown keyword {str(error).rpartition('argument ')[2]}", where="from_pretrained", reason=str(error)
         ) from error
+    except AttributeError as error:
+        if "transformers_modules" not in str(error):
+            raise
+        raise _lacks_class(name, error) from error
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"cannot load the weights of {str(name)!r}",
@@ -153,6 +161,15 @@ def _weighted(auto_class: Any, name: str | Path, source: str, **keywords: Any) -
             fix="clearspan.boot(model), with a model that you loaded and gave its weights",
         )
     return model
+
+
+def _lacks_class(name: str | Path, error: AttributeError) -> CheckpointError:
+    """Returns the error of a checkpoint whose own code lacks a class."""
+    return CheckpointError(
+        f"the code of {str(name)!r} lacks a class",
+        expected="the classes that auto_map in its config.json names, in its files of code",
+        reason=str(error),
+    )
 
 
 _TRUST = "boot(..., trust_remote_code=True), once you have read its code"

@@ -7,7 +7,8 @@ result is what adapters are made of, component templates, with what each finding
 from clearspan.structure.adapter import Structure as Structure
 from clearspan.structure.adapter import derive as derive
 from clearspan.structure.finding import Finding as Finding
+from clearspan.structure.large import derive_from_small as derive_from_small
 from clearspan.structure.source import adapter_of as adapter_of
 from clearspan.structure.source import source as source
 
-__all__ = ["Finding", "Structure", "adapter_of", "derive", "source"]
+__all__ = ["Finding", "Structure", "adapter_of", "derive", "derive_from_small", "source"]

@@ -1,6 +1,7 @@
 """The adapter of a derived structure."""
 
 import copy
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from clearspan.hf.turns import turns_of
 from clearspan.points import Layout, nearest
 from clearspan.structure.algebra import eps_of
 from clearspan.structure.block import block_template
+from clearspan.structure.continued import why_whole_sequences
 from clearspan.structure.finding import Finding, Findings, MissingInBlockError, MissingStructureError
 from clearspan.structure.frame import Blocks, find_blocks, with_entry
 from clearspan.structure.inward import Inward, find_inward
@@ -59,6 +61,7 @@ class Structure:
         refused: Points that the parts would have and that do not hold, each with the reason.
         whole_forwards: Why no block can be run apart from the whole forward, or None if they can.
         no_generation: Why points cannot be followed through a generation, or None if they can.
+        whole_sequences: Why a run cannot go on from the keys and values of an earlier one, or None if it can.
         findings: What was found, and how it is known.
     """
 
@@ -71,6 +74,7 @@ class Structure:
     refused: Mapping[str, str] = field(default_factory=dict, repr=False)
     whole_forwards: str | None = None
     no_generation: str | None = None
+    whole_sequences: str | None = None
     findings: tuple[Finding, ...] = field(default=(), repr=False)
 
     def __call__(self, cfg: TransformerBridgeConfig) -> ArchitectureAdapter:
@@ -130,6 +134,7 @@ class DerivedAdapter(ArchitectureAdapter):
         self.refused = structure.refused
         self.whole_forwards = structure.whole_forwards
         self.no_generation = structure.no_generation
+        self.whole_sequences = structure.whole_sequences
         self.irrelevant = {**ArchitectureAdapter.irrelevant, **structure.irrelevant}
         super().__init__(cfg)
 
@@ -170,10 +175,9 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
         with turns_of(model).unseen():
             return _derived(model, partial=partial)
     except (MissingStructureError, *FAULTS) as error:
-        name = "" if isinstance(error, MissingStructureError) else f"{type(error).__name__}: "
         raise UnsupportedArchitectureError(
             f"no adapter for {type(model).__name__}, and its structure was not found",
-            reason=f"{name}{error}",
+            reason=_said(error),
             nearest=nearest(type(model).__name__, ADAPTERS),
             fix=f"{_PARTIAL if isinstance(error, MissingInBlockError) else ''}boot(model, adapter=...) with an adapter "
             "of your own: CONTRIBUTING.md shows how, step by step",
@@ -184,8 +188,16 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
 
 
 _PARTIAL = "boot(model, partial=True) for what was found; or "
-FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)
 """What a model may raise that is called in parts, or on tokens alone."""
+
+
+def _said(error: Exception) -> str:
+    """Returns what could not be found, or what a model raised when it was called in parts, and where."""
+    if isinstance(error, MissingStructureError):
+        return str(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {frame.name}: {error}".rstrip(": ")
 
 
 def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
@@ -230,6 +242,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
         irrelevant=unused,
         whole_forwards=_why_whole(model, blocks, trace, way, layers),
         no_generation=_why_not_generated(model, ids, way),
+        whole_sequences=why_whole_sequences(model, trace, ids),
         findings=tuple(findings.found),
     )
 
@@ -276,12 +289,12 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
             place_in_weave(found, trace, blocks, layer)
         else:
             found.index = blocks.index_of(layer)
-    except MissingStructureError as error:
+    except (MissingStructureError, *FAULTS) as error:
         if blocks.streams is not None:
             raise
         if not partial:
-            raise MissingInBlockError(str(error)) from error
-        found = StreamBlockBridge(path, f"the structure of the block was not found: {error}")
+            raise MissingInBlockError(_said(error)) from error
+        found = StreamBlockBridge(path, f"the structure of the block was not found: {_said(error)}")
         found.index = blocks.index_of(layer)
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)

@@ -71,6 +71,7 @@ _ATTENTION = {
     **_OVERWRITTEN,
     **_same(*parts.AttentionOptions.__annotations__),
 }
+_LATENT = parts.LatentOptions.__annotations__
 _BRANCH = _same(*parts.BranchOptions.__annotations__)
 _NORMED = _same("q_norm", "k_norm", "gate", "o_norm")
 _VALUES = _same("v_norm")
@@ -92,7 +93,7 @@ _BUILDERS: Mapping[type[GeneralizedComponent], _Builder] = {
     ),
     LatentAttentionBridge: _Builder(
         parts.latent_attention,
-        {**_same("d_head_nope", "d_head_rope", "d_head_v"), "has_rotary": "rotary"},
+        {**_same(*_LATENT, "d_head_nope", "d_head_rope", "d_head_v"), "has_rotary": "rotary"},
         _same("q", "q_a", "q_a_norm", "q_b", "kv_a", "kv_a_norm", "kv_b", "o"),
         takes_others=True,
     ),

@@ -27,10 +27,10 @@ class Blocks:
         visits: The call of each block.
         others: Paths of further lists, where blocks are in several.
         is_reversible: Whether they hand on two streams, of which the visits show one.
-        multipliers: What the model multiplies each block's output by before it is the stream that the next one reads, or
-            the final norm (RWKV); empty where by nothing.
-        entry: The call of a norm in the first block whose output is the stream, where the block's own input is what that
-            norms (RWKV), or None; the first of `visits` is then given its output.
+        multipliers: What the model multiplies each block's output by, which the next one or the final norm then reads
+            as the stream (RWKV); empty where by nothing.
+        entry: The call of a norm in the first block whose output is the stream, where the block's own input is not
+            (RWKV), or None; the first of `visits` is then given its output.
         is_woven: Whether a block is called several times, or something else than blocks is between them.
         streams: How the streams of the residual lie, where it has several; None where it is one.
         collapsed: The call that makes one vector of the streams that leave the last block.

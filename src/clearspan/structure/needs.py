@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from clearspan.components import BlockBridge, GeneralizedComponent
+from clearspan.components import BlockBridge, GeneralizedComponent, StreamBlockBridge
 from clearspan.structure.algebra import same
 from clearspan.structure.tokens import ROWS
 from clearspan.structure.trace import Trace, Visit
@@ -32,6 +32,18 @@ def note_needs(trace: Trace, blocks: Sequence[Visit], templates: Sequence[BlockB
                     part.reads_tokens = True
             if call is not None and layer and _reads_again(call, blocks[0].entered):
                 part.reads_tokens = True
+        if isinstance(block, StreamBlockBridge) and layer and any(True for _ in _beside(visit)):
+            block.reads_layer = 0
+
+
+def _beside(call: Visit) -> Iterator[Tensor]:
+    """Yields what a block is given for each token besides the residual, such as the residuals of earlier layers."""
+    assert call.entered is not None, "a block reads the stream"
+    size = call.entered.shape[:2]
+    for value in (*call.args, *call.kwargs.values()):
+        is_of_tokens = isinstance(value, Tensor) and value.is_floating_point() and value.shape[:2] == size
+        if is_of_tokens and value.numel() and not same(value, call.entered):
+            yield value
 
 
 def _parts(block: BlockBridge, path: str) -> Iterator[tuple[GeneralizedComponent, str]]:
@@ -54,7 +66,9 @@ def _of_tokens(call: Visit) -> Iterator[Tensor]:
 def _reads_again(call: Visit, embedded: Tensor | None) -> bool:
     """Whether a module is given the embeddings of the tokens beside its input (Zamba)."""
     given = (*call.args, *call.kwargs.values())
-    tensors = [one for one in given if isinstance(one, Tensor) and embedded is not None and one.shape == embedded.shape]
+    if embedded is None:
+        return False
+    tensors = [one for one in given if isinstance(one, Tensor) and one.shape == embedded.shape]
     return any(torch.equal(one, embedded) for one in tensors if not same(one, call.entered))
 
 

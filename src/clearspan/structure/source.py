@@ -165,7 +165,7 @@ def _body(
         yield "config_values: Mapping[str, object]", values
     if structure.numbers_positions:
         yield "makes_positions_from_mask", True
-    for name in ("whole_forwards", "no_generation"):
+    for name in ("whole_forwards", "no_generation", "whole_sequences"):
         if vars(structure)[name] is not None:
             yield name, vars(structure)[name]
     irrelevant = dict(_irrelevant(structure))

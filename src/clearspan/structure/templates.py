@@ -2,16 +2,22 @@
 
 from clearspan.components import GeneralizedComponent, LinearBridge, NormalizationBridge, TransposedLinearBridge
 from clearspan.points import Layout
-from clearspan.structure.algebra import LinearKind, linear_kind, norm_kind
+from clearspan.structure.algebra import linear_kind, norm_kind
+from clearspan.structure.finding import MissingStructureError
 from clearspan.structure.trace import Trace, Visit
 
 
 def norm_template(
     visit: Visit, name: str, layout: Layout = Layout.TOKENS, d_model: int | None = None
 ) -> NormalizationBridge:
-    """Returns the template of a norm of the stream, or of vectors of another width than `d_model`."""
+    """Returns the template of a norm of the stream, or of vectors of another width than `d_model`.
+
+    Raises:
+        MissingStructureError: The module is no norm.
+    """
     kind = norm_kind(visit)
-    assert kind is not None, "the caller found a norm"
+    if kind is None:
+        raise MissingStructureError(f"{visit.path} is no norm that is known")
     is_narrow = d_model is not None and visit.left is not None and visit.left.shape[-1] != d_model
     axes = "batch pos width" if is_narrow else "batch pos d_model"
     return NormalizationBridge(
@@ -20,9 +26,14 @@ def norm_template(
 
 
 def linear_template(visit: Visit, name: str, layout: Layout = Layout.TOKENS) -> LinearBridge:
-    """Returns the template of a linear map."""
+    """Returns the template of a linear map.
+
+    Raises:
+        MissingStructureError: The module is none.
+    """
     kind = linear_kind(visit)
-    assert isinstance(kind, LinearKind), "the caller found a linear map"
+    if kind is None:
+        raise MissingStructureError(f"{visit.path} is no linear map")
     return (TransposedLinearBridge if kind.is_transposed else LinearBridge)(name=name, layout=layout)
 
 

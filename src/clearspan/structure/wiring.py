@@ -57,7 +57,7 @@ class Wiring:
         residual_norms: Norms whose output the stream goes on as, if it is wired so.
         connections: The hyper-connection of each contribution, of a residual of several streams.
         extra: Further parts of the block by canonical name.
-        scalar: What multiplies the stream at the block's end, a number, or a parameter or buffer of the block's; or None.
+        scalar: What multiplies the stream at the block's end: a number, or the block's parameter or buffer; or None.
     """
 
     block: Visit
@@ -284,10 +284,8 @@ def _step_by_step(block: Visit, calls: Sequence[Visit], step: Callable[..., Step
             stream = target
             # A stream for each contribution, of which those of one step read the first.
             wiring.streams += [*[target] * (len(made) - 1), target]
-    are_alike = len(wiring.residual_norms) in (
-        0,
-        len(wiring.carries),
-    )  # the stream goes on as a norm's output, or never
+    # Each stage's residual branch is a norm's output, or none is.
+    are_alike = len(wiring.residual_norms) in (0, len(wiring.carries))
     return wiring if same(stream, end) and wiring.contributions and are_alike else None
 
 

@@ -60,6 +60,8 @@ def _woven(model: "PreTrainedModel", trace: Trace, ids: Tensor) -> Blocks | None
         return None
     reaching = [path for path in alike if last.is_in(path) or _reaches(model, ids, trace, lists[path][0].path)]
     calls = sorted((one for path in reaching for one in lists[path]), key=lambda visit: visit.order)
+    if not calls:
+        return None
     return Blocks(own, tuple(calls), tuple(path for path in reaching if path != own), is_woven=True)
 
 

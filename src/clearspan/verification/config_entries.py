@@ -17,6 +17,7 @@ NOT_RUN = "for training, for tasks other than language, or for what is returned:
 ACTIVATION = "between hook_pre and hook_post, which show it on both sides"
 MIXER = "inside a state-space, convolution or linear-attention mixer, whose points show what comes of it"
 ROUNDING = "in what pieces or precision the same is computed"
+STREAM = "between blocks: the identities of the residual stream check what comes of it"
 NORMS = "in norms: their modules have it, and the identities check their scale"
 
 EXPLAINED: Mapping[str, str] = {
@@ -43,6 +44,7 @@ EXPLAINED: Mapping[str, str] = {
     **dict.fromkeys(("*_act", "*_activation", "activation", "activation_function", "swiglu_*"), ACTIVATION),
     **dict.fromkeys(("mamba_*", "ssm_*", "time_step*", "conv_*", "linear_*", "state_*", "expand", "use_mamba*"), MIXER),
     **dict.fromkeys(("*chunk_size*", "*_chunk_length", "pretraining_tp", "residual_in_fp32"), ROUNDING),
+    "rescale_every": STREAM,
     **dict.fromkeys(("*_eps", "eps", "*_epsilon"), NORMS),
 }
 """Entries by patterns of their names that need no word in an adapter, each with the reason."""

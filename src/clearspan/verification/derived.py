@@ -17,10 +17,13 @@ SHOWN = 5
 def check_derived(model: Model) -> None:
     """Runs a model twice on a few random tokens, and checks the identities between its points.
 
+    Of a model without weights, on the meta device, only its parts and their sizes are checked.
+
     Raises:
         UnsupportedArchitectureError: One does not hold, or parts of the model are in no component.
     """
-    failed = [check.what for check in _failing(model)]
+    is_meta = any(one.is_meta for one in model.hf_model.parameters())
+    failed = [] if is_meta else [check.what for check in _failing(model)]
     failed += [what for what, _ in findings(model)]
     if failed:
         more = f" and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""

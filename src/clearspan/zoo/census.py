@@ -13,9 +13,10 @@ import torch
 from clearspan.architectures import ADAPTERS
 from clearspan.bridge import boot
 from clearspan.errors import ClearspanError, InvalidArgumentError, UnbuildableError, UnsupportedArchitectureError
+from clearspan.hf.drawn import quiet
 from clearspan.progress import Progress, shown
 from clearspan.verification import FAULTS, Check, Level, Verification
-from clearspan.zoo.models import build, class_name, quiet, types, why_unbuildable
+from clearspan.zoo.models import build, class_name, types, why_unbuildable
 from clearspan.zoo.parts import parts_of
 from clearspan.zoo.pins import Pin, pins_of
 
@@ -191,11 +192,24 @@ def _checked(wanted: tuple[str, ...], level: Level, processes: int, tell: Progre
         pending: dict[Future[Row], str] = {pool.submit(check, one, level): one for one in wanted}
         try:
             for future in as_completed(pending):
-                rows[pending[future]] = future.result()
+                rows[pending[future]] = _row_of(future, pending[future])
                 tell(pending[future], len(rows), len(wanted))
         finally:
             pool.shutdown(cancel_futures=True)
     return rows
+
+
+def _row_of(future: Future[Row], model_type: str) -> Row:
+    """Returns what a process made of a model type; what it raised is what came of it.
+
+    The user's own interrupt is no result, and ends the work.
+    """
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error
+    return Row(model_type, class_name(model_type), "fails", reason=f"{type(error).__name__}: {error}")
 
 
 def _check_level(level: str) -> None:

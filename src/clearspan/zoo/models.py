@@ -1,16 +1,13 @@
 """Tiny random models, one of each model type that transformers maps to a causal language model."""
 
-import contextlib
 import dataclasses
-import warnings
-from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from clearspan.errors import InvalidArgumentError, UnbuildableError
+from clearspan.hf.drawn import draw, quiet
 from clearspan.points import nearest
 from clearspan.zoo.recipes import COMMON, OWN, REQUIRED, UNBUILDABLE, Entries
 
@@ -77,7 +74,7 @@ def build(model_type: str, *, seed: int = 0) -> "PreTrainedModel":
     with quiet(), torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         model = _untrained(model_type, name)
-    _draw(model, torch.Generator().manual_seed(seed))
+    draw(model, torch.Generator().manual_seed(seed))
     return model.eval()
 
 
@@ -87,24 +84,6 @@ def why_unbuildable(model_type: str) -> str | None:
     if missing:
         return f"it needs packages that are not installed: {', '.join(missing)}"
     return UNBUILDABLE.get(model_type)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps warnings off, and transformers from fetching kernels, while the context is open."""
-    from transformers.integrations import hub_kernels
-    from transformers.utils import logging
-
-    verbosity, kernels = logging.get_verbosity(), hub_kernels._kernels_enabled
-    logging.set_verbosity_error()
-    hub_kernels._kernels_enabled = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hub_kernels._kernels_enabled = kernels
-        logging.set_verbosity(verbosity)
 
 
 def _class_names() -> dict[str, str]:
@@ -172,29 +151,3 @@ def _filled(config_class: Any, given: Entries) -> "PretrainedConfig":
             entries[name] = _filled(CONFIG_MAPPING[part_type], own)
         # Otherwise no text passes through the part, and its default is as good.
     return config_class(**entries)
-
-
-LEARNED = ("e_score_correction_bias", "expert_bias", "balancing_biases")
-"""Buffers that training changes: what is added to the scores by which experts are chosen."""
-
-
-def _draw(model: nn.Module, generator: torch.Generator) -> None:
-    """Fills parameters, and the buffers that a checkpoint would fill."""
-    with torch.no_grad():
-        tables = {one.weight for one in model.modules() if isinstance(one, nn.Embedding)}
-        for parameter in model.parameters():
-            if parameter.requires_grad or parameter not in tables:  # tables of sines are frozen
-                parameter.copy_(_normal(parameter, generator) * (0.25 if parameter.ndim > 1 else 0.5))
-        for path, buffer in model.named_buffers():
-            match path.rpartition(".")[2]:
-                case name if name in LEARNED:
-                    buffer.copy_(_normal(buffer, generator) * 0.1)
-                case "layer_scalar":
-                    buffer.copy_(1 + _normal(buffer, generator) * 0.25)
-                case "tid2eid":  # experts by token id
-                    experts = len(model.get_parameter(f"{path.removesuffix('tid2eid')}weight"))
-                    buffer.copy_(torch.rand(len(buffer), experts, generator=generator).argsort()[:, : buffer.shape[1]])
-
-
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator)

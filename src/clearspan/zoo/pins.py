@@ -118,6 +118,21 @@ def looks_ahead(model: "PreTrainedModel") -> float:
         return _distance(model(row, use_cache=False).logits[:, :_REAL], model(row[:, :_REAL], use_cache=False).logits)
 
 
+def mixes_rows_behind_a_state(model: "PreTrainedModel") -> float:
+    """Returns how far the next token's logits behind a state (RWKV's cache) are from those of one forward, for two rows.
+
+    Returns:
+        The largest difference over the largest logit; infinite where they have another shape.
+    """
+    size = model.config.get_text_config().vocab_size
+    rows = torch.randint(3, size, (2, _REAL), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        once = model(rows, use_cache=False).logits[:, -1:]
+        state = model(rows[:, :-1], use_cache=True).state
+        behind = model(rows[:, -1:], state=state, use_cache=True).logits
+    return _distance(behind, once) if behind.shape == once.shape else float("inf")
+
+
 def _logits(model: "PreTrainedModel", tokens: Tensor, keywords: dict[str, Tensor]) -> Tensor | None:
     """Returns the logits of a forward, or None where the model cannot make it."""
     try:
@@ -169,6 +184,13 @@ PINS: tuple[Pin, ...] = (
         "blocks.0.attn.hook_rot_q of a row padded on the left counts real tokens",
         "rotations are counted from the left end of the padded row, and its forward takes no positions",
         counted_from_the_left,
+    ),
+    Pin(
+        ("rwkv",),
+        "generation",
+        "a short generation",
+        "behind a state it reads the state of each row as a position of every row: rows mix, and tokens become several",
+        mixes_rows_behind_a_state,
     ),
     Pin(
         ("recurrent_gemma", "rwkv", "xlstm"),
