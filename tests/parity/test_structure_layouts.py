@@ -89,3 +89,20 @@ def test_generations_on_other_tokens_are_refused():
         "  reason: `generate` runs it on other tokens than those of the sequence\n"
         "  fix: bridge.hf_model.generate(...), without hooks; or a run of the whole sequence"
     )
+
+
+def test_reversible_blocks_show_the_stream_that_their_halves_hand_on():
+    model = zoo.build("reformer")
+    bridge = clearspan.boot(model, adapter=derive(model))
+    seen = []
+    block = model.get_submodule("reformer.encoder.layers.1")
+    handle = block.register_forward_hook(lambda _, __, given, left: seen.append((given, left)), with_kwargs=True)
+    _, cache = bridge.run_with_cache(TOKENS[:, :7])  # which the model pads to 8
+    handle.remove()
+    ((given, left),) = seen
+    assert torch.equal(cache["resid_pre", 1], given["hidden_states"][:, :7])
+    assert torch.equal(cache["resid_post", 1], left.hidden_states[:, :7])
+    assert bridge.layer_types() == ["unknown", "unknown"]
+    assert "reversible" in bridge.why_absent("blocks.0.hook_mlp_out")
+    failed = {check.what for check in bridge.verify(level="quick").failures}
+    assert failed == {"row of 9 tokens padded on the left to 12", "a short generation"}
