@@ -14,6 +14,9 @@ NEWEST := 5.24.0
 CORE := tests/parity tests/unit/hf \
 	$(patsubst %,--ignore=tests/parity/test_%.py,adapt cache_tools copies hybrids peft wrong_adapters)
 
+# What make cover runs: the unit tests, and those of what is only tried on whole models.
+TRACED := tests/unit tests/messages $(wildcard tests/parity/test_structure*.py tests/parity/test_mixer*.py)
+
 # One thread a worker: tiny models are fastest so. A worker that is done takes tests from one that is not.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
@@ -38,7 +41,7 @@ ci: .venv/dev
 
 # The tests of make test that cover does not run.
 untraced: .venv/dev
-	$(PYTEST) $(patsubst %,--ignore=tests/%,brute messages model_types unit) -m "not slow"
+	$(PYTEST) $(addprefix --ignore=,tests/brute tests/model_types $(TRACED)) -m "not slow"
 
 # Each architecture verified in full, its gradients against numeric ones, grids of sweeps on it; every public function
 # with wrong arguments; and what documents were made from.
@@ -51,7 +54,7 @@ zoo: .venv/dev
 
 # The unit tests, and how much of the code they reach. Tests that are traced take almost twice as long.
 cover: .venv/dev
-	$(PYTEST) tests/unit tests/messages -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(PYTEST) $(TRACED) -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
 	$(BIN)/coverage report --include='src/clearspan/architectures/*,src/clearspan/conversions/*' --fail-under=100
 
 # What documents show and analyses find, on processors that compute other last digits.

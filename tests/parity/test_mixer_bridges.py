@@ -168,7 +168,7 @@ def test_a_generation_with_a_cache_shows_one_forward(bridge: clearspan.Transform
 
 
 def test_nemotron_bounds_step_sizes_only_in_the_chunked_form() -> None:
-    """Transformers' own: a token behind a cache has other logits than in one forward. Mended, `bridge_of` need not know."""
+    """Transformers' own: a token behind a cache has other logits than in one forward; `bridge_of` knows."""
     model = bridge_of("nemotron_h").hf_model
     model.model.layers[0].mixer.time_step_limit = (1.0, float("inf"))
     with torch.no_grad():

@@ -67,9 +67,10 @@ def weight_slots(model: Model) -> WeightSlots:
     parts: list[GeneralizedComponent] = []
     for block in model.blocks:
         parts += [part for part in block.submodules.values() if isinstance(part, NormalizationBridge)]
-        for sublayer in block.sublayers:
-            ways_out = [part for key, part in sublayer.part.submodules.items() if key in ("o", "out")]
-            parts += [*([sublayer.part] if part_kind(sublayer.name) == "attn" else []), *ways_out]
+        for part in (*(sublayer.part for sublayer in block.sublayers), *block.feeders):
+            ways_out = [inner for key, inner in part.submodules.items() if key in ("o", "out")]
+            is_attn = part_kind(part.path.rpartition(".")[2]) == "attn"
+            parts += [*([part] if is_attn else []), *ways_out]
     parts += model.components[model.components.index(model.blocks[-1]) + 1 :]
     paths = tuple(part.module_path for part in parts)
     known = WeightSlots(tuple(parts), branches(paths), paths)

@@ -6,8 +6,8 @@ from functools import partial
 from typing import ClassVar
 
 from clearspan.architectures.adapter import ArchitectureAdapter, Sizes
-from clearspan.architectures.llama import EMBEDDING, LAYERS, Gemma2ArchitectureAdapter, gated, rms, self_attention
-from clearspan.architectures.parts import HEADS, KV_HEADS, decoder, linear, unembedding
+from clearspan.architectures.llama import EMBEDDING, LAYERS, LLAMA_SIZES, rms, self_attention
+from clearspan.architectures.parts import HEADS, KV_HEADS, decoder, gated_mlp, linear, unembedding
 from clearspan.components import (
     ActivationBridge,
     AltUpBlockBridge,
@@ -39,7 +39,7 @@ _REST = {
 class Gemma3nArchitectureAdapter(ArchitectureAdapter):
     """Gemma 3n, its text model."""
 
-    sizes: ClassVar[Sizes] = Gemma2ArchitectureAdapter.sizes
+    sizes: ClassVar[Sizes] = {**LLAMA_SIZES, "act_fn": ("hidden_activation",)}
     irrelevant: Mapping[str, str] = {
         **ArchitectureAdapter.irrelevant,
         "*_scale": "numbers by which what makes a layer's own input is multiplied",
@@ -98,7 +98,7 @@ def _block(cfg: TransformerBridgeConfig, layer: int) -> AltUpBlockBridge:
 def _mlp(*, is_cut: bool) -> GatedMLPBridge:
     """Returns an MLP, whose gate may be cut off before its activation function."""
     if not is_cut:
-        return gated()
+        return gated_mlp("mlp", gate="gate_proj", in_="up_proj", out="down_proj")
     maps = {key: linear(name) for key, name in (("gate", "gate_proj"), ("in", "up_proj"), ("out", "down_proj"))}
     return CutGateMLPBridge("mlp", submodules={**maps, "act": ActivationBridge("act_fn")})
 

@@ -57,7 +57,7 @@ def self_attention(
     rotary: bool = True,
     sinks: bool = False,
 ) -> AttentionBridge:
-    """Returns attention by Llama's names, with or without norms of queries and keys."""
+    """Returns attention by Llama's names, with or without norms of queries, keys and values."""
     return attention(
         "self_attn",
         q="q_proj",

@@ -401,6 +401,14 @@ def _check(bridge: TransformerBridge) -> None:
             reason="a gate or norm lies between z and what heads write",
             fix="cache.stack_head_results() for what heads write",
         )
+    fed = next((f"blocks.{layer}" for layer, block in enumerate(bridge.blocks) if block.fed_by), None)
+    if fed is not None:
+        raise InvalidArgumentError(
+            "edges are not known on this model",
+            where=fed,
+            reason="parts of the block read the residual stream and add nothing to it: they feed another part",
+            fix="attribution_patch, which needs no edges",
+        )
     if not all(block.is_sum for block in bridge.blocks):
         raise InvalidArgumentError(
             "the residual stream of this model is not the sum of what its parts write",

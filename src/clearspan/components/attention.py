@@ -70,6 +70,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
             (GPT-NeoX-Japanese).
         core: Path, in attention's module, of the module that multiplies queries and keys (BERT: `self`, with `o` at
             `output.dense`); empty where attention's module does it.
+        d_input: Width of what it reads, where that is not the residual stream's: two vectors side by side (Zamba).
         norms_input: Whether the norm before attention is inside its module, so that the projections read the norm's
             output, and attention's own input is the residual stream (MegatronBERT).
     """
@@ -95,6 +96,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
     joins_heads: bool = False
     joins_operands: bool = False
     core: str = ""
+    d_input: int | None = None
     norms_input: bool = False
 
     hook_q: HookPoint = field(init=False)
@@ -141,11 +143,13 @@ class GeneralAttentionBridge(GeneralizedComponent):
     def __post_init__(self) -> None:
         if self.d_head_v is not None:
             self._value_axes = "batch pos head d_head_v"
+        if self.d_input is not None:
+            self.input_axes = "batch pos width"
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, with this layer's own heads."""
-        own = {"kv_head": self.n_kv_heads, "d_head": self.head_width}
-        return {**super().sizes(), **own, **({} if self.d_head_v is None else {"d_head_v": self.d_head_v})}
+        own = {"kv_head": self.n_kv_heads, "d_head": self.head_width, "d_head_v": self.d_head_v, "width": self.d_input}
+        return {**super().sizes(), **{axis: size for axis, size in own.items() if size is not None}}
 
     def bind(self, binding: Binding, path: str, parent: str = "") -> Self:
         """Returns the live attention, whose norms know its heads."""
@@ -417,10 +421,12 @@ class AttentionBridge(HeadAttentionBridge):
     def required(self) -> Mapping[str, type[GeneralizedComponent]]:
         """Returns the four maps, or three and the two norms that tell keys and values apart."""
         has_map = self.gate_activation is not None and not self.gate_in_queries
-        maps = dict.fromkeys((*PROJECTIONS, "o", *(["gate"] if has_map else [])), LinearBridge)
-        if "v" in self.submodules or "v_norm" not in self.submodules:
-            return maps
-        return {**{key: kind for key, kind in maps.items() if key != "v"}, "k_norm": NormalizationBridge}
+        maps: dict[str, type[GeneralizedComponent]] = dict.fromkeys((*PROJECTIONS, "o"), LinearBridge)
+        maps |= {"gate": LinearBridge} if has_map else {}
+        if "v_norm" in self.submodules and "v" not in self.submodules:
+            del maps["v"]
+            maps["k_norm"] = NormalizationBridge
+        return maps
 
     def projected(self, projection: Projection) -> tuple[Place, Access]:
         """Returns the linear map's output, or values after their norm, and how to read them by head."""

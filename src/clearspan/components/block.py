@@ -95,6 +95,13 @@ class BlockBridge(GeneralizedComponent):
             or the path in the block of a parameter `[d_model]`.
         stream_multiplier: What the block multiplies the stream by before it adds, for all stages or each.
         input_multipliers: Sublayers whose input the block multiplies, after the norm, each with the number.
+        fed_by: Sublayers that read a sum of the stream and of what further parts of the block make (Zamba's shared
+            transformer), each with those parts in the order of the forward: the output of the last one is added. They
+            add nothing to the stream.
+        begins_at: Path in the block of the norm whose output is the stream that enters, where the block's own input is
+            what that norms (RWKV's first block); None where the input is the stream.
+        post_multiplier: What the model multiplies the block's output by, which then is the stream that leaves (RWKV).
+            The last stage's multipliers say it too.
         norms_the_sum: Whether `ln1`, `ln2`, ... come after a stage, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
         reads_copies: Sublayers that are given a copy of the stream, where norms come after stages (X-MOD gives an
@@ -116,6 +123,9 @@ class BlockBridge(GeneralizedComponent):
     residual_multiplier: Factor | Mapping[str, Factor] = 1.0
     stream_multiplier: Factor | Sequence[Factor] = 1.0
     input_multipliers: Mapping[str, float] = field(default_factory=dict)
+    fed_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    begins_at: str | None = None
+    post_multiplier: float = 1.0
     norms_the_sum: bool = False
     residual_is_normed: bool = False
     reads_copies: tuple[str, ...] = ()
@@ -153,6 +163,7 @@ class BlockBridge(GeneralizedComponent):
             *self.added_with,
             *self.added_with.values(),
             *self.input_multipliers,
+            *self.fed_by,
         }
         if isinstance(self.residual_multiplier, Mapping):
             named |= {*self.residual_multiplier}
@@ -175,8 +186,15 @@ class BlockBridge(GeneralizedComponent):
 
     @property
     def layer_type(self) -> str:
-        """Names of the sublayers: `+` joins those of a stage, and stages follow one another: `"attn+mixer, mlp"`."""
-        return ", ".join("+".join(stage) for stage in self.stages)
+        """Names of the sublayers: `+` joins those of a stage, and stages follow one another: `"attn+mixer, mlp"`.
+
+        Before a sublayer that other parts feed stand their names: `"attn > mlp > mixer"`.
+        """
+        return ", ".join("+".join(map(self._with_feeders, stage)) for stage in self.stages)
+
+    def _with_feeders(self, name: str) -> str:
+        feeders = (one for one in self.fed_by.get(name, ()) if part_kind(one) != "mixer")
+        return " > ".join([*feeders, name])
 
     # --- template and life -------------------------------------------------------------------------------------------
 
@@ -195,6 +213,7 @@ class BlockBridge(GeneralizedComponent):
         """Returns the sublayers, and the norms that are there."""
         norms = {key for key in self.submodules if _NORM.fullmatch(key) or key in self.norms.values()}
         parts = {name: required_kind(name, self.submodules.get(name)) for name in self.sublayer_names}
+        parts |= dict.fromkeys(self._feeders, GeneralizedComponent)
         return {**parts, **dict.fromkeys(sorted({*norms, *self.norms.values()}), NormalizationBridge)}
 
     def bind(self, binding: Binding, path: str, parent: str = "") -> Self:
@@ -314,6 +333,16 @@ class BlockBridge(GeneralizedComponent):
         return tuple(part for part in parts if isinstance(part, GeneralAttentionBridge))
 
     @property
+    def _feeders(self) -> tuple[str, ...]:
+        """Names of the parts that feed sublayers, and add nothing to the stream."""
+        return tuple(itertools.chain.from_iterable(self.fed_by.values()))
+
+    @property
+    def feeders(self) -> tuple[GeneralizedComponent, ...]:
+        """The parts that feed sublayers, and add nothing to the stream, in the order of the forward."""
+        return tuple(self.submodules[name] for name in self._feeders)
+
+    @property
     def in_order_of_adding(self) -> tuple[Sublayer, ...]:
         """Its sublayers in the order in which they are added to the stream."""
         return tuple(sorted(self.sublayers, key=lambda sublayer: sublayer.adds_at))
@@ -364,14 +393,16 @@ class BlockBridge(GeneralizedComponent):
 
     def points(self) -> Iterator[HookPoint]:
         """Yields the points of the residual stream, and what each sublayer reads from it and adds to it."""
-        yield self.point("hook_resid_pre", self.place(Side.INPUT))
+        entering = self.place(Side.INPUT) if self.begins_at is None else self._known(self.begins_at)
+        yield self.point("hook_resid_pre", entering)
         for stage, here in itertools.groupby(self.sublayers, lambda sublayer: sublayer.stage):
             for number, sublayer in enumerate(here):
                 if stage and not number:
                     yield self._stream_point(stage, sublayer)
                 yield from self._inputs(sublayer)
                 yield self.point(_leaf(sublayer.hook_out), sublayer.adds, sublayer.added)
-        yield self.point("hook_resid_post", self.place(Side.OUTPUT))
+        leaving = None if self.post_multiplier == 1 else Converted(ScaledConversion(self.post_multiplier))
+        yield self.point("hook_resid_post", self.place(Side.OUTPUT), leaving)
 
     def _stream_point(self, stage: int, first: Sublayer) -> HookPoint:
         """Returns the point of the stream before a stage, whose first sublayer is `first`."""
@@ -430,7 +461,7 @@ class BlockBridge(GeneralizedComponent):
     @property
     def centres(self) -> bool:
         """Whether every reader of the residual stream in the block subtracts its mean first."""
-        if self.residual_is_normed or self.norms_the_sum:
+        if self.residual_is_normed or self.norms_the_sum or self.fed_by:
             return False
         return all(
             sublayer.norm is not None and not sublayer.norm.uses_rms_norm and sublayer.norm_after is None
@@ -462,9 +493,15 @@ class BlockBridge(GeneralizedComponent):
         if len(self.sublayers) == 1:
             only = f"{self.sublayer_names[0]} is all that the block has: no residual stream lies inside it"
             yield f"{self.path}.hook_resid_mid", only
+        for fed, feeders in self.fed_by.items():
+            for name in feeders:
+                ends = [f"hook_{name}_in", f"hook_{name}_out"]
+                ends += [projection_input(name, one) for one in "qkv"] if part_kind(name) == "attn" else []
+                reason = f"{name} adds nothing to the residual stream: what it gives becomes a part of what {fed} reads"
+                yield from ((f"{self.path}.{leaf}", reason) for leaf in ends)
         for kind in ("attn", "mlp", "mixer"):
             is_usual = kind == "mixer" and self.of_kind("attn")  # which the vocabulary says
-            if kind not in self.sublayer_names and not is_usual:
+            if kind not in self._feeders and kind not in self.sublayer_names and not is_usual:
                 reason = self.why_without(kind)
                 assert reason is not None, "the block lacks it"
                 yield from ((name, reason) for name in _points_of(kind, self.path))
@@ -474,8 +511,9 @@ class BlockBridge(GeneralizedComponent):
         for stage in range(len(self.stages)):
             before, after = self.stream_before(stage), self.stream_before(stage + 1)
             for sublayer in self.sublayers:
+                fed = [f"{self.path}.{name}.hook_out" for name in self.fed_by.get(sublayer.name, ())[-1:]]
                 if sublayer.stage == stage and sublayer.reads_at != before:
-                    yield Identity((before,), sublayer.reads_at)
+                    yield Identity((before, *fed), sublayer.reads_at)
             added = [sublayer.hook_out for sublayer in self.sublayers if sublayer.adds_at == stage]
             for sublayer in self.sublayers:
                 if (

@@ -19,6 +19,8 @@ from clearspan.points import Converted, HookPoint, Place, SharedRow, Side, Whole
 class EmbeddingBridge(GeneralizedComponent):
     """The token embedding. What it adds to the residual stream is `hook_embed`.
 
+    A part `norm` is a norm in its own module, which rows of the table pass (Inkling).
+
     Attributes:
         multiplier: What the model multiplies the embedding by outside its module.
         ends_at: Path of the norm or projection through which it reaches the residual stream, or None.
@@ -37,6 +39,10 @@ class EmbeddingBridge(GeneralizedComponent):
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """The embedding `[d_vocab, d_model]`, the live parameter."""
         return self.told_of_ties("W_E", self.weight("weight"), self.parameter("weight"))
+
+    def claims(self) -> Iterator[str]:
+        """Yields the module's path, or that of its table where a part of it is named."""
+        yield f"{self.module_path}.weight" if self.submodules else self.module_path
 
     @property
     def width(self) -> int:

@@ -118,14 +118,14 @@ class MixerBridge(GeneralizedComponent):
     def points(self) -> Iterator[HookPoint]:
         """Yields the points in the order of the forward: what is projected, what functions are given and return."""
         for name, (key, side, axes) in _ENDS.items():
-            if key in self.submodules and side is Side.OUTPUT:
+            if isinstance(self.submodules.get(key), LinearBridge) and side is Side.OUTPUT:
                 yield self._at_part(name, Part(key, axes, None, side))
         for name, part in self.parts.items():
             yield self._at_part(name, part)
         for name, (role, value) in self.kind.points.items():
             yield self._inside(name, Passed(self.kind.role(role), value))
         for name, (key, side, axes) in _ENDS.items():
-            if key in self.submodules and side is Side.INPUT:
+            if isinstance(self.submodules.get(key), LinearBridge) and side is Side.INPUT:
                 yield self._at_part(name, Part(key, axes, None, side))
 
     def _at_part(self, name: str, part: Part) -> HookPoint:

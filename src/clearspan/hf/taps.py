@@ -90,7 +90,7 @@ class Taps:
     Args:
         model: The Hugging Face model.
         points: All its hook points.
-        drops_positions: Whether the model leaves positions out of its last blocks where no logits of them are asked for.
+        drops_positions: Whether the model leaves positions out of its last blocks where no logits of theirs are read.
 
     Attributes:
         turns: Whose turn it is on the model.

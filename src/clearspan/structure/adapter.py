@@ -26,8 +26,8 @@ from clearspan.hf.turns import turns_of
 from clearspan.points import Layout, nearest
 from clearspan.structure.algebra import eps_of
 from clearspan.structure.block import block_template
-from clearspan.structure.finding import Finding, Findings, MissingStructureError
-from clearspan.structure.frame import Blocks, find_blocks
+from clearspan.structure.finding import Finding, Findings, MissingInBlockError, MissingStructureError
+from clearspan.structure.frame import Blocks, find_blocks, with_entry
 from clearspan.structure.inward import Inward, find_inward
 from clearspan.structure.leftover import account_for_all
 from clearspan.structure.needs import note_needs
@@ -173,14 +173,15 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
             f"no adapter for {type(model).__name__}, and its structure was not found",
             reason=f"{name}{error}",
             nearest=nearest(type(model).__name__, ADAPTERS),
-            fix="boot(model, partial=True) for what was found; or boot(model, adapter=...) with an adapter of your "
-            "own: CONTRIBUTING.md shows how, step by step",
+            fix=f"{_PARTIAL if isinstance(error, MissingInBlockError) else ''}boot(model, adapter=...) with an adapter "
+            "of your own: CONTRIBUTING.md shows how, step by step",
         ) from error
     finally:
         for module, was_training in modes.items():
             module.training = was_training
 
 
+_PARTIAL = "boot(model, partial=True) for what was found; or "
 FAULTS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model may raise that is called in parts, or on tokens alone."""
 
@@ -195,7 +196,7 @@ def _derived(model: "PreTrainedModel", *, partial: bool) -> Structure:
     _check_rows(model)
     trace = traced(model, lambda: model(input_ids=ids, use_cache=False))
     findings = Findings()
-    blocks = blocks_of(model, trace, ids)
+    blocks = with_entry(blocks_of(model, trace, ids), trace)
     _say_passed_by(model, blocks, findings)
     way = layout_of(trace, blocks, ids)
     if way is not None:
@@ -261,14 +262,20 @@ def _layer(trace: Trace, blocks: Blocks, layer: int, findings: Findings, *, part
     visit, path = blocks.visits[layer], blocks.list_of(layer)
     try:
         whole = trace.of(visit) if blocks.is_woven else trace
-        found = block_template(whole, visit, path, findings, f"blocks.{layer}", blocks.streams)
+        by = blocks.multipliers[layer] if blocks.multipliers else 1.0
+        entry = blocks.entry if layer == 0 else None
+        found = block_template(
+            whole, visit, path, findings, f"blocks.{layer}", blocks.streams, multiplier=by, entry=entry
+        )
         if blocks.is_woven:
             place_in_weave(found, trace, blocks, layer)
         else:
             found.index = blocks.index_of(layer)
     except MissingStructureError as error:
-        if not partial or blocks.streams is not None:
+        if blocks.streams is not None:
             raise
+        if not partial:
+            raise MissingInBlockError(str(error)) from error
         found = StreamBlockBridge(path, f"the structure of the block was not found: {error}")
         found.index = blocks.index_of(layer)
         if blocks.is_woven:
@@ -284,6 +291,8 @@ def _why_whole(model: "PreTrainedModel", blocks: Blocks, trace: Trace, way: Stre
         return f"the stream lies as {way.layout} in the model's own tensors"
     if not takes_embeddings(model, blocks, trace):
         return "the model's forward takes token ids, and no embeddings in their place"
+    if blocks.multipliers or blocks.entry is not None:
+        return "the model changes the residual stream between blocks, or in the first one before it is added to"
     return None
 
 

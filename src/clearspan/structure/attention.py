@@ -73,7 +73,6 @@ def find_attention(trace: Trace, block: Visit, attended: Attended) -> Attention:
         raise MissingStructureError(f"positions change the values of {attended.path}")
     key, value = told_apart(trace, attended, earlier, key, value)
     paths = [attended.path, output.path, *(one.map.path for one in (query, key, value))]
-    key, value = told_apart(trace, attended, earlier, key, value)
     paths += [] if gate is None else [gate.map.path]
     lows = tuple(one for one in (find_low(one.map, earlier) for one in (query, value)) if one is not None)
     return Attention(attended, query, key, value, output, _around(paths, block.path), gate, o_norm, lows)

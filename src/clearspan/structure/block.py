@@ -17,7 +17,15 @@ from clearspan.structure.wiring import Wiring, find_wiring
 
 
 def block_template(
-    trace: Trace, block: Visit, path: str, findings: Findings, where: str, streams: StreamsLayout | None = None
+    trace: Trace,
+    block: Visit,
+    path: str,
+    findings: Findings,
+    where: str,
+    streams: StreamsLayout | None = None,
+    *,
+    multiplier: float = 1.0,
+    entry: Visit | None = None,
 ) -> BlockBridge:
     """Returns the template of one block.
 
@@ -28,11 +36,17 @@ def block_template(
         findings: Where to say what was found.
         where: The block's canonical path.
         streams: How the streams of the residual lie, where it has several.
+        multiplier: What the model multiplies the block's output by.
+        entry: The call of a norm in the block whose output is the stream, where the block's own input is not; or None.
 
     Raises:
         MissingStructureError: A sublayer or the wiring was not found.
     """
     wiring = find_wiring(trace, block) if streams is None else find_stream_wiring(trace, block, streams)
+    if multiplier != 1:
+        if wiring.scalar is not None:
+            raise MissingStructureError(f"{block.path}.{wiring.scalar} and {multiplier} multiply the stream")
+        wiring.scalar = multiplier
     sublayers = find_sublayers(trace, wiring, findings, where)
     names = _names(sublayers)
     stages = _stages(sublayers, names)
@@ -42,6 +56,7 @@ def block_template(
         before, behind = other_names.get(name, _norm_name(index, stages, name, norms)), f"ln{index + 1}_post"
         if before in norms and before not in parts and not wiring.norms_the_sum:
             parts[before] = _norm(trace, norms[before], block)
+        parts |= one.feeders.parts
         parts[name] = one.part
         if wiring.connections:
             parts[connection_of(name)] = wiring.connections[index]
@@ -61,7 +76,12 @@ def block_template(
     )
     if wiring.scalar is not None:
         factors.add(wiring.scalar)
-        findings.add(where, f"{block.path}.{wiring.scalar} multiplies the stream at the block's end")
+        name = f"{block.path}.{wiring.scalar}" if isinstance(wiring.scalar, str) else wiring.scalar
+        findings.add(where, f"{name} multiplies the stream at the block's end")
+    begins_at = None if entry is None else entry.path.removeprefix(f"{block.path}.")
+    if begins_at is not None:
+        factors.add(begins_at)
+        findings.add(where, f"{block.path}.{begins_at} norms what enters, and its output is the stream")
     account_for_all(block.module, whole, trace.inside(block), block.path, readers, irrelevant=factors)
     made = BlockBridge(
         name=path,
@@ -74,7 +94,10 @@ def block_template(
         input_multipliers={
             name: one.multiplier for name, one in zip(names, sublayers, strict=True) if one.multiplier != 1
         },
+        fed_by={name: one.feeders.names for name, one in zip(names, sublayers, strict=True) if one.feed is not None},
         stream_multiplier=_carry(wiring, len(stages)),
+        post_multiplier=multiplier,
+        begins_at=begins_at,
         norms_the_sum=bool(wiring.norms_the_sum),
         residual_is_normed=bool(wiring.residual_norms),
         reads_copies=tuple(name for name, one in zip(names, sublayers, strict=True) if _reads_copy(one, wiring)),

@@ -7,6 +7,10 @@ class MissingStructureError(Exception):
     """Something that a structure needs was not found in the trace."""
 
 
+class MissingInBlockError(MissingStructureError):
+    """What was not found lies inside of a block, of which the stream is known."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing found.

@@ -10,7 +10,7 @@ from clearspan.points import Layout
 from clearspan.structure.algebra import coefficients, factor, linear_kind, norm_kind, same
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.frame import Blocks
-from clearspan.structure.templates import call_number, opaque
+from clearspan.structure.templates import call_number, norm_template, opaque
 from clearspan.structure.trace import Trace, Visit
 
 LEAST = 1e-6
@@ -59,6 +59,7 @@ def find_inward(trace: Trace, blocks: Blocks, ids: Tensor, findings: Findings) -
             blocks are woven, it need not be one.
     """
     before = [visit for visit in trace.visits[: blocks.visits[0].order] if visit.left is not None]
+    before += [] if blocks.entry is None else [blocks.entry]
     embed = next((one for one in before if _is_lookup(one) and _equals(one.entered, ids)), None)
     if embed is None:
         raise MissingStructureError("no module looks the token ids up")
@@ -148,9 +149,20 @@ def _begins_with(whole: Tensor | None, part: Tensor | None) -> bool:
     return same(whole[..., : part.shape[-1]], part)
 
 
+def _within(trace: Trace, embed: Visit) -> dict[str, GeneralizedComponent]:
+    """Returns the norm in the embedding's own module whose output is its own, if there is one."""
+    norm = next((one for one in trace.inside(embed) if norm_kind(one) and same(one.left, embed.left)), None)
+    return {} if norm is None else {"norm": norm_template(norm, norm.path.removeprefix(f"{embed.path}."))}
+
+
 def _parts(trace: Trace, embed: Visit, found: _Sum, ids: Tensor, d_model: int, end: Visit | None) -> Inward:
     """Returns the components of what was found; `end` is the call that gives the stream."""
-    own = EmbeddingBridge(name=embed.path, multiplier=found.multiplier, output_is_overwritten=embed.is_overwritten)
+    own = EmbeddingBridge(
+        name=embed.path,
+        submodules=_within(trace, embed),
+        multiplier=found.multiplier,
+        output_is_overwritten=embed.is_overwritten,
+    )
     passed = [*([found.token] if found.token is not embed else []), *reversed(found.through)]
     own.ends_at = passed[-1].path if passed else None
     own.ends_at_call = call_number(trace, passed[-1]) if passed else None

@@ -5,6 +5,7 @@ from collections.abc import Container, Iterator, Sequence
 from torch import nn
 
 from clearspan.components import (
+    EmbeddingBridge,
     GeneralAttentionBridge,
     GeneralizedComponent,
     LateBiasLinearBridge,
@@ -40,6 +41,7 @@ def account_for_all(
             own = module.get_submodule(name)
             claimed |= {f"{name}.{key}" for key in (*own._parameters, *own._buffers)}
     claimed |= {f"{name}.sinks".lstrip(".") for name, part in owners.items() if _has_sinks(part)}
+    claimed |= {f"{name}.weight" for name, part in owners.items() if isinstance(part, EmbeddingBridge)}
     claimed |= {
         f"{key.rpartition('.')[0]}.{part.late_bias}".lstrip(".")
         for key, part in owners.items()

@@ -18,6 +18,7 @@ from clearspan.components.mixer_kinds import (
     GATED_DELTA,
     GATED_RECURRENCE,
     MATRIX_MEMORY,
+    SELECTIVE_BY_HEAD,
     SELECTIVE_SCAN,
     SHORT_CONV,
     STATE_SPACE_HEADS,
@@ -86,7 +87,7 @@ def _fits(template: MixerBridge, module: nn.Module) -> bool:
     return all(part.name in paths for part in template.submodules.values())
 
 
-Builder = Callable[[nn.Module, str, Dims], MixerBridge]
+Builder = Callable[[nn.Module, str, Dims], MixerBridge | None]
 
 
 def _selective(module: nn.Module, name: str, dims: Dims) -> MixerBridge:
@@ -164,15 +165,19 @@ def _inline(whole: Visit, name: str) -> MixerBridge | None:
 
 
 def _narrow(builder: Callable[..., MixerBridge]) -> Builder:
-    return lambda module, name, dims: builder(name, d_inner=_width(module, dims))
+    def build(module: nn.Module, name: str, dims: Dims) -> MixerBridge | None:
+        width = _width(module, dims)
+        return None if width is None else builder(name, d_inner=width)
+
+    return build
 
 
-def _width(module: nn.Module, dims: Dims) -> int:
-    """Returns a mixer's width: the function's, or what the output map reads."""
+def _width(module: nn.Module, dims: Dims) -> int | None:
+    """Returns a mixer's width: the function's, or what the output map reads; None where neither says it."""
     if "d_inner" in dims:
         return dims["d_inner"]
     maps = (module._modules.get(name) for name in ("out_proj", "linear_out", "output"))
-    return next(int(one.in_features) for one in maps if isinstance(one, nn.Linear))
+    return next((int(one.in_features) for one in maps if isinstance(one, nn.Linear)), None)
 
 
 _BUILDERS: Mapping[MixerKind, Builder] = {
@@ -180,6 +185,7 @@ _BUILDERS: Mapping[MixerKind, Builder] = {
     STATE_SPACE_HEADS: _heads,
     GATED_DELTA: _delta,
     CHANNEL_DELTA: _channel,
+    SELECTIVE_BY_HEAD: _narrow(mixers.selective_scan_by_head),
     SHORT_CONV: _narrow(mixers.short_conv),
     GATED_RECURRENCE: _narrow(mixers.gated_recurrence),
     WEIGHTED_AVERAGE: _narrow(mixers.weighted_average),

@@ -186,6 +186,8 @@ def _kind(maps: Maps) -> tuple[Callable[..., MLPBridge], list[str]]:
         return partial(GatedMLPBridge, **(branches[linear[0]] or {})), keys
     (only,) = maps.inward
     width = _kind_inputs(maps.outward)
+    if not _is_all(maps, only):
+        raise MissingStructureError(f"{only.path} gives a part alone of what {maps.outward.path} is given")
     if only.left is None or only.left.shape[-1] != 2 * width:
         return MLPBridge, ["in"]
     branches = [_branch(maps, only, slice(start, start + width)) for start in (0, width)]
@@ -193,6 +195,12 @@ def _kind(maps: Maps) -> tuple[Callable[..., MLPBridge], list[str]]:
     if len(linear) != 1:
         raise MissingStructureError(f"which half of {only.path} is the gate")
     return partial(JointGateMLPBridge, **(branches[linear[0]] or {}), gate_is_second=linear == [0]), ["gate_up"]
+
+
+def _is_all(maps: Maps, only: Visit) -> bool:
+    """Whether the output map's input is the same for all tokens when a map's output is: nothing else makes it."""
+    hidden = _hidden(maps, only, slice(None), 0.0).flatten(0, -2)
+    return same(hidden, hidden[:1].expand_as(hidden).clone())
 
 
 NEAR, FAR = 0.5, 1000.0

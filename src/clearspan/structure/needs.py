@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from clearspan.components import BlockBridge, GeneralizedComponent
+from clearspan.structure.algebra import same
 from clearspan.structure.tokens import ROWS
 from clearspan.structure.trace import Trace, Visit
 
@@ -28,6 +30,8 @@ def note_needs(trace: Trace, blocks: Sequence[Visit], templates: Sequence[BlockB
                     part.reads_layer = earlier[0]
                 else:
                     part.reads_tokens = True
+            if call is not None and layer and _reads_again(call, blocks[0].entered):
+                part.reads_tokens = True
 
 
 def _parts(block: BlockBridge, path: str) -> Iterator[tuple[GeneralizedComponent, str]]:
@@ -45,6 +49,13 @@ def _of_tokens(call: Visit) -> Iterator[Tensor]:
             rows = value.reshape(ROWS, -1) if value.numel() and value.shape[0] == ROWS else value.new_zeros(1, 1)
             if bool((rows != rows[:1]).any()):
                 yield value
+
+
+def _reads_again(call: Visit, embedded: Tensor | None) -> bool:
+    """Whether a module is given the embeddings of the tokens beside its input (Zamba)."""
+    given = (*call.args, *call.kwargs.values())
+    tensors = [one for one in given if isinstance(one, Tensor) and embedded is not None and one.shape == embedded.shape]
+    return any(torch.equal(one, embedded) for one in tensors if not same(one, call.entered))
 
 
 def _gives(visit: Visit, value: Tensor) -> bool:

@@ -119,7 +119,8 @@ def _scale_and_cap(raw: Tensor, logits: Tensor) -> tuple[float, float | None]:
     cap = _cap(raw.double().reshape(-1), logits.double().reshape(-1))
     if cap is None or not same((cap * torch.tanh(raw.double() / cap)).to(logits.dtype), logits):
         raise MissingStructureError("logits are not the unembedding's output, scaled or capped")
-    return 1.0, _simplest(cap, lambda one: same((one * torch.tanh(raw.double() / one)).to(logits.dtype), logits))
+    near = max(1e-3, 4 * torch.finfo(logits.dtype).eps)
+    return 1.0, _simplest(cap, near, lambda one: same((one * torch.tanh(raw.double() / one)).to(logits.dtype), logits))
 
 
 def _cap(raw: Tensor, capped: Tensor) -> float | None:
@@ -136,10 +137,10 @@ def _cap(raw: Tensor, capped: Tensor) -> float | None:
     return high
 
 
-def _simplest(number: float, fits: Callable[[float], bool]) -> float:
-    """Returns a number that was estimated, with as few digits as fit."""
-    for digits in range(2, 8):
+def _simplest(number: float, near: float, fits: Callable[[float], bool]) -> float:
+    """Returns a number that was estimated to a relative error, with as few digits as fit."""
+    for digits in range(1, 8):
         short = float(f"{number:.{digits}g}")
-        if abs(short / number - 1) < 1e-3 and fits(short):
+        if abs(short / number - 1) < near and fits(short):
             return short
     return number

@@ -1,6 +1,6 @@
 """Whether a model numbers positions by itself: by the padding mask, or by counting token ids."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -80,8 +80,9 @@ def generates_on(model: "PreTrainedModel", ids: Tensor) -> bool:
     """Returns whether `generate` would run a model on just these tokens, as far as it tells."""
     if not model.can_generate():
         return True
+    generating = cast("Any", model)
     try:
-        given = model.prepare_inputs_for_generation(ids, use_cache=False).get("input_ids", ids)
+        given = generating.prepare_inputs_for_generation(ids, use_cache=False).get("input_ids", ids)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return True
     return given is None or given.shape == ids.shape

@@ -165,6 +165,9 @@ def _body(
         yield "config_values: Mapping[str, object]", values
     if structure.numbers_positions:
         yield "makes_positions_from_mask", True
+    for name in ("whole_forwards", "no_generation"):
+        if vars(structure)[name] is not None:
+            yield name, vars(structure)[name]
     irrelevant = dict(_irrelevant(structure))
     if irrelevant:
         usual, buffers = ArchitectureAdapter.irrelevant, [name for name, _ in model.named_buffers()]

@@ -1,6 +1,7 @@
 """The sublayers of a block: of which kind each is, its template, and the norm that it reads the stream through."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from clearspan.structure.attention import Attention, find_attention
 from clearspan.structure.attention_templates import attention_template
 from clearspan.structure.beside import find_beside
 from clearspan.structure.experts import find_experts
+from clearspan.structure.feeding import Feeders, find_feeders
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.gated_norms import find_gated_norm
 from clearspan.structure.mixers import mixer_template
@@ -25,6 +27,7 @@ from clearspan.structure.mixing import MixedError, mixes_positions
 from clearspan.structure.mixture import find_mixture
 from clearspan.structure.mlp import find_mlp
 from clearspan.structure.opaque_attention import opaque_attention_template
+from clearspan.structure.passed import find_passed
 from clearspan.structure.per_layer_input import find_per_layer_input
 from clearspan.structure.templates import call_number
 from clearspan.structure.trace import Trace, Visit, same_arguments
@@ -44,6 +47,8 @@ class Sublayer:
         stage: Which of the block's streams it reads.
         norm: The call of the norm between stream and reader, or None.
         multiplier: What its input is multiplied by, after the norm.
+        feed: The call whose output is added to the stream that it reads, or None.
+        feeders: The parts that lead to that call, in the order of the forward, and the norms between, by name.
     """
 
     kind: str
@@ -53,6 +58,8 @@ class Sublayer:
     stage: int = 0
     norm: Visit | None = None
     multiplier: float = 1.0
+    feed: Visit | None = None
+    feeders: Feeders = field(default_factory=Feeders)
 
 
 def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str) -> list[Sublayer]:
@@ -75,18 +82,28 @@ def find_sublayers(trace: Trace, wiring: Wiring, findings: Findings, where: str)
                 findings.add(f"{where}.mixer", f"heads of {attention.path} are not shown: {error}")
             else:
                 found.append(Sublayer("attn", part, contribution, attention.reader))
-    if len(taken) < len(attentions):
-        lost = next(one for one in attentions if one not in taken)
-        raise MissingStructureError(f"{lost.output.path} gives none of what {block.path} adds")
-    outside = [one for one in trace.inside(block) if not any(one.is_in(attention.path) for attention in taken)]
     rest = [one for one in wiring.contributions if not any(one is other.contribution for other in found)]
+    passed = {id(one): before for one in rest if (before := find_passed(trace, wiring, one)) is not None}
+    outside = [one for one in trace.inside(block) if not any(one.is_in(attention.path) for attention in taken)]
     for contribution in rest:
+        before = passed.get(id(contribution))
+        if before is not None:
+            found.append(_passing(wiring, contribution, before, findings, where))
+            continue
         found.append(_other(trace, wiring, contribution, outside, findings, where))
     found.sort(key=lambda one: min(call.order for call in one.contribution.calls))
     for one in found:
         _locate(one, wiring, trace)
         if isinstance(one.part, GeneralAttentionBridge) and one.norm is not None:
             one.part.norms_input = one.norm.is_in(f"{block.path}.{one.part.name}")
+        if one.feed is not None:
+            others = [other for other in attentions if other not in taken and other.output.order <= one.feed.order]
+            one.feeders = find_feeders(trace, block, one.feed, others, findings, where)
+            taken += others
+    shown = [before.path for before in passed.values()]
+    lost = [one for one in attentions if one not in taken and not any(one.output.is_in(path) for path in shown)]
+    if lost:
+        raise MissingStructureError(f"{lost[0].output.path} gives none of what {block.path} adds")
     return found
 
 
@@ -143,6 +160,17 @@ def _is_written(whole: Visit, wiring: Wiring) -> bool:
 
 def _gives(attention: Attention, contribution: Contribution) -> bool:
     return any(same(one.left, attention.output.left) for one in contribution.source)
+
+
+def _passing(wiring: Wiring, contribution: Contribution, before: Visit, findings: Findings, where: str) -> Sublayer:
+    """Returns a sublayer whose output another module changes before it is added: its ends are known."""
+    block = wiring.block
+    kind = "mixer" if mixes_positions(before, *block.size) else "mlp"
+    findings.add(
+        f"{where}.{kind}", f"{contribution.source[0].path} changes what {before.path} gives before it is added"
+    )
+    name = before.path.removeprefix(f"{block.path}.")
+    return Sublayer(kind, OpaqueBridge(name, output_is_overwritten=_is_written(before, wiring)), contribution, before)
 
 
 def _other(
@@ -248,4 +276,24 @@ def _locate(one: Sublayer, wiring: Wiring, trace: Trace) -> None:
         if same(one.reader.entered, stream) and not wiring.residual_norms:
             one.stage = stage
             return
+    if _locate_fed(one, wiring, trace, norms):
+        return
     raise MissingStructureError(f"{one.reader.path} reads the residual stream neither as it is nor through a norm")
+
+
+def _locate_fed(one: Sublayer, wiring: Wiring, trace: Trace, norms: Sequence[Visit]) -> bool:
+    """Finds a stream, and a call whose output is added to it, of which a sublayer reads the sum through a norm."""
+    earlier = [call for call in trace.inside(wiring.block) if call.order < one.reader.order]
+    for norm in reversed(norms):
+        if norm.entered is None or norm.left is None or one.reader.entered is None:
+            continue
+        multiplier = factor(norm.left, one.reader.entered)
+        for stage, stream in enumerate(wiring.streams[:-1]):
+            if multiplier is None or norm.entered.shape != stream.shape:
+                continue
+            added = (norm.entered.double() - stream.double()).to(stream.dtype)
+            feed = next((call for call in reversed(earlier) if same(call.left, added, norm.entered.abs().max())), None)
+            if feed is not None:
+                one.stage, one.norm, one.multiplier, one.feed = stage, norm, multiplier, feed
+                return True
+    return False

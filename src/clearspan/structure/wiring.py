@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from clearspan.components import GeneralizedComponent, HyperConnectionBridge
 from clearspan.components.sublayer import Factor
-from clearspan.structure.algebra import coefficients, norm_kind, same, sum_of
+from clearspan.structure.algebra import coefficients, norm_kind, same, sum_of, tolerance
 from clearspan.structure.finding import MissingStructureError
 from clearspan.structure.scalars import output_scalar, unscaled
 from clearspan.structure.trace import Trace, Visit
@@ -56,7 +57,7 @@ class Wiring:
         residual_norms: Norms whose output the stream goes on as, if it is wired so.
         connections: The hyper-connection of each contribution, of a residual of several streams.
         extra: Further parts of the block by canonical name.
-        scalar: The block's own number, a parameter or buffer, that multiplies the stream at its end, or None.
+        scalar: What multiplies the stream at the block's end, a number, or a parameter or buffer of the block's; or None.
     """
 
     block: Visit
@@ -67,7 +68,7 @@ class Wiring:
     residual_norms: list[Visit] = field(default_factory=list)
     connections: list[HyperConnectionBridge] = field(default_factory=list)
     extra: dict[str, GeneralizedComponent] = field(default_factory=dict)
-    scalar: str | None = None
+    scalar: Factor | None = None
 
 
 def find_wiring(trace: Trace, block: Visit) -> Wiring:
@@ -130,7 +131,7 @@ def _before(block: Visit, calls: Sequence[Visit]) -> Wiring | None:
     added = end.double() - start.double()
     found = [Contribution(group, _left(group[0])) for group in _classes(calls)]
     for candidates in (found, [*found, *_with_late_biases(block, found)]):
-        chosen = sum_of([one.value for one in candidates], added.to(end.dtype), MOST, added.abs().max())
+        chosen = sum_of([one.value for one in candidates], added.to(end.dtype), MOST, _scale(added, start, end))
         if chosen is not None:
             break
     else:
@@ -151,6 +152,20 @@ def _with_late_biases(block: Visit, found: Sequence[Contribution]) -> Iterator[C
                 for one in inner:
                     value = one.value + own.detach()
                     yield Contribution(one.calls, value, late_bias=f"{path}.{name}".lstrip("."))
+
+
+def _scale(added: Tensor, *streams: Tensor) -> Tensor:
+    """Returns what a difference is small beside, in what is added: the largest of it, or of what rounding leaves.
+
+    In half precision a stream that is much larger than what is added rounds it coarsely, once for each addition.
+    """
+    dtype = streams[0].dtype
+    rounding = ROUNDINGS * torch.finfo(dtype).eps / tolerance(dtype)
+    return max(added.abs().max(), *(stream.double().abs().max() * rounding for stream in streams))
+
+
+ROUNDINGS = 3
+"""How often a stream is rounded in a block, as far as sums are compared."""
 
 
 def _summed(block: Visit, contributions: list[Contribution], norms: Sequence[Visit]) -> Wiring:
@@ -269,7 +284,11 @@ def _step_by_step(block: Visit, calls: Sequence[Visit], step: Callable[..., Step
             stream = target
             # A stream for each contribution, of which those of one step read the first.
             wiring.streams += [*[target] * (len(made) - 1), target]
-    return wiring if same(stream, end) and wiring.contributions else None
+    are_alike = len(wiring.residual_norms) in (
+        0,
+        len(wiring.carries),
+    )  # the stream goes on as a norm's output, or never
+    return wiring if same(stream, end) and wiring.contributions and are_alike else None
 
 
 def _step_by_vectors(
@@ -296,7 +315,8 @@ def _step(stream: Tensor, target: Tensor, norms: Sequence[Visit], calls: Sequenc
     bases = [(None, stream), *((one, _left(one).reshape(target.shape)) for one in norms if same(one.entered, stream))]
     for count in (1, 2):
         for base, value in bases:
-            for chosen in itertools.combinations(range(len(values)), count):
+            others = [index for index, one in enumerate(values) if not same(one, value)]
+            for chosen in itertools.combinations(others, count):
                 found = coefficients([value, *(values[index] for index in chosen)], target)
                 if found is not None and all(abs(one) > 1e-6 for one in found):
                     pairs = zip(chosen, found[1:], strict=True)
@@ -316,6 +336,8 @@ def look_behind_norm(one: Contribution, calls: Sequence[Visit]) -> None:
         one.post_norm, one.source = norm, behind
         return
     one.source = one.calls
+    if any(call is not norm and norm.is_in(call.path) for call in one.calls):
+        return  # the norm is a module's own, which has the summands too
     groups = _classes([call for call in calls if call.order < norm.order])
     entered = _entered(norm)
     values = [_left(group[0]).reshape(entered.shape) for group in groups]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clearspan.components import BlockBridge, GeneralizedComponent, MixerBridge
 from clearspan.structure.finding import MissingStructureError
-from clearspan.structure.frame import Blocks, called_lists, find_blocks
+from clearspan.structure.frame import Blocks, NoModuleError, called_lists, find_blocks
 from clearspan.structure.trace import Trace, Visit, traced
 
 if TYPE_CHECKING:
@@ -32,29 +32,32 @@ def blocks_of(model: "PreTrainedModel", trace: Trace, ids: Tensor) -> Blocks:
     woven = _woven(model, trace, ids)
     try:
         plain = find_blocks(model, trace)
-    except MissingStructureError:
-        if woven is None:
+    except MissingStructureError as error:
+        if woven is None or isinstance(error, NoModuleError):
             raise
         return woven
-    is_last = woven is None or woven.visits[-1].order <= plain.visits[-1].order
+    is_last = woven is None or not woven.visits or woven.visits[-1].order <= plain.visits[-1].order
     return plain if is_last or woven is None else woven
 
 
 def _woven(model: "PreTrainedModel", trace: Trace, ids: Tensor) -> Blocks | None:
-    """Returns all calls of blocks of the last one's class, of lists on whose outputs the logits depend."""
+    """Returns all calls of blocks of the last list's classes, of lists on whose outputs the logits depend."""
     lists = dict(_of_tokens(model, trace, ids))
     if not lists:
         return None
     last = max((calls[-1] for calls in lists.values()), key=lambda visit: visit.order)
     assert last.entered is not None, "it has been looked at"
+    own = last.path.rpartition(".")[0]
+    kinds = {type(one.module) for one in lists[own]}
     alike = [
         path
         for path, calls in lists.items()
-        if all(type(one.module) is type(last.module) and _shape(one) == tuple(last.entered.shape) for one in calls)
+        if all(type(one.module) in kinds and _shape(one) == tuple(last.entered.shape) for one in calls)
     ]
+    if own not in alike:
+        return None
     reaching = [path for path in alike if last.is_in(path) or _reaches(model, ids, trace, lists[path][0].path)]
     calls = sorted((one for path in reaching for one in lists[path]), key=lambda visit: visit.order)
-    own = last.path.rpartition(".")[0]
     return Blocks(own, tuple(calls), tuple(path for path in reaching if path != own), is_woven=True)
 
 

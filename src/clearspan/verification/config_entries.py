@@ -29,7 +29,10 @@ EXPLAINED: Mapping[str, str] = {
     **dict.fromkeys(("*_size", "*_dim", "*_rank", "*_inner", "*_embd", "*bias", "*_width", "*_channels"), SHAPES),
     **dict.fromkeys(("num_*heads*", "n_head*", "num_*layers*", "n_layer*", "*_positions", "max_*_len*"), SHAPES),
     **dict.fromkeys(("max_position_embeddings", "*_head_dim", "d_*", "*vocab*", "*_dense_replace"), SHAPES),
-    **dict.fromkeys(("layer_types", "mlp_layer_types", "mlp_only_layers", "*_sparse_step"), SHAPES),
+    **dict.fromkeys(
+        ("layer_types", "mlp_layer_types", "mlp_only_layers", "layers_block_type", "hybrid_layer_ids", "*_sparse_step"),
+        SHAPES,
+    ),
     **dict.fromkeys(("*rope*", "*rotary*", "*sliding_window*", "*window*", "attention_chunk_size", "alibi"), ATTENTION),
     **dict.fromkeys(("*attn*scal*", "scale_attn*", "query_pre_attn_scalar", "attention_multiplier"), ATTENTION),
     **dict.fromkeys(("*attn*softcap*", "reorder_and_upcast_attn", "*softmax_in_fp32", "attn_temperature*"), ATTENTION),

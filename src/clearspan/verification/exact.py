@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 class InDouble(TorchFunctionMode):
     """While it is on, `torch.float32` as an argument of torch's functions stands for `torch.float64`.
 
-    The code of many models casts to `torch.float32` where half precision is too coarse: norms, rotations, recurrences. A
-    copy of the model in double precision rounds there as much as the model itself, unless these casts go to double too.
+    The code of many models casts to `torch.float32` where half precision is too coarse: norms, rotations, recurrences.
+    A copy of the model in double precision rounds there as the model itself does, unless these casts go to double too.
     """
 
     def __torch_function__(

@@ -122,7 +122,7 @@ def _of_component(part: GeneralizedComponent, block: BlockBridge) -> Iterator[St
             yield from _of_mixer(part)
         case OpaqueAttentionBridge(keys_are_positions=True):
             yield _softmax(part.path, has_sinks=part.has_sinks)
-        case GeneralAttentionBridge() if part in block.attentions:
+        case GeneralAttentionBridge() if part in (*block.attentions, *block.feeders):
             yield from _of_attention(part)
 
 

@@ -79,7 +79,7 @@ def _heard(
         (own, _), place = alone
         if relative(heard[0][1, place], own[0]) > trial.tolerance:
 
-            def write(value: Tensor, hook: HookPoint) -> None:
+            def write(value: Tensor, _: HookPoint) -> None:
                 value[1, place] = own[0]
 
             _, cache = runs.run_with_cache(

@@ -191,9 +191,10 @@ def _of_attention(attention: GeneralAttentionBridge, cfg: TransformerBridgeConfi
             maps = {"q": (d_model, queries), "o": (attention.n_heads * (attention.d_head_v or d_head), d_model)}
         case _:
             maps = {}
-    for key, widths in maps.items():
+    for key, (wide, width) in maps.items():
         if key == "v" and "v_norm" in attention.submodules and "v" not in attention.submodules:
             continue  # values are the map of keys
+        widths = (attention.d_input if key not in ("o", "kv_b", "q_b") and attention.d_input else wide, width)
         linear = attention.submodules[key]
         assert isinstance(linear, LinearBridge), f"{key} is a linear map"
         yield f"{linear.path} (inputs, outputs)", widths, linear.widths

@@ -18,6 +18,7 @@ from clearspan.components import (
     MLPBesideMixtureBridge,
     MLPBridge,
     MoEBridge,
+    NormalizationBridge,
     PerLayerInputBridge,
     PosEmbedBridge,
     RouterBridge,
@@ -178,14 +179,17 @@ def _of_router(router: RouterBridge) -> Statement:
 
 
 def _of_embedding(embed: EmbeddingBridge) -> Statement:
-    ids, out = f"{embed.path}.hook_in", f"{embed.path}.hook_out"
+    ids, out, norm = f"{embed.path}.hook_in", f"{embed.path}.hook_out", embed.submodules.get("norm")
 
     def looked_up(values: Values) -> Tensor:
         rows = embed.W_E[values[ids]]
+        if isinstance(norm, NormalizationBridge):
+            return norm.affine(norm.normalize(rows))
         # Gemma's module itself multiplies by a constant.
         return rows * ((rows * values[out]).sum((1, 2), True) / rows.square().sum((1, 2), True))
 
-    return Statement(f"rows of W_E at {ids}, times a constant, == {out}", (ids,), out, looked_up)
+    passed = "times a constant" if norm is None else "normed"
+    return Statement(f"rows of W_E at {ids}, {passed}, == {out}", (ids,), out, looked_up)
 
 
 def _of_positions(positions: PosEmbedBridge) -> Statement:

@@ -161,6 +161,7 @@ def _before(block: BlockBridge, stream: str) -> Iterator[str]:
         if block.stream_before(sublayer.stage) == stream:
             return
         yield from (f"{sublayer.part.path}.", sublayer.hook_out)
+        yield from (f"{block.path}.{name}." for name in block.fed_by.get(sublayer.name, ()))
         if sublayer.norm is not None:
             yield f"{sublayer.norm.path}."
 

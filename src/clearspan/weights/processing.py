@@ -236,7 +236,7 @@ def _after_blocks(model: Processable) -> tuple[GeneralizedComponent, ...]:
 
 
 def _writers(model: Processable) -> Iterator[LinearMap]:
-    if model.embed.ends_at is None:  # otherwise a norm or a projection writes
+    if model.embed.ends_at is None and not model.embed.submodules:  # otherwise a norm or a projection writes
         yield LinearMap(model.embed.module, "weight", None, in_axis=-2, out_axis=-1)
     for part in model.components:
         if isinstance(part, PosEmbedBridge):

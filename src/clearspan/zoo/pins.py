@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ def cannot_generate(model: "PreTrainedModel") -> float:
     config.decoder_start_token_id = config.bos_token_id
     row = torch.randint(3, model.config.get_text_config().vocab_size, (1, _REAL))
     try:
-        model.generate(row, generation_config=config, max_new_tokens=3, do_sample=False)
+        cast("Any", model).generate(row, generation_config=config, max_new_tokens=3, do_sample=False)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return float("inf")
     return 0.0
@@ -131,8 +131,8 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 
 
 _LENGTH_MATTERS = (
-    "relative biases of its predicting streams are given to other positions, streams and heads than they were made for, "
-    "and to others for each length of the input"
+    "relative biases of its predicting streams are given to other positions, streams and heads than they were made "
+    "for, and to others for each length of the input"
 )
 
 PINS: tuple[Pin, ...] = (
@@ -182,6 +182,13 @@ PINS: tuple[Pin, ...] = (
         "padding",
         "row of * tokens padded on the left to *",
         "blocks of keys are counted from the left end of the padded row",
+        padded_on_the_left,
+    ),
+    Pin(
+        ("inkling_text",),
+        "padding",
+        "row of * tokens padded on the left to *",
+        "queries are multiplied by the logarithm of how many keys there are, which counts those that are padded",
         padded_on_the_left,
     ),
     Pin(
