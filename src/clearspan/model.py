@@ -34,6 +34,7 @@ from clearspan.hf.adapters import acting, sources
 from clearspan.hf.loading import bridge_config, current
 from clearspan.hf.modules import dequantised, execution_device
 from clearspan.hf.segments import ArgumentsOf
+from clearspan.hf.sequence import keeps_more
 from clearspan.hf.taps import Taps
 from clearspan.hf.tokenizers import NO_TOKENIZER, OwnTokenizer, check_tokenizer, tokenizer_doubt, tokenizer_fault
 from clearspan.hf.torch_hooks import take_off_copied
@@ -363,8 +364,11 @@ class Model(ModelWeights):
         after the last position.
         """
         mixing = [layer for layer, block in enumerate(self.blocks) if block.of_kind("mixer")]
-        if self.adapter.whole_sequences is not None or not mixing:
+        if self.adapter.whole_sequences is not None:
             return self.adapter.whole_sequences
+        if not mixing:
+            more = "layers keep more of earlier positions than keys and values, such as what keys are chosen by"
+            return more if keeps_more(self.hf_model) else None
         which = f"layer {mixing[0]} has" if len(mixing) == 1 else f"layers {_listed(mixing)} have"
         return f"{which} a mixer, whose state after the first positions is not kept"
 

@@ -98,7 +98,7 @@ def _block(cfg: TransformerBridgeConfig, layer: int) -> AltUpBlockBridge:
 def _mlp(*, is_cut: bool) -> GatedMLPBridge:
     """Returns an MLP, whose gate may be cut off before its activation function."""
     if not is_cut:
-        return gated()
+        return gated_mlp("mlp", gate="gate_proj", in_="up_proj", out="down_proj")
     maps = {key: linear(name) for key, name in (("gate", "gate_proj"), ("in", "up_proj"), ("out", "down_proj"))}
     return CutGateMLPBridge("mlp", submodules={**maps, "act": ActivationBridge("act_fn")})
 

@@ -243,6 +243,17 @@ def empty() -> "Cache":
     return DynamicCache()
 
 
+def keeps_more(model: nn.Module) -> bool:
+    """Whether layers keep more of earlier positions than keys and values, such as keys by which keys are chosen."""
+    from transformers.cache_utils import DynamicCache, DynamicIndexedLayer
+
+    config = vars(model).get("config")
+    if config is None:
+        return False
+    layers = DynamicCache(config=config.get_text_config(decoder=True)).layers
+    return any(isinstance(layer, DynamicIndexedLayer) for layer in layers)
+
+
 @functools.cache
 def _kind() -> type[Any]:
     from transformers.cache_utils import DynamicLayer
