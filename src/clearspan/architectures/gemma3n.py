@@ -6,7 +6,7 @@ from functools import partial
 from typing import ClassVar
 
 from clearspan.architectures.adapter import ArchitectureAdapter, Sizes
-from clearspan.architectures.llama import EMBEDDING, LAYERS, Gemma2ArchitectureAdapter, gated, rms, self_attention
+from clearspan.architectures.llama import EMBEDDING, LAYERS, Gemma2ArchitectureAdapter, rms, self_attention
 from clearspan.architectures.parts import HEADS, KV_HEADS, decoder, linear, unembedding
 from clearspan.components import (
     ActivationBridge,
