@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from clearspan.architectures.adapter import ArchitectureAdapter, Sizes
 from clearspan.architectures.llama import EMBEDDING, LAYERS, Gemma2ArchitectureAdapter, rms, self_attention
-from clearspan.architectures.parts import HEADS, KV_HEADS, decoder, linear, unembedding
+from clearspan.architectures.parts import HEADS, KV_HEADS, decoder, gated_mlp, linear, unembedding
 from clearspan.components import (
     ActivationBridge,
     AltUpBlockBridge,
