@@ -54,7 +54,7 @@ _FALCON = {
 _GPT = {"vocab_size": 97, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
 _MOE = {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16}
 
-SEVERAL_STREAMS = {"Gemma3nForCausalLM"}
+SEVERAL_STREAMS = {"Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"}
 """Architectures whose residual is several streams: `tests/parity/test_streams.py` has what holds of them."""
 MODELS: dict[str, tuple[Callable[..., PreTrainedModel], dict[str, Any]]] = {
     "gpt_bigcode": (_family("GPTBigCode"), _GPT),

@@ -6,7 +6,7 @@ from functools import partial
 from typing import ClassVar
 
 from clearspan.architectures.adapter import ArchitectureAdapter, Sizes
-from clearspan.architectures.llama import EMBEDDING, LAYERS, Gemma2ArchitectureAdapter, rms, self_attention
+from clearspan.architectures.llama import Gemma2ArchitectureAdapter, rms, self_attention
 from clearspan.architectures.parts import HEADS, KV_HEADS, decoder, gated_mlp, linear, unembedding
 from clearspan.components import (
     ActivationBridge,
@@ -29,9 +29,9 @@ from clearspan.points import Layout
 
 _HALF = 1 / math.sqrt(2)
 _REST = {
-    "layer_embed": "model.embed_tokens_per_layer",
-    "layer_map": "model.per_layer_model_projection",
-    "layer_norm": "model.per_layer_projection_norm",
+    "layer_embed": "embed_tokens_per_layer",
+    "layer_map": "per_layer_model_projection",
+    "layer_norm": "per_layer_projection_norm",
 }
 """What makes each layer's own input of the tokens, by names of ours."""
 
@@ -39,6 +39,8 @@ _REST = {
 class Gemma3nArchitectureAdapter(ArchitectureAdapter):
     """Gemma 3n, its text model."""
 
+    text: ClassVar[str] = "model"
+    """Path of the text model."""
     sizes: ClassVar[Sizes] = Gemma2ArchitectureAdapter.sizes
     irrelevant: Mapping[str, str] = {
         **ArchitectureAdapter.irrelevant,
@@ -47,22 +49,35 @@ class Gemma3nArchitectureAdapter(ArchitectureAdapter):
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""
-        rest = {key: RemainderBridge(path) for key, path in _REST.items()}
+        rest = {key: RemainderBridge(f"{self.text}.{path}") for key, path in _REST.items()}
         parts = decoder(
-            embed=EMBEDDING,
-            blocks=PerLayer([_block(cfg, layer) for layer in range(cfg.n_layers)]),
-            ln_final=rms("model.norm"),
+            embed=f"{self.text}.embed_tokens",
+            blocks=PerLayer([_block(f"{self.text}.layers", cfg, layer) for layer in range(cfg.n_layers)]),
+            ln_final=rms(f"{self.text}.norm"),
             unembed=unembedding("lm_head", softcap=cfg.hf["final_logit_softcapping"]),
         )
-        ends = {key: StreamMapsBridge(f"model.altup_{path}projections") for key, path in _ENDS.items()}
+        ends = {key: StreamMapsBridge(f"{self.text}.altup_{path}projections") for key, path in _ENDS.items()}
         before, after = {"embed": parts["embed"], "expand": ends["expand"], **rest}, {"collapse": ends["collapse"]}
         return {**before, "blocks": parts["blocks"], **after, **parts}
+
+
+class Gemma3nMultimodalArchitectureAdapter(Gemma3nArchitectureAdapter):
+    """Gemma 3n with its towers for images and sounds, through which no text passes."""
+
+    text: ClassVar[str] = "model.language_model"
+    irrelevant: Mapping[str, str] = {
+        **Gemma3nArchitectureAdapter.irrelevant,
+        "model.vision_tower.*": "a text does not pass through it",
+        "model.audio_tower.*": "a text does not pass through it",
+        "model.embed_vision.*": "its embeddings replace those of no token of a text",
+        "model.embed_audio.*": "its embeddings replace those of no token of a text",
+    }
 
 
 _ENDS = {"expand": "", "collapse": "unembed_"}
 
 
-def _block(cfg: TransformerBridgeConfig, layer: int) -> AltUpBlockBridge:
+def _block(blocks: str, cfg: TransformerBridgeConfig, layer: int) -> AltUpBlockBridge:
     """Returns the block of a layer."""
     hf = cfg.hf
     streams = StreamsLayout(hf["altup_num_inputs"], Layout.STREAMS_FIRST)
@@ -74,7 +89,7 @@ def _block(cfg: TransformerBridgeConfig, layer: int) -> AltUpBlockBridge:
         }
     )
     return AltUpBlockBridge(
-        LAYERS,
+        blocks,
         submodules={
             "altup": AltUpBridge("altup", streams=streams),
             "ln1": rms("input_layernorm"),

@@ -8,7 +8,7 @@ from types import TracebackType
 from clearspan.architectures.adapter import AdapterSource, ArchitectureAdapter, name_of
 from clearspan.architectures.alibi import BloomArchitectureAdapter, MPTArchitectureAdapter
 from clearspan.architectures.falcon import FalconArchitectureAdapter
-from clearspan.architectures.gemma3n import Gemma3nArchitectureAdapter
+from clearspan.architectures.gemma3n import Gemma3nArchitectureAdapter, Gemma3nMultimodalArchitectureAdapter
 from clearspan.architectures.gpt import (
     GPT2ArchitectureAdapter,
     GPTJArchitectureAdapter,
@@ -49,6 +49,7 @@ ADAPTERS: dict[str, AdapterSource] = {
     "Gemma2ForCausalLM": Gemma2ArchitectureAdapter,
     "Gemma3ForCausalLM": Gemma3ArchitectureAdapter,
     "Gemma3nForCausalLM": Gemma3nArchitectureAdapter,
+    "Gemma3nForConditionalGeneration": Gemma3nMultimodalArchitectureAdapter,
     "GptOssForCausalLM": GptOssArchitectureAdapter,
     "GraniteForCausalLM": GraniteArchitectureAdapter,
     "LlamaForCausalLM": LlamaArchitectureAdapter,

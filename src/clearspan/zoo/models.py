@@ -10,6 +10,7 @@ from clearspan.errors import InvalidArgumentError, UnbuildableError
 from clearspan.hf.drawn import draw, quiet
 from clearspan.points import nearest
 from clearspan.zoo.recipes import COMMON, OWN, REQUIRED, UNBUILDABLE, Entries
+from clearspan.zoo.stand_ins import stand_in_for, stand_ins
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -71,7 +72,7 @@ def build(model_type: str, *, seed: int = 0) -> "PreTrainedModel":
     why = why_unbuildable(model_type)
     if why is not None:
         raise UnbuildableError(f"no tiny {model_type} can be built", reason=why)
-    with quiet(), torch.random.fork_rng(devices=()):
+    with quiet(), stand_ins(), torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         model = _untrained(model_type, name)
     draw(model, torch.Generator().manual_seed(seed))
@@ -146,7 +147,7 @@ def _filled(config_class: Any, given: Entries) -> "PretrainedConfig":
         own = dict(entries.get(name) or {})
         part_type = own.pop("model_type", None)
         if part_class is not AutoConfig:
-            entries[name] = _filled(part_class, own)
+            entries[name] = _filled(stand_in_for(part_class), own)
         elif part_type is not None:
             entries[name] = _filled(CONFIG_MAPPING[part_type], own)
         # Otherwise no text passes through the part, and its default is as good.

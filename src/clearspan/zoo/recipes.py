@@ -226,6 +226,19 @@ OWN: Mapping[str, Entries] = {
         "image_token_index": 96,
     },
     "gemma3_text": _SLIDING,
+    "gemma3n": {
+        "audio_config": {
+            "conf_num_hidden_layers": 1,
+            "conf_num_attention_heads": 4,
+            "hidden_size": 32,
+            "sscp_conv_channel_size": (8, 8),
+            "vocab_size": 8,
+            "vocab_offset": 105,
+        },
+        "vision_config": {"hidden_size": 32, "vocab_size": 8, "vocab_offset": 97},
+        "image_token_id": 94,
+        "audio_token_id": 95,
+    },
     "gemma3n_text": {
         "num_hidden_layers": 4,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
@@ -542,5 +555,5 @@ _ASSISTS = "its forward takes the states, the keys and the values of another mod
 UNBUILDABLE: Mapping[str, str] = {"gemma4_assistant": _ASSISTS, "gemma4_unified_assistant": _ASSISTS}
 """Model types of which no model can be built that computes logits of token ids, and why."""
 
-REQUIRED: Mapping[str, tuple[str, ...]] = {"gemma3n": ("timm", "PIL")}
+REQUIRED: Mapping[str, tuple[str, ...]] = {}
 """Packages that a model type is built with, which transformers does not bring."""
