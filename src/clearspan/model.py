@@ -248,6 +248,7 @@ class Model(ModelWeights):
         arguments.embedding_width = self.embed.width
         first = next(iter(self.blocks))
         arguments.stream_shape, arguments.raw_stream = first.stream_shape, first.raw_stream
+        arguments.stream_dtype = first.stream_dtype
         arguments.firsts = [first_of(self.blocks, layer) for layer in range(len(self.blocks))]
         arguments.reads_tokens = reads_tokens(self.blocks)
         points = {name: one for name, one in hook_points(components).items() if name not in adapter.refused}

@@ -17,7 +17,7 @@ from clearspan._cache.lookup import CacheLookup
 from clearspan._cache.readings import frozen
 from clearspan._forward.readout import FrozenNorm, exact
 from clearspan.components import NormalizationBridge, Sublayer
-from clearspan.components.sublayer import scale_, scaled
+from clearspan.components.factors import scale_, scaled
 
 
 def by_head(

@@ -86,6 +86,16 @@ def _refuse_kv_cache(given: ModelInput, segment: Segment) -> None:
         )
 
 
+def _differs_from_embeddings(model: Model, residual: Tensor) -> bool:
+    """Whether the model cannot be given a residual stream in place of embeddings.
+
+    A projection of these may come before the blocks, the stream may have another dtype, or the model may scale
+    embeddings in place.
+    """
+    has_own_dtype = model.blocks[0].stream_dtype is not None
+    return residual.shape[-1] != model.embed.width or has_own_dtype or model.embed.output_is_overwritten
+
+
 def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | None) -> Tensor | Stopped:
     """Runs some of the blocks; returns logits, or the residual stream where it stopped."""
     blocks = [block.module for block in model.blocks]
@@ -105,9 +115,10 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
             if start == stop:
                 return Stopped(residual)
             stack.enter_context(starting_at(blocks, start, model.blocks[0].raw_stream(residual)))
-            # A projection of the embedding comes before the blocks, or the model scales embeddings in place.
-            if residual.ndim > 3 or residual.shape[-1] != model.embed.width or model.embed.output_is_overwritten:
-                given.kwargs["inputs_embeds"] = residual.new_zeros(*residual.shape[:2], model.embed.width)
+            if residual.ndim > 3 or _differs_from_embeddings(model, residual):
+                dtype = residual.dtype if model.blocks[0].stream_dtype is None else model.hf_model.dtype
+                size = (*residual.shape[:2], model.embed.width)
+                given.kwargs["inputs_embeds"] = residual.new_zeros(size, dtype=dtype)
             give_tokens(model, given, residual, start)
             check_start(model, start, stop)
         if stop is not None:

@@ -288,14 +288,15 @@ def check_width(model: Model, value: Tensor, is_residual: bool) -> None:
             expected=f"[batch, pos, {streams}{'d_model' if width == model.cfg.d_model else 'width'}={width}]",
             got=str(list(value.shape)),
         )
-    if value.dtype != model.hf_model.dtype and not (
+    dtype = (model.blocks[0].stream_dtype if is_residual else None) or model.hf_model.dtype
+    if value.dtype != dtype and not (
         torch.is_autocast_enabled(value.device.type) or any(value.dtype == one.dtype for one in model.parameters())
     ):
         raise InputError(
             "a tensor of numbers is taken as embeddings or a residual stream",
-            expected=f"the model's dtype, {model.hf_model.dtype}",
+            expected=f"the {'model' if dtype == model.hf_model.dtype else 'stream'}'s dtype, {dtype}",
             got=str(value.dtype),
-            fix=f"value.to({model.hf_model.dtype})",
+            fix=f"value.to({dtype})",
         )
 
 

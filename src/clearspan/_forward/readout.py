@@ -17,7 +17,7 @@ from clearspan._forward.forward import run_segment
 from clearspan._forward.given import ModelInput, check_width
 from clearspan.checks import check_kind, whole_numbers
 from clearspan.components import GeneralizedComponent, NormalizationBridge
-from clearspan.components.sublayer import scaled
+from clearspan.components.factors import scaled
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch
 from clearspan.model import Model

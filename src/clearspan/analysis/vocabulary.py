@@ -11,7 +11,7 @@ from clearspan._forward.readout import FrozenNorm, added_logits, exact
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, is_whole
-from clearspan.components.sublayer import scaled
+from clearspan.components.factors import scaled
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge, check_layers
 from clearspan.modes import no_grad

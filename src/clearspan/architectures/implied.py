@@ -12,6 +12,7 @@ from clearspan.components import (
     LatentAttentionBridge,
     MoEBridge,
     NormalizationBridge,
+    OpaqueAttentionBridge,
     PosEmbedBridge,
     UnembeddingBridge,
 )
@@ -46,7 +47,8 @@ def implied(frame: Parts, layers: Sequence[GeneralizedComponent], cfg: Transform
         "gated_mlp": any(isinstance(mlp, GatedMLPBridge | MoEBridge) for mlp in mlps),
         "attn_only": bool(layers) and not mlps,
         **dict(_of_norms(frame, layers)),
-        **dict(_of_attention([part for layer in layers for part in _attentions(layer)], frame, cfg)),
+        **dict(_of_attention([part for layer in layers for part in _attentions(layer)], cfg)),
+        "positional_embedding_type": _positions(layers, frame),
         **dict(_of_logits(frame.get("unembed"))),
     }
 
@@ -77,19 +79,26 @@ def _attentions(layer: GeneralizedComponent) -> Iterator[GeneralAttentionBridge]
     return (part for part in layer.submodules.values() if isinstance(part, GeneralAttentionBridge))
 
 
-def _of_attention(
-    found: Sequence[GeneralAttentionBridge], frame: Parts, cfg: TransformerBridgeConfig
-) -> Iterator[tuple[str, object]]:
-    """Yields what attention implies: how positions come in, heads, and whether fused maps can be taken apart."""
+def _positions(layers: Sequence[GeneralizedComponent], frame: Parts) -> str:
+    """Returns how positions come in."""
+    found = [part for layer in layers for part in _attentions(layer)]
+    parts = (part for layer in layers for part in layer.submodules.values())
+    opaque = (part.has_rotary for part in parts if isinstance(part, OpaqueAttentionBridge))
     embeddings = [part for part in frame.values() if isinstance(part, PosEmbedBridge)]
     kinds = {
-        "rotary": any(attention.has_rotary for attention in found),
+        "rotary": any(attention.has_rotary for attention in found) or any(opaque),
         "alibi": any(attention.has_alibi for attention in found),
         "standard": any(embedding.table is not None for embedding in embeddings),
         "sinusoidal": bool(embeddings),
         "none": True,
     }
-    yield "positional_embedding_type", next(kind for kind, is_there in kinds.items() if is_there)
+    return next(kind for kind, is_there in kinds.items() if is_there)
+
+
+def _of_attention(
+    found: Sequence[GeneralAttentionBridge], cfg: TransformerBridgeConfig
+) -> Iterator[tuple[str, object]]:
+    """Yields what attention implies of its heads."""
     match next(iter(found), None):
         case JointQKVAttentionBridge(qkv_conversion_rule=rule):
             yield "n_key_value_heads", rule.n_kv_heads

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypedDict, Unpack
 
+import torch
 from torch import nn
 
 from clearspan.components import (
@@ -49,7 +50,7 @@ from clearspan.components import (
     UnembeddingBridge,
 )
 from clearspan.components.block import PARALLEL, Stages
-from clearspan.components.sublayer import Factor
+from clearspan.components.factors import Factor, Terms
 from clearspan.conversions import GateActivation, QKVConversionRule
 from clearspan.points import Layout
 
@@ -521,6 +522,9 @@ def block(
     outs: Mapping[str, str] = MappingProxyType({}),
     residual_multiplier: Factor | Mapping[str, Factor] = 1.0,
     stream_multiplier: Factor | Sequence[Factor] = 1.0,
+    residual_offset: Mapping[str, Terms] = MappingProxyType({}),
+    stream_dtype: torch.dtype | None = None,
+    stream_outs: Sequence[str] = (),
     input_multipliers: Mapping[str, float] = MappingProxyType({}),
     norms_the_sum: bool = False,
     residual_is_normed: bool = False,
@@ -546,6 +550,11 @@ def block(
         outs: The same for other sublayers, by their names.
         residual_multiplier: What contributions are multiplied by: all, or each by its sublayer's name.
         stream_multiplier: What the stream is multiplied by before contributions are added, for all stages or each.
+        residual_offset: What is added to contributions after that, by their sublayers' names: sums of products of
+            parameters.
+        stream_dtype: The stream's dtype, where it is not the model's.
+        stream_outs: Modules whose outputs are the stream before the second stage and those after it, where norms read a
+            copy of it.
         input_multipliers: What sublayers' inputs are multiplied by after the norm, by their names.
         norms_the_sum: Whether `ln1` and `ln2` come after a sublayer, on its sum with the residual stream.
         residual_is_normed: Whether the residual branch takes the norm's output.
@@ -567,6 +576,9 @@ def block(
         outs={**{key: path for key, path in (("attn", attn_out), ("mlp", mlp_out)) if path}, **outs},
         residual_multiplier=residual_multiplier,
         stream_multiplier=stream_multiplier,
+        residual_offset=residual_offset,
+        stream_dtype=stream_dtype,
+        stream_outs=stream_outs,
         input_multipliers=dict(input_multipliers),
         norms_the_sum=norms_the_sum,
         residual_is_normed=residual_is_normed,
@@ -574,13 +586,19 @@ def block(
 
 
 def embedding(
-    name: str, *, multiplier: float = 1.0, ends_at: str | None = None, overwritten: bool = False
+    name: str,
+    *,
+    multiplier: Factor = 1.0,
+    offset: Terms = (),
+    ends_at: str | None = None,
+    overwritten: bool = False,
 ) -> EmbeddingBridge:
     """Returns the token embedding.
 
     Args:
         name: Its module.
         multiplier: What the model multiplies the embedding by outside its module.
+        offset: What it adds to that product: sums of products of parameters.
         ends_at: The norm or projection through which it reaches the residual stream, or None.
         overwritten: Whether the model writes into its output's storage afterwards.
 
@@ -588,7 +606,9 @@ def embedding(
         >>> embedding("model.embed_tokens", multiplier=12.0).multiplier
         12.0
     """
-    return EmbeddingBridge(name, multiplier=multiplier, ends_at=ends_at, output_is_overwritten=overwritten)
+    return EmbeddingBridge(
+        name, multiplier=multiplier, offset=offset, ends_at=ends_at, output_is_overwritten=overwritten
+    )
 
 
 def pos_embedding(

@@ -34,6 +34,7 @@ from clearspan.architectures.mixtures import (
     Qwen3MoeArchitectureAdapter,
 )
 from clearspan.architectures.opt import OPTArchitectureAdapter
+from clearspan.architectures.zaya import ZayaArchitectureAdapter
 from clearspan.errors import InvalidArgumentError, PlugInWarning, UnsupportedArchitectureError
 from clearspan.points import nearest
 
@@ -62,6 +63,7 @@ ADAPTERS: dict[str, AdapterSource] = {
     "Qwen2ForCausalLM": Qwen2ArchitectureAdapter,
     "Qwen3ForCausalLM": Qwen3ArchitectureAdapter,
     "Qwen3MoeForCausalLM": Qwen3MoeArchitectureAdapter,
+    "ZayaForCausalLM": ZayaArchitectureAdapter,
 }
 """By class name of the Hugging Face model; several may share an adapter."""
 GROUP = "clearspan.architectures"

@@ -20,7 +20,7 @@ from clearspan.circuits.edges import Sender, Writes, patched_edges
 from clearspan.circuits.graph import ComputationalGraph, Edge
 from clearspan.circuits.runs import PairRun, PairRuns
 from clearspan.components import GeneralAttentionBridge, HeadAttentionBridge, Sublayer
-from clearspan.components.sublayer import scale_
+from clearspan.components.factors import scale_
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.modes import no_grad

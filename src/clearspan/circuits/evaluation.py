@@ -19,7 +19,7 @@ from clearspan.circuits.edges import Sender, Writes
 from clearspan.circuits.graph import ComputationalGraph, places_of
 from clearspan.circuits.runs import PairRun, PairRuns, copies_at_a_time, listed
 from clearspan.components import GeneralAttentionBridge, Sublayer, projection_input
-from clearspan.components.sublayer import scaled
+from clearspan.components.factors import scaled
 from clearspan.effects import Draws, Label
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input

@@ -11,6 +11,7 @@ from clearspan.components.base import Binding, GeneralizedComponent, PerLayer, c
 from clearspan.components.beside import MLPBesideMixtureBridge
 from clearspan.components.block import BlockBridge, Identity
 from clearspan.components.cut_gate import CutGateMLPBridge
+from clearspan.components.deep_router import DeepRouterBridge
 from clearspan.components.embedding import (
     EmbeddingBridge,
     LogitHeadBridge,
@@ -58,6 +59,7 @@ __all__ = [
     "Binding",
     "BlockBridge",
     "CutGateMLPBridge",
+    "DeepRouterBridge",
     "EmbeddingBridge",
     "ExpertsBridge",
     "GatedMLPBridge",

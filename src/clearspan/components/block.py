@@ -7,28 +7,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NoReturn, Self, cast
 
+import torch
 from torch import Tensor
 
 from clearspan.components.attention import GeneralAttentionBridge, HeadAttentionBridge, PathInputs
 from clearspan.components.base import Binding, GeneralizedComponent
 from clearspan.components.beside import MLPBesideMixtureBridge, MLPBesideMixtureInput
+from clearspan.components.factors import BlockParameter, Factor, Offset, Scale, Terms, is_one, value_of
 from clearspan.components.mlp import MLPBridge
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque_attention import OpaqueAttentionBridge
 from clearspan.components.remainder import RemainderBridge
 from clearspan.components.sublayer import (
-    BlockParameter,
-    Factor,
-    Scale,
     Sublayer,
     SublayerInput,
     SublayerKind,
-    is_one,
     part_kind,
     projection_input,
     required_kind,
     stream_at,
-    value_of,
 )
 from clearspan.components.weights import LinearMap
 from clearspan.conversions import ScaledConversion
@@ -94,6 +91,12 @@ class BlockBridge(GeneralizedComponent):
         residual_multiplier: What the block multiplies contributions by: all, or each by its sublayer's name. A number,
             or the path in the block of a parameter `[d_model]`.
         stream_multiplier: What the block multiplies the stream by before it adds, for all stages or each.
+        residual_offset: Sublayers to whose contribution the block adds a vector, after the multiplier, each with its
+            terms: sums of products of parameters `[d_model]`, by their paths in the block. What it adds to the stream
+            outside of contributions is among these, so that the stream is a sum (ZAYA).
+        stream_dtype: The stream's dtype, where it is not the model's (ZAYA keeps it in float32), or None.
+        stream_outs: Paths in the block of the modules whose outputs are the stream before the second stage and those
+            after it, where norms read a copy of it in another precision; none where they read the stream itself.
         input_multipliers: Sublayers whose input the block multiplies, after the norm, each with the number.
         fed_by: Sublayers that read a sum of the stream and of what further parts of the block make (Zamba's shared
             transformer), each with those parts in the order of the forward: the output of the last one is added. They
@@ -122,6 +125,9 @@ class BlockBridge(GeneralizedComponent):
     added_with: Mapping[str, str] = field(default_factory=dict)
     residual_multiplier: Factor | Mapping[str, Factor] = 1.0
     stream_multiplier: Factor | Sequence[Factor] = 1.0
+    residual_offset: Mapping[str, Terms] = field(default_factory=dict)
+    stream_dtype: torch.dtype | None = None
+    stream_outs: Sequence[str] = ()
     input_multipliers: Mapping[str, float] = field(default_factory=dict)
     fed_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     begins_at: str | None = None
@@ -162,6 +168,7 @@ class BlockBridge(GeneralizedComponent):
             *self.reads_copies,
             *self.added_with,
             *self.added_with.values(),
+            *self.residual_offset,
             *self.input_multipliers,
             *self.fed_by,
         }
@@ -254,6 +261,7 @@ class BlockBridge(GeneralizedComponent):
                 self.input_multipliers.get(name, 1.0),
                 self._scale(self._contribution_factor(name)),
                 self._known(self.outs[name]) if name in self.outs else None,
+                Offset.of(self._bound.model, self.residual_offset.get(name, ()), f"{self.module_path}."),
             )
 
     def _norm_after(self, index: int, name: str) -> str:
@@ -292,10 +300,12 @@ class BlockBridge(GeneralizedComponent):
         return parts[named.module].place(Side.OUTPUT) if named.module in parts else named
 
     def claims(self) -> Iterator[str]:
-        """Yields the parameters by which the block multiplies."""
+        """Yields the parameters by which the block multiplies, and those that it adds."""
         yield from super().claims()
         scales = [*(sub.scale for sub in self.sublayers), *map(self._stream_scale, range(len(self.stages)))]
-        yield from dict.fromkeys(scale.path for scale in scales if isinstance(scale, BlockParameter))
+        factors = (scale.path for scale in scales if isinstance(scale, BlockParameter))
+        added = (path for sublayer in self.sublayers if sublayer.offset for path in sublayer.offset.paths)
+        yield from dict.fromkeys((*factors, *added))
 
     def __getattr__(self, name: str) -> NoReturn:
         """Raises for a sublayer that other blocks have, with the reason."""
@@ -424,6 +434,8 @@ class BlockBridge(GeneralizedComponent):
         name = _leaf(self.stream_before(stage))
         if first.name in self.reads_copies:
             return self.point(name, self.submodules[f"ln{stage}"].place(Side.OUTPUT))
+        if self.stream_outs:
+            return self.point(name, self._known(self.stream_outs[stage - 1]))
         return self.point(name, first.reads, InPlace())
 
     def _inputs(self, sublayer: Sublayer) -> Iterator[HookPoint]:

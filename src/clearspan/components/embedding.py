@@ -1,5 +1,6 @@
 """Token and position embeddings, the unembedding, and what may lie before it."""
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 
@@ -8,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
+from clearspan.components.factors import BlockParameter, Factor, Offset, Terms
 from clearspan.components.linear import LinearBridge
 from clearspan.components.weights import LinearMap, Weight, WeightTensor
-from clearspan.conversions import ChannelsConversion, ScaledConversion
+from clearspan.conversions import ChainedConversion, ChannelsConversion, ScaledConversion, ShiftedConversion
 from clearspan.errors import MissingWeightError, UnwritableError
-from clearspan.points import Converted, HookPoint, Place, SharedRow, Side, Whole, entry_of
+from clearspan.points import Access, Converted, HookPoint, Place, SharedRow, Side, Whole, entry_of
 
 
 @dataclass(eq=False, repr=False)
@@ -22,13 +24,16 @@ class EmbeddingBridge(GeneralizedComponent):
     A part `norm` is a norm in its own module, which rows of the table pass (Inkling).
 
     Attributes:
-        multiplier: What the model multiplies the embedding by outside its module.
+        multiplier: What the model multiplies the embedding by outside its module: a number, or the path of a parameter
+            `[d_model]`.
+        offset: What the model adds to that product, as sums of products of parameters `[d_model]`, by their paths.
         ends_at: Path of the norm or projection through which it reaches the residual stream, or None.
         ends_at_call: Which call of that module in a forward this is, where the model calls it several times, or None.
     """
 
     _: KW_ONLY
-    multiplier: float = 1.0
+    multiplier: Factor = 1.0
+    offset: Terms = ()
     ends_at: str | None = None
     ends_at_call: int | None = None
 
@@ -41,8 +46,10 @@ class EmbeddingBridge(GeneralizedComponent):
         return self.told_of_ties("W_E", self.weight("weight"), self.parameter("weight"))
 
     def claims(self) -> Iterator[str]:
-        """Yields the module's path, or that of its table where a part of it is named."""
+        """Yields the module's path, or that of its table where a part of it is named, and what is applied after it."""
         yield f"{self.module_path}.weight" if self.submodules else self.module_path
+        factor = (self.multiplier,) if isinstance(self.multiplier, str) else ()
+        yield from dict.fromkeys((*factor, *(path for term in self.offset for path in term)))
 
     @property
     def width(self) -> int:
@@ -67,9 +74,18 @@ class EmbeddingBridge(GeneralizedComponent):
         """Yields `hook_embed`."""
         end = None if self.ends_at is None else Place(self.ends_at, Side.OUTPUT, call=self.ends_at_call)
         place = end or self.place(Side.OUTPUT)
-        access = Whole() if self.multiplier == 1 else Converted(ScaledConversion(self.multiplier))
         sizes = {"d_model": self.cfg.d_model}
-        yield HookPoint("hook_embed", entry_of("hook_embed").axes, place, access, sizes=sizes)
+        yield HookPoint("hook_embed", entry_of("hook_embed").axes, place, self._added, sizes=sizes)
+
+    @property
+    def _added(self) -> Access:
+        """How the embedding shows, as it reaches the residual stream."""
+        model, factor = self._bound.model, self.multiplier
+        scaled = ScaledConversion(BlockParameter(weakref.ref(model), factor) if isinstance(factor, str) else factor)
+        offset = Offset.of(model, self.offset)
+        if offset is not None:
+            return Converted(ChainedConversion(scaled, ShiftedConversion(offset)))
+        return Whole() if factor == 1 else Converted(scaled)
 
 
 @dataclass(eq=False, repr=False)

@@ -317,8 +317,10 @@ class MoEBridge(GeneralizedComponent):
     def reads(self) -> Iterator[LinearMap]:
         """Yields the maps of the router and of all experts that read the input, where nothing else does."""
         narrow = ("experts", "project_out") if "project_in" in self.submodules else ()
+        if self.has_identities or not list(self.router.reads()):
+            return
         for key, part in self.submodules.items():
-            if key not in narrow and not self.has_identities:
+            if key not in narrow:
                 yield from part.reads()
 
     def adds(self) -> Iterator[LinearMap]:

@@ -25,6 +25,7 @@ class OpaqueAttentionBridge(OpaqueBridge):
         d_head: Channels of a query and a key.
         d_head_v: Channels of what a head finds.
         keys_are_positions: Whether there is one key for each position.
+        has_rotary: Whether positions are rotated into queries and keys.
         has_sinks: Whether a sink, which is no key, takes a share of each query's attention.
     """
 
@@ -35,6 +36,7 @@ class OpaqueAttentionBridge(OpaqueBridge):
     d_head: int = 1
     d_head_v: int = 1
     keys_are_positions: bool = True
+    has_rotary: bool = False
     has_sinks: bool = False
 
     hook_rot_q: HookPoint = field(init=False)

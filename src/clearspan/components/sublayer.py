@@ -1,30 +1,26 @@
 """Sublayers of a block: where one reads the residual stream, and where and how it adds to it."""
 
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clearspan.components.attention import GeneralAttentionBridge
 from clearspan.components.base import GeneralizedComponent
+from clearspan.components.factors import Offset, Scale, is_one, value_of
 from clearspan.components.linear import LinearBridge
 from clearspan.components.mlp import MLPBridge, MoEBridge
 from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
 from clearspan.components.opaque_attention import OpaqueAttentionBridge
-from clearspan.conversions import ScaledConversion
+from clearspan.conversions import ChainedConversion, ScaledConversion, ShiftedConversion
 from clearspan.errors import ConflictingWritesError
 from clearspan.points import Access, Converted, Derivation, Place, Side, Whole
-from clearspan.tree import module_at
 
 SublayerKind = Literal["attn", "mixer", "mlp"]
 """What a sublayer does: softmax attention by head, another way to mix positions, or each position on its own."""
-
-Factor = float | str
-"""A number, or the path in the block of a parameter or buffer, `[d_model]` or a single number."""
 
 
 def part_kind(name: str) -> SublayerKind:
@@ -76,57 +72,6 @@ def stream_at(stage: int) -> str:
     return "hook_resid_pre" if not stage else f"hook_resid_mid{stage if stage > 1 else ''}"
 
 
-@dataclass(frozen=True)
-class BlockParameter:
-    """A parameter or buffer by which a block multiplies, `[d_model]` or one number, looked up when it is needed.
-
-    Attributes:
-        model: The Hugging Face model.
-        path: Its path in the model.
-    """
-
-    model: "weakref.ref[nn.Module]"
-    path: str
-
-    def __call__(self) -> Tensor:
-        """Returns the live parameter or buffer."""
-        model = self.model()
-        assert model is not None, "the model is there while its block is"
-        around, _, name = self.path.rpartition(".")
-        module = module_at(model, around)
-        found = module._parameters.get(name, module._buffers.get(name))
-        assert found is not None, f"{self.path} is a parameter or a buffer"
-        return found
-
-
-Scale = float | BlockParameter
-"""A factor of a live block."""
-
-
-def value_of(scale: Scale) -> float | Tensor:
-    """Returns a factor as it is now."""
-    return scale() if isinstance(scale, BlockParameter) else scale
-
-
-def is_one(scale: Scale) -> bool:
-    """Whether a factor changes nothing, whatever the model's parameters are."""
-    return not isinstance(scale, BlockParameter) and scale == 1
-
-
-def scaled(value: Tensor, factor: float | Tensor) -> Tensor:
-    """Returns a value `[..., d_model]` times a number or `[d_model]`; the value itself where that changes nothing."""
-    if isinstance(factor, Tensor):
-        return value * factor.to(value)
-    return value if factor == 1 else value * factor
-
-
-def scale_(value: Tensor, factor: float | Tensor) -> Tensor:
-    """Multiplies a value `[..., d_model]` by a number or `[d_model]`, in place."""
-    if isinstance(factor, Tensor):
-        return value.mul_(factor.detach().to(value))
-    return value if factor == 1 else value.mul_(factor)
-
-
 @dataclass(frozen=True, eq=False)
 class Sublayer:
     """A live sublayer of a block.
@@ -146,6 +91,7 @@ class Sublayer:
         input_factor: What the block multiplies its input by, after the norm.
         scale: What the block multiplies its output by, after the norm on it.
         named_out: Where its contribution is, if the adapter says so.
+        offset: What the block adds to that product, besides the stream, or None.
     """
 
     name: str
@@ -159,6 +105,7 @@ class Sublayer:
     input_factor: float
     scale: Scale
     named_out: Place | None
+    offset: Offset | None = None
 
     @property
     def kind(self) -> SublayerKind:
@@ -212,6 +159,8 @@ class Sublayer:
     @property
     def added(self) -> Access:
         """How its contribution shows there."""
+        if self.offset is not None:
+            return Converted(ChainedConversion(ScaledConversion(self.scale), ShiftedConversion(self.offset)))
         if is_one(self.scale):
             last = next((self.part.submodules[key] for key in ("o", "out") if key in self.part.submodules), None)
             if self.norm_after is None and isinstance(last, LinearBridge):

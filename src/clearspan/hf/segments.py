@@ -7,7 +7,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from clearspan.hf.turns import turns_of
 from clearspan.modes import no_grad
 from clearspan.scopes import HERE
 from clearspan.tree import module_at
+
+if TYPE_CHECKING:
+    from clearspan.hf.types import PreTrainedModel
 
 
 class Stopped(Exception):  # noqa: N818 (it ends a run as asked, and is no error)
@@ -188,6 +191,7 @@ class ArgumentsOf:
         embedding_width: Width of the token embedding.
         refused: Why the model cannot be run up to a module, or None if it can.
         stream_shape: The sizes of the residual behind rows and positions.
+        stream_dtype: The residual's dtype, where it is not the model's, or None.
         raw_stream: Returns a residual `[batch, pos, ...]` as blocks take it.
         firsts: For each layer, the one from which a run must start that reaches it.
         reads_tokens: Whether blocks read the tokens beside the residual stream.
@@ -199,6 +203,7 @@ class ArgumentsOf:
         self.embedding_width = 0
         self.refused: str | None = None
         self.stream_shape: tuple[int, ...] = ()
+        self.stream_dtype: torch.dtype | None = None
         self.raw_stream: Callable[[Tensor], Tensor] = lambda residual: residual
         self.firsts: Sequence[int] = ()
         self.reads_tokens = False
@@ -221,7 +226,7 @@ class ArgumentsOf:
                 self.model,
                 [module_at(self.model, path) for path in self.blocks],
                 module,
-                self.raw_stream(value.new_zeros(*value.shape[:2], *self.stream_shape)),
+                self.raw_stream(value.new_zeros((*value.shape[:2], *self.stream_shape), dtype=self.stream_dtype)),
                 firsts=self.firsts,
                 **self._input(value),
             )
@@ -230,7 +235,8 @@ class ArgumentsOf:
         """Returns what the model is given, whose numbers do not matter."""
         if self.reads_tokens:
             return {"input_ids": value.new_zeros(value.shape[:2]).long()}
-        return {"inputs_embeds": value.new_zeros(*value.shape[:2], self.embedding_width)}
+        dtype = None if self.stream_dtype is None else cast("PreTrainedModel", self.model).dtype
+        return {"inputs_embeds": value.new_zeros((*value.shape[:2], self.embedding_width), dtype=dtype)}
 
 
 def _arguments_of(

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from clearspan.components import BlockBridge, GeneralizedComponent, MultiStreamBlockBridge, StreamsLayout
+from clearspan.components.factors import Factor
 from clearspan.components.multi_stream import connection_of
-from clearspan.components.sublayer import Factor
 from clearspan.points import Layout
 from clearspan.structure.finding import Findings, MissingStructureError
 from clearspan.structure.gated_norms import find_gated_norm, gated_norm_template

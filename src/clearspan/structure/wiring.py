@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clearspan.components import GeneralizedComponent, HyperConnectionBridge
-from clearspan.components.sublayer import Factor
+from clearspan.components.factors import Factor
 from clearspan.structure.algebra import coefficients, norm_kind, same, sum_of, tolerance
 from clearspan.structure.finding import MissingStructureError
 from clearspan.structure.scalars import output_scalar, unscaled

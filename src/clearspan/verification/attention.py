@@ -12,6 +12,7 @@ from clearspan.cache import ActivationCache
 from clearspan.components import (
     GeneralAttentionBridge,
     LatentAttentionBridge,
+    OpaqueAttentionBridge,
     PosEmbedBridge,
     SharedKeysAttentionBridge,
 )
@@ -277,7 +278,9 @@ def _of_positions(trial: Trial, biased: list[bool | None]) -> Iterator[Check]:
     """Yields the check of the config's kind of positions, where neither rotation nor an embedding tells it."""
     said = trial.model.cfg.positional_embedding_type
     has_embedding = any(isinstance(part, PosEmbedBridge) for part in trial.model.components)
-    if has_embedding or len(biased) < len(trial.model.attentions) or None in biased:
+    parts = itertools.chain.from_iterable(block.walk() for block in trial.model.blocks)
+    is_hidden = any(isinstance(part, OpaqueAttentionBridge) for part in parts)  # its queries may be rotated
+    if has_embedding or is_hidden or len(biased) < len(trial.model.attentions) or None in biased:
         return
     found = "alibi" if any(biased) else "none"
     why = "" if said == found else f"By the scores of attention it should be {found!r}."
