@@ -54,8 +54,9 @@ _FALCON = {
 _GPT = {"vocab_size": 97, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
 _MOE = {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16}
 
-SEVERAL_STREAMS = {"Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"}
-"""Architectures whose residual is several streams: `tests/parity/test_streams.py` has what holds of them."""
+WITHOUT_VARIANT = {"Gemma3nForCausalLM", "Gemma3nForConditionalGeneration", "ZayaForCausalLM"}
+"""Architectures of which no variant is among `MODELS`, because their residual is several streams, or their attention is
+not linear maps: `tests/parity/test_streams.py` and `tests/unit/architectures/test_zaya.py` have what holds of them."""
 MODELS: dict[str, tuple[Callable[..., PreTrainedModel], dict[str, Any]]] = {
     "gpt_bigcode": (_family("GPTBigCode"), _GPT),
     "gpt_bigcode multi-head": (_family("GPTBigCode"), {**_GPT, "multi_query": False}),
