@@ -14,8 +14,7 @@ from clearspan.errors import WholeForwardError
 @pytest.fixture(scope="module", params=["hrm_text", "blt"])
 def woven(request):
     model = zoo.build(request.param)
-    with pytest.warns(clearspan.errors.DerivedWarning):
-        return clearspan.boot(model)
+    return clearspan.boot(model, adapter=clearspan.structure.derive(model))
 
 
 @pytest.fixture(scope="module")

@@ -140,6 +140,7 @@ class BlockBridge(GeneralizedComponent):
 
     sublayers: tuple[Sublayer, ...] = field(init=False, default=())
     """Those of a live block, stage by stage."""
+    _made_parallel: bool = field(init=False, default=False)
     ln1: NormalizationBridge = field(init=False)
     attn: HeadAttentionBridge = field(init=False)
     ln2: NormalizationBridge = field(init=False)
@@ -159,7 +160,7 @@ class BlockBridge(GeneralizedComponent):
     def __post_init__(self) -> None:
         if self.is_parallel and self.stages == SEQUENTIAL:
             self.stages = PARALLEL
-        self.is_parallel = self._is_one_stage
+        self.is_parallel = self._made_parallel = self._is_one_stage
         short = {"attn": self.attn_out, "mlp": self.mlp_out}
         self.outs = {**{name: path for name, path in short.items() if path}, **self.outs}
         named = {
@@ -231,9 +232,9 @@ class BlockBridge(GeneralizedComponent):
         """Returns the live block.
 
         Raises:
-            AdapterError: A part is not where the template says, or `is_parallel` is not what the stages say.
+            AdapterError: A part is not where the template says, or `is_parallel` was set on a finished block.
         """
-        if self.is_parallel != self._is_one_stage:
+        if self.is_parallel != self._made_parallel:
             raise AdapterError(
                 f"is_parallel={self.is_parallel} was set on a block with the stages {self.stages!r}",
                 where=path,
@@ -241,6 +242,7 @@ class BlockBridge(GeneralizedComponent):
                 fix='BlockBridge(is_parallel=True, ...), or stages=(("attn", "mlp"),)',
             )
         live = super().bind(binding, path, parent)
+        live.is_parallel = self._is_one_stage  # stages may have been set
         live.sublayers = tuple(live._sublayers())
         return live
 

@@ -247,12 +247,13 @@ class UnembeddingBridge(LinearBridge):
     @property
     def matrix(self) -> Tensor:
         """The weight `[d_vocab, d_model]`, the live parameter or the rows of it that give logits."""
-        return super().matrix[: self.n_logits]
+        whole = super().matrix
+        return whole if self.n_logits is None else whole[: self.n_logits]
 
     def bias_or_none(self) -> Tensor | None:
         """Returns the bias `[d_vocab]`, or None where there is none."""
         bias = super().bias_or_none()
-        return None if bias is None else bias[: self.n_logits]
+        return bias if bias is None or self.n_logits is None else bias[: self.n_logits]
 
     @Weight
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
