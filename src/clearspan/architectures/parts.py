@@ -576,7 +576,7 @@ def block(
         outs={**{key: path for key, path in (("attn", attn_out), ("mlp", mlp_out)) if path}, **outs},
         residual_multiplier=residual_multiplier,
         stream_multiplier=stream_multiplier,
-        residual_offset=residual_offset,
+        residual_offset=dict(residual_offset),
         stream_dtype=stream_dtype,
         stream_outs=stream_outs,
         input_multipliers=dict(input_multipliers),
