@@ -6,13 +6,13 @@ PEERS ?= ../peers
 SEED ?= 0
 
 # The oldest and the newest release of transformers that are supported, and the tests that run with them: the families'
-# parity, generation, runs that continue others, sweeps and verify, mixers, what is derived, and all that touches
-# transformers. Left out are those that take long and say little of a release. torch is 2.13.0 throughout: the index has
-# its other releases only with several gigabytes of CUDA.
+# parity, generation, runs that continue others, verify, mixers, what is derived, and all that touches transformers. Left
+# out are those that take long and say little of a release. torch is 2.13.0 throughout: the index has its other releases
+# only with several gigabytes of CUDA.
 OLDEST := 5.20.0
 NEWEST := 5.24.0
 CORE := tests/parity tests/unit/hf \
-	$(patsubst %,--ignore=tests/parity/test_%.py,adapt cache_tools copies hybrids peft wrong_adapters)
+	$(patsubst %,--ignore=tests/parity/test_%.py,adapt cache_plan cache_tools copies hybrids peft sweep_zoo wrong_adapters)
 
 # What make cover runs: the unit tests, and those of what is only tried on whole models.
 TRACED := tests/unit tests/messages $(wildcard $(addprefix tests/parity/test_,structure*.py mixer*.py streams.py))
