@@ -133,6 +133,21 @@ def mixes_rows_behind_a_state(model: "PreTrainedModel") -> float:
     return _distance(behind, once) if behind.shape == once.shape else float("inf")
 
 
+def forgets_behind_the_window(model: "PreTrainedModel") -> float:
+    """Returns how far logits behind a KV cache are from those of one forward, for a row longer than the window.
+
+    Returns:
+        The largest difference over the largest logit.
+    """
+    config = model.config.get_text_config()
+    length = vars(config)["sliding_window"] + _LENGTH
+    row = torch.randint(3, config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        once = model(row, use_cache=False).logits[:, -1:]
+        past = model(row[:, :-1], use_cache=True).past_key_values
+        return _distance(model(row[:, -1:], past_key_values=past, use_cache=True).logits, once)
+
+
 def _logits(model: "PreTrainedModel", tokens: Tensor, keywords: dict[str, Tensor]) -> Tensor | None:
     """Returns the logits of a forward, or None where the model cannot make it."""
     try:
@@ -247,6 +262,13 @@ PINS: tuple[Pin, ...] = (
         "row of * tokens padded on the right to *",
         "it takes tokens with the id 0 for padding, and masks as many on the left",
         padded_on_the_right,
+    ),
+    Pin(
+        ("moshi",),
+        "generation",
+        "* of a generation is that of one forward",
+        "its cache drops what lies behind the window, and its mask does not",
+        forgets_behind_the_window,
     ),
     Pin(
         ("prophetnet",),
