@@ -292,7 +292,7 @@ def _of_part(
         if "." in part.name:
             yield "a path one short", _with(name=part.name.rpartition(".")[0])
     for field in dataclasses.fields(part):
-        if not field.init or field.name in ("name", "config", "submodules"):
+        if not field.init or field.name in ("name", "config", "submodules", *_REFUSALS):
             continue
         yield from _of_field(part, field.name, getattr(part, field.name))
     yield from _of_kind(part)
@@ -306,6 +306,8 @@ def _of_part(
                 yield f"{key} at {other.name}", _with(submodules={**part.submodules, key: renamed})
 
 
+_REFUSALS = ("bounds_values", "reads_layer", "reads_tokens")
+"""What these say has runs and steps refused, and changes no number."""
 _NAMES = ("attn_out", "mlp_out", "ends_at")
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
-from clearspan.checks import check_kind
+from clearspan.checks import check_counts, check_flags, check_kind
 from clearspan.components import part_kind, projection_input, stream_at
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge
@@ -148,6 +148,9 @@ class ComputationalGraph:
     wiring: tuple[tuple[Wired, ...], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
+        check_counts(n_layers=self.n_layers, n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
+        check_flags(is_parallel=self.is_parallel)
+        check_kind(tuple, wiring=self.wiring)
         usual = _PARALLEL if self.is_parallel else _USUAL
         object.__setattr__(self, "wiring", self.wiring or (usual,) * self.n_layers)
 
@@ -195,7 +198,14 @@ class ComputationalGraph:
         return (own.node(own.kind, layer),)
 
     def attention_inputs(self, layer: int, part: str = "attn") -> Iterator[Node]:
-        """Yields the inputs of an attention's queries, then keys, then values; nothing where the layer has none."""
+        """Yields the inputs of an attention's queries, then keys, then values; nothing where the layer has none.
+
+        Raises:
+            InvalidArgumentError: There is no such layer.
+        """
+        check_counts(0, layer=layer)
+        if layer >= self.n_layers:
+            raise InvalidArgumentError(f"layer={layer}", expected=f"a whole number, layer < {self.n_layers}")
         for own in self.wiring[layer]:
             if own.name == part:
                 yield from (own.node("q", layer, (head,)) for head in range(self.n_heads))

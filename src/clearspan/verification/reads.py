@@ -43,6 +43,7 @@ def reads(trial: Trial) -> Iterator[Check]:
     yield trial.compared("parity", "logits with everything listened to", logits, base)
     for point in points:
         yield _read(trial, point, heard)
+    yield from _choices(trial)
     for statement in tuple(trial.statements):
         missing = sorted(name for name in statement.points if name not in trial.cache)
         if missing:
@@ -57,6 +58,17 @@ def reads(trial: Trial) -> Iterator[Check]:
         if check.explanation:
             trial.statements.remove(statement)
         yield check
+
+
+def _choices(trial: Trial) -> Iterator[Check]:
+    """Yields the check that what says which experts are chosen is whole numbers, and how much they count others."""
+    for point in trial.model.index:
+        if point.name.endswith("hook_expert_indices") and point.name in trial.cache:
+            weights = point.name.replace("indices", "weights")
+            right = not trial.cache[point.name].is_floating_point()
+            right = right and (weights not in trial.cache or trial.cache[weights].is_floating_point())
+            what = f"{point.name} are whole numbers, and {weights.rpartition('.')[2]} numbers"
+            yield Check("identities", what, right, explanation="" if right else UNEQUAL)
 
 
 def _read(trial: Trial, point: HookPoint, heard: dict[str, Tensor]) -> Check:

@@ -280,7 +280,12 @@ def _expected(model: Model) -> Iterator[tuple[str, object]]:
 
 
 def _eps_attr(model: Model) -> str:
-    """Returns what the config calls the norms' epsilon: as the adapter says, where the config has that or none."""
+    """Returns what the config calls the norms' epsilon: as the adapter says, where the config has that or none.
+
+    Entries that a model without an epsilon in its config happens to have say nothing.
+    """
     named = model.cfg.eps_attr
+    if model.adapter.source.sizes.get("eps", ()) == ():
+        return named
     known = [name for name in model.cfg.hf if name.endswith(("eps", "epsilon"))]
     return named if named in known or not known else known[0]
