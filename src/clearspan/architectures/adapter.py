@@ -36,7 +36,7 @@ SIZES: Sizes = {
 def entries(
     *,
     n_ctx: str,
-    eps: str,
+    eps: str | None = None,
     act_fn: str | None = None,
     d_mlp: str | None = None,
     d_head: str | None = None,
@@ -46,7 +46,7 @@ def entries(
 
     Args:
         n_ctx: Most positions of one input.
-        eps: What norms add to the variance.
+        eps: What norms add to the variance, or None where the config does not choose it.
         act_fn: The activation function, or None where the config does not choose it.
         d_mlp: Width of an MLP, or None where it is `4 * d_model`.
         d_head: Width of a head, or None where heads share `d_model` evenly, whatever the config says.

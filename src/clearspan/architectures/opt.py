@@ -14,9 +14,7 @@ class OPTArchitectureAdapter(ArchitectureAdapter):
     """OPT, with norms before its sublayers or, in the 350m model, after them."""
 
     makes_positions_from_mask = True
-    sizes: ClassVar[Sizes] = entries(
-        n_ctx="max_position_embeddings", eps="layer_norm_epsilon", act_fn="activation_function", d_mlp="ffn_dim"
-    )
+    sizes: ClassVar[Sizes] = entries(n_ctx="max_position_embeddings", act_fn="activation_function", d_mlp="ffn_dim")
 
     def mapping(self, cfg: TransformerBridgeConfig) -> Mapping[str, GeneralizedComponent]:
         """Returns the parts."""

@@ -282,10 +282,9 @@ def _expected(model: Model) -> Iterator[tuple[str, object]]:
 def _eps_attr(model: Model) -> str:
     """Returns what the config calls the norms' epsilon: as the adapter says, where the config has that or none.
 
-    Entries that a model without an epsilon in its config happens to have say nothing.
+    An entry with another number than the norms have is none that the model's code reads.
     """
     named = model.cfg.eps_attr
-    if model.adapter.source.sizes.get("eps", ()) == ():
-        return named
-    known = [name for name in model.cfg.hf if name.endswith(("eps", "epsilon"))]
+    norms = [one.eps for one in _parts(model) if isinstance(one, NormalizationBridge)]
+    known = [name for name, value in model.cfg.hf.items() if name.endswith(("eps", "epsilon")) and value in norms]
     return named if named in known or not known else known[0]
