@@ -19,6 +19,7 @@ UNMAKEABLE = {
     "cohere_compass_text",
     "dbrx",
     "dots1",
+    "gemma3n",
     "hunyuan_v1_dense",
     "hunyuan_v1_moe",
     "lfm2_moe",
@@ -28,7 +29,9 @@ UNMAKEABLE = {
     "qwen4_exp_text",
     "reformer",
 }
-"""Model types of which transformers cannot make a model by its own default config."""
+"""Model types of which transformers cannot make a model by its own default config, or not without further packages."""
+REFUSED = {"inkling2_text", "xlm"}
+"""Model types that are refused: `docs/architectures.md` says why."""
 ABSENT = {"BigBirdBlockSparseAttention", "Identity"}
 """Kinds of module that a decoder does not have, or that compute nothing."""
 TOWERS = ("vision", "audio", "visual", "vq", "image")
@@ -73,7 +76,7 @@ def test_a_model_has_what_the_default_model_has(model_type):
 @pytest.mark.parametrize("model_type", zoo.types())
 def test_a_model_verifies(model_type):
     row = zoo.check(model_type)
-    assert row.is_right, row
+    assert (row.outcome == "unsupported") if model_type in REFUSED else row.is_right, row
 
 
 @pytest.mark.parametrize(
