@@ -30,7 +30,7 @@ def processed(model: Own, steps: Mapping[str, bool | None]) -> Own:
 
 
 _OPAQUE = (OpaqueBridge, RemainderBridge, StreamsBridge)
-"""Parts of which only the ends are known, or less."""
+"""Parts whose inside is not known."""
 
 
 def _check_readable(model: Model) -> None:

@@ -1,4 +1,4 @@
-"""Gemma 3n: several streams by AltUp, a low-rank map beside attention, inputs of each layer's own, shared keys."""
+"""Gemma 3n: AltUp keeps several streams, each layer has an input of its own, and late layers share keys."""
 
 import math
 from collections.abc import Mapping

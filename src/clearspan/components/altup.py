@@ -124,7 +124,7 @@ class _Corrected(Identity):
 
 @dataclass(eq=False, repr=False)
 class AltUpBlockBridge(MultiStreamBlockBridge):
-    """A block whose residual is several streams, of which AltUp predicts one that the sublayers read and add to.
+    """A block with several residual streams: AltUp predicts one of them, which the sublayers read and add to.
 
     `hook_active_pre`, `hook_active_mid`, ... and `hook_active_post` are that one stream, as a residual stream is in
     other models: what the sublayers add is added to it. The part `altup` then corrects all streams, and the part

@@ -284,7 +284,7 @@ class GeneralAttentionBridge(GeneralizedComponent):
 
     @property
     def _query_map(self) -> GeneralizedComponent:
-        """The map whose output holds queries, and a gate beside them where it is there."""
+        """The map that gives queries, and the gate too where it has one."""
         return self.submodules["q"]
 
     def _projection_points(self) -> Iterator[HookPoint]:

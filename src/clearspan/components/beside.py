@@ -1,4 +1,4 @@
-"""A dense MLP beside a mixture of experts: both read the stream each in its way, and a norm comes after their sum."""
+"""Dense MLPs beside mixtures of experts: each reads the stream in its own way, and a norm takes the sum of both."""
 
 import weakref
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from clearspan.points import Derivation, Place, Side
 
 @dataclass(eq=False, repr=False)
 class MLPBesideMixtureBridge(MoEBridge):
-    """A dense MLP beside a mixture (Gemma 4): submodules `shared`, the dense MLP, `router` and `experts`.
+    """Adds a dense MLP and a mixture (Gemma 4): its submodules are `shared`, the dense MLP, `router` and `experts`.
 
     It has no module of its own. The dense MLP reads the stream through the block's norm, the router as it is, and the
     experts through `experts_norm`. `shared_norm_post` and `experts_norm_post` are norms on the two outputs; the block's
@@ -65,7 +65,7 @@ class MLPBesideMixtureBridge(MoEBridge):
         for name in ("hook_pre", "hook_pre_linear", "hook_post"):
             yield (
                 f"{self.path}.{name}",
-                f"a dense MLP lies beside a mixture: {self.path}.shared.{name} is the dense one's",
+                f"a dense MLP lies beside a mixture: {self.path}.shared.{name} is the point of the dense MLP",
             )
 
     def __call__(self, value: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class MLPBesideMixtureBridge(MoEBridge):
 
 
 class MLPBesideMixtureInput(Derivation):
-    """The residual stream as a dense MLP and the mixture beside it read it; a write acts on what each of them reads.
+    """Shows the stream that a dense MLP and the mixture beside it read; a write changes what each of them reads.
 
     Args:
         part: The two.
