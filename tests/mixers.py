@@ -44,7 +44,8 @@ MAMBA2 = {
     "mamba_d_ssm": 64,
     "mamba_chunk_size": 8,
 }
-EXPERTS = {"moe_intermediate_size": 16, "num_experts": 2, "num_experts_per_tok": 1, "num_local_experts": 2}
+EXPERTS = {"moe_intermediate_size": 16, "num_experts": 2, "num_experts_per_tok": 2, "num_local_experts": 2}
+"""Each token is given to both: no small change makes a router choose another."""
 
 
 @dataclass(frozen=True)

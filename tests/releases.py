@@ -1,8 +1,10 @@
 """What releases of transformers call differently, for tests that call transformers themselves."""
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -18,6 +20,14 @@ def on(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
 def known(model_types: Iterable[str]) -> list[str]:
     """Returns those of some model types that this release of transformers has."""
     return [one for one in model_types if one in zoo.types()]
+
+
+def repeats_keys(mixer: type[nn.Module]) -> bool:
+    """Returns whether a mixer by the delta rule calls its function with queries and keys repeated for all heads.
+
+    Transformers up to 5.20 does; later ones leave it to the function.
+    """
+    return "repeat_interleave" in inspect.getsource(mixer.forward)
 
 
 def start_checkpointing(model: Any, *, reentrant: bool = False) -> None:

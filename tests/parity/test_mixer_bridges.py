@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from tests.hybrids import HYBRIDS, hybrid_model
+from tests.releases import on, repeats_keys
 from torch import Tensor
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
 import clearspan
 from clearspan.architectures import ADAPTERS, mixers
@@ -37,6 +39,7 @@ MIXERS: dict[str, Callable[[TransformerBridgeConfig], MixerBridge]] = {
         d_head_qk=8,
         d_head_v=8,
         submodules={"qkvz": "in_proj_qkvz", "ba": "in_proj_ba", "out_proj": "out_proj", "norm": "norm"},
+        repeats_keys=repeats_keys(Qwen3NextGatedDeltaNet),
     ),
     "minimax": lambda cfg: mixers.lightning("self_attn", heads=4, d_head=12),
 }
@@ -173,7 +176,7 @@ def test_nemotron_bounds_step_sizes_only_in_the_chunked_form() -> None:
     model.model.layers[0].mixer.time_step_limit = (1.0, float("inf"))
     with torch.no_grad():
         before = model(TOKENS[:, :-1], use_cache=True).past_key_values
-        behind = model(TOKENS[:, -1:], past_key_values=before).logits[:, -1]
+        behind = model(TOKENS[:, -1:], **on(model, before)).logits[:, -1]
         once = model(TOKENS, use_cache=False).logits[:, -1]
     assert float((behind - once).abs().max()) > 1e-3
 

@@ -62,7 +62,7 @@ def test_each_stream_can_be_written(bridge):
 
     plain = bridge(ids)
     written = bridge.run_with_hooks(ids, fwd_hooks=[("blocks.1.hook_streams_pre", write)])
-    changed = (written - plain).abs().amax(-1) > 1e-6
+    changed = (written - plain).abs().amax(-1) > 1e-4
     assert not changed[:, :5].any()
     assert changed[:, 5].all()
 

@@ -131,8 +131,9 @@ def test_a_sublayer_that_a_convolution_changes_has_its_ends():
     )
 
 
-def test_blocks_that_attend_to_residuals_of_earlier_ones_have_their_stream_alone():
-    model = zoo.build("inkling2_text")
+@pytest.mark.parametrize("model_type", known(["inkling2_text"]))
+def test_blocks_that_attend_to_residuals_of_earlier_ones_have_their_stream_alone(model_type):
+    model = zoo.build(model_type)
     bridge = clearspan.boot(model, adapter=derive(model, partial=True))
     assert bridge.layer_types() == ["unknown"] * 3
     with pytest.raises(InvalidArgumentError) as error:

@@ -107,7 +107,7 @@ def _of_attention(
             yield "n_key_value_heads", cfg.n_heads  # each head has a key and a value of its own, made of the latent one
         case GeneralAttentionBridge():
             yield "n_key_value_heads", cfg.n_key_value_heads or cfg.n_heads
-        case None:
+        case _:
             pass
     splits = bool(found) and all(
         isinstance(attention, JointQKVAttentionBridge) and attention.split_qkv_matrix is not None for attention in found

@@ -116,7 +116,14 @@ def _apart(qk_heads: int, heads: int) -> dict[str, Part]:
 
 
 def gated_delta(
-    name: str, *, heads: int, qk_heads: int, d_head_qk: int, d_head_v: int, submodules: Mapping[str, str]
+    name: str,
+    *,
+    heads: int,
+    qk_heads: int,
+    d_head_qk: int,
+    d_head_v: int,
+    submodules: Mapping[str, str],
+    repeats_keys: bool = False,
 ) -> MixerBridge:
     """Returns a mixer by the gated delta rule.
 
@@ -128,6 +135,7 @@ def gated_delta(
         d_head_v: Width of a head's values.
         submodules: Names of its linear maps: `q`, `k`, `v` (OLMo-hybrid), `qkv` (Qwen3.5) or `qkvz` (Qwen3-Next), the
             gate `z` where it is apart, `a` and `b` or `ba`, and `out_proj`; and of its `norm`.
+        repeats_keys: Whether its code repeats queries and keys for all heads before the recurrence.
     """
     parts = _linear(**{key: path for key, path in submodules.items() if key != "norm"}) | _conv("conv1d")
     parts["norm"] = WeightsBridge(submodules["norm"])
@@ -149,6 +157,7 @@ def gated_delta(
         kind=GATED_DELTA,
         dims=_delta_dims(heads, qk_heads, d_head_qk, d_head_v),
         parts=places,
+        repeats_keys=repeats_keys,
     )
 
 

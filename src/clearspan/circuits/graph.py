@@ -127,7 +127,7 @@ class ComputationalGraph:
 
     Attributes:
         n_layers: Blocks.
-        n_heads: Query heads of each.
+        n_heads: Query heads of each; 0 where no layer attends.
         n_kv_heads: Key and value heads of each.
         is_parallel: Whether attention and MLP of a block read the same stream, so that neither sees the other.
         wiring: The sublayers of each block; by default attention and an MLP, as `is_parallel` says.
@@ -148,7 +148,8 @@ class ComputationalGraph:
     wiring: tuple[tuple[Wired, ...], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        check_counts(n_layers=self.n_layers, n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
+        check_counts(n_layers=self.n_layers)
+        check_counts(0, n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
         check_flags(is_parallel=self.is_parallel)
         check_kind(tuple, wiring=self.wiring)
         usual = _PARALLEL if self.is_parallel else _USUAL

@@ -68,12 +68,14 @@ class MixerBridge(GeneralizedComponent):
         kind: Which functions it calls, and which of their values are which points.
         dims: Sizes of its own axes: `d_inner`, `head`, `d_head`, `state`, `group`, ...
         parts: Points that lie in the output or input of one of its parts, by name.
+        repeats_keys: Whether its code repeats queries and keys for all heads before it calls the function.
     """
 
     _: KW_ONLY
     kind: MixerKind
     dims: Mapping[str, int] = field(default_factory=dict)
     parts: Mapping[str, Part] = field(default_factory=dict)
+    repeats_keys: bool = False
 
     out_proj: LinearBridge = field(init=False)
     hook_in_proj: HookPoint = field(init=False)
@@ -138,6 +140,7 @@ class MixerBridge(GeneralizedComponent):
 
     def _inside(self, name: str, passed: Passed) -> HookPoint:
         axes = passed.role.axes[passed.value]
+        axes = axes.replace("qk_head", "head") if self.repeats_keys else axes
         layout = Layout.ROWS_BY_ROWS if "q_pos" in axes else Layout.TOKENS
         path = ".".join(part for part in (self.module_path, passed.role.caller) if part)
         access = ReadOnly() if passed.value == "attention" else None

@@ -55,7 +55,7 @@ def _further(part: MixerBridge) -> dict[str, Expression]:
     if part.kind.name == STATE_SPACE_HEADS.name and names.get("norm") != "norm":
         return {"norm": names.get("norm")}
     if part.kind.name == GATED_DELTA.name:
-        return {"submodules": names}
+        return {"submodules": names, **({"repeats_keys": True} if part.repeats_keys else {})}
     if part.kind.name == CHANNEL_DELTA.name:
         rows = {"gate": ("z_a", "z_b", "z"), "decay": ("f_a", "f_b", "f")}
         return {name: [names[key] for key in keys if key in names] for name, keys in rows.items()}

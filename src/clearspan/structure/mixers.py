@@ -127,13 +127,15 @@ def _delta(module: nn.Module, name: str, dims: Dims) -> MixerBridge:
     there = {
         key: found for key, names in _MAPS.items() if (found := next((n for n in names if n in module._modules), None))
     }
+    qk_heads = _key_heads(module, dims)
     return mixers.gated_delta(
         name,
         heads=dims["head"],
-        qk_heads=_key_heads(module, dims),
+        qk_heads=qk_heads,
         d_head_qk=dims["d_head_qk"],
         d_head_v=dims["d_head_v"],
         submodules=there,
+        repeats_keys=dims["qk_head"] > qk_heads,
     )
 
 
