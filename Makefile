@@ -43,10 +43,10 @@ ci: .venv/dev
 untraced: .venv/dev
 	$(PYTEST) $(addprefix --ignore=,tests/brute tests/model_types $(TRACED)) -m "not slow"
 
-# Each architecture verified in full, its gradients against numeric ones, grids of sweeps on it; every public function
-# with wrong arguments; and what documents were made from.
+# Each architecture verified in full, its gradients against numeric ones, grids of sweeps on it; and every public function
+# with wrong arguments. What documents show is run by make processors.
 slow: .venv/dev
-	$(PYTEST) --ignore=tests/brute -m slow
+	$(PYTEST) --ignore=tests/brute --ignore=tests/docs -m slow
 
 # A tiny random model of each type that transformers maps to a causal language model, verified in full.
 zoo: .venv/dev

@@ -55,6 +55,8 @@ def test_entries_that_the_models_code_does_not_read_change_nothing(variant):
 def test_a_model_built_with_any_entry_set_is_read_as_it_is_built(variant):
     """Where its own code takes the entry: with some it is not built, or does not run."""
     plain, ids = build(variant), torch.arange(1, 8)[None]
+    with torch.no_grad():
+        before = plain(ids, use_cache=False).logits
     for name, other in OTHER.items():
         stored = plain.config.attribute_map.get(name, name)
         try:
@@ -64,8 +66,9 @@ def test_a_model_built_with_any_entry_set_is_read_as_it_is_built(variant):
         except (AttributeError, RuntimeError, TypeError, ValueError):
             continue
         bridge = clearspan.boot(model)
-        assert bridge.verify().passed, (name, str(bridge.verify()))
         assert torch.equal(bridge(ids).detach(), logits)
+        if not torch.equal(logits, before):  # else its code did not read the entry: see the test above
+            assert bridge.verify().passed, (name, str(bridge.verify()))
 
 
 @pytest.mark.parametrize("said", [1, 2, 4, None])

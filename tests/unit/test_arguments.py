@@ -45,7 +45,8 @@ WRONG = (
 )
 """Values of every type that somebody may give by mistake."""
 WORK = {
-    *("k", "rows", "count", "samples", "draws", "controls", "steps", "random_subspaces", "random_labels", "batch_size")
+    *("k", "rows", "count", "samples", "draws", "controls", "steps", "random_subspaces", "random_labels", "batch_size"),
+    *("n_layers",),
 }
 """Arguments of which 10 ** 9 is much work, and no mistake."""
 HUGGING_FACE = {"max_new_tokens"}

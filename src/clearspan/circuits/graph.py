@@ -149,11 +149,17 @@ class ComputationalGraph:
 
     def __post_init__(self) -> None:
         check_counts(n_layers=self.n_layers)
-        check_counts(0, n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
         check_flags(is_parallel=self.is_parallel)
         check_kind(tuple, wiring=self.wiring)
         usual = _PARALLEL if self.is_parallel else _USUAL
         object.__setattr__(self, "wiring", self.wiring or (usual,) * self.n_layers)
+        attends = any(own.kind == "head" for block in self.wiring for own in block)
+        check_counts(int(attends), n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
+        if attends and self.n_heads % self.n_kv_heads:
+            raise InvalidArgumentError(
+                f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}",
+                expected="n_heads a multiple of n_kv_heads: each key and value head serves as many query heads",
+            )
 
     @classmethod
     def of(cls, bridge: TransformerBridge) -> Self:

@@ -6,6 +6,7 @@ from tests.zoo import CONTINUOUS, MODELS, build
 import clearspan
 from clearspan.circuits import ComputationalGraph, Edge, Node, edge_attribution, patch_edges
 from clearspan.circuits.edge_scores import points_of_gradients, receiver_gradients
+from clearspan.circuits.graph import Wired
 from clearspan.circuits.runs import PairRuns
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep import KLDivergence, LogitDifference
@@ -98,6 +99,16 @@ def test_an_edge_is_where_the_receiver_sees_the_sender(bridge):
                 _, after = bridge.run_with_cache(CLEAN, list(dict.fromkeys(streams)))
             seen = torch.tensor([not torch.equal(before[stream], after[stream]) for stream in streams])
             assert torch.equal(mask[place], seen), sender
+
+
+def test_heads_are_shared_evenly_or_there_are_none():
+    with pytest.raises(InvalidArgumentError) as raised:
+        ComputationalGraph(n_layers=2, n_heads=4, n_kv_heads=3)
+    assert str(raised.value).startswith("n_heads=4, n_kv_heads=3\n  expected: n_heads a multiple of n_kv_heads")
+    with pytest.raises(InvalidArgumentError, match="n_heads=0\n  expected: a whole number, n_heads >= 1"):
+        ComputationalGraph(n_layers=2, n_heads=0, n_kv_heads=0)
+    mixers = ComputationalGraph(2, 0, 0, wiring=((Wired("mixer", 0, 1),),) * 2)
+    assert [node.name for node in mixers.senders] == ["embed", "L0.mixer", "L1.mixer"]
 
 
 def test_names_are_stable_and_lead_back():
