@@ -618,21 +618,26 @@ class TransformerBridge(Model, TransformerLensNames):
 
     @overload
     def generate_stream(
-        self, input: Tensor, max_tokens_per_yield: int = 1, fwd_hooks: Hooks = (), **generate_kwargs: Any
+        self, input: Tensor, *, max_tokens_per_yield: int = 1, fwd_hooks: Hooks = (), **generate_kwargs: Any
     ) -> Generator[Tensor, None, None]: ...
 
     @overload
     def generate_stream(
-        self, input: Input | None = None, max_tokens_per_yield: int = 1, fwd_hooks: Hooks = (), **generate_kwargs: Any
+        self,
+        input: Input | None = None,
+        *,
+        max_tokens_per_yield: int = 1,
+        fwd_hooks: Hooks = (),
+        **generate_kwargs: Any,
     ) -> Generator[Any, None, None]: ...
 
     @eager
     def generate_stream(
         self,
         input: Input | None = None,
+        *,
         max_tokens_per_yield: int = 1,
         fwd_hooks: Hooks = (),
-        *,
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
         attention_mask: Tensor | None = None,
