@@ -33,6 +33,7 @@ from clearspan.errors import (
     InvalidArgumentError,
     UnknownArgumentError,
     UnsupportedArchitectureError,
+    argument,
 )
 from clearspan.hf.loading import bridge_config, check_model, load_model
 from clearspan.hf.releases import warn_of_release, warn_of_what_is_left_out
@@ -208,7 +209,8 @@ class TransformerBridge(Model, TransformerLensNames):
         Raises:
             InvalidArgumentError: The logits are not those of the tokens, or there is one token alone.
         """
-        batch = self.to_batch(tokens, attention_mask)
+        with argument("tokens"):
+            batch = self.to_batch(tokens, attention_mask)
         check_flags(per_token=per_token)
         expected = [batch.rows, batch.width, self.cfg.d_vocab]
         if not isinstance(logits, Tensor) or list(logits.shape) != expected or batch.tokens is None or batch.width < 2:

@@ -100,7 +100,11 @@ def prepare(
             fix="bridge.hf_model.generate(...), without hooks; or a run of the whole sequence",
         )
     batch = model.to_batch(
-        either(input, inputs_embeds), attention_mask, prepend_bos, padding_side or "left", continue_final_message=None
+        either(input, inputs_embeds),
+        attention_mask,
+        prepend_bos,
+        "left" if padding_side is None else padding_side,
+        continue_final_message=None,
     )
     if batch.embeds is not None:
         check_width(model, batch.embeds, is_residual=False)

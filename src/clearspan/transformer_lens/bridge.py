@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clearspan.checks import check_choice, check_counts, check_flags, check_kind, device_of, whole
-from clearspan.errors import InputError, InvalidArgumentError
+from clearspan.errors import ClearspanError, InputError, InvalidArgumentError
 from clearspan.transformer_lens.hook_point import check_no_level, listeners_of
 from clearspan.transformer_lens.renamed import BOOT, OF_BRIDGE, Hook, Renamed, missing
 
@@ -184,9 +184,15 @@ class TransformerLensNames:
         having = [(layer, block) for layer, block in enumerate(self.blocks) if submodule in block.submodules]
         if not having:
             raise InvalidArgumentError(f"no layer has {submodule!r}", fix="bridge.layer_types() lists what layers have")
-        found = [attrgetter(attr_path)(block) for _, block in having]
-        check_kind(Tensor, **{attr_path: found[0]})
-        return [layer for layer, _ in having], torch.stack([reshape_fn(one) if reshape_fn else one for one in found])
+        try:
+            found = [attrgetter(attr_path)(block) for _, block in having]
+        except ClearspanError:
+            raise
+        except AttributeError as error:
+            raise InvalidArgumentError(f"attr_path={attr_path!r} is no weight of a block", reason=str(error)) from None
+        found = [reshape_fn(one) for one in found] if reshape_fn else found
+        check_kind(Tensor, **{"reshape_fn(weight)" if reshape_fn else "attr_path": found[0]})
+        return [layer for layer, _ in having], torch.stack(found)
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
@@ -224,7 +230,7 @@ class TransformerLensNames:
         if default_padding_side is not None:
             check_choice(("left", "right"), default_padding_side=default_padding_side)
         self.tokenizer = tokenizer
-        if default_padding_side is not None:
+        if default_padding_side is not None and tokenizer is not None:
             self.tokenizer.padding_side = default_padding_side
 
     def get_token_position(

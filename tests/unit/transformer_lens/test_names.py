@@ -37,7 +37,7 @@ def test_names_of_the_config(name, embedded):
 
 
 def test_names_that_scripts_use_are_here(embedded):
-    here = [name for name in BRIDGE if outcome(embedded, name) == "here"]
+    here = [name for name in [*BRIDGE, *MODULE] if outcome(embedded, name) == "here"]
     assert not {"to_tokens", "loss_fn", "cpu", "list_hooks", "add_perma_hook", "n_params_total"} - {*here}
 
 
