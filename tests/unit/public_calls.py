@@ -510,12 +510,15 @@ METHODS = {
     },
     "TransformerBridge.cuda": lambda k: {"device": "cpu"},
     "TransformerBridge.get_hook_point": lambda k: {"hook_name": "hook_embed"},
-    "TransformerBridge.get_token_position": lambda k: {"single_token": " os", "input": TEXT},
+    "TransformerBridge.get_token_position": lambda k: {
+        "single_token": int(k.bridge.to_batch(TEXT).tokens[0, 1]),
+        "input": TEXT,
+    },
     "TransformerBridge.input_to_embed": lambda k: {"input": TEXT},
     "TransformerBridge.loss_fn": lambda k: {"logits": k.logits, "tokens": TEXT},
     "TransformerBridge.set_tokenizer": lambda k: {"tokenizer": k.bridge.tokenizer},
     "TransformerBridge.stack_params_for": lambda k: {"submodule": "attn", "attr_path": "attn.W_O"},
-    "TransformerBridge.tokens_to_residual_directions": lambda k: {"tokens": " os"},
+    "TransformerBridge.tokens_to_residual_directions": lambda k: {"tokens": 5},
     "TransformerBridge.composition_scores": lambda k: {"mode": "Q", "samples": 1},
     **{
         f"ActivationCache.{name}": lambda k: {}
