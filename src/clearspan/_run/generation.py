@@ -81,6 +81,7 @@ class Prompt:
 def prepare(
     model: Model,
     input: Input | None,
+    max_new_tokens: int | None,
     prepend_bos: bool | None,
     padding_side: PaddingSide | None,
     attention_mask: Tensor | None,
@@ -116,7 +117,7 @@ def prepare(
         )
     # Transformers would number positions from 0 on, whatever the model does.
     own = {} if counting(model) is None else positions(model, batch, batch.real)
-    given = dict(generate_kwargs)
+    given = {**generate_kwargs, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
     return_type = given.pop("return_type", "input")
     check_choice(("input", "str", "tokens"), return_type=return_type)
     kwargs = {"attention_mask": batch.real, **own, **checked_settings(model, batch, given)}

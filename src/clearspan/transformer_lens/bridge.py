@@ -57,6 +57,7 @@ class TransformerLensNames:
     boot_native = Renamed(BOOT)
     boot_tl_legacy = Renamed(BOOT)
     from_pretrained = Renamed(BOOT)
+    from_pretrained_no_processing = Renamed(BOOT)
     list_supported_models = Renamed("clearspan.architectures, and the list in the README")
     check_model_support = Renamed("clearspan.boot(model), which raises for what it does not know")
     compatibility_mode: ClassVar[bool] = False

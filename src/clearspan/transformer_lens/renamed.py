@@ -17,6 +17,15 @@ OF_BRIDGE = {
     "state_dict": "bridge.hf_model.state_dict(), under Hugging Face's names; or " + _LETTERS,
     "load_state_dict": "bridge.hf_model.load_state_dict(...), under Hugging Face's names",
     **dict.fromkeys(("get_params", "tl_parameters", "tl_named_parameters"), _LETTERS),
+    "fold_layer_norm": "bridge.processed(fold_ln=True), which returns a new bridge",
+    **{
+        name: f"bridge.processed({name}=True), which returns a new bridge"
+        for name in (
+            *("center_writing_weights", "center_unembed", "fold_value_biases"),
+            "refactor_factored_attn_matrices",
+        )
+    },
+    "set_ungroup_grouped_query_attention": "bridge.expand_kv_heads(value)",
     "all_composition_scores": "bridge.composition_scores(mode)",
     "hf_generate": "bridge.generate(...), which is Hugging Face's",
     **dict.fromkeys(("cache_all", "cache_some"), "bridge.add_caching_hooks(...) or bridge.run_with_cache(...)"),

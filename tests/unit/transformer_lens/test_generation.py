@@ -121,6 +121,11 @@ def test_one_criterion_or_several_stop_a_generation(given, bridge, tokens):
     assert bridge.generate(tokens, stopping_criteria=given, stop_at_eos=False, **OPTIONS).shape[1] == 9
 
 
+def test_the_number_of_new_tokens_may_come_second(bridge, tokens):
+    assert bridge.generate(tokens, 3, stop_at_eos=False).shape == (2, 10)
+    assert len(list(bridge.generate_stream(tokens, 3, stop_at_eos=False))) == 3
+
+
 def test_other_keywords_raise(bridge, tokens):
     with pytest.raises(UnknownArgumentError, match=r"unknown keyword 'stop_at_eoss'\n.*\n  nearest: stop_at_eos"):
         bridge.generate(tokens, stop_at_eoss=True)
