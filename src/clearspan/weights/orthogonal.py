@@ -22,7 +22,7 @@ from clearspan.components import (
     Sublayer,
     TypeEmbedBridge,
 )
-from clearspan.errors import InexactProcessingError
+from clearspan.errors import InexactProcessingError, InvalidArgumentError
 from clearspan.weights.parameters import OwnParameters
 from clearspan.weights.processing import Processable, Step
 
@@ -106,9 +106,13 @@ def orthogonalize(
 
     Raises:
         InexactProcessingError: A chosen part adds something that its weights cannot be without. Nothing was done.
+        InvalidArgumentError: There is no such part.
     """
     whole = list(additions(model))
     chosen = [each for each in whole if each.part in parts and (layers is None or each.layer in (None, *layers))]
+    if not chosen:
+        expected = ", ".join(dict.fromkeys(repr(each.part) for each in whole))
+        raise InvalidArgumentError("no part of these kinds, in these layers", expected=expected, got=", ".join(parts))
     for each in chosen:
         _check_known(model, each, rescale=rescale)
     removals = _by_parameter(model, [removal for each in chosen for removal in _removals(each, basis)])
@@ -139,14 +143,13 @@ def additions(model: Processable) -> Iterator[Addition]:
 def _of_sublayer(layer: int, block: BlockBridge, sublayer: Sublayer) -> Addition:
     maps = tuple(sublayer.part.adds())
     unknown = ""
-    if not block.is_sum:
-        unknown = "the stream after the block is not the one before it plus what sublayers add"
+    if not block.keeps_directions:
+        unknown = "the stream after the block is not the one before it, or a multiple of that, plus what sublayers add"
     elif not maps:
         unknown = "what it adds is not known to come from linear maps"
     elif sublayer.offset is not None:
         unknown = "the block adds a vector to it"
-    part: Part = sublayer.kind
-    return Addition(sublayer.part.path, part, layer, maps, sublayer.norm_after, sublayer.multiplier, unknown)
+    return Addition(sublayer.part.path, sublayer.kind, layer, maps, sublayer.norm_after, sublayer.multiplier, unknown)
 
 
 Embedded = PosEmbedBridge | TypeEmbedBridge
