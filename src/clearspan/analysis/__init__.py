@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from clearspan.analysis.lenses import LogitLens as LogitLens
     from clearspan.analysis.lenses import lens_readings as lens_readings
     from clearspan.analysis.lenses import logit_lens as logit_lens
+    from clearspan.analysis.patchscopes import Patchscope as Patchscope
+    from clearspan.analysis.patchscopes import patchscope as patchscope
     from clearspan.analysis.probing import Probe as Probe
     from clearspan.analysis.probing import Probes as Probes
     from clearspan.analysis.probing import train_probe as train_probe
@@ -146,6 +148,8 @@ _HOMES = {
     "LogitLens": "clearspan.analysis.lenses",
     "lens_readings": "clearspan.analysis.lenses",
     "logit_lens": "clearspan.analysis.lenses",
+    "Patchscope": "clearspan.analysis.patchscopes",
+    "patchscope": "clearspan.analysis.patchscopes",
     "Probe": "clearspan.analysis.probing",
     "Probes": "clearspan.analysis.probing",
     "train_probe": "clearspan.analysis.probing",
