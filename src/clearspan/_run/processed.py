@@ -40,11 +40,12 @@ def orthogonalized(
     """Returns a new model that writes nothing along directions: see `TransformerBridge.orthogonalized`."""
     check_flags(rescale=rescale)
     basis = _basis(directions, model.cfg.d_model)
-    named = PARTS if parts is None else (parts,) if isinstance(parts, str) else tuple(parts)
-    if not named or not {*named} <= {*PARTS}:
+    given = PARTS if parts is None else [parts] if isinstance(parts, str) else parts
+    named: Sequence[Part] = [part for part in PARTS if isinstance(given, list | tuple) and part in given]
+    if not named or len(named) < len(given):
         raise InvalidArgumentError(f"parts={parts!r}"[:80], expected=f"some of {', '.join(map(repr, PARTS))}")
     if parts is None and layers is not None:
-        named = tuple(part for part in PARTS if part != "embed")
+        named = [part for part in PARTS if part != "embed"]
     wanted = None if layers is None else [_layer(model, layer) for layer in whole_numbers("layers", layers)]
     writers = {each.module for addition in additions(model) for each in addition.maps}
     _check_readable(model, lambda part: part.acting in writers)

@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, overload, runtime_checkable
 
-from clearspan.checks import check_counts, check_kind, path_of
-from clearspan.errors import InputError, InvalidArgumentError
+from clearspan.checks import check_counts, check_kind, path_of, whole
+from clearspan.errors import InputError, InvalidArgumentError, OutOfRangeError
 from clearspan.points import nearest
 
 Columns = str | Sequence[str] | Mapping[str, str] | None
@@ -44,6 +44,7 @@ class Dataset:
 
         Raises:
             InputError: There is no such column.
+            InvalidArgumentError: There is no such row.
         """
         if isinstance(key, str):
             if key not in self.columns:
@@ -51,7 +52,10 @@ class Dataset:
             return self.columns[key]
         if isinstance(key, slice):
             return Dataset(self.source, {name: values[key] for name, values in self.columns.items()})
-        return {name: values[key] for name, values in self.columns.items()}
+        row = whole(key)
+        if row is None or not -len(self) <= row < len(self):
+            raise OutOfRangeError(f"there is no row {key!r}"[:80], expected=f"a column's name, or 0 to {len(self) - 1}")
+        return {name: values[row] for name, values in self.columns.items()}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[row] for row in range(len(self)))
@@ -134,7 +138,7 @@ def _wanted(columns: Columns) -> dict[str, str]:
             return {columns: columns}
         case Mapping():
             found = dict(columns)
-        case Sequence():
+        case Sequence() if all(isinstance(name, str) for name in columns):
             found = {name: name for name in columns}
         case _:
             found = {}

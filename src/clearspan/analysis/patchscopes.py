@@ -147,9 +147,13 @@ def patchscope(
     check_bridge(bridge)
     check_counts(k=k)
     check_counts(0, max_new_tokens=max_new_tokens)
+    if mapping is not None and not callable(mapping):
+        raise InvalidArgumentError(f"mapping={mapping!r}"[:80], expected="a function, or None")
     if k > bridge.cfg.d_vocab:
         raise InvalidArgumentError(f"k={k} tokens cannot be kept", expected=f"1 to {bridge.cfg.d_vocab}")
     given, asks = _one_row(bridge, source, "source"), _one_row(bridge, target, "target")
+    with argument("target"):
+        _ = asks.ids  # a sweep runs on tokens
     n_layers, names = bridge.cfg.n_layers, stream_names(bridge.cfg.n_layers)
     read, written = depths_of(n_layers, source_depths), depths_of(n_layers, target_depths)
     position = asks.position_of(0, target_position, "target_position")
@@ -206,4 +210,6 @@ def _continued(bridge: TransformerBridge, asks: Batch, cell: Sequence[Interventi
     whole = bridge.generate(
         asks.ids, attention_mask=asks.mask, interventions=cell, max_new_tokens=count, do_sample=False
     )
-    return bridge.to_string(whole[0, asks.width :])
+    text = bridge.to_string(whole[0, asks.width :])
+    assert isinstance(text, str), "one row"
+    return text

@@ -60,6 +60,8 @@ def test_columns_rows_and_slices():
     assert list(data[1:]) == [{"text": "py", "count": 2}, {"text": "de", "count": 3}]
     assert list(read_dataset(data, "count", limit=2)) == [{"count": 1}, {"count": 2}]
     assert read_dataset(ROWS, ["n", "label"]).columns.keys() == {"n", "label"}
+    with pytest.raises(IndexError, match=r"no row 3\n  expected: a column's name, or 0 to 2"):
+        data[3]
     with pytest.raises(InputError, match=r"no column 'texts'\n  got: text, count\n  where: list\n  nearest: text"):
         data["texts"]
 
