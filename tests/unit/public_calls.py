@@ -199,6 +199,12 @@ CALLS = {
     "analysis.evaluate_repetition": _repetition,
     "analysis.induction_loss": _repetition,
     "analysis.loss_by_position": lambda k: {"bridge": k.bridge, "corpus": TEXT},
+    "analysis.evaluate_choices": lambda k: {
+        "bridge": k.bridge,
+        "prompts": [TEXT, OTHER],
+        "choices": [" a", " b"],
+        "answers": [0, 1],
+    },
     "analysis.read_dataset": lambda k: {"source": [{"text": TEXT}]},
     "analysis.patchscope": lambda k: {
         "bridge": k.bridge,
@@ -316,6 +322,7 @@ OBJECTS = {
     "InterchangeSite": lambda k: k.alignment.site,
     "InterchangeAccuracy": lambda k: k.result("analysis.interchange_accuracy"),
     "DirectLogitAttribution": lambda k: k.result("analysis.direct_logit_attribution"),
+    "ChoiceEvaluation": lambda k: k.result("analysis.evaluate_choices"),
     "Dataset": lambda k: k.result("analysis.read_dataset"),
     "Patchscope": lambda k: k.result("analysis.patchscope"),
     "LossByPosition": lambda k: k.result("analysis.loss_by_position"),
@@ -551,6 +558,7 @@ GIVEN_BACK = {
         for name in (
             "Alignment",
             "CausalEffect",
+            "ChoiceEvaluation",
             "Dataset",
             "DetectedHeads",
             "DirectLogitAttribution",

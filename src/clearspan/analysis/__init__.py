@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from clearspan.analysis.abstraction.interchange import interchange_sweep as interchange_sweep
     from clearspan.analysis.attribution import DirectLogitAttribution as DirectLogitAttribution
     from clearspan.analysis.attribution import direct_logit_attribution as direct_logit_attribution
+    from clearspan.analysis.choices import ChoiceEvaluation as ChoiceEvaluation
+    from clearspan.analysis.choices import evaluate_choices as evaluate_choices
     from clearspan.analysis.datasets import Dataset as Dataset
     from clearspan.analysis.datasets import read_dataset as read_dataset
     from clearspan.analysis.evaluations import Estimate as Estimate
@@ -117,6 +119,8 @@ _HOMES = {
     "interchange_sweep": "clearspan.analysis.abstraction.interchange",
     "DirectLogitAttribution": "clearspan.analysis.attribution",
     "direct_logit_attribution": "clearspan.analysis.attribution",
+    "ChoiceEvaluation": "clearspan.analysis.choices",
+    "evaluate_choices": "clearspan.analysis.choices",
     "Dataset": "clearspan.analysis.datasets",
     "read_dataset": "clearspan.analysis.datasets",
     "Estimate": "clearspan.analysis.evaluations",
