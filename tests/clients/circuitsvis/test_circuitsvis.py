@@ -1,10 +1,6 @@
-"""Draws CircuitsVis's figures of what clearspan caches and finds, and checks the values that each figure's page holds.
-
-Run by the Python of an environment with CircuitsVis (requirements.txt) and clearspan: it prints a line for each figure.
-"""
+"""CircuitsVis draws what clearspan caches and finds: each figure's page holds the values that it was given."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import circuitsvis as cv
@@ -38,7 +34,7 @@ def same(shown: object, expected: object) -> None:
     torch.testing.assert_close(torch.tensor(shown), torch.as_tensor(expected).detach(), rtol=1e-6, atol=1e-6)
 
 
-def attention_patterns() -> None:
+def test_attention_patterns():
     """Heads of a layer, on the older figure."""
     pattern = CACHE["pattern", 2][0]
     shown = values_in(cv.attention.attention_patterns(tokens=WORDS, attention=pattern))
@@ -46,7 +42,7 @@ def attention_patterns() -> None:
     same(shown["attention"], pattern)
 
 
-def attention_heads() -> None:
+def test_attention_heads():
     """Heads of all layers, with their names."""
     patterns = torch.cat([CACHE["pattern", layer][0] for layer in range(N_LAYERS)])
     names = [f"L{layer}H{head}" for layer in range(N_LAYERS) for head in range(BRIDGE.cfg.n_heads)]
@@ -55,7 +51,7 @@ def attention_heads() -> None:
     same(shown["attention"], patterns)
 
 
-def attention_heads_of_a_difference() -> None:
+def test_attention_heads_of_a_difference():
     """What an ablation changes in the patterns of a later layer, which is negative in places."""
 
     def ablate(z: torch.Tensor, hook: object) -> torch.Tensor:
@@ -70,7 +66,7 @@ def attention_heads_of_a_difference() -> None:
     same(shown["attention"], change)
 
 
-def attention_pattern() -> None:
+def test_attention_pattern():
     """One head, without the axis of rows."""
     _, cache = BRIDGE.run_with_cache(TOKENS, remove_batch_dim=True)
     pattern = cache["pattern", -1][1]
@@ -78,7 +74,7 @@ def attention_pattern() -> None:
     same(shown["attention"], pattern)
 
 
-def token_log_probs() -> None:
+def test_token_log_probs():
     """What the model foresaw, with the bridge's own method for the names of tokens."""
     log_probs = LOGITS.log_softmax(-1)
     figure = cv.logits.token_log_probs(TOKENS, log_probs, BRIDGE.to_single_str_token, top_k=5)
@@ -89,7 +85,7 @@ def token_log_probs() -> None:
     assert values_in(cv.logits.token_log_probs(TOKENS, log_probs, BRIDGE.to_string, top_k=5))["prompt"] == WORDS
 
 
-def colored_tokens() -> None:
+def test_colored_tokens():
     """The loss on each token."""
     losses = BRIDGE(TOKENS, return_type="loss", loss_per_token=True)[0]
     shown = values_in(cv.tokens.colored_tokens(WORDS[1:], losses))
@@ -97,7 +93,7 @@ def colored_tokens() -> None:
     same(shown["values"], losses)
 
 
-def colored_tokens_multi() -> None:
+def test_colored_tokens_multi():
     """The residual stream's length at every depth, with the cache's labels."""
     streams, labels = CACHE.accumulated_resid(return_labels=True)
     norms = streams[:, 0].norm(dim=-1).T
@@ -106,7 +102,7 @@ def colored_tokens_multi() -> None:
     same(shown["values"], norms)
 
 
-def model_performance() -> None:
+def test_model_performance():
     """Logits, log-probabilities and probabilities of each token."""
     shown = values_in(cv.tokens.visualize_model_performance(TOKENS, WORDS, LOGITS))
     assert shown["labels"] == ["logits", "log_probs", "probs"]
@@ -114,7 +110,7 @@ def model_performance() -> None:
     torch.testing.assert_close(torch.tensor(shown["values"])[:, 1], -losses.detach(), rtol=1e-4, atol=1e-4)
 
 
-def neuron_activations() -> None:
+def test_neuron_activations():
     """Neurons of every layer on two texts of different lengths."""
     texts = [CODE, "import os, sys"]
     found = []
@@ -126,7 +122,7 @@ def neuron_activations() -> None:
         same(part, expected)
 
 
-def most_active_tokens() -> None:
+def test_most_active_tokens():
     """The tokens on which each neuron is largest: this figure takes numpy's arrays, and has a list for each neuron."""
     posts = CACHE.stack_activation("post")[:, 0].numpy()
     assert isinstance(posts, np.ndarray)
@@ -134,7 +130,7 @@ def most_active_tokens() -> None:
     same(shown["topkVals"][0], torch.from_numpy(posts).topk(3, dim=1).values)
 
 
-def most_active_examples() -> None:
+def test_most_active_examples():
     """Texts on which neurons are largest, as the pass over a corpus found them."""
     corpus = [CODE, "import os\nimport sys\n", "for i in range(10):\n    print(i)\n"]
     found = max_activating_examples(BRIDGE, corpus, "blocks.1.mlp.hook_post", index=[0, 5], k=3)
@@ -148,7 +144,7 @@ def most_active_examples() -> None:
     assert shown["firstDimensionLabels"] == labels
 
 
-def scores_of_heads() -> None:
+def test_scores_of_heads():
     """A result's table as a figure of tokens: induction scores of heads, one label for each layer."""
     scores = head_scores(BRIDGE).mean("induction")
     heads, layers = [f"H{head}" for head in range(scores.shape[1])], [f"L{layer}" for layer in range(len(scores))]
@@ -157,32 +153,9 @@ def scores_of_heads() -> None:
     same(shown["values"], scores.T)
 
 
-def lens() -> None:
+def test_lens():
     """How likely the logit lens's best token is, at each position and depth."""
     found = logit_lens(BRIDGE, TOKENS)
     shown = values_in(cv.tokens.colored_tokens_multi(WORDS, found.top_probs.T, labels=list(found.depths)))
     assert shown["labels"][0] == "embed"
     same(shown["values"], found.top_probs.T)
-
-
-FIGURES: tuple[Callable[[], None], ...] = (
-    attention_patterns,
-    attention_heads,
-    attention_heads_of_a_difference,
-    attention_pattern,
-    token_log_probs,
-    colored_tokens,
-    colored_tokens_multi,
-    model_performance,
-    neuron_activations,
-    most_active_tokens,
-    most_active_examples,
-    scores_of_heads,
-    lens,
-)
-
-if __name__ == "__main__":
-    for draw in FIGURES:
-        draw()
-        print(f"{draw.__name__}: {(draw.__doc__ or '').splitlines()[0]}")
-    print(f"{len(FIGURES)} figures of CircuitsVis {cv.__version__} hold our values")
