@@ -260,3 +260,34 @@ def test_wrong_arguments(given, settings, message):
     bridge = clearspan.boot(build("gpt2"))
     with pytest.raises(InvalidArgumentError, match=message):
         bridge.orthogonalized(given, **settings)
+
+
+def sharing(variant):
+    """A bridge whose first two MLPs have one output weight."""
+    model = randomised(build(variant))
+    first, second = (model.get_submodule(f"model.layers.{layer}.mlp.down_proj") for layer in range(2))
+    second.weight = first.weight
+    return clearspan.boot(model)
+
+
+@torch.no_grad()
+def test_layers_that_share_a_weight_share_the_new_one(ids):
+    bridge = sharing("llama")
+    given = directions(bridge)
+    new = bridge.orthogonalized(given)
+    first, second = (new.hf_model.get_submodule(f"model.layers.{layer}.mlp.down_proj") for layer in range(2))
+    assert first.weight is second.weight
+    assert first.weight is not bridge.hf_model.model.layers[0].mlp.down_proj.weight
+    assert largest(new, ids, given) < ZERO
+    with pytest.raises(
+        InexactProcessingError, match=r"parts alone(.|\n)*blocks.0.mlp and blocks.1.mlp share a parameter"
+    ):
+        bridge.orthogonalized(given, layers=0)
+
+
+def test_a_shared_weight_that_two_norms_read_is_refused():
+    bridge = sharing("gemma2")
+    with pytest.raises(
+        InexactProcessingError, match=r"where: weight of Linear(.|\n)*what they make of its output differs"
+    ):
+        bridge.orthogonalized(directions(bridge), rescale=True)
