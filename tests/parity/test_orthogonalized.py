@@ -10,6 +10,7 @@ from tests.zoo import MODELS, build
 
 import clearspan
 from clearspan import zoo
+from clearspan.architectures import find_adapter
 from clearspan.errors import InexactProcessingError, InvalidArgumentError, UnreadableWeightError
 from clearspan.interventions import Intervention, ProjectOut
 
@@ -291,3 +292,34 @@ def test_a_shared_weight_that_two_norms_read_is_refused():
         InexactProcessingError, match=r"where: weight of Linear(.|\n)*what they make of its output differs"
     ):
         bridge.orthogonalized(directions(bridge), rescale=True)
+
+
+def by_channel(scale):
+    """A bridge whose blocks multiply each channel of what sublayers add by a parameter of their own."""
+    model = randomised(build("granite"))
+    for layer in model.model.layers:
+        layer.residual_multiplier = torch.nn.Parameter(scale.clone())
+
+    class ByChannel(find_adapter("GraniteForCausalLM")):
+        def mapping(self, cfg):
+            mapping = super().mapping(cfg)
+            mapping["blocks"].residual_multiplier = "residual_multiplier"
+            return mapping
+
+    return clearspan.boot(model, adapter=ByChannel)
+
+
+@torch.no_grad()
+def test_a_multiplier_of_each_channel_is_accounted_for(ids):
+    bridge = by_channel(0.2 + torch.rand(48, generator=torch.Generator().manual_seed(3)))
+    given = directions(bridge)
+    new = bridge.orthogonalized(given)
+    assert largest(new, ids, given) < ZERO
+    expected = bridge.run_with_hooks(ids, fwd_hooks=projected(bridge, given, additions(bridge)))
+    torch.testing.assert_close(new(ids), expected, rtol=0, atol=SAME)
+
+
+def test_a_channel_that_is_multiplied_by_zero_is_refused():
+    bridge = by_channel((torch.arange(48) > 0).float())
+    with pytest.raises(InexactProcessingError, match="multiplies some channels of its output by zero"):
+        bridge.orthogonalized(directions(bridge))
