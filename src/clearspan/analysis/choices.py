@@ -64,7 +64,7 @@ class ChoiceEvaluation(Result):
         """The accuracy, with its standard error, and that of chance."""
         return (
             f"accuracy {self.accuracy} on {counted(len(self.right), 'question')}, {self.accuracy_by_token} by the mean "
-            f"over tokens; chance {self.chance:.3f}"
+            f"over tokens; chance {self.chance:z.3f}"
         )
 
     def columns(self) -> Columns:
