@@ -20,7 +20,7 @@ from clearspan._forward.forward import ReturnType, lm_loss
 from clearspan._forward.readout import read_out
 from clearspan._run import caching, generation, runs
 from clearspan._run.hooks import Hooked, Hooks, add_hook, edits, reset_hooks
-from clearspan._run.processed import processed
+from clearspan._run.processed import orthogonalized, processed
 from clearspan._run.sources import Source
 from clearspan.architectures import AdapterSource, check_source, find_adapter, name_of
 from clearspan.cache import ActivationCache
@@ -50,6 +50,7 @@ from clearspan.structure import Structure, derive, derive_from_small
 from clearspan.text import PaddingSide
 from clearspan.transformer_lens import TransformerLensNames
 from clearspan.verification import FAULTS, Level, Verification, check_derived, not_holding, verify, warn_of_structure
+from clearspan.weights.orthogonal import Part
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -771,6 +772,57 @@ class TransformerBridge(Model, TransformerLensNames):
                 "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
             },
         )
+
+    def orthogonalized(
+        self,
+        directions: Float[Tensor, "d_model"] | Float[Tensor, "direction d_model"],
+        *,
+        parts: Sequence[Part] | Part | None = None,
+        layers: int | Sequence[int] | None = None,
+        rescale: bool = False,
+    ) -> Self:
+        """Returns a new bridge whose weights write nothing along some directions of the residual stream.
+
+        With `P` the projection onto what is orthogonal to the directions, each weight and bias that writes to the
+        stream becomes `P W`: embeddings of tokens, positions and types, the output maps of attention, mixers, MLPs and
+        experts. At every layer the stream has then no component along the directions, to the rounding of the weights'
+        dtype, and logits are those of a run in which `ProjectOut` ablates everything that is added. What the model
+        multiplies outputs by is accounted for. This bridge and its model stay as they are; the new model shares every
+        tensor that does not change. An embedding that is tied to the unembedding is untied, and the unembedding kept.
+        `processing` of the new bridge says what was done, and `hf_model.save_pretrained` saves it.
+
+        Args:
+            directions: One, or several, which need be neither orthogonal nor of length 1.
+            parts: What loses them: `"embed"`, `"attn"`, `"mixer"`, `"mlp"`; by default all, or with `layers` all but
+                embeddings. What is left out, and goes through no part that is changed, still writes along them.
+            layers: Layers whose sublayers lose them, negative from the end; by default all.
+            rescale: Where a norm comes after a sublayer or the embedding (Gemma 2, BLOOM), no weights give its output
+                without the directions at the length that it had. True lets the weights before the norm lose what it
+                maps onto the directions: its output then has no component there, and what is left is normed anew, so
+                that it is longer than after `ProjectOut`. False raises.
+
+        Raises:
+            InexactProcessingError: A chosen part adds something that its weights cannot be without: a norm comes after
+                (and not `rescale`), norms lie on the stream itself, positions are computed, the part is opaque.
+            InvalidArgumentError: A direction of another width or without length, an unknown part, or no such layer.
+            UnreadableWeightError: The model is quantised or offloaded.
+
+        Example:
+            >>> import clearspan, torch
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> direction = bridge.W_U[:, 7] - bridge.W_U[:, 8]
+            >>> ablated = bridge.orthogonalized(direction)
+            >>> print(*ablated.processing)
+            orthogonalize: 1 direction taken out of what 12 parts write
+            >>> _, cache = ablated.run_with_cache("import os")
+            >>> all((cache["resid_post", layer] @ direction).abs().max() < 1e-3 for layer in range(5))
+            True
+
+        References:
+            Arditi et al. (2024), "Refusal in Language Models Is Mediated by a Single Direction", arXiv:2406.11717,
+            section 4.1 and appendix E.
+        """
+        return orthogonalized(self, directions, parts, layers, rescale=rescale)
 
 
 def boot(

@@ -157,7 +157,7 @@ class ModelChangedError(ClearspanError, RuntimeError):
 
 
 class InexactProcessingError(ClearspanError, ValueError):
-    """A step of weight processing that would change what the model computes."""
+    """A step on weights that cannot be exact: processing that would change what the model computes, or an ablation."""
 
 
 class NotSeenError(ClearspanError, RuntimeError):

@@ -4,7 +4,15 @@ import pytest
 import torch
 from tests.conftest import tiny_model
 from tests.releases import start_checkpointing, stop_checkpointing
-from transformers import DynamicCache, GenerationConfig, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartForConditionalGeneration,
+    DynamicCache,
+    GenerationConfig,
+    MarianMTModel,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+)
 
 import clearspan
 from clearspan.errors import (
@@ -285,12 +293,40 @@ def test_a_hook_that_raises_leaves_the_model_clean(where, bridge, tokens):
 T5 = {"vocab_size": 11, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
 
 
+BART = {
+    "vocab_size": 11,
+    "d_model": 8,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 8,
+    "decoder_ffn_dim": 8,
+}
+
+
+@pytest.mark.parametrize("build", [T5ForConditionalGeneration, BartForConditionalGeneration, MarianMTModel])
+def test_an_encoder_and_decoder_is_refused_by_name(build):
+    """BART's forward makes the decoder's tokens of the encoder's, so that points would be those of other tokens."""
+    config = build.config_class(
+        **(T5 if build is T5ForConditionalGeneration else BART), decoder_start_token_id=0, pad_token_id=0
+    )
+    with pytest.raises(UnsupportedArchitectureError) as error:
+        clearspan.boot(build(config))
+    assert message(error) == [
+        f"no adapter for {build.__name__}, which is an encoder and a decoder",
+        "  reason: its forward takes two inputs, and points and runs here are those of one stack of blocks",
+        "  fix: the decoder alone, where transformers has its class (BartForCausalLM.from_pretrained); or boot(model, "
+        "adapter=...) with an adapter of your own",
+    ]
+
+
 def test_architecture_without_an_adapter():
-    """An encoder and decoder is not derived either."""
-    model = T5ForConditionalGeneration(T5Config(**T5, decoder_start_token_id=0))
+    """An encoder alone has no logits."""
+    model = T5EncoderModel(T5Config(**T5))
     with pytest.raises(UnsupportedArchitectureError) as error:
         clearspan.boot(model)
-    assert message(error)[0] == "no adapter for T5ForConditionalGeneration, and its structure was not found"
+    assert message(error)[0] == "no adapter for T5EncoderModel, and its structure was not found"
     assert any(line.startswith("  reason: ") for line in message(error))
     assert message(error)[-1] == (
         "  fix: boot(model, adapter=...) with an adapter of your own: CONTRIBUTING.md shows how, step by step"

@@ -183,6 +183,16 @@ def test_a_model_with_a_wrapped_container_is_not_processed(path):
     replace(bridge.hf_model, path, Halved(bridge.hf_model.get_submodule(path)))
     with pytest.raises(UnreadableWeightError, match=rf"cannot be processed\n  where: Halved at {path}\n"):
         bridge.processed()
+    with pytest.raises(UnreadableWeightError, match=rf"cannot be processed\n  where: Halved at {path}\n"):
+        bridge.orthogonalized(torch.ones(48))
+
+
+@pytest.mark.parametrize("path", ["model.layers.1.mlp.down_proj", "model.layers.1.self_attn.o_proj"])
+def test_directions_do_not_leave_a_weight_in_a_wrapper(path):
+    bridge = clearspan.boot(build("llama"))
+    replace(bridge.hf_model, path, Halved(bridge.hf_model.get_submodule(path)))
+    with pytest.raises(UnreadableWeightError, match=r"(?s)the weight of blocks.1.* is not known.*Halved at"):
+        bridge.orthogonalized(torch.ones(48))
 
 
 def test_what_a_cache_computes_with_replaced_weights_is_refused():

@@ -6,7 +6,7 @@ from tests.zoo import build
 from torch import nn
 
 import clearspan
-from clearspan.errors import UnwritableError
+from clearspan.errors import UnreadableWeightError, UnwritableError
 
 # Both libraries say at import what they cannot use on this machine.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -78,6 +78,15 @@ def test_a_write_is_refused(quantise):
     ):
         with torch.no_grad(), pytest.raises(UnwritableError, match="quantised, and what was read is a copy"):
             write()
+
+
+def test_it_is_neither_processed_nor_ablated(quantise):
+    model = build("llama")
+    quantise(model)
+    bridge = clearspan.boot(model)
+    for change in (bridge.processed, lambda: bridge.orthogonalized(torch.ones(48))):
+        with pytest.raises(UnreadableWeightError, match="a quantised model cannot be processed"):
+            change()
 
 
 def test_points_read_and_write_as_always(quantise):

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from clearspan.analysis.abstraction.interchange import interchange_sweep as interchange_sweep
     from clearspan.analysis.attribution import DirectLogitAttribution as DirectLogitAttribution
     from clearspan.analysis.attribution import direct_logit_attribution as direct_logit_attribution
+    from clearspan.analysis.choices import ChoiceEvaluation as ChoiceEvaluation
+    from clearspan.analysis.choices import evaluate_choices as evaluate_choices
+    from clearspan.analysis.datasets import Dataset as Dataset
+    from clearspan.analysis.datasets import read_dataset as read_dataset
     from clearspan.analysis.evaluations import Estimate as Estimate
     from clearspan.analysis.evaluations import LossByPosition as LossByPosition
     from clearspan.analysis.evaluations import Repetition as Repetition
@@ -48,6 +52,8 @@ if TYPE_CHECKING:
     from clearspan.analysis.lenses import LogitLens as LogitLens
     from clearspan.analysis.lenses import lens_readings as lens_readings
     from clearspan.analysis.lenses import logit_lens as logit_lens
+    from clearspan.analysis.patchscopes import Patchscope as Patchscope
+    from clearspan.analysis.patchscopes import patchscope as patchscope
     from clearspan.analysis.probing import Probe as Probe
     from clearspan.analysis.probing import Probes as Probes
     from clearspan.analysis.probing import train_probe as train_probe
@@ -113,6 +119,10 @@ _HOMES = {
     "interchange_sweep": "clearspan.analysis.abstraction.interchange",
     "DirectLogitAttribution": "clearspan.analysis.attribution",
     "direct_logit_attribution": "clearspan.analysis.attribution",
+    "ChoiceEvaluation": "clearspan.analysis.choices",
+    "evaluate_choices": "clearspan.analysis.choices",
+    "Dataset": "clearspan.analysis.datasets",
+    "read_dataset": "clearspan.analysis.datasets",
     "Estimate": "clearspan.analysis.evaluations",
     "LossByPosition": "clearspan.analysis.evaluations",
     "Repetition": "clearspan.analysis.evaluations",
@@ -142,6 +152,8 @@ _HOMES = {
     "LogitLens": "clearspan.analysis.lenses",
     "lens_readings": "clearspan.analysis.lenses",
     "logit_lens": "clearspan.analysis.lenses",
+    "Patchscope": "clearspan.analysis.patchscopes",
+    "patchscope": "clearspan.analysis.patchscopes",
     "Probe": "clearspan.analysis.probing",
     "Probes": "clearspan.analysis.probing",
     "train_probe": "clearspan.analysis.probing",

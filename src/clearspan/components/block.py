@@ -395,6 +395,14 @@ class BlockBridge(GeneralizedComponent):
         return not self.seam and not self.norms_the_sum and not self.residual_is_normed and all(map(is_one, scales))
 
     @property
+    def keeps_directions(self) -> bool:
+        """Whether the stream after the block is a number times the one before plus what the sublayers add."""
+        if self.seam or self.norms_the_sum or self.residual_is_normed:
+            return False
+        factors = (value_of(self._stream_scale(stage)) for stage in range(len(self.stages)))
+        return all(not isinstance(factor, Tensor) or factor.numel() == 1 for factor in factors)
+
+    @property
     def stream_shape(self) -> tuple[int, ...]:
         """The sizes of the residual behind rows and positions."""
         return (self.cfg.d_model,)

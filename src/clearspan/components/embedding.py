@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearspan.components.base import GeneralizedComponent
-from clearspan.components.factors import BlockParameter, Factor, Offset, Terms
+from clearspan.components.factors import BlockParameter, Factor, Offset, Scale, Terms, is_one, value_of
 from clearspan.components.linear import LinearBridge
 from clearspan.components.weights import LinearMap, Weight, WeightTensor
 from clearspan.conversions import ChainedConversion, ChannelsConversion, ScaledConversion, ShiftedConversion
@@ -78,14 +78,22 @@ class EmbeddingBridge(GeneralizedComponent):
         yield HookPoint("hook_embed", entry_of("hook_embed").axes, place, self._added, sizes=sizes)
 
     @property
+    def _scale(self) -> Scale:
+        factor = self.multiplier
+        return BlockParameter(weakref.ref(self._bound.model), factor) if isinstance(factor, str) else float(factor)
+
+    @property
+    def factor(self) -> float | Tensor:
+        """What the model multiplies it by outside its module, as it is now: a number, or `[d_model]`."""
+        return value_of(self._scale)
+
+    @property
     def _added(self) -> Access:
         """How the embedding shows, as it reaches the residual stream."""
-        model, factor = self._bound.model, self.multiplier
-        scaled = ScaledConversion(BlockParameter(weakref.ref(model), factor) if isinstance(factor, str) else factor)
-        offset = Offset.of(model, self.offset)
+        scaled, offset = ScaledConversion(self._scale), Offset.of(self._bound.model, self.offset)
         if offset is not None:
             return Converted(ChainedConversion(scaled, ShiftedConversion(offset)))
-        return Whole() if factor == 1 else Converted(scaled)
+        return Whole() if is_one(self._scale) else Converted(scaled)
 
 
 @dataclass(eq=False, repr=False)

@@ -277,6 +277,11 @@ class MultiStreamBlockBridge(BlockBridge):
         return False
 
     @property
+    def keeps_directions(self) -> bool:
+        """It is not one stream."""
+        return False
+
+    @property
     def centres(self) -> bool:
         """A connection reads the mean too."""
         return False

@@ -33,6 +33,11 @@ class StreamBlockBridge(BlockBridge):
         return False
 
     @property
+    def keeps_directions(self) -> bool:
+        """It is not known."""
+        return False
+
+    @property
     def centres(self) -> bool:
         """It is not known."""
         return False

@@ -136,6 +136,14 @@ def sharing_copy(model: "PreTrainedModel") -> "PreTrainedModel":
 
 
 def untie(model: "PreTrainedModel") -> None:
-    """Tells a model that its embeddings are no longer tied, so that saving and loading do not tie them again."""
+    """Tells a model that its embeddings are no longer tied, so that saving and loading do not tie them again.
+
+    What else it ties (a bias, in BERT's kind of head) becomes two parameters with the same values.
+    """
+    for name, other in vars(model)["all_tied_weights_keys"].items():
+        around, _, leaf = name.rpartition(".")
+        module, shared = model.get_submodule(around), model.get_parameter(name)
+        if shared is model.get_parameter(other):
+            module._parameters[leaf] = nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
     model.config.tie_word_embeddings = False
     vars(model)["all_tied_weights_keys"] = {}

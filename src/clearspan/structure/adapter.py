@@ -169,6 +169,7 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
         >>> print(structure.findings[0])
         hook_embed: transformer.wte + transformer.wpe is the stream that enters the blocks
     """
+    _check_one_stack(model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -185,6 +186,17 @@ def derive(model: "PreTrainedModel", *, partial: bool = False) -> Structure:
     finally:
         for module, was_training in modes.items():
             module.training = was_training
+
+
+def _check_one_stack(model: "PreTrainedModel") -> None:
+    """Raises if the model is an encoder and a decoder: a forward of theirs has two inputs, a run here has one."""
+    if model.config.is_encoder_decoder:
+        raise UnsupportedArchitectureError(
+            f"no adapter for {type(model).__name__}, which is an encoder and a decoder",
+            reason="its forward takes two inputs, and points and runs here are those of one stack of blocks",
+            fix="the decoder alone, where transformers has its class (BartForCausalLM.from_pretrained); or "
+            "boot(model, adapter=...) with an adapter of your own",
+        )
 
 
 _PARTIAL = "boot(model, partial=True) for what was found; or "

@@ -34,6 +34,7 @@ from clearspan.weights.algebra import (
     scale_inputs,
     shifted_output,
 )
+from clearspan.weights.parameters import OwnParameters
 
 
 class Processable(Protocol):
@@ -79,24 +80,10 @@ class _Processing:
 
     def __init__(self, model: Processable) -> None:
         self.model = model
-        self._shared = {id(parameter) for parameter in model.parameters()}
-
-    # --- parameters --------------------------------------------------------------------------------------------------
-
-    def _replace(self, module: nn.Module, name: str, value: Tensor) -> None:
-        """Replaces a module's parameter, or adds one."""
-        old = module._parameters.get(name)
-        requires_grad = True if old is None else old.requires_grad
-        module._parameters[name] = nn.Parameter(value.detach(), requires_grad=requires_grad)
-
-    def _own(self, module: nn.Module, name: str) -> Tensor:
-        """Returns a parameter that may be written: a shared one is replaced by a copy first."""
-        if id(module.get_parameter(name)) in self._shared:
-            self._replace(module, name, module.get_parameter(name).detach().clone())
-        return module.get_parameter(name).detach()
+        self._parameters = OwnParameters(model.parameters())
 
     def _centre(self, module: nn.Module, name: str, axis: int) -> None:
-        weight = self._own(module, name)
+        weight = self._parameters.own(module, name)
         centred(weight, axis, out=weight)
 
     def _add_bias(self, each: LinearMap, added: Tensor) -> None:
@@ -108,7 +95,7 @@ class _Processing:
                 "a bias cannot be folded", where=type(each.module).__name__, reason="the map can have no bias"
             )
         old = each.bias_holder._parameters.get(each.bias)
-        self._replace(each.bias_holder, each.bias, added if old is None else old.detach() + added)
+        self._parameters.replace(each.bias_holder, each.bias, added if old is None else old.detach() + added)
 
     def _write(self, attn: HeadAttentionBridge, **values: Tensor | None) -> None:
         """Writes an attention's weights by name, through views of parameters that may be written."""
@@ -116,7 +103,7 @@ class _Processing:
             if value is not None:
                 kind, letter = name.split("_")
                 part = attn.o if letter == "O" else attn.holder(_PROJECTIONS[letter])
-                self._own(part.module, "weight" if kind == "W" else "bias")
+                self._parameters.own(part.module, "weight" if kind == "W" else "bias")
                 setattr(attn, name, value.detach())
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -143,12 +130,12 @@ class _Processing:
             if bias is not None:
                 self._add_bias(each, shifted_output(weight, bias.detach(), each.in_axis))
             if has_weight:
-                self._replace(each.module, each.weight, scale_inputs(weight, norm.w.detach(), each.in_axis))
+                self._parameters.replace(each.module, each.weight, scale_inputs(weight, norm.w.detach(), each.in_axis))
         if has_weight:
             ones = torch.full_like(norm.weight("weight"), 1.0 - norm.weight_offset)
-            self._replace(norm.module, "weight", ones)
+            self._parameters.replace(norm.module, "weight", ones)
         if bias is not None:
-            self._replace(norm.module, "bias", torch.zeros_like(bias))
+            self._parameters.replace(norm.module, "bias", torch.zeros_like(bias))
         return has_weight or bias is not None
 
     def center_writing_weights(self) -> str:
