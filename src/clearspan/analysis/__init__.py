@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     from clearspan.analysis.steering import SteeringVector as SteeringVector
     from clearspan.analysis.steering import fit_steering_vector as fit_steering_vector
     from clearspan.analysis.steering import steering_sweep as steering_sweep
+    from clearspan.analysis.translators import Translator as Translator
     from clearspan.analysis.tuned_lens import LensDivergence as LensDivergence
-    from clearspan.analysis.tuned_lens import Translator as Translator
     from clearspan.analysis.tuned_lens import TunedLens as TunedLens
     from clearspan.analysis.tuned_lens import lens_divergence as lens_divergence
     from clearspan.analysis.tuned_lens import train_tuned_lens as train_tuned_lens
@@ -159,8 +159,8 @@ _HOMES = {
     "SteeringVector": "clearspan.analysis.steering",
     "fit_steering_vector": "clearspan.analysis.steering",
     "steering_sweep": "clearspan.analysis.steering",
+    "Translator": "clearspan.analysis.translators",
     "LensDivergence": "clearspan.analysis.tuned_lens",
-    "Translator": "clearspan.analysis.tuned_lens",
     "TunedLens": "clearspan.analysis.tuned_lens",
     "lens_divergence": "clearspan.analysis.tuned_lens",
     "train_tuned_lens": "clearspan.analysis.tuned_lens",

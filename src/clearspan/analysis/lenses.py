@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clearspan._forward.readout import log_probs
 from clearspan.analysis.activations import Targets, depths_of, target_ids_of
-from clearspan.analysis.tuned_lens import Translator, checked_lens, depth_names, kl_divergence, stream_names
+from clearspan.analysis.translators import Translator, checked_lens, depth_names, kl_divergence, stream_names
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts
