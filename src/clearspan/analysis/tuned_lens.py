@@ -3,9 +3,10 @@
 Depth 0 is the embedding, depth `l + 1` the residual stream that leaves block `l`; the model itself reads the last one.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -24,9 +25,10 @@ from clearspan.analysis.translators import (
     real_streams,
 )
 from clearspan.bridge import TransformerBridge
-from clearspan.checks import check_counts, check_positive
+from clearspan.checks import check_counts, check_fields, check_positive, path_of
 from clearspan.effects import Effects
-from clearspan.files import read_tensors, write_tensors
+from clearspan.errors import InvalidArgumentError
+from clearspan.files import read_published, read_tensors, write_tensors
 from clearspan.inputs import Batch
 from clearspan.modes import no_grad
 from clearspan.plots.charts import lines
@@ -93,20 +95,25 @@ class TunedLens(FittedLens):
 
     @classmethod
     def load(cls, path: str | Path, bridge: TransformerBridge) -> Self:
-        """Returns the lens of a file that `save` wrote.
+        """Returns the lens of a file that `save` wrote, or of a folder that the package `tuned-lens` wrote.
 
-        Width and depth alone tell whether it fits; `model_name` says which model it was trained on.
+        Such a folder, as published lenses are, has a `config.json`, and the translators in `params.pt` or
+        `params.safetensors`. Of a `.pt` file tensors alone are read, and no code in it runs. Its lens has no losses.
+        Width and depth alone tell whether a lens fits; `model_name` says which model it was trained on.
 
         Args:
-            path: The file.
+            path: The file or folder.
             bridge: The model that the lens is for.
 
         Raises:
-            InvalidArgumentError: The file holds no tuned lens, or one for a model of another width or depth.
+            InvalidArgumentError: There is no tuned lens, or one for a model of another width or depth.
             FileNotFoundError: There is no such file.
         """
-        tensors, metadata = read_tensors(path, _FORMAT, what="tuned lens", written_by="TunedLens.save")
-        lens = cls(**tensors, model_name=metadata["model"])
+        if path_of(path).is_dir():
+            lens = cls(**_published(path_of(path)))
+        else:
+            tensors, metadata = read_tensors(path, _FORMAT, what="tuned lens", written_by="TunedLens.save")
+            lens = cls(**tensors, model_name=metadata["model"])
         lens.check_fits(bridge)
         return lens
 
@@ -120,6 +127,44 @@ class TunedLens(FittedLens):
         series = {f"depth {depth}": losses for depth, losses in enumerate(self.losses.T.tolist())}
         x = list(range(len(self.losses)))
         return lines(series, x=x, x_title="step", value_title="KL(final || lens), nats", title=self.title)
+
+
+def _published(folder: Path) -> dict[str, Any]:
+    """Returns the fields of a lens of the package `tuned-lens`, whose translators are residual as ours are."""
+    names = ("params.pt", "params.safetensors")
+    files = [folder / name for name in names if (folder / name).is_file()]
+    if not files or not (folder / "config.json").is_file():
+        raise InvalidArgumentError(
+            f"{folder.name} holds no tuned lens",
+            expected=f"config.json, and {' or '.join(names)}",
+            got=", ".join(sorted(one.name for one in folder.iterdir())) or "an empty folder",
+        )
+    config = json.loads((folder / "config.json").read_text())
+    check_fields("config.json", config, "base_model_name_or_path", "d_model", "num_hidden_layers")
+    parts = {str(name).removeprefix("layer_translators."): one for name, one in _tensors(files[-1]).items()}
+    layers, width = range(config["num_hidden_layers"]), config["d_model"]
+    biases = config.get("bias", True)
+    shapes = {f"{layer}.weight": (width, width) for layer in layers}
+    shapes |= {f"{layer}.bias": (width,) for layer in layers if biases}
+    wrong = [name for name, shape in shapes.items() if name not in parts or parts[name].shape != shape]
+    if wrong:
+        raise InvalidArgumentError(
+            f"{files[-1].name} lacks translators of the lens",
+            expected=f"{len(layers)} of d_model {width}, as config.json says",
+            got=f"no {', '.join(wrong[:3])} of that shape",
+        )
+    zero = torch.zeros(width)
+    return {
+        "weight": torch.stack([parts[f"{layer}.weight"].float() for layer in layers]),
+        "bias": torch.stack([parts[f"{layer}.bias"].float() if biases else zero for layer in layers]),
+        "losses": torch.empty(0, len(layers)),
+        "model_name": str(config["base_model_name_or_path"]),
+    }
+
+
+def _tensors(path: Path) -> dict[Any, Tensor]:
+    found = read_published(path, what="tuned lens")
+    return {name: one for name, one in found.items() if isinstance(one, Tensor)}
 
 
 def _added(
