@@ -63,15 +63,22 @@ if TYPE_CHECKING:
     from clearspan.analysis.reports import predictions as predictions
     from clearspan.analysis.reports import report as report
     from clearspan.analysis.running import FeatureStatistics as FeatureStatistics
+    from clearspan.analysis.sparse_probing import SparseProbes as SparseProbes
+    from clearspan.analysis.sparse_probing import train_sparse_probe as train_sparse_probe
     from clearspan.analysis.steering import SteeringMethod as SteeringMethod
     from clearspan.analysis.steering import SteeringVector as SteeringVector
     from clearspan.analysis.steering import fit_steering_vector as fit_steering_vector
     from clearspan.analysis.steering import steering_sweep as steering_sweep
+    from clearspan.analysis.subspaces import ProjectionKernel as ProjectionKernel
+    from clearspan.analysis.subspaces import head_projection_kernels as head_projection_kernels
+    from clearspan.analysis.subspaces import projection_kernel as projection_kernel
     from clearspan.analysis.translators import Translator as Translator
     from clearspan.analysis.tuned_lens import LensDivergence as LensDivergence
     from clearspan.analysis.tuned_lens import TunedLens as TunedLens
     from clearspan.analysis.tuned_lens import lens_divergence as lens_divergence
     from clearspan.analysis.tuned_lens import train_tuned_lens as train_tuned_lens
+    from clearspan.analysis.unembedding import Unembed as Unembed
+    from clearspan.analysis.unembedding import Unembedding as Unembedding
     from clearspan.analysis.vocabulary import SingularReadings as SingularReadings
     from clearspan.analysis.vocabulary import VocabularySide as VocabularySide
     from clearspan.analysis.vocabulary import singular_readings as singular_readings
@@ -159,15 +166,22 @@ _HOMES = {
     "predictions": "clearspan.analysis.reports",
     "report": "clearspan.analysis.reports",
     "FeatureStatistics": "clearspan.analysis.running",
+    "SparseProbes": "clearspan.analysis.sparse_probing",
+    "train_sparse_probe": "clearspan.analysis.sparse_probing",
     "SteeringMethod": "clearspan.analysis.steering",
     "SteeringVector": "clearspan.analysis.steering",
     "fit_steering_vector": "clearspan.analysis.steering",
     "steering_sweep": "clearspan.analysis.steering",
+    "ProjectionKernel": "clearspan.analysis.subspaces",
+    "head_projection_kernels": "clearspan.analysis.subspaces",
+    "projection_kernel": "clearspan.analysis.subspaces",
     "Translator": "clearspan.analysis.translators",
     "LensDivergence": "clearspan.analysis.tuned_lens",
     "TunedLens": "clearspan.analysis.tuned_lens",
     "lens_divergence": "clearspan.analysis.tuned_lens",
     "train_tuned_lens": "clearspan.analysis.tuned_lens",
+    "Unembed": "clearspan.analysis.unembedding",
+    "Unembedding": "clearspan.analysis.unembedding",
     "SingularReadings": "clearspan.analysis.vocabulary",
     "VocabularySide": "clearspan.analysis.vocabulary",
     "singular_readings": "clearspan.analysis.vocabulary",

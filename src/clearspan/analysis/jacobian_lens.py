@@ -150,9 +150,9 @@ class JacobianLens(FittedLens):
             InputError: A text that is not one token.
 
         Example:
-            >>> import inspect, clearspan
+            >>> import clearspan
             >>> bridge = clearspan.boot("tiny-bigcode")
-            >>> lens = fit_jacobian_lens(bridge, [inspect.getsource(inspect)[:900]], depths=[2, 4], length=64)
+            >>> lens = fit_jacobian_lens(bridge, "def f(self, x): return self.x", depths=[2, 4], skip_first=1)
             >>> vector = lens.steering_vector(bridge, "self", depths=4)
             >>> vector.names
             ('blocks.3.hook_resid_post',)
@@ -194,9 +194,9 @@ class JacobianLens(FittedLens):
             InputError: A text that is not one token.
 
         Example:
-            >>> import inspect, clearspan
+            >>> import clearspan
             >>> bridge = clearspan.boot("tiny-bigcode")
-            >>> lens = fit_jacobian_lens(bridge, [inspect.getsource(inspect)[:900]], depths=4, length=64)
+            >>> lens = fit_jacobian_lens(bridge, "def f(self, x): return self.x", depths=4, skip_first=1)
             >>> _, cache = bridge.run_with_cache("import os", interventions=lens.ablation(bridge, ["self", "if"]))
             >>> along = cache["resid_post", 3][0] @ lens.directions(bridge, ["self", "if"], 4).T
             >>> bool((along.abs() < 1e-3).all())
@@ -413,10 +413,10 @@ def fit_jacobian_lens(
         WholeForwardError: Blocks of the model do not run apart.
 
     Example:
-        >>> import inspect, clearspan
+        >>> import clearspan
         >>> from clearspan.analysis import lens_readings
         >>> bridge = clearspan.boot("tiny-bigcode")
-        >>> lens = fit_jacobian_lens(bridge, [inspect.getsource(inspect)[:900]], length=64)
+        >>> lens = fit_jacobian_lens(bridge, "def f(self, x): return self.x", skip_first=1)
         >>> lens.depths, lens.jacobians.shape
         ((0, 1, 2, 3, 4), torch.Size([5, 256, 256]))
         >>> lens_readings(bridge, "def f(self", lens=lens).kl.shape

@@ -184,7 +184,7 @@ def test_it_prints_and_plots(embedded):
     assert "L4H3" in str(found)
     inward = singular_readings(embedded, "W_in", 0, k=1)
     assert inward.title.startswith("W_in of layer 0: tokens of the first 1 singular vectors, ")
-    assert list(inward.columns()) == ["vector", "singular value", "end", "reads"]
+    assert list(inward.columns()) == ["vector", "singular value", "end", "reads", "neurons"]
     assert inward.plot().data[0].z[0][0] == pytest.approx(inward.reads.scores[0, 0, 0].item(), abs=1e-4)
     with pytest.raises(InvalidArgumentError) as error:
         inward.plot("writes")
