@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _FORMAT = "clearspan Jacobian lens 1"
-Tokens = str | int | Sequence[str | int]
+Tokens = str | int | Sequence[str | int] | Int[Tensor, "token"]
 """One token or several, as text or as ids."""
 
 
@@ -369,7 +369,9 @@ def _published(path: Path, n_layers: int) -> dict[str, Any]:
 def _ids(bridge: TransformerBridge, tokens: Tokens) -> Int[Tensor, "token"]:
     """Returns one token or several as ids."""
     given = [tokens] if isinstance(tokens, str | int) else tokens
-    count = len(given) if isinstance(given, Sequence) else -1
+    count = len(given) if isinstance(given, Sequence | Tensor) else -1
+    if not count:
+        raise InvalidArgumentError(f"tokens={tokens!r}", expected="one token or several")
     return target_ids_of(bridge, given, count, "tokens")  # pyright: ignore[reportArgumentType]
 
 

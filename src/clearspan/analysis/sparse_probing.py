@@ -13,7 +13,7 @@ from clearspan.analysis.logistic import fitted
 from clearspan.analysis.probing import Examples, Label, Labels, Probe, point_at
 from clearspan.analysis.translators import name_of
 from clearspan.bridge import TransformerBridge
-from clearspan.checks import check_choice, check_counts, check_positive, whole_numbers
+from clearspan.checks import check_choice, check_counts, check_positive, is_whole, whole_numbers
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.inputs import Input, Place, Positions
@@ -65,10 +65,10 @@ class SparseProbes(Effects):
             InvalidArgumentError: There is none there, or several.
         """
         point = point_at(tuple(self.ranking), where)
-        if (point, k) not in self.probes:
-            ks = sorted(size for name, size in self.probes if name == point)
-            raise InvalidArgumentError(f"there is no probe of k={k} neurons", expected=f"one of {ks}")
-        return self.probes[point, k]
+        ks = sorted(size for name, size in self.probes if name == point)
+        if not is_whole(k) or k not in ks:
+            raise InvalidArgumentError(f"there is no probe of k={k!r} neurons"[:80], expected=f"one of {ks}")
+        return self.probes[point, int(k)]
 
     def neurons(self, where: int | str, k: int | None = None) -> tuple[Neuron, ...]:
         """Returns the neurons that the probe of a layer or point reads, best first; by default those of the largest.

@@ -214,7 +214,7 @@ def _of_heads(
     heads: list[tuple[int, int]] = []
     bases, ranks = [], []
     for layer in layers:
-        weight = getattr(bridge.blocks[layer].attn, f"W_{letter}")
+        weight = bridge.stacked(f"W_{letter}", [layer])[0]
         own = [(layer, head) for head in range(len(weight))]
         found = _bases(
             weight.mT if letter == "O" else weight, rank, tolerance, [f"W_{letter} of L{one}H{two}" for one, two in own]
