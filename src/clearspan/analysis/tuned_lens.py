@@ -25,7 +25,7 @@ from clearspan.analysis.translators import (
     real_streams,
 )
 from clearspan.bridge import TransformerBridge
-from clearspan.checks import check_counts, check_fields, check_positive, path_of
+from clearspan.checks import check_counts, check_positive, is_whole, path_of
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError
 from clearspan.files import read_published, read_tensors, write_tensors
@@ -139,8 +139,7 @@ def _published(folder: Path) -> dict[str, Any]:
             expected=f"config.json, and {' or '.join(names)}",
             got=", ".join(sorted(one.name for one in folder.iterdir())) or "an empty folder",
         )
-    config = json.loads((folder / "config.json").read_text())
-    check_fields("config.json", config, "base_model_name_or_path", "d_model", "num_hidden_layers")
+    config = _config(folder / "config.json")
     parts = {str(name).removeprefix("layer_translators."): one for name, one in _tensors(files[-1]).items()}
     layers, width = range(config["num_hidden_layers"]), config["d_model"]
     biases = config.get("bias", True)
@@ -158,8 +157,22 @@ def _published(folder: Path) -> dict[str, Any]:
         "weight": torch.stack([parts[f"{layer}.weight"].float() for layer in layers]),
         "bias": torch.stack([parts[f"{layer}.bias"].float() if biases else zero for layer in layers]),
         "losses": torch.empty(0, len(layers)),
-        "model_name": str(config["base_model_name_or_path"]),
+        "model_name": str(config.get("base_model_name_or_path", folder.name)),
     }
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Returns the config of a lens, with whole numbers as sizes."""
+    try:
+        config = json.loads(path.read_text())
+    except ValueError:
+        config = None
+    sizes = ("d_model", "num_hidden_layers")
+    if not isinstance(config, dict) or not all(is_whole(config.get(name)) and config[name] > 0 for name in sizes):
+        raise InvalidArgumentError(
+            "this is no config.json of a lens", expected=", ".join(sizes), got=f"{config!r}"[:80]
+        )
+    return config
 
 
 def _tensors(path: Path) -> dict[Any, Tensor]:
