@@ -152,7 +152,7 @@ def head_projection_kernels(
         order: `"forward"`: a pair whose writer is not in an earlier layer is NaN; `"all"`: all pairs count.
 
     Returns:
-        By writer and reader, each a layer and a head: `"normalised"`, `kernel / sqrt(rank * rank)` from 0 to 1;
+        By writer and reader, each a layer and a head: `"overlap"`, `kernel / sqrt(rank * rank)` from 0 to 1;
         `"kernel"`, the sum of the squared cosines of the principal angles; `"deviations"`, how many standard deviations
         of random subspaces' kernels it is above their mean. Heads of a trained model are no random subspaces, so the
         last is no test.
@@ -184,7 +184,7 @@ def head_projection_kernels(
     ranks, d = (written.ranks[:, None], read.ranks), bridge.cfg.d_model
     product, spread = ranks[0] * ranks[1], _deviation(d, *ranks)
     values = {
-        "normalised": kernel / product.sqrt(),
+        "overlap": kernel / product.sqrt(),
         "kernel": kernel,
         "deviations": (kernel - product / d) / spread,
     }

@@ -288,19 +288,19 @@ class LensDivergence(Effects):
     @property
     def logit_lens(self) -> Float[Tensor, "depth"]:
         """Of the stream read as it is."""
-        return self.select(lens="logit lens").mean()
+        return self.mean()[0]
 
     @property
     def tuned_lens(self) -> Float[Tensor, "depth"]:
-        """Of the stream read through the lens."""
-        return self.select(lens="tuned lens").mean()
+        """Of the stream read through the lens, of whatever kind it is."""
+        return self.mean()[1]
 
 
 @no_grad
 def lens_divergence(
     bridge: TransformerBridge, corpus: Corpus, lens: Translator, *, batch_size: int = 8, length: int = 128
 ) -> LensDivergence:
-    """Returns how far a tuned lens and the logit lens are from the model's predictions, on text it was not trained on.
+    """Returns how far a lens and the logit lens are from the model's predictions, on text it was not fitted on.
 
     Args:
         bridge: The model.
@@ -337,7 +337,7 @@ def lens_divergence(
     positions = int(rows.lengths.sum())
     return LensDivergence(
         {"KL(final || lens)": (totals / positions).float()[..., None]},
-        {"lens": ("logit lens", "tuned lens"), "depth": tuple(range(bridge.cfg.n_layers + 1))},
+        {"lens": ("logit lens", lens.kind if isinstance(lens, FittedLens) else "tuned lens"), "depth": tuple(range(bridge.cfg.n_layers + 1))},
         texts={"depth": depth_names(bridge.cfg.n_layers)},
         what=f"the stream at each depth, mean over {positions} positions",
         units={"KL(final || lens)": "nats"},

@@ -130,6 +130,6 @@ def test_it_prints_and_plots():
     assert list(one.plot().data[0].y) == [1.0, 0.0]
     found = head_projection_kernels(clearspan.boot(build("llama")), "K")
     assert str(found).splitlines()[0] == (
-        "normalised and kernel and deviations of the subspaces that a head writes and that another reads by W_K"
+        "overlap and kernel and deviations of the subspaces that a head writes and that another reads by W_K"
     )
     assert found.plot().data[0].x[0] == "L0H0"
