@@ -211,8 +211,8 @@ def singular_readings(
     # The end with the stronger token is `+`, so that the sign does not depend on how the decomposition was computed.
     sign = torch.where(shown.amax(-1) < -shown.amin(-1), -1.0, 1.0)[:, None]
     reading, writing = (None if scores is None else _ends(scores * sign, tokens) for scores in (reads, writes))
-    vectors = [side.cpu() * sign.cpu() for side in (U[:, :k].T, Vh[:k])]
-    of_neurons = {"OV": None, "W_out": vectors[0]}.get(matrix, vectors[1])
+    left, right = (side.cpu() * sign.cpu() for side in (U[:, :k].T, Vh[:k]))
+    of_neurons = {"OV": None, "W_out": left}.get(matrix, right)
     neurons = None if of_neurons is None else _ends(of_neurons, min(tokens, of_neurons.shape[1]))
     shares = values.square() / values.square().sum()
     ids = [side.ids for side in (reading, writing) if side is not None]
@@ -225,7 +225,8 @@ def singular_readings(
         reading,
         writing,
         neurons,
-        *vectors,
+        left,
+        right,
         words_of(bridge, *ids),
     )
 
