@@ -428,6 +428,7 @@ METHODS = {
     "JacobianLens.__call__": lambda k: {"resid": torch.rand(3, 16), "depth": 0},
     "JacobianLens.translate": lambda k: {"resid": torch.rand(3, 16), "depth": 0},
     "JacobianLens.ablation": lambda k: {"bridge": k.bridge, "tokens": [3, 5]},
+    "JacobianLens.decompose": lambda k: {"bridge": k.bridge, "resid": torch.rand(16), "depth": 0},
     "JacobianLens.directions": lambda k: {"bridge": k.bridge, "tokens": [3, 5], "depth": 0},
     "JacobianLens.load": lambda k: {"path": k.saved(k.result("analysis.fit_jacobian_lens")), "bridge": k.bridge},
     "JacobianLens.merged": lambda k: {"lenses": [k.result("analysis.fit_jacobian_lens")]},
@@ -600,6 +601,7 @@ GIVEN_BACK = {
             "Report",
             "SingularReadings",
             "SparseProbes",
+            "TokenDecomposition",
             "TunedLens",
             "VocabularySide",
         )

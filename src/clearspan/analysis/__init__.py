@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from clearspan.analysis.subspaces import ProjectionKernel as ProjectionKernel
     from clearspan.analysis.subspaces import head_projection_kernels as head_projection_kernels
     from clearspan.analysis.subspaces import projection_kernel as projection_kernel
+    from clearspan.analysis.token_decomposition import TokenDecomposition as TokenDecomposition
     from clearspan.analysis.translators import Translator as Translator
     from clearspan.analysis.tuned_lens import LensDivergence as LensDivergence
     from clearspan.analysis.tuned_lens import TunedLens as TunedLens
@@ -175,6 +176,7 @@ _HOMES = {
     "ProjectionKernel": "clearspan.analysis.subspaces",
     "head_projection_kernels": "clearspan.analysis.subspaces",
     "projection_kernel": "clearspan.analysis.subspaces",
+    "TokenDecomposition": "clearspan.analysis.token_decomposition",
     "Translator": "clearspan.analysis.translators",
     "LensDivergence": "clearspan.analysis.tuned_lens",
     "TunedLens": "clearspan.analysis.tuned_lens",

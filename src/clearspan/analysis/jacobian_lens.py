@@ -13,13 +13,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan._forward.readout import directions_of, exact
+from clearspan._forward.readout import added_logits, directions_of, exact
 from clearspan.analysis.activations import depths_of, target_ids_of
 from clearspan.analysis.corpus import Corpus, pieces
 from clearspan.analysis.steering import SteeringVector
+from clearspan.analysis.token_decomposition import TokenDecomposition, pursued
 from clearspan.analysis.translators import FittedLens, depth_names, mapped, name_of, stream_names
+from clearspan.analysis.words import words_of
 from clearspan.bridge import TransformerBridge
-from clearspan.checks import check_counts, check_fields, number_of, path_of
+from clearspan.checks import check_counts, check_fields, number_of, path_of, tensor_of
 from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.files import read_published, read_tensors, write_tensors
 from clearspan.inputs import Batch, Positions
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _FORMAT = "clearspan Jacobian lens 1"
+_ROWS = 8192
+"""Tokens whose directions are formed at a time."""
 Tokens = str | int | Sequence[str | int] | Int[Tensor, "token"]
 """One token or several, as text or as ids."""
 
@@ -242,6 +246,65 @@ class JacobianLens(FittedLens):
             coordinates = torch.linalg.pinv(columns)
             edits.append(self._edit(depth, (coordinates.flip(0) - coordinates).T, factor * columns.T, positions))
         return edits
+
+    @no_grad
+    def decompose(
+        self, bridge: TransformerBridge, resid: Float[Tensor, "d_model"], depth: int, *, k: int = 10
+    ) -> TokenDecomposition:
+        """Returns a stream as a sum of few tokens' directions with positive weights, and what is left of it.
+
+        Of all tokens, the one whose direction lies nearest to what is left joins in each step, and the weights of all
+        are fitted anew. Tokens with like directions stand for one another, so that the list is one of several that do
+        nearly as well.
+
+        Args:
+            bridge: The model.
+            resid: The stream at one position, such as `cache["resid_post", 3][0, -1]` at depth 4.
+            depth: 0 for the embedding, `l + 1` for what leaves block `l`; negative from the end.
+            k: How many tokens, at most.
+
+        Raises:
+            InvalidArgumentError: As `directions`; a stream that is no vector `[d_model]`, or a `k` of less than one.
+            NotFiniteError: The stream is infinite or not a number.
+
+        Example:
+            >>> import clearspan
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> lens = fit_jacobian_lens(bridge, "def f(self, x): return self.x", depths=4, skip_first=1)
+            >>> one = bridge.to_single_token("self")
+            >>> lens.decompose(bridge, lens.directions(bridge, one, 4)[0], 4).words[one]
+            'self'
+
+        References:
+            Gurnee et al. (2026), transformer-circuits.pub/2026/workspace.
+        """
+        self.check_fits(bridge)
+        check_counts(k=k)
+        vector = tensor_of("resid", resid)
+        if vector.shape != (self.d_model,):
+            raise InvalidArgumentError(
+                "a decomposition is of the stream at one position",
+                expected=f"resid of [{self.d_model}]",
+                got=str(list(vector.shape)),
+            )
+        if not vector.isfinite().all():
+            raise NotFiniteError("the stream is not finite", got=str(vector.dtype))
+        (at,) = depths_of(self.n_layers, [depth])
+        jacobian, target = self._at(at).to(bridge.device), vector.detach().cpu().double()
+        ids = torch.arange(bridge.cfg.d_vocab, device=bridge.device)
+        lengths = torch.cat([(directions_of(bridge, part) @ jacobian).norm(dim=-1) for part in ids.split(_ROWS)])
+
+        def cosines(vector: Float[Tensor, "d"]) -> Float[Tensor, "atom"]:
+            along = added_logits(bridge, jacobian @ vector.to(jacobian))
+            return (along / lengths.where(lengths > 0, torch.inf)).cpu()
+
+        def atoms(numbers: list[int]) -> Float[Tensor, "n d"]:
+            return torch.nn.functional.normalize(self.directions(bridge, numbers, at), dim=-1)
+
+        found, weights, left = pursued(target, k, cosines, atoms)
+        tokens = torch.tensor(found, dtype=torch.long)
+        share = 1 - float(left @ left) / max(float(target @ target), torch.finfo(torch.double).tiny)
+        return TokenDecomposition(tokens, weights.float(), left.float(), share, words_of(bridge, tokens))
 
     def _edit(self, depth: int, reads: Tensor, writes: Tensor, positions: Positions) -> Intervention:
         return Intervention(stream_names(self.n_layers)[depth], AddMapped.of(reads, writes), positions=positions)

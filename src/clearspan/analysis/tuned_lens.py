@@ -337,7 +337,10 @@ def lens_divergence(
     positions = int(rows.lengths.sum())
     return LensDivergence(
         {"KL(final || lens)": (totals / positions).float()[..., None]},
-        {"lens": ("logit lens", lens.kind if isinstance(lens, FittedLens) else "tuned lens"), "depth": tuple(range(bridge.cfg.n_layers + 1))},
+        {
+            "lens": ("logit lens", lens.kind if isinstance(lens, FittedLens) else "tuned lens"),
+            "depth": tuple(range(bridge.cfg.n_layers + 1)),
+        },
         texts={"depth": depth_names(bridge.cfg.n_layers)},
         what=f"the stream at each depth, mean over {positions} positions",
         units={"KL(final || lens)": "nats"},

@@ -10,6 +10,7 @@ from tests.zoo import build
 import clearspan
 from clearspan import zoo
 from clearspan.analysis import JacobianLens, fit_jacobian_lens, lens_divergence, lens_readings, logit_lens
+from clearspan.analysis.token_decomposition import nonnegative
 from clearspan.errors import InvalidArgumentError, NotFiniteError, UnwritableError
 
 
@@ -233,6 +234,44 @@ def test_a_swap_exchanges_two_coordinates(model, lens):
     twice = lens.swap(model, 5, 9, depths=1) * 2
     _, back = model.run_with_cache(tokens, interventions=twice)
     assert_near(back[name], before[name], share=1e-4)
+
+
+@torch.no_grad()
+def test_a_stream_is_taken_apart_into_the_directions_that_it_was_made_of(model, lens):
+    units = torch.nn.functional.normalize(lens.directions(model, list(range(97)), 1), dim=-1)
+    stream = 4 * units[7] + 2 * units[30] + 1 * units[55]
+    found = lens.decompose(model, stream, 1, k=8)
+    assert found.ids[:3].tolist() == [7, 30, 55]
+    torch.testing.assert_close(found.weights[:3], torch.tensor([4.0, 2.0, 1.0]), rtol=1e-2, atol=1e-2)
+    assert found.share == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(found.weights @ units[found.ids] + found.left, stream, rtol=1e-4, atol=1e-4)
+    assert str(found).splitlines()[0].endswith("directions of tokens, 100% of its squared norm")
+    assert len(found.plot().data[0].x) == len(found.ids)
+    one = lens.decompose(model, stream, 1, k=1)
+    along = units @ stream
+    assert one.ids.tolist() == [int(along.argmax())]
+    torch.testing.assert_close(one.weights[0], along.max(), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_the_best_that_are_not_negative():
+    """What holds of them alone: no slope upwards for those at 0, none at all for the others."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        columns = torch.randn(12, 9, generator=generator, dtype=torch.double)
+        target = torch.randn(12, generator=generator, dtype=torch.double)
+        weights = nonnegative(columns, target)
+        slope = columns.T @ (target - columns @ weights)
+        assert (weights >= 0).all()
+        assert (slope < 1e-7).all()
+        assert (slope[weights > 0].abs() < 1e-7).all()
+
+
+def test_a_stream_that_cannot_be_taken_apart_is_named(model, lens):
+    with pytest.raises(InvalidArgumentError, match=r"expected: resid of \[48\]\n  got: \[2, 48\]"):
+        lens.decompose(model, torch.ones(2, 48), 1)
+    with pytest.raises(NotFiniteError, match="the stream is not finite"):
+        lens.decompose(model, torch.full((48,), torch.inf), 1)
+    assert len(lens.decompose(model, torch.zeros(48), 1).ids) == 0
 
 
 def test_directions_that_depend_on_one_another_are_named(model, lens):
