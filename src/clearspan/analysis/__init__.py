@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from clearspan.analysis.ioi import IOIPrompts as IOIPrompts
     from clearspan.analysis.ioi import evaluate_ioi as evaluate_ioi
     from clearspan.analysis.ioi import ioi_prompts as ioi_prompts
+    from clearspan.analysis.jacobian_fitting import fit_jacobian_lens as fit_jacobian_lens
     from clearspan.analysis.jacobian_lens import JacobianLens as JacobianLens
-    from clearspan.analysis.jacobian_lens import fit_jacobian_lens as fit_jacobian_lens
     from clearspan.analysis.lenses import LensReadings as LensReadings
     from clearspan.analysis.lenses import LogitLens as LogitLens
     from clearspan.analysis.lenses import lens_readings as lens_readings
@@ -149,7 +149,7 @@ _HOMES = {
     "evaluate_ioi": "clearspan.analysis.ioi",
     "ioi_prompts": "clearspan.analysis.ioi",
     "JacobianLens": "clearspan.analysis.jacobian_lens",
-    "fit_jacobian_lens": "clearspan.analysis.jacobian_lens",
+    "fit_jacobian_lens": "clearspan.analysis.jacobian_fitting",
     "LensReadings": "clearspan.analysis.lenses",
     "LogitLens": "clearspan.analysis.lenses",
     "lens_readings": "clearspan.analysis.lenses",
