@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import pickle
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clearspan.checks import path_of
@@ -81,3 +84,32 @@ def read_tensors(
     except safetensors.SafetensorError as error:
         raise InvalidArgumentError(f"{path.name} is no {what}", expected=expected, got=str(error)) from error
     return tensors, metadata
+
+
+def read_published(path: str | Path, *, what: str) -> dict[Any, Any]:
+    """Returns the dictionary of a file that another library wrote: safetensors, or torch's, on the CPU.
+
+    Of torch's files, which are pickles, those alone are read that hold tensors and plain data: no code of a file runs.
+
+    Args:
+        path: The file.
+        what: What it should hold, in words, such as `"tuned lens"`.
+
+    Raises:
+        InvalidArgumentError: It is neither, or holds something else.
+        FileNotFoundError: There is no such file.
+    """
+    path = path_of(path)
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise InvalidArgumentError(
+            f"{path.name} is no {what}",
+            expected="a file of tensors: .safetensors, or torch's",
+            got=str(error).partition("\n")[0][:200],
+        ) from error
+    if not isinstance(found, dict):
+        raise InvalidArgumentError(f"{path.name} is no {what}", expected="a dictionary", got=type(found).__name__)
+    return found

@@ -90,6 +90,17 @@ def log_probs(model: Model, residual: Float[Tensor, "place d_model"]) -> Float[T
     return exact(read_out(model, residual[:, None])[:, 0]).log_softmax(-1)
 
 
+def last_normed(model: Model, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    """Returns what the last norm makes of a last residual stream, or the stream without one; no hook is called."""
+    check_kind(Tensor, residual=residual)
+    check_width(model, residual, is_residual=True)
+    norm = final_norm(model)
+    if norm is None:
+        return residual
+    with model.taps.turns.unseen():
+        return norm.module(residual)
+
+
 # --- as a linear map -------------------------------------------------------------------------------------------------
 
 

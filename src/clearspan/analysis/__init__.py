@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from clearspan.analysis.ioi import IOIPrompts as IOIPrompts
     from clearspan.analysis.ioi import evaluate_ioi as evaluate_ioi
     from clearspan.analysis.ioi import ioi_prompts as ioi_prompts
+    from clearspan.analysis.jacobian_fitting import fit_jacobian_lens as fit_jacobian_lens
+    from clearspan.analysis.jacobian_lens import JacobianLens as JacobianLens
     from clearspan.analysis.lenses import LensReadings as LensReadings
     from clearspan.analysis.lenses import LogitLens as LogitLens
     from clearspan.analysis.lenses import lens_readings as lens_readings
@@ -67,15 +69,23 @@ if TYPE_CHECKING:
     from clearspan.analysis.reports import predictions as predictions
     from clearspan.analysis.reports import report as report
     from clearspan.analysis.running import FeatureStatistics as FeatureStatistics
+    from clearspan.analysis.sparse_probing import SparseProbes as SparseProbes
+    from clearspan.analysis.sparse_probing import train_sparse_probe as train_sparse_probe
     from clearspan.analysis.steering import SteeringMethod as SteeringMethod
     from clearspan.analysis.steering import SteeringVector as SteeringVector
     from clearspan.analysis.steering import fit_steering_vector as fit_steering_vector
     from clearspan.analysis.steering import steering_sweep as steering_sweep
+    from clearspan.analysis.subspaces import ProjectionKernel as ProjectionKernel
+    from clearspan.analysis.subspaces import head_projection_kernels as head_projection_kernels
+    from clearspan.analysis.subspaces import projection_kernel as projection_kernel
+    from clearspan.analysis.token_decomposition import TokenDecomposition as TokenDecomposition
+    from clearspan.analysis.translators import Translator as Translator
     from clearspan.analysis.tuned_lens import LensDivergence as LensDivergence
-    from clearspan.analysis.tuned_lens import Translator as Translator
     from clearspan.analysis.tuned_lens import TunedLens as TunedLens
     from clearspan.analysis.tuned_lens import lens_divergence as lens_divergence
     from clearspan.analysis.tuned_lens import train_tuned_lens as train_tuned_lens
+    from clearspan.analysis.unembedding import Unembed as Unembed
+    from clearspan.analysis.unembedding import Unembedding as Unembedding
     from clearspan.analysis.vocabulary import SingularReadings as SingularReadings
     from clearspan.analysis.vocabulary import VocabularySide as VocabularySide
     from clearspan.analysis.vocabulary import singular_readings as singular_readings
@@ -148,6 +158,8 @@ _HOMES = {
     "IOIPrompts": "clearspan.analysis.ioi",
     "evaluate_ioi": "clearspan.analysis.ioi",
     "ioi_prompts": "clearspan.analysis.ioi",
+    "JacobianLens": "clearspan.analysis.jacobian_lens",
+    "fit_jacobian_lens": "clearspan.analysis.jacobian_fitting",
     "LensReadings": "clearspan.analysis.lenses",
     "LogitLens": "clearspan.analysis.lenses",
     "lens_readings": "clearspan.analysis.lenses",
@@ -167,15 +179,23 @@ _HOMES = {
     "predictions": "clearspan.analysis.reports",
     "report": "clearspan.analysis.reports",
     "FeatureStatistics": "clearspan.analysis.running",
+    "SparseProbes": "clearspan.analysis.sparse_probing",
+    "train_sparse_probe": "clearspan.analysis.sparse_probing",
     "SteeringMethod": "clearspan.analysis.steering",
     "SteeringVector": "clearspan.analysis.steering",
     "fit_steering_vector": "clearspan.analysis.steering",
     "steering_sweep": "clearspan.analysis.steering",
+    "ProjectionKernel": "clearspan.analysis.subspaces",
+    "head_projection_kernels": "clearspan.analysis.subspaces",
+    "projection_kernel": "clearspan.analysis.subspaces",
+    "TokenDecomposition": "clearspan.analysis.token_decomposition",
+    "Translator": "clearspan.analysis.translators",
     "LensDivergence": "clearspan.analysis.tuned_lens",
-    "Translator": "clearspan.analysis.tuned_lens",
     "TunedLens": "clearspan.analysis.tuned_lens",
     "lens_divergence": "clearspan.analysis.tuned_lens",
     "train_tuned_lens": "clearspan.analysis.tuned_lens",
+    "Unembed": "clearspan.analysis.unembedding",
+    "Unembedding": "clearspan.analysis.unembedding",
     "SingularReadings": "clearspan.analysis.vocabulary",
     "VocabularySide": "clearspan.analysis.vocabulary",
     "singular_readings": "clearspan.analysis.vocabulary",

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearspan._forward.readout import log_probs
-from clearspan.analysis.activations import Targets, depths_of, target_ids_of
-from clearspan.analysis.tuned_lens import Translator, checked_lens, depth_names, kl_divergence, stream_names
-from clearspan.analysis.words import Words, words_of
+from clearspan.analysis.activations import Targets, depths_of
+from clearspan.analysis.translators import Translator, checked_lens, depth_names, kl_divergence, stream_names
+from clearspan.analysis.unembedding import Unembed, vocabulary_of
+from clearspan.analysis.words import Words
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
@@ -100,6 +100,7 @@ def lens_readings(
     depths: int | Sequence[int] | None = None,
     top_k: int = 5,
     lens: Translator | None = None,
+    unembed: Unembed | None = None,
     attention_mask: Int[Tensor, "row pos"] | None = None,
 ) -> LensReadings:
     r"""Returns what the model would predict from the residual stream at each depth, at chosen positions.
@@ -115,13 +116,17 @@ def lens_readings(
         targets: A token as text or id: one for all rows, or one for each. By default, at each place, the token that the
             model itself finds likeliest.
         depths: Which: 0 for the embedding, `l + 1` for what leaves block `l`; negative from the end; None for all.
-        top_k: How many of the likeliest tokens to keep.
-        lens: A tuned lens, or a function `lens(resid, depth)` from streams `[place, d_model]` to streams.
+        top_k: How many of the likeliest tokens to keep; all where an unembedding has fewer.
+        lens: A tuned or Jacobian lens, or a function `lens(resid, depth)` from streams `[place, d_model]` to streams.
+        unembed: What reads the streams in place of the model's own unembedding: a matrix `[d_model, n]`, an
+            `Unembedding` with labels, or another bridge. A matrix reads what the model's last norm gives; another
+            bridge reads with its own norm. Targets and what is predicted are then columns or tokens of this, and
+            `final` is the last depth read in the same way.
         attention_mask: 1 for real tokens, where bare token ids have padding.
 
     Raises:
-        InvalidArgumentError: A position, depth or `top_k` that is not there, targets that are not one a row, a tuned
-            lens of another width or depth, or a lens that does not return a stream.
+        InvalidArgumentError: A position, depth or `top_k` that is not there, targets that are not one a row, a
+            fitted lens or an unembedding of another width, or a lens that does not return a stream.
         InputError: A target that is not a single token.
 
     Example:
@@ -140,17 +145,19 @@ def lens_readings(
     batch, n_layers = bridge.to_batch(input, attention_mask), bridge.cfg.n_layers
     rows, columns, places = batch.places(positions)
     read, names, translate = depths_of(n_layers, depths), stream_names(n_layers), checked_lens(bridge, lens)
+    vocabulary = vocabulary_of(bridge, unembed)
     check_counts(top_k=top_k)
-    if top_k > bridge.cfg.d_vocab:
-        raise InvalidArgumentError(f"top_k={top_k} tokens cannot be kept", expected=f"1 to {bridge.cfg.d_vocab}")
-    target_ids = None if targets is None else target_ids_of(bridge, targets, batch.rows)[rows]
+    top_k = min(top_k, vocabulary.size) if unembed is not None else top_k
+    if top_k > vocabulary.size:
+        raise InvalidArgumentError(f"top_k={top_k} tokens cannot be kept", expected=f"1 to {vocabulary.size}")
+    target_ids = None if targets is None else vocabulary.ids(targets, batch.rows)[rows]
     kept = list({names[depth] for depth in (*read, n_layers)})
     _, cache = bridge.run_with_cache(batch, kept, return_type=None, stop_at_layer=n_layers)
-    final = log_probs(bridge, cache[names[-1]][rows, columns])
+    final = vocabulary.log_probs(cache[names[-1]][rows, columns])
     target_ids = final.argmax(-1) if target_ids is None else target_ids.to(final.device)
     found = []
     for depth in read:
-        at_depth = log_probs(bridge, translate(cache[names[depth]][rows, columns], depth))
+        at_depth = vocabulary.log_probs(translate(cache[names[depth]][rows, columns], depth))
         top, target = at_depth.topk(top_k), at_depth.gather(-1, target_ids[:, None])
         ranks, entropy = (at_depth > target).sum(-1), -(at_depth.exp() * at_depth).sum(-1)
         found.append((top.indices, top.values, target[:, 0], ranks, kl_divergence(final, at_depth), entropy))
@@ -167,7 +174,7 @@ def lens_readings(
         target_ranks=ranks,
         kl=kl,
         entropy=entropy,
-        words=words_of(bridge, top_ids, target_ids),
+        words=vocabulary.words(top_ids, target_ids),
     )
 
 
@@ -185,7 +192,8 @@ class LogitLens(Result):
         final_probs: The probability that each depth gives to `final_ids`.
         final_ranks: How many tokens are likelier than `final_ids` at each depth: 0 where it agrees.
         tokens: The text's own token ids, where they are known.
-        words: Texts of tokens.
+        words: Texts of what is read.
+        texts: How the text's own tokens are written.
     """
 
     top_ids: Int[Tensor, "depth pos"]
@@ -195,6 +203,7 @@ class LogitLens(Result):
     final_ranks: Int[Tensor, "depth pos"]
     tokens: tuple[int, ...] = ()
     words: Words = field(default_factory=Words)
+    texts: tuple[str, ...] = ()
 
     ranked_by: ClassVar[str | None] = "position"
 
@@ -220,7 +229,7 @@ class LogitLens(Result):
 
     def plot(self) -> "go.Figure":
         """Returns a grid: positions down, depth from left to right, the likeliest token and its probability."""
-        read = [self.words[token] for token in self.tokens] or [""] * self.top_ids.shape[1]
+        read = self.texts or [""] * self.top_ids.shape[1]
         figure = heatmap(
             self.top_probs.T,
             x=self.depths,
@@ -240,6 +249,7 @@ def logit_lens(
     input: Input,
     *,
     lens: Translator | None = None,
+    unembed: Unembed | None = None,
     attention_mask: Int[Tensor, "row pos"] | None = None,
 ) -> LogitLens:
     """Returns what the model would predict from the residual stream at each depth, at every position of one text.
@@ -249,7 +259,8 @@ def logit_lens(
     Args:
         bridge: The model.
         input: Any input of one row.
-        lens: A tuned lens, or a function `lens(resid, depth)`, as for `lens_readings`.
+        lens: A tuned or Jacobian lens, or a function `lens(resid, depth)`, as for `lens_readings`.
+        unembed: What reads the streams in place of the model's own unembedding, as for `lens_readings`.
         attention_mask: 1 for real tokens, where bare token ids have padding.
 
     Raises:
@@ -273,14 +284,15 @@ def logit_lens(
             got=f"{batch.rows} rows",
             fix="lens_readings(bridge, input)",
         )
-    found = lens_readings(bridge, batch, positions=None, top_k=1, lens=lens)
-    own = batch.tokens if batch.tokens is None else batch.tokens[:, list(batch.real_columns[0])].cpu()
+    found = lens_readings(bridge, batch, positions=None, top_k=1, lens=lens, unembed=unembed)
+    own = () if batch.tokens is None else tuple(batch.tokens[0, list(batch.real_columns[0])].tolist())
     return LogitLens(
         found.top_ids[..., 0],
         found.top_log_probs[..., 0].exp(),
         found.target_ids,
         found.target_log_probs.exp(),
         found.target_ranks,
-        () if own is None else tuple(own[0].tolist()),
-        words_of(bridge, found.top_ids, *([] if own is None else [own])),
+        own,
+        found.words,
+        tuple(bridge.text.label(token) for token in own),
     )

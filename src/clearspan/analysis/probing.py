@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from clearspan.analysis.activations import Activations, Layers, gathered, layers_of, points_of
 from clearspan.analysis.logistic import fitted, predicted_held_out, stratified_folds
 from clearspan.analysis.steering import SteeringVector
+from clearspan.analysis.translators import name_of
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, check_kind, check_positive, tensor_of
 from clearspan.errors import InvalidArgumentError
@@ -185,13 +186,7 @@ class Probes(Result):
         Raises:
             InvalidArgumentError: There is none there, or several.
         """
-        check_kind(str, int, np.integer, where=where)
-        found = [probe for probe in self.probes if probe.name == where or Address.parse(probe.name).layer == where]
-        if len(found) != 1:
-            raise InvalidArgumentError(
-                f"there is not one probe at {where!r}", expected=f"one of {', '.join(self.points)}", got=str(len(found))
-            )
-        return found[0]
+        return self.probes[self.points.index(point_at(self.points, where))]
 
     def interval(self, level: float = 0.95) -> Interval:
         """Returns the accuracies with Wilson's score interval around each.
@@ -318,32 +313,95 @@ def train_probe(
         raise InvalidArgumentError("control='by_token' needs token ids", got="embeddings", fix="control='shuffled'")
     with shown(progress) as tell:
         read = gathered(bridge, batch, names, positions=positions, batch_size=batch_size)
-        classes, targets = _classes(batch, read.places, labels)
-        group_of = _groups(batch, read, groups)
-        fold_of = stratified_folds(targets, group_of, folds, seed)
-        drawn = [_control_labels(read, targets, group_of, control, seed + i) for i in range(controls)]
+        examples = Examples.of(batch, read, labels, groups, folds, seed)
+        targets = examples.labels
+        drawn = [examples.control_labels(control, seed + number) for number in range(controls)]
         every = torch.stack([targets, *drawn])
-        probes, predicted, model_name = [], [], bridge.cfg.model_name or bridge.cfg.architecture
+        probes, predicted, model_name = [], [], name_of(bridge)
         for done, point in enumerate(names):
             values = read.values[point]
-            predicted.append(predicted_held_out(values.flatten(1), every, fold_of, len(classes), l2))
-            (weight,), (bias,) = fitted(values.flatten(1), targets[None], len(classes), l2)
-            means = torch.stack([values[targets == number].double().mean(0) for number in range(len(classes))])
-            norm = values.flatten(1).norm(dim=1).mean().item()
-            probes.append(Probe(point, classes, weight.view_as(means), bias, means, norm, model_name))
+            predicted.append(predicted_held_out(values.flatten(1), every, examples.folds, len(examples.classes), l2))
+            (weight,), (bias,) = fitted(values.flatten(1), targets[None], len(examples.classes), l2)
+            probes.append(examples.probe(point, values, weight, bias, model_name))
             tell("probes", done + 1, len(names))
     by_labels = torch.stack(predicted, dim=1)
     return Probes(
         probes=tuple(probes),
-        classes=classes,
+        classes=examples.classes,
         labels=targets,
-        groups=group_of,
-        folds=fold_of,
+        groups=examples.groups,
+        folds=examples.folds,
         places=read.places,
         predicted=by_labels[0],
         control_accuracy=(by_labels == every[:, None]).double().mean(-1)[1:],
         control=control,
     )
+
+
+def point_at(points: Sequence[str], where: int | str) -> str:
+    """Returns the one of some points that has a name or is in a layer.
+
+    Raises:
+        InvalidArgumentError: There is none there, or several.
+    """
+    check_kind(str, int, np.integer, where=where)
+    found = [point for point in points if point == where or Address.parse(point).layer == where]
+    if len(found) != 1:
+        raise InvalidArgumentError(
+            f"there is not one probe at {where!r}", expected=f"one of {', '.join(points)}", got=str(len(found))
+        )
+    return found[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Labelled examples, in groups that are held out together.
+
+    Attributes:
+        read: Their values, places and texts.
+        classes: In order.
+        labels: Of each example, as an index into `classes`.
+        groups: The number of each example's group, from 0.
+        folds: The number of the fold in which each example is held out.
+    """
+
+    read: Activations
+    classes: tuple[Label, ...]
+    labels: Int[Tensor, "example"]
+    groups: Int[Tensor, "example"]
+    folds: Int[Tensor, "example"]
+
+    @classmethod
+    def of(
+        cls,
+        batch: Batch,
+        read: Activations,
+        labels: Labels,
+        groups: Sequence[Hashable] | None,
+        folds: int,
+        seed: int,
+    ) -> Self:
+        """Returns the examples of values that were read of a batch. Arguments and errors are those of `train_probe`."""
+        classes, targets = _classes(batch, read.places, labels)
+        group_of = _groups(batch, read, groups)
+        return cls(read, classes, targets, group_of, stratified_folds(targets, group_of, folds, seed))
+
+    def control_labels(self, control: ProbeControl, seed: int) -> Int[Tensor, "example"]:
+        """Returns one draw of the labels of a control of `train_probe`."""
+        return _control_labels(self.read, self.labels, self.groups, control, seed)
+
+    def probe(
+        self,
+        name: str,
+        values: Float[Tensor, "example *axes"],
+        weight: Float[Tensor, "class width"],
+        bias: Float[Tensor, "class"],
+        model_name: str,
+    ) -> Probe:
+        """Returns the probe of values at a point, with given weights."""
+        means = torch.stack([values[self.labels == number].double().mean(0) for number in range(len(self.classes))])
+        norm = values.flatten(1).norm(dim=1).mean().item()
+        return Probe(name, self.classes, weight.view_as(means), bias, means, norm, model_name)
 
 
 def _classes(batch: Batch, places: Sequence[Place], labels: Labels) -> tuple[tuple[Label, ...], Int[Tensor, "example"]]:

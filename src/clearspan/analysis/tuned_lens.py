@@ -3,57 +3,46 @@
 Depth 0 is the embedding, depth `l + 1` the residual stream that leaves block `l`; the model itself reads the last one.
 """
 
-from collections.abc import Callable
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from clearspan._forward.readout import log_probs
 from clearspan.analysis.corpus import Corpus, drawn, pieces
+from clearspan.analysis.translators import (
+    FittedLens,
+    Translator,
+    checked_lens,
+    depth_names,
+    kl_divergence,
+    mapped,
+    name_of,
+    real_streams,
+)
 from clearspan.bridge import TransformerBridge
-from clearspan.checks import check_counts, check_positive, is_whole, tensor_of
+from clearspan.checks import check_counts, check_positive, is_whole, path_of
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError
-from clearspan.files import read_tensors, write_tensors
+from clearspan.files import read_published, read_tensors, write_tensors
 from clearspan.inputs import Batch
-from clearspan.model import check_bridge
 from clearspan.modes import no_grad
 from clearspan.plots.charts import lines
 from clearspan.progress import Progress, shown
-from clearspan.results import Columns, Result, melted
+from clearspan.results import Columns, melted
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _FORMAT = "clearspan tuned lens 1"
-Translator = Callable[[Float[Tensor, "place d_model"], int], Float[Tensor, "place d_model"]]
-"""Called as `lens(resid, depth)` before a stream is read: a `TunedLens`, or any function of that form."""
-
-
-def stream_names(n_layers: int) -> list[str]:
-    """Returns the hook point of each depth."""
-    return ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(n_layers))]
-
-
-def depth_names(n_layers: int) -> tuple[str, ...]:
-    """Returns a name for each depth: `embed`, then the layer whose block the stream leaves."""
-    return ("embed", *(str(layer) for layer in range(n_layers)))
-
-
-def kl_divergence(
-    final: Float[Tensor, "place d_vocab"], other: Float[Tensor, "place d_vocab"]
-) -> Float[Tensor, "place"]:
-    """Returns `KL(final || other)` in nats, from log-probabilities."""
-    return (final.exp() * (final - other)).sum(-1)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TunedLens(Result):
+class TunedLens(FittedLens):
     """One affine translator for each depth but the last, in float32 on the CPU: `h + weight[depth] @ h + bias[depth]`.
 
     The last depth stays as it is: that stream is what the model itself reads. Printed, a lens shows its losses in
@@ -75,6 +64,8 @@ class TunedLens(Result):
     model_name: str
 
     ranked_by: ClassVar[str | None] = "step"
+    kind: ClassVar[str] = "tuned lens"
+    fitted_by: ClassVar[str] = "train_tuned_lens(bridge, corpus)"
 
     @property
     def title(self) -> str:
@@ -94,51 +85,8 @@ class TunedLens(Result):
         """Width of the residual stream."""
         return self.weight.shape[-1]
 
-    def translate(self, resid: Float[Tensor, "*place d_model"], depth: int) -> Float[Tensor, "*place d_model"]:
-        """Returns a stream as it would stand at the last depth, for the model's own norm and unembedding to read.
-
-        Computed in float32 at least, on the stream's device, and returned in its dtype.
-
-        Args:
-            resid: The stream at that depth.
-            depth: 0 for the embedding, `l + 1` for what leaves block `l`.
-
-        Raises:
-            InvalidArgumentError: The lens has no such depth, or another width.
-
-        Example:
-            >>> lens = TunedLens(torch.zeros(2, 3, 3), torch.tensor([[0, 0, 1.0], [0, 0, 0]]), torch.empty(0, 2), "m")
-            >>> lens.translate(torch.tensor([1.0, 2, 3]), 0)
-            tensor([1., 2., 4.])
-        """
-        resid = tensor_of("resid", resid)
-        if not is_whole(depth) or not 0 <= depth <= self.n_layers or not resid.ndim or resid.shape[-1] != self.d_model:
-            raise InvalidArgumentError(
-                f"the tuned lens of {self.model_name} cannot translate this stream",
-                expected=f"a depth from 0 to {self.n_layers}, and [..., d_model={self.d_model}]",
-                got=f"depth {depth}, and {list(resid.shape)}",
-            )
-        if depth == self.n_layers:
-            return resid
-        return _translated(resid, self.weight[depth].to(resid.device), self.bias[depth].to(resid.device))
-
-    __call__ = translate
-
-    def check_fits(self, bridge: TransformerBridge) -> None:
-        """Raises unless a model has this lens's width and depth.
-
-        Raises:
-            InvalidArgumentError: It has another.
-        """
-        check_bridge(bridge)
-        sizes = (bridge.cfg.n_layers, bridge.cfg.d_model)
-        if sizes != (self.n_layers, self.d_model):
-            raise InvalidArgumentError(
-                f"the tuned lens of {self.model_name} does not fit {bridge.cfg.model_name or bridge.cfg.architecture}",
-                expected=f"a model of {self.n_layers} layers and d_model {self.d_model}",
-                got=f"{sizes[0]} layers and d_model {sizes[1]}",
-                fix="train_tuned_lens(bridge, corpus)",
-            )
+    def _translated(self, resid: Float[Tensor, "*place d_model"], depth: int) -> Float[Tensor, "*place d_model"]:
+        return _added(resid, self.weight[depth], self.bias[depth])
 
     def save(self, path: str | Path) -> None:
         """Writes the lens to one safetensors file, with the model's name in its metadata."""
@@ -147,20 +95,25 @@ class TunedLens(Result):
 
     @classmethod
     def load(cls, path: str | Path, bridge: TransformerBridge) -> Self:
-        """Returns the lens of a file that `save` wrote.
+        """Returns the lens of a file that `save` wrote, or of a folder that the package `tuned-lens` wrote.
 
-        Width and depth alone tell whether it fits; `model_name` says which model it was trained on.
+        Such a folder, as published lenses are, has a `config.json`, and the translators in `params.pt` or
+        `params.safetensors`. Of a `.pt` file tensors alone are read, and no code in it runs. Its lens has no losses.
+        Width and depth alone tell whether a lens fits; `model_name` says which model it was trained on.
 
         Args:
-            path: The file.
+            path: The file or folder.
             bridge: The model that the lens is for.
 
         Raises:
-            InvalidArgumentError: The file holds no tuned lens, or one for a model of another width or depth.
+            InvalidArgumentError: There is no tuned lens, or one for a model of another width or depth.
             FileNotFoundError: There is no such file.
         """
-        tensors, metadata = read_tensors(path, _FORMAT, what="tuned lens", written_by="TunedLens.save")
-        lens = cls(**tensors, model_name=metadata["model"])
+        if path_of(path).is_dir():
+            lens = cls(**_published(path_of(path)))
+        else:
+            tensors, metadata = read_tensors(path, _FORMAT, what="tuned lens", written_by="TunedLens.save")
+            lens = cls(**tensors, model_name=metadata["model"])
         lens.check_fits(bridge)
         return lens
 
@@ -176,43 +129,63 @@ class TunedLens(Result):
         return lines(series, x=x, x_title="step", value_title="KL(final || lens), nats", title=self.title)
 
 
-def checked_lens(bridge: TransformerBridge, lens: Translator | None) -> Translator:
-    """Returns a function that translates a stream before it is read; without a lens, one that changes nothing.
-
-    Raises:
-        InvalidArgumentError: A tuned lens of another width or depth, or no function. Of the function returned: the lens
-            gave something else than a stream.
-    """
-    if lens is None:
-        return lambda resid, depth: resid
-    if isinstance(lens, TunedLens):
-        lens.check_fits(bridge)
-    elif not callable(lens):
+def _published(folder: Path) -> dict[str, Any]:
+    """Returns the fields of a lens of the package `tuned-lens`, whose translators are residual as ours are."""
+    names = ("params.pt", "params.safetensors")
+    files = [folder / name for name in names if (folder / name).is_file()]
+    if not files or not (folder / "config.json").is_file():
         raise InvalidArgumentError(
-            "cannot read through this lens",
-            expected="a TunedLens, or a function lens(resid, depth) that returns a stream",
-            got=type(lens).__name__,
+            f"{folder.name} holds no tuned lens",
+            expected=f"config.json, and {' or '.join(names)}",
+            got=", ".join(sorted(one.name for one in folder.iterdir())) or "an empty folder",
         )
+    config = _config(folder / "config.json")
+    parts = {str(name).removeprefix("layer_translators."): one for name, one in _tensors(files[-1]).items()}
+    layers, width = range(config["num_hidden_layers"]), config["d_model"]
+    biases = config.get("bias", True)
+    shapes = {f"{layer}.weight": (width, width) for layer in layers}
+    shapes |= {f"{layer}.bias": (width,) for layer in layers if biases}
+    wrong = [name for name, shape in shapes.items() if name not in parts or parts[name].shape != shape]
+    if wrong:
+        raise InvalidArgumentError(
+            f"{files[-1].name} lacks translators of the lens",
+            expected=f"{len(layers)} of d_model {width}, as config.json says",
+            got=f"no {', '.join(wrong[:3])} of that shape",
+        )
+    zero = torch.zeros(width)
+    return {
+        "weight": torch.stack([parts[f"{layer}.weight"].float() for layer in layers]),
+        "bias": torch.stack([parts[f"{layer}.bias"].float() if biases else zero for layer in layers]),
+        "losses": torch.empty(0, len(layers)),
+        "model_name": str(config.get("base_model_name_or_path", folder.name)),
+    }
 
-    def translate(resid: Float[Tensor, "place d_model"], depth: int) -> Float[Tensor, "place d_model"]:
-        found = lens(resid, depth)
-        if not isinstance(found, Tensor) or found.shape != resid.shape:
-            raise InvalidArgumentError(
-                "the lens does not return a stream",
-                expected=f"[place, d_model], here {list(resid.shape)}",
-                got=str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__,
-            )
-        return found
 
-    return translate
+def _config(path: Path) -> dict[str, Any]:
+    """Returns the config of a lens, with whole numbers as sizes."""
+    try:
+        config = json.loads(path.read_text())
+    except ValueError:
+        config = None
+    sizes = ("d_model", "num_hidden_layers")
+    if not isinstance(config, dict) or not all(is_whole(config.get(name)) and config[name] > 0 for name in sizes):
+        raise InvalidArgumentError(
+            "this is no config.json of a lens", expected=", ".join(sizes), got=f"{config!r}"[:80]
+        )
+    return config
 
 
-def _translated(
+def _tensors(path: Path) -> dict[Any, Tensor]:
+    found = read_published(path, what="tuned lens")
+    return {name: one for name, one in found.items() if isinstance(one, Tensor)}
+
+
+def _added(
     resid: Float[Tensor, "*place d_model"], weight: Float[Tensor, "d_model d_model"], bias: Float[Tensor, "d_model"]
 ) -> Float[Tensor, "*place d_model"]:
     """Returns `resid + weight @ resid + bias`, computed in the wider dtype and returned in the stream's own."""
-    wide = resid.to(torch.promote_types(resid.dtype, weight.dtype))
-    return (wide + functional.linear(wide, weight.to(wide), bias.to(wide))).to(resid.dtype)
+    change = mapped(resid, weight, bias)
+    return (resid.to(change) + change).to(resid.dtype)
 
 
 def train_tuned_lens(
@@ -283,32 +256,23 @@ def train_tuned_lens(
             schedule.step()
             tell("tuned lens", step + 1, steps)
     weight, bias = (torch.stack(parts).detach().cpu() for parts in (weights, biases))
-    return TunedLens(weight, bias, losses, bridge.cfg.model_name or bridge.cfg.architecture)
+    return TunedLens(weight, bias, losses, name_of(bridge))
 
 
 def _gradients(bridge: TransformerBridge, batch: Batch, affines: list[tuple[Tensor, Tensor]]) -> Float[Tensor, "depth"]:
     """Puts one batch's gradients on the translators, and returns its losses. One depth's graph exists at a time."""
-    *streams, last = _real_streams(bridge, batch)
+    *streams, last = real_streams(bridge, batch)
     with torch.no_grad():
         final = log_probs(bridge, last)
     losses = []
     for stream, affine in zip(streams, affines, strict=True):
         with torch.enable_grad():
-            loss = kl_divergence(final, log_probs(bridge, _translated(stream, *affine))).mean()
+            loss = kl_divergence(final, log_probs(bridge, _added(stream, *affine))).mean()
         # Not `loss.backward()`, which would give the model's parameters gradients too.
         for parameter, gradient in zip(affine, torch.autograd.grad(loss, affine), strict=True):
             parameter.grad = gradient
         losses.append(loss.detach())
     return torch.stack(losses).cpu()
-
-
-@no_grad
-def _real_streams(bridge: TransformerBridge, batch: Batch) -> list[Float[Tensor, "place d_model"]]:
-    """Returns the stream at every depth of a batch's real tokens, row after row."""
-    names, n_layers = stream_names(bridge.cfg.n_layers), bridge.cfg.n_layers
-    _, cache = bridge.run_with_cache(batch, names, return_type=None, stop_at_layer=n_layers)
-    real = batch.real.bool()
-    return [cache[name][real] for name in names]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -324,19 +288,19 @@ class LensDivergence(Effects):
     @property
     def logit_lens(self) -> Float[Tensor, "depth"]:
         """Of the stream read as it is."""
-        return self.select(lens="logit lens").mean()
+        return self.mean()[0]
 
     @property
     def tuned_lens(self) -> Float[Tensor, "depth"]:
-        """Of the stream read through the lens."""
-        return self.select(lens="tuned lens").mean()
+        """Of the stream read through the lens, of whatever kind it is."""
+        return self.mean()[1]
 
 
 @no_grad
 def lens_divergence(
     bridge: TransformerBridge, corpus: Corpus, lens: Translator, *, batch_size: int = 8, length: int = 128
 ) -> LensDivergence:
-    """Returns how far a tuned lens and the logit lens are from the model's predictions, on text it was not trained on.
+    """Returns how far a lens and the logit lens are from the model's predictions, on text it was not fitted on.
 
     Args:
         bridge: The model.
@@ -365,7 +329,7 @@ def lens_divergence(
     rows = pieces(bridge, corpus, length)
     totals = torch.zeros(2, bridge.cfg.n_layers + 1, dtype=torch.double)
     for batch in rows.split(batch_size):
-        streams = _real_streams(bridge, batch)
+        streams = real_streams(bridge, batch)
         final = log_probs(bridge, streams[-1])
         for depth, stream in enumerate(streams):
             for number, seen in enumerate((stream, translate(stream, depth))):
@@ -373,7 +337,10 @@ def lens_divergence(
     positions = int(rows.lengths.sum())
     return LensDivergence(
         {"KL(final || lens)": (totals / positions).float()[..., None]},
-        {"lens": ("logit lens", "tuned lens"), "depth": tuple(range(bridge.cfg.n_layers + 1))},
+        {
+            "lens": ("logit lens", lens.kind if isinstance(lens, FittedLens) else "tuned lens"),
+            "depth": tuple(range(bridge.cfg.n_layers + 1)),
+        },
         texts={"depth": depth_names(bridge.cfg.n_layers)},
         what=f"the stream at each depth, mean over {positions} positions",
         units={"KL(final || lens)": "nats"},

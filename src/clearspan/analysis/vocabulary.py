@@ -10,7 +10,7 @@ from torch import Tensor
 from clearspan._forward.readout import FrozenNorm, added_logits, exact
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
-from clearspan.checks import check_counts, is_whole
+from clearspan.checks import check_choice, check_counts, is_whole
 from clearspan.components.factors import scaled
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge, check_layers
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ReadableMatrix = Literal["OV", "W_in", "W_gate", "W_out"]
 Side = Literal["reads", "writes"]
+ReadBy = Literal["embed", "unembed"]
 _ROWS = 4096
 """Tokens embedded at a time."""
 
@@ -57,10 +58,15 @@ class SingularReadings(Result):
         head: Whose, for `OV`.
         values: Singular values, largest first.
         shares: Their squares, as shares of the sum of all squares.
-        reads: Tokens whose embedding, through the norm that reads it, lies along the reading side; None for `W_out`,
-            which reads neurons.
+        reads: Tokens that lie along the reading side, through the norm that reads them; None for `W_out`, which reads
+            neurons.
         writes: Tokens whose logit the writing side raises, for a scale of 1 of the norms after it; None for `W_in` and
             `W_gate`, which write to neurons.
+        neurons: Neurons that a vector of `W_out` reads, or that one of `W_in` or `W_gate` writes to, with its
+            components as scores; None for `OV`, which has vocabulary on both sides.
+        reading_vectors: The vectors on the reading side, of norm 1, with the signs of `+`: of the norm's output, or of
+            neurons.
+        writing_vectors: The same on the writing side: of the sublayer's output, or of neurons.
         words: Texts of tokens.
     """
 
@@ -71,6 +77,9 @@ class SingularReadings(Result):
     shares: Float[Tensor, "value"]
     reads: VocabularySide | None
     writes: VocabularySide | None
+    neurons: VocabularySide | None
+    reading_vectors: Float[Tensor, "value d_in"]
+    writing_vectors: Float[Tensor, "value d_out"]
     words: Words
 
     shown: ClassVar[int] = 16
@@ -98,6 +107,7 @@ class SingularReadings(Result):
                 name: [" ".join(self.words[token] for token in end) for end in side.ids.flatten(0, 1).tolist()]
                 for name, side in self._sides.items()
             },
+            **({} if self.neurons is None else {"neurons": _numbers(self.neurons)}),
         }
 
     def plot(self, side: Side | None = None) -> "go.Figure":
@@ -128,6 +138,10 @@ class SingularReadings(Result):
         return figure.update_traces(text=text, texttemplate="%{text}")
 
 
+def _numbers(neurons: VocabularySide) -> list[str]:
+    return [" ".join(f"N{number}" for number in end) for end in neurons.ids.flatten(0, 1).tolist()]
+
+
 @no_grad
 def singular_readings(
     bridge: TransformerBridge,
@@ -137,6 +151,7 @@ def singular_readings(
     *,
     k: int = 8,
     tokens: int = 10,
+    reads_by: ReadBy = "embed",
 ) -> SingularReadings:
     """Returns the tokens that the leading singular vectors of a matrix read and write.
 
@@ -147,10 +162,11 @@ def singular_readings(
     - `"W_in"`, `"W_gate"`: an MLP's input maps. They read the stream, and write to neurons.
     - `"W_out"`: an MLP's output map. It reads neurons, and writes the stream.
 
-    What `u` reads is scored for every token by `norm(e) @ u`, where `e` is the token's embedding as it enters the
-    residual stream (after any scale, norm or projection), and `norm` that before the sublayer, as if nothing else were
-    in the stream. Its bias, which all tokens share, is left out. By later layers the stream has more of a token than
-    its embedding.
+    What `u` reads is scored for every token by `norm(e) @ u` (`reads_by="embed"`), where `e` is the token's embedding
+    as it enters the residual stream (after any scale, norm or projection), and `norm` that before the sublayer, as if
+    nothing else were in the stream. Its bias, which all tokens share, is left out. By later layers the stream has more
+    of a token than its embedding: `reads_by="unembed"` scores by the logit that `u` itself adds, as a direction of the
+    stream, so that a token counts where the stream already leads to it.
 
     What `v` writes is scored by the logits that it adds through a norm on the sublayer's output, the last norm, and the
     unembedding. Norms are taken by their weights, for a scale of 1.
@@ -164,7 +180,8 @@ def singular_readings(
         layer: Whose; negative from the end.
         head: Whose, for `"OV"` alone; negative from the end.
         k: How many singular vectors.
-        tokens: How many tokens at each end.
+        tokens: How many tokens at each end, and neurons; `bridge.cfg.d_vocab` for all.
+        reads_by: How the reading side meets tokens.
 
     Raises:
         InvalidArgumentError: An unknown matrix, a layer or head that does not exist, a head for an MLP's matrix, or
@@ -180,23 +197,37 @@ def singular_readings(
     References:
         Millidge and Black (2022), "The Singular Value Decompositions of Transformer Weight Matrices are Highly
         Interpretable", alignmentforum.org. There singular vectors meet the unembedding alone. Here norms' weights come
-        between, the reading side meets embeddings, and both ends are shown.
+        between, the reading side meets embeddings by default, and both ends are shown.
     """
+    check_choice(get_args(ReadBy), reads_by=reads_by)
     layer, head = _place(bridge, matrix, layer, head)
     U, values, Vh = _svd(bridge, matrix, layer, head)
     _check_count("k", k, len(values))
     part = "attn" if matrix == "OV" else "mlp"
-    reads = None if matrix == "W_out" else _read(bridge, U[:, :k].T, layer, part)
+    reads = None if matrix == "W_out" else _READ[reads_by](bridge, U[:, :k].T, layer, part)
     writes = None if matrix in ("W_in", "W_gate") else _written(bridge, Vh[:k], layer, part)
     shown = writes if writes is not None else reads
     assert shown is not None, "every matrix reads or writes the residual stream"
     # The end with the stronger token is `+`, so that the sign does not depend on how the decomposition was computed.
     sign = torch.where(shown.amax(-1) < -shown.amin(-1), -1.0, 1.0)[:, None]
     reading, writing = (None if scores is None else _ends(scores * sign, tokens) for scores in (reads, writes))
+    left, right = (side.cpu() * sign.cpu() for side in (U[:, :k].T, Vh[:k]))
+    of_neurons = {"OV": None, "W_out": left}.get(matrix, right)
+    neurons = None if of_neurons is None else _ends(of_neurons, min(tokens, of_neurons.shape[1]))
     shares = values.square() / values.square().sum()
     ids = [side.ids for side in (reading, writing) if side is not None]
     return SingularReadings(
-        matrix, layer, head, values[:k].cpu(), shares[:k].cpu(), reading, writing, words_of(bridge, *ids)
+        matrix,
+        layer,
+        head,
+        values[:k].cpu(),
+        shares[:k].cpu(),
+        reading,
+        writing,
+        neurons,
+        left,
+        right,
+        words_of(bridge, *ids),
     )
 
 
@@ -228,6 +259,18 @@ def _read(
         embedded = exact(cache["hook_embed"][:, 0])
         scores.append((embedded if norm is None else norm.normalize(embedded)) @ along.T)
     return torch.cat(scores).T
+
+
+def _read_by_unembedding(
+    bridge: TransformerBridge, vectors: Float[Tensor, "value d_model"], layer: int, part: str
+) -> Float[Tensor, "value d_vocab"]:
+    """Returns how strongly the direction that raises each token's logit excites vectors, for scales of 1 of norms."""
+    norm = bridge.blocks[layer].sublayer(part).norm
+    return added_logits(bridge, vectors if norm is None else FrozenNorm.of(norm).pulled_back(vectors))
+
+
+_READ = {"embed": _read, "unembed": _read_by_unembedding}
+"""How the reading side meets tokens."""
 
 
 def _written(

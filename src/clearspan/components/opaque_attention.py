@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field
 
 from clearspan.components.opaque import OpaqueBridge
+from clearspan.components.weights import AbsentWeight
 from clearspan.points import HookPoint, Layout, Place, Side
 
 _NOT_MAPS = "queries, keys and values are not each one linear map of attention's input"
@@ -41,6 +42,15 @@ class OpaqueAttentionBridge(OpaqueBridge):
 
     hook_rot_q: HookPoint = field(init=False)
     hook_z: HookPoint = field(init=False)
+
+    W_Q = AbsentWeight(_NOT_MAPS)
+    W_K = AbsentWeight(_NOT_MAPS)
+    W_V = AbsentWeight(_NOT_MAPS)
+    W_O = AbsentWeight(_UNKNOWN_OUTPUT)
+    b_Q = AbsentWeight(_NOT_MAPS)
+    b_K = AbsentWeight(_NOT_MAPS)
+    b_V = AbsentWeight(_NOT_MAPS)
+    b_O = AbsentWeight(_UNKNOWN_OUTPUT)
 
     @property
     def core_path(self) -> str:

@@ -3,6 +3,7 @@
 from clearspan.interventions.actions import (
     Action,
     Add,
+    AddMapped,
     Apply,
     Inject,
     Mask,
@@ -26,6 +27,7 @@ from clearspan.interventions.site import Site, Taken, Written, located
 __all__ = [
     "Action",
     "Add",
+    "AddMapped",
     "Apply",
     "Constant",
     "Inject",

@@ -19,6 +19,8 @@ from clearspan.shapes import Axes
 
 Vector = Constant | Sequence[float] | Tensor
 """A vector, in any of the ways in which it can be given."""
+Matrix = Constant | Sequence[Sequence[float]] | Tensor
+"""A matrix, in any of the ways in which it can be given."""
 SourcePosition = int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None
 """Positions of a source: one, several, several for each row, or the ones that are written."""
 
@@ -394,6 +396,46 @@ class ProjectOut(Action):
 
 
 @dataclass(frozen=True)
+class AddMapped(Action):
+    """A linear map of it, of low rank, is added: `value + (value @ reads) @ writes`, in float32 at least.
+
+    With orthonormal columns `Q`, `AddMapped.of(Q, -Q.T)` takes away what lies in their span.
+
+    Attributes:
+        reads: `[d, k]`, along the value's last axis.
+        writes: `[k, d]`.
+    """
+
+    reads: Constant
+    writes: Constant
+
+    kind: ClassVar[str] = "add_mapped"
+    needs_numbers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("reads", "writes"):
+            object.__setattr__(self, name, Constant.of(getattr(self, name)))
+        shape, other = self.reads.tensor.shape, self.writes.tensor.shape
+        if len(shape) != 2 or shape != other[::-1]:
+            raise InvalidArgumentError(
+                "the two sides of a map do not fit",
+                expected="reads [d, k] and writes [k, d]",
+                got=f"{list(shape)} and {list(other)}",
+            )
+
+    @classmethod
+    def of(cls, reads: Matrix, writes: Matrix) -> Self:
+        """Returns the action for two matrices, such as tensors."""
+        return cls(Constant.of(reads), Constant.of(writes))
+
+    def new(self, value: Tensor, source: Tensor | None) -> Tensor:
+        """Returns the sum."""
+        exact = _exact(value)
+        writes = self.writes.like(exact[..., None, :].expand(*exact.shape[:-1], len(self.writes.tensor), -1))
+        return (exact + exact @ self.reads.tensor.to(exact) @ writes).to(value.dtype)
+
+
+@dataclass(frozen=True)
 class Mask(Action):
     """Scores become the least number of their dtype, so that the softmax gives these keys nothing, and renormalises.
 
@@ -452,7 +494,7 @@ class Apply(Action):
 
 KINDS: Mapping[str, type[Action]] = {
     kind.kind: kind
-    for kind in (Patch, PatchSubspace, Zero, Mean, Resample, Add, Inject, Scale, ProjectOut, Mask, Apply)
+    for kind in (Patch, PatchSubspace, Zero, Mean, Resample, Add, Inject, Scale, ProjectOut, AddMapped, Mask, Apply)
 }
 """Actions by their name in JSON."""
 

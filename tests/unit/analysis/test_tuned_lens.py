@@ -1,4 +1,5 @@
 import inspect
+import json
 import textwrap
 
 import pytest
@@ -210,3 +211,87 @@ def test_progress_and_losses_by_step():
     assert frame.loss[frame.step == 2].tolist() == lens.losses[2].tolist()
     assert [line.name for line in lens.plot().data] == ["depth 0", "depth 1", "depth 2"]
     assert str(lens).splitlines()[2].split()[:2] == ["2", "0"]
+
+
+# --- the format of the package tuned-lens --------------------------------------------------------------------------
+
+
+CONFIG = {
+    "base_model_name_or_path": "theirs",
+    "d_model": 48,
+    "num_hidden_layers": 3,
+    "bias": True,
+    "unembed_hash": "0f",
+}
+
+
+def publish(folder, lens, *, config=CONFIG, prefix="", suffix=".pt"):
+    """Writes a lens as the package's `TunedLens.save` does: translators of one module list, by number."""
+    folder.mkdir(exist_ok=True)
+    state = {f"{prefix}{layer}.weight": one.clone() for layer, one in enumerate(lens.weight)}
+    state |= {f"{prefix}{layer}.bias": one.clone() for layer, one in enumerate(lens.bias) if config["bias"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (torch.save if suffix == ".pt" else save_file)(state, folder / f"params{suffix}")
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["", "layer_translators."])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_published_lens_is_read(tmp_path, prefix, suffix):
+    bridge = clearspan.boot(tiny_model())
+    lens = random_lens(bridge)
+    found = TunedLens.load(publish(tmp_path / "lens", lens, prefix=prefix, suffix=suffix), bridge)
+    assert torch.equal(found.weight, lens.weight)
+    assert torch.equal(found.bias, lens.bias)
+    assert found.model_name == "theirs"
+    assert str(found).startswith("tuned lens of theirs: 3 translators of width 48")
+    found.plot()
+    found.save(tmp_path / "own.safetensors")
+    assert torch.equal(TunedLens.load(tmp_path / "own.safetensors", bridge).weight, lens.weight)
+
+
+def test_a_published_lens_without_biases_has_zeros(tmp_path):
+    bridge = clearspan.boot(tiny_model())
+    folder = publish(tmp_path / "lens", random_lens(bridge), config={**CONFIG, "bias": False})
+    assert not TunedLens.load(folder, bridge).bias.any()
+
+
+def test_a_folder_that_holds_no_lens_of_this_model_is_named(tmp_path):
+    bridge = clearspan.boot(tiny_model())
+    lens = random_lens(bridge)
+    with pytest.raises(InvalidArgumentError) as raised:
+        TunedLens.load(tmp_path, bridge)
+    assert str(raised.value).splitlines()[1:] == [
+        "  expected: config.json, and params.pt or params.safetensors",
+        "  got: an empty folder",
+    ]
+    cases = [
+        ({"num_hidden_layers": 4}, r"lacks translators of the lens\n  expected: 4 of d_model 48, as config.json says"),
+        ({"d_model": 50}, r"got: no 0\.weight, 1\.weight, 2\.weight of that shape"),
+        ({"num_hidden_layers": 2}, "does not fit GPTBigCodeForCausalLM\n  expected: a model of 2 layers"),
+        ({"num_hidden_layers": "3"}, "this is no config.json"),
+    ]
+    for changed, message in cases:
+        with pytest.raises(InvalidArgumentError, match=message):
+            TunedLens.load(publish(tmp_path / "lens", lens, config={**CONFIG, **changed}), bridge)
+    (tmp_path / "lens" / "config.json").write_text("{")
+    with pytest.raises(InvalidArgumentError, match=r"this is no config\.json"):
+        TunedLens.load(tmp_path / "lens", bridge)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code of a file ran",))
+
+
+@pytest.mark.parametrize("content", [Evil(), {"0.weight": Evil()}, [1], b"no tensors"])
+def test_no_code_of_a_file_runs(tmp_path, content, capsys):
+    bridge = clearspan.boot(tiny_model())
+    folder = publish(tmp_path / "lens", random_lens(bridge))
+    if isinstance(content, bytes):
+        (folder / "params.pt").write_bytes(content)
+    else:
+        torch.save(content, folder / "params.pt")
+    with pytest.raises(InvalidArgumentError, match=r"params.pt is no tuned lens"):
+        TunedLens.load(folder, bridge)
+    assert capsys.readouterr().out == ""

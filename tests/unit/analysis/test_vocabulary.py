@@ -184,7 +184,7 @@ def test_it_prints_and_plots(embedded):
     assert "L4H3" in str(found)
     inward = singular_readings(embedded, "W_in", 0, k=1)
     assert inward.title.startswith("W_in of layer 0: tokens of the first 1 singular vectors, ")
-    assert list(inward.columns()) == ["vector", "singular value", "end", "reads"]
+    assert list(inward.columns()) == ["vector", "singular value", "end", "reads", "neurons"]
     assert inward.plot().data[0].z[0][0] == pytest.approx(inward.reads.scores[0, 0, 0].item(), abs=1e-4)
     with pytest.raises(InvalidArgumentError) as error:
         inward.plot("writes")
@@ -239,3 +239,46 @@ def test_a_matrix_that_a_layer_lacks_raises_with_its_reason(embedded):
             "bridge.blocks[layer].mlp.experts.module"
         )
     assert singular_readings(mixture, "OV", 1, 3).writes is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("matrix", ["OV", "W_in", "W_out"])
+@pytest.mark.parametrize("variant", ["llama", "gpt2", "gemma2"])
+def test_vectors_and_neurons_are_those_of_the_decomposition(variant, matrix):
+    bridge, head = clearspan.boot(build(variant)), 2 if matrix == "OV" else None
+    found = singular_readings(bridge, matrix, 1, head, k=3, tokens=5)
+    U, _, Vh = torch.linalg.svd(dense(bridge, matrix, 1, head), full_matrices=False)
+    for vector in range(3):
+        sign = torch.sign(found.reading_vectors[vector] @ U[:, vector])
+        torch.testing.assert_close(found.reading_vectors[vector] * sign, U[:, vector], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found.writing_vectors[vector] * sign, Vh[vector], rtol=1e-3, atol=1e-4)
+    if matrix == "OV":
+        assert found.neurons is None
+    else:
+        components = found.reading_vectors if matrix == "W_out" else found.writing_vectors
+        strongest = torch.stack([components, -components], 1).topk(5)
+        assert torch.equal(found.neurons.ids, strongest.indices)
+        assert torch.equal(found.neurons.scores, strongest.values)
+        assert found.columns()["neurons"][0].split()[0] == f"N{int(strongest.indices[0, 0, 0])}"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("matrix", ["OV", "W_in"])
+@pytest.mark.parametrize("variant", ["llama", "gpt2"])
+@pytest.mark.parametrize("is_folded", [False, True])
+def test_the_reading_side_may_meet_the_unembedding(variant, matrix, is_folded):
+    """On folded weights, without means, that is the unembedding's product with the vectors: as in the original post."""
+    bridge, head = clearspan.boot(build(variant)), 1 if matrix == "OV" else None
+    bridge = bridge.processed() if is_folded else bridge
+    size, norm = bridge.cfg.d_vocab, bridge.blocks[1].ln1 if matrix == "OV" else bridge.blocks[1].ln2
+    found = singular_readings(bridge, matrix, 1, head, k=3, tokens=size, reads_by="unembed")
+    last = found.reading_vectors if is_folded else found.reading_vectors * norm.w
+    last = last - last.mean(-1, keepdim=True) if variant == "gpt2" else last
+    expected = (last if is_folded else last * bridge.ln_final.w) @ bridge.W_U
+    scores = torch.zeros(3, size).scatter(1, found.reads.ids[:, 0], found.reads.scores[:, 0])
+    torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_another_way_to_read_is_named():
+    with pytest.raises(InvalidArgumentError, match="unknown reads_by 'W_U'\n  expected: 'embed' or 'unembed'"):
+        singular_readings(clearspan.boot(build("llama")), "W_in", 0, reads_by="W_U")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import (
     Add,
+    AddMapped,
     Apply,
     Inject,
     Intervention,
@@ -92,6 +93,23 @@ def test_a_subspace_is_exchanged():
     torch.testing.assert_close(found @ rest, VALUE @ rest, rtol=1e-4, atol=1e-5)
 
 
+def test_a_map_of_the_value_is_added():
+    reads, writes = torch.randn(4, 2), torch.randn(2, 4)
+    torch.testing.assert_close(AddMapped.of(reads, writes).new(VALUE, None), VALUE + VALUE @ reads @ writes)
+    basis = torch.linalg.qr(torch.randn(4, 2)).Q
+    left = AddMapped.of(basis, -basis.T).new(VALUE, None)
+    torch.testing.assert_close(left @ basis, torch.zeros(2, 3, 2), rtol=0, atol=1e-5)
+    half = AddMapped.of(reads, writes).new(VALUE.half(), None)
+    assert half.dtype == torch.float16
+    with pytest.raises(InvalidArgumentError) as error:
+        AddMapped.of(torch.ones(4, 2), torch.ones(4, 2))
+    assert str(error.value) == (
+        "the two sides of a map do not fit\n  expected: reads [d, k] and writes [k, d]\n  got: [4, 2] and [4, 2]"
+    )
+    with pytest.raises(InvalidArgumentError, match="the vector does not fit the values"):
+        AddMapped.of(torch.ones(3, 2), torch.ones(2, 3)).new(VALUE, None)
+
+
 @given(st.integers(2, 30), st.integers(0, 1000))
 def test_a_derangement_keeps_nothing_in_place(size, seed):
     order = derangement(size, seed)
@@ -107,6 +125,7 @@ ACTIONS = [
     Add((0.1, -2.5), 3.0),
     Scale(0.5),
     ProjectOut((1.0, 0.3)),
+    AddMapped([[1.0], [0.5]], [[0.2, -3.0]]),
     Apply("tests: halve"),
     Patch("other", layer=-2, position=(0, -1)),
     PatchSubspace("other", basis=[[1.0], [0.0]]),
