@@ -26,8 +26,8 @@ class SparseAutoencoders(Model):
     not reconstruct is added, and the model goes on with the value itself, to the last digit, until a hook changes
     something inside; gradients pass through its features alone.
 
-    Behind its point's name there are points of its own: `hook_sae_input`, `hook_sae_acts_post`, `hook_sae_recons`,
-    `hook_sae_error` (with the error term) and `hook_sae_output`, such as
+    Behind the name of the point that it writes there are points of its own: `hook_sae_input`, `hook_sae_acts_post`,
+    `hook_sae_recons`, `hook_sae_error` (with the error term) and `hook_sae_output`, such as
     `blocks.2.hook_resid_post.hook_sae_acts_post`. Hooks, interventions and caches take them like any other.
     """
 
@@ -37,8 +37,8 @@ class SparseAutoencoders(Model):
 
     @property
     def acts_to_saes(self) -> Mapping[str, Autoencoder]:
-        """The autoencoders that are on, by the name of the point that each reads."""
-        return {name: splice.autoencoder for name, splice in self._splices.items()}
+        """The autoencoders that are on, by the name that each has for the point that it reads."""
+        return {splice.name: splice.autoencoder for splice in self._splices.values()}
 
     def saes(
         self, saes: Autoencoders = (), reset_saes_end: bool = True, use_error_term: bool | None = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import clearspan
 from clearspan import TransformerBridge
-from clearspan.errors import InvalidArgumentError, NotCachedError, UnknownPointError
+from clearspan.errors import InvalidArgumentError, NotCachedError, UnknownPointError, UnplannableError
 from clearspan.interventions import Intervention, Zero
 
 HOST = "blocks.1.hook_resid_post"
@@ -116,6 +116,11 @@ def test_a_write_to_a_feature_moves_the_value_by_its_direction(
         close(bridge(tokens, interventions=[intervention]), expected)
 
 
+def test_their_values_are_not_planned(bridge: TransformerBridge, sae: Dictionary) -> None:
+    with bridge.saes(sae), pytest.raises(UnplannableError, match=r"cannot be planned(.|\n)*reset_saes"):
+        bridge.plan_cache((2, 7))
+
+
 def test_interventions_count_positions_of_padded_rows(embedded: TransformerBridge) -> None:
     sae = Dictionary(256)
     last = Intervention(ACTS, Zero(), positions=-1)
@@ -212,8 +217,17 @@ def test_a_transcoder_writes_elsewhere_than_it_reads(bridge: TransformerBridge, 
     close(bridge.run_with_saes(tokens, saes=[transcoder]), expected)
     logits, cache = bridge.run_with_cache_with_saes(tokens, saes=[transcoder], use_error_term=True)
     assert torch.equal(logits, bridge(tokens))
-    name = next(iter(name for name in cache if name.endswith("hook_sae_acts_post")))
-    close(cache[name], transcoder.encode(read))
+    close(cache["blocks.1.hook_mlp_out.hook_sae_acts_post"], transcoder.encode(read))
+
+
+def test_points_have_the_name_that_was_asked_for(bridge: TransformerBridge, tokens: Tensor) -> None:
+    sae = Dictionary(reads="blocks.1.hook_in")
+    with bridge.saes(sae):
+        assert list(bridge.acts_to_saes) == ["blocks.1.hook_in"]
+        assert "blocks.1.hook_in.hook_sae_acts_post" in bridge.run_with_cache(tokens)[1]
+        with bridge.saes(Dictionary(reads="blocks.1.hook_resid_pre")):
+            assert list(bridge.acts_to_saes) == ["blocks.1.hook_resid_pre"]
+            assert "blocks.1.hook_in.hook_sae_acts_post" not in bridge.hook_dict
 
 
 def test_heads_may_be_read_as_one_vector(bridge: TransformerBridge, tokens: Tensor) -> None:

@@ -89,6 +89,11 @@ def planned(
             raise InvalidArgumentError(
                 "cannot plan for this shape", expected="rows and positions, such as tokens.shape", got=repr(input_shape)
             )
+    offered = [name for name, point in choice.points.items() if isinstance(point.access, Offered)]
+    if offered:
+        raise UnplannableError(
+            "what a sparse autoencoder computes cannot be planned", where=offered[0], fix="bridge.reset_saes() before"
+        )
     # Some models warn of ids that stand for padding.
     ids = torch.full((rows, positions), int(model.cfg.hf.get("pad_token_id") == 0))
     terms = Terms.of((rows, positions), pos_slice, device)

@@ -57,6 +57,7 @@ class Splice:
 
     Attributes:
         autoencoder: The autoencoder.
+        name: The name by which it names the point that it reads.
         reads: The point that it reads.
         writes: The point whose value it replaces; the same one unless it is a transcoder.
         keeps_error: Whether what it does not reconstruct is added to what it gives.
@@ -67,6 +68,7 @@ class Splice:
     """
 
     autoencoder: Autoencoder
+    name: str
     reads: HookPoint
     writes: HookPoint
     keeps_error: bool
@@ -156,7 +158,8 @@ def spliced(model: Model, autoencoder: object, keeps_error: bool | None) -> Spli
         InvalidArgumentError: It is no autoencoder, or does not fit the points that it names.
         UnknownPointError: The model has no such points.
     """
-    reads, writes = map(model.index.find, ends(autoencoder))
+    names = ends(autoencoder)
+    reads, writes = map(model.index.find, names)
     if keeps_error is None:
         keeps_error = bool(getattr(autoencoder, "use_error_term", False))
     check_flags(use_error_term=keeps_error)
@@ -164,16 +167,16 @@ def spliced(model: Model, autoencoder: object, keeps_error: bool | None) -> Spli
     sizes = {**writes.sizes, "feature": _tried(model, found, reads, writes)}
     points = {
         entry.leaf: HookPoint(
-            f"{reads.name}.{entry.leaf}",
+            f"{names[1]}.{entry.leaf}",
             _axes(entry.leaf, reads, writes),
-            Place(reads.name, Side.OUTPUT, argument=entry.leaf),
+            Place(names[1], Side.OUTPUT, argument=entry.leaf),
             Offered(),
             sizes={**reads.sizes, **sizes},
         )
         for entry in OF_AUTOENCODERS
         if keeps_error or entry.leaf != "hook_sae_error"
     }
-    return Splice(found, reads, writes, keeps_error, points, weakref.ref(model.taps))
+    return Splice(found, names[0], reads, writes, keeps_error, points, weakref.ref(model.taps))
 
 
 def _axes(leaf: str, reads: HookPoint, writes: HookPoint) -> tuple[str, ...]:
