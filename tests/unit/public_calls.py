@@ -345,7 +345,9 @@ NEW = {
     "CausalModel": lambda k: k.agree,
     "Sweep": lambda k: Sweep(**CALLS["sweep.Sweep"](k)),
 }
-CHANGING = {"to", "train", "requires_grad_", "add_hook", "reset_hooks", "zero_grad", "toggle_autodiff", "run"}
+CHANGING = {"to", "train", "requires_grad_", "add_hook", "reset_hooks", "zero_grad", "toggle_autodiff", "run"} | {
+    *("add_caching_hooks", "add_perma_hook", "cuda", "remove_all_hook_fns", "set_tokenizer"),
+}
 """Methods after which the object is another one: each call gets its own."""
 
 METHODS = {
@@ -489,6 +491,34 @@ METHODS = {
     "TransformerBridge.expand_kv_heads": lambda k: {"value": torch.rand(1, 3, 4)},
     "TransformerBridge.layers_with": lambda k: {"part": "attn"},
     "TransformerBridge.stacked": lambda k: {"name": "W_Q", "layers": [0]},
+    **{
+        f"TransformerBridge.{name}": lambda k: {}
+        for name in (
+            *("get_caching_hooks", "add_caching_hooks", "list_hooks", "remove_all_hook_fns", "set_use_attn_in"),
+            *("set_use_attn_result", "set_use_hook_mlp_in", "set_use_split_qkv_input"),
+        )
+    },
+    "TransformerBridge.accumulated_bias": lambda k: {"layer": 1},
+    "TransformerBridge.add_perma_hook": lambda k: {"name": "hook_embed", "hook_fn": lambda value, hook: None},
+    "TransformerBridge.block_hooks": lambda k: {"layer_idx": 1},
+    "TransformerBridge.block_submodules": lambda k: {"layer_idx": 1},
+    "TransformerBridge.blocks_with": lambda k: {"submodule": "attn"},
+    "TransformerBridge.check_hooks_to_add": lambda k: {
+        "hook_point": None,
+        "hook_point_name": "hook_embed",
+        "hook": print,
+    },
+    "TransformerBridge.cuda": lambda k: {"device": "cpu"},
+    "TransformerBridge.get_hook_point": lambda k: {"hook_name": "hook_embed"},
+    "TransformerBridge.get_token_position": lambda k: {
+        "single_token": int(k.bridge.to_batch(TEXT).tokens[0, 1]),
+        "input": TEXT,
+    },
+    "TransformerBridge.input_to_embed": lambda k: {"input": TEXT},
+    "TransformerBridge.loss_fn": lambda k: {"logits": k.logits, "tokens": TEXT},
+    "TransformerBridge.set_tokenizer": lambda k: {"tokenizer": k.bridge.tokenizer},
+    "TransformerBridge.stack_params_for": lambda k: {"submodule": "attn", "attr_path": "attn.W_O"},
+    "TransformerBridge.tokens_to_residual_directions": lambda k: {"tokens": 5},
     "TransformerBridge.composition_scores": lambda k: {"mode": "Q", "samples": 1},
     **{
         f"ActivationCache.{name}": lambda k: {}

@@ -64,6 +64,7 @@ WORDS = {
     "answered": ("answer",),
     "resid": ("stream",),
     "names_filter": ("hook point",),
+    "name_filter": ("hook point",),
     "clean": ("the two inputs",),
     "clean_cache": ("the source 'clean'", "sources, 'clean'", "the source run 'clean'"),
     "corrupted_tokens": ("the run that is changed",),

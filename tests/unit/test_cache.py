@@ -42,6 +42,13 @@ def test_every_way_to_name_an_entry(bridge, tokens):
         (("q_input", 2), "blocks.2.hook_q_input"),
         (("mlp_in", 2), "blocks.2.hook_mlp_in"),
         (("mlp_post", 2), "blocks.2.mlp.hook_post"),
+        (("in", 2), "blocks.2.hook_in"),
+        (("out", 0, "mlp"), "blocks.0.mlp.hook_out"),
+        (("in", None, "embed"), "embed.hook_in"),
+        (("query", 1), "blocks.1.attn.hook_q"),
+        (("key", 1), "blocks.1.attn.hook_k"),
+        (("value", 1), "blocks.1.attn.hook_v"),
+        (("z", 1, "attention"), "blocks.1.attn.hook_z"),
     ],
 )
 def test_get_act_name(arguments, name):
