@@ -104,7 +104,8 @@ class SparseAutoencoders(Model):
             UnknownPointError: The model has no such point.
         """
         splice = spliced(self, sae, use_error_term)
-        self.reset_saes([name for name in [splice.reads.name] if name in self._splices])
+        if splice.reads.name in self._splices:
+            self.reset_saes(splice.reads.name)
         self._splices.put(self, splice)
         for name, hook in splice.hooks():
             hooked = self.index.find(name)
@@ -118,15 +119,15 @@ class SparseAutoencoders(Model):
 
         Raises:
             InvalidArgumentError: None is on such a point.
+            UnknownPointError: The model has no such point.
         """
-        names = list(self._splices) if act_names is None else [act_names] if isinstance(act_names, str) else act_names
-        for name in list(names):
-            point = self.index.find(name).name
-            if point not in self._splices:
+        names = list(self._splices) if act_names is None else [point.name for point in self.index.select(act_names)]
+        for name in names:
+            if name not in self._splices:
                 raise InvalidArgumentError(
                     f"no sparse autoencoder is on {name}", expected=", ".join(self._splices) or "one that is on"
                 )
-            splice = self._splices[point]
+            splice = self._splices[name]
             self._splices.remove(self, splice)
             while splice.lasting:
                 hooked, listener = splice.lasting.pop()
