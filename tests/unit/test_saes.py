@@ -9,8 +9,14 @@ from tests.conftest import tiny_model
 from torch import Tensor, nn
 
 import clearspan
-from clearspan import TransformerBridge
-from clearspan.errors import InvalidArgumentError, NotCachedError, UnknownPointError, UnplannableError
+from clearspan import TransformerBridge, sweep
+from clearspan.errors import (
+    InvalidArgumentError,
+    NotCachedError,
+    PointNotReachedError,
+    UnknownPointError,
+    UnplannableError,
+)
 from clearspan.interventions import Intervention, Zero
 
 HOST = "blocks.1.hook_resid_post"
@@ -206,6 +212,54 @@ def test_other_threads_see_none_of_a_context(bridge: TransformerBridge, tokens: 
         thread.start()
         thread.join()
     assert torch.equal(found[0], plain)
+
+
+def test_threads_do_not_share_a_place(bridge: TransformerBridge, tokens: Tensor, sae: Dictionary) -> None:
+    bridge.add_sae(sae)
+    replaced, there, done, found = bridge(tokens), threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with bridge.saes(Dictionary(features=60)):
+            there.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert there.wait(60)
+    found.append(bridge(tokens))
+    with pytest.raises(
+        InvalidArgumentError, match=r"another thread has a sparse autoencoder on blocks.1.hook_resid_post"
+    ):
+        bridge.run_with_saes(tokens, saes=sae)
+    done.set()
+    thread.join()
+    assert torch.equal(found[0], replaced)
+    assert torch.equal(bridge(tokens), replaced)
+
+
+def test_one_of_a_context_can_be_taken_off_inside(bridge: TransformerBridge, tokens: Tensor, sae: Dictionary) -> None:
+    plain = bridge(tokens)
+    with bridge.saes(sae):
+        bridge.reset_saes()
+        assert torch.equal(bridge(tokens), plain)
+    with bridge.saes(sae):
+        bridge.add_sae(Dictionary(features=60))
+        inside = bridge(tokens)
+    assert torch.equal(bridge(tokens), inside)
+    assert bridge.run_with_cache(tokens)[1][ACTS].shape[-1] == 60
+
+
+def test_backward_hooks_need_gradients(bridge: TransformerBridge, tokens: Tensor, sae: Dictionary) -> None:
+    with torch.no_grad(), pytest.raises(PointNotReachedError, match=r"cannot fire(.|\n)*under no_grad"):
+        bridge.run_with_hooks_with_saes(tokens, saes=sae, bwd_hooks=[(ACTS, lambda gradient, hook: None)])
+
+
+def test_sweeps_refuse_them(bridge: TransformerBridge, tokens: Tensor, sae: Dictionary) -> None:
+    """They are hooks, which sweeps would call with the rows and positions of batches."""
+    bridge.add_sae(sae, use_error_term=True)
+    cells = {"one": Intervention(ACTS, Zero(), neurons=1)}
+    with pytest.raises(InvalidArgumentError, match="hooks are on the model"):
+        sweep.Sweep(bridge, tokens[:1], cells, sweep.LogitDifference(3, 5)).run(progress=False)
 
 
 def test_a_transcoder_writes_elsewhere_than_it_reads(bridge: TransformerBridge, tokens: Tensor) -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from clearspan.checks import check_flags
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, PointNotReachedError
 from clearspan.hf.taps import Taps
 from clearspan.model import Model
 from clearspan.points import OF_AUTOENCODERS, HookPoint, Listener, Offered, Place, ReadOnly, Side, Stretch
-from clearspan.scopes import Scope
+from clearspan.scopes import Scope, is_inside
 
 
 class Autoencoder(Protocol):
@@ -63,7 +63,9 @@ class Splice:
         keeps_error: Whether what it does not reconstruct is added to what it gives.
         points: Its own points by the last part of their names.
         taps: Gives the model's taps.
-        is_covered: Whether another one has its place for now.
+        scope: The stretch of code whose forwards it acts in, or None for every forward of the model.
+        cover: The one that has its place for now, or None.
+        is_off: Whether it was taken off.
         lasting: Its hook functions that are on until it is taken off, with their points.
     """
 
@@ -74,7 +76,9 @@ class Splice:
     keeps_error: bool
     points: Mapping[str, HookPoint]
     taps: Callable[[], Taps | None]
-    is_covered: bool = False
+    scope: Scope | None = None
+    cover: "Splice | None" = None
+    is_off: bool = False
     lasting: list[tuple[HookPoint, Listener]] = field(default_factory=list)
     _read: Tensor | None = None
 
@@ -83,16 +87,25 @@ class Splice:
         writing = [(self.writes.name, self.written)]
         return writing if self.reads is self.writes else [(self.reads.name, self.remember), *writing]
 
+    @property
+    def is_acting(self) -> bool:
+        """Whether it acts in the forward under way: it is on, and no other one has its place there."""
+        other = self.cover
+        return not self.is_off and (other is None or not (other.scope is None or is_inside(other.scope)))
+
     def remember(self, value: Tensor, hook: HookPoint) -> None:
         """Keeps what a transcoder reads until its output's place is reached."""
         self._read = value
 
     def written(self, value: Tensor, hook: HookPoint) -> Tensor | None:
         """Returns what takes the value's place, or None where that is the value itself."""
-        if self.is_covered:
+        if not self.is_acting:
             return None
-        read = value if self._read is None else self._read
-        self._read = None
+        read, self._read = value if self.reads is self.writes else self._read, None
+        if read is None:
+            raise PointNotReachedError(
+                f"the transcoder on {self.name} was not given what it reads", where=f"it writes {self.writes.name}"
+            )
         given, is_given = self._through("hook_sae_input", read)
         acts, are_changed = self._through("hook_sae_acts_post", self.autoencoder.encode(given))
         result, is_changed = self._through("hook_sae_recons", self._decoded(acts, value))
@@ -129,7 +142,13 @@ class Splice:
         recording = None if run is None else run.recording
         if point.is_heard:
             value, is_changed = point.offer(value)
-        if point.is_heard_backward and torch.is_grad_enabled():
+        if point.is_heard_backward:
+            if not torch.is_grad_enabled():
+                raise PointNotReachedError(
+                    "a backward hook cannot fire: no gradient flows through the value",
+                    where=f"{point.name} (under no_grad)",
+                    fix="run with gradients enabled",
+                )
             value = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
             if point.gradient_sink is not None:
                 point.gradient_sink(point, value)
@@ -224,7 +243,7 @@ def _misfit(point: HookPoint, given: list[int], reason: str) -> InvalidArgumentE
 
 
 class Splices(Mapping[str, Splice]):
-    """The autoencoders on a model, by the point that each reads; and the keeper of their points.
+    """The autoencoders on a model, by the point that each writes; and the keeper of their points.
 
     Args:
         taps: The model's taps.
@@ -244,10 +263,20 @@ class Splices(Mapping[str, Splice]):
         return len(self._on)
 
     def put(self, model: Model, splice: Splice) -> Splice | None:
-        """Has an autoencoder's points be the model's; returns the one whose place it takes, which is covered."""
-        name = splice.reads.name
+        """Has an autoencoder's points be the model's; returns the one whose place it takes, which is covered.
+
+        Raises:
+            InvalidArgumentError: Another context (`contextvars`) has one there.
+        """
+        name = splice.writes.name
         earlier = self._on.get(name)
         if earlier is not None:
+            if earlier.scope is not None and earlier.scope.is_elsewhere:
+                raise InvalidArgumentError(
+                    f"another thread has a sparse autoencoder on {name}",
+                    fix="clearspan.boot(bridge.hf_model): a bridge for each thread",
+                )
+            earlier.cover = splice
             self._hide(model, earlier)
         self._on[name] = splice
         self._show(model, splice)
@@ -255,17 +284,17 @@ class Splices(Mapping[str, Splice]):
 
     def remove(self, model: Model, splice: Splice, earlier: Splice | None = None) -> None:
         """Takes an autoencoder off; the one whose place it had comes back."""
-        name = splice.reads.name
+        name = splice.writes.name
         if self._on.get(name) is not splice:  # taken off before
             return
         self._hide(model, splice)
+        splice.is_off = True
         del self._on[name]
         if earlier is not None:
-            self._on[name] = earlier
+            self._on[name], earlier.cover = earlier, None
             self._show(model, earlier)
 
     def _show(self, model: Model, splice: Splice) -> None:
-        splice.is_covered = False
         for point in splice.points.values():
             point.be_kept_by(self)
         model.index.add(splice.points.values(), splice.writes)
@@ -273,7 +302,6 @@ class Splices(Mapping[str, Splice]):
         model.remembered.pop("choices", None)
 
     def _hide(self, model: Model, splice: Splice) -> None:
-        splice.is_covered = True
         model.index.remove(splice.points.values())
         for point in splice.points.values():
             model.taps.points.remove(point)
