@@ -274,6 +274,15 @@ def test_a_transcoder_writes_elsewhere_than_it_reads(bridge: TransformerBridge, 
     close(cache["blocks.1.hook_mlp_out.hook_sae_acts_post"], transcoder.encode(read))
 
 
+def test_a_skip_connection_is_part_of_what_is_made(bridge: TransformerBridge, tokens: Tensor) -> None:
+    transcoder = Dictionary(reads="blocks.1.mlp.hook_in", writes="blocks.1.hook_mlp_out")
+    transcoder.W_skip = nn.Parameter(torch.randn(48, 48, generator=torch.Generator().manual_seed(4)))
+    read = bridge.run_with_cache(tokens)[1]["blocks.1.mlp.hook_in"]
+    _, cache = bridge.run_with_cache_with_saes(tokens, saes=[transcoder])
+    expected = transcoder.decode(transcoder.encode(read)) + read @ transcoder.W_skip.T
+    close(cache["blocks.1.hook_mlp_out.hook_sae_recons"], expected)
+
+
 def test_points_have_the_name_that_was_asked_for(bridge: TransformerBridge, tokens: Tensor) -> None:
     sae = Dictionary(reads="blocks.1.hook_in")
     with bridge.saes(sae):

@@ -51,6 +51,15 @@ def ends(autoencoder: object) -> tuple[str, str]:
     return reads, writes if isinstance(writes, str) else reads
 
 
+def reconstruction(autoencoder: Autoencoder, acts: Tensor, read: Tensor) -> Tensor:
+    """Returns what an autoencoder makes of features' activations and, where it has a skip connection, of what it reads.
+
+    A skip transcoder's `decode` leaves out its `W_skip` `[d_out, d_in]`, which its own forward adds.
+    """
+    made, skip = autoencoder.decode(acts), getattr(autoencoder, "W_skip", None)
+    return made + read.to(skip.dtype) @ skip.T if isinstance(skip, Tensor) else made
+
+
 @dataclass(eq=False)
 class Splice:
     """An autoencoder on a hook point: hook functions of that point, and the points inside of it.
@@ -108,7 +117,9 @@ class Splice:
             )
         given, is_given = self._through("hook_sae_input", read)
         acts, are_changed = self._through("hook_sae_acts_post", self.autoencoder.encode(given))
-        result, is_changed = self._through("hook_sae_recons", self._decoded(acts, value))
+        result, is_changed = self._through(
+            "hook_sae_recons", reconstruction(self.autoencoder, acts, given).to(value.dtype)
+        )
         if self.keeps_error:
             result, is_changed = self._with_error(value, read, result, is_given or are_changed or is_changed)
             result, is_output = self._through("hook_sae_output", result)
@@ -125,15 +136,15 @@ class Splice:
             is_changed: Whether somebody wrote inside.
         """
         with torch.no_grad():
-            undisturbed = self._decoded(self.autoencoder.encode(read), value) if is_changed else made
+            undisturbed = made
+            if is_changed:
+                acts = self.autoencoder.encode(read)
+                undisturbed = reconstruction(self.autoencoder, acts, read).to(value.dtype)
         error, is_error = self._through("hook_sae_error", value.detach() - undisturbed.detach())
         result = made + error
         if is_changed or is_error:
             return result, True
         return value.detach() + (result - result.detach()), False  # the value itself, with the gradient of the sum
-
-    def _decoded(self, acts: Tensor, like: Tensor) -> Tensor:
-        return self.autoencoder.decode(acts).to(like.dtype)
 
     def _through(self, leaf: str, value: Tensor) -> tuple[Tensor, bool]:
         """Offers a value to the point of its name; returns the value that goes on, and whether it was changed."""
@@ -226,7 +237,7 @@ def _tried(model: Model, autoencoder: Autoencoder, reads: HookPoint, writes: Hoo
     try:
         with torch.no_grad():
             acts = autoencoder.encode(zeros)
-            found = autoencoder.decode(acts)
+            found = reconstruction(autoencoder, acts, zeros)
     except (RuntimeError, ValueError) as error:
         raise _misfit(reads, given, f"{type(error).__name__}: {error}".splitlines()[0]) from error
     if list(acts.shape[:2]) != [1, 1] or acts.ndim != 3 or list(found.shape) != made:
