@@ -117,9 +117,8 @@ class Splice:
             )
         given, is_given = self._through("hook_sae_input", read)
         acts, are_changed = self._through("hook_sae_acts_post", self.autoencoder.encode(given))
-        result, is_changed = self._through(
-            "hook_sae_recons", reconstruction(self.autoencoder, acts, given).to(value.dtype)
-        )
+        made = reconstruction(self.autoencoder, acts, given).to(value.dtype)
+        result, is_changed = self._through("hook_sae_recons", made)
         if self.keeps_error:
             result, is_changed = self._with_error(value, read, result, is_given or are_changed or is_changed)
             result, is_output = self._through("hook_sae_output", result)

@@ -219,7 +219,7 @@ def test_gradients_reach_features_and_weights(bridge: TransformerBridge, sae: SA
 @pytest.mark.parametrize("kind", ["standard", "gated", "topk", "abstopk", "jumprelu", "matching_pursuit"])
 def test_every_kind_fits(bridge: TransformerBridge, tokens: Tensor, kind: str) -> None:
     cls, settings = get_sae_class(kind)
-    sae = cls.from_dict({**settings(d_in=256, d_sae=64).to_dict(), "metadata": {"hook_name": HOST}})
+    sae = cls.from_dict({**settings(d_in=256, d_sae=128).to_dict(), "metadata": {"hook_name": HOST}})
     logits, cache = bridge.run_with_cache_with_saes(tokens, saes=[sae], use_error_term=True)
     assert torch.equal(logits, bridge(tokens))
     torch.testing.assert_close(cache[f"{HOST}.hook_sae_recons"], sae(cache[f"{HOST}.hook_sae_input"]))
