@@ -584,11 +584,11 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
             sources: As for `forward`.
             return_cache: Whether to return the activations too.
             names_filter: With `return_cache=True`, what to keep: as for `run_with_cache`.
-            **generate_kwargs: For `hf_model.generate`: `do_sample`, `temperature`, `num_beams`, ... Its `stop_strings` are
-                looked for with the bridge's tokenizer, and `stopping_criteria` may be one or a list. Besides, keywords
+            **generate_kwargs: For `hf_model.generate`: `do_sample`, `temperature`, `num_beams`, ... Its `stop_strings`
+                are looked for with the bridge's tokenizer; `stopping_criteria` may be one or a list. Besides, keywords
                 that TransformerLens has: `return_type` (`"str"`, `"tokens"`, or `"input"` for what the input was),
-                `stop_at_eos`, `use_past_kv_cache`, `freq_penalty` (when sampling, what is taken from a token's logit for
-                each time that the sequence has it), and `verbose`, which does nothing. Defaults are Hugging Face's.
+                `stop_at_eos`, `use_past_kv_cache`, `freq_penalty` (when sampling, what a token's logit loses for each
+                time that the sequence has it), and `verbose`, which does nothing. Defaults are Hugging Face's.
 
         Returns:
             The whole text (a list for a list, or for several sequences), or the whole token tensor; with
@@ -614,7 +614,13 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
             True
         """
         prompt = generation.prepare(
-            self, input, max_new_tokens, prepend_bos, padding_side, attention_mask, inputs_embeds, generate_kwargs
+            self,
+            input,
+            prepend_bos,
+            padding_side,
+            attention_mask,
+            inputs_embeds,
+            {**generate_kwargs, "max_new_tokens": max_new_tokens},
         )
         own = edits(self, fwd_hooks, interventions, sources, prompt.batch, is_generating=True)
         check_flags(return_cache=return_cache)
@@ -676,7 +682,13 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
             True
         """
         prompt = generation.prepare(
-            self, input, max_new_tokens, prepend_bos, padding_side, attention_mask, inputs_embeds, generate_kwargs
+            self,
+            input,
+            prepend_bos,
+            padding_side,
+            attention_mask,
+            inputs_embeds,
+            {**generate_kwargs, "max_new_tokens": max_new_tokens},
         )
         own = edits(self, fwd_hooks, interventions, sources, prompt.batch, is_generating=True)
         return generation.stream(self, prompt, max_tokens_per_yield, own)

@@ -81,7 +81,6 @@ class Prompt:
 def prepare(
     model: Model,
     input: Input | None,
-    max_new_tokens: int | None,
     prepend_bos: bool | None,
     padding_side: PaddingSide | None,
     attention_mask: Tensor | None,
@@ -117,7 +116,9 @@ def prepare(
         )
     # Transformers would number positions from 0 on, whatever the model does.
     own = {} if counting(model) is None else positions(model, batch, batch.real)
-    given = {**generate_kwargs, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
+    given = dict(generate_kwargs)
+    if given.get("max_new_tokens") is None:  # which would hide what the configs say
+        given.pop("max_new_tokens", None)
     return_type = given.pop("return_type", "input")
     check_choice(("input", "str", "tokens"), return_type=return_type)
     kwargs = {"attention_mask": batch.real, **own, **checked_settings(model, batch, given)}

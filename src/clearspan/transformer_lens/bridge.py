@@ -101,6 +101,9 @@ class TransformerLensNames:
         """Yields the Hugging Face model's buffers with their names."""
         return self.hf_model.named_buffers()
 
+    def close(self) -> None:
+        """Does nothing: there is nothing to release."""
+
     def cpu(self: Bridge) -> Bridge:
         """Moves the model to the CPU."""
         return self.to("cpu")

@@ -52,6 +52,12 @@ def test_moving_and_casting_act_on_the_model(bridge):
         assert getattr(bridge, name)() is bridge
         assert bridge.hf_model.dtype == dtype == bridge.cfg.dtype
     assert bridge.float().cpu().cuda("cpu").hf_model.dtype == torch.float32
+    assert bridge.to("cpu", torch.float64).hf_model.dtype == torch.float64
+    assert bridge.to(device="cpu", dtype=torch.float32).hf_model.dtype == torch.float32
+    for given in ({}, {"where": "cpu", "device": "cpu"}, {"where": torch.float16, "dtype": torch.float16}):
+        with pytest.raises(InvalidArgumentError, match="one device, or one dtype, or one of each"):
+            bridge.to(**given)
+    assert bridge.close() is None
     if not torch.cuda.is_available():
         with pytest.raises(InvalidArgumentError, match="device='cuda:3'"):
             bridge.cuda(3)
