@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tests.conftest import tiny_model
+from tests.zoo import build
 from torch import Tensor, nn
 
 import clearspan
@@ -298,6 +299,32 @@ def test_heads_may_be_read_as_one_vector(bridge: TransformerBridge, tokens: Tens
     _, cache = bridge.run_with_cache_with_saes(tokens, saes=[sae])
     assert cache["blocks.1.attn.hook_z.hook_sae_acts_post"].shape == (2, 7, 80)
     assert cache["blocks.1.attn.hook_z.hook_sae_recons"].shape == (2, 7, 4, 12)
+
+
+FAMILIES = ["falcon", "falcon sequential", "gemma2", "gptj", "mixtral", "olmo2", "opt", "opt post-norm"]
+HOSTS = [
+    (family, point)
+    for family in FAMILIES
+    for point in ("hook_resid_pre", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+    if not (family in ("falcon", "gptj") and point == "hook_resid_mid")  # their sublayers run side by side
+]
+
+
+@pytest.mark.parametrize(("variant", "point"), HOSTS)
+def test_families_with_writes_of_every_kind(variant: str, point: str) -> None:
+    """The residual stream is written in place in some, handed over flat in others, or written into by the model."""
+    found = clearspan.boot(build(variant))
+    name = f"blocks.1.{point}"
+    sae = Dictionary(width=found.cfg.d_model, reads=name)
+    tokens = torch.randint(1, 90, (2, 7), generator=torch.Generator().manual_seed(6))
+    plain, cache = found.run_with_cache(tokens)
+    value = cache[name].clone()
+    logits, inside = found.run_with_cache_with_saes(tokens, saes=[sae], use_error_term=True)
+    assert torch.equal(logits, plain)
+    close(inside[f"{name}.hook_sae_acts_post"], sae.encode(value))
+    expected = found.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: sae.decode(sae.encode(value)))])
+    assert torch.equal(found.run_with_saes(tokens, saes=[sae]), expected)
+    assert not torch.allclose(expected, plain, atol=1e-3)
 
 
 def test_generation_goes_through_them(bridge: TransformerBridge, tokens: Tensor, sae: Dictionary) -> None:
