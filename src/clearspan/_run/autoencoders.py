@@ -298,7 +298,6 @@ class Splices(Mapping[str, Splice]):
         if self._on.get(name) is not splice:  # taken off before
             return
         self._hide(model, splice)
-        splice.is_off = True
         del self._on[name]
         if earlier is not None:
             self._on[name], earlier.cover = earlier, None
