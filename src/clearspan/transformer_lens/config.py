@@ -34,7 +34,7 @@ class ConfigNames:
 
     Attributes:
         device: Where inputs go, as text.
-        n_params: Weights in the blocks, without norms and biases.
+        n_params: Weights in the blocks as they are stored, without norms and biases.
         attn_scale: What scores are divided by in the first attention; None where the model does not say.
         tokenizer_name: What the tokenizer was loaded from, or None.
     """
