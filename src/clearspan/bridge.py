@@ -43,9 +43,10 @@ from clearspan.hf.tokenizers import NO_TOKENIZER, check_tokenizer
 from clearspan.index import Names
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention
-from clearspan.model import Model, handed_over
+from clearspan.model import handed_over
 from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
+from clearspan.saes import SparseAutoencoders
 from clearspan.structure import Structure, derive, derive_from_small
 from clearspan.text import PaddingSide
 from clearspan.transformer_lens import TransformerLensNames
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class TransformerBridge(Model, TransformerLensNames):
+class TransformerBridge(SparseAutoencoders, TransformerLensNames):
     """A Hugging Face model, seen and reached into under canonical names. `clearspan.boot` makes one.
 
     What it holds is documented in `Model`: `hf_model`, `cfg`, `blocks`, `hook_dict`, `to_tokens`, `W_Q`, ... Names of

@@ -2,7 +2,7 @@
 
 import inspect
 from functools import cached_property
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 
 import torch
 from tests.zoo import build
@@ -32,6 +32,19 @@ SMALL = {
     "intermediate_size": 12,
     "max_position_embeddings": 40,
 }
+
+
+class Halves:
+    """A sparse autoencoder without weights."""
+
+    cfg = SimpleNamespace(hook_name="blocks.0.hook_resid_post")
+
+    def encode(self, value):
+        return torch.cat([value.relu(), (-value).relu()], -1)
+
+    def decode(self, acts):
+        positive, negative = acts.chunk(2, -1)
+        return positive - negative
 
 
 class Kit:
@@ -519,6 +532,13 @@ METHODS = {
     "Intervention.from_json": lambda k: {"data": k.zero.to_json()},
     **{f"TransformerBridge.{name}": lambda k: {"input": TEXT} for name in ("forward", "__call__", "run_with_hooks")},
     "TransformerBridge.run_with_cache": lambda k: {"input": TEXT},
+    **{
+        f"TransformerBridge.{name}": lambda k: {"input": TEXT, "saes": Halves()}
+        for name in ("run_with_saes", "run_with_hooks_with_saes", "run_with_cache_with_saes")
+    },
+    "TransformerBridge.saes": lambda k: {"saes": Halves()},
+    "TransformerBridge.add_sae": lambda k: {"sae": Halves()},
+    "TransformerBridge.reset_saes": lambda k: {},
     "TransformerBridge.hooks": lambda k: {},
     "TransformerBridge.read_out": lambda k: {"residual": torch.rand(1, 2, 16)},
     "TransformerBridge.add_hook": lambda k: {"name": "blocks.0.hook_resid_post", "hook": lambda value, hook: None},

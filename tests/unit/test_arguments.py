@@ -88,6 +88,7 @@ WORDS = {
     "share": ("quantile",),
     "path": ("effects", "experiment"),
     "logits": ("vocabulary",),
+    "saes": ("autoencoder",),
 }
 """What messages call an argument, where it has no name of its own there: the only one of its kind in the call."""
 
