@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.analysis.activations import depths_of
-from clearspan.analysis.tuned_lens import depth_names, stream_names
+from clearspan.analysis.translators import depth_names, stream_names
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts

@@ -22,7 +22,7 @@ FRAME_SIZES: Sizes = {
 }
 """The common names of what nearly every config has; transformers maps them to a family's own."""
 
-SIZES: Sizes = {
+SIZES: Mapping[str, tuple[str, ...]] = {
     "n_ctx": ("max_position_embeddings", "max_seq_len", "seq_length"),
     "d_head": ("head_dim",),
     "d_mlp": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
