@@ -64,7 +64,7 @@ BOOT = "clearspan.boot(model), of a hub id, a folder, or a loaded model"
 _OF_LIBRARY = {
     **dict.fromkeys(("HookedTransformer", "HookedEncoder", "HookedEncoderDecoder", "HookedAudioEncoder"), BOOT),
     **dict.fromkeys(("HookedTransformerConfig", "TransformerBridgeConfig"), f"bridge.cfg of {BOOT}"),
-    "HookedSAETransformer": "clearspan.boot(model)",
+    "HookedSAETransformer": "clearspan.boot(model), whose saes(...) and run_with_saes(...) are its",
     "HookedRootModule": BOOT,
     "supported_models": "clearspan.architectures, and the list in the README",
     "lit": "the command clearspan report, and .plot() of results",
