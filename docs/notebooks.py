@@ -1,0 +1,117 @@
+"""Notebooks, each made of one source: a Python file of cells, or a page of Markdown with examples.
+
+In a Python file `# %%` begins a cell of code, `# %% [markdown]` one of text, in comments, and `# %% [check]` code that
+is run by the tests and left out of the notebook. In a page, text is text, and the lines after `>>>` are code.
+
+`python docs/notebooks.py` executes all notebooks and writes them, or those whose names it is given. It needs the
+dependency group dev, and Chromium or Chrome for the still pictures beside the figures.
+"""
+
+import base64
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from doctest import DocTestParser, Example
+from pathlib import Path
+from typing import Literal
+
+import nbformat
+import plotly.graph_objects as go
+from nbclient import NotebookClient
+
+HOME = Path(__file__).parent / "notebooks"
+SOURCES = tuple(sorted(HOME.glob("*.py")))
+KINDS: Mapping[str, Literal["code", "markdown", "check"]] = {
+    "": "code",
+    "[markdown]": "markdown",
+    "[check]": "check",
+}
+PLOTLY, PNG = "application/vnd.plotly.v1+json", "image/png"
+WIDTH, PIXELS = 760, 1.5
+"""Of a still picture: its width, and how many pixels a unit of it has."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a notebook, or code that checks those before it."""
+
+    kind: Literal["code", "markdown", "check"]
+    text: str
+
+
+def cells(source: Path) -> list[Cell]:
+    """Returns the cells of a source.
+
+    Raises:
+        ValueError: A mark in a Python file names no kind of cell, or something stands before the first mark.
+    """
+    parse = _of_page if source.suffix == ".md" else _of_percent
+    return [Cell(kind, text.strip("\n")) for kind, text in parse(source.read_text()) if text.strip()]
+
+
+def _of_percent(text: str) -> list[tuple[Literal["code", "markdown", "check"], str]]:
+    before, *parts = re.split(r"^# %% *(.*)\n", text, flags=re.MULTILINE)
+    marks, bodies = parts[::2], parts[1::2]
+    if before.strip() or not set(marks) <= KINDS.keys():
+        raise ValueError(f"expected '# %%', '# %% [markdown]' or '# %% [check]', got {[before, *marks]}")
+    uncommented = [re.sub(r"^# ?", "", body, flags=re.MULTILINE) for body in bodies]
+    return [
+        (KINDS[mark], plain if KINDS[mark] == "markdown" else body)
+        for mark, body, plain in zip(marks, bodies, uncommented, strict=True)
+    ]
+
+
+def _of_page(text: str) -> list[tuple[Literal["code", "markdown"], str]]:
+    found: list[tuple[Literal["code", "markdown"], str]] = []
+    for prose, block in re.findall(r"(.*?)(?:^```python\n(.*?)^```\n|\Z)", text, flags=re.MULTILINE | re.DOTALL):
+        examples = [part.source for part in DocTestParser().parse(block) if isinstance(part, Example)]
+        shown = prose if examples or not block else f"{prose}```python\n{block}```\n"
+        found += [("markdown", shown), ("code", "".join(examples))]
+    return found
+
+
+def notebook_of(source: Path) -> Path:
+    """Returns the notebook of a source, which lies in the folder of notebooks."""
+    return HOME / f"{source.stem}.ipynb"
+
+
+def notebook(source: Path) -> nbformat.NotebookNode:
+    """Returns the notebook of a source, not yet executed."""
+    make = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}
+    shown = [cell for cell in cells(source) if cell.kind != "check"]
+    made = [make[cell.kind](cell.text, id=f"{number:02}") for number, cell in enumerate(shown)]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return nbformat.v4.new_notebook(
+        cells=made, metadata={"kernelspec": kernel, "language_info": {"name": "python"}}
+    )
+
+
+def executed(made: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Returns a notebook with outputs: figures as data and as still pictures, and without what is said on stderr."""
+    os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
+    client = NotebookClient(made, timeout=600, record_timing=False, resources={"metadata": {"path": str(HOME)}})
+    done = client.execute()
+    for cell in done.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if PLOTLY in output.get("data", {}):
+                    output.data = _with_picture(output.data)
+    return done
+
+
+def _with_picture(data: Mapping[str, object]) -> nbformat.NotebookNode:
+    """Returns a figure's data with a still picture on a white ground."""
+    figure = go.Figure(data[PLOTLY])
+    figure.update_layout(paper_bgcolor="white", plot_bgcolor="white")
+    shown = figure.to_image("png", width=figure.layout.width or WIDTH, height=figure.layout.height, scale=PIXELS)
+    return nbformat.from_dict({PLOTLY: figure.to_plotly_json(), PNG: base64.b64encode(shown).decode()})
+
+
+if __name__ == "__main__":
+    named = sys.argv[1:]
+    for source in SOURCES:
+        if not named or source.stem in named:
+            nbformat.write(executed(notebook(source)), notebook_of(source))
