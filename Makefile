@@ -20,7 +20,10 @@ TRACED := tests/unit tests/messages $(wildcard $(addprefix tests/parity/test_,st
 # One thread a worker: tiny models are fastest so. A worker that is done takes tests from one that is not.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test check ci untraced slow zoo cover processors brute mutants oldest newest format train bench bench-check bench-peers clean
+# Libraries that take the bridge: folders of tests/clients.
+CLIENTS := $(patsubst tests/clients/%/requirements.txt,%,$(wildcard tests/clients/*/requirements.txt))
+
+.PHONY: demo test check ci untraced slow zoo cover processors brute mutants clients oldest newest format train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
@@ -37,7 +40,7 @@ check: .venv/dev
 
 # All tiers there are, with the minutes that each takes. What make test runs is in two of them, cover and untraced.
 ci: .venv/dev
-	.ci/tiers check cover untraced oldest newest slow zoo processors brute bench-check
+	.ci/tiers check cover untraced oldest newest slow zoo processors brute clients bench-check
 
 # The tests of make test that cover does not run.
 untraced: .venv/dev
@@ -64,6 +67,13 @@ processors: .venv/dev
 # Against plain transformers and torch hooks, drawn at random: make brute SEED=7 draws others than ci does.
 brute: .venv/dev
 	SEED=$(SEED) $(PYTEST) tests/brute
+
+# What takes the bridge, with the minutes of each: each has what it needs in front of what is installed in .venv.
+clients: .venv/dev
+	.ci/tiers $(addprefix client-,$(CLIENTS))
+
+client-%: .venv/clients/%/site-packages
+	PYTHONPATH=$(CURDIR)/$< $(BIN)/python -m pytest --confcutdir=tests/clients --disable-warnings -W default tests/clients/$*
 
 oldest: .venv/releases/$(OLDEST)
 	$(call core,$(OLDEST))
@@ -125,6 +135,13 @@ $(PEERS)/installed: constraints.txt benchmarks/peers/requirements.txt
 	rm -rf $@.part
 	$(BIN)/python -m pip install --quiet --no-deps --target $@.part transformers==$*
 	mv $@.part $@
+
+# Under a folder of this name, because `datasets` writes a package that lies elsewhere into its fingerprints.
+.venv/clients/%/site-packages: tests/clients/%/requirements.txt | .venv/dev
+	rm -rf $@ $@.part
+	$(BIN)/python -m pip install --quiet --no-deps --target $@.part -r $<
+	mv $@.part $@
+	@touch $@
 
 clean:
 	rm -rf .venv .coverage .pytest_cache .ruff_cache .hypothesis report.html

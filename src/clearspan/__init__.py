@@ -86,6 +86,8 @@ def __getattr__(name: str) -> object:
     if name in _MODULES:
         return import_module(f"clearspan.{name}")
     if name not in _HOMES:
+        if not name.startswith("_"):
+            import_module("clearspan.transformer_lens").missing_from_library(name)
         raise AttributeError(f"module 'clearspan' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clearspan._cache.plan import CachePlan
+from clearspan._cache.readings import Tokens, token_ids
 from clearspan._cache.slices import PosSlice
-from clearspan._forward.forward import ReturnType
+from clearspan._forward.forward import ReturnType, lm_loss
 from clearspan._forward.readout import read_out
 from clearspan._run import caching, generation, runs
 from clearspan._run.hooks import Hooked, Hooks, add_hook, edits, reset_hooks
@@ -29,6 +30,7 @@ from clearspan.errors import (
     ClearspanError,
     DerivedWarning,
     HooksOnModelWarning,
+    InvalidArgumentError,
     UnknownArgumentError,
     UnsupportedArchitectureError,
 )
@@ -40,21 +42,24 @@ from clearspan.hf.tokenizers import NO_TOKENIZER, check_tokenizer
 from clearspan.index import Names
 from clearspan.inputs import Input
 from clearspan.interventions import Intervention
-from clearspan.model import Model, handed_over
+from clearspan.model import handed_over
 from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
+from clearspan.saes import SparseAutoencoders
 from clearspan.structure import Structure, derive, derive_from_small
 from clearspan.text import PaddingSide
+from clearspan.transformer_lens import TransformerLensNames
 from clearspan.verification import FAULTS, Level, Verification, check_derived, not_holding, verify, warn_of_structure
 
 if TYPE_CHECKING:
     from clearspan.hf.types import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class TransformerBridge(Model):
+class TransformerBridge(SparseAutoencoders, TransformerLensNames):
     """A Hugging Face model, seen and reached into under canonical names. `clearspan.boot` makes one.
 
-    What it holds is documented in `Model`: `hf_model`, `cfg`, `blocks`, `hook_dict`, `to_tokens`, `W_Q`, ...
+    What it holds is documented in `Model`: `hf_model`, `cfg`, `blocks`, `hook_dict`, `to_tokens`, `W_Q`, ... Names of
+    TransformerLens that are others here are in `TransformerLensNames`.
 
     Example:
         >>> import clearspan
@@ -185,6 +190,56 @@ class TransformerBridge(Model):
         """
         return read_out(self, residual, tokens)
 
+    @eager
+    def loss_fn(
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        tokens: Input,
+        attention_mask: Tensor | None = None,
+        per_token: bool = False,
+    ) -> Float[Tensor, "..."]:
+        """Returns the loss of logits, as `forward` does: the cross-entropy of each next token, in nats.
+
+        Args:
+            logits: Of a run on the tokens.
+            tokens: What was run: token ids `[batch, pos]`, or any other input.
+            attention_mask: As for `forward`.
+            per_token: Whether it is `[batch, pos-1]`, zero where none counts, and not the mean.
+
+        Raises:
+            InvalidArgumentError: The logits are not those of the tokens, or there is one token alone.
+        """
+        batch = self.to_batch(tokens, attention_mask)
+        check_flags(per_token=per_token)
+        expected = [batch.rows, batch.width, self.cfg.d_vocab]
+        if not isinstance(logits, Tensor) or list(logits.shape) != expected or batch.tokens is None or batch.width < 2:
+            raise InvalidArgumentError(
+                "these are no logits of these tokens",
+                expected=f"logits {expected}, of two tokens or more",
+                got=f"logits {list(logits.shape)}" if isinstance(logits, Tensor) else f"logits={logits!r}"[:80],
+            )
+        return lm_loss(logits, batch.ids.to(logits.device), batch.mask, per_token)
+
+    @eager
+    def tokens_to_residual_directions(self, tokens: Tokens) -> Float[Tensor, "*token d_model"]:
+        """Returns the unembedding's column of each token; without an axis of tokens for one.
+
+        Args:
+            tokens: Text that is one token, an id, or ids `[token]` or `[batch, pos]`.
+
+        Raises:
+            InvalidArgumentError: They are no ids of the vocabulary.
+
+        Example:
+            >>> import clearspan, torch
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> direction = bridge.tokens_to_residual_directions(" os")
+            >>> torch.equal(direction, bridge.W_U[:, bridge.to_single_token(" os")])
+            True
+        """
+        ids = token_ids(self, tokens)
+        return self.W_U[:, ids.reshape(()) if ids.numel() == 1 else ids].movedim(0, -1)
+
     # --- hooks and interventions -------------------------------------------------------------------------------------
 
     # fmt: off
@@ -297,6 +352,7 @@ class TransformerBridge(Model):
         hook: HookFunction,
         dir: Direction = "fwd",
         is_permanent: bool = False,
+        prepend: bool = False,
     ) -> None:
         """Puts a function on a point, or on all that a predicate holds for, until `reset_hooks`; on all or on none.
 
@@ -307,8 +363,9 @@ class TransformerBridge(Model):
             hook: As in `run_with_hooks`.
             dir: `"fwd"` for the value, `"bwd"` for its gradient.
             is_permanent: Whether `reset_hooks` leaves it unless told otherwise.
+            prepend: Whether it is called before the functions there already.
         """
-        add_hook(self, name, hook, dir, is_permanent)
+        add_hook(self, name, hook, dir, is_permanent, prepend)
 
     @eager
     def reset_hooks(
@@ -470,13 +527,13 @@ class TransformerBridge(Model):
     # fmt: off
     @overload
     def generate(
-        self, input: Input | None = ..., *, prepend_bos: bool | None = ..., padding_side: PaddingSide = ...,
+        self, input: Input | None = ..., *, prepend_bos: bool | None = ..., padding_side: PaddingSide | None = ...,
         attention_mask: Tensor | None = ..., inputs_embeds: Tensor | None = ..., fwd_hooks: Hooks = ...,
         interventions: Sequence[Intervention] = ..., sources: Mapping[str, Source] | None = ...,
         return_cache: Literal[False] = ..., **generate_kwargs: Any) -> Any: ...
     @overload
     def generate(
-        self, input: Input | None = ..., *, prepend_bos: bool | None = ..., padding_side: PaddingSide = ...,
+        self, input: Input | None = ..., *, prepend_bos: bool | None = ..., padding_side: PaddingSide | None = ...,
         attention_mask: Tensor | None = ..., inputs_embeds: Tensor | None = ..., fwd_hooks: Hooks = ...,
         interventions: Sequence[Intervention] = ..., sources: Mapping[str, Source] | None = ...,
         return_cache: Literal[True], names_filter: NamesFilter = ..., **generate_kwargs: Any
@@ -488,7 +545,7 @@ class TransformerBridge(Model):
         input: Input | None = None,
         *,
         prepend_bos: bool | None = None,
-        padding_side: PaddingSide = "left",
+        padding_side: PaddingSide | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         fwd_hooks: Hooks = (),
@@ -509,7 +566,7 @@ class TransformerBridge(Model):
                 Chat messages are answered, and a last message of the assistant's is continued; for another ending give
                 `to_batch(messages, ...)`.
             prepend_bos: As for `forward`.
-            padding_side: Where shorter texts are filled.
+            padding_side: Where shorter texts are filled; by default on the left.
             attention_mask: `[batch, pos]` of a token tensor with padding.
             fwd_hooks: As for `run_with_hooks`, for this generation alone. A function is called once a forward: with all
                 positions of the prompt, then with one position at a time; `hook.position` is the first one's index in
@@ -521,7 +578,11 @@ class TransformerBridge(Model):
             sources: As for `forward`.
             return_cache: Whether to return the activations too.
             names_filter: With `return_cache=True`, what to keep: as for `run_with_cache`.
-            **generate_kwargs: For `hf_model.generate`: `max_new_tokens`, `do_sample`, `temperature`, `num_beams`, ...
+            **generate_kwargs: For `hf_model.generate`: `max_new_tokens`, `do_sample`, `temperature`, `num_beams`,
+                `stop_strings` (with the bridge's tokenizer), one `stopping_criteria` or a list, ... Besides, keywords
+                that TransformerLens has: `return_type` (`"str"`, `"tokens"`, or `"input"` for what the input was),
+                `stop_at_eos`, `use_past_kv_cache`, `freq_penalty` (taken off a token's logit, for each time that the
+                sequence has it, when sampling), and `verbose`, which does nothing. Defaults are Hugging Face's.
 
         Returns:
             The whole text (a list for a list, or for several sequences), or the whole token tensor; with
@@ -532,6 +593,7 @@ class TransformerBridge(Model):
             UnknownPointError: A name is unknown, or a predicate holds for none; nothing was run.
             PointNotReachedError: A hook did not fire.
             HookValueError, HookTypeError: A function returned a value of the wrong shape, dtype or device.
+            UnknownArgumentError: A keyword that nothing takes.
             InvalidArgumentError: `return_cache=True` with several sequences a row (`num_beams`,
                 `num_return_sequences`), speculation, or a KV cache that is not empty; `names_filter` without it.
 
@@ -573,7 +635,7 @@ class TransformerBridge(Model):
         fwd_hooks: Hooks = (),
         *,
         prepend_bos: bool | None = None,
-        padding_side: PaddingSide = "left",
+        padding_side: PaddingSide | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         interventions: Sequence[Intervention] = (),

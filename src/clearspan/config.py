@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 import torch
 
+from clearspan.transformer_lens import ConfigNames
+
 
 @dataclass(kw_only=True)
-class TransformerBridgeConfig:
+class TransformerBridgeConfig(ConfigNames):
     """Sizes and properties of a model under TransformerLens's names.
 
     The first group is read from the model's Hugging Face config; the second is set by the architecture's adapter.

@@ -31,6 +31,8 @@ __all__ = [
     "OutOfRangeError",
     "PlugInWarning",
     "PointNotReachedError",
+    "RenamedError",
+    "RenamedImportError",
     "TiedWeightWarning",
     "TokenRangeError",
     "TokenizerWarning",
@@ -244,6 +246,14 @@ class MissingPartError(ClearspanError, AttributeError):
 
 class MissingWeightError(ClearspanError, AttributeError):
     """A weight that this architecture or checkpoint does not have."""
+
+
+class RenamedError(ClearspanError, AttributeError):
+    """A name of TransformerLens's that is another here."""
+
+
+class RenamedImportError(ClearspanError, ImportError):
+    """A name of TransformerLens's module that is another here."""
 
 
 class NotFiniteError(ClearspanError, ArithmeticError):

@@ -85,6 +85,21 @@ class PointIndex:
     def __iter__(self) -> Iterator[HookPoint]:
         return iter(self._points)
 
+    def add(self, points: Iterable[HookPoint], host: HookPoint) -> None:
+        """Adds points whose values are computed where `host` is, behind it."""
+        behind = self._points.index(host) + 1
+        for place, point in enumerate(points):
+            self._points.insert(behind + place, point)
+            self.by_name[point.name] = point
+            self._at[point.place] = [point]
+            self._stage[point.name] = self._stage[host.name]
+
+    def remove(self, points: Iterable[HookPoint]) -> None:
+        """Takes points out that `add` added."""
+        for point in points:
+            self._points.remove(point)
+            del self.by_name[point.name], self._at[point.place], self._stage[point.name]
+
     def at(self, place: Place) -> list[HookPoint]:
         """Returns the points at a place, in the order in which they fire."""
         return self._at.get(place, [])

@@ -32,7 +32,7 @@ from clearspan.errors import InvalidArgumentError, MissingPartError, TokenizerWa
 from clearspan.hf.adapted import adapted
 from clearspan.hf.adapters import acting, sources
 from clearspan.hf.loading import bridge_config, current
-from clearspan.hf.modules import dequantised, execution_device
+from clearspan.hf.modules import dequantised, execution_device, score_divisor
 from clearspan.hf.segments import ArgumentsOf
 from clearspan.hf.sequence import keeps_more
 from clearspan.hf.taps import Taps
@@ -257,6 +257,9 @@ class Model(ModelWeights):
             if "." not in point.name:
                 setattr(self, point.name, point)
         self.components = tuple(components)
+        weights = {id(one): one for block in self.blocks for one in block.module.parameters() if one.ndim > 1}
+        adapter.cfg.n_params = sum(one.numel() for one in weights.values())
+        adapter.cfg.attn_scale = next((score_divisor(one.module) for one in self.attentions), None)
         self.index = PointIndex(points, components, adapter)
         self._of_vocabulary = [point for point in self.index if "d_vocab" in point.sizes]
         shares_keys = any(sources_of(block) for block in self.blocks)
@@ -279,6 +282,7 @@ class Model(ModelWeights):
     def cfg(self) -> TransformerBridgeConfig:
         """The model's sizes, as they are now: a vocabulary may have been resized, weights cast."""
         cfg = current(self.adapter.cfg, self.hf_model)
+        cfg.device, cfg.tokenizer_name = str(self.device), getattr(self.tokenizer, "name_or_path", None) or None
         for point in self._of_vocabulary:
             if point.sizes["d_vocab"] != cfg.d_vocab:
                 point.sizes = {**point.sizes, "d_vocab": cfg.d_vocab}
@@ -382,7 +386,7 @@ class Model(ModelWeights):
             [0, 1, 2, 3, 4]
         """
         check_kind(str, part=part)
-        return [layer for layer, block in enumerate(self.blocks) if part in block.sublayer_names]
+        return self._layers_with(part)
 
     # --- text and tokens ---------------------------------------------------------------------------------------------
 
@@ -453,12 +457,13 @@ class Model(ModelWeights):
         input: str | Sequence[str] | Messages | Sequence[Messages],
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
+        move_to_device: bool = True,
         *,
         truncate: bool = False,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool | None = False,
     ) -> Tensor:
-        """Returns token ids `[batch, pos]` on the model's device.
+        """Returns token ids `[batch, pos]`.
 
         Texts of different lengths are padded, which the tensor alone does not tell: `to_batch` keeps the mask.
 
@@ -468,6 +473,7 @@ class Model(ModelWeights):
             prepend_bos: Whether each row starts with one BOS; by default as `cfg.default_prepend_bos` says, and for
                 chat messages as their template does.
             padding_side: Where shorter rows are filled; by default the tokenizer's side.
+            move_to_device: Whether they go to the model's device, or stay on the CPU.
             truncate: Whether to cut a text at the end of the context.
             add_generation_prompt: As for `to_batch`.
             continue_final_message: As for `to_batch`.
@@ -476,8 +482,10 @@ class Model(ModelWeights):
             InputError: An empty string, no string, or messages that the tokenizer has no template for.
             NoTokenizerError: There is no tokenizer.
         """
+        check_flags(move_to_device=move_to_device)
         chat = Chat(add_generation_prompt, continue_final_message)
-        return self.text.encode(input, prepend_bos, padding_side, truncate, chat).tokens.to(self.device)
+        tokens = self.text.encode(input, prepend_bos, padding_side, truncate, chat).tokens
+        return tokens.to(self.device) if move_to_device else tokens
 
     def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
         """Returns the text of a row of ids or of one id, or a list of texts for `[batch, pos]`."""

@@ -23,6 +23,7 @@ AXES: dict[str, str] = {
     "d_vocab": "vocabulary",
     "expert": "experts of a mixture",
     "k": "experts chosen for a token",
+    "feature": "features of a sparse autoencoder",
     "stream": "residual streams, of models that have several",
     "to_stream": "residual streams that others are mixed into",
     "1": "one",

@@ -83,7 +83,7 @@ class CacheLookup(Mapping[str, Tensor]):
             EditedEntryError: The entry's storage was written since it was kept, or a weight that it is computed with.
         """
         name = self._full_name(key)
-        point = self.model.index.find(name.removesuffix("_grad"))
+        point = self._point(name)
         if name.endswith("_grad"):
             if point.name not in self._gradients:
                 raise self._not_cached(f"{point.name}_grad")
@@ -91,6 +91,11 @@ class CacheLookup(Mapping[str, Tensor]):
         if not self._has(point):
             raise self._not_cached(point.name)
         return self._shown(point, self._value(point))
+
+    def _point(self, name: str) -> HookPoint:
+        """Returns the point of an entry, which the model may not have any more."""
+        base = name.removesuffix("_grad")
+        return self._points[base] if base in self._points else self.model.index.find(base)
 
     def _full_name(self, key: Key) -> str:
         if isinstance(key, str):
@@ -132,7 +137,7 @@ class CacheLookup(Mapping[str, Tensor]):
     def __contains__(self, key: object) -> bool:
         try:
             name = self._full_name(key)  # pyright: ignore[reportArgumentType]
-            point = self.model.index.find(name.removesuffix("_grad"))
+            point = self._point(name)
         except (KeyError, ValueError, TypeError):
             return False
         return point.name in self._gradients if name.endswith("_grad") else self._has(point)
@@ -140,7 +145,7 @@ class CacheLookup(Mapping[str, Tensor]):
     def axes_of(self, name: str) -> dict[str, int | None]:
         """Returns an entry's axes with their sizes; None where only a look-up tells."""
         check_name(name)
-        point = self.model.index.find(name.removesuffix("_grad"))
+        point = self._point(name)
         sizes: dict[str, int | None] = {**dict.fromkeys(point.axes), **point.sizes, **self.sizes}
         sizes["q_pos"] = sizes.get("pos")
         if "k_pos" in point.axes:

@@ -22,7 +22,7 @@ from clearspan.hf.rehearsal import ELSEWHERE, rehearse
 from clearspan.hf.storages import Copies
 from clearspan.index import PointIndex, Segment
 from clearspan.model import Model
-from clearspan.points import HookPoint, NamesFilter
+from clearspan.points import HookPoint, NamesFilter, Offered
 
 REMEMBERED = 64
 """Filters whose choices a bridge remembers."""
@@ -65,7 +65,7 @@ def choose(model: Model, names: NamesFilter, segment: Segment = (None, None)) ->
     points = model.index.select(names, segment)
     if names is None:
         points = [point for point in points if not point.is_computed]
-    plan = RecordingPlan.of({point.place for point in points})
+    plan = RecordingPlan.of({point.place for point in points if not isinstance(point.access, Offered)})
     choice = Choice({point.name: point for point in points}, plan, model.index)
     if key is not None:
         if len(choices) >= REMEMBERED:
@@ -89,6 +89,11 @@ def planned(
             raise InvalidArgumentError(
                 "cannot plan for this shape", expected="rows and positions, such as tokens.shape", got=repr(input_shape)
             )
+    offered = [name for name, point in choice.points.items() if isinstance(point.access, Offered)]
+    if offered:
+        raise UnplannableError(
+            "what a sparse autoencoder computes cannot be planned", where=offered[0], fix="bridge.reset_saes() before"
+        )
     # Some models warn of ids that stand for padding.
     ids = torch.full((rows, positions), int(model.cfg.hf.get("pad_token_id") == 0))
     terms = Terms.of((rows, positions), pos_slice, device)

@@ -5,7 +5,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from clearspan._forward.given import check_width, counting, either, positions
 from clearspan._run import caching, hooks
 from clearspan._run.handover import Handover
 from clearspan._run.hooks import Hooks
-from clearspan._run.settings import checked_settings
+from clearspan._run.settings import checked_settings, effective_settings
 from clearspan.cache import ActivationCache
-from clearspan.checks import is_whole
+from clearspan.checks import check_choice, is_whole
 from clearspan.errors import GenerationRefusedError, InputError, InvalidArgumentError
 from clearspan.hf.generation import GenerationRecording
 from clearspan.hf.keywords import KV_CACHE, kv_cache_in
@@ -45,6 +45,9 @@ _UNCACHED = {
 """Settings of Hugging Face's `generate` under which the forwards are not the sequence piece by piece, and why."""
 
 
+ReturnType = Literal["input", "str", "tokens"]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What Hugging Face's `generate` is called with.
@@ -52,15 +55,22 @@ class Prompt:
     Attributes:
         batch: The prompt's rows.
         kwargs: Its keywords.
+        return_type: `"str"` for text, `"tokens"`, or `"input"` for what the input was.
     """
 
     batch: Batch
     kwargs: Mapping[str, Any]
+    return_type: ReturnType = "input"
 
     @property
-    def is_text(self) -> bool:
-        """Whether the input was text."""
-        return self.batch.texts is not None
+    def gives_text(self) -> bool:
+        """Whether text is returned, and not tokens."""
+        return self.batch.texts is not None if self.return_type == "input" else self.return_type == "str"
+
+    @property
+    def gives_one(self) -> bool:
+        """Whether the text of one row is returned by itself, and not in a list."""
+        return self.batch.is_one or (self.batch.texts is None and self.batch.rows == 1)
 
     @property
     def start(self) -> Tensor:
@@ -72,7 +82,7 @@ def prepare(
     model: Model,
     input: Input | None,
     prepend_bos: bool | None,
-    padding_side: PaddingSide,
+    padding_side: PaddingSide | None,
     attention_mask: Tensor | None,
     inputs_embeds: Tensor | None,
     generate_kwargs: Mapping[str, Any],
@@ -90,7 +100,7 @@ def prepare(
             fix="bridge.hf_model.generate(...), without hooks; or a run of the whole sequence",
         )
     batch = model.to_batch(
-        either(input, inputs_embeds), attention_mask, prepend_bos, padding_side, continue_final_message=None
+        either(input, inputs_embeds), attention_mask, prepend_bos, padding_side or "left", continue_final_message=None
     )
     if batch.embeds is not None:
         check_width(model, batch.embeds, is_residual=False)
@@ -102,10 +112,16 @@ def prepare(
         )
     # Transformers would number positions from 0 on, whatever the model does.
     own = {} if counting(model) is None else positions(model, batch, batch.real)
-    kwargs = {"attention_mask": batch.real, **own, **checked_settings(model, batch, generate_kwargs)}
+    given = dict(generate_kwargs)
+    return_type = given.pop("return_type", "input")
+    check_choice(("input", "str", "tokens"), return_type=return_type)
+    kwargs = {"attention_mask": batch.real, **own, **checked_settings(model, batch, given)}
     if "pad_token_id" not in kwargs and model.hf_model.generation_config.pad_token_id is None:
         kwargs["pad_token_id"] = model.text.pad_id
-    return Prompt(batch, kwargs)
+    prompt = Prompt(batch, kwargs, return_type)
+    if prompt.gives_text:
+        _ = model.text.tokenizer  # raises before anything is run
+    return prompt
 
 
 def generate(model: Model, prompt: Prompt, fwd_hooks: Hooks) -> Any:
@@ -176,7 +192,10 @@ def run(model: Model, prompt: Prompt, **keywords: Any) -> Any:
     hooks; so compiling is turned off where something listens.
     """
     kwargs = {**prompt.kwargs, **keywords}
-    may_compile = kv_cache_in(kwargs) is not None or _settings(model, prompt).get("cache_implementation") is not None
+    may_compile = (
+        kv_cache_in(kwargs) is not None
+        or effective_settings(model, prompt.kwargs).get("cache_implementation") is not None
+    )
     if may_compile and (model.taps.is_listening or model.taps.is_recording):
         kwargs["disable_compile"] = True
     hf_model: Any = model.hf_model  # its class has `generate` where it is a causal language model
@@ -185,15 +204,8 @@ def run(model: Model, prompt: Prompt, **keywords: Any) -> Any:
     return let_through(hf_model.generate, prompt.batch.tokens, **kwargs)
 
 
-def _settings(model: Model, prompt: Prompt) -> dict[str, Any]:
-    """Returns what `generate` was given and, where it was not, what the configs say."""
-    given = prompt.kwargs.get("generation_config")
-    configs = [config.to_dict() for config in (model.hf_model.generation_config, given) if config is not None]
-    return {name: value for source in (*configs, prompt.kwargs) for name, value in source.items() if value is not None}
-
-
 def _check_cacheable(model: Model, prompt: Prompt) -> None:
-    settings = _settings(model, prompt)
+    settings = effective_settings(model, prompt.kwargs)
     past = kv_cache_in(settings)
     if past is not None and past.get_seq_length():
         raise InvalidArgumentError(
@@ -221,10 +233,10 @@ def _keeps_logits(model: Model, choice: Choice) -> bool:
 
 
 def _as_given(model: Model, prompt: Prompt, generated: Any) -> Any:
-    if not prompt.is_text or not isinstance(generated, Tensor):
+    if not prompt.gives_text or not isinstance(generated, Tensor):
         return generated
     texts = model.text.without_special(generated)
-    return texts[0] if prompt.batch.is_one and len(texts) == 1 else texts
+    return texts[0] if prompt.gives_one and len(texts) == 1 else texts
 
 
 def stream(
@@ -249,7 +261,7 @@ def stream(
         lambda hand: run(model, prompt, streamer=_Streamer(hand, max_tokens_per_yield))
     )
     tokens = _tokens(model, handover, fwd_hooks, prompt)
-    return _texts(model, prompt, tokens) if prompt.is_text else tokens
+    return _texts(model, prompt, tokens) if prompt.gives_text else tokens
 
 
 class _Streamer:
@@ -320,7 +332,7 @@ def _texts(
             new = [_beyond(before, text, chunk is None) for before, text in zip(shown, texts, strict=True)]
             shown = [text if there else before for before, (text, there) in zip(shown, new, strict=True)]
             if any(there for _, there in new):
-                yield new[0][1] if prompt.batch.is_one and len(new) == 1 else [there for _, there in new]
+                yield new[0][1] if prompt.gives_one and len(new) == 1 else [there for _, there in new]
 
 
 def _beyond(shown: str, text: str, is_last: bool) -> tuple[str, str]:

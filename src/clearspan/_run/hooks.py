@@ -312,12 +312,12 @@ def _writer(placed: Sequence[Placed], sources: Sources) -> HookFunction:
     return write
 
 
-def add_hook(model: Model, name: Names, hook: HookFunction, dir: Direction, is_permanent: bool) -> None:
+def add_hook(model: Model, name: Names, hook: HookFunction, dir: Direction, is_permanent: bool, prepend: bool) -> None:
     """Puts a function on points. The arguments are those of `TransformerBridge.add_hook`."""
     points = model.index.matching(name)
     with model.taps.changing(), contextlib.ExitStack() as stack:
         for point, found in points:
-            stack.callback(point.remove, point.add_hook(hook, dir, is_permanent, name=found))
+            stack.callback(point.remove, point.add_hook(hook, dir, is_permanent, prepend, name=found))
         stack.pop_all()
 
 

@@ -7,10 +7,12 @@ from typing import Any, Protocol, runtime_checkable
 from clearspan._forward.given import check_kv_cache, check_length
 from clearspan.checks import check_counts, check_flags, check_kind, number_of, whole
 from clearspan.errors import InputError, InvalidArgumentError, UnknownArgumentError
+from clearspan.hf.generation import as_criteria
 from clearspan.hf.keywords import KV_CACHE, KV_CACHE_NAMES, generation_keywords, kv_cache_keyword
 from clearspan.inputs import Batch
 from clearspan.model import Model
 from clearspan.points import nearest
+from clearspan.transformer_lens import TRANSFORMER_LENS_KEYWORDS, hugging_face_keywords
 
 _COUNTS = {
     "max_new_tokens": 1,
@@ -55,14 +57,26 @@ class _GenerationConfig(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
+def effective_settings(model: Model, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `generate` is given and, where it is not, what the configs say."""
+    config = given.get("generation_config")
+    configs = [model.hf_model.generation_config, *([config] if isinstance(config, _GenerationConfig) else [])]
+    sources = (*(one.to_dict() for one in configs), given)
+    return {name: value for source in sources for name, value in source.items() if value is not None}
+
+
 def checked_settings(model: Model, batch: Batch, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keywords of a generation, with whole numbers as Python's.
+    """Returns the keywords of a generation as Hugging Face has them, with whole numbers as Python's.
+
+    Stop strings are looked for with the bridge's own tokenizer.
 
     Raises:
         UnknownArgumentError: A keyword that neither clearspan nor `generate` has.
         InvalidArgumentError: A value that means nothing.
         InputError: More tokens than the model's table of positions has.
+        NoTokenizerError: Stop strings without a tokenizer.
     """
+    given = hugging_face_keywords(given, effective_settings(model, given))
     _check_known(model, given)
     config = given.get("generation_config")
     if not (config is None or isinstance(config, _GenerationConfig)):
@@ -70,6 +84,9 @@ def checked_settings(model: Model, batch: Batch, given: Mapping[str, Any]) -> di
             f"generation_config={config!r}"[:80], expected="a transformers.GenerationConfig", got=type(config).__name__
         )
     settings = dict(given)
+    settings["stopping_criteria"] = as_criteria(settings.get("stopping_criteria"))
+    if settings.get("stop_strings"):
+        settings.setdefault("tokenizer", model.text.tokenizer)
     if (kv_cache := settings.pop(KV_CACHE, None)) is not None:
         check_kv_cache(kv_cache)
         settings[kv_cache_keyword(model.hf_model)] = kv_cache
@@ -106,7 +123,7 @@ def _check_known(model: Model, given: Mapping[str, Any]) -> None:
         if name not in known:
             raise UnknownArgumentError(
                 f"unknown keyword {name!r}",
-                nearest=nearest(name, known),
+                nearest=nearest(name, {*known, *TRANSFORMER_LENS_KEYWORDS}),
                 where=f"neither TransformerBridge.generate nor that of {type(model.hf_model).__name__} takes it",
             )
 

@@ -16,11 +16,14 @@ from clearspan.components.normalization import NormalizationBridge
 from clearspan.components.opaque import OpaqueBridge
 from clearspan.components.opaque_attention import OpaqueAttentionBridge
 from clearspan.conversions import ChainedConversion, ScaledConversion, ShiftedConversion
-from clearspan.errors import ConflictingWritesError
+from clearspan.errors import ConflictingWritesError, MissingWeightError
 from clearspan.points import Access, Converted, Derivation, Place, Side, Whole
 
 SublayerKind = Literal["attn", "mixer", "mlp"]
 """What a sublayer does: softmax attention by head, another way to mix positions, or each position on its own."""
+
+_LAST = ("o", "out", "out_proj")
+"""What the projections are called whose output is that of a sublayer."""
 
 
 def part_kind(name: str) -> SublayerKind:
@@ -116,6 +119,23 @@ class Sublayer:
     def multiplier(self) -> float | Tensor:
         """What the block multiplies its output by, as it is now: a number, or `[d_model]`."""
         return value_of(self.scale)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What the bias of its output projection adds to the stream, `[d_model]`; None where it has none.
+
+        Raises:
+            MissingWeightError: A norm lies between, so that it depends on the input.
+        """
+        last = next((self.part.submodules[key] for key in _LAST if key in self.part.submodules), None)
+        bias = last.bias_or_none() if isinstance(last, LinearBridge) else None
+        if bias is not None and self.norm_after is not None:
+            raise MissingWeightError(
+                f"what the output bias of {self.part.path} adds to the stream depends on the input",
+                reason=f"it goes through the norm {self.norm_after.path}",
+                fix="cache.get_full_resid_decomposition(...), which takes a run's own scale of the norm",
+            )
+        return None if bias is None else bias * self.multiplier
 
     @property
     def layer(self) -> int:

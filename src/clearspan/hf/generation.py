@@ -19,6 +19,13 @@ from clearspan.hf.torch_hooks import before
 from clearspan.points import HookPoint, Layout, Place, Side, read
 
 
+def as_criteria(given: object) -> Any:
+    """Returns the stopping criteria of a generation: one alone as a list, anything else as it is."""
+    from transformers import StoppingCriteria
+
+    return [given] if isinstance(given, StoppingCriteria) else given
+
+
 @dataclass(frozen=True)
 class _Piece:
     """What one forward kept at one place.

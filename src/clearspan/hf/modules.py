@@ -64,6 +64,18 @@ def execution_device(module: nn.Module) -> torch.device:
     return device if device.type != "meta" else next(_brought_to(module), device)
 
 
+_FACTORS = ("scaling", "inv_norm_factor", "softmax_scale")
+"""What attention modules call the number by which they multiply queries times keys. GPT-J divides by `scale_attn`."""
+
+
+def score_divisor(attention: nn.Module) -> float | None:
+    """Returns what an attention module divides queries times keys by, or None where it has no such attribute."""
+    own = vars(attention)
+    factor = next((own[name] for name in _FACTORS if isinstance(own.get(name), float)), None)
+    divisor = own.get("scale_attn") if factor is None else 1 / factor
+    return divisor if divisor is None else float(divisor)
+
+
 def _brought_to(module: nn.Module) -> Iterator[torch.device]:
     """Yields the devices to which accelerate's hooks, on a module and its parts, bring weights."""
     for part in module.modules():

@@ -37,6 +37,7 @@ from clearspan.points import (
     Derived,
     HookPoint,
     InPlace,
+    Offered,
     Passed,
     Place,
     ReadOnly,
@@ -178,7 +179,7 @@ class Taps:
         self.check_not_in_hook()
         run = self.present
         assert run is not None, "values are kept in a run"
-        heard = [point for point in points if _Anchor.of(point.place) in self._installed] if self._installed else []
+        heard = [point for point in points if self._is_shown(point)] if self._installed else []
         if heard:
             plan = RecordingPlan.of(plan.places - {point.place for point in heard})
         modules = modules_at(self.model, plan.ways)
@@ -190,6 +191,10 @@ class Taps:
                 yield
         finally:
             run.recording = None
+
+    def _is_shown(self, point: HookPoint) -> bool:
+        """Whether a point's value comes from a tap, or from a hook function, and not from a raw tensor alone."""
+        return isinstance(point.access, Offered) or _Anchor.of(point.place) in self._installed
 
     def check_not_in_hook(self) -> None:
         """Raises if a hook function is running in this context."""

@@ -15,7 +15,7 @@ from clearspan.interventions.intervention import ByRow, Intervention, Span, Spot
 from clearspan.points import HookPoint
 from clearspan.shapes import Axes
 
-_FIXED = {"heads": ("head", "kv_head"), "neurons": ("d_mlp", "expert", "d_model")}
+_FIXED = {"heads": ("head", "kv_head"), "neurons": ("d_mlp", "expert", "feature", "d_model")}
 """The fields that choose places of axes that the model fixes, and these axes."""
 _QUERIES, _KEYS = ("pos", "q_pos"), ("k_pos",)
 Chosen = tuple[int, ...] | None

@@ -1,7 +1,15 @@
 """Hook points: names, axes, places and listeners. They know no model and no module."""
 
 from clearspan.points.address import Address
-from clearspan.points.catalogue import RAW_ENDS, VOCABULARY, Entry, entry_of, is_in_vocabulary, template_of
+from clearspan.points.catalogue import (
+    OF_AUTOENCODERS,
+    RAW_ENDS,
+    VOCABULARY,
+    Entry,
+    entry_of,
+    is_in_vocabulary,
+    template_of,
+)
 from clearspan.points.functions import Argument, Function, Role
 from clearspan.points.hook_point import Direction, HookFunction, HookPoint, Listener, Stretch
 from clearspan.points.names import NamesFilter, get_act_name, is_short_name, nearest
@@ -12,6 +20,7 @@ from clearspan.points.place import (
     Derived,
     InPlace,
     Layout,
+    Offered,
     Passed,
     Place,
     ReadOnly,
@@ -37,6 +46,8 @@ __all__ = [
     "Layout",
     "Listener",
     "NamesFilter",
+    "OF_AUTOENCODERS",
+    "Offered",
     "Passed",
     "Place",
     "RAW_ENDS",

@@ -516,8 +516,19 @@ RAW_ENDS: tuple[Entry, ...] = (
 )
 """The two points that every component has."""
 
-_BY_NAME = {entry.name: entry for entry in (*VOCABULARY, *RAW_ENDS)}
-_BY_LEAF = {entry.leaf: entry for entry in reversed((*VOCABULARY, *RAW_ENDS))}
+_GIVES = "what the autoencoder gives the model"
+OF_AUTOENCODERS: tuple[Entry, ...] = (
+    Entry("*.hook_sae_input", axes(_STREAM), "what the sparse autoencoder reads", "its features"),
+    Entry("*.hook_sae_acts_post", axes("batch pos feature"), "its features' activations", "its reconstruction"),
+    Entry("*.hook_sae_recons", axes(_STREAM), "its reconstruction of what it reads", _GIVES),
+    Entry("*.hook_sae_error", axes(_STREAM), "the value less its reconstruction, where that is kept", _GIVES),
+    Entry("*.hook_sae_output", axes(_STREAM), _GIVES, "the value that the model goes on with"),
+)
+"""Points inside a sparse autoencoder that is on a hook point, behind that point's name."""
+
+_ALL = (*VOCABULARY, *RAW_ENDS, *OF_AUTOENCODERS)
+_BY_NAME = {entry.name: entry for entry in _ALL}
+_BY_LEAF = {entry.leaf: entry for entry in reversed(_ALL)}
 
 
 def template_of(name: str) -> str:

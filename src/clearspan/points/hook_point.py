@@ -17,6 +17,7 @@ from clearspan.points.place import Access, Place, Whole
 from clearspan.points.signature import by_position
 from clearspan.scopes import HERE, Scope, is_inside
 from clearspan.shapes import Axes
+from clearspan.transformer_lens import HookPointNames, check_no_level
 
 Direction = Literal["fwd", "bwd"]
 
@@ -139,7 +140,7 @@ _UNKEPT = _Unkept()
 
 
 @dataclass(eq=False, repr=False)
-class HookPoint:
+class HookPoint(HookPointNames):
     """One value of the forward that can be read and written.
 
     During a forward, `position` and `step` tell where in the sequence it is.
@@ -323,15 +324,26 @@ class HookPoint:
                     there.remove(listener)
             self._keeper.changed(self)
 
-    def remove_hooks(self, dir: Literal["fwd", "bwd", "both"] = "both", including_permanent: bool = False) -> None:
-        """Takes off all functions of a direction; permanent ones only if asked.
+    def remove_hooks(
+        self,
+        dir: Literal["fwd", "bwd", "both"] = "fwd",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Takes off all functions of a direction.
 
         Those of a `with bridge.hooks()` that is open in another thread or task stay.
+
+        Args:
+            dir: `"fwd"` for those of values, `"bwd"` for those of gradients, or `"both"`.
+            including_permanent: Whether permanent ones go too.
+            level: None: hooks have no levels.
 
         Raises:
             InvalidArgumentError: `dir` is none of the three.
         """
         check_choice(("fwd", "bwd", "both"), dir=dir)
+        check_no_level(level)
         with self._keeper.changing():
             for direction, there in self._listeners.items():
                 if dir in (direction, "both"):

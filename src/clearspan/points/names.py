@@ -25,8 +25,18 @@ _IN_ATTENTION = _shorts_in("blocks.{l}.attn")
 _IN_MLP = _shorts_in("blocks.{l}.mlp")
 _IN_NORM = _shorts_in("ln_final")
 _KNOWN = (*_OUTSIDE_BLOCKS, *_IN_NORM, *_IN_ATTENTION, *_IN_MLP, *_IN_BLOCK)
-_COMPONENTS = {"a": "attn", "m": "mlp", "b": None, "block": None, "blocks": None}
-_SHORT = {"attn": "pattern", "attn_logits": "attn_scores", "mlp_pre": "pre", "mlp_post": "post"}
+_COMPONENTS = {"a": "attn", "attention": "attn", "m": "mlp", "b": None, "block": None, "blocks": None}
+_SHORT = {
+    "attn": "pattern",
+    "attn_logits": "attn_scores",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "mlp_pre": "pre",
+    "mlp_post": "post",
+}
+_ENDS = ("in", "out")
+"""Short names of the points that each component has, and a block."""
 
 
 def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:
@@ -46,6 +56,8 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         'blocks.3.attn.hook_q'
         >>> get_act_name("normalized", 0, "ln2")
         'blocks.0.ln2.hook_normalized'
+        >>> get_act_name("out", 2), get_act_name("in", 2, "mlp")
+        ('blocks.2.hook_out', 'blocks.2.mlp.hook_in')
         >>> get_act_name("embed")
         'hook_embed'
     """
@@ -62,6 +74,8 @@ def get_act_name(name: str, layer: int | None = None, layer_type: str | None = N
         return get_act_name(short, int(number), kind or layer_type)
     name = _SHORT.get(name, name)
     layer_type = _COMPONENTS.get(layer_type or "", layer_type)
+    if name in _ENDS and (layer is not None or layer_type is not None):
+        return ".".join([*([] if layer is None else [f"blocks.{layer}"]), *filter(None, [layer_type]), f"hook_{name}"])
     if name in _IN_NORM and layer is None:
         return f"ln_final.hook_{name}"
     if name in _OUTSIDE_BLOCKS:

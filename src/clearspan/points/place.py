@@ -220,6 +220,11 @@ class ReadOnly:
 
 
 @dataclass(frozen=True)
+class Offered:
+    """No module makes the value: a hook function computes it, and offers it to the point and to the cache."""
+
+
+@dataclass(frozen=True)
 class SharedRow:
     """The raw tensor may have one row for all rows of the batch; the value has the batch's rows."""
 
@@ -232,7 +237,7 @@ class Derived:
     part: str
 
 
-Access = Whole | Converted | InPlace | ReadOnly | SharedRow | Derived
+Access = Whole | Converted | InPlace | ReadOnly | Offered | SharedRow | Derived
 
 
 def read(access: Access, raw: Tensor, rows: int | None, edits: Mapping[str, Tensor]) -> Tensor:
@@ -255,3 +260,5 @@ def read(access: Access, raw: Tensor, rows: int | None, edits: Mapping[str, Tens
             return raw if rows is None or len(raw) != 1 else raw.expand(rows, *raw.shape[1:])
         case Derived(derivation, part):
             return derivation.read(part, raw, edits)
+        case Offered():
+            raise AssertionError("an offered value is in no raw tensor")

@@ -97,7 +97,7 @@ class ModelWeights:
         if not isinstance(name, str) or name not in letters:
             raise InvalidArgumentError(f"no weight {name!r} is of a layer", expected=", ".join(letters))
         part, n_layers = letters[name], len(self.blocks)
-        having = [layer for layer, block in enumerate(self.blocks) if part in block.sublayer_names]
+        having = self._layers_with(part)
         chosen = whole_numbers("layers", having if layers is None else layers)
         for layer in chosen:
             if not -n_layers <= layer < n_layers:
@@ -175,6 +175,19 @@ class ModelWeights:
     def OV(self) -> FactoredMatrix:
         """Each head's `W_V W_O`, `[layer, head, d_model, d_model]`: what it writes for what it reads."""
         return FactoredMatrix(self.expand_kv_heads(self.W_V), self.W_O)
+
+    def QK_for_attn_layers(self) -> tuple[list[int], FactoredMatrix]:
+        """Returns the layers with attention, and `QK` of these: for models that have a mixer in the others."""
+        queries, keys = self.stacked("W_Q"), self.expand_kv_heads(self.stacked("W_K"))
+        return self._layers_with("attn"), FactoredMatrix(queries, keys.mT)
+
+    def OV_for_attn_layers(self) -> tuple[list[int], FactoredMatrix]:
+        """Returns the layers with attention, and `OV` of these: for models that have a mixer in the others."""
+        values = self.expand_kv_heads(self.stacked("W_V"))
+        return self._layers_with("attn"), FactoredMatrix(values, self.stacked("W_O"))
+
+    def _layers_with(self, part: str) -> list[int]:
+        return [layer for layer, block in enumerate(self.blocks) if part in block.sublayer_names]
 
     def composition_scores(self, mode: Composition, *, samples: int = 4, seed: int = 0) -> CompositionScores:
         """Returns how much each head reads of what earlier heads write, with a random baseline.
