@@ -4,7 +4,7 @@ In a Python file `# %%` begins a cell of code, `# %% [markdown]` one of text, in
 is run by the tests and left out of the notebook. In a page, text is text, and the lines after `>>>` are code.
 
 `python docs/notebooks.py` executes all notebooks and writes them, or those whose names it is given. It needs the
-dependency group dev, and Chromium or Chrome for the still pictures beside the figures.
+dependency group dev, and Chromium or Chrome to draw the figures.
 """
 
 import base64
@@ -17,6 +17,7 @@ from doctest import DocTestParser, Example
 from pathlib import Path
 from typing import Literal
 
+import kaleido
 import nbformat
 import plotly.graph_objects as go
 from nbclient import NotebookClient
@@ -28,8 +29,8 @@ KINDS: Mapping[str, Literal["code", "markdown", "check"]] = {
     "[markdown]": "markdown",
     "[check]": "check",
 }
-PLOTLY, PNG = "application/vnd.plotly.v1+json", "image/png"
-WIDTH, PIXELS = 760, 1.5
+PLOTLY = "application/vnd.plotly.v1+json"
+WIDTH, PIXELS = 760, 1.2
 """Of a still picture: its width, and how many pixels a unit of it has."""
 
 
@@ -83,35 +84,35 @@ def notebook(source: Path) -> nbformat.NotebookNode:
     shown = [cell for cell in cells(source) if cell.kind != "check"]
     made = [make[cell.kind](cell.text, id=f"{number:02}") for number, cell in enumerate(shown)]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return nbformat.v4.new_notebook(
-        cells=made, metadata={"kernelspec": kernel, "language_info": {"name": "python"}}
-    )
+    return nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
 
 
 def executed(made: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Returns a notebook with outputs: figures as data and as still pictures, and without what is said on stderr."""
+    """Returns a notebook with outputs: figures as pictures, and without what is said on stderr."""
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
     client = NotebookClient(made, timeout=600, record_timing=False, resources={"metadata": {"path": str(HOME)}})
     done = client.execute()
+    done.metadata["language_info"] = {"name": "python"}  # without the version that ran
     for cell in done.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-            for output in cell.outputs:
-                if PLOTLY in output.get("data", {}):
-                    output.data = _with_picture(output.data)
+            cell.outputs = [_still(output) for output in cell.outputs if output.get("name") != "stderr"]
     return done
 
 
-def _with_picture(data: Mapping[str, object]) -> nbformat.NotebookNode:
-    """Returns a figure's data with a still picture on a white ground."""
-    figure = go.Figure(data[PLOTLY])
-    figure.update_layout(paper_bgcolor="white", plot_bgcolor="white")
-    shown = figure.to_image("png", width=figure.layout.width or WIDTH, height=figure.layout.height, scale=PIXELS)
-    return nbformat.from_dict({PLOTLY: figure.to_plotly_json(), PNG: base64.b64encode(shown).decode()})
+def _still(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Returns an output, a figure as a picture on a white ground."""
+    if PLOTLY not in output.get("data", {}):
+        return output
+    figure = go.Figure(output.data[PLOTLY]).update_layout(paper_bgcolor="white", plot_bgcolor="white")
+    size = {"width": figure.layout.width or WIDTH, "height": figure.layout.height}
+    drawn = base64.b64encode(figure.to_image("png", scale=PIXELS, **size)).decode()
+    return nbformat.from_dict({**output, "data": {"image/png": drawn}})
 
 
 if __name__ == "__main__":
     named = sys.argv[1:]
+    kaleido.start_sync_server()  # one browser for all figures
     for source in SOURCES:
         if not named or source.stem in named:
             nbformat.write(executed(notebook(source)), notebook_of(source))
+    kaleido.stop_sync_server()

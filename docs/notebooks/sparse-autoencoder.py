@@ -2,8 +2,8 @@
 # # A sparse autoencoder: trained, read, ablated, steered
 #
 # A sparse autoencoder (SAE) writes an activation as a sum of few out of many directions, its *features*, in the hope
-# that each means something. This notebook trains a small one on the residual stream of the embedded model, in about
-# a quarter of a minute, puts it into the model's forward, and asks what one of its features says and does.
+# that each means something. This notebook trains a small one on the residual stream of the embedded model, in about a
+# quarter of a minute, puts it into the model's forward, and asks what one of its features says and does.
 
 # %%
 import argparse
@@ -27,8 +27,8 @@ POINT = "blocks.2.hook_resid_post"
 # %% [markdown]
 # ## Activations
 #
-# The texts are modules of the standard library, cut into pieces of 128 tokens, each after a BOS. The run stops after the
-# layer that is read. The first position is left out: it is the same in every piece, and far from all others.
+# The texts are modules of the standard library, cut into pieces of 128 tokens, each after a BOS. The run stops after
+# the layer that is read. The first position is left out: it is the same in every piece, and far from all others.
 
 # %%
 modules = [argparse, logging, dataclasses, inspect, subprocess]
@@ -106,9 +106,9 @@ lines(
 # %% [markdown]
 # ## In the model
 #
-# `run_with_saes` puts the reconstruction in the place of the stream. What is lost by it shows in the next-token loss on held-out
-# text, between the model's own and that with the stream replaced by its mean. With the **error term**, what the
-# autoencoder misses is added again, and nothing changes, to the last digit: so what is changed inside the
+# `run_with_saes` puts the reconstruction in the place of the stream. What is lost by it shows in the next-token loss
+# on held-out text, between the model's own and that with the stream replaced by its mean. With the **error term**,
+# what the autoencoder misses is added again, and nothing changes, to the last digit: so what is changed inside the
 # autoencoder is the only change.
 
 
@@ -137,8 +137,8 @@ assert losses[-1] < 0.45
 # ## A feature, read
 #
 # Features have no names. One way to find the one for something is to ask which tells it apart best: here, which
-# feature is most correlated with the next token being ` =`, an assignment. And one way to read it is to look at what it is
-# active on, and at what its direction says in the unembedding.
+# feature is most correlated with the next token being ` =`, an assignment. And one way to read it is to look at what
+# it is active on, and at what its direction says in the unembedding.
 
 # %%
 words = [bridge.to_single_str_token(token).replace("\n", "⏎") for token in range(bridge.cfg.d_vocab)]
@@ -165,8 +165,8 @@ print("before:", most(following[largest]))
 print("in the unembedding:", ", ".join(repr(words[token]) for token in says))
 
 # %% [markdown]
-# It is active on many different names, and ` =` comes after many of them. Its direction has ` =` among the tokens that it
-# raises most. So it says "an assignment comes", in the middle of the model, two layers before the prediction.
+# It is active on many different names, and ` =` comes after many of them. Its direction has ` =` among the tokens
+# that it raises most. So it says "an assignment comes", in the middle of the model, two layers before the prediction.
 
 # %% [check]
 _share = (following[largest] == ASSIGN).float().mean()
@@ -176,8 +176,8 @@ assert ASSIGN in says
 # %% [markdown]
 # ## Ablated
 #
-# Where the feature is active, it is set to 0 inside the autoencoder, with the error term, so that nothing else changes.
-# For comparison the same is done to other features that are active as often.
+# Where the feature is active, it is set to 0 inside the autoencoder, with the error term, so that nothing else
+# changes. For comparison the same is done to other features that are active as often.
 
 # %%
 INSIDE = f"{POINT}.hook_sae_acts_post"
@@ -216,8 +216,8 @@ assert all(_change < 2 * min(0.0, without(other) - log_prob(own)) for other in o
 # %% [markdown]
 # ## Steered
 #
-# The feature's direction is an ordinary steering vector. Added to the stream at the last token of prompts after
-# which no assignment comes, in units of the feature's mean activation, it makes one likelier.
+# The feature's direction is an ordinary steering vector. Added to the stream at the last token of prompts after which
+# no assignment comes, in units of the feature's mean activation, it makes one likelier.
 
 # %%
 prompts = [
@@ -255,11 +255,12 @@ assert ((_random - _random[2])[3:5] < 0.5 * (_feature - _feature[2])[3:5]).all()
 # ## What it does not show
 #
 # - That the model has this feature. Another seed or width gives other features, and splits or merges this one.
-# - That the feature means what its largest activations suggest. Small ones may be something else, and there are more of them.
-# - That the autoencoder is good. It was trained for seconds on five modules. It misses a quarter of the variance, and some of what the
-#   model does is in there.
-# - A feature that was found by correlation with a token was bound to have something to do with it. Ablation and steering say
-#   that the model uses the direction; the random direction and the other features are the controls.
+# - That the feature means what its largest activations suggest. Small ones may be something else, and there are more
+#   of them.
+# - That the autoencoder is good. It was trained for seconds on five modules. It misses a quarter of the variance, and
+#   some of what the model does is in there.
+# - A feature that was found by correlation with a token was bound to have something to do with it. Ablation and
+#   steering say that the model uses the direction; the random direction and the other features are the controls.
 #
 # References: Bricken et al. (2023), "Towards Monosemanticity"; Gao et al. (2024), "Scaling and evaluating sparse
 # autoencoders", arXiv:2406.04093, for TopK; Marks et al. (2024), "Sparse Feature Circuits", arXiv:2403.19647, for the

@@ -3,8 +3,8 @@
 #
 # A model that is trained on nothing but lists of moves may come to keep the board. This notebook trains a small
 # transformer on a game, in well under a minute, finds the board in its residual stream with linear probes, and
-# rewrites it: after one square is changed along a probe's direction, the model should predict the moves that are legal
-# on the changed board.
+# rewrites it: after one square is changed along a probe's direction, the model should predict the moves that are
+# legal on the changed board.
 #
 # ## The game
 #
@@ -16,7 +16,7 @@
 # move there was at an odd or an even place in the list, and what is legal depends on the whole board.
 
 # %%
-from functools import cache
+import functools
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -58,8 +58,9 @@ def before(moves):
 # %% [markdown]
 # ## A model that plays
 #
-# A GPT-2 of three layers learns to predict the next move of games that are played at random. It is never told the rules or the
-# board.
+# A GPT-2 of three layers learns to predict the next move of games that are played at random. It is never told the
+# rules or the board.
+
 
 # %%
 def train(steps=1000, games=64, rate=3e-3):
@@ -96,9 +97,9 @@ assert legal_moves(boards).any(-1).all()
 # %% [markdown]
 # ## Where is the board?
 #
-# At each depth of the residual stream a linear map is fitted to say whether each square is mine, empty or theirs, and is
-# tested on games that it has not seen. *Mine* is the player's whose turn it is. As a comparison, another asks for black,
-# empty or white, which is the same board in other words.
+# At each depth of the residual stream a linear map is fitted to say whether each square is mine, empty or theirs, and
+# is tested on games that it has not seen. *Mine* is the player's whose turn it is. As a comparison, another asks for
+# black, empty or white, which is the same board in other words.
 
 # %%
 streams = torch.cat([torch.stack([cache["resid_pre", layer] for layer in range(3)]), cache["resid_post", 2][None]])
@@ -136,9 +137,9 @@ lines(
 )
 
 # %% [markdown]
-# The embedding knows one move alone. Block by block the rest of the board is added. The model keeps it from the point of
-# view of the player to move: asked for black and white, the same probe does worse. That is reasonable, since what is
-# legal depends on whose turn it is, but it has to be known before one can find a board at all.
+# The embedding knows one move alone. Block by block the rest of the board is added. The model keeps it from the point
+# of view of the player to move: asked for black and white, the same probe does worse. That is reasonable, since what
+# is legal depends on whose turn it is, but it has to be known before one can find a board at all.
 
 # %%
 heatmap(
@@ -148,6 +149,7 @@ heatmap(
     x_title="square: row, column",
     y_title="depth",
     name="accuracy",
+    title="accuracy",
     span=(0.5, 1.0),
 )
 
@@ -159,16 +161,17 @@ assert by_square[2].mean() > as_colours[2].mean() + 0.01
 # %% [markdown]
 # ## Is it what the model uses?
 #
-# A probe finds what can be read, and not what *is* read. So rewrite it: make a square of theirs mine, and compare with
-# the rules on the changed board. The direction is the one in which streams change with what the probe reads, the
-# covariance of the streams times the probe's weights. (The weights alone are a poor direction to push in: they are bent
-# away from whatever else varies.) A step of 1 turns the probe's reading round. It is made at the last move alone.
+# A probe finds what can be read, and not what *is* read. So rewrite it: make a square of theirs mine, and compare
+# with the rules on the changed board. The direction is the one in which streams change with what the probe reads, the
+# covariance of the streams times the probe's weights. (The weights alone are a poor direction to push in: they are
+# bent away from whatever else varies.) A step of 1 turns the probe's reading round. It is made at the last move
+# alone.
 
 # %%
 AT = 10  # the place in the list of moves
 
 
-@cache
+@functools.cache
 def rewriting(depth):
     """Returns the probe from theirs to mine `[d_model + 1, square]`, and the directions to push in."""
     weights = fit(streams[depth], boards)
@@ -227,9 +230,9 @@ assert min(curves["after block 1, random"]) > 0.9 * curves["after block 1, rando
 # %% [markdown]
 # Without a step the model predicts for the real board, and puts about a fifth of its probability on moves that are
 # illegal on the changed one. Rewritten after block 1, that is halved, and a step of the same length in a random
-# direction does nothing of the kind. After block 0 little is gained: the board is not complete there, and block 1 adds
-# to it from moves that were not rewritten. After block 2 most is gained, but there only the unembedding comes after, so
-# that the step may as well act on the moves themselves as on the board.
+# direction does nothing of the kind. After block 0 little is gained: the board is not complete there, and block 1
+# adds to it from moves that were not rewritten. After block 2 most is gained, but there only the unembedding comes
+# after, so that the step may as well act on the moves themselves as on the board.
 #
 # One game, before and after:
 
@@ -255,12 +258,12 @@ heatmap(
 # %% [markdown]
 # ## What it does not show
 #
-# - A probe of 64 dimensions and 27 outputs may find what the model never uses. The intervention is the test, and it is one depth,
-#   one kind of change.
-# - The step is made at the last place alone. Later blocks read earlier places too, which still hold the old board. What is left
-#   of the error may come from there.
+# - A probe of 64 dimensions and 27 outputs may find what the model never uses. The intervention is the test, and it
+#   is one depth, one kind of change.
+# - The step is made at the last place alone. Later blocks read earlier places too, which still hold the old board.
+#   What is left of the error may come from there.
 # - A step that works says that the direction matters. It does not say that the model stores squares as independent
 #   directions.
 #
-# References: Li et al. (2023), "Emergent World Representations", arXiv:2210.13382; Nanda et al. (2023), "Emergent Linear
-# Representations in World Models of Self-Supervised Sequence Models", arXiv:2309.00941, for mine and theirs.
+# References: Li et al. (2023), "Emergent World Representations", arXiv:2210.13382; Nanda et al. (2023), "Emergent
+# Linear Representations in World Models of Self-Supervised Sequence Models", arXiv:2309.00941, for mine and theirs.

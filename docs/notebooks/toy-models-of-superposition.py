@@ -2,13 +2,13 @@
 # # Toy models of superposition
 #
 # A layer with a few dimensions may carry more features than it has dimensions, each in a direction of its own that is
-# not at right angles to the others. The features then disturb one another, and that can still be worth it where each is
-# rarely present. This notebook trains the smallest model that does so, and reads from its weights which features it
-# keeps, in which directions, and what they cost one another.
+# not at right angles to the others. The features then disturb one another, and that can still be worth it where each
+# is rarely present. This notebook trains the smallest model that does so, and reads from its weights which features
+# it keeps, in which directions, and what they cost one another.
 #
-# The model has `n` features and `m < n` dimensions. It writes features by a matrix `W` (`n × m`) and reads them by its
-# transpose: `x' = relu(x W Wᵀ + b)`. A feature is absent with a probability called its *sparsity*, and otherwise uniform
-# between 0 and 1. All sparsities are trained side by side, one model each.
+# The model has `n` features and `m < n` dimensions. It writes features by a matrix `W` (`n × m`) and reads them by
+# its transpose: `x' = relu(x W Wᵀ + b)`. A feature is absent with a probability called its *sparsity*, and otherwise
+# uniform between 0 and 1. All sparsities are trained side by side, one model each.
 
 # %%
 import torch
@@ -43,8 +43,8 @@ def train(sparsity, n=5, m=2, importance=None, steps=1500, learning_rate=0.02, s
 # %% [markdown]
 # ## Five features in two dimensions
 #
-# The features differ in importance: each matters half as much again as the next. Below, each arrow is the direction in
-# which one feature is written.
+# The features differ in importance: each matters half as much again as the next. Below, each arrow is the direction
+# in which one feature is written.
 
 # %%
 sparsity = [0.0, 0.7, 0.9, 0.98]
@@ -91,9 +91,9 @@ assert ((_gaps > 55) & (_gaps < 90)).all()  # a pentagon has 72
 # %% [markdown]
 # ## Interference
 #
-# `W Wᵀ` says what comes out for each feature that goes in: the diagonal is the feature itself, and the rest is what it
-# adds to others by mistake. `FactoredMatrix` keeps the product as its two factors, and has its rank, norm and singular
-# values without ever making it; here it is small enough to look at.
+# `W Wᵀ` says what comes out for each feature that goes in: the diagonal is the feature itself, and the rest is what
+# it adds to others by mistake. `FactoredMatrix` keeps the product as its two factors, and has its rank, norm and
+# singular values without ever making it; here it is small enough to look at.
 
 # %%
 product = FactoredMatrix(W, W.mT)
@@ -107,11 +107,11 @@ figure.update_layout(template="simple_white", height=250, margin={"l": 50, "r": 
 
 # %% [markdown]
 # The bias answers the interference. A feature that is disturbed needs a negative bias, so that the ReLU cuts off what
-# others add by mistake while it is absent itself. A feature that was dropped gets its mean, which is the best guess about what cannot be
-# read: 0.5 where nothing is sparse.
+# others add by mistake while it is absent itself. A feature that was dropped gets its mean, which is the best guess
+# about what cannot be read: 0.5 where nothing is sparse.
 
 # %%
-picture(b, {"sparsity": sparsity, "feature": list(range(5))}, unit="bias", kind="heat map")
+picture(b, {"sparsity": sparsity, "feature": list(range(5))}, unit="bias", title="bias", kind="heat map")
 
 # %% [check]
 assert (b[0, 2:] - 0.5).abs().max() < 0.05
@@ -121,8 +121,8 @@ assert torch.linalg.matrix_rank(product[0].AB) == 2
 # %% [markdown]
 # ## A phase change
 #
-# With 64 features of equal importance in 8 dimensions, ask how many dimensions a feature costs: `m / ‖W‖²`, where `‖W‖²` counts the
-# features that are kept.
+# With 64 features of equal importance in 8 dimensions, ask how many dimensions a feature costs: `m / ‖W‖²`, where
+# `‖W‖²` counts the features that are kept.
 
 # %%
 n, m = 64, 8
@@ -137,10 +137,10 @@ lines(
 ).update_xaxes(type="log")
 
 # %% [markdown]
-# Where little is sparse a feature costs almost a dimension. From a sparsity of 0.5 on it costs a half, and then less and
-# less: at 0.99 the 8 dimensions hold around fifty features. For each feature on its own, its share of the dimensions
-# that it lies in is `‖Wᵢ‖² / Σⱼ (Ŵᵢ · Wⱼ)²`: 1 for a dimension of its own, one half for one of an opposite pair, less in
-# larger groups, and 0 if it is dropped.
+# Where little is sparse a feature costs almost a dimension. From a sparsity of 0.5 on it costs a half, and then less
+# and less: at 0.99 the 8 dimensions hold around fifty features. For each feature on its own, its share of the
+# dimensions that it lies in is `‖Wᵢ‖² / Σⱼ (Ŵᵢ · Wⱼ)²`: 1 for a dimension of its own, one half for one of an opposite
+# pair, less in larger groups, and 0 if it is dropped.
 
 # %%
 unit = many / many.norm(dim=-1, keepdim=True).clamp_min(1e-6)
@@ -153,8 +153,8 @@ lines(
 )
 
 # %% [markdown]
-# At 0.7 most of those that are kept are in pairs, at 0.8 in threes, at 0.9 in fours. So it goes in steps: features are arranged in
-# shapes, not spread evenly.
+# At 0.7 most of those that are kept are in pairs, at 0.8 in threes, at 0.9 in fours. So it goes in steps: features
+# are arranged in shapes, not spread evenly.
 
 # %%
 groups = {0.7: 1 / 2, 0.8: 1 / 3, 0.9: 1 / 4}
@@ -172,9 +172,10 @@ for _at, _share in groups.items():
 # %% [markdown]
 # ## Is a real model like that?
 #
-# The embedded model writes 4,096 tokens in 256 dimensions, so that they cannot all be at right angles. Directions drawn
-# at random would have cosines of about `1/√256 = 0.06`. A token's nearest other is much nearer than the nearest of as many random
-# directions: tokens are not packed as far apart as they could be, because similar tokens share features.
+# The embedded model writes 4,096 tokens in 256 dimensions, so that they cannot all be at right angles. Directions
+# drawn at random would have cosines of about `1/√256 = 0.06`. A token's nearest other is much nearer than the nearest
+# of as many random directions: tokens are not packed as far apart as they could be, because similar tokens share
+# features.
 
 # %%
 bridge = clearspan.boot("tiny-bigcode")
@@ -198,11 +199,11 @@ assert tokens.median() > 1.2 * random.median()
 # %% [markdown]
 # ## What it does not show
 #
-# - Features here are given, independent and equally sparse. In a real model nobody gives them, and they are correlated,
-#   which changes how they are arranged.
-# - The loss is reconstruction through one ReLU. A model that computes with its features has other reasons to keep them
-#   apart.
-# - Directions that overlap are a sign of superposition only where the features are known. Similar tokens overlap because
-#   they mean similar things.
+# - Features here are given, independent and equally sparse. In a real model nobody gives them, and they are
+#   correlated, which changes how they are arranged.
+# - The loss is reconstruction through one ReLU. A model that computes with its features has other reasons to keep
+#   them apart.
+# - Directions that overlap are a sign of superposition only where the features are known. Similar tokens overlap
+#   because they mean similar things.
 #
 # References: Elhage et al. (2022), "Toy Models of Superposition", arXiv:2209.10652, sections 2 and 3.

@@ -2,9 +2,9 @@
 # # Which argument? A task with two candidates, by patching
 #
 # In `def set(self, start, stop): self.stop =` the embedded model, which has learned Python, expects `stop` and not
-# `start`. Both words stand in the text, so that it has to know *which*. Large models have a task of this kind in English, the
-# indirect object ("When Mary and John went to the shop, John gave a drink to"). This notebook takes the small task apart with
-# the same tools: direct attribution, activation patching, path patching and ablation.
+# `start`. Both words stand in the text, so that it has to know *which*. Large models have a task of this kind in
+# English, the indirect object ("When Mary and John went to the shop, John gave a drink to"). This notebook takes the
+# small task apart with the same tools: direct attribution, activation patching, path patching and ablation.
 #
 # ## Prompts in pairs
 #
@@ -26,10 +26,10 @@ from clearspan.plots import heatmap, picture
 from clearspan.sweep import LogitDifference
 
 bridge = clearspan.boot("tiny-bigcode")
-NAMES = (
-    "name path value size key data text file line code mode width start stop left right index count item first second "
-    "func args"
-).split()
+NAMES = [
+    *("name", "path", "value", "size", "key", "data", "text", "file", "line", "code", "mode", "width", "start"),
+    *("stop", "left", "right", "index", "count", "item", "first", "second", "func", "args"),
+]
 
 
 def prompts(rows, seed):
@@ -79,14 +79,17 @@ top = direct.top(4)
 dict(zip(top.parts, (round(value, 1) for value in top.mean().tolist()), strict=True))
 
 # %% [markdown]
-# Two heads of the last layer, L4H6 and L4H0, write more than all other heads together. Where do they look from the last token?
+# Two heads of the last layer, L4H6 and L4H0, write more than all other heads together. Where do they look from the
+# last token?
 
 # %%
 _, cache = bridge.run_with_cache(clean)
 LAST, ATTRIBUTE = batch.longest - 1, batch.longest - 2
 rows = torch.arange(batch.rows)
 answers = torch.tensor(metric.correct)
-argument = (batch.ids[:, :ATTRIBUTE] == answers[:, None]).int().argmax(-1)  # where the right one stands in the signature
+argument = (
+    (batch.ids[:, :ATTRIBUTE] == answers[:, None]).int().argmax(-1)
+)  # where the right one stands in the signature
 
 
 def attention(layer, head):
@@ -98,8 +101,8 @@ def attention(layer, head):
 movers = {"L4H6": (4, 6), "L4H0": (4, 0), "L3H3": (3, 3), "L2H4": (2, 4)}
 looks = torch.tensor([attention(*head) for head in movers.values()])
 heatmap(
-    looks, x=["the attribute", "the right argument"], y=list(movers), x_title="from the last token to", name="attention",
-    y_title="head", span=(0.0, 1.0),
+    looks, x=["the attribute", "the right argument"], y=list(movers), x_title="from the last token to", y_title="head",
+    name="attention", title="attention", span=(0.0, 1.0),
 )  # fmt: skip
 
 # %% [markdown]
@@ -122,15 +125,21 @@ assert (looks[:, 1] < 0.3).all()
 streams = activation_patching(bridge, clean, corrupted, metric, "resid_pre", progress=False).normalised()
 shown = [f"{position} {word.strip() or '⏎'}" for position, word in enumerate(words)]
 shown[ATTRIBUTE], shown[6], shown[8], shown[2] = "13 attribute", "6 first", "8 second", "2 method"
-picture(streams, {"layer": list(range(5)), "position": list(range(15))}, {"position": shown}, unit="share restored")
+picture(
+    streams,
+    {"layer": list(range(5)), "position": list(range(15))},
+    {"position": shown},
+    unit="share restored",
+    title="share restored",
+)
 
 # %% [markdown]
-# What differs enters at the attribute, and stands there alone until layer 2. It is carried to the last token in layers 2 to 4,
-# most of it in layer 4. By heads (`z`), clean into corrupted:
+# What differs enters at the attribute, and stands there alone until layer 2. It is carried to the last token in
+# layers 2 to 4, most of it in layer 4. By heads (`z`), clean into corrupted:
 
 # %%
 heads = activation_patching(bridge, clean, corrupted, metric, "z", ("layer", "head"), progress=False).normalised()
-picture(heads, {"layer": list(range(5)), "head": list(range(8))}, unit="share restored")
+picture(heads, {"layer": list(range(5)), "head": list(range(8))}, unit="share restored", title="share restored")
 
 # %% [markdown]
 # The same heads come out as in direct attribution: L4H6, L4H0, L3H3 and L2H4.
@@ -144,20 +153,26 @@ assert set(heads.flatten().topk(4).indices.tolist()) == {layer * 8 + head for la
 # %% [markdown]
 # ## By which path?
 #
-# A head matters by what it reads, and somebody wrote that. Path patching carries what one sender writes to one reader,
-# with all other paths frozen. In this model the heads of a layer share one key and one value, so that these are readers for
-# all eight together.
+# A head matters by what it reads, and somebody wrote that. Path patching carries what one sender writes to one
+# reader, with all other paths frozen. In this model the heads of a layer share one key and one value, so that these
+# are readers for all eight together.
 
 # %%
 senders = ["embed", "L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp", "L2H1", "L2H4", "L3H0", "L3H1", "L3H3"]
 readers = ["L4H6.q", "L4H0.q", "L4H0-7.k", "L4H0-7.v", "L4.mlp", "logits"]
 paths = path_patching(bridge, clean, corrupted, metric, senders, readers, progress=False)
-picture(paths.change().mean(-1), {"sender": senders, "reader": readers}, unit="change in logits", kind="heat map")
+picture(
+    paths.change().mean(-1),
+    {"sender": senders, "reader": readers},
+    unit="change in logits",
+    title="change in logits",
+    kind="heat map",
+)
 
 # %% [markdown]
 # One path stands out: what the first MLP makes of the attribute's token goes into the **values** of layer 4. Queries
-# carry nothing of the difference. So the heads of layer 4 do not find out *where* to look by which argument it is; they
-# look one token back in both runs, and what they find there differs.
+# carry nothing of the difference. So the heads of layer 4 do not find out *where* to look by which argument it is;
+# they look one token back in both runs, and what they find there differs.
 
 # %% [check]
 _change = paths.change().mean(-1)
@@ -168,8 +183,9 @@ assert _change.flatten().topk(2).values[1] < 2
 # %% [markdown]
 # ## What is needed?
 #
-# Ablation takes heads away. Each is replaced by its mean at each position over clean and corrupted prompts, in which both
-# arguments are right equally often.
+# Ablation takes heads away. Each is replaced by its mean at each position over clean and corrupted prompts, in which
+# both arguments are right equally often.
+
 
 # %%
 def without(*heads):
@@ -201,6 +217,7 @@ assert left["L4H1 L4H3 L3H1"] > 0.7 * left["none"]
 # Everything so far says: the model repeats the attribute. Then the signature should not matter. So put other names
 # into it:
 
+
 # %%
 def probability(texts):
     """Returns the mean probability of the right argument, and the mean logit difference."""
@@ -215,9 +232,9 @@ probability(clean), probability(elsewhere)
 
 # %% [markdown]
 # With `x, y` in the signature the logit difference is *larger*: no other candidate stands in the text now. But the
-# probability of the answer falls from 0.62 to 0.36. So the signature is used, to make its names likelier as such, and both alike. A difference
-# of two logits cannot see what raises both. That is the price of a metric that isolates one question: *which
-# argument*, and not *an argument at all*.
+# probability of the answer falls from 0.62 to 0.36. So the signature is used, to make its names likelier as such, and
+# both alike. A difference of two logits cannot see what raises both. That is the price of a metric that isolates one
+# question: *which argument*, and not *an argument at all*.
 
 # %% [check]
 _own, _other = probability(clean), probability(elsewhere)
@@ -227,12 +244,12 @@ assert _other[0] < 0.8 * _own[0]
 # %% [markdown]
 # ## What it does not show
 #
-# - This is no small copy of the circuit of large models for the indirect object. There heads have to find the name that
-#   was *not* repeated; here repeating is right. The tools are the same, the finding is this model's.
-# - The four heads are those of this pair of runs. Prompts in which the attribute and the argument differ in name would ask
-#   for others.
+# - This is no small copy of the circuit of large models for the indirect object. There heads have to find the name
+#   that was *not* repeated; here repeating is right. The tools are the same, the finding is this model's.
+# - The four heads are those of this pair of runs. Prompts in which the attribute and the argument differ in name
+#   would ask for others.
 # - Ablation by the mean leaves what the heads do in all prompts alike.
 #
-# References: Wang et al. (2022), "Interpretability in the Wild", arXiv:2211.00593; Heimersheim and Nanda (2024),
-# "How to use and interpret activation patching", arXiv:2404.15255. In this documentation:
-# [Attribute a prediction to heads](../attribute-a-prediction.md), [Patch at speed](../sweeps.md).
+# References: Wang et al. (2022), "Interpretability in the Wild", arXiv:2211.00593; Heimersheim and Nanda (2024), "How
+# to use and interpret activation patching", arXiv:2404.15255. In this documentation: [Attribute a prediction to
+# heads](../attribute-a-prediction.md), [Patch at speed](../sweeps.md).

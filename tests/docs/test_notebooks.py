@@ -50,7 +50,9 @@ def test_there_is_no_notebook_without_a_source():
 
 def test_a_page_with_examples_becomes_cells(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# Title\n\n```python\n>>> for x in (1,):\n...     print(x)\n1\n\n```\n\nText.\n\n```python\ny = 2\n```\n")
+    page.write_text(
+        "# Title\n\n```python\n>>> for x in (1,):\n...     print(x)\n1\n\n```\n\nText.\n\n```python\ny = 2\n```\n"
+    )
     assert [(cell.kind, cell.text) for cell in NOTEBOOKS["cells"](page)] == [
         ("markdown", "# Title"),
         ("code", "for x in (1,):\n    print(x)"),
@@ -61,5 +63,7 @@ def test_a_page_with_examples_becomes_cells(tmp_path):
 def test_a_mark_that_names_no_kind_of_cell_is_refused(tmp_path):
     path = tmp_path / "source.py"
     path.write_text("# %% [markdwon]\n# Text\n")
-    with pytest.raises(ValueError, match=r"expected '# %%', '# %% \[markdown\]' or '# %% \[check\]', got \['', '\[markdwon\]'\]"):
+    with pytest.raises(
+        ValueError, match=r"expected '# %%', '# %% \[markdown\]' or '# %% \[check\]', got \['', '\[markdwon\]'\]"
+    ):
         NOTEBOOKS["cells"](path)
