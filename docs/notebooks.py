@@ -104,9 +104,11 @@ def _still(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     if PLOTLY not in output.get("data", {}):
         return output
     figure = go.Figure(output.data[PLOTLY]).update_layout(paper_bgcolor="white", plot_bgcolor="white")
-    size = {"width": figure.layout.width or WIDTH, "height": figure.layout.height}
+    layout = output.data[PLOTLY]["layout"]
+    size = {"width": layout.get("width", WIDTH), "height": layout.get("height")}
     drawn = base64.b64encode(figure.to_image("png", scale=PIXELS, **size)).decode()
-    return nbformat.from_dict({**output, "data": {"image/png": drawn}})
+    output.data = nbformat.NotebookNode({"image/png": drawn})
+    return output
 
 
 if __name__ == "__main__":
