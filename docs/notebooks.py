@@ -24,11 +24,8 @@ from nbclient import NotebookClient
 
 HOME = Path(__file__).parent / "notebooks"
 SOURCES = tuple(sorted(HOME.glob("*.py")))
-KINDS: Mapping[str, Literal["code", "markdown", "check"]] = {
-    "": "code",
-    "[markdown]": "markdown",
-    "[check]": "check",
-}
+Kind = Literal["code", "markdown", "check"]
+KINDS: Mapping[str, Kind] = {"": "code", "[markdown]": "markdown", "[check]": "check"}
 PLOTLY = "application/vnd.plotly.v1+json"
 WIDTH, PIXELS = 760, 1.2
 """Of a still picture: its width, and how many pixels a unit of it has."""
@@ -36,10 +33,17 @@ WIDTH, PIXELS = 760, 1.2
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a notebook, or code that checks those before it."""
+    """A cell of a notebook, or code that checks those before it.
 
-    kind: Literal["code", "markdown", "check"]
+    Attributes:
+        kind: What it is.
+        text: Its source.
+        raises: Whether it shows an error.
+    """
+
+    kind: Kind
     text: str
+    raises: bool = False
 
 
 def cells(source: Path) -> list[Cell]:
@@ -48,28 +52,35 @@ def cells(source: Path) -> list[Cell]:
     Raises:
         ValueError: A mark in a Python file names no kind of cell, or something stands before the first mark.
     """
-    parse = _of_page if source.suffix == ".md" else _of_percent
-    return [Cell(kind, text.strip("\n")) for kind, text in parse(source.read_text()) if text.strip()]
+    found = _of_page(source.read_text()) if source.suffix == ".md" else _of_percent(source.read_text())
+    return [Cell(cell.kind, cell.text.strip("\n"), cell.raises) for cell in found if cell.text.strip()]
 
 
-def _of_percent(text: str) -> list[tuple[Literal["code", "markdown", "check"], str]]:
+def _of_percent(text: str) -> list[Cell]:
     before, *parts = re.split(r"^# %% *(.*)\n", text, flags=re.MULTILINE)
     marks, bodies = parts[::2], parts[1::2]
     if before.strip() or not set(marks) <= KINDS.keys():
         raise ValueError(f"expected '# %%', '# %% [markdown]' or '# %% [check]', got {[before, *marks]}")
     uncommented = [re.sub(r"^# ?", "", body, flags=re.MULTILINE) for body in bodies]
     return [
-        (KINDS[mark], plain if KINDS[mark] == "markdown" else body)
+        Cell(KINDS[mark], plain if KINDS[mark] == "markdown" else body)
         for mark, body, plain in zip(marks, bodies, uncommented, strict=True)
     ]
 
 
-def _of_page(text: str) -> list[tuple[Literal["code", "markdown"], str]]:
-    found: list[tuple[Literal["code", "markdown"], str]] = []
+def _of_page(text: str) -> list[Cell]:
+    """Returns the cells of a page: code ends a cell where it shows something, as a cell shows its last value alone."""
+    found: list[Cell] = []
     for prose, block in re.findall(r"(.*?)(?:^```python\n(.*?)^```\n|\Z)", text, flags=re.MULTILINE | re.DOTALL):
-        examples = [part.source for part in DocTestParser().parse(block) if isinstance(part, Example)]
+        examples = [part for part in DocTestParser().parse(block) if isinstance(part, Example)]
         shown = prose if examples or not block else f"{prose}```python\n{block}```\n"
-        found += [("markdown", shown), ("code", "".join(examples))]
+        found.append(Cell("markdown", re.sub(r"\]\((?!https?://|#)", "](../", shown)))  # links from the folder below
+        code = ""
+        for number, example in enumerate(examples, start=1):
+            code += example.source
+            if example.want or number == len(examples):
+                found.append(Cell("code", code, example.exc_msg is not None))
+                code = ""
     return found
 
 
@@ -83,6 +94,9 @@ def notebook(source: Path) -> nbformat.NotebookNode:
     make = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}
     shown = [cell for cell in cells(source) if cell.kind != "check"]
     made = [make[cell.kind](cell.text, id=f"{number:02}") for number, cell in enumerate(shown)]
+    for node, cell in zip(made, shown, strict=True):
+        if cell.raises:
+            node.metadata["tags"] = ["raises-exception"]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
 

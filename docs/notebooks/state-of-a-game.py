@@ -253,6 +253,7 @@ heatmap(
     y=list(rows),
     x_title="move: row, column",
     name="probability",
+    title="probability",
 )
 
 # %% [markdown]

@@ -72,15 +72,14 @@ assert (difference > 0).float().mean() > 0.8
 
 # %%
 direct = direct_logit_attribution(bridge, clean, right, wrong, unit="head")
-direct.plot()
+direct.plot().update_layout(title_text="written to the logit difference, in logits")
 
 # %%
 top = direct.top(4)
 dict(zip(top.parts, (round(value, 1) for value in top.mean().tolist()), strict=True))
 
 # %% [markdown]
-# Two heads of the last layer, L4H6 and L4H0, write more than all other heads together. Where do they look from the
-# last token?
+# Two heads of the last layer, L4H6 and L4H0, write most. Where do these four look from the last token?
 
 # %%
 _, cache = bridge.run_with_cache(clean)
@@ -171,7 +170,7 @@ picture(
 
 # %% [markdown]
 # One path stands out: what the first MLP makes of the attribute's token goes into the **values** of layer 4. Queries
-# carry nothing of the difference. So the heads of layer 4 do not find out *where* to look by which argument it is;
+# carry hardly anything of the difference. So the heads of layer 4 do not find out *where* to look by which argument it is;
 # they look one token back in both runs, and what they find there differs.
 
 # %% [check]

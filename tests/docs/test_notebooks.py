@@ -48,16 +48,28 @@ def test_there_is_no_notebook_without_a_source():
     assert set(folder.glob("*.ipynb")) == {NOTEBOOKS["notebook_of"](source) for source in NOTEBOOKS["SOURCES"]}
 
 
+def test_links_of_a_notebook_lead_somewhere(source):
+    for cell in NOTEBOOKS["cells"](source):
+        if cell.kind == "markdown":
+            for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", cell.text):
+                assert (NOTEBOOKS["HOME"] / target).exists(), target
+
+
 def test_a_page_with_examples_becomes_cells(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(
-        "# Title\n\n```python\n>>> for x in (1,):\n...     print(x)\n1\n\n```\n\nText.\n\n```python\ny = 2\n```\n"
-    )
-    assert [(cell.kind, cell.text) for cell in NOTEBOOKS["cells"](page)] == [
-        ("markdown", "# Title"),
-        ("code", "for x in (1,):\n    print(x)"),
-        ("markdown", "Text.\n\n```python\ny = 2\n```"),
+    examples = ">>> x = 1\n>>> for y in (x,):\n...     print(y)\n1\n>>> x / 0\nTraceback (most recent call last):\n"
+    examples += "ZeroDivisionError: division by zero\n>>> x = 2\n"
+    page.write_text(f"# [Title](a.md)\n\n```python\n{examples}\n```\n\nText.\n\n```python\ny = 2\n```\n")
+    assert [(cell.kind, cell.text, cell.raises) for cell in NOTEBOOKS["cells"](page)] == [
+        ("markdown", "# [Title](../a.md)", False),
+        ("code", "x = 1\nfor y in (x,):\n    print(y)", False),
+        ("code", "x / 0", True),
+        ("code", "x = 2", False),
+        ("markdown", "Text.\n\n```python\ny = 2\n```", False),
     ]
+    made = NOTEBOOKS["notebook"](page)
+    assert [cell.cell_type for cell in made.cells] == ["markdown", "code", "code", "code", "markdown"]
+    assert made.cells[2].metadata["tags"] == ["raises-exception"]
 
 
 def test_a_mark_that_names_no_kind_of_cell_is_refused(tmp_path):
