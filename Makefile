@@ -73,7 +73,8 @@ clients: .venv/dev
 	.ci/tiers $(addprefix client-,$(CLIENTS))
 
 client-%: .venv/clients/%/site-packages
-	PYTHONPATH=$(CURDIR)/$< $(BIN)/python -m pytest --confcutdir=tests/clients --disable-warnings -W default tests/clients/$*
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$< $(BIN)/python -m pytest --confcutdir=tests/clients \
+		--disable-warnings -W default tests/clients/$*
 
 oldest: .venv/releases/$(OLDEST)
 	$(call core,$(OLDEST))

@@ -33,6 +33,7 @@ from clearspan.errors import (
     InvalidArgumentError,
     UnknownArgumentError,
     UnsupportedArchitectureError,
+    argument,
 )
 from clearspan.hf.loading import bridge_config, check_model, load_model
 from clearspan.hf.releases import warn_of_release, warn_of_what_is_left_out
@@ -209,7 +210,8 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
         Raises:
             InvalidArgumentError: The logits are not those of the tokens, or there is one token alone.
         """
-        batch = self.to_batch(tokens, attention_mask)
+        with argument("tokens"):
+            batch = self.to_batch(tokens, attention_mask)
         check_flags(per_token=per_token)
         expected = [batch.rows, batch.width, self.cfg.d_vocab]
         if not isinstance(logits, Tensor) or list(logits.shape) != expected or batch.tokens is None or batch.width < 2:
@@ -527,14 +529,16 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
     # fmt: off
     @overload
     def generate(
-        self, input: Input | None = ..., *, prepend_bos: bool | None = ..., padding_side: PaddingSide | None = ...,
-        attention_mask: Tensor | None = ..., inputs_embeds: Tensor | None = ..., fwd_hooks: Hooks = ...,
+        self, input: Input | None = ..., max_new_tokens: int | None = ..., *, prepend_bos: bool | None = ...,
+        padding_side: PaddingSide | None = ..., attention_mask: Tensor | None = ...,
+        inputs_embeds: Tensor | None = ..., fwd_hooks: Hooks = ...,
         interventions: Sequence[Intervention] = ..., sources: Mapping[str, Source] | None = ...,
         return_cache: Literal[False] = ..., **generate_kwargs: Any) -> Any: ...
     @overload
     def generate(
-        self, input: Input | None = ..., *, prepend_bos: bool | None = ..., padding_side: PaddingSide | None = ...,
-        attention_mask: Tensor | None = ..., inputs_embeds: Tensor | None = ..., fwd_hooks: Hooks = ...,
+        self, input: Input | None = ..., max_new_tokens: int | None = ..., *, prepend_bos: bool | None = ...,
+        padding_side: PaddingSide | None = ..., attention_mask: Tensor | None = ...,
+        inputs_embeds: Tensor | None = ..., fwd_hooks: Hooks = ...,
         interventions: Sequence[Intervention] = ..., sources: Mapping[str, Source] | None = ...,
         return_cache: Literal[True], names_filter: NamesFilter = ..., **generate_kwargs: Any
     ) -> tuple[Any, ActivationCache]: ...
@@ -543,6 +547,7 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
     def generate(
         self,
         input: Input | None = None,
+        max_new_tokens: int | None = None,
         *,
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
@@ -565,6 +570,7 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
             input: Text, a list of texts, token ids `[batch, pos]`, and all else that `to_batch` takes; or embeddings.
                 Chat messages are answered, and a last message of the assistant's is continued; for another ending give
                 `to_batch(messages, ...)`.
+            max_new_tokens: How many tokens at most; by default what the model's generation config says, or 20.
             prepend_bos: As for `forward`.
             padding_side: Where shorter texts are filled; by default on the left.
             attention_mask: `[batch, pos]` of a token tensor with padding.
@@ -578,11 +584,11 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
             sources: As for `forward`.
             return_cache: Whether to return the activations too.
             names_filter: With `return_cache=True`, what to keep: as for `run_with_cache`.
-            **generate_kwargs: For `hf_model.generate`: `max_new_tokens`, `do_sample`, `temperature`, `num_beams`,
-                `stop_strings` (with the bridge's tokenizer), one `stopping_criteria` or a list, ... Besides, keywords
+            **generate_kwargs: For `hf_model.generate`: `do_sample`, `temperature`, `num_beams`, ... Its `stop_strings`
+                are looked for with the bridge's tokenizer; `stopping_criteria` may be one or a list. Besides, keywords
                 that TransformerLens has: `return_type` (`"str"`, `"tokens"`, or `"input"` for what the input was),
-                `stop_at_eos`, `use_past_kv_cache`, `freq_penalty` (taken off a token's logit, for each time that the
-                sequence has it, when sampling), and `verbose`, which does nothing. Defaults are Hugging Face's.
+                `stop_at_eos`, `use_past_kv_cache`, `freq_penalty` (when sampling, what a token's logit loses for each
+                time that the sequence has it), and `verbose`, which does nothing. Defaults are Hugging Face's.
 
         Returns:
             The whole text (a list for a list, or for several sequences), or the whole token tensor; with
@@ -608,7 +614,13 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
             True
         """
         prompt = generation.prepare(
-            self, input, prepend_bos, padding_side, attention_mask, inputs_embeds, generate_kwargs
+            self,
+            input,
+            prepend_bos,
+            padding_side,
+            attention_mask,
+            inputs_embeds,
+            {**generate_kwargs, "max_new_tokens": max_new_tokens},
         )
         own = edits(self, fwd_hooks, interventions, sources, prompt.batch, is_generating=True)
         check_flags(return_cache=return_cache)
@@ -617,23 +629,14 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
         generation.check_no_filter(names_filter)
         return generation.generate(self, prompt, own)
 
-    @overload
-    def generate_stream(
-        self, input: Tensor, max_tokens_per_yield: int = 1, fwd_hooks: Hooks = (), **generate_kwargs: Any
-    ) -> Generator[Tensor, None, None]: ...
-
-    @overload
-    def generate_stream(
-        self, input: Input | None = None, max_tokens_per_yield: int = 1, fwd_hooks: Hooks = (), **generate_kwargs: Any
-    ) -> Generator[Any, None, None]: ...
-
     @eager
     def generate_stream(
         self,
         input: Input | None = None,
+        max_new_tokens: int | None = None,
+        *,
         max_tokens_per_yield: int = 1,
         fwd_hooks: Hooks = (),
-        *,
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
         attention_mask: Tensor | None = None,
@@ -641,7 +644,7 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
         interventions: Sequence[Intervention] = (),
         sources: Mapping[str, Source] | None = None,
         **generate_kwargs: Any,
-    ) -> Any:
+    ) -> Generator[Any, None, None]:
         """Yields new tokens as `generate` makes them.
 
         Generation waits while the caller does something else, and its hooks are off then: the bridge may be used
@@ -650,6 +653,7 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
 
         Args:
             input: As for `generate`.
+            max_new_tokens: As for `generate`.
             max_tokens_per_yield: New tokens of each row in an item; the last one may have fewer.
             fwd_hooks: As for `generate`.
             interventions: As for `generate`.
@@ -678,7 +682,13 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
             True
         """
         prompt = generation.prepare(
-            self, input, prepend_bos, padding_side, attention_mask, inputs_embeds, generate_kwargs
+            self,
+            input,
+            prepend_bos,
+            padding_side,
+            attention_mask,
+            inputs_embeds,
+            {**generate_kwargs, "max_new_tokens": max_new_tokens},
         )
         own = edits(self, fwd_hooks, interventions, sources, prompt.batch, is_generating=True)
         return generation.stream(self, prompt, max_tokens_per_yield, own)

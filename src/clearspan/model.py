@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clearspan.architectures import AdapterSource, ArchitectureAdapter
-from clearspan.checks import check_flags, check_kind, device_of, number_of
+from clearspan.checks import check_flags, check_kind, device_of, dtype_of, number_of
 from clearspan.components import (
     Binding,
     BlockBridge,
@@ -517,11 +517,33 @@ class Model(ModelWeights):
 
     # --- the module's own methods ------------------------------------------------------------------------------------
 
-    def to(self, where: torch.device | str | torch.dtype) -> Self:
-        """Moves the model to a device, or changes its dtype, in place."""
-        if not (isinstance(where, torch.dtype) and where.is_floating_point):
-            where = device_of(where)
-        nn.Module.to(self.hf_model, where)
+    def to(
+        self,
+        where: torch.device | str | torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> Self:
+        """Moves the model to a device, or changes its dtype, in place.
+
+        Args:
+            where: A device or a dtype.
+            dtype: A dtype.
+            device: A device, in place of `where`.
+
+        Raises:
+            InvalidArgumentError: There is no such device or dtype, or none is given, or two.
+        """
+        is_dtype = isinstance(where, torch.dtype)
+        devices = [device_of(one) for one in (None if is_dtype else where, device) if one is not None]
+        dtypes = [dtype_of(one) for one in (where if is_dtype else None, dtype) if one is not None]
+        if len(devices) > 1 or len(dtypes) > 1 or not (devices or dtypes):
+            raise InvalidArgumentError(
+                "the model is moved to one device, or one dtype, or one of each",
+                got=f"where={where!r}, dtype={dtype!r}, device={device!r}",
+            )
+        for one in (*devices, *dtypes):
+            nn.Module.to(self.hf_model, one)
         return self
 
     def eval(self) -> Self:

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from clearspan._run import runs
-from clearspan._run.autoencoders import Autoencoder, Splices, ends, spliced
+from clearspan._run.autoencoders import Autoencoder, Splice, Splices, spliced
 from clearspan._run.hooks import Hooked, Hooks
 from clearspan.cache import ActivationCache
 from clearspan.checks import check_flags
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import Model
 from clearspan.modes import eager
+from clearspan.scopes import HERE
 
 Autoencoders = Autoencoder | Sequence[Autoencoder]
 """One autoencoder or several, each on another hook point."""
@@ -79,17 +80,19 @@ class SparseAutoencoders(Model):
     @contextlib.contextmanager
     def _with_saes(self, saes: Autoencoders, reset_saes_end: bool, use_error_term: bool | None) -> Iterator[Self]:
         check_flags(reset_saes_end=reset_saes_end)
-        given = _listed(saes)
+        splices = [spliced(self, sae, use_error_term) for sae in _listed(saes)]
+        _check_apart(splices)
         if not reset_saes_end:
-            for sae in given:
-                self.add_sae(sae, use_error_term)
+            for splice in splices:
+                self._keep_on(splice)
             yield self
             return
-        splices = [spliced(self, sae, use_error_term) for sae in given]
         with contextlib.ExitStack() as stack:
             for splice in splices:
                 stack.callback(self._splices.remove, self, splice, self._splices.put(self, splice))
             stack.enter_context(Hooked(self, [hook for splice in splices for hook in splice.hooks()]))
+            for splice in splices:
+                splice.scope = HERE.get()
             yield self
 
     def add_sae(self, sae: Autoencoder, use_error_term: bool | None = None) -> None:
@@ -103,9 +106,12 @@ class SparseAutoencoders(Model):
             InvalidArgumentError: It is no autoencoder, or does not fit its point.
             UnknownPointError: The model has no such point.
         """
-        splice = spliced(self, sae, use_error_term)
-        self.reset_saes([name for name in [splice.reads.name] if name in self._splices])
-        self._splices.put(self, splice)
+        self._keep_on(spliced(self, sae, use_error_term))
+
+    def _keep_on(self, splice: Splice) -> None:
+        earlier = self._splices.put(self, splice)
+        if earlier is not None:
+            self._take_off(earlier)
         for name, hook in splice.hooks():
             hooked = self.index.find(name)
             splice.lasting.append((hooked, hooked.add_hook(hook, is_permanent=True)))
@@ -118,19 +124,26 @@ class SparseAutoencoders(Model):
 
         Raises:
             InvalidArgumentError: None is on such a point.
+            UnknownPointError: The model has no such point.
         """
-        names = list(self._splices) if act_names is None else [act_names] if isinstance(act_names, str) else act_names
-        for name in list(names):
-            point = self.index.find(name).name
-            if point not in self._splices:
+        there: dict[str, list[Splice]] = {}
+        for splice in self._splices.values():
+            there.setdefault(splice.reads.name, []).append(splice)
+        names = list(there) if act_names is None else [point.name for point in self.index.select(act_names)]
+        for name in names:
+            if name not in there:
                 raise InvalidArgumentError(
-                    f"no sparse autoencoder is on {name}", expected=", ".join(self._splices) or "one that is on"
+                    f"no sparse autoencoder is on {name}", expected=", ".join(there) or "one that is on"
                 )
-            splice = self._splices[point]
-            self._splices.remove(self, splice)
-            while splice.lasting:
-                hooked, listener = splice.lasting.pop()
-                hooked.remove(listener)
+        for splice in [splice for name in names for splice in there[name]]:
+            self._take_off(splice)
+
+    def _take_off(self, splice: Splice) -> None:
+        self._splices.remove(self, splice)
+        splice.is_off = True
+        while splice.lasting:
+            hooked, listener = splice.lasting.pop()
+            hooked.remove(listener)
 
     @eager
     def run_with_saes(
@@ -193,14 +206,13 @@ class SparseAutoencoders(Model):
 
 
 def _listed(saes: Autoencoders) -> list[Autoencoder]:
-    """Returns one autoencoder or several as a list.
+    """Returns one autoencoder or several as a list."""
+    return list(saes) if isinstance(saes, Sequence) else [saes]
 
-    Raises:
-        InvalidArgumentError: Two read the same point.
-    """
-    listed: list[Autoencoder] = list(saes) if isinstance(saes, Sequence) else [saes]
-    names = [ends(sae)[0] for sae in listed]
+
+def _check_apart(splices: Sequence[Splice]) -> None:
+    """Raises if two autoencoders write the same point."""
+    names = [splice.writes.name for splice in splices]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise InvalidArgumentError(f"two sparse autoencoders are on {twice[0]}", expected="one on each hook point")
-    return listed

@@ -2,6 +2,6 @@
 
 from importlib.util import find_spec
 
-LIBRARIES = {"circuitsvis": "circuitsvis", "nnterp": "nnterp", "saelens": "sae_lens"}
+LIBRARIES = {"circuitsvis": "circuitsvis", "inseq": "inseq", "nnterp": "nnterp", "saelens": "sae_lens"}
 
 collect_ignore = [folder for folder, library in LIBRARIES.items() if find_spec(library) is None]

@@ -536,7 +536,7 @@ def test_filter_without_a_cache(bridge, tokens):
 
 def test_stream_that_cannot_be(bridge, tokens):
     with pytest.raises(InvalidArgumentError) as error:
-        bridge.generate_stream(tokens, 0)
+        bridge.generate_stream(tokens, max_tokens_per_yield=0)
     assert message(error) == [
         "a stream gives at least one token at a time",
         "  expected: max_tokens_per_yield of 1 or more",

@@ -23,7 +23,7 @@ def _no_thread_is_left() -> object:
 
 @pytest.mark.parametrize("size", [1, 5, 100])
 def test_tokens(size, bridge, tokens):
-    chunks = list(bridge.generate_stream(tokens, size, eos_token_id=None, **OPTIONS))
+    chunks = list(bridge.generate_stream(tokens, max_tokens_per_yield=size, eos_token_id=None, **OPTIONS))
     assert [chunk.shape[1] for chunk in chunks] == {1: [1] * 12, 5: [5, 5, 2], 100: [12]}[size]
     generated = bridge.generate(tokens, eos_token_id=None, **OPTIONS)
     assert torch.equal(torch.cat([tokens, *chunks], 1), generated)
@@ -32,11 +32,11 @@ def test_tokens(size, bridge, tokens):
 @pytest.mark.parametrize("size", [1, 3])
 def test_text(size, embedded):
     for prompt in ("import o", "def área(self):\n    # naïve café ☕ 漢字"):
-        pieces = list(embedded.generate_stream(prompt, size, **OPTIONS))
+        pieces = list(embedded.generate_stream(prompt, max_tokens_per_yield=size, **OPTIONS))
         assert all(pieces)
         assert "".join(pieces) == embedded.generate(prompt, **OPTIONS).removeprefix(prompt)
     prompts = ["import o", "def area(self):\n    return"]
-    rows = zip(*embedded.generate_stream(prompts, size, **OPTIONS), strict=True)
+    rows = zip(*embedded.generate_stream(prompts, max_tokens_per_yield=size, **OPTIONS), strict=True)
     assert ["".join(row) for row in rows] == [
         text.removeprefix(prompt) for prompt, text in zip(prompts, embedded.generate(prompts, **OPTIONS), strict=True)
     ]

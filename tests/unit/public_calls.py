@@ -2,7 +2,7 @@
 
 import inspect
 from functools import cached_property
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 
 import torch
 from tests.zoo import build
@@ -32,6 +32,19 @@ SMALL = {
     "intermediate_size": 12,
     "max_position_embeddings": 40,
 }
+
+
+class Halves:
+    """A sparse autoencoder without weights."""
+
+    cfg = SimpleNamespace(hook_name="blocks.0.hook_resid_post")
+
+    def encode(self, value):
+        return torch.cat([value.relu(), (-value).relu()], -1)
+
+    def decode(self, acts):
+        positive, negative = acts.chunk(2, -1)
+        return positive - negative
 
 
 class Kit:
@@ -345,7 +358,9 @@ NEW = {
     "CausalModel": lambda k: k.agree,
     "Sweep": lambda k: Sweep(**CALLS["sweep.Sweep"](k)),
 }
-CHANGING = {"to", "train", "requires_grad_", "add_hook", "reset_hooks", "zero_grad", "toggle_autodiff", "run"}
+CHANGING = {"to", "train", "requires_grad_", "add_hook", "reset_hooks", "zero_grad", "toggle_autodiff", "run"} | {
+    *("add_caching_hooks", "add_perma_hook", "cuda", "remove_all_hook_fns", "set_tokenizer"),
+}
 """Methods after which the object is another one: each call gets its own."""
 
 METHODS = {
@@ -463,6 +478,13 @@ METHODS = {
     "Intervention.from_json": lambda k: {"data": k.zero.to_json()},
     **{f"TransformerBridge.{name}": lambda k: {"input": TEXT} for name in ("forward", "__call__", "run_with_hooks")},
     "TransformerBridge.run_with_cache": lambda k: {"input": TEXT},
+    **{
+        f"TransformerBridge.{name}": lambda k: {"input": TEXT, "saes": Halves()}
+        for name in ("run_with_saes", "run_with_hooks_with_saes", "run_with_cache_with_saes")
+    },
+    "TransformerBridge.saes": lambda k: {"saes": Halves()},
+    "TransformerBridge.add_sae": lambda k: {"sae": Halves()},
+    "TransformerBridge.reset_saes": lambda k: {},
     "TransformerBridge.hooks": lambda k: {},
     "TransformerBridge.read_out": lambda k: {"residual": torch.rand(1, 2, 16)},
     "TransformerBridge.add_hook": lambda k: {"name": "blocks.0.hook_resid_post", "hook": lambda value, hook: None},
@@ -489,6 +511,34 @@ METHODS = {
     "TransformerBridge.expand_kv_heads": lambda k: {"value": torch.rand(1, 3, 4)},
     "TransformerBridge.layers_with": lambda k: {"part": "attn"},
     "TransformerBridge.stacked": lambda k: {"name": "W_Q", "layers": [0]},
+    **{
+        f"TransformerBridge.{name}": lambda k: {}
+        for name in (
+            *("get_caching_hooks", "add_caching_hooks", "list_hooks", "remove_all_hook_fns", "set_use_attn_in"),
+            *("set_use_attn_result", "set_use_hook_mlp_in", "set_use_split_qkv_input"),
+        )
+    },
+    "TransformerBridge.accumulated_bias": lambda k: {"layer": 1},
+    "TransformerBridge.add_perma_hook": lambda k: {"name": "hook_embed", "hook_fn": lambda value, hook: None},
+    "TransformerBridge.block_hooks": lambda k: {"layer_idx": 1},
+    "TransformerBridge.block_submodules": lambda k: {"layer_idx": 1},
+    "TransformerBridge.blocks_with": lambda k: {"submodule": "attn"},
+    "TransformerBridge.check_hooks_to_add": lambda k: {
+        "hook_point": None,
+        "hook_point_name": "hook_embed",
+        "hook": print,
+    },
+    "TransformerBridge.cuda": lambda k: {"device": "cpu"},
+    "TransformerBridge.get_hook_point": lambda k: {"hook_name": "hook_embed"},
+    "TransformerBridge.get_token_position": lambda k: {
+        "single_token": int(k.bridge.to_batch(TEXT).tokens[0, 1]),
+        "input": TEXT,
+    },
+    "TransformerBridge.input_to_embed": lambda k: {"input": TEXT},
+    "TransformerBridge.loss_fn": lambda k: {"logits": k.logits, "tokens": TEXT},
+    "TransformerBridge.set_tokenizer": lambda k: {"tokenizer": k.bridge.tokenizer},
+    "TransformerBridge.stack_params_for": lambda k: {"submodule": "attn", "attr_path": "attn.W_O"},
+    "TransformerBridge.tokens_to_residual_directions": lambda k: {"tokens": 5},
     "TransformerBridge.composition_scores": lambda k: {"mode": "Q", "samples": 1},
     **{
         f"ActivationCache.{name}": lambda k: {}

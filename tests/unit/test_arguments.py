@@ -64,6 +64,7 @@ WORDS = {
     "answered": ("answer",),
     "resid": ("stream",),
     "names_filter": ("hook point",),
+    "name_filter": ("hook point",),
     "clean": ("the two inputs",),
     "clean_cache": ("the source 'clean'", "sources, 'clean'", "the source run 'clean'"),
     "corrupted_tokens": ("the run that is changed",),
@@ -87,6 +88,7 @@ WORDS = {
     "share": ("quantile",),
     "path": ("effects", "experiment"),
     "logits": ("vocabulary",),
+    "saes": ("autoencoder",),
 }
 """What messages call an argument, where it has no name of its own there: the only one of its kind in the call."""
 

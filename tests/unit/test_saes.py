@@ -6,11 +6,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tests.conftest import tiny_model
+from tests.zoo import build
 from torch import Tensor, nn
 
 import clearspan
-from clearspan import TransformerBridge
-from clearspan.errors import InvalidArgumentError, NotCachedError, UnknownPointError, UnplannableError
+from clearspan import TransformerBridge, sweep
+from clearspan.errors import (
+    InvalidArgumentError,
+    NotCachedError,
+    PointNotReachedError,
+    UnknownPointError,
+    UnplannableError,
+)
 from clearspan.interventions import Intervention, Zero
 
 HOST = "blocks.1.hook_resid_post"
@@ -208,6 +215,54 @@ def test_other_threads_see_none_of_a_context(bridge: TransformerBridge, tokens: 
     assert torch.equal(found[0], plain)
 
 
+def test_threads_do_not_share_a_place(bridge: TransformerBridge, tokens: Tensor, sae: Dictionary) -> None:
+    bridge.add_sae(sae)
+    replaced, there, done, found = bridge(tokens), threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with bridge.saes(Dictionary(features=60)):
+            there.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert there.wait(60)
+    found.append(bridge(tokens))
+    with pytest.raises(
+        InvalidArgumentError, match=r"another thread has a sparse autoencoder on blocks.1.hook_resid_post"
+    ):
+        bridge.run_with_saes(tokens, saes=sae)
+    done.set()
+    thread.join()
+    assert torch.equal(found[0], replaced)
+    assert torch.equal(bridge(tokens), replaced)
+
+
+def test_one_of_a_context_can_be_taken_off_inside(bridge: TransformerBridge, tokens: Tensor, sae: Dictionary) -> None:
+    plain = bridge(tokens)
+    with bridge.saes(sae):
+        bridge.reset_saes()
+        assert torch.equal(bridge(tokens), plain)
+    with bridge.saes(sae):
+        bridge.add_sae(Dictionary(features=60))
+        inside = bridge(tokens)
+    assert torch.equal(bridge(tokens), inside)
+    assert bridge.run_with_cache(tokens)[1][ACTS].shape[-1] == 60
+
+
+def test_backward_hooks_need_gradients(bridge: TransformerBridge, tokens: Tensor, sae: Dictionary) -> None:
+    with torch.no_grad(), pytest.raises(PointNotReachedError, match=r"cannot fire(.|\n)*under no_grad"):
+        bridge.run_with_hooks_with_saes(tokens, saes=sae, bwd_hooks=[(ACTS, lambda gradient, hook: None)])
+
+
+def test_sweeps_refuse_them(bridge: TransformerBridge, tokens: Tensor, sae: Dictionary) -> None:
+    """They are hooks, which sweeps would call with the rows and positions of batches."""
+    bridge.add_sae(sae, use_error_term=True)
+    cells = {"one": Intervention(ACTS, Zero(), neurons=1)}
+    with pytest.raises(InvalidArgumentError, match="hooks are on the model"):
+        sweep.Sweep(bridge, tokens[:1], cells, sweep.LogitDifference(3, 5)).run(progress=False)
+
+
 def test_a_transcoder_writes_elsewhere_than_it_reads(bridge: TransformerBridge, tokens: Tensor) -> None:
     transcoder = Dictionary(reads="blocks.1.mlp.hook_in", writes="blocks.1.hook_mlp_out")
     read = bridge.run_with_cache(tokens)[1]["blocks.1.mlp.hook_in"]
@@ -218,6 +273,15 @@ def test_a_transcoder_writes_elsewhere_than_it_reads(bridge: TransformerBridge, 
     logits, cache = bridge.run_with_cache_with_saes(tokens, saes=[transcoder], use_error_term=True)
     assert torch.equal(logits, bridge(tokens))
     close(cache["blocks.1.hook_mlp_out.hook_sae_acts_post"], transcoder.encode(read))
+
+
+def test_a_skip_connection_is_part_of_what_is_made(bridge: TransformerBridge, tokens: Tensor) -> None:
+    transcoder = Dictionary(reads="blocks.1.mlp.hook_in", writes="blocks.1.hook_mlp_out")
+    transcoder.W_skip = nn.Parameter(torch.randn(48, 48, generator=torch.Generator().manual_seed(4)))
+    read = bridge.run_with_cache(tokens)[1]["blocks.1.mlp.hook_in"]
+    _, cache = bridge.run_with_cache_with_saes(tokens, saes=[transcoder])
+    expected = transcoder.decode(transcoder.encode(read)) + read @ transcoder.W_skip.T
+    close(cache["blocks.1.hook_mlp_out.hook_sae_recons"], expected)
 
 
 def test_points_have_the_name_that_was_asked_for(bridge: TransformerBridge, tokens: Tensor) -> None:
@@ -235,6 +299,32 @@ def test_heads_may_be_read_as_one_vector(bridge: TransformerBridge, tokens: Tens
     _, cache = bridge.run_with_cache_with_saes(tokens, saes=[sae])
     assert cache["blocks.1.attn.hook_z.hook_sae_acts_post"].shape == (2, 7, 80)
     assert cache["blocks.1.attn.hook_z.hook_sae_recons"].shape == (2, 7, 4, 12)
+
+
+FAMILIES = ["falcon", "falcon sequential", "gemma2", "gptj", "mixtral", "olmo2", "opt", "opt post-norm"]
+HOSTS = [
+    (family, point)
+    for family in FAMILIES
+    for point in ("hook_resid_pre", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+    if not (family in ("falcon", "gptj") and point == "hook_resid_mid")  # their sublayers run side by side
+]
+
+
+@pytest.mark.parametrize(("variant", "point"), HOSTS)
+def test_families_with_writes_of_every_kind(variant: str, point: str) -> None:
+    """The residual stream is written in place in some, handed over flat in others, or written into by the model."""
+    found = clearspan.boot(build(variant))
+    name = f"blocks.1.{point}"
+    sae = Dictionary(width=found.cfg.d_model, reads=name)
+    tokens = torch.randint(1, 90, (2, 7), generator=torch.Generator().manual_seed(6))
+    plain, cache = found.run_with_cache(tokens)
+    value = cache[name].clone()
+    logits, inside = found.run_with_cache_with_saes(tokens, saes=[sae], use_error_term=True)
+    assert torch.equal(logits, plain)
+    close(inside[f"{name}.hook_sae_acts_post"], sae.encode(value))
+    expected = found.run_with_hooks(tokens, fwd_hooks=[(name, lambda value, hook: sae.decode(sae.encode(value)))])
+    assert torch.equal(found.run_with_saes(tokens, saes=[sae]), expected)
+    assert not torch.allclose(expected, plain, atol=1e-3)
 
 
 def test_generation_goes_through_them(bridge: TransformerBridge, tokens: Tensor, sae: Dictionary) -> None:

@@ -17,7 +17,7 @@ from clearspan.inputs import Batch, Input, check_has_values
 from clearspan.model import Model
 from clearspan.points import nearest
 from clearspan.text import PaddingSide
-from clearspan.transformer_lens import OF_FORWARD
+from clearspan.transformer_lens import FORWARD_KEYWORDS
 
 if TYPE_CHECKING:
     from clearspan.hf.types import Cache
@@ -30,7 +30,7 @@ _INSTEAD = {
     "return_dict": "bridge.hf_model(...) for the model's own output object",
     "output_attentions": "bridge.run_with_cache(...) and cache['pattern', layer]",
     "output_hidden_states": "bridge.run_with_cache(...) and cache['resid_pre', layer]",
-    **OF_FORWARD,
+    **FORWARD_KEYWORDS,
 }
 """Keywords of a model's forward that mean something else here, and what to do instead."""
 _OF_RUNS = ("return_type", "loss_per_token", "start_at_layer", "stop_at_layer", "interventions", "sources")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from clearspan.checks import check_flags
-from clearspan.errors import InvalidArgumentError
+from clearspan.errors import InvalidArgumentError, PointNotReachedError
 from clearspan.hf.taps import Taps
 from clearspan.model import Model
 from clearspan.points import OF_AUTOENCODERS, HookPoint, Listener, Offered, Place, ReadOnly, Side, Stretch
-from clearspan.scopes import Scope
+from clearspan.scopes import Scope, is_inside
 
 
 class Autoencoder(Protocol):
@@ -51,6 +51,15 @@ def ends(autoencoder: object) -> tuple[str, str]:
     return reads, writes if isinstance(writes, str) else reads
 
 
+def reconstruction(autoencoder: Autoencoder, acts: Tensor, read: Tensor) -> Tensor:
+    """Returns what an autoencoder makes of features' activations and, where it has a skip connection, of what it reads.
+
+    A skip transcoder's `decode` leaves out its `W_skip` `[d_out, d_in]`, which its own forward adds.
+    """
+    made, skip = autoencoder.decode(acts), getattr(autoencoder, "W_skip", None)
+    return made + read.to(skip.dtype) @ skip.T if isinstance(skip, Tensor) else made
+
+
 @dataclass(eq=False)
 class Splice:
     """An autoencoder on a hook point: hook functions of that point, and the points inside of it.
@@ -63,7 +72,9 @@ class Splice:
         keeps_error: Whether what it does not reconstruct is added to what it gives.
         points: Its own points by the last part of their names.
         taps: Gives the model's taps.
-        is_covered: Whether another one has its place for now.
+        scope: The stretch of code whose forwards it acts in, or None for every forward of the model.
+        cover: The one that has its place for now, or None.
+        is_off: Whether it was taken off.
         lasting: Its hook functions that are on until it is taken off, with their points.
     """
 
@@ -74,7 +85,9 @@ class Splice:
     keeps_error: bool
     points: Mapping[str, HookPoint]
     taps: Callable[[], Taps | None]
-    is_covered: bool = False
+    scope: Scope | None = None
+    cover: "Splice | None" = None
+    is_off: bool = False
     lasting: list[tuple[HookPoint, Listener]] = field(default_factory=list)
     _read: Tensor | None = None
 
@@ -83,19 +96,29 @@ class Splice:
         writing = [(self.writes.name, self.written)]
         return writing if self.reads is self.writes else [(self.reads.name, self.remember), *writing]
 
+    @property
+    def is_acting(self) -> bool:
+        """Whether it acts in the forward under way: it is on, and no other one has its place there."""
+        other = self.cover
+        return not self.is_off and (other is None or not (other.scope is None or is_inside(other.scope)))
+
     def remember(self, value: Tensor, hook: HookPoint) -> None:
         """Keeps what a transcoder reads until its output's place is reached."""
         self._read = value
 
     def written(self, value: Tensor, hook: HookPoint) -> Tensor | None:
         """Returns what takes the value's place, or None where that is the value itself."""
-        if self.is_covered:
+        if not self.is_acting:
             return None
-        read = value if self._read is None else self._read
-        self._read = None
+        read, self._read = value if self.reads is self.writes else self._read, None
+        if read is None:
+            raise PointNotReachedError(
+                f"the transcoder on {self.name} was not given what it reads", where=f"it writes {self.writes.name}"
+            )
         given, is_given = self._through("hook_sae_input", read)
         acts, are_changed = self._through("hook_sae_acts_post", self.autoencoder.encode(given))
-        result, is_changed = self._through("hook_sae_recons", self._decoded(acts, value))
+        made = reconstruction(self.autoencoder, acts, given).to(value.dtype)
+        result, is_changed = self._through("hook_sae_recons", made)
         if self.keeps_error:
             result, is_changed = self._with_error(value, read, result, is_given or are_changed or is_changed)
             result, is_output = self._through("hook_sae_output", result)
@@ -112,15 +135,15 @@ class Splice:
             is_changed: Whether somebody wrote inside.
         """
         with torch.no_grad():
-            undisturbed = self._decoded(self.autoencoder.encode(read), value) if is_changed else made
+            undisturbed = made
+            if is_changed:
+                acts = self.autoencoder.encode(read)
+                undisturbed = reconstruction(self.autoencoder, acts, read).to(value.dtype)
         error, is_error = self._through("hook_sae_error", value.detach() - undisturbed.detach())
         result = made + error
         if is_changed or is_error:
             return result, True
         return value.detach() + (result - result.detach()), False  # the value itself, with the gradient of the sum
-
-    def _decoded(self, acts: Tensor, like: Tensor) -> Tensor:
-        return self.autoencoder.decode(acts).to(like.dtype)
 
     def _through(self, leaf: str, value: Tensor) -> tuple[Tensor, bool]:
         """Offers a value to the point of its name; returns the value that goes on, and whether it was changed."""
@@ -129,7 +152,13 @@ class Splice:
         recording = None if run is None else run.recording
         if point.is_heard:
             value, is_changed = point.offer(value)
-        if point.is_heard_backward and torch.is_grad_enabled():
+        if point.is_heard_backward:
+            if not torch.is_grad_enabled():
+                raise PointNotReachedError(
+                    "a backward hook cannot fire: no gradient flows through the value",
+                    where=f"{point.name} (under no_grad)",
+                    fix="run with gradients enabled",
+                )
             value = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
             if point.gradient_sink is not None:
                 point.gradient_sink(point, value)
@@ -207,7 +236,7 @@ def _tried(model: Model, autoencoder: Autoencoder, reads: HookPoint, writes: Hoo
     try:
         with torch.no_grad():
             acts = autoencoder.encode(zeros)
-            found = autoencoder.decode(acts)
+            found = reconstruction(autoencoder, acts, zeros)
     except (RuntimeError, ValueError) as error:
         raise _misfit(reads, given, f"{type(error).__name__}: {error}".splitlines()[0]) from error
     if list(acts.shape[:2]) != [1, 1] or acts.ndim != 3 or list(found.shape) != made:
@@ -224,7 +253,7 @@ def _misfit(point: HookPoint, given: list[int], reason: str) -> InvalidArgumentE
 
 
 class Splices(Mapping[str, Splice]):
-    """The autoencoders on a model, by the point that each reads; and the keeper of their points.
+    """The autoencoders on a model, by the point that each writes; and the keeper of their points.
 
     Args:
         taps: The model's taps.
@@ -244,10 +273,20 @@ class Splices(Mapping[str, Splice]):
         return len(self._on)
 
     def put(self, model: Model, splice: Splice) -> Splice | None:
-        """Has an autoencoder's points be the model's; returns the one whose place it takes, which is covered."""
-        name = splice.reads.name
+        """Has an autoencoder's points be the model's; returns the one whose place it takes, which is covered.
+
+        Raises:
+            InvalidArgumentError: Another context (`contextvars`) has one there.
+        """
+        name = splice.writes.name
         earlier = self._on.get(name)
         if earlier is not None:
+            if earlier.scope is not None and earlier.scope.is_elsewhere:
+                raise InvalidArgumentError(
+                    f"another thread has a sparse autoencoder on {name}",
+                    fix="clearspan.boot(bridge.hf_model): a bridge for each thread",
+                )
+            earlier.cover = splice
             self._hide(model, earlier)
         self._on[name] = splice
         self._show(model, splice)
@@ -255,17 +294,16 @@ class Splices(Mapping[str, Splice]):
 
     def remove(self, model: Model, splice: Splice, earlier: Splice | None = None) -> None:
         """Takes an autoencoder off; the one whose place it had comes back."""
-        name = splice.reads.name
+        name = splice.writes.name
         if self._on.get(name) is not splice:  # taken off before
             return
         self._hide(model, splice)
         del self._on[name]
         if earlier is not None:
-            self._on[name] = earlier
+            self._on[name], earlier.cover = earlier, None
             self._show(model, earlier)
 
     def _show(self, model: Model, splice: Splice) -> None:
-        splice.is_covered = False
         for point in splice.points.values():
             point.be_kept_by(self)
         model.index.add(splice.points.values(), splice.writes)
@@ -273,7 +311,6 @@ class Splices(Mapping[str, Splice]):
         model.remembered.pop("choices", None)
 
     def _hide(self, model: Model, splice: Splice) -> None:
-        splice.is_covered = True
         model.index.remove(splice.points.values())
         for point in splice.points.values():
             model.taps.points.remove(point)

@@ -100,7 +100,11 @@ def prepare(
             fix="bridge.hf_model.generate(...), without hooks; or a run of the whole sequence",
         )
     batch = model.to_batch(
-        either(input, inputs_embeds), attention_mask, prepend_bos, padding_side or "left", continue_final_message=None
+        either(input, inputs_embeds),
+        attention_mask,
+        prepend_bos,
+        "left" if padding_side is None else padding_side,
+        continue_final_message=None,
     )
     if batch.embeds is not None:
         check_width(model, batch.embeds, is_residual=False)
@@ -113,6 +117,8 @@ def prepare(
     # Transformers would number positions from 0 on, whatever the model does.
     own = {} if counting(model) is None else positions(model, batch, batch.real)
     given = dict(generate_kwargs)
+    if given.get("max_new_tokens") is None:  # which would hide what the configs say
+        given.pop("max_new_tokens", None)
     return_type = given.pop("return_type", "input")
     check_choice(("input", "str", "tokens"), return_type=return_type)
     kwargs = {"attention_mask": batch.real, **own, **checked_settings(model, batch, given)}

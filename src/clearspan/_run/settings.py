@@ -12,7 +12,7 @@ from clearspan.hf.keywords import KV_CACHE, KV_CACHE_NAMES, generation_keywords,
 from clearspan.inputs import Batch
 from clearspan.model import Model
 from clearspan.points import nearest
-from clearspan.transformer_lens import TRANSFORMER_LENS_KEYWORDS, hugging_face_keywords
+from clearspan.transformer_lens import GENERATION_KEYWORDS, hugging_face_keywords
 
 _COUNTS = {
     "max_new_tokens": 1,
@@ -84,7 +84,8 @@ def checked_settings(model: Model, batch: Batch, given: Mapping[str, Any]) -> di
             f"generation_config={config!r}"[:80], expected="a transformers.GenerationConfig", got=type(config).__name__
         )
     settings = dict(given)
-    settings["stopping_criteria"] = as_criteria(settings.get("stopping_criteria"))
+    if "stopping_criteria" in settings:
+        settings["stopping_criteria"] = as_criteria(settings["stopping_criteria"])
     if settings.get("stop_strings"):
         settings.setdefault("tokenizer", model.text.tokenizer)
     if (kv_cache := settings.pop(KV_CACHE, None)) is not None:
@@ -123,7 +124,7 @@ def _check_known(model: Model, given: Mapping[str, Any]) -> None:
         if name not in known:
             raise UnknownArgumentError(
                 f"unknown keyword {name!r}",
-                nearest=nearest(name, {*known, *TRANSFORMER_LENS_KEYWORDS}),
+                nearest=nearest(name, {*known, *GENERATION_KEYWORDS}),
                 where=f"neither TransformerBridge.generate nor that of {type(model.hf_model).__name__} takes it",
             )
 

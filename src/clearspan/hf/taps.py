@@ -497,6 +497,8 @@ class Taps:
                 pending.edits[part] = value
                 pending.only_gradient = False
                 return raw
+            case Offered():
+                raise AssertionError("an offered value is in no raw tensor")
 
     def _put_on_graph(self, point: HookPoint, raw: Tensor, value: Tensor) -> Tensor:
         """Has gradients flow through the value that functions were given; returns the raw tensor, with its old numbers.

@@ -19,6 +19,8 @@ def _shorts_in(component: str) -> tuple[str, ...]:
     return tuple(_SHORT_OF[entry.name] for entry in VOCABULARY if entry.component == component)
 
 
+_ENDS = ("in", "out")
+"""Short names of the points that a block and each component have."""
 _OUTSIDE_BLOCKS = _shorts_in("")
 _IN_BLOCK = _shorts_in("blocks.{l}")
 _IN_ATTENTION = _shorts_in("blocks.{l}.attn")
@@ -29,14 +31,12 @@ _COMPONENTS = {"a": "attn", "attention": "attn", "m": "mlp", "b": None, "block":
 _SHORT = {
     "attn": "pattern",
     "attn_logits": "attn_scores",
-    "query": "q",
     "key": "k",
+    "query": "q",
     "value": "v",
     "mlp_pre": "pre",
     "mlp_post": "post",
 }
-_ENDS = ("in", "out")
-"""Short names of the points that each component has, and a block."""
 
 
 def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import copy
 import inspect
 import json.decoder
 import pathlib
@@ -21,6 +22,7 @@ from sae_lens import (
 )
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.evals import get_eval_everything_config, run_evals
+from sae_lens.registry import get_sae_class
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -212,6 +214,38 @@ def test_gradients_reach_features_and_weights(bridge: TransformerBridge, sae: SA
     assert bool(sae.W_dec.grad.any())
     sae.zero_grad()
     bridge.zero_grad()
+
+
+@pytest.mark.parametrize("kind", ["standard", "gated", "topk", "abstopk", "jumprelu", "matching_pursuit"])
+def test_every_kind_fits(bridge: TransformerBridge, tokens: Tensor, kind: str) -> None:
+    cls, settings = get_sae_class(kind)
+    sae = cls.from_dict({**settings(d_in=256, d_sae=128).to_dict(), "metadata": {"hook_name": HOST}})
+    logits, cache = bridge.run_with_cache_with_saes(tokens, saes=[sae], use_error_term=True)
+    assert torch.equal(logits, bridge(tokens))
+    torch.testing.assert_close(cache[f"{HOST}.hook_sae_recons"], sae(cache[f"{HOST}.hook_sae_input"]))
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"])
+def test_every_kind_of_transcoder_fits(bridge: TransformerBridge, tokens: Tensor, kind: str) -> None:
+    cls, settings = get_sae_class(kind)
+    said = settings(d_in=256, d_sae=64, d_out=256, apply_b_dec_to_input=False).to_dict()
+    said["metadata"] = {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": "blocks.1.hook_mlp_out"}
+    transcoder = cls.from_dict(said)
+    with torch.no_grad():
+        for parameter in transcoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) / 10)
+    logits, cache = bridge.run_with_cache_with_saes(tokens, saes=[transcoder], use_error_term=True)
+    assert torch.equal(logits, bridge(tokens))
+    made = transcoder(cache["blocks.1.mlp.hook_in"])
+    torch.testing.assert_close(cache["blocks.1.hook_mlp_out.hook_sae_recons"], made, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("option", ["prefetch_llm_batches", "autocast_lm", "compile_llm"])
+def test_options_of_the_runner(bridge: TransformerBridge, dataset: Dataset, option: str) -> None:
+    settings = config(steps=10)
+    setattr(settings, option, True)
+    _, losses = trained(settings, copy.copy(bridge), dataset)
+    assert losses[-1] < losses[0]
 
 
 def test_points_inside_hold_what_saelens_puts_there(tmp_path: pathlib.Path) -> None:

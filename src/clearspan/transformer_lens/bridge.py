@@ -1,358 +1,21 @@
-"""Names of TransformerLens 4.3 for those who bring code along: thin methods, and what is called otherwise here.
-
-`TransformerLensNames` is for the bridge, `HookPointNames` for hook points, `ConfigNames` for `bridge.cfg`. Nothing else
-in this library calls these names. A name that means the same does the same; any other raises, and says what to call.
-"""
+"""Names of TransformerLens's bridge."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clearspan.checks import check_choice, check_counts, check_flags, check_kind, device_of, number_of, whole
-from clearspan.errors import (
-    InputError,
-    InvalidArgumentError,
-    RenamedError,
-    RenamedImportError,
-    UnknownArgumentError,
-)
+from clearspan.checks import check_choice, check_counts, check_flags, check_kind, device_of, whole
+from clearspan.errors import ClearspanError, InputError, InvalidArgumentError
+from clearspan.transformer_lens.hook_point import check_no_level, listeners_of
+from clearspan.transformer_lens.renamed import BOOT, OF_BRIDGE, Hook, Renamed, missing
 
-Hook = Callable[..., Any]
 Caching = tuple[dict[str, Tensor], list[tuple[str, Hook]], list[tuple[str, Hook]]]
-
-# --- what is called otherwise ----------------------------------------------------------------------------------------
-
-_LETTERS = "the weights by letter, such as bridge.W_Q and bridge.blocks[0].attn.W_Q"
-_HF = "bridge.hf_model, the Hugging Face model itself"
-_OF_BRIDGE = {
-    "enable_compatibility_mode": "bridge.processed(), which returns a new bridge",
-    "process_weights": "bridge.processed(...), which takes the same steps and returns a new bridge",
-    "state_dict": "bridge.hf_model.state_dict(), under Hugging Face's names; or " + _LETTERS,
-    "load_state_dict": "bridge.hf_model.load_state_dict(...), under Hugging Face's names",
-    **dict.fromkeys(("get_params", "tl_parameters", "tl_named_parameters"), _LETTERS),
-    "all_composition_scores": "bridge.composition_scores(mode)",
-    "hf_generate": "bridge.generate(...), which is Hugging Face's",
-    **dict.fromkeys(("cache_all", "cache_some"), "bridge.add_caching_hooks(...) or bridge.run_with_cache(...)"),
-    "hook_aliases": "bridge.hook_dict[name].aliases",
-    "hook_unembed": "bridge.hook_logits",
-    "context_level": "with bridge.hooks(...), which takes its own hooks off",
-    "clear_hook_registry": "bridge.reset_hooks(); hook points stay as long as the bridge",
-    "close": "del bridge: there is nothing to release",
-    "init_weights": "a model that you initialise before clearspan.boot(model)",
-    "processor": "transformers.AutoProcessor.from_pretrained(...)",
-    "to_sentence_pair_tokens": "bridge.tokenizer(first, second)",
-    "real_components": "bridge.components",
-    **dict.fromkeys(
-        ("diffusion_generate", "encoder_output", "predict_next_sentence", "prepare_multimodal_inputs"), _HF
-    ),
-}
-"""Names of TransformerLens's bridge that are not here, each with what to use."""
-_SEEN = "bridge.points(name), which lists a point's axes and place"
-_OF_HOOK_POINT = {
-    "backward_scale": "a backward hook that returns the gradient times the factor",
-    **dict.fromkeys(("enable_reshape", "hook_conversion"), "values come in canonical axes: " + _SEEN),
-    "pos_dim": "point.axes.index('pos')",
-}
-_OF_CONFIG = {
-    **dict.fromkeys(("from_dict", "unwrap"), "clearspan.boot(model), which reads the sizes from the model"),
-    "attn_implementation": "bridge.hf_model.config._attn_implementation",
-    "default_padding_side": "bridge.tokenizer.padding_side",
-    **dict.fromkeys(("tokenizer_appends_eos", "tokenizer_prepends_bos"), "bridge.to_tokens(text), which adds one BOS"),
-    "layer_norm_folding": "bridge.processing, which says what was done to the weights",
-    "parallel_attn_mlp": "bridge.blocks[0].is_parallel",
-    "n_devices": "bridge.hf_model.hf_device_map",
-    "original_architecture": "bridge.cfg.architecture",
-    "use_hook_tokens": "embed.hook_in, which shows the tokens",
-}
-"""Names of TransformerLens's config that no entry of Hugging Face's has."""
-_BOOT = "clearspan.boot(model), of a hub id, a folder, or a loaded model"
-_OF_LIBRARY = {
-    **dict.fromkeys(("HookedTransformer", "HookedEncoder", "HookedEncoderDecoder", "HookedAudioEncoder"), _BOOT),
-    **dict.fromkeys(("HookedTransformerConfig", "TransformerBridgeConfig"), f"bridge.cfg of {_BOOT}"),
-    "HookedSAETransformer": "clearspan.boot(model)",
-    "HookedRootModule": _BOOT,
-    "SVDInterpreter": "clearspan.analysis.singular_readings",
-    **dict.fromkeys(("hook_points", "model_bridge"), "clearspan.HookPoint and clearspan.TransformerBridge"),
-    **dict.fromkeys(("utils", "utilities"), "clearspan.get_act_name, clearspan.analysis and clearspan.weights"),
-    **dict.fromkeys(("evals", "head_detector", "tools", "train"), "clearspan.analysis"),
-    **dict.fromkeys(
-        ("TransformerLensKeyValueCache", "HookedTransformerKeyValueCache"),
-        "transformers.DynamicCache, past_key_values=",
-    ),
-}
-_OF_GENERATE = {
-    "device": "cache.to(device), of the cache that return_cache=True gives",
-    "return_input_tokens": "bridge.to_batch(input).tokens",
-}
-TRANSFORMER_LENS_KEYWORDS = ("freq_penalty", "return_type", "stop_at_eos", "use_past_kv_cache", "verbose")
-"""Keywords of TransformerLens's `generate` that Hugging Face's has not, and the bridge's has."""
-OF_FORWARD = {
-    "return_cache_object": "dict(cache): the cache is a mapping from names to tensors",
-    "reset_hooks_end": "bridge.reset_hooks(), or with bridge.hooks(...)",
-    "clear_contexts": "bridge.clear_contexts()",
-    "remove_batch_dim": "bridge.run_with_cache(..., remove_batch_dim=True), or value[0] in the hook function",
-    "decoder_input": _HF,
-    "shortformer_pos_embed": _HF,
-}
-"""Keywords of TransformerLens's runs that are not here, each with what to do instead."""
-_OF_MODULE = {name for name in dir(nn.Module) if not name.startswith("_")} | {"T_destination", "dump_patches"}
-
-
-def _missing(one: object, name: str, what: str, fixes: Mapping[str, str], of_module: str) -> Any:
-    """Raises for an attribute that `one` lacks: with what to use, where TransformerLens has it."""
-    fix = fixes.get(name) or (of_module if name in _OF_MODULE else None)
-    if fix is not None:
-        raise RenamedError(f"{what} has no {name!r}", fix=fix)
-    return object.__getattribute__(one, name)  # raises, also what a property raised that led here
-
-
-def missing_from_library(name: str) -> None:
-    """Raises for a name of TransformerLens's that `clearspan` is asked for; does nothing for any other name.
-
-    An AttributeError would not be shown by `from clearspan import ...`.
-    """
-    if name in _OF_LIBRARY:
-        raise RenamedImportError(f"clearspan has no {name!r}", fix=_OF_LIBRARY[name])
-
-
-class _Renamed:
-    """A name of a class that raises, and says what to use.
-
-    Args:
-        fix: What.
-    """
-
-    def __init__(self, fix: str) -> None:
-        self._fix = fix
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, one: object, owner: type) -> NoReturn:
-        raise RenamedError(f"clearspan.{owner.__name__} has no {self._name!r}", fix=self._fix)
-
-
-def check_no_level(level: object) -> None:
-    """Raises InvalidArgumentError unless TransformerLens's level of a hook is None."""
-    if level is not None:
-        raise InvalidArgumentError(
-            f"level={level!r}: hooks have no levels", fix="with bridge.hooks(...), which takes its own hooks off"
-        )
-
-
-# --- generation ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FrequencyPenalty:
-    """A logits processor of `generate` that makes a token less likely by how often the sequence has it.
-
-    `logits / temperature - penalty * count`, as TransformerLens has it. Hugging Face divides by the temperature later.
-
-    Attributes:
-        penalty: What each occurrence takes, in logits.
-        temperature: Of the sampling.
-    """
-
-    penalty: float
-    temperature: float = 1.0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Returns the logits `[row, d_vocab]`, of which the penalty for the tokens `[row, pos]` is taken."""
-        counts = torch.zeros_like(scores).scatter_add_(1, input_ids, torch.ones_like(input_ids, dtype=scores.dtype))
-        return scores - self.penalty * self.temperature * counts
-
-
-def hugging_face_keywords(given: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keywords of a generation, TransformerLens's as Hugging Face's.
-
-    Args:
-        given: The keywords.
-        settings: The model's settings of generation, where these say nothing.
-
-    Raises:
-        UnknownArgumentError: A keyword of TransformerLens's that is not here.
-        InvalidArgumentError: A value that means nothing, or what two keywords say differently.
-    """
-    keywords = dict(given)
-    if keywords.get("custom_generate") is not None:  # which has keywords of its own
-        return keywords
-    for name in keywords.keys() & _OF_GENERATE.keys():
-        raise UnknownArgumentError(f"generate does not take {name!r}", fix=_OF_GENERATE[name])
-    flags = {name: keywords.pop(name) for name in ("verbose", "stop_at_eos", "use_past_kv_cache") if name in keywords}
-    check_flags(**flags)
-    if not flags.get("stop_at_eos", True):
-        _put(keywords, "eos_token_id", None, "stop_at_eos=False")
-    if "use_past_kv_cache" in flags:
-        _put(keywords, "use_cache", flags["use_past_kv_cache"], f"use_past_kv_cache={flags['use_past_kv_cache']}")
-    if keywords.get("output_logits"):
-        keywords.setdefault("return_dict_in_generate", True)
-    penalty = number_of("freq_penalty", keywords.pop("freq_penalty", 0))
-    if penalty:
-        keywords["logits_processor"] = [*(keywords.get("logits_processor") or ()), _penalty(penalty, settings)]
-    return keywords
-
-
-def _put(keywords: dict[str, Any], name: str, value: object, said: str) -> None:
-    if keywords.get(name, value) != value:
-        raise InvalidArgumentError(f"{said} and {name}={keywords[name]!r} say different things", fix="one of them")
-    keywords[name] = value
-
-
-def _penalty(penalty: float, settings: Mapping[str, Any]) -> FrequencyPenalty:
-    if penalty < 0:
-        raise InvalidArgumentError(f"freq_penalty={penalty!r}", expected="0 or more")
-    if not settings.get("do_sample"):
-        raise InvalidArgumentError(
-            "freq_penalty changes how tokens are sampled, and none are",
-            got="do_sample=False",
-            fix="generate(..., do_sample=True, freq_penalty=...), or repetition_penalty=",
-        )
-    return FrequencyPenalty(penalty, number_of("temperature", settings.get("temperature") or 1.0))
-
-
-# --- hook points and config ------------------------------------------------------------------------------------------
-
-
-class _Point(Protocol):
-    """What of a hook point is asked for."""
-
-    ctx: dict[str, Any]
-
-    def listeners(self, dir: Literal["fwd", "bwd"]) -> tuple[Any, ...]: ...
-    def add_hook(self, hook: Any, dir: Literal["fwd", "bwd"] = ..., is_permanent: bool = ...) -> Any: ...
-
-
-class HookPointNames:
-    """Names of TransformerLens's hook points."""
-
-    @property
-    def fwd_hooks(self: _Point) -> list[Any]:
-        """The listeners of values, in order: `function`, `is_permanent`."""
-        return list(self.listeners("fwd"))
-
-    @property
-    def bwd_hooks(self: _Point) -> list[Any]:
-        """The listeners of gradients, in order."""
-        return list(self.listeners("bwd"))
-
-    def has_hooks(
-        self: _Point,
-        dir: Literal["fwd", "bwd", "both"] = "both",
-        including_permanent: bool = True,
-        level: int | None = None,
-    ) -> bool:
-        """Returns whether functions are on the point.
-
-        Args:
-            dir: Of which direction.
-            including_permanent: Whether permanent ones count.
-            level: None: hooks have no levels.
-        """
-        check_flags(including_permanent=including_permanent)
-        check_no_level(level)
-        return any(including_permanent or not one.is_permanent for one in _listeners(self, dir))
-
-    def add_perma_hook(self: _Point, hook: Hook, dir: Literal["fwd", "bwd"] = "fwd") -> Any:
-        """Puts a function on the point that `reset_hooks` leaves there, as `add_hook(..., is_permanent=True)`."""
-        return self.add_hook(hook, dir, is_permanent=True)
-
-    def clear_context(self: _Point) -> None:
-        """Empties `ctx`."""
-        self.ctx.clear()
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            return _missing(
-                self, name, "a hook point", _OF_HOOK_POINT, "hook points are no modules; bridge.hf_model has these"
-            )
-
-
-def _listeners(point: _Point, dir: Literal["fwd", "bwd", "both"]) -> list[Any]:
-    check_choice(("fwd", "bwd", "both"), dir=dir)
-    directions: tuple[Literal["fwd", "bwd"], ...] = ("fwd", "bwd") if dir == "both" else (dir,)
-    return [one for direction in directions for one in point.listeners(direction)]
-
-
-class _Config(Protocol):
-    """What of a config is asked for."""
-
-    d_vocab: int
-    d_head: int
-    hf: Mapping[str, Any]
-
-
-class _Entry:
-    """An entry of the Hugging Face config: the first of some names that is set, or None."""
-
-    def __init__(self, *names: str) -> None:
-        self._names = names
-
-    def __get__(self, cfg: _Config | None, owner: type) -> Any:
-        return self if cfg is None else next((cfg.hf[one] for one in self._names if cfg.hf.get(one) is not None), None)
-
-
-@dataclass(kw_only=True)
-class ConfigNames:
-    """What TransformerLens's config has besides sizes; the model sets it.
-
-    `use_attn_result` and its like are True: the points are always there.
-
-    Attributes:
-        device: Where inputs go, as text.
-        n_params: Weights in the blocks, without norms and biases.
-        attn_scale: What scores are divided by in the first attention; None where the model does not say.
-        tokenizer_name: What the tokenizer was loaded from, or None.
-    """
-
-    device: str = "cpu"
-    n_params: int = 0
-    attn_scale: float | None = None
-    tokenizer_name: str | None = None
-
-    use_attn_result: ClassVar[bool] = True
-    use_split_qkv_input: ClassVar[bool] = True
-    use_attn_in: ClassVar[bool] = True
-    use_hook_mlp_in: ClassVar[bool] = True
-    bos_token_id: ClassVar = _Entry("bos_token_id")
-    eos_token_id: ClassVar = _Entry("eos_token_id")
-    decoder_start_token_id: ClassVar = _Entry("decoder_start_token_id")
-    initializer_range: ClassVar = _Entry("initializer_range")
-    tie_word_embeddings: ClassVar = _Entry("tie_word_embeddings")
-    num_experts: ClassVar = _Entry("num_local_experts", "num_experts", "n_routed_experts")
-    experts_per_token: ClassVar = _Entry("num_experts_per_tok")
-
-    @property
-    def d_vocab_out(self: _Config) -> int:
-        """Logits of a position: `d_vocab`."""
-        return self.d_vocab
-
-    @property
-    def head_dim(self: _Config) -> int:
-        """Width of a head: `d_head`."""
-        return self.d_head
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as a new dictionary."""
-        return dict(vars(self))
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("_"):
-                return object.__getattribute__(self, name)
-            entry = f"bridge.cfg.hf[{name!r}]" if name in self.hf else "bridge.cfg.hf has the config's own entries"
-            raise RenamedError(f"bridge.cfg has no {name!r}", fix=_OF_CONFIG.get(name, entry))
-
-
-# --- the bridge ------------------------------------------------------------------------------------------------------
+"""A dictionary, and the hooks that fill it: of values and of gradients, each with the point's name."""
 
 
 class _Bridge(Protocol):
@@ -390,19 +53,20 @@ Bridge = TypeVar("Bridge", bound=_Bridge)
 class TransformerLensNames:
     """Names of TransformerLens's bridge."""
 
-    boot_transformers = _Renamed(_BOOT)
-    boot_native = _Renamed(_BOOT)
-    boot_tl_legacy = _Renamed(_BOOT)
-    from_pretrained = _Renamed(_BOOT)
-    list_supported_models = _Renamed("clearspan.architectures, and the list in the README")
-    check_model_support = _Renamed("clearspan.boot(model), which raises for what it does not know")
+    boot_transformers = Renamed(BOOT)
+    boot_native = Renamed(BOOT)
+    boot_tl_legacy = Renamed(BOOT)
+    from_pretrained = Renamed(BOOT)
+    from_pretrained_no_processing = Renamed(BOOT)
+    list_supported_models = Renamed("clearspan.architectures, and the list in the README")
+    check_model_support = Renamed("clearspan.boot(model), which raises for what it does not know")
     compatibility_mode: ClassVar[bool] = False
     """There is no such mode: `processed` returns a new bridge."""
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            return _missing(self, name, "a clearspan.TransformerBridge", _OF_BRIDGE, f"bridge.hf_model.{name}")
+            return missing(self, name, "a clearspan.TransformerBridge", OF_BRIDGE, f"bridge.hf_model.{name}")
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -436,6 +100,9 @@ class TransformerLensNames:
     def named_buffers(self: _Bridge) -> Iterator[tuple[str, Tensor]]:
         """Yields the Hugging Face model's buffers with their names."""
         return self.hf_model.named_buffers()
+
+    def close(self) -> None:
+        """Does nothing: there is nothing to release."""
 
     def cpu(self: Bridge) -> Bridge:
         """Moves the model to the CPU."""
@@ -516,13 +183,20 @@ class TransformerLensNames:
             MissingWeightError: A layer has the part without the weight.
         """
         check_kind(str, submodule=submodule, attr_path=attr_path)
-        check_kind(Callable, type(None), reshape_fn=reshape_fn)
+        if not (reshape_fn is None or callable(reshape_fn)):
+            raise InvalidArgumentError(f"reshape_fn={reshape_fn!r}"[:80], expected="a function of a tensor, or None")
         having = [(layer, block) for layer, block in enumerate(self.blocks) if submodule in block.submodules]
         if not having:
             raise InvalidArgumentError(f"no layer has {submodule!r}", fix="bridge.layer_types() lists what layers have")
-        found = [attrgetter(attr_path)(block) for _, block in having]
-        check_kind(Tensor, **{attr_path: found[0]})
-        return [layer for layer, _ in having], torch.stack([reshape_fn(one) if reshape_fn else one for one in found])
+        try:
+            found = [attrgetter(attr_path)(block) for _, block in having]
+        except ClearspanError:
+            raise
+        except AttributeError as error:
+            raise InvalidArgumentError(f"attr_path={attr_path!r} is no weight of a block", reason=str(error)) from None
+        found = [reshape_fn(one) for one in found] if reshape_fn else found
+        check_kind(Tensor, **{"reshape_fn(weight)" if reshape_fn else "attr_path": found[0]})
+        return [layer for layer, _ in having], torch.stack(found)
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
@@ -560,7 +234,7 @@ class TransformerLensNames:
         if default_padding_side is not None:
             check_choice(("left", "right"), default_padding_side=default_padding_side)
         self.tokenizer = tokenizer
-        if default_padding_side is not None:
+        if default_padding_side is not None and tokenizer is not None:
             self.tokenizer.padding_side = default_padding_side
 
     def get_token_position(
@@ -654,7 +328,7 @@ class TransformerLensNames:
         check_flags(including_permanent=including_permanent)
         points = _named(self, name_filter)
         found = {
-            name: [one for one in _listeners(point, dir) if including_permanent or not one.is_permanent]
+            name: [one for one in listeners_of(point, dir) if including_permanent or not one.is_permanent]
             for point, name in points
         }
         return {name: there for name, there in found.items() if there}
@@ -788,7 +462,7 @@ def _named(bridge: _Bridge, names: Any, with_gradient: bool = False) -> list[tup
     """Returns points with the names by which they were asked for; with None, all that a cache keeps by default."""
     if names is not None:
         return bridge.index.matching(names, with_gradient=with_gradient)
-    found = bridge.index.matching(lambda name: True, with_gradient=with_gradient)  # noqa: ARG005
+    found = bridge.index.matching(lambda name: True, with_gradient=with_gradient)
     return [(point, point.name) for point, _ in found if not point.is_computed]
 
 
