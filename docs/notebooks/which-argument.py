@@ -170,8 +170,8 @@ picture(
 
 # %% [markdown]
 # One path stands out: what the first MLP makes of the attribute's token goes into the **values** of layer 4. Queries
-# carry hardly anything of the difference. So the heads of layer 4 do not find out *where* to look by which argument it is;
-# they look one token back in both runs, and what they find there differs.
+# carry hardly anything of the difference. So the heads of layer 4 do not find out *where* to look by which argument
+# it is; they look one token back in both runs, and what they find there differs.
 
 # %% [check]
 _change = paths.change().mean(-1)
