@@ -23,7 +23,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist
 # Libraries that take the bridge: folders of tests/clients.
 CLIENTS := $(patsubst tests/clients/%/requirements.txt,%,$(wildcard tests/clients/*/requirements.txt))
 
-.PHONY: demo test check ci untraced slow zoo cover processors brute mutants clients oldest newest format train bench bench-check bench-peers clean
+.PHONY: demo test check ci untraced slow zoo cover processors brute mutants clients oldest newest format notebooks train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
@@ -95,6 +95,10 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Executes the notebooks and draws their figures, with Chromium or Chrome.
+notebooks: .venv/dev
+	$(BIN)/python docs/notebooks.py
+
 # Kept allocations make a training step on a CPU half as long again faster.
 train: .venv/demo
 	MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
@@ -109,6 +113,7 @@ bench-check: .venv/demo
 # Beside the libraries of others, in an environment of their own.
 bench-peers: $(PEERS)/installed
 	$(PEERS)/bin/python benchmarks/peers/compare_transformer_lens.py
+	TQDM_DISABLE=1 $(PEERS)/bin/python benchmarks/peers/two_lines.py
 	TQDM_DISABLE=1 $(PEERS)/bin/python benchmarks/beside_peers.py
 
 $(PEERS)/installed: constraints.txt benchmarks/peers/requirements.txt
