@@ -380,7 +380,8 @@ class TransformerBridge(Model):
                 names, or a predicate of names.
             device: Where to keep it; by default where it is. Each value goes there as it appears, and the model's
                 device keeps none.
-            pos_slice: Positions to keep: one, whose axis goes, `(start, stop[, step])`, a list, or a tensor of indices.
+            pos_slice: Positions to keep: one, `(start, stop[, step])`, a list, or a tensor of indices. The axis stays
+                for one too, which the cache's own methods leave out.
             incl_bwd: Whether to keep gradients of the loss too, as `<name>_grad`; or a function whose gradients are
                 kept instead: from the logits, or the residual stream where the run stops, to one number. No parameter's
                 `grad` is touched, and what is returned is detached.

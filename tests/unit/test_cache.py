@@ -139,8 +139,8 @@ def test_each_point_of_a_tensor_has_the_value_at_its_turn(bridge, tokens):
 @pytest.mark.parametrize(
     ("pos_slice", "index"),
     [
-        (2, 2),
-        (-1, -1),
+        (2, [2]),
+        (-1, [-1]),
         ((1, 5), slice(1, 5)),
         ((0, 7, 3), slice(0, 7, 3)),
         ([0, 4], [0, 4]),

@@ -40,7 +40,10 @@ def head_results(cache: CacheLookup, sublayer: Sublayer) -> Float[Tensor, "head 
     """Returns what each head of an attention added to the residual stream."""
     attention = sublayer.part
     assert isinstance(attention, GeneralAttentionBridge), "a sublayer with heads"
-    result = by_head(cache[attention.joined], cache.weight(attention.o, attention.W_O))
+    if cache.is_given(attention.hook_result.name):
+        result = cache[attention.hook_result.name].movedim(-2, 0)
+    else:
+        result = by_head(cache[attention.joined], cache.weight(attention.o, attention.W_O))
     return WayOut.of(cache, sublayer)(result)
 
 

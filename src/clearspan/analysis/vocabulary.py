@@ -183,11 +183,11 @@ def singular_readings(
         between, the reading side meets embeddings, and both ends are shown.
     """
     layer, head = _place(bridge, matrix, layer, head)
-    U, values, Vh = _svd(bridge, matrix, layer, head)
+    U, values, V = _svd(bridge, matrix, layer, head)
     _check_count("k", k, len(values))
     part = "attn" if matrix == "OV" else "mlp"
     reads = None if matrix == "W_out" else _read(bridge, U[:, :k].T, layer, part)
-    writes = None if matrix in ("W_in", "W_gate") else _written(bridge, Vh[:k], layer, part)
+    writes = None if matrix in ("W_in", "W_gate") else _written(bridge, V[:, :k].T, layer, part)
     shown = writes if writes is not None else reads
     assert shown is not None, "every matrix reads or writes the residual stream"
     # The end with the stronger token is `+`, so that the sign does not depend on how the decomposition was computed.
@@ -213,7 +213,8 @@ def _svd(bridge: TransformerBridge, matrix: ReadableMatrix, layer: int, head: in
             weight = block.mlp.W_gate
         case "W_out":
             weight = block.mlp.W_out
-    return SVD(*torch.linalg.svd(exact(weight), full_matrices=False))
+    U, S, Vh = torch.linalg.svd(exact(weight), full_matrices=False)
+    return SVD(U, S, Vh.mT)
 
 
 def _read(

@@ -25,8 +25,16 @@ _IN_ATTENTION = _shorts_in("blocks.{l}.attn")
 _IN_MLP = _shorts_in("blocks.{l}.mlp")
 _IN_NORM = _shorts_in("ln_final")
 _KNOWN = (*_OUTSIDE_BLOCKS, *_IN_NORM, *_IN_ATTENTION, *_IN_MLP, *_IN_BLOCK)
-_COMPONENTS = {"a": "attn", "m": "mlp", "b": None, "block": None, "blocks": None}
-_SHORT = {"attn": "pattern", "attn_logits": "attn_scores", "mlp_pre": "pre", "mlp_post": "post"}
+_COMPONENTS = {"a": "attn", "attention": "attn", "m": "mlp", "b": None, "block": None, "blocks": None}
+_SHORT = {
+    "attn": "pattern",
+    "attn_logits": "attn_scores",
+    "key": "k",
+    "query": "q",
+    "value": "v",
+    "mlp_pre": "pre",
+    "mlp_post": "post",
+}
 
 
 def get_act_name(name: str, layer: int | None = None, layer_type: str | None = None) -> str:

@@ -1,5 +1,6 @@
 """A product of two matrices, kept as its factors."""
 
+import warnings
 from collections.abc import Callable
 from types import EllipsisType
 from typing import Literal, NamedTuple, Self
@@ -15,11 +16,11 @@ Index = int | slice | EllipsisType | Tensor | list[int]
 
 
 class SVD(NamedTuple):
-    """A thin singular value decomposition: `U * S @ Vh`."""
+    """A thin singular value decomposition, `U * S @ V.mT`: singular vectors are columns on both sides."""
 
     U: Float[Tensor, "... left rank"]
     S: Float[Tensor, "... rank"]
-    Vh: Float[Tensor, "... rank right"]
+    V: Float[Tensor, "... right rank"]
 
 
 class FactoredMatrix:
@@ -69,6 +70,7 @@ class FactoredMatrix:
             ) from None
         self.A = A.expand(*leading, *A.shape[-2:])
         self.B = B.expand(*leading, *B.shape[-2:])
+        self._found: tuple[object, SVD] | None = None
 
     # --- shape -------------------------------------------------------------------------------------------------------
 
@@ -96,6 +98,11 @@ class FactoredMatrix:
     def rdim(self) -> int:
         """Columns of the product."""
         return self.B.shape[-1]
+
+    @property
+    def has_leading_dims(self) -> bool:
+        """Whether it is several matrices, by layer or head."""
+        return self.ndim > 2
 
     @property
     def pair(self) -> tuple[Tensor, Tensor]:
@@ -218,9 +225,11 @@ class FactoredMatrix:
         """Returns it times a number, or times one number for each matrix, `[..., 1, 1]`."""
         if not isinstance(scalar, Tensor | int | float):
             raise InvalidArgumentError(f"scalar={scalar!r}"[:80], expected="a number, or a tensor [..., 1, 1]")
-        if isinstance(scalar, Tensor) and scalar.ndim and scalar.shape[-2:] != (1, 1):
+        if isinstance(scalar, Tensor) and scalar.numel() != 1 and scalar.shape[-2:] != (1, 1):
             raise InvalidArgumentError(
-                "a factored matrix is multiplied by numbers", expected="[..., 1, 1]", got=str(list(scalar.shape))
+                "a factored matrix is multiplied by numbers",
+                expected="one, or [..., 1, 1]",
+                got=str(list(scalar.shape)),
             )
         return FactoredMatrix(self.A * scalar, self.B)
 
@@ -229,13 +238,17 @@ class FactoredMatrix:
     # --- decompositions ----------------------------------------------------------------------------------------------
 
     def svd(self) -> SVD:
-        """Returns the thin SVD of the product; its rank axis has the smallest of the three sizes.
+        """Returns the thin SVD `(U, S, V)` of the product; its rank axis has the smallest of the three sizes.
 
-        With `A = Qa Ra` and `B^T = Qb Rb`, it follows from the SVD of the small `Ra Rb^T`.
+        With `A = Qa Ra` and `B^T = Qb Rb`, it follows from the SVD of the small `Ra Rb^T`. It is kept, and computed
+        again only where a factor was written since, or gradients are enabled that were not.
         """
-        (Qa, Ra), (Qb, Rb) = torch.linalg.qr(_exact(self.A)), torch.linalg.qr(_exact(self.B).mT)
-        U, S, Vh = torch.linalg.svd(Ra @ Rb.mT, full_matrices=False)
-        return SVD(Qa @ U, S, Vh @ Qb.mT)
+        state = (_version(self.A), _version(self.B), torch.is_grad_enabled())
+        if self._found is None or self._found[0] != state:
+            (Qa, Ra), (Qb, Rb) = torch.linalg.qr(_exact(self.A)), torch.linalg.qr(_exact(self.B).mT)
+            U, S, Vh = torch.linalg.svd(Ra @ Rb.mT, full_matrices=False)
+            self._found = state, SVD(Qa @ U, S, Qb @ Vh.mT)
+        return self._found[1]
 
     @property
     def U(self) -> Float[Tensor, "... left rank"]:
@@ -248,14 +261,19 @@ class FactoredMatrix:
         return self.svd().S
 
     @property
-    def Vh(self) -> Float[Tensor, "... rank right"]:
-        """Right singular vectors, in rows."""
-        return self.svd().Vh
-
-    @property
     def V(self) -> Float[Tensor, "... right rank"]:
         """Right singular vectors, in columns."""
-        return self.svd().Vh.mT
+        return self.svd().V
+
+    @property
+    def Vh(self) -> Float[Tensor, "... right rank"]:
+        """`V`, by the name that TransformerLens has for it; `V.mT` is what elsewhere is called so."""
+        warnings.warn(
+            "FactoredMatrix.Vh is V, with singular vectors in columns, as in TransformerLens; V.mT has them in rows",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.V
 
     @property
     def eigenvalues(self) -> Complex[Tensor, "... rank"]:
@@ -275,7 +293,7 @@ class FactoredMatrix:
     def collapse_l(self) -> Float[Tensor, "... rank right"]:
         """Returns singular values times right singular vectors."""
         found = self.svd()
-        return found.S[..., None] * found.Vh
+        return found.S[..., None] * found.V.mT
 
     def collapse_r(self) -> Float[Tensor, "... left rank"]:
         """Returns left singular vectors times singular values."""
@@ -286,7 +304,7 @@ class FactoredMatrix:
         """Returns the same product with factors that share its singular values evenly."""
         found = self.svd()
         root = found.S.sqrt()
-        return FactoredMatrix(found.U * root[..., None, :], root[..., None] * found.Vh)
+        return FactoredMatrix(found.U * root[..., None, :], root[..., None] * found.V.mT)
 
     def get_corner(self, k: int = 3) -> Tensor:
         """Returns the product's first `k` entries along each axis."""
@@ -319,3 +337,8 @@ def triangular(matrix: Float[Tensor, "... left inner"]) -> Float[Tensor, "... ra
 
 def _exact(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _version(factor: Tensor) -> int | None:
+    """Returns torch's count of writes into a factor; tensors made under inference mode count none."""
+    return None if factor.is_inference() else factor._version
