@@ -666,8 +666,9 @@ class TransformerBridge(Model):
         bridge says what was done.
 
         Args:
-            fold_ln: Norms' weights and biases go into the linear maps that read them. A map that had no bias gets one
-                where there is something to put in; Hugging Face's files of that architecture have no place for it.
+            fold_ln: Norms' weights and biases go into the linear maps that read them. Maps that read a layer norm lose
+                their mean over `d_model`, since its output has none. A map that had no bias gets one where there is
+                something to put in; Hugging Face's files of that architecture have no place for it.
             center_writing_weights: What is written to the residual stream has mean zero over `d_model`. Exact where all
                 that reads the stream is a layer norm.
             center_unembed: Logits have mean zero over the vocabulary. They change, probabilities do not. Exact where no

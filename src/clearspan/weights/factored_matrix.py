@@ -114,14 +114,14 @@ class FactoredMatrix:
         """The transpose of the product's last two axes."""
         return FactoredMatrix(self.B.mT, self.A.mT)
 
-    def unsqueeze(self, axis: int) -> "FactoredMatrix":
-        """Returns it with one more leading axis, of size 1."""
-        if not is_whole(axis):
-            raise InvalidArgumentError(f"axis={axis!r}"[:80], expected="a whole number")
-        at = axis if axis >= 0 else axis + self.ndim + 1
+    def unsqueeze(self, k: int) -> "FactoredMatrix":
+        """Returns it with one more leading axis, of size 1, at place `k`."""
+        if not is_whole(k):
+            raise InvalidArgumentError(f"k={k!r}"[:80], expected="a whole number")
+        at = k if k >= 0 else k + self.ndim + 1
         if not 0 <= at <= self.ndim - 2:
             raise InvalidArgumentError(
-                f"no axis can be put at {axis}", expected=f"0 to {self.ndim - 2}, before the matrix's own two"
+                f"no axis can be put at {k}", expected=f"0 to {self.ndim - 2}, before the matrix's own two"
             )
         return FactoredMatrix(self.A.unsqueeze(at), self.B.unsqueeze(at))
 
