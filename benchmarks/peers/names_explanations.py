@@ -14,7 +14,8 @@ class Explanation:
 EXPLANATIONS = (
     Explanation(
         r"signature: bridge\.forward",
-        "`labels` and other modalities' values are keywords of the model's own forward.",
+        "`labels` and other modalities' values are keywords of the model's own forward; what comes after "
+        "`attention_mask` is given by keyword.",
     ),
     Explanation(
         r"signature: bridge\.run_with_cache",
