@@ -113,6 +113,7 @@ FACTORS = {"embedding_multiplier": 5.0, "residual_multiplier": 0.3, "logits_scal
     [
         ("helium", "Helium", GROUPED),
         ("granite", "Granite", {**{k: v for k, v in GROUPED.items() if k != "head_dim"}, **FACTORS}),
+        ("granite", "Granite", {**GROUPED, "head_dim": 14, **FACTORS}),  # the config that it was written from has none
         ("cohere2", "Cohere2", {**GROUPED, "layer_types": KINDS, "sliding_window": 4, "logit_scale": 0.3}),
         ("deepseek_v3", "DeepseekV3", LATENT),
         ("bloom", "Bloom", {**IDS, "vocab_size": 97, "hidden_size": 60, "n_head": 6, "n_layer": 3}),

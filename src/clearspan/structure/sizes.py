@@ -8,6 +8,7 @@ from clearspan.architectures.adapter import FRAME_SIZES, SIZES, Size, Sizes, ent
 from clearspan.components import GeneralizedComponent, LatentAttentionBridge, PerLayer
 from clearspan.config import TransformerBridgeConfig
 from clearspan.errors import AdapterError
+from clearspan.hf.config_reads import entries_read
 from clearspan.hf.loading import bridge_config, stored, text_config
 from clearspan.structure.adapter import Structure
 from clearspan.structure.entries import Entries
@@ -21,14 +22,15 @@ def sizes_of(structure: Structure, model: "PreTrainedModel", cfg: TransformerBri
     """Returns where sizes come from: entries of the config where these give what was measured, else the numbers."""
     config, found = text_config(model), dict[str, Size]()
     implied = {"d_head": cfg.d_model // max(cfg.n_heads, 1), "d_mlp": 4 * cfg.d_model, "n_key_value_heads": cfg.n_heads}
-    said = _said(model)
+    said, read = _said(model), entries_read(model)
     if any(isinstance(part, LatentAttentionBridge) for part in walk(structure.parts["blocks"])):
         implied |= {field: structure.sizes.get(field) for field in ("d_head", "n_key_value_heads")}
     for field, names in SIZES.items():
         measured = structure.sizes.get(field, names)
         is_said = stored(config, names) is not None and said.get(field) == measured
         if implied.get(field) == measured and not is_said:
-            found[field] = ()
+            # The code may ask for an entry that this config has not: it is named for configs that have it.
+            found[field] = tuple(name for name in names if name in read) if stored(config, names) is None else ()
         elif isinstance(measured, tuple):
             name = stored(config, measured)
             found[field] = () if name is None else (name,)
