@@ -46,7 +46,8 @@ def _table(name: str, section: Result) -> Iterator[str]:
 
 
 def _name(row: str) -> str:
-    return ", ".join(f"`{part}`" for part in row.split(", ")) if "..." not in row else f"`{row}`"
+    parts = row.split(", ")
+    return ", ".join(f"`{part}`" for part in parts) if all(map(re.compile(r"[\w.]+").fullmatch, parts)) else f"`{row}`"
 
 
 def _outcome(found: Result) -> str:

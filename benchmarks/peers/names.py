@@ -409,6 +409,7 @@ NAMES: dict[str, dict[str, list[str]]] = {
             "FactoredMatrix(A, B).unsqueeze(0)",
             "FactoredMatrix(A, B).unsqueeze(1)",
         ],
+        "[...]": [],
         "@ and *": [
             "FactoredMatrix(A, B) @ vector",
             "vector @ FactoredMatrix(L, R)",
@@ -449,11 +450,22 @@ NAMES: dict[str, dict[str, list[str]]] = {
             "cache.apply_ln_to_stack(cache['resid_post', -1][:, -1], layer=-1, pos_slice=-1)",
             "cache.apply_ln_to_stack(cache['resid_post', -1], layer=-1)",
             "cache.apply_ln_to_stack(cache.decompose_resid(), recompute_ln=True)",
+            *(
+                f"{line} ~ {line} * bridge.{norm}.w"
+                for line, norm in (
+                    ("cache.apply_ln_to_stack(cache.decompose_resid())", "ln_final"),
+                    ("cache.apply_ln_to_stack(cache.decompose_resid(1), 1)", "blocks[1].ln1"),
+                    ("cache.get_full_resid_decomposition(2, True, apply_ln=True)", "blocks[2].ln2"),
+                    ("row.stack_head_results(1, apply_ln=True, pos_slice=-1)", "blocks[1].ln1"),
+                )
+            ),
             "cache.apply_ln_to_stack(cache.decompose_resid(), layer=1, recompute_ln=True)",
         ],
         "logit_attrs": [
             "cache.logit_attrs(cache.decompose_resid(pos_slice=-1), tokens[:, 0], pos_slice=-1)",
             "cache.logit_attrs(cache.decompose_resid(), '5')",
+            "cache.logit_attrs(cache.decompose_resid(), 5) ~ "
+            "cache.apply_ln_to_stack(cache.decompose_resid()) * bridge.ln_final.w @ bridge.W_U[:, 5]",
             "cache.logit_attrs(cache.decompose_resid(), '5', '6')",
             "cache.logit_attrs(cache['resid_post', -1][:, -1], tokens[:, 0], pos_slice=-1)",
         ],
@@ -520,7 +532,7 @@ WEIGHTS = [
 
 
 def drawn(seed: int, count: int) -> Iterator[tuple[str, str]]:
-    """Yields names of the cache's methods with lines that call them with random arguments.
+    """Yields names of the cache's methods with lines that call them with random arguments, and random indices.
 
     The arguments are those that both take: layers that there are, and positions in every way of saying them.
     """
@@ -559,6 +571,9 @@ def drawn(seed: int, count: int) -> Iterator[tuple[str, str]]:
         "apply_ln_to_stack": {"layer": layers, "mlp_input": flags, "recompute_ln": flags},
         "logit_attrs": {"incorrect_tokens": ["None", "'6'", "6"]},
     }  # fmt: skip
+    for _ in range(count // 2):
+        places = ["0", "1", "-1", ":", ":2", "1:", "[1, 0]", "torch.tensor([0, 1])", "None", "...", "np.int64(1)"]
+        yield "[...]", f"FactoredMatrix(A, B)[{', '.join(draw.choices(places, k=draw.randint(1, 5)))}]"
     for _ in range(count):
         method = draw.choice(list(ways))
         cache = draw.choice(["cache", "cache", "row"])

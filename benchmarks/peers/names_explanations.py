@@ -28,9 +28,6 @@ EXPLANATIONS = (
     ),
     Explanation(r"signature: bridge\.to_tokens", "`truncate` is False by default: see `to_tokens`."),
     Explanation(r"signature: bridge\.to_str_tokens", "Each text is taken by itself, so nothing is padded."),
-    Explanation(
-        r"signature: cache\.(stack_head_results|stack_activation)", "None means what -1 means: the last layer."
-    ),
     Explanation(r"signature: cache\.remove_batch_dim", "The cache knows how many rows its run had."),
     Explanation(
         r"resid_pre3",
@@ -88,12 +85,12 @@ EXPLANATIONS = (
         "A decomposition of nothing is an empty stack; there it raises.",
     ),
     Explanation(
-        r"apply_ln_to_stack\(.*recompute_ln=True.*differs",
+        r"apply_ln_to_stack\([^~]*recompute_ln=True[^~]*differs",
         "`recompute_ln=True` gives each component a scale of its own at every layer; there only before the "
         "unembedding.",
     ),
     Explanation(
-        r" raw: .*(apply_ln=True|apply_ln_to_stack|logit_attrs).*differs",
+        r" raw: [^~]*(apply_ln=True|apply_ln_to_stack|logit_attrs)[^~]*differs",
         "On raw weights the norm's own weight is used, so that sums are the model's logits; there it is left out. On "
         "folded weights the two are equal.",
     ),

@@ -330,7 +330,7 @@ class ActivationCache(CacheLookup):
     # fmt: on
     def stack_head_results(
         self,
-        layer: int | None = None,
+        layer: int | None = -1,
         return_labels: bool = False,
         incl_remainder: bool = False,
         pos_slice: PosSlice = None,
@@ -473,7 +473,7 @@ class ActivationCache(CacheLookup):
         return cache._as_asked(stack, depth, mlp_input, apply_ln, return_labels, project_output_onto)
 
     def stack_activation(
-        self, activation_name: str, layer: int | None = None, sublayer_type: str | None = None
+        self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
     ) -> Float[Tensor, "layer ..."]:
         """Returns an activation of all layers before one, `[layer, ...]`.
 
