@@ -137,7 +137,7 @@ class Comparison:
     error: float = 0.0
     raised: bool = False
 
-    def difference(self, ours: object, theirs: object) -> str | None:
+    def difference(self, ours: Any, theirs: Any) -> str | None:
         """Returns how two results differ, or None."""
         if isinstance(ours, Exception) and isinstance(theirs, Exception):
             self.raised = True
@@ -172,7 +172,7 @@ class Comparison:
         return None
 
 
-def _is_matrix(value: object) -> Any:
+def _is_matrix(value: object) -> bool:
     return type(value).__name__ == "FactoredMatrix"
 
 
@@ -307,7 +307,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--keep", action="store_true", help="write docs/names.json")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--draws", type=int, default=150, help="random calls of the cache's methods on each model")
+    parser.add_argument("--draws", type=int, default=100, help="random calls of the cache's methods on each model")
     return parser.parse_args()
 
 

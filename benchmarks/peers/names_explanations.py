@@ -111,4 +111,13 @@ EXPLANATIONS = (
         r"detect_heads.*error_measure='abs'.*differs by 0\.000",
         "Scores are not rounded; there those of `abs` have three decimals.",
     ),
+    Explanation(
+        r"FactoredMatrix\(A, B\)\[.*None.*\]: InvalidArgumentError here",
+        "A new axis goes in front of the matrix's own two; there also behind them, which makes it a row or a column.",
+    ),
+    Explanation(
+        r"FactoredMatrix\(A, B\)\[.*(\[1, 0\]|\[0, 1\]).*(\[1, 0\]|\[0, 1\])",
+        "Several lists: those on the matrix's own axes pick rows of `A` and columns of `B`, whatever lists pick layers "
+        "and heads; there they are paired in one factor and not in the other, or raise.",
+    ),
 )

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from clearspan.checks import check_counts, check_kind, device_of, is_whole
+from clearspan.checks import check_counts, check_kind, device_of, is_whole, whole
 from clearspan.errors import InvalidArgumentError, OutOfRangeError
 
 Index = int | slice | EllipsisType | Tensor | list[int]
@@ -135,10 +135,12 @@ class FactoredMatrix:
             OutOfRangeError: A place that is not there; it is an IndexError.
             InvalidArgumentError: Too many indices, or something that is none.
         """
-        given = index if isinstance(index, tuple) else (index,)
+        given = tuple(_one_index(one) for one in (index if isinstance(index, tuple) else (index,)))
         count = sum(1 for one in given if one is not None and one is not ...)
-        if ... in [one for one in given if not isinstance(one, Tensor | list)]:
-            at = next(i for i, one in enumerate(given) if one is ...)
+        ellipses = [at for at, one in enumerate(given) if one is ...]
+        if len(ellipses) > 1:
+            raise InvalidArgumentError("an index has one ellipsis at most", got=str(len(ellipses)), where=repr(self))
+        for at in ellipses:
             given = (*given[:at], *(slice(None),) * (self.ndim - count), *given[at + 1 :])
             count = self.ndim
         if count > self.ndim:
@@ -146,6 +148,10 @@ class FactoredMatrix:
         leading: list[Index | None] = []
         matrix: list[Index] = []
         for one in given:
+            if one is None and matrix:
+                raise InvalidArgumentError(
+                    "a new axis goes in front of the matrix's own two", got=f"[{index!r}]"[:80], where=repr(self)
+                )
             if one is None or sum(1 for other in leading if other is not None) < self.ndim - 2:
                 leading.append(one)
             else:
@@ -342,3 +348,9 @@ def _exact(tensor: Tensor) -> Tensor:
 def _version(factor: Tensor) -> int | None:
     """Returns torch's count of writes into a factor; tensors made under inference mode count none."""
     return None if factor.is_inference() else factor._version
+
+
+def _one_index(one: Index | None) -> Index | None:
+    """Returns an index, a whole number of numpy's or torch's as Python's."""
+    number = whole(one)
+    return one if number is None else number

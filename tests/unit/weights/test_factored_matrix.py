@@ -1,5 +1,6 @@
 """Everything that is computed from factors is what the product itself gives."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -92,6 +93,26 @@ def test_indexing_is_the_products(index):
     assert found.ndim == len([i for i in given if i is None]) + 4 - sum(
         isinstance(one, int) for one in _leading(given, 2)
     )
+
+
+@pytest.mark.parametrize("one", [np.int64(-1), torch.tensor(-1), np.array(-1)])
+def test_numbers_of_numpy_and_torch_index_as_pythons_do(one):
+    matrix = FactoredMatrix(*factors((2, 3), 5, 2, 4))
+    for index in ((0, one), (one, 1, one), (..., one, one), (slice(None), one, slice(2), one)):
+        plain = matrix[tuple(-1 if place is one else place for place in index)]
+        assert matrix[index].shape == plain.shape
+        close(matrix[index].AB, plain.AB)
+
+
+def test_indices_that_are_none():
+    matrix = FactoredMatrix(*factors((2, 3), 5, 2, 4))
+    assert matrix[:, :, None].shape == (2, 3, 1, 5, 4)
+    for index in ((..., None), (0, 0, 1, None)):
+        with pytest.raises(InvalidArgumentError, match="a new axis goes in front of the matrix's own two"):
+            matrix[index]
+    with pytest.raises(InvalidArgumentError) as error:
+        matrix[..., 0, ...]
+    assert str(error.value).splitlines()[:2] == ["an index has one ellipsis at most", "  got: 2"]
 
 
 def _leading(given, count):
