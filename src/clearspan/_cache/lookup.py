@@ -244,8 +244,7 @@ class CacheLookup(MutableMapping[str, Tensor]):
     def __iter__(self) -> Iterator[str]:
         kept = [name for name, point in self._points.items() if name in self._given or self._recording.has(point)]
         kept += [f"{name}_grad" for name in self._gradients]
-        yield from kept
-        yield from (name for name in self._given if name not in kept)
+        yield from dict.fromkeys([*kept, *self._given])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -39,6 +39,15 @@ def test_a_value_takes_the_place_of_an_entry(bridge):
     assert cache.to("meta")["attn_out", 1].is_meta
 
 
+def test_all_entries_are_changed_while_they_are_gone_through(bridge):
+    cache, before = cached(bridge), cached(bridge)
+    for name in cache.cache_dict:
+        cache.cache_dict[name] = cache.cache_dict[name] * 2
+    assert list(cache) == list(before)
+    torch.testing.assert_close(cache["pattern", 1], before["pattern", 1] * 2)
+    torch.testing.assert_close(cache.accumulated_resid(), before.accumulated_resid() * 2)
+
+
 def test_a_value_for_a_part_is_not_in_the_whole(bridge):
     cache = cached(bridge)
     part = cache.apply_slice_to_batch_dim(0)
