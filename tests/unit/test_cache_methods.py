@@ -4,6 +4,7 @@ import functools
 import itertools
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -644,3 +645,13 @@ def test_what_a_tool_lacks_is_named(bridge, tokens):
         cache.logit_attrs(cache["resid_post", 2][None], 5)
     with pytest.raises(NotCachedError, match=r"blocks\.0\.attn\.hook_z exists, but is not in this cache"):
         cache.stack_head_results()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("one", [np.int64(-1), np.array(-1), torch.tensor(-1)])
+def test_one_place_is_one_number_however_it_is_given(one):
+    bridge, tokens, cache = run()
+    assert torch.equal(cache.decompose_resid(pos_slice=one), cache.decompose_resid()[:, :, -1])
+    assert torch.equal(cache.apply_slice_to_batch_dim(one)["q", 0], cache["q", 0][-1])
+    assert torch.equal(cache.get_neuron_results(0, one), cache.get_neuron_results(0)[:, :, -1])
+    assert bridge.run_with_cache(tokens, pos_slice=one)[1]["q", 0].shape == (ROWS, 1, 4, 12)
