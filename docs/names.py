@@ -23,13 +23,14 @@ Result = Mapping[str, Any]
 def tables(result: Result) -> str:
     """Returns the tables, with a sentence that says what was compared."""
     rows = [row for section in result["sections"].values() for row in section.values()]
-    same, lines = sum(row["same"] for row in rows), sum(row["lines"] for row in rows)
+    same, lines, raised = (sum(row[count] for row in rows) for count in ("same", "lines", "raised"))
     models = ", ".join(result["models"])
     return "\n".join(
         [
-            f"{len(rows)} names, in {lines} lines of code that ran in both libraries: {same} give the same. "
-            "For the others",
-            "the reason is here, with one of the lines. All ran on raw and on processed weights of tiny models",
+            f"{len(rows)} names, in {lines} lines of code that ran in both libraries: {same} give the same "
+            f"({raised} raise in both).",
+            "For the others the reason is here, with one of the lines. All ran on raw and on processed weights of tiny "
+            "models",
             f"({models}), the cache's methods with arguments drawn at",
             f"random too. TransformerLens {result['transformer_lens']}, torch {result['torch']}, transformers "
             f"{result['transformers']}.",

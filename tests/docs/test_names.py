@@ -8,7 +8,7 @@ MAKE = runpy.run_path(str(Path(__file__).parents[2] / "docs/names.py"))
 
 
 def test_the_tables():
-    row = {"lines": 12, "same": 10, "error": 4.7e-7}
+    row = {"lines": 12, "same": 10, "raised": 1, "error": 4.7e-7}
     differs = {"count": 2, "line": "bridge.W_gate", "how": "an error | here", "label": "GPT-2"}
     result = {
         "transformer_lens": "4.3.0",
@@ -21,10 +21,11 @@ def test_the_tables():
                 "QK": {**row, "same": 12, "differences": {}},
             },
             "Parameters": {
-                "cache.to(...)": {"lines": 1, "same": 1, "error": 0.0, "differences": {}},
+                "cache.to(...)": {"lines": 1, "same": 1, "raised": 1, "error": 0.0, "differences": {}},
                 "cache.at(...)": {
                     "lines": 1,
                     "same": 0,
+                    "raised": 0,
                     "error": 0.0,
                     "differences": {"Why.": {**differs, "count": 1}},
                 },
@@ -32,7 +33,7 @@ def test_the_tables():
         },
     }
     lines = MAKE["tables"](result).splitlines()
-    assert lines[0] == "4 names, in 26 lines of code that ran in both libraries: 23 give the same. For the others"
+    assert lines[0] == "4 names, in 26 lines of code that ran in both libraries: 23 give the same (3 raise in both)."
     assert lines[4:] == [
         "",
         "### Weights",
