@@ -113,6 +113,7 @@ bench-check: .venv/demo
 # Beside the libraries of others, in an environment of their own.
 bench-peers: $(PEERS)/installed
 	$(PEERS)/bin/python benchmarks/peers/compare_transformer_lens.py
+	$(PEERS)/bin/python benchmarks/peers/compare_names.py
 	TQDM_DISABLE=1 $(PEERS)/bin/python benchmarks/peers/two_lines.py
 	TQDM_DISABLE=1 $(PEERS)/bin/python benchmarks/beside_peers.py
 

@@ -14,47 +14,23 @@ difference has no explanation, or an explanation no difference. README.md says w
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import transformers
 from explanations import EXPLANATIONS, Explanation, Kind
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tiny_models import MODELS, TOLERANCE, relative_error, save
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
 
 import clearspan
 
-TOLERANCE = 5e-6
-"""Of the largest difference over the largest value. Values taken as equal differ by 9.8e-7 at most, as measured."""
-
-MASKED = torch.finfo(torch.float32).max / 2
-"""Scores whose size is above this are masked, and do not count as the largest value."""
-
 SWITCHES = ("set_use_attn_result", "set_use_hook_mlp_in", "set_use_split_qkv_input", "set_use_attn_in")
 """Without these TransformerLens does not compute some values. Each is turned on for a run of its own."""
-
-IDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "vocab_size": 97}
-GPT: dict[str, Any] = {**IDS, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
-LLAMA: dict[str, Any] = {
-    **IDS,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 80,
-    "max_position_embeddings": 64,
-}
-MODELS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
-    "GPTBigCode, multi-query": lambda: transformers.GPTBigCodeConfig(**GPT),
-    "GPT-2": lambda: transformers.GPT2Config(**GPT),
-    "Llama, two key/value heads": lambda: transformers.LlamaConfig(**LLAMA),
-}
 
 
 @dataclass(frozen=True)
@@ -94,20 +70,6 @@ class Outcome:
     differences: list[Difference]
     n_names: int
     equal: list[float]
-
-
-def save(config: transformers.PreTrainedConfig, folder: str) -> None:
-    """Writes a model whose weights, biases and norms are all random, and a tokenizer, which TransformerLens needs."""
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            spread = 0.25 if parameter.ndim > 1 else 0.5
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
-    model.save_pretrained(folder)
-    words = Tokenizer(WordLevel({str(index): index for index in range(97)}, unk_token="0"))
-    special = {"bos_token": "0", "eos_token": "0", "pad_token": "0"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
 
 
 def inputs(run: Run) -> tuple[Tensor, Tensor]:
@@ -158,14 +120,6 @@ def in_one_layout(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor] | None:
             return None
         pair = [part.repeat_interleave(max(sizes) // size, axis) for part, size in zip(pair, sizes, strict=True)]
     return pair[0], pair[1]
-
-
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """Returns the largest difference over the largest value that is not masked; masked entries must be identical."""
-    a, b = ours.double(), theirs.double()
-    gap = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)
-    size = a.abs()
-    return (gap.max() / size[size < MASKED].max()).item()
 
 
 def error_that_counts(name: str, pair: tuple[Tensor, Tensor], run: Run) -> float:

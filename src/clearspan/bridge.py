@@ -111,11 +111,11 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
         attention_mask: Tensor | None = None,
+        *,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
-        *,
         inputs_embeds: Tensor | None = None,
         interventions: Sequence[Intervention] = (),
         sources: Mapping[str, Source] | None = None,
@@ -440,7 +440,8 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
                 names, or a predicate of names.
             device: Where to keep it; by default where it is. Each value goes there as it appears, and the model's
                 device keeps none.
-            pos_slice: Positions to keep: one, whose axis goes, `(start, stop[, step])`, a list, or a tensor of indices.
+            pos_slice: Positions to keep: one, `(start, stop[, step])`, a list, or a tensor of indices. The axis stays
+                for one too, which the cache's own methods leave out.
             incl_bwd: Whether to keep gradients of the loss too, as `<name>_grad`; or a function whose gradients are
                 kept instead: from the logits, or the residual stream where the run stops, to one number. No parameter's
                 `grad` is touched, and what is returned is detached.
@@ -738,8 +739,9 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
         bridge says what was done.
 
         Args:
-            fold_ln: Norms' weights and biases go into the linear maps that read them. A map that had no bias gets one
-                where there is something to put in; Hugging Face's files of that architecture have no place for it.
+            fold_ln: Norms' weights and biases go into the linear maps that read them. Maps that read a layer norm lose
+                their mean over `d_model`, since its output has none. A map that had no bias gets one where there is
+                something to put in; Hugging Face's files of that architecture have no place for it.
             center_writing_weights: What is written to the residual stream has mean zero over `d_model`. Exact where all
                 that reads the stream is a layer norm.
             center_unembed: Logits have mean zero over the vocabulary. They change, probabilities do not. Exact where no

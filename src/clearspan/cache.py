@@ -5,6 +5,7 @@ overloads that give labels their type.
 """
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -20,9 +21,12 @@ from clearspan._cache.memory import bytes_as_text, layer_ranges
 from clearspan._cache.readings import (
     Tokens,
     attributions,
+    before_norm,
     frozen,
     laid_out,
     lens,
+    normed,
+    over_scale,
     reading_of,
     through_norm,
     token_ids,
@@ -30,6 +34,7 @@ from clearspan._cache.readings import (
 from clearspan._cache.run_weights import RunWeights
 from clearspan._cache.slices import BatchSlice, Picks, PosSlice, plain
 from clearspan._cache.stacks import Mode, NeuronSlice, Stack, block_at, depth_of, neuron_results, residual
+from clearspan._cache.writes import by_head
 from clearspan._forward.readout import norm_at
 from clearspan.checks import check_flags, check_kind, device_of
 from clearspan.errors import InvalidArgumentError, NotPicklableError
@@ -38,11 +43,11 @@ from clearspan.hf.storages import Relocation, storages
 from clearspan.model import Model, check_bridge, check_layers
 from clearspan.points import Address
 from clearspan.results import table
+from clearspan.weights.processing import final_norm
 
 Components = Float[Tensor, "component *batch_pos d_model"]
 Labelled = tuple[Components, list[str]]
 Logits = Float[Tensor, "depth *batch_pos d_vocab"]
-_STACK = ("the stack", ("component",), ("d_model",))
 
 
 class ActivationCache(CacheLookup):
@@ -105,6 +110,7 @@ class ActivationCache(CacheLookup):
         new = copy.copy(self)
         new._recording = self._recording.moved(there)
         new._gradients = {name: there(gradient) for name, gradient in self._gradients.items()}
+        new._given = {name: replace(given, value=there(given.value)) for name, given in self._given.items()}
         return new
 
     def __copy__(self) -> Self:
@@ -143,12 +149,18 @@ class ActivationCache(CacheLookup):
 
         Raises:
             EditedEntryError: An entry was written since it was kept.
-            InvalidArgumentError: The cache is on the meta device, and has no values.
+            InvalidArgumentError: The cache is on the meta device, and has no values; or values were put into it.
         """
         self.check_unedited()
         if self._column_of_row is not None:
             raise InvalidArgumentError(
                 "a cache of one position of each row cannot be saved", fix="save the whole cache"
+            )
+        if self._given:
+            raise InvalidArgumentError(
+                "a cache with values that were put into it cannot be saved",
+                got=", ".join(list(self._given)[:3]) + ", ..." * (len(self._given) > 3),
+                fix="safetensors.torch.save_file(dict(cache), path), and ActivationCache(values, bridge)",
             )
         rows, positions = self._row_choices, self._pos_choices
         stored = StoredCache(
@@ -197,7 +209,7 @@ class ActivationCache(CacheLookup):
                 got=", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3),
                 where=model.cfg.architecture,
             )
-        cache = cls(
+        cache = cls.of_run(
             model,
             {name: model.hook_dict[name] for name in stored.points},
             Recording.of(stored.contents, stored.rows, model.hf_model),
@@ -211,7 +223,8 @@ class ActivationCache(CacheLookup):
     @property
     def nbytes(self) -> int:
         """Bytes of all that is kept, each storage counted once."""
-        return sum(storages([*self._recording.tensors(), *self._gradients.values()]).values())
+        given = (one.value for one in self._given.values())
+        return sum(storages([*self._recording.tensors(), *self._gradients.values(), *given]).values())
 
     def __repr__(self) -> str:
         return _described(self)
@@ -242,16 +255,20 @@ class ActivationCache(CacheLookup):
         Args:
             layer: Up to whose input.
             incl_mid: Whether the stream between the sublayers is in it, where there is one.
-            apply_ln: Whether each is read through the norm at `layer`, with that norm's scale in this run.
-                `logit_lens` gives each a scale of its own.
+            apply_ln: Whether each is read through the norm at `layer`. The last one takes each as the model's own last
+                stream, by a scale of its own and with its bias, so that `@ W_U + b_U` gives the logits of
+                `logit_lens`, before any scale or cap. Others have their scale in this run.
             pos_slice: Positions.
             mlp_input: Whether the stack ends at the input of the layer's MLP.
             return_labels: Whether labels come with it.
         """
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
-        check_flags(incl_mid=incl_mid, mlp_input=mlp_input)
+        check_flags(incl_mid=incl_mid, mlp_input=mlp_input, apply_ln=apply_ln)
         stack = stacks.accumulated(cache, depth, incl_mid=incl_mid, mlp_input=mlp_input)
-        return cache._given(stack, depth, mlp_input, apply_ln, return_labels)
+        last = final_norm(cache.model) if depth == cache.model.cfg.n_layers else None
+        if apply_ln and last is not None:
+            stack, apply_ln = replace(stack, values=normed(cache, last, stack.values)), False
+        return cache._as_asked(stack, depth, mlp_input, apply_ln, return_labels)
 
     # fmt: off
     @overload
@@ -299,7 +316,7 @@ class ActivationCache(CacheLookup):
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
         check_flags(mlp_input=mlp_input, incl_embeds=incl_embeds)
         stack = stacks.decomposed(cache, depth, mode=mode, mlp_input=mlp_input, incl_embeds=incl_embeds)
-        return cache._given(stack, depth, mlp_input, apply_ln, return_labels)
+        return cache._as_asked(stack, depth, mlp_input, apply_ln, return_labels)
 
     # fmt: off
     @overload
@@ -313,7 +330,7 @@ class ActivationCache(CacheLookup):
     # fmt: on
     def stack_head_results(
         self,
-        layer: int | None = None,
+        layer: int | None = -1,
         return_labels: bool = False,
         incl_remainder: bool = False,
         pos_slice: PosSlice = None,
@@ -339,7 +356,7 @@ class ActivationCache(CacheLookup):
         stack = stacks.heads(cache, depth)
         if incl_remainder:
             stack = stack.with_remainder(residual(cache, depth))
-        return cache._given(stack, depth, False, apply_ln, return_labels)
+        return cache._as_asked(stack, depth, False, apply_ln, return_labels)
 
     # fmt: off
     @overload
@@ -376,7 +393,7 @@ class ActivationCache(CacheLookup):
             incl_remainder: Whether the rest of the stream is a last component.
             apply_ln: Whether they are read through the norm there.
             project_output_onto: A direction `[d_model]` or several `[d_model, direction]`: the result is what each adds
-                to these, and no `[..., d_model]` is formed. Not with `apply_ln`.
+                to these, and no `[..., d_model]` is formed. With `apply_ln` it is projected behind the norm.
             mlp_input: Whether the stream, and the norm, are those of the layer's MLP.
 
         Raises:
@@ -384,13 +401,13 @@ class ActivationCache(CacheLookup):
             InvalidArgumentError: As `decompose_resid`.
         """
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
-        directions = _directions(self, project_output_onto, apply_ln)
+        directions = _directions(cache, project_output_onto, depth, mlp_input, apply_ln)
         check_flags(incl_remainder=incl_remainder, mlp_input=mlp_input)
         stack = stacks.neurons(cache, depth, neuron_slice, directions)
         if incl_remainder:
             whole = residual(cache, depth, mlp_input=mlp_input)
             stack = stack.with_remainder(whole if directions is None else whole @ directions.to(whole))
-        return cache._given(stack, depth, mlp_input, apply_ln, return_labels, project_output_onto)
+        return cache._as_asked(stack, depth, mlp_input, apply_ln, return_labels, project_output_onto)
 
     def get_neuron_results(
         self,
@@ -401,15 +418,16 @@ class ActivationCache(CacheLookup):
     ) -> Float[Tensor, "*batch_pos neuron d_model"]:
         """Returns what each neuron of one layer added to the residual stream, `[batch, pos, neuron, d_model]`.
 
-        The arguments are those of `stack_neuron_results`; projected, the last axis is the directions', or gone.
+        The arguments are those of `stack_neuron_results`; of one neuron the axis goes. Projected, the last axis is the
+        directions', or gone.
         """
-        directions = _directions(self, project_output_onto, False)
+        directions = _directions(self, project_output_onto)
         block = block_at(self, layer)
         if not block.of_kind("mlp"):
             check_layers(self.model, "mlp", [layer % len(self.model.blocks)])  # raises, naming those that have one
         cache = self.apply_slice_to_pos_dim(pos_slice)
         values, _ = neuron_results(cache, block.reader(mlp_input=True), neuron_slice, directions)
-        values = values.movedim(0, -2)
+        values = values[0] if isinstance(plain(neuron_slice), int) else values.movedim(0, -2)
         return values[..., 0] if project_output_onto is not None and project_output_onto.ndim == 1 else values
 
     # fmt: off
@@ -449,13 +467,13 @@ class ActivationCache(CacheLookup):
             InvalidArgumentError: As `decompose_resid`.
         """
         cache, depth = self.apply_slice_to_pos_dim(pos_slice), depth_of(self, layer)
-        directions = _directions(self, project_output_onto, apply_ln)
+        directions = _directions(cache, project_output_onto, depth, mlp_input, apply_ln)
         check_flags(mlp_input=mlp_input, expand_neurons=expand_neurons)
         stack = stacks.full(cache, depth, mlp_input=mlp_input, expand_neurons=expand_neurons, directions=directions)
-        return cache._given(stack, depth, mlp_input, apply_ln, return_labels, project_output_onto)
+        return cache._as_asked(stack, depth, mlp_input, apply_ln, return_labels, project_output_onto)
 
     def stack_activation(
-        self, activation_name: str, layer: int | None = None, sublayer_type: str | None = None
+        self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
     ) -> Float[Tensor, "layer ..."]:
         """Returns an activation of all layers before one, `[layer, ...]`.
 
@@ -477,10 +495,17 @@ class ActivationCache(CacheLookup):
         A run that keeps everything shows it anyway. It is computed when it is looked up, and takes no memory.
         """
         check_layers(self.model, "attn", [])
-        results = [attention.hook_result for attention in self.model.attentions]
-        self._points = {**self._points, **{point.name: point for point in results if self._recording.has(point)}}
+        for attention in self.model.attentions:
+            point = attention.hook_result
+            if self.is_given(point.name):
+                continue
+            if self.is_given(attention.joined):
+                result = by_head(self[attention.joined], self.weight(attention.o, attention.W_O))
+                self[point.name] = result.movedim(0, -2)
+            elif self._recording.has(point):
+                self._points = {**self._points, point.name: point}
 
-    def _given(
+    def _as_asked(
         self,
         stack: Stack,
         depth: int,
@@ -491,7 +516,10 @@ class ActivationCache(CacheLookup):
     ) -> Components | Labelled:
         """Returns a stack as it was asked for."""
         check_flags(apply_ln=apply_ln, return_labels=return_labels)
-        values = through_norm(self, stack.values, depth, mlp_input=mlp_input) if apply_ln else stack.values
+        values = stack.values
+        if apply_ln:
+            through = through_norm if project_output_onto is None else over_scale
+            values = through(self, values, depth, mlp_input=mlp_input)
         if project_output_onto is not None and project_output_onto.ndim == 1:
             values = values[..., 0]
         return (values, stack.labels) if return_labels else values
@@ -500,49 +528,50 @@ class ActivationCache(CacheLookup):
 
     def apply_ln_to_stack(
         self,
-        residual_stack: Float[Tensor, "component *batch_pos d_model"],
+        residual_stack: Float[Tensor, "*component_batch_pos d_model"],
         layer: int | None = None,
         mlp_input: bool = False,
         pos_slice: PosSlice = None,
         batch_slice: BatchSlice = None,
         has_batch_dim: bool = True,
         recompute_ln: bool = False,
-    ) -> Float[Tensor, "component *batch_pos d_model"]:
+    ) -> Float[Tensor, "*component_batch_pos d_model"]:
         """Returns components of the residual stream as they are in the output of the norm that reads it at a layer.
 
         `(component - mean) / scale * weight` (an RMS norm has no mean). Where no norm reads the stream, it is returned.
 
         Args:
             residual_stack: `[component, batch, pos, d_model]`, with all of the cache's rows and positions, or those
-                chosen: it is picked only where it was not.
+                chosen: it is picked only where it was not. There may be no axis of components, or several.
             layer: Whose norm; by default that before the unembedding.
             mlp_input: Whether it is the norm of the layer's MLP.
             pos_slice: Positions, of the scale and of a stack that still has them all.
             batch_slice: Rows, in the same way.
             has_batch_dim: Whether the stack has a batch axis. Without one it is of the only row, or of that which
                 `batch_slice` names.
-            recompute_ln: Whether each component is normed by a scale of its own, and not by that of the run.
+            recompute_ln: Whether each component is a whole stream: normed as the model does, by a scale of its own and
+                with the norm's bias, and not by the scale of the run.
 
         Raises:
             InvalidArgumentError: The stack is of another shape, or of one that could be either.
         """
         cache, picks = self._at(pos_slice, batch_slice, has_batch_dim)
         check_flags(mlp_input=mlp_input, recompute_ln=recompute_ln)
-        stack, depth = picks.made(residual_stack, *_STACK), depth_of(self, layer)
+        stack, depth = picks.made_of_stack(residual_stack), depth_of(self, layer)
         norm = norm_at(self.model, depth, mlp_input=mlp_input)
         if norm is None:
             return stack
-        return frozen(cache, norm, norm.scale(stack) if recompute_ln else None)(stack)
+        return normed(cache, norm, stack) if recompute_ln else frozen(cache, norm)(stack)
 
     def logit_attrs(
         self,
-        residual_stack: Float[Tensor, "component *batch_pos d_model"],
+        residual_stack: Float[Tensor, "*component_batch_pos d_model"],
         tokens: Tokens,
         incorrect_tokens: Tokens | None = None,
         pos_slice: PosSlice = None,
         batch_slice: BatchSlice = None,
         has_batch_dim: bool = True,
-    ) -> Float[Tensor, "component *batch_pos"]:
+    ) -> Float[Tensor, "*component_batch_pos"]:
         """Returns what each component of the residual stream adds to tokens' logits, `[component, batch, pos]`.
 
         `component -> (component - mean) / scale * weight @ W_U[:, token]`, with the last norm's scale in this run and
@@ -578,7 +607,7 @@ class ActivationCache(CacheLookup):
         if incorrect_tokens is not None:
             others = laid_out(token_ids(self.model, incorrect_tokens), picks)
             direction = direction - reading_of(cache, others).direction
-        return attributions(cache, picks.made(residual_stack, *_STACK), direction)
+        return attributions(cache, picks.made_of_stack(residual_stack), direction)
 
     def logit_constant(self, tokens: Tokens, incorrect_tokens: Tokens | None = None) -> Float[Tensor, "*batch_pos"]:
         """Returns what biases of the last norm and the unembedding add to tokens' logits, whatever the input.
@@ -645,7 +674,7 @@ class ActivationCache(CacheLookup):
 
     @property
     def cache_dict(self) -> Self:
-        """The cache itself, which is a mapping."""
+        """The cache itself, which is a mapping: `cache.cache_dict[name] = value`."""
         return self
 
     @property
@@ -660,16 +689,16 @@ class ActivationCache(CacheLookup):
 
 
 def _directions(
-    cache: ActivationCache, project_output_onto: Tensor | None, apply_ln: bool
+    cache: ActivationCache,
+    project_output_onto: Tensor | None,
+    depth: int = 0,
+    mlp_input: bool = False,
+    apply_ln: bool = False,
 ) -> Float[Tensor, "d_model direction"] | None:
+    """Returns directions of the residual stream; with `apply_ln`, for those of the norm's output, without its scale."""
+    check_flags(mlp_input=mlp_input, apply_ln=apply_ln)
     if project_output_onto is None:
         return None
-    if apply_ln:
-        raise InvalidArgumentError(
-            "apply_ln and project_output_onto do not go together",
-            reason="the norm comes before what one would project onto",
-            fix="cache.logit_attrs(stack, tokens) for logits, which reads through the norm",
-        )
     check_kind(Tensor, project_output_onto=project_output_onto)
     shape, d_model = list(project_output_onto.shape), cache.model.cfg.d_model
     if not 1 <= len(shape) <= 2 or shape[0] != d_model:
@@ -678,7 +707,8 @@ def _directions(
             expected=f"[d_model={d_model}], or [d_model={d_model}, direction]",
             got=str(shape),
         )
-    return project_output_onto[:, None] if project_output_onto.ndim == 1 else project_output_onto
+    directions = project_output_onto[:, None] if project_output_onto.ndim == 1 else project_output_onto
+    return before_norm(cache, directions, depth, mlp_input=mlp_input) if apply_ln else directions
 
 
 def _described(cache: ActivationCache) -> str:

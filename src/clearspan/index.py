@@ -337,5 +337,6 @@ class PointTable(Sequence[PointRow]):
 
 
 def _has_gradient(point: HookPoint) -> bool:
-    """Returns whether a point can have a gradient: token ids cannot, nor what the model does not compute with."""
-    return point.axes != TOKEN_AXES and not isinstance(point.access, ReadOnly)
+    """Returns whether a point can have a gradient: whole numbers cannot, nor what the model does not compute with."""
+    is_whole = point.axes == TOKEN_AXES or point.name.endswith("hook_expert_indices")
+    return not is_whole and not isinstance(point.access, ReadOnly)

@@ -343,7 +343,7 @@ class Text:
 
         Joined they are the row's text, but for tokens that are part of a character: each is the replacement character.
         """
-        if isinstance(input, Tensor) or wholes(input):
+        if isinstance(input, Tensor) or wholes(input) or (isinstance(input, np.ndarray) and input.dtype.kind in "iu"):
             ids = self._ids(input)
             if ids.ndim == 2 and len(ids) > 1:
                 return [self._pieces(row.tolist()) for row in ids]

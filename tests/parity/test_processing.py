@@ -72,18 +72,21 @@ def test_every_combination_of_steps_is_exact(which, ids):
 
 @pytest.mark.parametrize("variant", ["gpt_bigcode", "gpt2", "opt", "gpt_neox", "falcon", "mpt", "cohere2", "bloom"])
 def test_what_each_step_leaves(variant, ids):
-    """Folded norms are plain, written vectors and logits have no mean, value biases are none."""
+    """Folded norms are plain, what reads them, written vectors and logits have no mean, value biases are none."""
     bridge = clearspan.boot(randomised(variant))
     new = bridge.processed(center_writing_weights=True)
     for block in new.blocks:
-        for norm, _ in block.folds():
+        for norm, maps in block.folds():
             assert (norm.w == 1).all()
             assert norm.bias_or_none() is None or not norm.b.any()
+            for each in maps:
+                assert each.module.get_parameter(each.weight).mean(each.in_axis).abs().max() < 1e-6
         assert block.attn.W_O.mean(-1).abs().max() < 1e-6
         assert block.mlp.W_out.mean(-1).abs().max() < 1e-6
         assert not block.attn.has_bias("v") or not block.attn.b_V.any()
     assert (new.ln_final.w == 1).all()
     assert new.W_U.mean(-1).abs().max() < 1e-6
+    assert new.W_U.mean(0).abs().max() < 1e-6
     if "hook_pos_embed" in new.hook_dict:
         assert new.W_E.mean(-1).abs().max() < 1e-6
     with torch.no_grad():

@@ -70,7 +70,7 @@ def test_some_positions_are_kept_alone(laid):
     bridge, *_ = laid
     _, whole = bridge.run_with_cache(TOKENS)
     _, last = bridge.run_with_cache(TOKENS, pos_slice=-1)
-    torch.testing.assert_close(last["resid_post", 1], whole["resid_post", 1][:, -1])
+    torch.testing.assert_close(last["resid_post", 1], whole["resid_post", 1][:, -1:])
 
 
 def test_blocks_are_not_run_apart(laid):

@@ -630,7 +630,8 @@ OWN = {
         for kind in (LogitMetric, *sweep.metrics.KINDS.values())
         for name in ("of", "measure", "places")
     ),
-    *("ActivationCache.bias", "ActivationCache.weight", "CausalModel.check", "Constant.like", "Site.on"),
+    *("ActivationCache.bias", "ActivationCache.is_given", "ActivationCache.of_run", "ActivationCache.weight"),
+    *("CausalModel.check", "Constant.like", "Site.on"),
     *("ComputationalGraph.heads_at", "ComputationalGraph.input_of", "ComputationalGraph.stream_of"),
     *("InterchangeSite.all_of", "InterchangeSite.checked", "InterchangeSite.of", "InterchangeSite.vectors"),
     *("TransformerBridge.running_on", "Written.up_to", "Written.write"),

@@ -1,12 +1,13 @@
 """The cache: what it keeps, what it does not, and every way to look something up."""
 
+import numpy as np
 import pytest
 import torch
 from tests.conftest import tiny_model
 
 import clearspan
 from clearspan import get_act_name
-from clearspan.errors import UnknownPointError
+from clearspan.errors import InvalidArgumentError, UnknownPointError
 
 
 def test_every_way_to_name_an_entry(bridge, tokens):
@@ -22,6 +23,14 @@ def test_every_way_to_name_an_entry(bridge, tokens):
     assert torch.equal(cache["scale", 0, "ln2"], cache["blocks.0.ln2.hook_scale"])
     assert torch.equal(cache["embed"], cache["hook_embed"])
     assert torch.equal(cache["normalized"], cache["ln_final.hook_normalized"])
+    for layer in (torch.tensor(1), np.int64(1), np.array(1)):
+        assert torch.equal(cache["attn", layer], cache["blocks.1.attn.hook_pattern"])
+    assert torch.equal(cache["embed", None], cache["hook_embed"])
+    assert torch.equal(cache["resid_pre", 1, None], cache["blocks.1.hook_resid_pre"])
+    assert ("embed", None) in cache
+    assert ("nonsense", None) not in cache
+    with pytest.raises(InvalidArgumentError, match="the point 'q' is in a block"):
+        cache["q", None]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +54,10 @@ def test_every_way_to_name_an_entry(bridge, tokens):
         (("q_input", 2), "blocks.2.hook_q_input"),
         (("mlp_in", 2), "blocks.2.hook_mlp_in"),
         (("mlp_post", 2), "blocks.2.mlp.hook_post"),
+        (("query", 2), "blocks.2.attn.hook_q"),
+        (("key", 2), "blocks.2.attn.hook_k"),
+        (("value", 2), "blocks.2.attn.hook_v"),
+        (("z", 2, "attention"), "blocks.2.attn.hook_z"),
     ],
 )
 def test_get_act_name(arguments, name):
@@ -142,8 +155,8 @@ def test_each_point_of_a_tensor_has_the_value_at_its_turn(bridge, tokens):
 @pytest.mark.parametrize(
     ("pos_slice", "index"),
     [
-        (2, 2),
-        (-1, -1),
+        (2, [2]),
+        (-1, [-1]),
         ((1, 5), slice(1, 5)),
         ((0, 7, 3), slice(0, 7, 3)),
         ([0, 4], [0, 4]),

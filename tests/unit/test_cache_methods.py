@@ -4,6 +4,7 @@ import functools
 import itertools
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -160,7 +161,8 @@ def test_without_the_batch_axis_all_is_as_for_one_row():
             torch.testing.assert_close(getattr(row, tool)(pos_slice=2), expected[:, 2], rtol=1e-4, atol=1e-4)
         expected = cache.logit_attrs(cache.decompose_resid(), tokens)[:, 1]
         torch.testing.assert_close(row.logit_attrs(row.decompose_resid(), tokens[1]), expected, rtol=1e-4, atol=1e-4)
-        assert row.get_neuron_results(0, 5).shape == (LENGTH, 1, 48)
+        assert row.get_neuron_results(0, [5]).shape == (LENGTH, 1, 48)
+        assert torch.equal(row.get_neuron_results(0, 5), row.get_neuron_results(0, [5])[:, 0])
     parts = cache.decompose_resid()[:, 1]
     for own in ({}, {"pos_slice": 3}):
         found = cache.logit_attrs(parts, 5, batch_slice=1, has_batch_dim=False, **own)
@@ -171,6 +173,8 @@ def test_without_the_batch_axis_all_is_as_for_one_row():
 def test_one_position_without_a_batch_axis():
     bridge, tokens, cache = run()
     _, one = bridge.run_with_cache(tokens[:1], pos_slice=-1, remove_batch_dim=True)
+    assert one.sizes == {"pos": 1}
+    one = one.apply_slice_to_pos_dim(0)
     assert one.sizes == {}
     expected = cache.decompose_resid()[:, 0, -1]
     torch.testing.assert_close(one.decompose_resid(), expected, rtol=1e-5, atol=1e-5)
@@ -212,6 +216,62 @@ def test_directions_take_the_last_axis():
     torch.testing.assert_close(rest.sum(0), cache["resid_pre", 2] @ directions[:, 0], rtol=1e-4, atol=1e-4)
     one = cache.get_neuron_results(1, [4, 6], project_output_onto=directions[:, 0])
     assert one.shape == (ROWS, LENGTH, 2)
+    assert cache.get_neuron_results(1, 4, project_output_onto=directions[:, 0]).shape == (ROWS, LENGTH)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [2, 3])
+def test_directions_are_behind_the_norm(layer):
+    _, _, cache = run()
+    directions = torch.randn(48, 5, generator=torch.Generator().manual_seed(3))
+    for tool, flags in (
+        (cache.get_full_resid_decomposition, {}),
+        (cache.get_full_resid_decomposition, {"expand_neurons": False}),
+        (cache.stack_neuron_results, {"incl_remainder": True}),
+        (cache.stack_neuron_results, {"incl_remainder": True, "mlp_input": True}),
+    ):
+        if layer == 3 and "mlp_input" in flags:
+            continue
+        whole = tool(layer, apply_ln=True, **flags)
+        found = tool(layer, apply_ln=True, project_output_onto=directions, **flags)
+        torch.testing.assert_close(found, whole @ directions, rtol=1e-4, atol=1e-4)
+        one = tool(layer, apply_ln=True, project_output_onto=directions[:, 0], pos_slice=-1, **flags)
+        torch.testing.assert_close(one, found[:, :, -1, 0], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_before_the_unembedding_each_depth_is_normed_by_itself():
+    bridge, _, cache = run()
+    norm = bridge.hf_model.transformer.ln_f
+    streams = [*(cache["resid_pre", layer] for layer in range(3)), cache["resid_post", 2]]
+    centred = [stream - stream.mean(-1, keepdim=True) for stream in streams]
+    expected = torch.stack([
+        one / (one.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias for one in centred
+    ])  # fmt: skip
+    torch.testing.assert_close(cache.accumulated_resid(apply_ln=True), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        cache.accumulated_resid(apply_ln=True, pos_slice=-1), expected[:, :, -1], rtol=1e-4, atol=1e-4
+    )
+    logits = cache.accumulated_resid(apply_ln=True) @ bridge.W_U + bridge.b_U
+    torch.testing.assert_close(logits, cache.logit_lens(), rtol=1e-4, atol=1e-4)
+    # Before a layer it is that layer's scale for all.
+    scale, weight = cache["scale", 2, "ln1"], bridge.hf_model.transformer.h[2].ln_1.weight
+    expected = torch.stack(centred[:3]) / scale * weight
+    torch.testing.assert_close(cache.accumulated_resid(2, apply_ln=True), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_stack_may_have_any_number_of_axes_of_components():
+    bridge, _, cache = run()
+    last = cache["resid_post", -1][:, -1]
+    found = cache.apply_ln_to_stack(last, layer=-1, pos_slice=-1)
+    expected = (last - last.mean(-1, keepdim=True)) / cache["ln_final.hook_scale"][:, -1]
+    torch.testing.assert_close(found, expected * bridge.hf_model.transformer.ln_f.weight, rtol=1e-4, atol=1e-4)
+    heads = cache.stack_head_results(pos_slice=-1)
+    by_layer = heads.unflatten(0, (3, 4))
+    for tool in (cache.apply_ln_to_stack, lambda stack, **flags: cache.logit_attrs(stack, 5, **flags)):
+        torch.testing.assert_close(tool(by_layer, pos_slice=-1).flatten(0, 1), tool(heads, pos_slice=-1))
+        torch.testing.assert_close(tool(heads[3], pos_slice=-1), tool(heads, pos_slice=-1)[3])
 
 
 @torch.no_grad()
@@ -407,8 +467,8 @@ def test_as_text(bridge, tokens):
     assert part[2].endswith("[pos 3, d_model 48]")
     assert part[3].endswith("[head 4, q_pos 3, k_pos 7]")
     one = repr(bridge.run_with_cache(tokens[:1], names, pos_slice=-1, remove_batch_dim=True)[1]).splitlines()
-    assert one[0] == f"ActivationCache: 4 entries, {(2 * 48 + 2 * 4 * 7) * 4} B kept"
-    assert one[3].endswith("[head 4, k_pos 7]")
+    assert one[0] == f"ActivationCache: 4 entries, {(2 * 48 + 2 * 4 * 7) * 4} B kept; pos 1"
+    assert one[3].endswith("[head 4, q_pos 1, k_pos 7]")
 
 
 def test_text_of_gradients_of_a_generation_and_of_what_was_edited(bridge, tokens):
@@ -519,14 +579,6 @@ def test_text_of_gradients_of_a_generation_and_of_what_was_edited(bridge, tokens
                 "  got: [2]",
             ],
         ),
-        (
-            lambda cache: cache.get_full_resid_decomposition(apply_ln=True, project_output_onto=torch.zeros(48)),
-            [
-                "apply_ln and project_output_onto do not go together",
-                "  reason: the norm comes before what one would project onto",
-                "  fix: cache.logit_attrs(stack, tokens) for logits, which reads through the norm",
-            ],
-        ),
     ],
 )
 def test_what_is_wrong_is_said(tool, lines):
@@ -593,3 +645,13 @@ def test_what_a_tool_lacks_is_named(bridge, tokens):
         cache.logit_attrs(cache["resid_post", 2][None], 5)
     with pytest.raises(NotCachedError, match=r"blocks\.0\.attn\.hook_z exists, but is not in this cache"):
         cache.stack_head_results()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("one", [np.int64(-1), np.array(-1), torch.tensor(-1)])
+def test_one_place_is_one_number_however_it_is_given(one):
+    bridge, tokens, cache = run()
+    assert torch.equal(cache.decompose_resid(pos_slice=one), cache.decompose_resid()[:, :, -1])
+    assert torch.equal(cache.apply_slice_to_batch_dim(one)["q", 0], cache["q", 0][-1])
+    assert torch.equal(cache.get_neuron_results(0, one), cache.get_neuron_results(0)[:, :, -1])
+    assert bridge.run_with_cache(tokens, pos_slice=one)[1]["q", 0].shape == (ROWS, 1, 4, 12)

@@ -30,6 +30,8 @@ def test_round_trip(embedded):
     assert embedded.to_str_tokens(tokens) == embedded.to_str_tokens(tokens[0]) == pieces
     assert [len(row) for row in embedded.to_str_tokens(TEXTS)] == [embedded.to_tokens(t).shape[1] for t in TEXTS]
     assert len(embedded.to_str_tokens(embedded.to_tokens(TEXTS))) == 3
+    assert embedded.to_str_tokens(tokens.numpy()) == embedded.to_str_tokens(tokens[0].numpy()) == pieces
+    assert len(embedded.to_str_tokens(embedded.to_tokens(TEXTS).numpy())) == 3
 
 
 def test_exactly_one_bos(embedded):

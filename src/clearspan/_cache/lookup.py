@@ -1,7 +1,9 @@
 """Looking up what a cache keeps: under every name, in canonical axes, at the rows and positions chosen."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -9,33 +11,48 @@ from torch import Tensor
 
 from clearspan._cache.run_weights import RunWeights
 from clearspan._cache.slices import BatchSlice, PosSlice, check_columns, picked, plain, position_index
-from clearspan.checks import whole
+from clearspan.checks import check_flags, check_kind, whole
 from clearspan.components import GeneralizedComponent
 from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError
 from clearspan.hf.adapters import Adapted, sources
 from clearspan.hf.recording import Recording
 from clearspan.inputs import Batch
-from clearspan.model import Model
+from clearspan.model import Model, check_bridge
 from clearspan.modes import with_autocast, with_gradients
 from clearspan.points import Derived, HookPoint, get_act_name, nearest, read
 from clearspan.points.names import check_name
 from clearspan.tree import module_at
 
-Key = str | tuple[str, int] | tuple[str, int, str]
+Key = str | tuple[str, int | None] | tuple[str, int | None, str | None]
 _POSITIONS = ("pos", "q_pos")
 
 
-class CacheLookup(Mapping[str, Tensor]):
+@dataclass(frozen=True)
+class Given:
+    """A value that was put into a cache, with the axes that the cache showed then.
+
+    Attributes:
+        value: The value.
+        n_row_choices: How many choices of rows the cache had made by then.
+        n_pos_choices: How many of positions.
+    """
+
+    value: Tensor
+    n_row_choices: int
+    n_pos_choices: int
+
+
+class CacheLookup(MutableMapping[str, Tensor]):
     """A mapping from names to the values of one run, at all of its rows and positions or at some.
 
     Args:
-        model: The model that was run.
-        points: What is kept, by name.
-        recording: What keeps it.
-        batch: The run's rows, with the mask of what is padded.
-        one_position: Whether a single position was kept, whose axis goes.
-        gradients: Gradients in canonical axes, by their point's name.
-        run_weights: What the weights were in the run; by default what they are now.
+        cache_dict: Values in canonical axes, by the names of their hook points; kept by reference.
+        model: The model that they are of.
+        has_batch_dim: Whether they have a batch axis.
+
+    Raises:
+        UnknownPointError: The model has no hook point of a name.
+        InvalidArgumentError: A value has other axes than its point, or another number of rows or positions than others.
 
     Attributes:
         model: The model that was run.
@@ -45,30 +62,66 @@ class CacheLookup(Mapping[str, Tensor]):
         is_on_graph: Whether what is computed with weights is on their graph.
     """
 
-    def __init__(
-        self,
+    def __init__(self, cache_dict: Mapping[str, Tensor], model: Model, has_batch_dim: bool = True) -> None:
+        check_flags(has_batch_dim=has_batch_dim)
+        check_kind(Mapping, cache_dict=cache_dict)
+        check_bridge(model)
+        sizes, has_positions = _sizes_of(cache_dict, model, has_batch_dim)
+        rows, width = sizes.get("batch", 1), sizes.get("pos", 1)
+        self._start(model, {}, Recording(rows), Batch(None, embeds=torch.empty(rows, width, 0)))
+        self._row_choices = () if has_batch_dim else (0,)
+        self._pos_choices = () if has_positions else (0,)
+        self.has_batch_dim, self.has_positions = has_batch_dim, has_positions
+        self.update(cache_dict)
+
+    @classmethod
+    def of_run(
+        cls,
         model: Model,
         points: Mapping[str, HookPoint],
         recording: Recording,
         *,
         batch: Batch,
-        one_position: bool = False,
+        gradients: Mapping[str, Tensor] | None = None,
+        run_weights: RunWeights | None = None,
+    ) -> Self:
+        """Returns the cache of a run.
+
+        Args:
+            model: The model that was run.
+            points: What is kept, by name.
+            recording: What keeps it.
+            batch: The run's rows, with the mask of what is padded.
+            gradients: Gradients in canonical axes, by their point's name.
+            run_weights: What the weights were in the run; by default what they are now.
+        """
+        cache = object.__new__(cls)
+        cache._start(model, points, recording, batch, gradients, run_weights)
+        return cache
+
+    def _start(
+        self,
+        model: Model,
+        points: Mapping[str, HookPoint],
+        recording: Recording,
+        batch: Batch,
         gradients: Mapping[str, Tensor] | None = None,
         run_weights: RunWeights | None = None,
     ) -> None:
         self.model = model
         self.has_batch_dim = True
-        self.has_positions = not one_position
+        self.has_positions = True
         self.is_on_graph = False
         self._points = points
         self._recording = recording
+        self._given: dict[str, Given] = {}
         self.batch = batch
         self._rows = batch.rows
         self._column_of_row: Tensor | None = None
         self._gradients = dict(gradients or {})
         self._run_weights = run_weights or RunWeights(model)
         self._row_choices: tuple[BatchSlice, ...] = ()
-        self._pos_choices: tuple[PosSlice, ...] = (0,) if one_position else ()
+        self._pos_choices: tuple[PosSlice, ...] = ()
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -84,6 +137,9 @@ class CacheLookup(Mapping[str, Tensor]):
         """
         name = self._full_name(key)
         point = self._point(name)
+        canonical = point.name + "_grad" * name.endswith("_grad")
+        if canonical in self._given:
+            return self._shown(point, self._given[canonical])
         if name.endswith("_grad"):
             if point.name not in self._gradients:
                 raise self._not_cached(f"{point.name}_grad")
@@ -97,11 +153,74 @@ class CacheLookup(Mapping[str, Tensor]):
         base = name.removesuffix("_grad")
         return self._points[base] if base in self._points else self.model.index.find(base)
 
+    def __setitem__(self, key: Key, value: Tensor) -> None:
+        """Puts a value in the place of an entry, or beside the others: the tools compute with it.
+
+        Raises:
+            UnknownPointError: No such point.
+            InvalidArgumentError: The value has other axes, or sizes, than the entry has here.
+        """
+        name = self._full_name(key)
+        point = self.model.index.find(name.removesuffix("_grad"))
+        check_kind(Tensor, value=value)
+        self._check_axes(point, value)
+        given = Given(value, len(self._row_choices), len(self._pos_choices))
+        self._given = {**self._given, point.name + "_grad" * name.endswith("_grad"): given}
+
+    def __delitem__(self, key: Key) -> None:
+        """Takes an entry out; a tensor that no other entry shows is freed.
+
+        Raises:
+            UnknownPointError: No such point.
+            NotCachedError: It is not in this cache.
+        """
+        if key not in self:
+            raise self._not_cached(self._full_name(key))
+        name = self._full_name(key)
+        point = self._point(name)
+        canonical = point.name + "_grad" * name.endswith("_grad")
+        self._given = {other: given for other, given in self._given.items() if other != canonical}
+        if name.endswith("_grad"):
+            self._gradients = {other: kept for other, kept in self._gradients.items() if other != point.name}
+            return
+        self._points = {other: kept for other, kept in self._points.items() if other != point.name}
+        self._recording = self._recording.of_points(self._points.values())
+
+    def is_given(self, name: str) -> bool:
+        """Whether an entry is a value that was put into the cache."""
+        return name in self._given
+
+    def _check_axes(self, point: HookPoint, value: Tensor) -> None:
+        """Raises unless a value has the axes that a point's entry has here, of their sizes as far as they are known."""
+        sizes = {**point.sizes, "batch": self.n_rows, "1": 1}
+        if self._given or len(self):
+            sizes |= dict.fromkeys(_POSITIONS, self.n_positions)
+        axes = self._axes_left(point)
+        fits = [own == sizes.get(axis, own) for axis, own in zip(axes, value.shape, strict=False)]
+        if len(axes) != value.ndim or not all(fits):
+            shown = ", ".join(f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in axes)
+            raise InvalidArgumentError(
+                f"a value for {point.name} has other axes in this cache",
+                expected=f"[{shown}]",
+                got=str(list(value.shape)),
+            )
+
+    def _axes_left(self, point: HookPoint) -> list[str]:
+        """Returns the axes that a point's entry has here."""
+        left_out = () if self.has_batch_dim else ("batch",)
+        left_out = left_out if self.has_positions else (*left_out, *_POSITIONS)
+        return [axis for axis in point.axes if axis not in left_out]
+
     def _full_name(self, key: Key) -> str:
         if isinstance(key, str):
             is_full = "." in key or key.startswith("hook_")
             return key if is_full else get_act_name(key.removesuffix("_grad")) + "_grad" * key.endswith("_grad")
-        layer = whole(key[1]) if isinstance(key, tuple) and 2 <= len(key) <= 3 else None
+        is_key = isinstance(key, tuple) and 2 <= len(key) <= 3
+        if is_key and key[1] is None:
+            check_name(key[0])
+            base = get_act_name(key[0].removesuffix("_grad"), None, *key[2:])
+            return base + "_grad" * key[0].endswith("_grad")
+        layer = whole(key[1]) if is_key else None
         if layer is None:
             raise InvalidArgumentError(
                 f"cannot look up {key!r}", expected="a name, or (short name, layer[, component]), such as ('q', 3)"
@@ -117,7 +236,7 @@ class CacheLookup(Mapping[str, Tensor]):
         return base + "_grad" * short.endswith("_grad")
 
     def _has(self, point: HookPoint) -> bool:
-        return point.name in self._points and self._recording.has(point)
+        return point.name in self._given or (point.name in self._points and self._recording.has(point))
 
     def _not_cached(self, name: str) -> NotCachedError:
         return NotCachedError(
@@ -128,8 +247,9 @@ class CacheLookup(Mapping[str, Tensor]):
         )
 
     def __iter__(self) -> Iterator[str]:
-        yield from (name for name, point in self._points.items() if self._recording.has(point))
-        yield from (f"{name}_grad" for name in self._gradients)
+        kept = [name for name, point in self._points.items() if name in self._given or self._recording.has(point)]
+        kept += [f"{name}_grad" for name in self._gradients]
+        yield from dict.fromkeys([*kept, *self._given])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -140,7 +260,9 @@ class CacheLookup(Mapping[str, Tensor]):
             point = self._point(name)
         except (KeyError, ValueError, TypeError):
             return False
-        return point.name in self._gradients if name.endswith("_grad") else self._has(point)
+        if name.endswith("_grad"):
+            return point.name in self._gradients or f"{point.name}_grad" in self._given
+        return self._has(point)
 
     def axes_of(self, name: str) -> dict[str, int | None]:
         """Returns an entry's axes with their sizes; None where only a look-up tells."""
@@ -149,15 +271,14 @@ class CacheLookup(Mapping[str, Tensor]):
         sizes: dict[str, int | None] = {**dict.fromkeys(point.axes), **point.sizes, **self.sizes}
         sizes["q_pos"] = sizes.get("pos")
         if "k_pos" in point.axes:
-            sizes["k_pos"] = self._recording.n_keys(point)
-        left_out = () if self.has_batch_dim else ("batch",)
-        left_out = left_out if self.has_positions else (*left_out, *_POSITIONS)
-        return {axis: sizes[axis] for axis in point.axes if axis not in left_out}
+            given = self._given.get(point.name)
+            sizes["k_pos"] = self._recording.n_keys(point) if given is None else given.value.shape[-1]
+        return {axis: sizes[axis] for axis in self._axes_left(point)}
 
     def check_unedited(self) -> None:
         """Raises if an entry's storage was written since it was kept."""
-        for point in self._points.values():
-            if self._recording.has(point):
+        for name, point in self._points.items():
+            if name not in self._given and self._recording.has(point):
                 self._check_unedited(point)
 
     # --- values ------------------------------------------------------------------------------------------------------
@@ -195,15 +316,19 @@ class CacheLookup(Mapping[str, Tensor]):
                 fix=f"value = cache[{point.name!r}].clone() before editing in place",
             )
 
-    def _shown(self, point: HookPoint, value: Tensor) -> Tensor:
+    def _shown(self, point: HookPoint, value: Tensor | Given) -> Tensor:
+        rows_chosen = positions_chosen = 0
         axis = _positions_axis(point)
-        if self._column_of_row is not None:
+        if isinstance(value, Given):
+            value, rows_chosen, positions_chosen = value.value, value.n_row_choices, value.n_pos_choices
+            axis -= any(isinstance(rows, int) for rows in self._row_choices[:rows_chosen])
+        if self._column_of_row is not None and not positions_chosen:
             shape = [len(value) if place == 0 else 1 for place in range(value.ndim)]
             columns = self._column_of_row.to(value.device).view(shape)
             value = value.gather(axis, columns.expand(*value.shape[:axis], 1, *value.shape[axis + 1 :]))
-        for positions in self._pos_choices:
+        for positions in self._pos_choices[positions_chosen:]:
             value = picked(value, positions, axis)
-        for rows in self._row_choices:
+        for rows in self._row_choices[rows_chosen:]:
             value = picked(value, rows, 0, what="row")
         return value
 
@@ -224,7 +349,7 @@ class CacheLookup(Mapping[str, Tensor]):
     @property
     def device(self) -> torch.device | None:
         """Where the first of its tensors is; None where it has none."""
-        first = next(self._recording.tensors(), None)
+        first = next(itertools.chain(self._recording.tensors(), (given.value for given in self._given.values())), None)
         return None if first is None else first.device
 
     # --- rows and positions ------------------------------------------------------------------------------------------
@@ -249,7 +374,7 @@ class CacheLookup(Mapping[str, Tensor]):
         return new
 
     def apply_slice_to_pos_dim(self, pos_slice: PosSlice) -> Self:
-        """Returns a cache of some positions, said as in `run_with_cache`.
+        """Returns a cache of some positions, said as in `run_with_cache`; for one, without their axis.
 
         Nothing is copied until it is looked up.
 
@@ -318,6 +443,8 @@ class CacheLookup(Mapping[str, Tensor]):
     def _n_kept(self) -> int:
         """Returns how many positions of the run were kept."""
         kept = [point for point in self._points.values() if self._recording.has(point)]
+        if not kept and self._given:
+            return self.batch.width
         if not kept:
             raise NotCachedError("an empty cache has no positions", fix="name points in names_filter")
         # Inside attention there may be keys of a KV cache, which are no positions of this run.
@@ -333,6 +460,40 @@ class CacheLookup(Mapping[str, Tensor]):
 
 def _positions_axis(point: HookPoint) -> int:
     return next(axis for axis, name in enumerate(point.axes) if name in _POSITIONS)
+
+
+def _sizes_of(values: Mapping[str, Tensor], model: Model, has_batch_dim: bool) -> tuple[dict[str, int], bool]:
+    """Returns how many rows and positions all values have, and whether they have an axis of positions.
+
+    Raises:
+        UnknownPointError: The model has no hook point of a name.
+        InvalidArgumentError: A value is none, or has another number of axes, rows or positions than the others.
+    """
+    found: dict[str, int] = {}
+    has_positions: set[bool] = set()
+    for name, value in values.items():
+        check_name(name)
+        point = model.index.find(name.removesuffix("_grad"))
+        check_kind(Tensor, **{name: value})
+        axes = [axis for axis in point.axes if axis != "batch" or has_batch_dim]
+        lacking = len(axes) - value.ndim
+        if lacking not in (0, 1):
+            raise InvalidArgumentError(
+                f"the value of {name} has other axes", expected=f"[{', '.join(axes)}]", got=str(list(value.shape))
+            )
+        has_positions.add(not lacking)
+        axes = [axis for axis in axes if not (lacking and axis in _POSITIONS)]
+        for axis, size in zip(axes, value.shape, strict=True):
+            axis = "pos" if axis == "q_pos" else axis
+            if axis in ("batch", "pos") and found.setdefault(axis, size) != size:
+                raise InvalidArgumentError(
+                    f"the value of {name} has another size than those before it",
+                    expected=f"{axis} {found[axis]}",
+                    got=f"{axis} {size}",
+                )
+    if len(has_positions) > 1:
+        raise InvalidArgumentError("some values have an axis of positions, and others do not")
+    return found, False not in has_positions
 
 
 def places_left(length: int, choices: Iterable[PosSlice], what: str) -> Tensor:

@@ -28,7 +28,6 @@ class Terms:
         rows: Rows of the input.
         positions: Positions of the input.
         index: The positions to keep, or None for all.
-        is_one: Whether one position is kept, whose axis goes.
         device: Where they are kept, or None for where they are made.
         may_defer: Whether the inside of attention may be computed later.
     """
@@ -36,7 +35,6 @@ class Terms:
     rows: int
     positions: int
     index: slice | Tensor | None
-    is_one: bool
     device: torch.device | None
     may_defer: bool
 
@@ -52,7 +50,7 @@ class Terms:
         (rows, positions), pos_slice = shape, plain(pos_slice)
         index = position_index(pos_slice, positions)
         where = None if device is None else device_of(device)
-        return cls(rows, positions, index, isinstance(pos_slice, int), where, may_defer and index is None)
+        return cls(rows, positions, index, where, may_defer and index is None)
 
     @property
     def kept_positions(self) -> int:
@@ -214,9 +212,8 @@ _RAW_ENDS = (".hook_in", ".hook_out")
 def _shape(point: HookPoint, terms: Terms) -> tuple[Axes, tuple[int, ...]]:
     """Returns the axes of what a look-up gives, and their sizes."""
     picked = {"pos": terms.kept_positions, "q_pos": terms.kept_positions}
-    axes = tuple(axis for axis in point.axes if not (terms.is_one and axis in picked))
     sizes = {**point.sizes, "batch": terms.rows, "k_pos": terms.positions, "1": 1, **picked}
-    return axes, tuple(sizes[axis] for axis in axes)
+    return point.axes, tuple(sizes[axis] for axis in point.axes)
 
 
 def _new_bytes(seen: set[int], found: dict[int, int]) -> int:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from clearspan._cache.lookup import CacheLookup
 from clearspan._cache.slices import Picks
-from clearspan._forward.readout import FrozenNorm, TokenReading, norm_at, read_out
+from clearspan._forward.readout import FrozenNorm, TokenReading, exact, norm_at, read_out
 from clearspan.checks import tensor_of
 from clearspan.components import NormalizationBridge
 from clearspan.errors import InvalidArgumentError
@@ -27,6 +27,29 @@ def through_norm(cache: CacheLookup, stack: Tensor, depth: int, *, mlp_input: bo
     return stack if norm is None else frozen(cache, norm)(stack)
 
 
+def before_norm(
+    cache: CacheLookup, directions: Float[Tensor, "d_model direction"], depth: int, *, mlp_input: bool
+) -> Float[Tensor, "d_model direction"]:
+    """Returns the directions in the input of the norm at a depth for those in its output, less the norm's scale.
+
+    `through_norm(stack) @ directions == over_scale(stack @ before_norm(directions))`.
+    """
+    norm = norm_at(cache.model, depth, mlp_input=mlp_input)
+    return directions if norm is None else frozen(cache, norm).pulled_back(exact(directions).T).T
+
+
+def over_scale(cache: CacheLookup, stack: Tensor, depth: int, *, mlp_input: bool) -> Tensor:
+    """Returns a stack over the scale that the norm at a depth had in the run."""
+    norm = norm_at(cache.model, depth, mlp_input=mlp_input)
+    return stack if norm is None else (stack / frozen(cache, norm).scale).to(stack)
+
+
+def normed(cache: CacheLookup, norm: NormalizationBridge, streams: Tensor) -> Tensor:
+    """Returns whole residual streams as a norm makes them: each by a scale of its own, and with the norm's bias."""
+    found, bias = frozen(cache, norm, norm.scale(streams))(streams), cache.bias(norm)
+    return found if bias is None else found + bias.to(found)
+
+
 Tokens = str | int | Int[Tensor, "*batch_pos"]
 """A token for every row (text of one token, or an id), one for each `[batch]`, or for each position `[batch, pos]`."""
 
@@ -39,18 +62,18 @@ def reading_of(cache: CacheLookup, ids: Int[Tensor, "*batch_pos"]) -> TokenReadi
 
 def attributions(
     cache: CacheLookup,
-    stack: Float[Tensor, "component *batch_pos d_model"],
+    stack: Float[Tensor, "*component_batch_pos d_model"],
     direction: Float[Tensor, "*batch_pos d_model"],
-) -> Float[Tensor, "component *batch_pos"]:
+) -> Float[Tensor, "*component_batch_pos"]:
     """Returns what each component of a last residual stream is in a direction of the last norm's output.
 
     In float32 at least.
     """
     norm = final_norm(cache.model)
     if norm is None:
-        return torch.einsum("c...d,...d->c...", stack.to(direction), direction)
+        return torch.einsum("...d,...d->...", stack.to(direction), direction)
     run = frozen(cache, norm)
-    return torch.einsum("c...d,...d->c...", stack.to(direction), run.pulled_back(direction)) / run.scale[..., 0]
+    return torch.einsum("...d,...d->...", stack.to(direction), run.pulled_back(direction)) / run.scale[..., 0]
 
 
 def token_ids(model: Model, tokens: Tokens) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clearspan.checks import whole
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch
 
@@ -18,10 +19,13 @@ BatchSlice = PosSlice
 
 
 def plain(choice: PosSlice) -> PosSlice:
-    """Returns a choice without numpy: its whole numbers as Python's, its arrays as tensors."""
+    """Returns a choice without numpy: one whole number as Python's, arrays as tensors."""
     match choice:
         case np.integer():
             return int(choice)
+        case Tensor() | np.ndarray() if not choice.ndim:
+            one = whole(choice)
+            return choice if one is None else one
         case np.ndarray() if choice.dtype.kind in "biu":
             return torch.from_numpy(choice)
     return choice
@@ -156,15 +160,9 @@ class Picks:
         """
         if not isinstance(value, Tensor):
             raise InvalidArgumentError(f"{what} is no tensor", got=repr(value)[:80])
-        places = torch.arange(torch.Size(self.sizes.values()).numel()).reshape(tuple(self.sizes.values()))
-        shape = value.shape[len(before) : value.ndim - len(after)]
-        found: list[tuple[Tensor, tuple[str, ...]]] = []
-        for done in self._subsets():
-            held = self._at(places, done)
-            if held.shape == shape and not any(torch.equal(held, other) for other, _ in found):
-                found.append((held, done))
+        found = self._fitting(value.shape[len(before) : value.ndim - len(after)])
         if len(found) == 1:
-            done = found[0][1]
+            done = found[0]
             return self._at(value, set(self._open) - set(done), done=done, first=len(before))
         if found:
             raise InvalidArgumentError(
@@ -173,12 +171,42 @@ class Picks:
                 fix="cache.apply_slice_to_pos_dim(...) or cache.apply_slice_to_batch_dim(...), and no slice here",
             )
         whole = ", ".join([*before, *(f"{axis} {size}" for axis, size in self.sizes.items()), *after])
-        picked_sizes = ", ".join([*before, *map(str, self._at(places, self._open).shape), *after])
+        picked_sizes = ", ".join([*before, *map(str, self._at(self._places(), self._open).shape), *after])
         raise InvalidArgumentError(
             f"{what} does not have the rows and positions of this cache",
             expected=f"[{whole}]" + (f", or [{picked_sizes}] after {self}" if self._open else ""),
             got=str(list(value.shape)),
         )
+
+    def made_of_stack(self, stack: Tensor) -> Tensor:
+        """Returns components of the residual stream at the chosen places.
+
+        Args:
+            stack: `[component, *batch_pos, d_model]`; without an axis of components, or with several, where it is not
+                of that shape.
+
+        Raises:
+            InvalidArgumentError: As `made`.
+        """
+        if isinstance(stack, Tensor):
+            for count in (1, 0, *range(2, stack.ndim)):
+                if stack.ndim > count and self._fitting(stack.shape[count:-1]):
+                    return self.made(stack, "the stack", ("component",) * count, ("d_model",))
+        return self.made(stack, "the stack", ("component",), ("d_model",))
+
+    def _fitting(self, shape: torch.Size) -> list[tuple[str, ...]]:
+        """Returns on which axes a tensor of a shape may have been picked already, each way that gives other places."""
+        found: list[tuple[Tensor, tuple[str, ...]]] = []
+        for done in self._subsets():
+            held = self._at(self._places(), done)
+            if held.shape == shape and not any(torch.equal(held, other) for other, _ in found):
+                found.append((held, done))
+        return [done for _, done in found]
+
+    def _places(self) -> Tensor:
+        """Returns a number for each place of the axes."""
+        sizes = torch.Size(self.sizes.values())
+        return torch.arange(sizes.numel()).reshape(sizes)
 
     @property
     def _open(self) -> list[str]:

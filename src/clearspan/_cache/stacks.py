@@ -40,7 +40,10 @@ def head_results(cache: CacheLookup, sublayer: Sublayer) -> Float[Tensor, "head 
     """Returns what each head of an attention added to the residual stream."""
     attention = sublayer.part
     assert isinstance(attention, GeneralAttentionBridge), "a sublayer with heads"
-    result = by_head(cache[attention.joined], cache.weight(attention.o, attention.W_O))
+    if cache.is_given(attention.hook_result.name):
+        result = cache[attention.hook_result.name].movedim(-2, 0)
+    else:
+        result = by_head(cache[attention.joined], cache.weight(attention.o, attention.W_O))
     return WayOut.of(cache, sublayer)(result)
 
 
@@ -247,12 +250,12 @@ def full(cache: CacheLookup, depth: int, *, mlp_input: bool, expand_neurons: boo
     parts += [_of_neurons(cache, divided, None, directions)] if divided else []
     parts += [projected(rest, directions)]
     apart = [sublayer for sublayer in added if sublayer in attentions or sublayer in divided]
-    parts += [projected(bias, directions) for bias in _biases(cache, apart, like=rest.values[0])]
+    parts.append(projected(_biases(cache, apart, like=rest.values[0]), directions))
     return Stack.joined(parts)
 
 
-def _biases(cache: CacheLookup, divided: Iterable[Sublayer], like: Tensor) -> Iterator[Stack]:
-    """Yields what the output biases of sublayers that are divided added together, if there are any.
+def _biases(cache: CacheLookup, divided: Iterable[Sublayer], like: Tensor) -> Stack:
+    """Returns what the output biases of sublayers that are divided added together, zero where there are none.
 
     Args:
         cache: The run's.
@@ -260,8 +263,7 @@ def _biases(cache: CacheLookup, divided: Iterable[Sublayer], like: Tensor) -> It
         like: A component.
     """
     found = [bias.to(like).expand_as(like) for sublayer in divided for bias in biases(cache, sublayer)]
-    if found:
-        yield Stack(torch.stack(found).sum(0)[None], ["bias"])
+    return Stack(torch.stack([torch.zeros_like(like), *found]).sum(0)[None], ["bias"])
 
 
 def biases(cache: CacheLookup, sublayer: Sublayer) -> Iterator[Tensor]:

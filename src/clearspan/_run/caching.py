@@ -65,12 +65,11 @@ def run_with_cache(
         with model.taps.record(choice.points.values(), choice.plan, recording):
             output = run(model, given, segment, return_type, loss_per_token)
     check_kept(choice, names_filter, recording)
-    cache = ActivationCache(
+    cache = ActivationCache.of_run(
         model,
         points,
         recording,
         batch=batch,
-        one_position=terms.is_one,
         gradients=gradients,
     )
     return output, cache

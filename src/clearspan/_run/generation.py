@@ -161,7 +161,7 @@ def generate_with_cache(
     batch = _gone_through(prompt, sequences)
     recording.close(batch.width)
     caching.check_kept(choice, names_filter, recording)
-    return _as_given(model, prompt, generated), ActivationCache(model, choice.points, recording, batch=batch)
+    return _as_given(model, prompt, generated), ActivationCache.of_run(model, choice.points, recording, batch=batch)
 
 
 def _gone_through(prompt: Prompt, sequences: Tensor) -> Batch:

@@ -314,7 +314,7 @@ def _writer(placed: Sequence[Placed], sources: Sources) -> HookFunction:
 
 def add_hook(model: Model, name: Names, hook: HookFunction, dir: Direction, is_permanent: bool, prepend: bool) -> None:
     """Puts a function on points. The arguments are those of `TransformerBridge.add_hook`."""
-    points = model.index.matching(name)
+    points = model.index.matching(name, with_gradient=dir == "bwd")
     with model.taps.changing(), contextlib.ExitStack() as stack:
         for point, found in points:
             stack.callback(point.remove, point.add_hook(hook, dir, is_permanent, prepend, name=found))

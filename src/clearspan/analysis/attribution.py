@@ -241,7 +241,8 @@ def direct_logit_attribution(
     for rows in groups:
         part = batch.select(rows)
         column = part.column_of(0, positions[int(rows[0])])
-        _, cache = bridge.run_with_cache(part, names, pos_slice=column, return_type=None)
+        _, kept = bridge.run_with_cache(part, names, pos_slice=column, return_type=None)
+        cache = kept.apply_slice_to_pos_dim(0)
         own, away = answers[rows], None if incorrect is None else incorrect[rows]
         towards = directions[rows]
         if _SCALE in cache:

@@ -201,17 +201,17 @@ def singular_readings(
     """
     check_choice(get_args(ReadBy), reads_by=reads_by)
     layer, head = _place(bridge, matrix, layer, head)
-    U, values, Vh = _svd(bridge, matrix, layer, head)
+    U, values, V = _svd(bridge, matrix, layer, head)
     _check_count("k", k, len(values))
     part = "attn" if matrix == "OV" else "mlp"
     reads = None if matrix == "W_out" else _READ[reads_by](bridge, U[:, :k].T, layer, part)
-    writes = None if matrix in ("W_in", "W_gate") else _written(bridge, Vh[:k], layer, part)
+    writes = None if matrix in ("W_in", "W_gate") else _written(bridge, V[:, :k].T, layer, part)
     shown = writes if writes is not None else reads
     assert shown is not None, "every matrix reads or writes the residual stream"
     # The end with the stronger token is `+`, so that the sign does not depend on how the decomposition was computed.
     sign = torch.where(shown.amax(-1) < -shown.amin(-1), -1.0, 1.0)[:, None]
     reading, writing = (None if scores is None else _ends(scores * sign, tokens) for scores in (reads, writes))
-    left, right = (side.cpu() * sign.cpu() for side in (U[:, :k].T, Vh[:k]))
+    left, right = (side.cpu() * sign.cpu() for side in (U[:, :k].T, V[:, :k].T))
     of_neurons = {"OV": None, "W_out": left}.get(matrix, right)
     neurons = None if of_neurons is None else _ends(of_neurons, min(tokens, of_neurons.shape[1]))
     shares = values.square() / values.square().sum()
@@ -244,7 +244,8 @@ def _svd(bridge: TransformerBridge, matrix: ReadableMatrix, layer: int, head: in
             weight = block.mlp.W_gate
         case "W_out":
             weight = block.mlp.W_out
-    return SVD(*torch.linalg.svd(exact(weight), full_matrices=False))
+    U, S, Vh = torch.linalg.svd(exact(weight), full_matrices=False)
+    return SVD(U, S, Vh.mT)
 
 
 def _read(

@@ -295,6 +295,17 @@ class Recording:
         raw = {key: tensor for key, tensor in self._raw.items() if key not in left_out}
         return Contents(raw, self.values, stored, self.autocast)
 
+    def of_points(self, points: Iterable[HookPoint]) -> Self:
+        """Returns a recording of what these points alone need."""
+        points = list(points)
+        keys, owners = {point.place.key for point in points}, {point.place.owner for point in points}
+        names = {point.name for point in points}
+        new = copy.copy(self)
+        new._raw = {key: tensor for key, tensor in self._raw.items() if key in keys}
+        new.values = {name: tensor for name, tensor in self.values.items() if name in names}
+        new._calls = {path: call for path, call in self._calls.items() if path in owners}
+        return new
+
     @staticmethod
     def of(contents: Contents, rows: int, model: nn.Module) -> "Recording":
         """Returns a recording with the contents of another one, of a run with this many rows."""

@@ -530,7 +530,7 @@ class Taps:
         """
         if not value.is_floating_point():
             if point.heard("bwd"):
-                raise PointNotReachedError("token ids have no gradient", where=point.name)
+                raise PointNotReachedError("whole numbers have no gradient", where=point.name)
             return raw, value
         if not torch.is_grad_enabled():
             raise PointNotReachedError(

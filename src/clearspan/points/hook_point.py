@@ -5,7 +5,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class _NamesHook(Protocol):
 Called = Callable[[Tensor, "HookPoint"], Tensor | None]
 HookFunction = Called | _NamesHook
 """Takes a value and its hook point. Returns what the model uses instead, or None: edited in place, or only read.
+
+A function of a gradient may return it in a tuple of its own.
 
 The second parameter may have any name. If it must be given by name, or is one of `**kwargs`, its name is `hook`.
 """
@@ -396,11 +398,13 @@ class HookPoint(HookPointNames):
                 point = self._named(listener.name)
                 seen = point if stretch == self._stretch else replace(point, _past=stretch)
                 # A thread of autograd's has no context: what it calls belongs to the run of the forward.
-                result = self._keeper.call(self.name, HERE.get() or run, listener.call, given, seen)
+                result: object = self._keeper.call(self.name, HERE.get() or run, listener.call, given, seen)
+                if isinstance(result, tuple) and len(result) == 1:  # as torch's own backward hooks may return it
+                    result = result[0]
                 if result is None or result is given:
                     return given if given._version != version else None
                 self._check(result, gradient)
-                return result
+                return cast("Tensor", result)
 
             return call
 

@@ -88,7 +88,7 @@ def refactored_OV(
     outputs = W_O.double().unflatten(0, (-1, group)).transpose(1, 2).flatten(2)
     found = FactoredMatrix(values, outputs).svd()
     new_values = _padded(found.U * found.S[..., None, :], d_head)
-    rows = _padded(found.Vh.mT, d_head).mT
+    rows = _padded(found.V, d_head).mT
     new_outputs = rows.unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1).to(W_O)
     return Refactored(*_split(new_values, W_V, b_V), new_outputs, None)
 

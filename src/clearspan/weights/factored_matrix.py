@@ -1,5 +1,6 @@
 """A product of two matrices, kept as its factors."""
 
+import warnings
 from collections.abc import Callable
 from types import EllipsisType
 from typing import Literal, NamedTuple, Self
@@ -8,18 +9,18 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from clearspan.checks import check_counts, check_kind, device_of, is_whole
+from clearspan.checks import check_counts, check_kind, device_of, is_whole, whole
 from clearspan.errors import InvalidArgumentError, OutOfRangeError
 
 Index = int | slice | EllipsisType | Tensor | list[int]
 
 
 class SVD(NamedTuple):
-    """A thin singular value decomposition: `U * S @ Vh`."""
+    """A thin singular value decomposition, `U * S @ V.mT`: singular vectors are columns on both sides."""
 
     U: Float[Tensor, "... left rank"]
     S: Float[Tensor, "... rank"]
-    Vh: Float[Tensor, "... rank right"]
+    V: Float[Tensor, "... right rank"]
 
 
 class FactoredMatrix:
@@ -69,6 +70,7 @@ class FactoredMatrix:
             ) from None
         self.A = A.expand(*leading, *A.shape[-2:])
         self.B = B.expand(*leading, *B.shape[-2:])
+        self._found: tuple[object, SVD] | None = None
 
     # --- shape -------------------------------------------------------------------------------------------------------
 
@@ -98,6 +100,11 @@ class FactoredMatrix:
         return self.B.shape[-1]
 
     @property
+    def has_leading_dims(self) -> bool:
+        """Whether it is several matrices, by layer or head."""
+        return self.ndim > 2
+
+    @property
     def pair(self) -> tuple[Tensor, Tensor]:
         """Both factors."""
         return self.A, self.B
@@ -107,14 +114,14 @@ class FactoredMatrix:
         """The transpose of the product's last two axes."""
         return FactoredMatrix(self.B.mT, self.A.mT)
 
-    def unsqueeze(self, axis: int) -> "FactoredMatrix":
-        """Returns it with one more leading axis, of size 1."""
-        if not is_whole(axis):
-            raise InvalidArgumentError(f"axis={axis!r}"[:80], expected="a whole number")
-        at = axis if axis >= 0 else axis + self.ndim + 1
+    def unsqueeze(self, k: int) -> "FactoredMatrix":
+        """Returns it with one more leading axis, of size 1, at place `k`."""
+        if not is_whole(k):
+            raise InvalidArgumentError(f"k={k!r}"[:80], expected="a whole number")
+        at = k if k >= 0 else k + self.ndim + 1
         if not 0 <= at <= self.ndim - 2:
             raise InvalidArgumentError(
-                f"no axis can be put at {axis}", expected=f"0 to {self.ndim - 2}, before the matrix's own two"
+                f"no axis can be put at {k}", expected=f"0 to {self.ndim - 2}, before the matrix's own two"
             )
         return FactoredMatrix(self.A.unsqueeze(at), self.B.unsqueeze(at))
 
@@ -128,10 +135,12 @@ class FactoredMatrix:
             OutOfRangeError: A place that is not there; it is an IndexError.
             InvalidArgumentError: Too many indices, or something that is none.
         """
-        given = index if isinstance(index, tuple) else (index,)
+        given = tuple(_one_index(one) for one in (index if isinstance(index, tuple) else (index,)))
         count = sum(1 for one in given if one is not None and one is not ...)
-        if ... in [one for one in given if not isinstance(one, Tensor | list)]:
-            at = next(i for i, one in enumerate(given) if one is ...)
+        ellipses = [at for at, one in enumerate(given) if one is ...]
+        if len(ellipses) > 1:
+            raise InvalidArgumentError("an index has one ellipsis at most", got=str(len(ellipses)), where=repr(self))
+        for at in ellipses:
             given = (*given[:at], *(slice(None),) * (self.ndim - count), *given[at + 1 :])
             count = self.ndim
         if count > self.ndim:
@@ -139,6 +148,10 @@ class FactoredMatrix:
         leading: list[Index | None] = []
         matrix: list[Index] = []
         for one in given:
+            if one is None and matrix:
+                raise InvalidArgumentError(
+                    "a new axis goes in front of the matrix's own two", got=f"[{index!r}]"[:80], where=repr(self)
+                )
             if one is None or sum(1 for other in leading if other is not None) < self.ndim - 2:
                 leading.append(one)
             else:
@@ -218,9 +231,11 @@ class FactoredMatrix:
         """Returns it times a number, or times one number for each matrix, `[..., 1, 1]`."""
         if not isinstance(scalar, Tensor | int | float):
             raise InvalidArgumentError(f"scalar={scalar!r}"[:80], expected="a number, or a tensor [..., 1, 1]")
-        if isinstance(scalar, Tensor) and scalar.ndim and scalar.shape[-2:] != (1, 1):
+        if isinstance(scalar, Tensor) and scalar.numel() != 1 and scalar.shape[-2:] != (1, 1):
             raise InvalidArgumentError(
-                "a factored matrix is multiplied by numbers", expected="[..., 1, 1]", got=str(list(scalar.shape))
+                "a factored matrix is multiplied by numbers",
+                expected="one, or [..., 1, 1]",
+                got=str(list(scalar.shape)),
             )
         return FactoredMatrix(self.A * scalar, self.B)
 
@@ -229,13 +244,17 @@ class FactoredMatrix:
     # --- decompositions ----------------------------------------------------------------------------------------------
 
     def svd(self) -> SVD:
-        """Returns the thin SVD of the product; its rank axis has the smallest of the three sizes.
+        """Returns the thin SVD `(U, S, V)` of the product; its rank axis has the smallest of the three sizes.
 
-        With `A = Qa Ra` and `B^T = Qb Rb`, it follows from the SVD of the small `Ra Rb^T`.
+        With `A = Qa Ra` and `B^T = Qb Rb`, it follows from the SVD of the small `Ra Rb^T`. It is kept, and computed
+        again only where a factor was written since, or gradients are enabled that were not.
         """
-        (Qa, Ra), (Qb, Rb) = torch.linalg.qr(_exact(self.A)), torch.linalg.qr(_exact(self.B).mT)
-        U, S, Vh = torch.linalg.svd(Ra @ Rb.mT, full_matrices=False)
-        return SVD(Qa @ U, S, Vh @ Qb.mT)
+        state = (_version(self.A), _version(self.B), torch.is_grad_enabled())
+        if self._found is None or self._found[0] != state:
+            (Qa, Ra), (Qb, Rb) = torch.linalg.qr(_exact(self.A)), torch.linalg.qr(_exact(self.B).mT)
+            U, S, Vh = torch.linalg.svd(Ra @ Rb.mT, full_matrices=False)
+            self._found = state, SVD(Qa @ U, S, Qb @ Vh.mT)
+        return self._found[1]
 
     @property
     def U(self) -> Float[Tensor, "... left rank"]:
@@ -248,14 +267,19 @@ class FactoredMatrix:
         return self.svd().S
 
     @property
-    def Vh(self) -> Float[Tensor, "... rank right"]:
-        """Right singular vectors, in rows."""
-        return self.svd().Vh
-
-    @property
     def V(self) -> Float[Tensor, "... right rank"]:
         """Right singular vectors, in columns."""
-        return self.svd().Vh.mT
+        return self.svd().V
+
+    @property
+    def Vh(self) -> Float[Tensor, "... right rank"]:
+        """`V`, by the name that TransformerLens has for it; `V.mT` is what elsewhere is called so."""
+        warnings.warn(
+            "FactoredMatrix.Vh is V, with singular vectors in columns, as in TransformerLens; V.mT has them in rows",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.V
 
     @property
     def eigenvalues(self) -> Complex[Tensor, "... rank"]:
@@ -275,7 +299,7 @@ class FactoredMatrix:
     def collapse_l(self) -> Float[Tensor, "... rank right"]:
         """Returns singular values times right singular vectors."""
         found = self.svd()
-        return found.S[..., None] * found.Vh
+        return found.S[..., None] * found.V.mT
 
     def collapse_r(self) -> Float[Tensor, "... left rank"]:
         """Returns left singular vectors times singular values."""
@@ -286,7 +310,7 @@ class FactoredMatrix:
         """Returns the same product with factors that share its singular values evenly."""
         found = self.svd()
         root = found.S.sqrt()
-        return FactoredMatrix(found.U * root[..., None, :], root[..., None] * found.Vh)
+        return FactoredMatrix(found.U * root[..., None, :], root[..., None] * found.V.mT)
 
     def get_corner(self, k: int = 3) -> Tensor:
         """Returns the product's first `k` entries along each axis."""
@@ -319,3 +343,14 @@ def triangular(matrix: Float[Tensor, "... left inner"]) -> Float[Tensor, "... ra
 
 def _exact(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _version(factor: Tensor) -> int | None:
+    """Returns torch's count of writes into a factor; tensors made under inference mode count none."""
+    return None if factor.is_inference() else factor._version
+
+
+def _one_index(one: Index | None) -> Index | None:
+    """Returns an index, a whole number of numpy's or torch's as Python's."""
+    number = whole(one)
+    return one if number is None else number

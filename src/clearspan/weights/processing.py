@@ -111,6 +111,7 @@ class _Processing:
     def fold_ln(self) -> str:
         """Moves the weights and biases of norms into the linear maps that read them; the norms keep 1 and 0.
 
+        The maps that read a layer norm, whose output has mean zero, then lose the direction of the mean.
         A norm that something else reads too stays as it is, and so does one whose bias a map cannot take (experts).
         """
         pairs = [pair for block in self.model.blocks for pair in block.folds()]
@@ -131,6 +132,8 @@ class _Processing:
                 self._add_bias(each, shifted_output(weight, bias.detach(), each.in_axis))
             if has_weight:
                 self._parameters.replace(each.module, each.weight, scale_inputs(weight, norm.w.detach(), each.in_axis))
+            if not norm.uses_rms_norm:
+                self._centre(each.module, each.weight, each.in_axis)
         if has_weight:
             ones = torch.full_like(norm.weight("weight"), 1.0 - norm.weight_offset)
             self._parameters.replace(norm.module, "weight", ones)

@@ -38,11 +38,11 @@ def test_a_plan_prints_names_axes_and_bytes(bridge):
     assert bridge.plan_cache(torch.Size((2, 7)), PART) == plan
 
 
-def test_one_position_has_no_axis(bridge):
+def test_one_position_has_its_axis(bridge):
     plan = bridge.plan_cache((2, 7), PART, pos_slice=-1)
     lines = str(plan).splitlines()
     assert lines[1].split() == ["name", "layers", "axes", "kept"]
-    assert "[batch 2, head 4, k_pos 7]" in lines[-1]
+    assert "[batch 2, head 4, q_pos 1, k_pos 7]" in lines[-1]
     assert plan.total_bytes == 2 * (3 * 48 + 72 + 4 * 7) * 4
 
 

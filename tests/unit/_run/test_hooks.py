@@ -2,8 +2,12 @@
 
 import itertools
 
+import pytest
 import torch
+from tests import zoo
 
+import clearspan
+from clearspan.errors import HookTypeError, PointNotReachedError
 from clearspan.points import HookPoint
 
 Z = "blocks.1.attn.hook_z"
@@ -150,3 +154,36 @@ def test_read_only_mapping_of_hooks(bridge):
     assert (
         bridge.hook_dict["blocks.0.attn.hook_out"] is bridge.blocks[0].hook_attn_out is bridge.blocks[0].attn.hook_out
     )
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "mixtral"])
+def test_a_predicate_of_backward_hooks_leaves_out_what_has_no_gradient(variant, tokens):
+    bridge, seen = clearspan.boot(zoo.build(variant)), set()
+
+    def note(gradient, hook):
+        assert gradient.is_floating_point()
+        seen.add(hook.name)
+
+    bridge.add_hook(lambda name: True, note, dir="bwd")
+    bridge(tokens, return_type="loss").backward()
+    bridge.reset_hooks()
+    added, seen = seen, set()
+    bridge.run_with_hooks(tokens, bwd_hooks=[(lambda name: True, note)], return_type="loss").backward()
+    whole = {"embed.hook_in", "pos_embed.hook_in", *(name for name in bridge.hook_dict if name.endswith("_indices"))}
+    assert "blocks.1.hook_resid_pre" in added
+    assert added == seen
+    assert not added & whole
+    with pytest.raises(PointNotReachedError, match="whole numbers have no gradient"):
+        bridge.run_with_hooks(tokens, bwd_hooks=[("embed.hook_in", note)], return_type="loss")
+
+
+def test_a_backward_hook_may_return_the_gradient_in_a_tuple(bridge, tokens):
+    def embedding(change):
+        with bridge.hooks(bwd_hooks=[("blocks.1.hook_resid_pre", change)]):
+            return torch.autograd.grad(bridge(tokens, return_type="loss"), bridge.hf_model.transformer.wte.weight)[0]
+
+    plain = embedding(lambda gradient, hook: gradient * 0.5)
+    torch.testing.assert_close(embedding(lambda gradient, hook: (gradient * 0.5,)), plain, rtol=0, atol=0)
+    assert not torch.allclose(embedding(lambda gradient, hook: (gradient,)), plain)
+    with pytest.raises(HookTypeError, match="something that is not a tensor"):
+        embedding(lambda gradient, hook: (gradient, gradient))

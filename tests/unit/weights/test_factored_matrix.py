@@ -1,5 +1,6 @@
 """Everything that is computed from factors is what the product itself gives."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,20 +31,19 @@ def test_decompositions_are_the_products(shape, left, inner, right, seed):
     close(matrix.AB, product)
     close(matrix.T.AB, product.mT)
     close(matrix.norm(), torch.linalg.matrix_norm(product))
-    U, S, Vh = matrix.svd()
+    U, S, V = matrix.svd()
     rank = min(left, inner, right)
     assert S.shape[-1] == rank
-    close(U * S[..., None, :] @ Vh, product)
+    close(U * S[..., None, :] @ V.mT, product)
     close(S, torch.linalg.svdvals(product)[..., :rank])
     close(U.mT @ U, torch.eye(rank, dtype=U.dtype).expand(*shape, -1, -1))
-    close(Vh @ Vh.mT, torch.eye(rank, dtype=U.dtype).expand(*shape, -1, -1))
+    close(V.mT @ V, torch.eye(rank, dtype=U.dtype).expand(*shape, -1, -1))
     even = matrix.make_even()
     close(even.AB, product)
     close(torch.linalg.svdvals(even.A), torch.linalg.svdvals(even.B))
     close(matrix.U @ matrix.collapse_l(), product)
-    close(matrix.collapse_r() @ matrix.Vh, product)
-    close(matrix.V.mT, matrix.Vh)
-    close(matrix.S, S)
+    close(matrix.collapse_r() @ matrix.V.mT, product)
+    assert (matrix.U is U, matrix.S is S, matrix.V is V) == (True, True, True), "it is computed once"
     close(matrix.get_corner(2), product[(slice(2),) * product.ndim])
 
 
@@ -95,6 +95,26 @@ def test_indexing_is_the_products(index):
     )
 
 
+@pytest.mark.parametrize("one", [np.int64(-1), torch.tensor(-1), np.array(-1)])
+def test_numbers_of_numpy_and_torch_index_as_pythons_do(one):
+    matrix = FactoredMatrix(*factors((2, 3), 5, 2, 4))
+    for index in ((0, one), (one, 1, one), (..., one, one), (slice(None), one, slice(2), one)):
+        plain = matrix[tuple(-1 if place is one else place for place in index)]
+        assert matrix[index].shape == plain.shape
+        close(matrix[index].AB, plain.AB)
+
+
+def test_indices_that_are_none():
+    matrix = FactoredMatrix(*factors((2, 3), 5, 2, 4))
+    assert matrix[:, :, None].shape == (2, 3, 1, 5, 4)
+    for index in ((..., None), (0, 0, 1, None)):
+        with pytest.raises(InvalidArgumentError, match="a new axis goes in front of the matrix's own two"):
+            matrix[index]
+    with pytest.raises(InvalidArgumentError) as error:
+        matrix[..., 0, ...]
+    assert str(error.value).splitlines()[:2] == ["an index has one ellipsis at most", "  got: 2"]
+
+
 def _leading(given, count):
     """The indices of the leading axes."""
     if ... in [one for one in given if not isinstance(one, torch.Tensor | list)]:
@@ -114,6 +134,44 @@ def test_shapes_and_pairs():
     assert repr(matrix) == "FactoredMatrix([2, 3, 5, 4] through 2, torch.float64 on cpu)"
     assert matrix.to(torch.float32).A.dtype == torch.float32
     assert matrix.detach().shape == matrix.shape
+
+
+def test_what_vh_is():
+    matrix = FactoredMatrix(*factors((), 5, 2, 4))
+    with pytest.warns(DeprecationWarning, match="Vh is V, with singular vectors in columns, as in TransformerLens"):
+        assert matrix.Vh is matrix.V
+    assert matrix.V.shape == (4, 2)
+
+
+def test_a_decomposition_is_of_the_factors_as_they_are_now():
+    A, B = factors((), 5, 2, 4)
+    matrix = FactoredMatrix(A, B)
+    before = matrix.S
+    A *= 3
+    close(matrix.S, before * 3)
+    with torch.inference_mode():
+        frozen = FactoredMatrix(A * 1, B * 1)
+        assert frozen.U is frozen.U
+    A.requires_grad_()
+    with torch.no_grad():
+        assert not matrix.S.requires_grad
+    assert FactoredMatrix(A, B).S.requires_grad
+
+
+def test_numbers_that_multiply():
+    matrix = FactoredMatrix(*factors((2, 3), 5, 2, 4))
+    for number in (2, 2.0, torch.tensor(2.0), torch.tensor([2.0]), torch.tensor([[2.0]])):
+        close((matrix * number).AB, matrix.AB * 2)
+        close((number * matrix).AB, matrix.AB * 2)
+    each = torch.rand(2, 3, 1, 1, dtype=torch.float64)
+    close((matrix * each).AB, matrix.AB * each)
+    with pytest.raises(InvalidArgumentError) as error:
+        matrix * torch.ones(2)
+    assert str(error.value).splitlines() == [
+        "a factored matrix is multiplied by numbers", "  expected: one, or [..., 1, 1]", "  got: [2]"
+    ]  # fmt: skip
+    assert matrix.has_leading_dims
+    assert not matrix[0, 0].has_leading_dims
 
 
 def test_leading_axes_broadcast_without_a_copy():
