@@ -38,9 +38,9 @@ check: .venv/dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# All tiers there are, with the minutes that each takes. What make test runs is in two of them, cover and untraced.
+# All tiers but make clients, with the minutes that each takes. What make test runs is in two, cover and untraced.
 ci: .venv/dev
-	.ci/tiers check cover untraced oldest newest slow zoo processors brute clients bench-check
+	.ci/tiers check cover untraced oldest newest slow zoo processors brute bench-check
 
 # The tests of make test that cover does not run.
 untraced: .venv/dev
