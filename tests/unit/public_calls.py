@@ -218,7 +218,7 @@ CALLS = {
         "choices": [" a", " b"],
         "answers": [0, 1],
     },
-    "analysis.read_dataset": lambda k: {"source": [{"text": TEXT}]},
+    "analysis.read_dataset": lambda k: {"source": [{"text": "import os"}]},
     "analysis.patchscope": lambda k: {
         "bridge": k.bridge,
         "source": TEXT,

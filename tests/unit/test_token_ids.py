@@ -16,6 +16,7 @@ IDS = {"TEXT": [5, 9, 11], "OTHER": [5, 9, 12], "TEXTS": [[5, 9, number] for num
 OTHER_ARGUMENTS = {"sweep.answered": {"answers": [[7, 8]]}}
 """Arguments besides those texts, where the table gives text."""
 TEXT_ONLY = {
+    "analysis.evaluate_choices",
     "analysis.ioi_prompts",
     "analysis.evaluate_ioi",
     "IOIPrompts.select",

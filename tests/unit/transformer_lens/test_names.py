@@ -7,7 +7,8 @@ from torch import nn
 import clearspan
 from clearspan.errors import MissingWeightError, RenamedError, RenamedImportError
 
-MODULE = [name for name in dir(nn.Module) if not name.startswith("_")]
+# Of torch's: transformers adds a name of its own, once it has loaded a model.
+MODULE = [name for name in dir(nn.Module) if not name.startswith("_") and name != "smart_apply"]
 
 
 def outcome(owner, name):
