@@ -615,15 +615,8 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
             >>> list(cache["pattern", 3].shape) == [1, 8, tokens.shape[1] + 3, tokens.shape[1] + 3]
             True
         """
-        prompt = generation.prepare(
-            self,
-            input,
-            prepend_bos,
-            padding_side,
-            attention_mask,
-            inputs_embeds,
-            {**generate_kwargs, "max_new_tokens": max_new_tokens},
-        )
+        keywords = {**generate_kwargs, "max_new_tokens": max_new_tokens}
+        prompt = generation.prepare(self, input, prepend_bos, padding_side, attention_mask, inputs_embeds, keywords)
         own = edits(self, fwd_hooks, interventions, sources, prompt.batch, is_generating=True)
         check_flags(return_cache=return_cache)
         if return_cache:
@@ -683,15 +676,8 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
             >>> "import o" + added == bridge.generate("import o", max_new_tokens=4, do_sample=False)
             True
         """
-        prompt = generation.prepare(
-            self,
-            input,
-            prepend_bos,
-            padding_side,
-            attention_mask,
-            inputs_embeds,
-            {**generate_kwargs, "max_new_tokens": max_new_tokens},
-        )
+        keywords = {**generate_kwargs, "max_new_tokens": max_new_tokens}
+        prompt = generation.prepare(self, input, prepend_bos, padding_side, attention_mask, inputs_embeds, keywords)
         own = edits(self, fwd_hooks, interventions, sources, prompt.batch, is_generating=True)
         return generation.stream(self, prompt, max_tokens_per_yield, own)
 
