@@ -38,13 +38,13 @@ check: .venv/dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# All tiers but make clients, with the minutes that each takes. What make test runs is in two, cover and untraced.
+# All tiers but make clients, with the minutes that each takes. What make test runs is in cover, untraced and processors.
 ci: .venv/dev
 	.ci/tiers check cover untraced oldest newest slow zoo processors brute bench-check
 
-# The tests of make test that cover does not run.
+# The tests of make test that neither cover nor processors runs.
 untraced: .venv/dev
-	$(PYTEST) $(addprefix --ignore=,tests/brute tests/model_types $(TRACED)) -m "not slow"
+	$(PYTEST) $(addprefix --ignore=,tests/brute tests/model_types tests/docs $(TRACED)) -m "not slow"
 
 # Each architecture verified in full, its gradients against numeric ones, grids of sweeps on it; and every public function
 # with wrong arguments. What documents show is run by make processors.
