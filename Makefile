@@ -12,7 +12,9 @@ SEED ?= 0
 OLDEST := 5.20.0
 NEWEST := 5.24.0
 CORE := tests/parity tests/unit/hf \
-	$(patsubst %,--ignore=tests/parity/test_%.py,adapt cache_plan cache_tools copies hybrids peft sweep_zoo wrong_adapters)
+	$(patsubst %,--ignore=tests/parity/test_%.py,adapt cache_plan cache_tools copies hybrids orthogonalized peft \
+		structure_layers structure_layouts structure_mixing structure_parts structure_wiring structure_woven sweep_zoo \
+		wrong_adapters)
 
 # What make cover runs: the unit tests, and those of what is only tried on whole models.
 TRACED := tests/unit tests/messages $(wildcard $(addprefix tests/parity/test_,structure*.py mixer*.py streams.py))

@@ -1,4 +1,4 @@
-"""Directions leave the weights of every model type of transformers, or are refused by the name of a part."""
+"""Directions leave the weights of model types of transformers, or are refused by the name of a part."""
 
 import pytest
 import torch
@@ -26,13 +26,15 @@ qwen4_exp_text reformer rembert roberta roc_bert roformer rwkv trocr xglm xlm-ro
 """.split()
 )
 """Types whose stream is normed or multiplied, or where some part is opaque or has no weights."""
+EVERY = 6
+"""One type of so many is tried; with 1, all hold."""
 ZERO = 1e-6
 """Of the stream's largest value; measured at most 3e-7."""
 SAME = 2e-4
 """In logits; measured at most 4e-5."""
 
 
-@pytest.mark.parametrize("model_type", sorted({*BUILT} - REFUSED))
+@pytest.mark.parametrize("model_type", sorted({*BUILT} - REFUSED)[::EVERY])
 @torch.no_grad()
 def test_the_stream_has_no_component_or_a_part_is_named(model_type):
     bridge = clearspan.boot(zoo.build(model_type))
