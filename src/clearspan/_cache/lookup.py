@@ -154,7 +154,7 @@ class CacheLookup(MutableMapping[str, Tensor]):
         return self._points[base] if base in self._points else self.model.index.find(base)
 
     def __setitem__(self, key: Key, value: Tensor) -> None:
-        """Puts a value in the place of an entry, or beside the others: the tools compute with it.
+        """Replaces an entry by a value, or adds one; the tools compute with it.
 
         Raises:
             UnknownPointError: No such point.

@@ -132,7 +132,7 @@ def evaluate_choices(
     """
     check_bridge(bridge)
     check_counts(batch_size=batch_size)
-    _ = bridge.text.tokenizer  # raises where there is none: answers are texts
+    _ = bridge.text.tokenizer  # raises without one: answers are texts
     texts, right = _texts("prompts", prompts), wholes(answers)
     given = list(choices) if isinstance(choices, list | tuple) else []
     are_shared = all(isinstance(one, str) for one in given)

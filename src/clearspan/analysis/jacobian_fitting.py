@@ -39,7 +39,7 @@ def fit_jacobian_lens(
 
     Args:
         bridge: The model, which stays as it is. Set it to `eval()` if it has dropout.
-        corpus: Any input, or any number of them; they are cut into pieces, each of which is a text here.
+        corpus: Any input, or any number of them; they are cut into pieces, and each piece counts as a text.
         depths: At which: 0 for the embedding, `l + 1` for what leaves block `l`; negative from the end; by default all
             before the last.
         skip_first: Positions at a text's start that are left out. A text with nothing left is passed over.
