@@ -51,7 +51,7 @@ def test_entries_that_the_models_code_does_not_read_change_nothing(variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", MODELS)
+@pytest.mark.parametrize("variant", [name for name in MODELS if " " not in name])  # one of most families
 def test_a_model_built_with_any_entry_set_is_read_as_it_is_built(variant):
     """Where its own code takes the entry: with some it is not built, or does not run."""
     plain, ids = build(variant), torch.arange(1, 8)[None]
