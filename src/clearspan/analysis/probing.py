@@ -268,7 +268,7 @@ def train_probe(
         positions: Where to read: counted among each row's real tokens, negative from the last one; None for all.
         groups: For each row its source, template or author: rows of one group are never split between training and
             held-out examples. By default rows of the same tokens are one group, and every other row is its own.
-        folds: Parts, each of which is held out once.
+        folds: Into how many parts examples go; each part is held out once.
         l2: Penalty; larger for fewer examples, or many features.
         control: What labels the control has. `"shuffled"`: the labels in a random order, between groups where each
             group has one label; no probe can know them, and held-out accuracy is that of chance. `"by_token"`: a random

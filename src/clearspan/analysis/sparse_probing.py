@@ -129,7 +129,7 @@ def train_sparse_probe(
         choice: How neurons are ranked.
         positions: As for `train_probe`.
         groups: As for `train_probe`.
-        folds: Parts, each of which is held out once.
+        folds: Into how many parts examples go; each part is held out once.
         l2: Penalty, as for `train_probe`.
         controls: Draws of each control: shuffled labels, for which neurons are ranked anew, and random neurons.
         seed: Of folds and controls. Torch's own seed is neither read nor changed.

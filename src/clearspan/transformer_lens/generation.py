@@ -33,7 +33,7 @@ class FrequencyPenalty:
     temperature: float = 1.0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Returns the logits `[row, d_vocab]`, of which the penalty for the tokens `[row, pos]` is taken."""
+        """Returns the logits `[row, d_vocab]` less the penalty for the tokens `[row, pos]`."""
         counts = torch.zeros_like(scores).scatter_add_(1, input_ids, torch.ones_like(input_ids, dtype=scores.dtype))
         return scores - self.penalty * self.temperature * counts
 
