@@ -1,10 +1,13 @@
 """Runs that continue another: from its residual stream at a layer, with its keys and values of earlier positions."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from clearspan._forward.forward import run_segment
@@ -13,6 +16,7 @@ from clearspan._run import caching
 from clearspan._run.hooks import Hooks, attached, check_fired
 from clearspan.components import MLPBridge
 from clearspan.errors import InvalidArgumentError
+from clearspan.hf.growing import Given, given_to, growing
 from clearspan.hf.keywords import KV_CACHE, kv_cache_keyword, without_kv_cache
 from clearspan.hf.segments import Stopped, narrowed
 from clearspan.hf.sequence import Prefix, empty
@@ -37,6 +41,7 @@ class BaseRun:
     residuals: Mapping[int, Tensor]
     prefix: Prefix | None
     logits: Tensor
+    _given: dict[int, Given] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -77,6 +82,36 @@ class BaseRun:
         kept = keep if is_shorter else None
         return self._run({"inputs_embeds": residual}, start, stop, first, copies, hooks, kept)
 
+    def grown(
+        self, joining: Mapping[int, Tensor], first: int, hooks: Hooks, keep: Sequence[int] | None = None
+    ) -> Tensor:
+        """Returns the last residual stream of a batch that grows: rows join in front of layers, in one forward.
+
+        Args:
+            joining: What enters a layer for the rows that join there, `[copies * row, pos - first, d_model]`, by layer.
+            first: The position of the whole sequence at which these start.
+            hooks: Forward hooks of the run. At a layer where rows join they see these too.
+            keep: See `continued`.
+
+        Raises:
+            UnfitForGrowth: The model cannot be run like this.
+        """
+        start, n_layers = min(joining), self.model.cfg.n_layers
+        rows = self.entering(start, first, 1)
+        kept = keep if keep is not None and len(keep) < rows.shape[1] else None
+        return self._run({"inputs_embeds": rows}, start, n_layers, first, 1, hooks, kept, joining)
+
+    def _given_to_blocks(self, first: int) -> Given:
+        """Returns what the model gives its blocks from a position on, for twice the rows; none of them is run."""
+        if first not in self._given:
+            model, n_layers = self.model, self.model.cfg.n_layers
+            entering = self.entering(min(self.residuals), first, 2)
+            wanted = ModelInput(self.given.batch, self._kwargs({"inputs_embeds": entering}, n_layers, first, 2))
+            with model.taps.turns.unseen():
+                run = functools.partial(run_segment, model, wanted, n_layers, None)
+                self._given[first] = given_to([block.module for block in model.blocks], run)
+        return self._given[first]
+
     def read_out(self, residual: Tensor, first: int, hooks: Hooks) -> Tensor:
         """Returns the logits that the model makes of last residual streams, with hooks on what reads them out."""
         copies = len(residual) // self.rows
@@ -91,7 +126,26 @@ class BaseRun:
         copies: int,
         hooks: Hooks,
         keep: Sequence[int] | None = None,
+        joining: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
+        model = self.model
+        wanted = ModelInput(self.given.batch, self._kwargs(value, start, first, copies))
+        mlp = None if keep is None else positionwise_mlp(model)
+        given = None if joining is None else self._given_to_blocks(first)
+        with (
+            model.taps.run(),
+            contextlib.nullcontext() if mlp is None or keep is None else narrowed(mlp.module, keep),
+            attached(model, hooks, segment=(start, stop)) as listeners,
+            contextlib.nullcontext()
+            if joining is None or given is None
+            else growing([block.module for block in model.blocks], joining, self.rows, given, self._joined),
+        ):
+            output = run_segment(model, wanted, start, stop)
+            check_fired(listeners)
+        return output.residual if isinstance(output, Stopped) else output
+
+    def _kwargs(self, value: Mapping[str, Tensor], start: int | None, first: int, copies: int) -> dict[str, Any]:
+        """Returns what the model is given for so many copies of the input's rows, from a position on."""
         kwargs = {**without_kv_cache(self.given.kwargs), "use_cache": False}
         for name in ("input_ids", "inputs_embeds"):
             kwargs.pop(name, None)
@@ -106,15 +160,12 @@ class BaseRun:
         if first:
             assert self.prefix is not None, "a run of the last positions has keys and values of those before"
             kwargs |= {kv_cache_keyword(self.model.hf_model): self.prefix.cache(first), "use_cache": True}
-        mlp = None if keep is None else positionwise_mlp(self.model)
-        with (
-            self.model.taps.run(),
-            contextlib.nullcontext() if mlp is None or keep is None else narrowed(mlp.module, keep),
-            attached(self.model, hooks, segment=(start, stop)) as listeners,
-        ):
-            output = run_segment(self.model, ModelInput(self.given.batch, kwargs), start, stop)
-            check_fired(listeners)
-        return output.residual if isinstance(output, Stopped) else output
+        return kwargs
+
+    def _joined(self, stream: Tensor | None, new: Tensor) -> Tensor:
+        """Returns the stream that a block gets, as it takes it: what reaches it, if any, and rows that join."""
+        block = self.model.blocks[0]
+        return block.raw_stream(new if stream is None else torch.cat([block.shown_stream(stream), new.to(stream.device)]))
 
 
 @no_grad

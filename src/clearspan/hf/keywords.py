@@ -65,6 +65,13 @@ def kv_cache_in(keywords: Mapping[str, Any]) -> "Cache | None":
     return next((keywords[name] for name in KV_CACHE_NAMES if keywords.get(name) is not None), None)
 
 
+def is_kv_cache(value: object) -> bool:
+    """Whether an argument of a block is a KV cache."""
+    from transformers import Cache
+
+    return isinstance(value, Cache)
+
+
 def without_kv_cache(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keywords of a forward without its KV cache."""
     return {name: value for name, value in keywords.items() if name not in KV_CACHE_NAMES}

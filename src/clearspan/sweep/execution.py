@@ -1,6 +1,7 @@
 """Execution: one batch of a plan. Cells join it layer by layer, and leave it as what the metrics read."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,12 +31,14 @@ class Execution:
         sources: Where sites take values from.
         readings: What is read of their logits.
         background: Sites that are written in every cell, and were in the base run.
+        grows: Whether a batch grows in one forward; otherwise it is run from one layer where rows join to the next.
     """
 
     base: BaseRun
     sources: Sources
     readings: Readings
     background: tuple[Written, ...] = ()
+    grows: bool = True
 
     @no_grad
     def run(self, tile: Tile) -> dict[str, Float[Tensor, "cell row"]]:
@@ -45,17 +48,15 @@ class Execution:
     def _last_residual(self, tile: Tile) -> Rows:
         """Returns the residual stream after the last block, for all cells."""
         n_layers, keep = self._n_layers, self._positions_read(tile)
-        starts = sorted({max(cell.start, 0) for cell in tile.cells})
-        rows: Rows | None = None
-        for start, stop in zip(starts, [*starts[1:], n_layers], strict=True):
-            before = 0 if rows is None else len(rows)
-            joining = self._joining(tile, start)
-            rows = joining if rows is None else torch.cat([rows.to(joining.device), joining])
-            if start < n_layers:
-                hooks = self._hooks(tile, start, stop, before, len(rows))
-                rows = self.base.continued(rows, start, stop, tile.first, hooks, keep)
-        assert rows is not None, "a tile has cells"
-        return rows
+        joining = {start: self._joining(tile, start) for start in sorted({max(cell.start, 0) for cell in tile.cells})}
+        after = joining.pop(n_layers, None)
+        if not joining:
+            assert after is not None, "a tile has cells"
+            return after
+        hooks = self._hooks(tile, joining)
+        run = self.base.grown if self.grows else self._in_turn
+        found = run(joining, tile.first, hooks, keep)
+        return found if after is None else torch.cat([found, after.to(found.device)])
 
     @property
     def _n_layers(self) -> int:
@@ -78,14 +79,27 @@ class Execution:
             parts.append(entering)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _hooks(self, tile: Tile, start: int, stop: int, before: int, rows: int) -> Hooks:
-        """Returns hooks for layers `start` to `stop`; the first `before` rows were running already."""
-        running = Tile(tile.first, tile.cells[: rows // self.base.rows])
-        embedded = self.base.rows * sum(cell.start < 0 for cell in running.cells)
+    def _in_turn(
+        self, joining: Mapping[int, Rows], first: int, hooks: Hooks, keep: Sequence[int] | None
+    ) -> Rows:
+        """Returns the last residual stream of a batch by a run from each layer where rows join to the next one."""
+        rows, layer_of = None, self.base.model.index.layer_of
+        for start, stop in itertools.pairwise([*joining, self._n_layers]):
+            rows = joining[start] if rows is None else torch.cat([rows, joining[start].to(rows.device)])
+            own = [(name, function) for name, function in hooks if layer_of(name) in range(start, stop)]
+            rows = self.base.continued(rows, start, stop, first, own, keep)
+        assert rows is not None, "rows join at a layer or more"
+        return rows
+
+    def _hooks(self, tile: Tile, joining: Mapping[int, Rows]) -> Hooks:
+        """Returns hooks for the layers from the first one at which rows join."""
+        before = dict(zip(joining, itertools.accumulate(map(len, joining.values()), initial=0), strict=False))
+        embedded = self.base.rows * sum(cell.start < 0 for cell in tile.cells)
         placed = []
-        for site, at in self._placed(running, range(start, stop)):
-            if at == slice(None) and stream_depth(site.site.name) == start:
-                at = slice(0, max(before, embedded))  # the rows that join from the base run have it
+        for site, at in self._placed(tile, range(min(joining), self._n_layers)):
+            depth = stream_depth(site.site.name)
+            if at == slice(None) and depth in before:
+                at = slice(0, max(before[depth], embedded))  # the rows that join from the base run have it
             placed += [(site, at)] if at != slice(0, 0) else []
         return hooks_of(placed, self.sources)
 
