@@ -54,7 +54,7 @@ def read_out(
     with model.taps.turns.unseen():
         if tokens is None or model.unembed.is_quantised or has_head(model):
             given = ModelInput(Batch(None, embeds=residual), {"inputs_embeds": residual, "use_cache": False})
-            logits = run_segment(model, given, model.cfg.n_layers, None)
+            logits = run_segment(model, given, len(model.blocks), None)
             assert isinstance(logits, Tensor), "a run that does not stop ends with logits"
             return logits if tokens is None else logits[..., list(tokens)]
         return _of_tokens(model, residual, tokens)
@@ -110,7 +110,7 @@ def norm_at(model: Model, depth: int, *, mlp_input: bool) -> NormalizationBridge
     Raises:
         MissingPartError: The layer has no MLP.
     """
-    if depth == model.cfg.n_layers:
+    if depth == len(model.blocks):
         return final_norm(model)
     return model.blocks[depth].reader(mlp_input=mlp_input).norm
 

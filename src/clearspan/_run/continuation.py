@@ -78,7 +78,7 @@ class BaseRun:
                 run on these alone. None for all.
         """
         copies = len(residual) // self.rows
-        is_shorter = keep is not None and stop == self.model.cfg.n_layers and len(keep) < residual.shape[1]
+        is_shorter = keep is not None and stop == len(self.model.blocks) and len(keep) < residual.shape[1]
         kept = keep if is_shorter else None
         return self._run({"inputs_embeds": residual}, start, stop, first, copies, hooks, kept)
 
@@ -96,7 +96,7 @@ class BaseRun:
         Raises:
             UnfitForGrowth: The model cannot be run like this.
         """
-        start, n_layers = min(joining), self.model.cfg.n_layers
+        start, n_layers = min(joining), len(self.model.blocks)
         rows = self.entering(start, first, 1)
         kept = keep if keep is not None and len(keep) < rows.shape[1] else None
         return self._run({"inputs_embeds": rows}, start, n_layers, first, 1, hooks, kept, joining)
@@ -104,7 +104,7 @@ class BaseRun:
     def _given_to_blocks(self, first: int) -> Given:
         """Returns what the model gives its blocks from a position on, for twice the rows; none of them is run."""
         if first not in self._given:
-            model, n_layers = self.model, self.model.cfg.n_layers
+            model, n_layers = self.model, len(self.model.blocks)
             entering = self.entering(min(self.residuals), first, 2)
             wanted = ModelInput(self.given.batch, self._kwargs({"inputs_embeds": entering}, n_layers, first, 2))
             with model.taps.turns.unseen():
@@ -115,7 +115,7 @@ class BaseRun:
     def read_out(self, residual: Tensor, first: int, hooks: Hooks) -> Tensor:
         """Returns the logits that the model makes of last residual streams, with hooks on what reads them out."""
         copies = len(residual) // self.rows
-        return self._run({"inputs_embeds": residual}, self.model.cfg.n_layers, None, first, copies, hooks)
+        return self._run({"inputs_embeds": residual}, len(self.model.blocks), None, first, copies, hooks)
 
     def _run(
         self,
@@ -181,7 +181,7 @@ def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hook
     """
     if given.kv_cache is not None:
         raise InvalidArgumentError("a run that others continue has no KV cache of its own", got=KV_CACHE)
-    n_layers = model.cfg.n_layers
+    n_layers = len(model.blocks)
     names = {layer: model.blocks[layer].enters if layer < n_layers else model.blocks[-1].leaves for layer in layers}
     kv_cache = empty() if with_prefix else None
     own = {} if kv_cache is None else {kv_cache_keyword(model.hf_model): kv_cache, "use_cache": True}

@@ -1,5 +1,6 @@
 """Execution: one batch of a plan. Cells join it layer by layer, and leave it as what the metrics read."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Execution:
 
     @property
     def _n_layers(self) -> int:
-        return self.base.model.cfg.n_layers
+        return len(self.base.model.blocks)
 
     def _joining(self, tile: Tile, start: int) -> Rows:
         """Returns what enters a layer for the cells that start there, with their changes of the stream made."""
@@ -149,6 +150,7 @@ class Execution:
         return torch.cat([known.to(new.device), new], dim=-2) if before else new
 
 
+@functools.cache
 def stream_depth(name: str) -> int | None:
     """Returns the layer whose input is the value of a hook point; see `Address.depth`."""
     return Address.parse(name).depth

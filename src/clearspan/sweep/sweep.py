@@ -1,5 +1,6 @@
 """Sweeps: many interventions on one input, planned into few batches, run, kept and resumed."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -111,7 +112,8 @@ class Sweep:
         self._weights: str | None = None  # the fingerprint of an unfinished sweep's model
 
     def _laid(self) -> tuple[Cell, ...]:
-        layer_of, cells = self.bridge.index.layer_of, list[Cell]()
+        layer_of, start_of, cells = self.bridge.index.layer_of, functools.cache(self._start), list[Cell]()
+        is_whole = self.whole is not None
         for number, interventions in enumerate(self.grid.cells):
             own = sites_of(self.bridge, interventions)
             if not own:
@@ -123,8 +125,8 @@ class Sweep:
             if all(lacking):
                 for site in own:
                     site.on(self.batch)  # raises, naming the row
-            start = self._start(min(map(self._changes, own)))
-            first = 0 if self.whole else min(site.first for site in sites)
+            start = start_of(min(map(self._changes, own)))
+            first = 0 if is_whole else min(site.first for site in sites)
             cells.append(Cell(number, sites, start, first, lacking))
         return tuple(cells)
 
