@@ -165,7 +165,9 @@ class BaseRun:
     def _joined(self, stream: Tensor | None, new: Tensor) -> Tensor:
         """Returns the stream that a block gets, as it takes it: what reaches it, if any, and rows that join."""
         block = self.model.blocks[0]
-        return block.raw_stream(new if stream is None else torch.cat([block.shown_stream(stream), new.to(stream.device)]))
+        return block.raw_stream(
+            new if stream is None else torch.cat([block.shown_stream(stream), new.to(stream.device)])
+        )
 
 
 @no_grad

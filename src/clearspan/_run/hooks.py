@@ -15,6 +15,7 @@ from clearspan.index import Names, Segment
 from clearspan.inputs import Batch
 from clearspan.interventions import Intervention, Site, Written, located
 from clearspan.interventions.intervention import interventions_of
+from clearspan.interventions.joint import Placed, write_all
 from clearspan.model import Model
 from clearspan.modes import Modes, closed_to_compiler, uncompiled
 from clearspan.points import Direction, HookFunction, HookPoint, Listener, Passed, Side
@@ -292,10 +293,6 @@ def check_recomputation(listeners: Attached, lost: str | None) -> None:
             )
 
 
-Placed = tuple[Written, slice]
-"""A site in a run, and the rows of the batch in which it is written."""
-
-
 def hooks_of(placed: Iterable[Placed], sources: Sources) -> Hooks:
     """Returns one hook for each point at which something is written, sites in their order."""
     by_point: dict[str, list[Placed]] = {}
@@ -306,8 +303,7 @@ def hooks_of(placed: Iterable[Placed], sources: Sources) -> Hooks:
 
 def _writer(placed: Sequence[Placed], sources: Sources) -> HookFunction:
     def write(value: Tensor, hook: object) -> None:  # noqa: ARG001
-        for written, rows in placed:
-            written.write(value, sources.of(written), rows)
+        write_all(value, placed, sources.of)
 
     return write
 

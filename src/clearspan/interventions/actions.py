@@ -34,6 +34,8 @@ class Action(ABC):
     """Whether it calculates with the value, which integers do not allow."""
     hides_keys: ClassVar[bool] = False
     """Whether it may leave a query without a key."""
+    treats_rows_alone: ClassVar[bool] = True
+    """Whether what a row becomes does not depend on which others it is given with."""
 
     @property
     def run(self) -> str | None:
@@ -476,6 +478,7 @@ class Apply(Action):
     function: str
 
     kind: ClassVar[str] = "apply"
+    treats_rows_alone: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_kind(str, function=self.function)

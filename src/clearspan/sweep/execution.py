@@ -11,9 +11,10 @@ from torch import Tensor
 
 from clearspan._forward.readout import read_out
 from clearspan._run.continuation import BaseRun, positionwise_mlp
-from clearspan._run.hooks import Hooks, Placed, hooks_of
+from clearspan._run.hooks import Hooks, hooks_of
 from clearspan._run.sources import Sources
 from clearspan.interventions import Written
+from clearspan.interventions.joint import Placed, write_all
 from clearspan.modes import no_grad
 from clearspan.points import Address
 from clearspan.sweep.plan import Tile
@@ -73,16 +74,17 @@ class Execution:
             parts.append(self.base.embedded(tile.first, len(embedded), hooks_of(placed, self.sources)))
         if own:
             entering = self.base.entering(start, tile.first, len(own))
-            for number, cell in enumerate(own):
-                for site in cell.sites:
-                    if stream_depth(site.site.name) == start:
-                        site.write(entering, self.sources.of(site), self._rows_of(number))
+            placed = [
+                (site, self._rows_of(number))
+                for number, cell in enumerate(own)
+                for site in cell.sites
+                if stream_depth(site.site.name) == start
+            ]
+            write_all(entering, placed, self.sources.of)
             parts.append(entering)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _in_turn(
-        self, joining: Mapping[int, Rows], first: int, hooks: Hooks, keep: Sequence[int] | None
-    ) -> Rows:
+    def _in_turn(self, joining: Mapping[int, Rows], first: int, hooks: Hooks, keep: Sequence[int] | None) -> Rows:
         """Returns the last residual stream of a batch by a run from each layer where rows join to the next one."""
         rows, layer_of = None, self.base.model.index.layer_of
         for start, stop in itertools.pairwise([*joining, self._n_layers]):

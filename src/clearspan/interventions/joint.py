@@ -1,0 +1,151 @@
+"""Sites of one point that differ in their rows and places alone, written in one go: cells of a sweep."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clearspan.interventions.site import RowSpots, Taken, Written
+
+Placed = tuple[Written, slice]
+"""A site in a run, and the rows of the batch in which it is written."""
+Places = Sequence[Sequence[int]]
+"""Places on an axis, for each row of a batch."""
+
+
+def write_all(value: Tensor, placed: Sequence[Placed], source_of: Callable[[Written], Taken | None]) -> None:
+    """Writes sites into the value of their point, each in its rows, in their order.
+
+    Args:
+        value: The value, of all columns or of the last ones.
+        placed: The sites, with the rows of the value that each writes.
+        source_of: What a site's action takes from its source run.
+    """
+    for group in _alike(value, placed, source_of):
+        if len(group) == 1:
+            only = group[0]
+            only.written.write(value, only.source, only.rows)
+        else:
+            _write_together(value, group)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A site in its rows, with what its action takes.
+
+    Attributes:
+        written: The site.
+        rows: The rows of the value that it writes.
+        source: What the action takes, or None.
+        spots: Where each of the batch's rows is written; None for all columns, or for a site that is written alone.
+        is_alone: Whether it is written alone.
+    """
+
+    written: Written
+    rows: slice
+    source: Taken | None
+    spots: tuple[RowSpots, ...] | None
+    is_alone: bool
+
+    @classmethod
+    def of(cls, value: Tensor, written: Written, rows: slice, source: Taken | None) -> "_Part":
+        """Returns a site in its rows, with whether it can be written with others."""
+        site, spots = written.site, written.rows
+        before = written.batch.width - value.shape[site.sequence_axis]
+        is_alone = (
+            not site.action.treats_rows_alone
+            or site.axes[1] != "pos"
+            or written.is_generating
+            or rows == slice(None)
+            or (rows.stop - rows.start) != written.batch.rows
+        )
+        if not is_alone and spots is None and source is not None:
+            is_alone = not (source.is_by_column or source.is_constant)
+        if not is_alone and spots is not None:
+            counts = {len(one.columns) for one in spots}
+            is_alone = len(counts) > 1 or counts == {0} or min(min(one.columns) for one in spots) < before
+        return cls(written, rows, source, spots, is_alone)
+
+    def is_like(self, other: "_Part") -> bool:
+        """Whether another site, in rows after this one's, can be written in one go with it."""
+        own, site = self.written.site, other.written.site
+        if self.is_alone or other.is_alone or other.rows.start < self.rows.stop or own.action != site.action:
+            return False
+        if (self.spots is None) != (other.spots is None) or {
+            axis: len(chosen) for axis, chosen in own.fixed.items() if chosen is not None
+        } != {axis: len(chosen) for axis, chosen in site.fixed.items() if chosen is not None}:
+            return False
+        if self.spots and other.spots and len(self.spots[0].columns) != len(other.spots[0].columns):
+            return False
+        one, another = self.source, other.source
+        if one is None or another is None:
+            return one is another
+        return one.values is another.values and (one.is_by_column, one.is_constant, one.in_order) == (
+            another.is_by_column,
+            another.is_constant,
+            another.in_order,
+        )
+
+
+def _alike(
+    value: Tensor, placed: Sequence[Placed], source_of: Callable[[Written], Taken | None]
+) -> Iterator[list[_Part]]:
+    """Yields sites in their order, those next to each other that can be written in one go together."""
+    group: list[_Part] = []
+    for written, rows in placed:
+        part = _Part.of(value, written, rows, source_of(written))
+        if group and not group[-1].is_like(part):
+            yield group
+            group = []
+        group.append(part)
+    if group:
+        yield group
+
+
+def _write_together(value: Tensor, group: Sequence[_Part]) -> None:
+    """Writes sites of one action that have as many places each."""
+    written, source = group[0].written, group[0].source
+    written.site.action.check_value(value, written.site.name)
+    before = written.batch.width - value.shape[1]
+    rows = [[row] for part in group for row in range(part.rows.start, part.rows.stop)]
+    columns = read = None
+    if group[0].spots is not None:
+        spots = [row for part in group for row in part.spots or ()]
+        columns = [[column - before for column in row.columns] for row in spots]
+        read = None if source is None else [row.read_from(source) for row in spots]
+    elif before:
+        read = [range(before, written.batch.width)] * len(rows)
+    fixed = [_places(group, axis) for axis in written.site.axes[2:]]
+    at = _index(value, [rows, columns, *fixed])
+    given = None
+    if source is not None:
+        own = [[row if len(source.values) > 1 else 0] for _ in group for row in range(written.batch.rows)]
+        read = [[0]] * len(own) if source.is_constant else read
+        given = source.values[_index(source.values, [own, read, *fixed])]
+    value[at] = written.site.action.new(value[at], given)
+
+
+def _places(group: Sequence[_Part], axis: str) -> Places | None:
+    """Returns the places of an axis that are written, for each row; None for all."""
+    chosen = [(part.written.site.fixed.get(axis), part.rows) for part in group]
+    if chosen[0][0] is None:
+        return None
+    return [places for places, rows in chosen if places is not None for _ in range(rows.start, rows.stop)]
+
+
+def _index(value: Tensor, places: Sequence[Places | None]) -> tuple[Tensor, ...]:
+    """Returns the index of a value's places, of which each row has its own; axes after the last of these are whole.
+
+    Args:
+        value: The value.
+        places: For each axis the places in each row; None for all.
+    """
+    count = 1 + max(at for at, there in enumerate(places) if there is not None)
+    index = []
+    for at, there in enumerate(places[:count]):
+        own = torch.arange(value.shape[at])[None] if there is None else torch.tensor([list(one) for one in there])
+        shape = [own.shape[1] if axis == at else 1 for axis in range(count)]
+        shape[0] = len(own)
+        index.append(own.view(shape).to(value.device, non_blocking=True))
+    return tuple(index)
