@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,28 +79,59 @@ class BaseRun:
                 run on these alone. None for all.
         """
         copies = len(residual) // self.rows
-        is_shorter = keep is not None and stop == len(self.model.blocks) and len(keep) < residual.shape[1]
-        kept = keep if is_shorter else None
+        kept = self._kept(keep, residual, stop)
         return self._run({"inputs_embeds": residual}, start, stop, first, copies, hooks, kept)
 
     def grown(
-        self, joining: Mapping[int, Tensor], first: int, hooks: Hooks, keep: Sequence[int] | None = None
+        self,
+        joining: Mapping[int, Tensor],
+        first: int,
+        hooks: Hooks,
+        keep: Sequence[int] | None = None,
+        *,
+        in_one: bool = True,
     ) -> Tensor:
-        """Returns the last residual stream of a batch that grows: rows join in front of layers, in one forward.
+        """Returns the last residual stream of a batch that grows: rows join it in front of layers.
 
         Args:
-            joining: What enters a layer for the rows that join there, `[copies * row, pos - first, d_model]`, by layer.
+            joining: What enters a layer for the rows that join there, `[copies * row, pos - first, d_model]`, by layer,
+                in the order of layers.
             first: The position of the whole sequence at which these start.
             hooks: Forward hooks of the run. At a layer where rows join they see these too.
             keep: See `continued`.
+            in_one: Whether it is one forward; otherwise one from each layer where rows join to the next.
 
         Raises:
-            UnfitForGrowth: The model cannot be run like this.
+            UnfitForGrowth: The model cannot be run in one forward.
         """
-        start, n_layers = min(joining), len(self.model.blocks)
-        rows = self.entering(start, first, 1)
-        kept = keep if keep is not None and len(keep) < rows.shape[1] else None
-        return self._run({"inputs_embeds": rows}, start, n_layers, first, 1, hooks, kept, joining)
+        n_layers = len(self.model.blocks)
+        if in_one:
+            start = min(joining)
+            rows = self.entering(start, first, 1)
+            kept = self._kept(keep, rows, n_layers)
+            return self._run({"inputs_embeds": rows}, start, n_layers, first, 1, hooks, kept, joining)
+        residual, layer_of = None, self.model.index.layer_of
+        for start, stop in itertools.pairwise([*joining, n_layers]):
+            new = joining[start]
+            residual = new if residual is None else torch.cat([residual, new.to(residual.device)])
+            own = [(name, function) for name, function in hooks if layer_of(str(name)) in range(start, stop)]
+            residual = self.continued(residual, start, stop, first, own, keep)
+        assert residual is not None, "rows join at a layer or more"
+        return residual
+
+    def whole(self, copies: int, hooks: Hooks) -> Tensor:
+        """Returns the logits of the whole model on the input, `copies` times over, with hooks."""
+        value = {
+            name: _repeated(self.given.kwargs[name], copies)
+            for name in ("input_ids", "inputs_embeds")
+            if self.given.kwargs.get(name) is not None
+        }
+        return self._run(value, None, None, 0, copies, hooks)
+
+    def _kept(self, keep: Sequence[int] | None, residual: Tensor, stop: int) -> Sequence[int] | None:
+        """Returns the positions on which the last MLP is run, or None for all."""
+        is_shorter = keep is not None and stop == len(self.model.blocks) and len(keep) < residual.shape[1]
+        return keep if is_shorter else None
 
     def _given_to_blocks(self, first: int) -> Given:
         """Returns what the model gives its blocks from a position on, for twice the rows; none of them is run."""

@@ -1,6 +1,7 @@
-"""A batch that grows inside one forward: rows join in front of blocks, and what blocks are given is laid out for all."""
+"""A batch that grows inside one forward: rows join in front of blocks, and masks and positions are laid out for all."""
 
 import contextlib
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,10 +132,9 @@ def growing(
 
 def _times(tensor: Tensor, axis: int, copies: int) -> Tensor:
     """Returns a tensor several times over along an axis; one place stays one in memory."""
-    sizes = [copies if at == axis else 1 for at in range(tensor.ndim)]
     if tensor.shape[axis] == 1:
         return tensor.expand([copies if at == axis else -1 for at in range(tensor.ndim)])
-    return tensor.repeat(sizes)
+    return tensor.repeat([copies if at == axis else 1 for at in range(tensor.ndim)])
 
 
 def _replaced(
@@ -164,6 +164,7 @@ def _mapped(value: Any, function: Callable[[Path, Tensor], Tensor], path: Path) 
             return [_mapped(one, function, (*path, at)) for at, one in enumerate(value)]
         case dict():
             return {name: _mapped(one, function, (*path, name)) for name, one in value.items()}
-    if isinstance(value, _SAME_FOR_ALL_ROWS) or is_kv_cache(value):
+    # A `UserDict` is what blocks leave for later ones, such as keys, of the rows that ran there.
+    if isinstance(value, (*_SAME_FOR_ALL_ROWS, UserDict)) or is_kv_cache(value):
         return value
     raise UnfitForGrowth(f"a block is given a {type(value).__name__}, which cannot be laid out for more rows")

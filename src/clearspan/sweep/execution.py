@@ -19,6 +19,7 @@ from clearspan.modes import no_grad
 from clearspan.points import Address
 from clearspan.sweep.plan import Tile
 from clearspan.sweep.readings import Readings
+from clearspan.sweep.ways import Way
 
 Rows = Float[Tensor, "cell*row pos d_model"]
 """The residual stream of a batch: a cell's rows next to each other, cells in the batch's order."""
@@ -33,14 +34,14 @@ class Execution:
         sources: Where sites take values from.
         readings: What is read of their logits.
         background: Sites that are written in every cell, and were in the base run.
-        grows: Whether a batch grows in one forward; otherwise it is run from one layer where rows join to the next.
+        way: How a batch runs.
     """
 
     base: BaseRun
     sources: Sources
     readings: Readings
     background: tuple[Written, ...] = ()
-    grows: bool = True
+    way: Way = Way()
 
     @no_grad
     def run(self, tile: Tile) -> dict[str, Float[Tensor, "cell row"]]:
@@ -56,8 +57,7 @@ class Execution:
             assert after is not None, "a tile has cells"
             return after
         hooks = self._hooks(tile, joining)
-        run = self.base.grown if self.grows else self._in_turn
-        found = run(joining, tile.first, hooks, keep)
+        found = self.base.grown(joining, tile.first, hooks, keep, in_one=self.way.in_one)
         return found if after is None else torch.cat([found, after.to(found.device)])
 
     @property
@@ -84,16 +84,6 @@ class Execution:
             parts.append(entering)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _in_turn(self, joining: Mapping[int, Rows], first: int, hooks: Hooks, keep: Sequence[int] | None) -> Rows:
-        """Returns the last residual stream of a batch by a run from each layer where rows join to the next one."""
-        rows, layer_of = None, self.base.model.index.layer_of
-        for start, stop in itertools.pairwise([*joining, self._n_layers]):
-            rows = joining[start] if rows is None else torch.cat([rows, joining[start].to(rows.device)])
-            own = [(name, function) for name, function in hooks if layer_of(name) in range(start, stop)]
-            rows = self.base.continued(rows, start, stop, first, own, keep)
-        assert rows is not None, "rows join at a layer or more"
-        return rows
-
     def _hooks(self, tile: Tile, joining: Mapping[int, Rows]) -> Hooks:
         """Returns hooks for the layers from the first one at which rows join."""
         before = dict(zip(joining, itertools.accumulate(map(len, joining.values()), initial=0), strict=False))
@@ -115,7 +105,8 @@ class Execution:
         yield from ((site, slice(None)) for site in self.background if layer_of(site.site.name) in layers)
         for number, cell in enumerate(tile.cells):
             for site in cell.sites:
-                if layer_of(site.site.name) in layers and stream_depth(site.site.name) != cell.start:
+                is_made = stream_depth(site.site.name) == cell.start and not self.way.is_whole
+                if layer_of(site.site.name) in layers and not is_made:
                     yield site, self._rows_of(number)
 
     def _rows_of(self, number: int) -> slice:
@@ -136,6 +127,10 @@ class Execution:
         """Returns the logits that are read; those of positions before the batch's are the base run's."""
         base, tokens, cells = self.base, self.readings.tokens, len(tile.cells)
         columns = slice(None) if tokens is None else list(tokens)
+        if self.way.is_whole:
+            hooks = hooks_of(self._placed(tile, range(-1, self._n_layers + 1)), self.sources)
+            found = base.whole(cells, hooks)[:, list(self.readings.positions)][..., columns]
+            return found.unflatten(0, (cells, base.rows))
         before = [position for position in self.readings.positions if position < tile.first]
         after = [position - tile.first for position in self.readings.positions if position >= tile.first]
         known = base.logits[:, before][..., columns]

@@ -5,13 +5,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan._cache.memory import bytes_as_text, free_bytes
 from clearspan.config import TransformerBridgeConfig
 from clearspan.interventions import Written
 from clearspan.results import table
+from clearspan.sweep.costs import Costs
 from clearspan.sweep.readings import Readings
+from clearspan.sweep.ways import Way
 
 
 @dataclass(frozen=True)
@@ -52,30 +55,6 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What running blocks costs on a kind of device, in the time that one token takes in a large batch.
-
-    Attributes:
-        floor: What a block costs besides its tokens: reading its weights, starting its kernels.
-        join: What it costs that cells join at a layer: a forward more that starts and stops.
-        most: Tokens in a batch beyond which larger ones are no faster.
-    """
-
-    floor: float
-    join: float
-    most: int
-
-    @classmethod
-    def of(cls, device: torch.device) -> "Costs":
-        """Returns the costs on a device.
-
-        On a CPU as measured on 2 cores with blocks of width 768. On an accelerator an estimate: it takes some hundreds
-        of tokens until a block is bound by arithmetic.
-        """
-        return cls(floor=16, join=4, most=1024) if device.type == "cpu" else cls(floor=512, join=256, most=32768)
-
-
-@dataclass(frozen=True)
 class Sizes:
     """What a plan depends on besides its cells.
 
@@ -103,6 +82,8 @@ class SweepPlan:
     Attributes:
         tiles: The batches, in the order in which they run.
         sizes: Of the run.
+        costs: What blocks cost.
+        way: How a batch runs.
         base_bytes: What the base run keeps: residual streams, keys and values, logits.
         whole: Why sequences are run whole, or None where they start at the first position that changes.
         reads: What of the logits is computed.
@@ -110,6 +91,8 @@ class SweepPlan:
 
     tiles: tuple[Tile, ...]
     sizes: Sizes
+    costs: Costs
+    way: Way
     base_bytes: int
     whole: str | None
     reads: str
@@ -125,6 +108,11 @@ class SweepPlan:
         return sum(map(self._work, self.tiles))
 
     @property
+    def seconds(self) -> float:
+        """How long the batches take, as predicted from what was measured of the model; without the base run."""
+        return sum(map(self._seconds, self.tiles))
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the run takes at its most, as predicted: the base run, and the largest batch."""
         return self.base_bytes + max((self._bytes(tile) for tile in self.tiles), default=0)
@@ -132,6 +120,11 @@ class SweepPlan:
     def _work(self, tile: Tile) -> float:
         layers = sum(self.sizes.n_layers - max(cell.start, 0) for cell in tile.cells)
         return layers * (self.sizes.length - tile.first) / (self.sizes.n_layers * self.sizes.length)
+
+    def _seconds(self, tile: Tile) -> float:
+        running = _running(tile.cells, self.sizes.n_layers)
+        starts, costs = torch.tensor([tile.first]), self.costs if self.way.in_one else self.costs.apart()
+        return float(_cost(running[None], starts, self.sizes, costs))
 
     def _bytes(self, tile: Tile) -> int:
         return len(tile.cells) * bytes_of_cell(self.sizes, tile.first)
@@ -153,7 +146,7 @@ class SweepPlan:
         return "\n".join(
             [
                 f"{self.cells} cells in {len(self.tiles)} batches: the work of {self.forwards:z.1f} forwards and a "
-                f"base run instead of {self.cells}; at most {bytes_as_text(self.nbytes)}",
+                f"base run instead of {self.cells}; about {self.seconds:.2g} s, at most {bytes_as_text(self.nbytes)}",
                 f"input: {sizes.rows} row{'s' * (sizes.rows > 1)} of {sizes.length} positions; logits: {self.reads}",
                 "positions: "
                 + (
@@ -161,6 +154,7 @@ class SweepPlan:
                     if self.whole
                     else "from the first that changes, on the base run's keys and values"
                 ),
+                f"way: {self.way}",
                 *table(["positions", "layers", "cells", "tokens", "forwards", "bytes"], shown),
             ]
         )
@@ -208,11 +202,7 @@ def _cuts(firsts: Sequence[int], groups: Iterable[Sequence[Cell]], sizes: Sizes,
     best, cut = torch.zeros(len(firsts) + 1), [0]
     for end in range(1, len(firsts) + 1):
         cells = before[end] - before[:end]
-        tokens = cells * sizes.rows * (sizes.length - starts[:end])[:, None]
-        batches = (tokens.amax(-1) / costs.most).clamp(min=1).ceil()
-        joins = (cells.diff(dim=-1) > 0).sum(-1) + 1
-        cost = tokens.sum(-1) + costs.floor * batches * (cells > 0).sum(-1) + costs.join * joins * batches
-        least = (best[:end] + cost).min(0)
+        least = (best[:end] + _cost(cells, starts[:end], sizes, costs)).min(0)
         best[end] = least.values
         cut.append(int(least.indices))
     ranges, end = [], len(firsts)
@@ -220,6 +210,17 @@ def _cuts(firsts: Sequence[int], groups: Iterable[Sequence[Cell]], sizes: Sizes,
         ranges.append((cut[end], end))
         end = cut[end]
     return ranges[::-1]
+
+
+def _cost(
+    cells: Float[Tensor, "tile layer"], starts: Int[Tensor, "tile"], sizes: Sizes, costs: Costs
+) -> Float[Tensor, "tile"]:
+    """Returns the seconds that tiles take, of cells that run in each layer, from the positions where they start."""
+    tokens = cells * sizes.rows * (sizes.length - starts)[:, None]
+    batches = (tokens.amax(-1) / costs.most).clamp(min=1).ceil()
+    joins = (cells.diff(dim=-1) > 0).sum(-1) + 1
+    once = costs.floor * (cells > 0).sum(-1) + costs.join * joins + costs.start
+    return costs.token * tokens.sum(-1) + once * batches
 
 
 def _running(cells: Sequence[Cell], n_layers: int) -> Tensor:

@@ -27,6 +27,7 @@ from clearspan.model import check_bridge
 from clearspan.modes import no_grad
 from clearspan.progress import Progress, shown
 from clearspan.sweep.execution import Execution, stream_depth
+from clearspan.sweep.costs import Costs
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, fingerprint, versions
 from clearspan.sweep.findings import Findings
 from clearspan.sweep.grid import Grid
@@ -34,7 +35,6 @@ from clearspan.sweep.labels import position_texts
 from clearspan.sweep.metrics import Context, LogitMetric, Metric, Reference, check_vocabulary
 from clearspan.sweep.plan import (
     Cell,
-    Costs,
     Sizes,
     SweepPlan,
     Tile,
@@ -45,6 +45,7 @@ from clearspan.sweep.plan import (
     tiles_of,
 )
 from clearspan.sweep.readings import Readings
+from clearspan.sweep.ways import Way, way_of
 
 FORMAT = "clearspan sweep 1"
 
@@ -136,18 +137,15 @@ class Sweep:
         return self.bridge.index.layer_of(site.name) if depth is None else depth
 
     def _start(self, layer: int) -> int:
-        """Returns the layer from which a run starts that changes a layer.
-
-        Raises:
-            InvalidArgumentError: The embeddings are changed, which blocks read in other ways than by the stream.
-        """
-        if layer < 0 and reads_tokens(self.bridge.blocks):
-            raise InvalidArgumentError(
-                "a sweep cannot change the embeddings of this model",
-                reason="blocks have inputs of their own besides the stream, which the model makes of the embeddings",
-                fix="bridge.run_with_hooks(tokens, fwd_hooks=[...]), or a change of blocks.0.hook_resid_pre",
-            )
+        """Returns the layer from which a run starts that changes a layer."""
         return first_of(self.bridge.blocks, layer) if layer >= 0 else layer
+
+    @property
+    def _way(self) -> Way:
+        """How batches run."""
+        if any(cell.start < 0 for cell in self._cells) and reads_tokens(self.bridge.blocks):
+            return Way(is_whole=True, reason="blocks have inputs of their own that the model makes of the embeddings")
+        return way_of(self.bridge, prepare(self.bridge, self.batch), with_prefix=self.whole is None)
 
     @property
     def whole(self) -> str | None:
@@ -158,30 +156,42 @@ class Sweep:
 
     # --- plan --------------------------------------------------------------------------------------------------------
 
-    def plan(self, memory: int | None = None) -> SweepPlan:
-        """Returns the batches in which the cells run, with their work and bytes; nothing is run.
+    def plan(self, memory: int | None = None, costs: Costs | None = None) -> SweepPlan:
+        """Returns the batches in which the cells run, with their work, bytes and time; no cell is run.
+
+        The first plan for a model runs a few short forwards: to measure what blocks cost on its device, and to find out
+        whether a batch can grow inside one forward of it.
 
         Args:
             memory: Bytes that a batch may take; by default half of what is free.
+            costs: What blocks cost, from which batches are chosen; by default what was measured.
+
+        Raises:
+            InvalidArgumentError: The model is in training mode, or other hooks are on it.
         """
+        check_undisturbed(self.bridge)
         if memory is not None:
             check_counts(memory=memory)
         cells = [cell for cell in self._cells if not self.findings.done[cell.number]]
         rows, length = self.batch.rows, self.batch.width
-        cfg, readings, has_prefix = self.bridge.cfg, self._readings(Context(self.batch)), not self.whole
+        cfg, readings, way, whole = self.bridge.cfg, self._readings(Context(self.batch)), self._way, self.whole
+        if way.is_whole or not way.after_prefix:
+            whole = whole or way.reason
+            cells = [replace(cell, first=0, start=0 if way.is_whole else cell.start) for cell in cells]
         names = {written.site.name for cell in cells for written in (*cell.sites, *self._background)}
         sizes = Sizes(
             rows,
             length,
             cfg.n_layers,
             bytes_per_token(cfg, length, names),
-            bytes_per_row(cfg, length, readings, has_prefix=has_prefix),
+            bytes_per_row(cfg, length, readings, has_prefix=whole is None),
             half_of_free(self.bridge.device) if memory is None else memory,
         )
         depths = len({max(cell.start, 0) for cell in cells})
-        base = bytes_of_base(cfg, rows, length, depths, has_prefix=has_prefix)
-        tiles = tiles_of(cells, sizes, Costs.of(self.bridge.device)) if cells else ()
-        return SweepPlan(tiles, sizes, base, self.whole, readings.describe(cfg.d_vocab))
+        base = bytes_of_base(cfg, rows, length, depths, has_prefix=whole is None)
+        costs = Costs.of(self.bridge) if costs is None else costs
+        tiles = tiles_of(cells, sizes, costs if way.in_one else costs.apart()) if cells else ()
+        return SweepPlan(tiles, sizes, costs, way, base, whole, readings.describe(cfg.d_vocab))
 
     def _readings(self, context: Context) -> Readings:
         return Readings.of(self.metrics, context)
@@ -189,7 +199,9 @@ class Sweep:
     # --- run ---------------------------------------------------------------------------------------------------------
 
     @no_grad
-    def run(self, memory: int | None = None, *, progress: bool | Progress = True) -> Effects:
+    def run(
+        self, memory: int | None = None, costs: Costs | None = None, *, progress: bool | Progress = True
+    ) -> Effects:
         """Runs the cells that were not run yet, and returns the metrics of all.
 
         Interrupting (Ctrl-C) keeps the finished cells; `run` resumes, also after `save` and `load`.
@@ -197,14 +209,14 @@ class Sweep:
         Args:
             memory: Bytes that a batch may take; by default half of what is free. A batch for which memory does not
                 suffice all the same is run in halves.
+            costs: What blocks cost; see `plan`.
             progress: Whether a bar is shown, where standard error is a terminal; or a function that is told instead.
 
         Raises:
             InvalidArgumentError: The model is in training mode, other hooks are on it, a source does not fit, a metric
                 gives no number for each row, or the weights are not those of the cells that were run already.
         """
-        check_undisturbed(self.bridge)
-        plan = self.plan(memory)
+        plan = self.plan(memory, costs)
         if plan.tiles:
             self._check_weights()
             try:
@@ -282,11 +294,12 @@ class Sweep:
         with_prefix = any(tile.first for tile in plan.tiles)
         base = self._base_run(sorted(starts), with_prefix=with_prefix)
         sites = [written.site for cell in self._cells for written in cell.sites]
-        background = [written.site for written in self._background]
-        sources = gathered(self.bridge, [*sites, *background], self.sources, self.batch)
+        everywhere = [written.site for written in self._background]
+        sources = gathered(self.bridge, [*sites, *everywhere], self.sources, self.batch)
         known = {name: run.logits for name, run in sources.runs.items() if run.logits is not None}
         readings = self._readings(self._context(base, known))
-        return Execution(base, sources, readings, tuple(replace(one, was_before=True) for one in self._background))
+        background = tuple(replace(one, was_before=not plan.way.is_whole) for one in self._background)
+        return Execution(base, sources, readings, background, plan.way)
 
     def _base_run(self, layers: Sequence[int], *, with_prefix: bool) -> BaseRun:
         given = prepare(self.bridge, self.batch)

@@ -91,9 +91,10 @@ def test_every_metric_reads_what_it_says(bridge, tokens, others):
 
 
 def test_nothing_but_what_metrics_read_is_unembedded(bridge, tokens, others):
-    sizes = []
+    sweep, sizes = Sweep(bridge, tokens, STREAM, Probability(5), sources={"clean": others}), []
+    sweep.plan()  # tries how the model can be run, the first time
     handle = bridge.hf_model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(args[0].shape[:2]))
-    Sweep(bridge, tokens, STREAM, Probability(5), sources={"clean": others}).run(progress=False)
+    sweep.run(progress=False)
     handle.remove()
     base, clean, *cells = sizes
     assert base == clean == (2, 7)
@@ -118,8 +119,8 @@ def test_earlier_positions_and_layers_are_not_run_again(bridge, tokens, others):
 
 def test_cells_after_all_that_is_read_are_not_run(bridge, tokens, others):
     cells = grid("resid_pre", Patch(), layer=range(3), position=(5, 6))
-    sweep = Sweep(bridge, tokens, cells, LogitDifference(1, position=2), sources={"clean": others})
-    ran = []
+    sweep, ran = Sweep(bridge, tokens, cells, LogitDifference(1, position=2), sources={"clean": others}), []
+    sweep.plan()  # tries how the model can be run, the first time
     handle = bridge.hf_model.transformer.h[2].ln_1.register_forward_pre_hook(
         lambda module, args: ran.append(len(args[0]))
     )

@@ -1,0 +1,120 @@
+"""Ways to run a batch of cells: the fastest one that a model takes, found by trying them on it."""
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clearspan._forward.given import ModelInput
+from clearspan._run.continuation import BaseRun, base_run
+from clearspan.components.starts import first_of
+from clearspan.errors import ClearspanError
+from clearspan.hf.growing import UnfitForGrowth
+from clearspan.model import Model
+from clearspan.modes import no_grad
+
+TOLERANCE, ROUGH = 1e-3, 5e-2
+"""How far a run that is continued may be from the whole one, on the mean, in float32 and in half precision."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How batches of cells run.
+
+    Attributes:
+        in_one: Whether a batch grows inside one forward; otherwise there is one from each layer where cells join.
+        after_prefix: Whether it starts at a position, behind the keys and values of the base run.
+        is_whole: Whether each cell is a row of a whole forward; then the other two say nothing.
+        reason: Why no faster way is taken, or None.
+    """
+
+    in_one: bool = True
+    after_prefix: bool = True
+    is_whole: bool = False
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        if self.in_one and not self.is_whole:
+            return "one forward a batch, which cells join at their layers"
+        slower = "whole forwards" if self.is_whole else "a forward from each layer where cells join to the next"
+        return slower if self.reason is None else f"{slower}, since {self.reason}"
+
+
+_KNOWN: "weakref.WeakKeyDictionary[nn.Module, dict[object, Way]]" = weakref.WeakKeyDictionary()
+"""The ways found, by model and kind of input."""
+
+
+def way_of(model: Model, given: ModelInput, *, with_prefix: bool) -> Way:
+    """Returns how batches of an input's cells run; the first time for a model and kind of input by trying.
+
+    In a trial, rows join in front of the first layer and of a middle one that are copies of the plain run: they must
+    end as that does.
+
+    Args:
+        model: The model.
+        given: The input.
+        with_prefix: Whether keys and values of earlier positions can be gone on from.
+    """
+    known, mask = _KNOWN.setdefault(model.hf_model, {}), given.batch.mask
+    padding = None if mask is None else (tuple(mask.shape), mask.cpu().numpy().tobytes())
+    key = model.hf_model.config._attn_implementation, given.size[0] > 1, padding, with_prefix
+    if key not in known:
+        known[key] = _tried(model, given, with_prefix=with_prefix)
+    return known[key]
+
+
+@no_grad
+def _tried(model: Model, given: ModelInput, *, with_prefix: bool) -> Way:
+    if model.adapter.whole_forwards:
+        return Way(is_whole=True, reason=model.adapter.whole_forwards)
+    n_layers = len(model.blocks)
+    layers = sorted({0, first_of(model.blocks, n_layers // 2), n_layers})
+    reason = None
+    for prefixed in (True, False) if with_prefix else (False,):
+        try:
+            base = base_run(model, given, layers, (), with_prefix=prefixed)
+        except Exception as error:
+            reason = reason or _said(error)
+            continue
+        for in_one in (True, False):
+            fault = _fault(base, in_one=in_one)
+            if fault is None:
+                return Way(in_one, prefixed, reason=reason)
+            reason = reason or fault
+    return Way(is_whole=True, reason=reason)
+
+
+def _fault(base: BaseRun, *, in_one: bool) -> str | None:
+    """Returns why a base run cannot be gone on from in one way, or None."""
+    first = base.length // 2 if base.prefix is not None else 0
+    *starts, last = sorted(base.residuals)
+    joining = {layer: base.entering(layer, first, 1) for layer in starts}
+    try:
+        rows = base.grown(joining, first, (), in_one=in_one).split(base.rows)
+        ends = [(base.embedded(first, 1, ()), 0), *((copy, last) for copy in rows)]
+    except Exception as error:  # whatever a model raises that is run in a way for which it was not made
+        return _said(error)
+    if any(_differs(base, found, layer, first) for found, layer in ends):
+        return "rows that go on from the plain run end otherwise than it"
+    return None
+
+
+def _said(error: Exception) -> str:
+    """Returns what went wrong in a trial, in a line; a lack of memory is not the way's fault."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        raise error
+    line = str(error).partition("\n")[0]
+    return line if isinstance(error, ClearspanError | UnfitForGrowth) else f"{type(error).__name__}: {line}"[:160]
+
+
+def _differs(base: BaseRun, rows: Tensor, layer: int, first: int) -> bool:
+    """Whether rows of the residual stream that enters a layer are not those of the base run, at its real tokens."""
+    expected, mask = base.residuals[layer][:, first:].float(), base.given.batch.mask
+    away = (rows.to(expected) - expected).abs().flatten(2).mean(-1)
+    size = expected.abs().flatten(2).mean(-1)
+    if mask is not None:
+        is_real = mask[:, first:].to(away.device)
+        away, size = away * is_real, size * is_real
+    limit = TOLERANCE if torch.finfo(base.residuals[layer].dtype).bits > 16 else ROUGH
+    return not bool(away.sum() <= limit * size.sum())
