@@ -52,7 +52,8 @@ def read_out(
     if tokens is not None:
         tokens = _checked_tokens(model, tokens)
     with model.taps.turns.unseen():
-        if tokens is None or model.unembed.is_quantised or has_head(model):
+        has_streams = len(model.blocks[0].stream_shape) > 1
+        if tokens is None or model.unembed.is_quantised or has_head(model) or has_streams:
             given = ModelInput(Batch(None, embeds=residual), {"inputs_embeds": residual, "use_cache": False})
             logits = run_segment(model, given, len(model.blocks), None)
             assert isinstance(logits, Tensor), "a run that does not stop ends with logits"

@@ -18,6 +18,7 @@ from clearspan._run.hooks import Hooks, attached, check_fired
 from clearspan.components import MLPBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.growing import Given, given_to, growing
+from clearspan.hf.kernels import unplanned
 from clearspan.hf.keywords import KV_CACHE, kv_cache_keyword, without_kv_cache
 from clearspan.hf.segments import Stopped, narrowed
 from clearspan.hf.sequence import Prefix, empty
@@ -166,6 +167,7 @@ class BaseRun:
         given = None if joining is None else self._given_to_blocks(first)
         with (
             model.taps.run(),
+            unplanned(model.device),
             contextlib.nullcontext() if mlp is None or keep is None else narrowed(mlp.module, keep),
             attached(model, hooks, segment=(start, stop)) as listeners,
             contextlib.nullcontext()
@@ -220,7 +222,7 @@ def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hook
     kv_cache = empty() if with_prefix else None
     own = {} if kv_cache is None else {kv_cache_keyword(model.hf_model): kv_cache, "use_cache": True}
     wanted = ModelInput(given.batch, {**given.kwargs, **own})
-    with model.taps.run(given.sequence), attached(model, hooks) as listeners:
+    with model.taps.run(given.sequence), unplanned(model.device), attached(model, hooks) as listeners:
         logits, cache = caching.run_with_cache(
             model,
             wanted,

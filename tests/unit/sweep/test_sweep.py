@@ -500,8 +500,9 @@ def test_the_plan_says_what_it_will_do(embedded):
         lines[1] == f"input: 1 row of {tokens.shape[1]} positions; logits: 2 tokens at position {tokens.shape[1] - 1}"
     )
     assert lines[2] == "positions: from the first that changes, on the base run's keys and values"
-    assert lines[3].split() == ["positions", "layers", "cells", "tokens", "forwards", "bytes"]
-    assert len(lines) == 4 + len(plan.tiles)
+    assert lines[3] == "way: one forward a batch, which cells join at their layers"
+    assert lines[4].split() == ["positions", "layers", "cells", "tokens", "forwards", "bytes"]
+    assert len(lines) == 5 + len(plan.tiles)
 
 
 def test_a_mask_of_four_axes_runs_whole_sequences(bridge, tokens):
