@@ -214,11 +214,11 @@ def test_sweeps_run_from_where_the_keys_are(own_inputs, keys_as_values):
         assert sweep.check(cells=8) < 1e-4
 
 
-def test_sweeps_refuse_to_change_embeddings_that_blocks_read_otherwise(own_inputs):
-    with pytest.raises(InvalidArgumentError) as error:
-        Sweep(own_inputs, TOKENS, {"embed": Intervention("hook_embed", Zero())}, LogitDifference(1, 2))
-    assert str(error.value).splitlines() == [
-        "a sweep cannot change the embeddings of this model",
-        "  reason: blocks have inputs of their own besides the stream, which the model makes of the embeddings",
-        "  fix: bridge.run_with_hooks(tokens, fwd_hooks=[...]), or a change of blocks.0.hook_resid_pre",
-    ]
+def test_a_sweep_that_changes_embeddings_which_blocks_read_otherwise_runs_whole_forwards(own_inputs):
+    cells = {"embed": Intervention("hook_embed", Zero()), "a position": Intervention("hook_embed", Zero(), positions=3)}
+    sweep = Sweep(own_inputs, TOKENS, cells, LogitDifference(1, 2))
+    assert "whole forwards, since blocks have inputs of their own that the model makes of the embeddings" in str(
+        sweep.plan()
+    )
+    sweep.run(progress=False)
+    assert sweep.check(cells=2) < 1e-4

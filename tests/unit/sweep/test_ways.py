@@ -1,0 +1,136 @@
+"""How batches run: in one forward where the model can, in slower ways where it cannot, to the same numbers."""
+
+import pytest
+import torch
+from tests.conftest import tiny_model
+from tests.zoo import build
+
+import clearspan
+from clearspan.errors import InvalidArgumentError
+from clearspan.hf.kernels import unplanned
+from clearspan.interventions import Intervention, Patch, Scale, Zero
+from clearspan.sweep import Grid, LogitDifference, Sweep, grid
+from clearspan.sweep.costs import Costs
+
+STREAM = grid("resid_pre", Patch(), layer=range(3), position=range(7))
+METRIC = LogitDifference(5, 7)
+
+
+@pytest.fixture
+def others():
+    return torch.randint(1, 97, (2, 7), generator=torch.Generator().manual_seed(5))
+
+
+def _forwards(bridge, run):
+    """Returns how often the model is called while something runs."""
+    calls = []
+    handle = bridge.hf_model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    run()
+    handle.remove()
+    return len(calls)
+
+
+def test_a_batch_is_one_forward(bridge, tokens, others):
+    costs = Costs(token=1.0, floor=100.0, start=100.0, join=0.0, most=1024)
+    sweep = Sweep(bridge, tokens, STREAM, METRIC, sources={"clean": others})
+    assert len(sweep.plan(costs=costs).tiles) == 1
+    found = _forwards(bridge, lambda: sweep.run(costs=costs, progress=False))
+    assert found == 4  # the base run, the source, what blocks are given for more rows, and the batch
+    assert sweep.check(21) < 2e-5
+
+
+def test_a_model_whose_blocks_take_the_rows_it_was_given_alone_runs_from_layer_to_layer(tokens, others):
+    model = tiny_model()
+    bridge, given = clearspan.boot(model), []
+
+    def note(module, args, kwargs):
+        given[:] = [len(next(kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None))]
+
+    def check(module, args):
+        if [len(args[0])] != given:
+            raise ValueError(f"a batch of {len(args[0])} rows in a forward of {given[0]}")
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    for block in model.transformer.h:
+        block.attn.register_forward_pre_hook(check)
+    sweep = Sweep(bridge, tokens, STREAM, METRIC, sources={"clean": others})
+    assert "way: a forward from each layer where cells join to the next, since ValueError: a batch of 4" in str(
+        sweep.plan()
+    )
+    sweep.run(progress=False)
+    assert sweep.check(21) < 2e-5
+
+
+def test_a_model_whose_blocks_are_not_run_apart_runs_whole_forwards():
+    bridge = clearspan.boot(build("gpt2"))
+    bridge.adapter.whole_forwards = "its blocks are not run apart"
+    tokens = torch.randint(1, 97, (2, 2, 7), generator=torch.Generator().manual_seed(1))
+    cells = Grid.of(
+        {
+            "embedding": Intervention("embed", Scale(2.0), positions=2),
+            "stream": Intervention("resid_pre", Patch(), layer=1, positions=(3, 5)),
+            "head": Intervention("z", Zero(), layer=0, heads=1),
+            "end": Intervention("resid_post", Patch(), layer=bridge.cfg.n_layers - 1, positions=6),
+        }
+    )
+    background = [Intervention("mlp_out", Scale(0.5), layer=0)]
+    sweep = Sweep(bridge, tokens[0], cells, METRIC, sources={"clean": tokens[1]}, background=background)
+    assert "way: whole forwards, since its blocks are not run apart" in str(sweep.plan())
+    sweep.run(progress=False)
+    assert sweep.check(4) < 2e-5
+
+
+def test_rows_that_go_on_otherwise_than_the_model_are_noticed(tokens):
+    """A model that counts something of its own in its first positions cannot be run behind these."""
+    model = tiny_model()
+    bridge = clearspan.boot(model)
+    model.transformer.h[1].register_forward_hook(
+        lambda module, args, output: (
+            (output[0] * output[0].shape[1],) if isinstance(output, tuple) else output * output.shape[1]
+        )
+    )
+    sweep = Sweep(bridge, tokens, grid("resid_pre", Scale(0.5), layer=range(3), position=range(7)), METRIC)
+    plan = sweep.plan()
+    assert (plan.way.in_one, plan.way.after_prefix) == (True, False)
+    assert "whole sequences, since rows that go on from the plain run end otherwise than it" in str(plan)
+    sweep.run(progress=False)
+    assert sweep.check(21) < 2e-5
+
+
+def test_a_plan_of_a_model_in_training_mode_raises(bridge, tokens):
+    sweep = Sweep(bridge, tokens, STREAM, METRIC, sources={"clean": tokens})
+    bridge.hf_model.train()
+    with pytest.raises(InvalidArgumentError, match="evaluation mode"):
+        sweep.plan()
+    bridge.hf_model.eval()
+
+
+def test_costs_choose_the_batches(bridge, tokens, others):
+    sweep = Sweep(bridge, tokens, STREAM, METRIC, sources={"clean": others})
+    by_tokens, by_forwards = (
+        sweep.plan(costs=Costs(token=1.0, floor=floor, start=floor, join=0.0, most=1024)) for floor in (0.0, 1e6)
+    )
+    assert len(by_tokens.tiles) == 7  # each position behind the ones before
+    assert len(by_forwards.tiles) == 1
+    assert by_tokens.forwards < by_forwards.forwards
+    assert by_tokens.seconds == pytest.approx(by_tokens.forwards * 3 * tokens.numel())  # of 3 layers, a second a token
+
+
+def test_costs_are_measured_once(bridge):
+    found = Costs.of(bridge)
+    assert found.token > 0
+    assert min(found.floor, found.start, found.join) >= 0
+    assert Costs.of(bridge) == found
+
+
+def test_planned_kernels_are_allowed_again_after_the_last_run_without_them():
+    device, are_allowed = torch.device("cuda"), torch.backends.cuda.cudnn_sdp_enabled
+    before = are_allowed()
+    with unplanned(device):
+        with pytest.raises(KeyError), unplanned(device):
+            assert not are_allowed()
+            raise KeyError
+        assert not are_allowed()
+    assert are_allowed() == before
+    with unplanned(torch.device("cpu")):
+        assert are_allowed() == before
