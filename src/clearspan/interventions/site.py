@@ -381,7 +381,7 @@ class RowSpots:
         """How many positions a source must have."""
         return 1 + max((*self.positions, *(self.keys or ())), default=-1)
 
-    def read_from(self, source: "Taken | None") -> Chosen:
+    def read_from(self, source: "Taken | None") -> tuple[int, ...]:
         """Returns which places of the source's axis of positions are read."""
         if source is None:
             return self.positions

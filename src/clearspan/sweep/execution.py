@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +40,8 @@ class Execution:
     base: BaseRun
     sources: Sources
     readings: Readings
-    background: tuple[Written, ...] = ()
-    way: Way = Way()
+    background: tuple[Written, ...]
+    way: Way
 
     @no_grad
     def run(self, tile: Tile) -> dict[str, Float[Tensor, "cell row"]]:

@@ -26,8 +26,8 @@ from clearspan.interventions.intervention import interventions_of
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
 from clearspan.progress import Progress, shown
-from clearspan.sweep.execution import Execution, stream_depth
 from clearspan.sweep.costs import Costs
+from clearspan.sweep.execution import Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, fingerprint, versions
 from clearspan.sweep.findings import Findings
 from clearspan.sweep.grid import Grid

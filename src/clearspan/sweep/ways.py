@@ -1,7 +1,9 @@
 """Ways to run a batch of cells: the fastest one that a model takes, found by trying them on it."""
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from clearspan.hf.growing import UnfitForGrowth
 from clearspan.model import Model
 from clearspan.modes import no_grad
 
+Result = TypeVar("Result")
 TOLERANCE, ROUGH = 1e-3, 5e-2
 """How far a run that is continued may be from the whole one, on the mean, in float32 and in half precision."""
 
@@ -68,17 +71,12 @@ def way_of(model: Model, given: ModelInput, *, with_prefix: bool) -> Way:
 def _tried(model: Model, given: ModelInput, *, with_prefix: bool) -> Way:
     if model.adapter.whole_forwards:
         return Way(is_whole=True, reason=model.adapter.whole_forwards)
-    n_layers = len(model.blocks)
+    n_layers, reason = len(model.blocks), None
     layers = sorted({0, first_of(model.blocks, n_layers // 2), n_layers})
-    reason = None
     for prefixed in (True, False) if with_prefix else (False,):
-        try:
-            base = base_run(model, given, layers, (), with_prefix=prefixed)
-        except Exception as error:
-            reason = reason or _said(error)
-            continue
+        base = _outcome(lambda prefixed=prefixed: base_run(model, given, layers, (), with_prefix=prefixed))
         for in_one in (True, False):
-            fault = _fault(base, in_one=in_one)
+            fault = base if isinstance(base, str) else _outcome(lambda base=base, one=in_one: _fault(base, in_one=one))
             if fault is None:
                 return Way(in_one, prefixed, reason=reason)
             reason = reason or fault
@@ -86,26 +84,25 @@ def _tried(model: Model, given: ModelInput, *, with_prefix: bool) -> Way:
 
 
 def _fault(base: BaseRun, *, in_one: bool) -> str | None:
-    """Returns why a base run cannot be gone on from in one way, or None."""
+    """Returns what is wrong with rows that go on from a base run in one way, or None."""
     first = base.length // 2 if base.prefix is not None else 0
     *starts, last = sorted(base.residuals)
-    joining = {layer: base.entering(layer, first, 1) for layer in starts}
-    try:
-        rows = base.grown(joining, first, (), in_one=in_one).split(base.rows)
-        ends = [(base.embedded(first, 1, ()), 0), *((copy, last) for copy in rows)]
-    except Exception as error:  # whatever a model raises that is run in a way for which it was not made
-        return _said(error)
+    rows = base.grown({layer: base.entering(layer, first, 1) for layer in starts}, first, (), in_one=in_one)
+    ends = [(base.embedded(first, 1, ()), 0), *((copy, last) for copy in rows.split(base.rows))]
     if any(_differs(base, found, layer, first) for found, layer in ends):
         return "rows that go on from the plain run end otherwise than it"
     return None
 
 
-def _said(error: Exception) -> str:
-    """Returns what went wrong in a trial, in a line; a lack of memory is not the way's fault."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        raise error
-    line = str(error).partition("\n")[0]
-    return line if isinstance(error, ClearspanError | UnfitForGrowth) else f"{type(error).__name__}: {line}"[:160]
+def _outcome(run: Callable[[], Result]) -> Result | str:
+    """Returns what a trial gives, or in a line what it raises; a lack of memory is not the way's fault."""
+    try:
+        return run()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 (whatever a model raises that is run in a way for which it was not made)
+        line = str(error).partition("\n")[0]
+        return line if isinstance(error, ClearspanError | UnfitForGrowth) else f"{type(error).__name__}: {line}"[:160]
 
 
 def _differs(base: BaseRun, rows: Tensor, layer: int, first: int) -> bool:
