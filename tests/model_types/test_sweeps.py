@@ -9,7 +9,7 @@ from clearspan.interventions import Scale
 from clearspan.sweep import LogitDifference, Sweep, grid
 from clearspan.zoo.models import why_unbuildable
 
-pytestmark = pytest.mark.zoo
+pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 REFUSED = {"dory", "inkling2_loop_text", "inkling2_text", "xlm"}
 """Model types for which there is no adapter."""
