@@ -73,14 +73,14 @@ class BaseRun:
                 run on these alone. None for all.
         """
         copies = len(residual) // self.rows
-        is_shorter = keep is not None and stop == self.model.cfg.n_layers and len(keep) < residual.shape[1]
+        is_shorter = keep is not None and stop == len(self.model.blocks) and len(keep) < residual.shape[1]
         kept = keep if is_shorter else None
         return self._run({"inputs_embeds": residual}, start, stop, first, copies, hooks, kept)
 
     def read_out(self, residual: Tensor, first: int, hooks: Hooks) -> Tensor:
         """Returns the logits that the model makes of last residual streams, with hooks on what reads them out."""
         copies = len(residual) // self.rows
-        return self._run({"inputs_embeds": residual}, self.model.cfg.n_layers, None, first, copies, hooks)
+        return self._run({"inputs_embeds": residual}, len(self.model.blocks), None, first, copies, hooks)
 
     def _run(
         self,

@@ -218,7 +218,7 @@ def edits(
 
 def sites_of(model: Model, interventions: Iterable[Intervention]) -> list[Site]:
     """Returns interventions laid on a model, in their order."""
-    return [located(one, model.index.find, model.cfg.n_layers) for one in interventions_of(interventions)]
+    return [located(one, model.index.find, len(model.blocks)) for one in interventions_of(interventions)]
 
 
 class SiteWriter:

@@ -90,7 +90,7 @@ class Sources:
     def _taken(self, written: Written) -> Taken:
         site, action = written.site, written.site.action
         assert action.run is not None, "the action has a source"
-        run, name = self.runs[action.run], action.source_point(site.name, self.model.cfg.n_layers)
+        run, name = self.runs[action.run], action.source_point(site.name, len(self.model.blocks))
         values = run.values[name]
         own = run.batch if run.batch is not None else _unpadded(values, site.axes)
         if not _is_of(values, own, site.axes):
@@ -249,7 +249,7 @@ def gathered(
     for site in sites:
         run = site.action.run
         if run is not None:
-            name = site.action.source_point(site.name, model.cfg.n_layers)
+            name = site.action.source_point(site.name, len(model.blocks))
             needed.setdefault(run, {})[model.index.find(name).name] = None
     return Sources(model, {run: _run(model, run, list(names), given, like) for run, names in needed.items()})
 

@@ -59,7 +59,7 @@ class Execution:
 
     @property
     def _n_layers(self) -> int:
-        return self.base.model.cfg.n_layers
+        return len(self.base.model.blocks)
 
     def _joining(self, tile: Tile, start: int) -> Rows:
         """Returns what enters a layer for the cells that start there, with their changes of the stream made."""

@@ -15,7 +15,6 @@ from clearspan._run.hooks import hooks_of, sites_of
 from clearspan._run.sources import Source, batch_of_source, checked_sources, gathered
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, check_kind, path_of
-from clearspan.components.starts import first_of, reads_tokens
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, argument
 from clearspan.files import read_tensors, write_tensors
@@ -111,7 +110,7 @@ class Sweep:
         self._weights: str | None = None  # the fingerprint of an unfinished sweep's model
 
     def _laid(self) -> tuple[Cell, ...]:
-        layer_of, cells = self.bridge.index.layer_of, list[Cell]()
+        layer_of, is_whole, cells = self.bridge.index.layer_of, bool(self.whole), list[Cell]()
         for number, interventions in enumerate(self.grid.cells):
             own = sites_of(self.bridge, interventions)
             if not own:
@@ -124,7 +123,7 @@ class Sweep:
                 for site in own:
                     site.on(self.batch)  # raises, naming the row
             start = self._start(min(map(self._changes, own)))
-            first = 0 if self.whole else min(site.first for site in sites)
+            first = 0 if is_whole else min(site.first for site in sites)
             cells.append(Cell(number, sites, start, first, lacking))
         return tuple(cells)
 
@@ -139,13 +138,13 @@ class Sweep:
         Raises:
             InvalidArgumentError: The embeddings are changed, which blocks read in other ways than by the stream.
         """
-        if layer < 0 and reads_tokens(self.bridge.blocks):
+        if layer < 0 and self.bridge.reads_tokens:
             raise InvalidArgumentError(
                 "a sweep cannot change the embeddings of this model",
                 reason="blocks have inputs of their own besides the stream, which the model makes of the embeddings",
                 fix="bridge.run_with_hooks(tokens, fwd_hooks=[...]), or a change of blocks.0.hook_resid_pre",
             )
-        return first_of(self.bridge.blocks, layer) if layer >= 0 else layer
+        return self.bridge.firsts[layer] if layer >= 0 else layer
 
     @property
     def whole(self) -> str | None:
