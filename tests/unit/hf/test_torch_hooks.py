@@ -5,11 +5,11 @@ import inspect
 
 import pytest
 import torch
+from tests.zoo import build
 from torch import nn
 
 import clearspan
 from clearspan.hf.torch_hooks import StandIn
-from tests.zoo import build
 
 TOKENS = torch.tensor([[5, 9, 2, 40]])
 
