@@ -178,6 +178,9 @@ class Model(ModelWeights):
         adapter: What is known of its architecture.
         text: What turns text into tokens and back.
         blocks: Its blocks as live components.
+        firsts: For each layer, and for what comes after the last one, the last layer at most that one from which a run
+            needs nothing of the layers before it.
+        reads_tokens: Whether blocks read something that the model makes of the tokens, besides the residual stream.
         components: Its live components in the order of the forward, blocks one by one.
         index: Its hook points.
         taps: What carries values to hook points and back.
@@ -249,8 +252,9 @@ class Model(ModelWeights):
         first = next(iter(self.blocks))
         arguments.stream_shape, arguments.raw_stream = first.stream_shape, first.raw_stream
         arguments.stream_dtype = first.stream_dtype
-        arguments.firsts = [first_of(self.blocks, layer) for layer in range(len(self.blocks))]
-        arguments.reads_tokens = reads_tokens(self.blocks)
+        self.firsts = tuple(first_of(self.blocks, layer) for layer in range(len(self.blocks) + 1))
+        self.reads_tokens = reads_tokens(self.blocks)
+        arguments.firsts, arguments.reads_tokens = self.firsts, self.reads_tokens
         points = {name: one for name, one in hook_points(components).items() if name not in adapter.refused}
         points["hook_logits"] = logits_point(adapter.cfg)
         for point in points.values():

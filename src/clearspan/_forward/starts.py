@@ -3,20 +3,22 @@
 from torch import Tensor
 
 from clearspan._forward.given import ModelInput
-from clearspan.components.starts import first_of, reads_tokens, sources_of
+from clearspan.components.starts import sources_of
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import Model
 
 
 def check_start(model: Model, start: int, stop: int | None) -> None:
     """Raises InvalidArgumentError if a layer that runs attends to keys of one before the start."""
+    if model.firsts[start] == start:
+        return
     for layer in range(start, len(model.blocks) if stop is None else stop):
         before = [source for source in sources_of(model.blocks[layer]) if source < start]
         if before:
             raise InvalidArgumentError(
                 f"a run cannot start at layer {start}",
                 reason=f"layer {layer} uses what layer {before[0]} found, such as its keys, which is not run",
-                fix=f"start_at_layer={first_of(model.blocks, start)}, or a run of the whole model",
+                fix=f"start_at_layer={model.firsts[start]}, or a run of the whole model",
             )
 
 
@@ -27,7 +29,7 @@ def give_tokens(model: Model, given: ModelInput, residual: Tensor, start: int) -
         InvalidArgumentError: They are not known.
     """
     ids = given.kwargs.pop("input_ids", None)
-    if not reads_tokens(model.blocks):
+    if not model.reads_tokens:
         return
     if ids is None and start < len(model.blocks):
         raise InvalidArgumentError(

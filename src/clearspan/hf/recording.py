@@ -16,7 +16,7 @@ from clearspan.hf.modules import arguments_at, execution_device
 from clearspan.hf.observers import observed
 from clearspan.hf.storages import CountedViews, Relocation, storages
 from clearspan.hf.tensors import argument, as_tokens, primary_input, primary_output
-from clearspan.hf.torch_hooks import after
+from clearspan.hf.torch_hooks import see
 from clearspan.modes import autocast_dtype, with_autocast
 from clearspan.points import HookPoint, Layout, Passed, Place, Side
 from clearspan.scopes import HERE, Scope
@@ -361,18 +361,19 @@ class Recording:
             plan: What to keep.
             modules: The plan's modules by their paths.
         """
-        handles, owner = [], HERE.get()
+        ends_of_hooks: list[Callable[[], None]] = []
+        owner = HERE.get()
         self.autocast = autocast_dtype(execution_device(modules[""]))
-        try:
-            for ends in plan.ends:
-                hook = self._plain_hook(ends, owner) if ends.are_plain else self._hook(ends, owner)
-                hook = hook if ends.call is None else self._at_call(ends.call, hook, owner)
-                handles.append(after(modules[ends.path], hook, is_for_one=True))
-            with observed(self._observers(plan, modules, owner)):
+        with observed(self._observers(plan, modules, owner)):
+            try:
+                for ends in plan.ends:
+                    hook = self._plain_hook(ends, owner) if ends.are_plain else self._hook(ends, owner)
+                    hook = hook if ends.call is None else self._at_call(ends.call, hook, owner)
+                    ends_of_hooks.append(see(modules[ends.path], hook))
                 yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            finally:
+                for end in reversed(ends_of_hooks):
+                    end()
 
     def _plain_hook(self, ends: Ends, owner: Scope | None) -> Callable[..., None]:
         raw = self._raw

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
 from clearspan.modes import closed_to_compiler
@@ -53,20 +54,36 @@ class StandIn:
     def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
         self._module = module
         self._function = function
-        self._before: Callable[..., Any] | None = vars(module).get("forward")  # where another library has put one
+        self._cover(vars(module).get("forward"))  # where another library, or another stand-in, has put one
         vars(module)["forward"] = self
+
+    def _cover(self, before: Callable[..., Any] | None) -> None:
+        """Notes what it takes the place of: a forward of the module alone, or None for that of its class."""
+        self._before = before
+        # Its signature is that of what it takes the place of: `generate` asks what a model's forward takes.
+        self.__wrapped__ = before or functools.partial(type(self._module).forward, self._module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function."""
-        return self._function(self._own(self._module), *args, **kwargs)
+        return self._function(self.__wrapped__, *args, **kwargs)
 
     def _own(self, module: nn.Module) -> Callable[..., Any]:
-        return self._before or functools.partial(type(module).forward, module)
+        """Returns the forward without this library's stand-ins, for a copy of the module."""
+        before = self._before
+        while isinstance(before, StandIn):
+            before = before._before
+        return before or functools.partial(type(module).forward, module)
 
     def restore(self) -> None:
-        """Puts the forward back that was there before."""
-        del vars(self._module)["forward"]
-        if self._before is not None:
+        """Puts the forward back that was there before. Another stand-in that came later stays."""
+        above = vars(self._module)["forward"]
+        if above is not self:
+            while above._before is not self:
+                above = above._before
+            above._cover(self._before)
+        elif self._before is None:
+            del vars(self._module)["forward"]
+        else:
             vars(self._module)["forward"] = self._before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
@@ -74,6 +91,31 @@ class StandIn:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return itself, (self._own(self._module),)
+
+
+class _Seen(StandIn):
+    """A module's own forward, after which a function is called with the module, arguments, keywords and the output."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the forward, and has the function look at it."""
+        output = self.__wrapped__(*args, **kwargs)
+        self._function(self._module, args, kwargs, output)
+        return output
+
+
+def see(module: nn.Module, function: Callable[..., None]) -> Callable[[], None]:
+    """Has a function see each forward of a module as the last torch hook there would; returns what ends that.
+
+    It is for runs, and is called as `after(..., is_for_one=True)` calls it. Where no torch hook changes the module's
+    output, it takes the place of the forward: torch needs ten times as long to put a hook on and to call it.
+
+    Args:
+        module: The module.
+        function: Called with the module, its arguments, its keywords and its output; returns nothing.
+    """
+    if module._forward_hooks or torch_module._global_forward_hooks:
+        return after(module, function, is_for_one=True).remove
+    return _Seen(module, function).restore
 
 
 def take_off_lost(model: nn.Module, kept: Container[int], diverted: Container[nn.Module]) -> None:

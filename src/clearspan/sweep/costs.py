@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from clearspan._forward.forward import run_segment
 from clearspan._forward.given import ModelInput
-from clearspan.components.starts import first_of
 from clearspan.inputs import Batch
 from clearspan.model import Model
 from clearspan.modes import no_grad
@@ -69,7 +68,7 @@ def _measured(model: Model) -> Costs:
     most = MOST.get(kind, MOST_ELSEWHERE)
     if model.adapter.whole_forwards:
         return Costs(1e-6, FEW * 1e-6, FEW * 1e-6, 0.0, most)
-    layer = first_of(model.blocks, n_layers // 2)
+    layer = model.firsts[n_layers // 2]
     length = min(FEW, model.cfg.n_ctx)
 
     def block(rows: int, stop: int = layer + 1) -> Callable[[], object]:

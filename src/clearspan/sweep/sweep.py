@@ -1,6 +1,5 @@
 """Sweeps: many interventions on one input, planned into few batches, run, kept and resumed."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from clearspan._run.hooks import hooks_of, sites_of
 from clearspan._run.sources import Source, batch_of_source, checked_sources, gathered
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, check_kind, path_of
-from clearspan.components.starts import first_of, reads_tokens
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, argument
 from clearspan.files import read_tensors, write_tensors
@@ -113,8 +111,7 @@ class Sweep:
         self._weights: str | None = None  # the fingerprint of an unfinished sweep's model
 
     def _laid(self) -> tuple[Cell, ...]:
-        layer_of, start_of, cells = self.bridge.index.layer_of, functools.cache(self._start), list[Cell]()
-        is_whole = self.whole is not None
+        layer_of, is_whole, cells = self.bridge.index.layer_of, bool(self.whole), list[Cell]()
         for number, interventions in enumerate(self.grid.cells):
             own = sites_of(self.bridge, interventions)
             if not own:
@@ -126,7 +123,7 @@ class Sweep:
             if all(lacking):
                 for site in own:
                     site.on(self.batch)  # raises, naming the row
-            start = start_of(min(map(self._changes, own)))
+            start = self._start(min(map(self._changes, own)))
             first = 0 if is_whole else min(site.first for site in sites)
             cells.append(Cell(number, sites, start, first, lacking))
         return tuple(cells)
@@ -138,12 +135,12 @@ class Sweep:
 
     def _start(self, layer: int) -> int:
         """Returns the layer from which a run starts that changes a layer."""
-        return first_of(self.bridge.blocks, layer) if layer >= 0 else layer
+        return self.bridge.firsts[layer] if layer >= 0 else layer
 
     @property
     def _way(self) -> Way:
         """How batches run."""
-        if any(cell.start < 0 for cell in self._cells) and reads_tokens(self.bridge.blocks):
+        if any(cell.start < 0 for cell in self._cells) and self.bridge.reads_tokens:
             return Way(is_whole=True, reason="blocks have inputs of their own that the model makes of the embeddings")
         return way_of(self.bridge, prepare(self.bridge, self.batch), with_prefix=self.whole is None)
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from clearspan._forward.given import ModelInput
 from clearspan._run.continuation import BaseRun, base_run
-from clearspan.components.starts import first_of
 from clearspan.errors import ClearspanError
 from clearspan.hf.growing import UnfitForGrowth
 from clearspan.model import Model
@@ -72,7 +71,7 @@ def _tried(model: Model, given: ModelInput, *, with_prefix: bool) -> Way:
     if model.adapter.whole_forwards:
         return Way(is_whole=True, reason=model.adapter.whole_forwards)
     n_layers, reason = len(model.blocks), None
-    layers = sorted({0, first_of(model.blocks, n_layers // 2), n_layers})
+    layers = sorted({0, model.firsts[n_layers // 2], n_layers})
     for prefixed in (True, False) if with_prefix else (False,):
         base = _outcome(lambda prefixed=prefixed: base_run(model, given, layers, (), with_prefix=prefixed))
         for in_one in (True, False):

@@ -17,7 +17,6 @@ from clearspan.components import (
     PosEmbedBridge,
     RouterBridge,
 )
-from clearspan.components.starts import first_of, reads_tokens
 from clearspan.verification.report import Check
 from clearspan.verification.trial import Trial, guarded
 
@@ -80,9 +79,9 @@ def _segments(trial: Trial) -> Iterator[Check]:
     if any(point.is_listening for point in model.index):
         trial.skip("runs of some blocks: hooks are on the model, which may be in parts that such runs leave out")
         return
-    middle = first_of(model.blocks, model.cfg.n_layers // 2)
+    middle = model.firsts[len(model.blocks) // 2]
     stream = trial.cache[model.blocks[middle].enters]
-    if reads_tokens(model.blocks):
+    if model.reads_tokens:
         trial.skip("runs from a block on: blocks have inputs of their own, which the model makes of the tokens")
     else:
         rest = runs.forward(model, stream, start_at_layer=middle)
