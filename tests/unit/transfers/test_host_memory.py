@@ -43,6 +43,7 @@ def test_a_limit_holds_for_what_is_in_use():
 def test_a_view_keeps_its_block_in_use():
     memory = Pins(limit=64)
     whole = memory.pins(64)
+    assert whole is not None
     view = whole[3:]
     del whole
     assert memory.pins(1) is None

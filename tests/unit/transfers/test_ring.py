@@ -214,6 +214,6 @@ def test_closing_releases_buffers_snapshots_and_thread():
 
 
 def test_a_ring_has_buffers():
-    for options in ({"slots": 0, "slot_bytes": 8}, {"slots": 1, "slot_bytes": 0}):
+    for slots, slot_bytes in ((0, 8), (1, 0)):
         with pytest.raises(InvalidArgumentError):
-            Ring(next, **options)
+            Ring(next, slots, slot_bytes)
