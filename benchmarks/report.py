@@ -14,11 +14,14 @@ def conditions(options: argparse.Namespace, *packages: str) -> str:
     """Returns what figures were measured on and with: the processor and the card, each in a line, and the versions."""
     threads = torch.get_num_threads()
     machine = f"{processor()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}, {options.clock} clock"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "clearspan", *packages))
-    lines = [f"{machine}, {platform.system()}", f"Python {platform.python_version()}, {versions}"]
-    if torch.device(options.device).type == "cuda":
-        lines.insert(1, f"{card(options.device)}, CUDA {torch.version.cuda}")
-    return "\n".join(lines)
+    cards = [card(options.device)] if torch.device(options.device).type == "cuda" else []
+    return "\n".join([f"{machine}, {platform.system()}", *cards, versions(*packages)])
+
+
+def versions(*packages: str) -> str:
+    """Returns the versions of Python, CUDA where torch has it, and packages."""
+    named = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "clearspan", *packages))
+    return f"Python {platform.python_version()}, {named}{f', CUDA {torch.version.cuda}' * bool(torch.version.cuda)}"
 
 
 def card(device: str) -> str:

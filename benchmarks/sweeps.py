@@ -38,8 +38,9 @@ from report import conditions, seconds, table
 from timing import Clock, Times, clock_of, parser, timed
 
 LENGTHS: Mapping[str, Sequence[int]] = {"gpt-bigcode": (32, 128), "llama": (64,)}
-TOLERANCES: Mapping[torch.dtype, float] = {torch.float32: 1e-5, torch.bfloat16: 0.05}
-"""Of the largest difference from the loop over the largest value."""
+TOLERANCES: Mapping[torch.dtype, float] = {torch.float32: 1e-5, torch.bfloat16: 0.1}
+"""Of the largest difference from the loop over the largest value. In bfloat16, whose logits have 8 bits, 0.025 was seen
+at width 512."""
 
 DECLARED = LogitDifference(CORRECT, INCORRECT)
 LOOP, TILES = "one forward for each cell", "tiles by hand"
