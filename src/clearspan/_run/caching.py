@@ -60,20 +60,17 @@ def run_with_cache(
     outbound = Outbound()
     recording = terms.recording(Copies(is_alone=not model.taps.is_listening), outbound)
     gradients: Mapping[str, Tensor] = {}
-    if incl_bwd:
-        scalar = incl_bwd if callable(incl_bwd) else None
-        output, gradients = _run_backward(model, given, segment, return_type, loss_per_token, choice, recording, scalar)
-    else:
-        with outbound, model.taps.record(choice.points.values(), choice.plan, recording):
-            output = run(model, given, segment, return_type, loss_per_token)
-    check_kept(choice, names_filter, recording)
-    cache = ActivationCache.of_run(
-        model,
-        points,
-        recording,
-        batch=batch,
-        gradients=gradients,
-    )
+    with outbound:  # what is done here in Python is done while an accelerator computes
+        if incl_bwd:
+            scalar = incl_bwd if callable(incl_bwd) else None
+            output, gradients = _run_backward(
+                model, given, segment, return_type, loss_per_token, choice, recording, scalar
+            )
+        else:
+            with model.taps.record(choice.points.values(), choice.plan, recording):
+                output = run(model, given, segment, return_type, loss_per_token)
+        check_kept(choice, names_filter, recording)
+        cache = ActivationCache.of_run(model, points, recording, batch=batch, gradients=gradients)
     return output, cache
 
 

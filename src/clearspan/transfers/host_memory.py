@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from clearspan.transfers.side_streams import WITH_STREAMS
+
 PINNED_BYTES = 4 * 2**30
 """Bytes of pinned memory that copies may take together, by default: 4 GiB.
 
@@ -41,10 +43,10 @@ class HostMemory:
     def like(self, tensor: Tensor) -> Tensor:
         """Returns a tensor on the CPU of a tensor's shape, dtype and order of axes, without values.
 
-        It is in pinned memory if there is an accelerator, and the limit allows it.
+        It is in pinned memory if the tensor is on an accelerator, and the limit allows it.
         """
         size = 1 << (tensor.nbytes - 1).bit_length()
-        if not tensor.nbytes or not self._can_pin():
+        if not tensor.nbytes or not self._can_pin(tensor):
             return torch.empty_like(tensor, device="cpu")
         with self._lock:
             if not self._has_room(size):
@@ -72,8 +74,8 @@ class HostMemory:
         self._bytes = sum(size for _, size in self._lent)
         self._looks_again_at = 2 * len(self._lent) + _MANY
 
-    def _can_pin(self) -> bool:
-        return torch.accelerator.is_available()
+    def _can_pin(self, tensor: Tensor) -> bool:
+        return tensor.device.type in WITH_STREAMS
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device="cpu", pin_memory=True)

@@ -59,6 +59,8 @@ class Outbound:
             return tensor.to("cpu")
         target, source = self._memory.like(tensor), tensor.detach()
         if tensor.nbytes > self._most:  # the device may not have room for a snapshot
+            if source.stride() != target.stride():
+                return tensor.to("cpu")
             self._streams.send(source, target).wait()
             return target
         self._make_room(tensor.nbytes)

@@ -13,7 +13,7 @@ from torch import Tensor
 from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
 from clearspan.interrupts import let_through
-from clearspan.transfers.side_streams import Sent, SideStreams
+from clearspan.transfers.side_streams import WITH_STREAMS, Sent, SideStreams
 
 Label = TypeVar("Label")
 
@@ -84,7 +84,8 @@ class Ring(Generic[Label]):
         self.slot_bytes = slot_bytes
         self._consume = consume
         self._streams = SideStreams() if streams is None else streams
-        pins = torch.accelerator.is_available()
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        pins = accelerator is not None and accelerator.type in WITH_STREAMS
         with torch.inference_mode(False):
             buffers = [torch.empty(slot_bytes, dtype=torch.uint8, pin_memory=pins) for _ in range(slots)]
         self._free: deque[Tensor] = deque(buffers)
@@ -121,7 +122,8 @@ class Ring(Generic[Label]):
             buffer = self._free[0]
             with torch.inference_mode(False):  # else the consumer could not write into it
                 there = buffer[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            sent = self._streams.send(tensor.detach().clone(), there)
+            snapshot = tensor.detach().clone(memory_format=torch.contiguous_format)
+            sent = self._streams.send(snapshot, there)
             self._free.popleft()
             self._shipped.append(_Shipment(Parcel(label, there), sent, buffer))
             self._changed.notify_all()

@@ -13,7 +13,7 @@ class Pins(HostMemory):
         super().__init__(limit)
         self.pinned = set()
 
-    def _can_pin(self):
+    def _can_pin(self, tensor):
         return True
 
     def _pinned(self, tensor):
