@@ -22,7 +22,8 @@ again only when the side stream is past it.
 from clearspan.transfers.host_memory import PINNED as PINNED
 from clearspan.transfers.host_memory import PINNED_BYTES as PINNED_BYTES
 from clearspan.transfers.host_memory import HostMemory as HostMemory
-from clearspan.transfers.numbers import numbers_on as numbers_on
+from clearspan.transfers.inbound import numbers_on as numbers_on
+from clearspan.transfers.inbound import on_device as on_device
 from clearspan.transfers.outbound import IN_FLIGHT_BYTES as IN_FLIGHT_BYTES
 from clearspan.transfers.outbound import Outbound as Outbound
 from clearspan.transfers.outbound import on_cpu as on_cpu
