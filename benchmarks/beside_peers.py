@@ -1,7 +1,7 @@
 """clearspan beside plain transformers, torch hooks, TransformerLens, nnsight and interp-engine, paired in one run.
 
     make bench-peers
-    python benchmarks/beside_peers.py [--rounds 7] [--length 32] [--cells 24] [--only 64] [--clock cpu]
+    python benchmarks/beside_peers.py [--device cuda] [--rounds 7] [--length 32] [--cells 24] [--only 64] [--clock cpu]
 
 The same tasks (`libraries.Task`) in each library's own way, on random-weight GPTBigCode of 12 layers: d_model 64 on
 1x16 tokens, where Python costs most, and d_model 768 on 4x128; patching and generation start from 1x32 tokens. Each
@@ -27,7 +27,7 @@ from memory import loading
 from peers.with_interp_engine import InterpEngine
 from peers.with_nnsight import NNsight
 from peers.with_transformer_lens import TransformerLens
-from reference import LAYERS, blocks_of, build, random_tokens, save
+from reference import LAYERS, build, save
 from report import conditions, seconds, table
 from sweeps import spread
 from timing import Clock, Times, clock_of, parser, timed
@@ -93,13 +93,13 @@ def rows(cells: int, all_cells: int) -> list[Row]:
     ]
 
 
-def inputs(d_model: int, length: int, count: int) -> Inputs:
+def inputs(d_model: int, length: int, count: int, device: str) -> Inputs:
     """Returns what the tasks of one size are done on."""
-    model = build(d_model)
+    reference = build("gpt-bigcode", d_model, device=device)
     cells = spread([(layer, position) for layer in range(LAYERS) for position in range(length)], count)
-    prompt, clean = random_tokens(1, length), random_tokens(1, length, seed=1)
-    streams = inputs_of(model, blocks_of(model), clean)
-    return Inputs(random_tokens(*SIZES[d_model]), prompt, NEW_TOKENS, prompt, streams, cells)
+    prompt, clean = reference.tokens(1, length), reference.tokens(1, length, seed=1)
+    streams = inputs_of(reference, reference.blocks, clean)
+    return Inputs(reference.tokens(*SIZES[d_model]), prompt, NEW_TOKENS, prompt, streams, cells)
 
 
 def checked(row: Row, tasks: Runs) -> Iterator[tuple[str, str, bool]]:
@@ -129,10 +129,10 @@ def times(row: Row, tasks: Runs, rounds: int, clock: Clock, cells: int) -> tuple
 
 def measure(d_model: int, options: argparse.Namespace, clock: Clock) -> bool:
     """Prints the table of one size, and returns whether all numbers are right."""
-    given = inputs(d_model, options.length, options.cells)
+    given = inputs(d_model, options.length, options.cells, options.device)
     with tempfile.TemporaryDirectory() as folder:
-        save(build(d_model), folder)
-        libraries = [library(folder) for library in LIBRARIES]
+        save(build("gpt-bigcode", d_model).model, folder)
+        libraries = [library(folder, options.device) for library in LIBRARIES]
     tasks: Runs = {(library.name, task): run for library in libraries for task, run in library.tasks(given).items()}
     names, is_right = [library.name for library in libraries], True
     lines, notes = [], []
@@ -156,7 +156,7 @@ def measure_loading(rounds: int) -> None:
     """Prints what importing and loading take, each in a process of its own."""
     imports = times_of_imports([IMPORT_TORCH, *IMPORTS.values()], rounds)
     with tempfile.TemporaryDirectory() as folder:
-        save(build(768), folder)
+        save(build("gpt-bigcode").model, folder)
         kinds = [library for library in LIBRARIES if library.name in IMPORTS]
         found = [{library.name: loading(library, folder) for library in kinds} for _ in range(rounds)]
     lines = []
@@ -178,7 +178,7 @@ def main() -> int:
     options = arguments.parse_args()
     clock = clock_of(options)
     transformers.logging.disable_progress_bar()
-    print(conditions(options.clock, *(library.name for library in LIBRARIES[3:])), flush=True)
+    print(conditions(options, *(library.name for library in LIBRARIES[3:])), flush=True)
     sizes = [size for size in SIZES if options.only in (None, size)]
     with torch.no_grad():
         is_right = min([measure(size, options, clock) for size in sizes])

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GPTBigCodeForCausalLM
 
 import clearspan
 from clearspan.analysis import attribution_patch, edge_attribution
@@ -23,7 +22,7 @@ from clearspan.interventions import Patch
 from clearspan.sweep import Grid, LogitDifference, Metric, Sweep, grid
 from hand_written import CORRECT, INCORRECT, everything, inputs_of, logit_difference, patched_residuals
 from libraries import nbytes_of
-from reference import LAYERS, blocks_of, build, random_tokens
+from reference import LAYERS, Reference, build, random_tokens
 from report import table
 from sweeps import spread
 from timing import timed
@@ -46,15 +45,15 @@ class Check:
 # --- counts ----------------------------------------------------------------------------------------------------------
 
 
-def hooks_of(model: GPTBigCodeForCausalLM, run: Callable[[], object]) -> int:
+def hooks_of(reference: Reference, run: Callable[[], object]) -> int:
     """Returns how many torch hooks are on the model while it runs."""
-    modules, counts = list(model.modules()), []
+    modules, counts = list(reference.model.modules()), []
 
     def count(_: torch.nn.Module, __: object) -> None:
         counts.append(sum(len(vars(module)[kind]) for module in modules for kind in kinds))
 
     kinds = ("_forward_hooks", "_forward_pre_hooks")
-    handle = blocks_of(model)[LAYERS // 2].register_forward_pre_hook(count)
+    handle = reference.blocks[LAYERS // 2].register_forward_pre_hook(count)
     try:
         run()
     finally:
@@ -62,7 +61,7 @@ def hooks_of(model: GPTBigCodeForCausalLM, run: Callable[[], object]) -> int:
     return max(counts) - 1
 
 
-def forwards_of(model: GPTBigCodeForCausalLM, length: int, run: Callable[[], object]) -> float:
+def forwards_of(reference: Reference, length: int, run: Callable[[], object]) -> float:
     """Returns the work of the blocks while something runs, in whole forwards of so many positions."""
     work = 0
 
@@ -71,13 +70,13 @@ def forwards_of(model: GPTBigCodeForCausalLM, length: int, run: Callable[[], obj
         work += args[0].shape[0] * args[0].shape[1]
 
     with contextlib.ExitStack() as stack:
-        for block in blocks_of(model):  # a block that is stepped over is called, but not its parts
-            stack.callback(block.attn.c_attn.register_forward_pre_hook(count).remove)
+        for projection in reference.projections:  # a block that is stepped over is called, but not its parts
+            stack.callback(projection.register_forward_pre_hook(count).remove)
         run()
     return work / (length * LAYERS)
 
 
-def counts(bridge: clearspan.TransformerBridge, model: GPTBigCodeForCausalLM) -> Iterator[Check]:
+def counts(bridge: clearspan.TransformerBridge, reference: Reference) -> Iterator[Check]:
     """Gives what reading, generating and attributing costs in hooks, forwards and bytes."""
     tokens, (clean, corrupted) = random_tokens(1, 16), pair(32)
     outputs = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
@@ -88,18 +87,22 @@ def counts(bridge: clearspan.TransformerBridge, model: GPTBigCodeForCausalLM) ->
         cache = bridge.run_with_cache(tokens)[1]
         return [cache["pattern", layer] for layer in range(LAYERS)]
 
-    yield Check("hooks, nothing listening", hooks_of(model, lambda: bridge(tokens)), 0)
-    yield Check("hooks, one pattern", hooks_of(model, lambda: bridge.run_with_hooks(tokens, fwd_hooks=one_pattern)), 2)
-    yield Check("hooks, every block's output", hooks_of(model, lambda: bridge.run_with_cache(tokens, outputs)), LAYERS)
-    yield Check("hooks, everything", hooks_of(model, lambda: bridge.run_with_cache(tokens)), 113)
-    yield Check("forwards, everything and all patterns", forwards_of(model, 16, with_patterns), 1)
-    generation = forwards_of(model, 16, lambda: bridge.generate(tokens, **options))
+    yield Check("hooks, nothing listening", hooks_of(reference, lambda: bridge(tokens)), 0)
+    yield Check(
+        "hooks, one pattern", hooks_of(reference, lambda: bridge.run_with_hooks(tokens, fwd_hooks=one_pattern)), 2
+    )
+    yield Check(
+        "hooks, every block's output", hooks_of(reference, lambda: bridge.run_with_cache(tokens, outputs)), LAYERS
+    )
+    yield Check("hooks, everything", hooks_of(reference, lambda: bridge.run_with_cache(tokens)), 113)
+    yield Check("forwards, everything and all patterns", forwards_of(reference, 16, with_patterns), 1)
+    generation = forwards_of(reference, 16, lambda: bridge.generate(tokens, **options))
     yield Check("forwards, 16 tokens after 16", generation, 1 + 15 / 16)
-    attribution = forwards_of(model, 32, lambda: attribution_patch(bridge, clean, corrupted, METRIC))
+    attribution = forwards_of(reference, 32, lambda: attribution_patch(bridge, clean, corrupted, METRIC))
     yield Check("forwards, attribution patching", attribution, 2)
-    edges = forwards_of(model, 32, lambda: edge_attribution(bridge, clean, corrupted, METRIC))
+    edges = forwards_of(reference, 32, lambda: edge_attribution(bridge, clean, corrupted, METRIC))
     yield Check("forwards, edge attribution", edges, 2)
-    kept = bridge.run_with_cache(tokens)[1].nbytes / nbytes_of(everything(model, tokens))
+    kept = bridge.run_with_cache(tokens)[1].nbytes / nbytes_of(everything(reference, tokens))
     yield Check("bytes, everything, to plain hooks", kept, 1)
 
 
@@ -119,7 +122,7 @@ def residual_cells(length: int) -> Grid:
     return grid("resid_pre", Patch(), layer=range(LAYERS), position=range(length))
 
 
-def plans(bridge: clearspan.TransformerBridge, model: GPTBigCodeForCausalLM) -> Iterator[Check]:
+def plans(bridge: clearspan.TransformerBridge, reference: Reference) -> Iterator[Check]:
     """Gives the work of reference sweeps, as planned, and what it is."""
     heads = grid("z", Patch(), layer=range(LAYERS), head=range(bridge.cfg.n_heads))
     references = {
@@ -134,7 +137,7 @@ def plans(bridge: clearspan.TransformerBridge, model: GPTBigCodeForCausalLM) -> 
         yield Check(f"batches, {name}", len(plan.tiles), batches)
     sweep = sweep_of(bridge, residual_cells(32), 32)
     planned = sweep.plan(MEMORY).forwards
-    found = forwards_of(model, 32, lambda: sweep.run(MEMORY, progress=False))
+    found = forwards_of(reference, 32, lambda: sweep.run(MEMORY, progress=False))
     yield Check("forwards beside the plan's, of the run and its source", found - planned, 2)
 
 
@@ -152,7 +155,7 @@ def ratio(task: Callable[[], object], base: Callable[[], object], most: float, r
     return min(found)
 
 
-def ratios(bridge: clearspan.TransformerBridge, model: GPTBigCodeForCausalLM) -> Iterator[Check]:
+def ratios(bridge: clearspan.TransformerBridge, reference: Reference) -> Iterator[Check]:
     """Gives times of reading where Python costs most, as ratios to a plain forward."""
     tokens = random_tokens(1, 16)
     outputs = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
@@ -162,13 +165,13 @@ def ratios(bridge: clearspan.TransformerBridge, model: GPTBigCodeForCausalLM) ->
         "everything": (lambda: bridge.run_with_cache(tokens), 2.1),
     }
     for name, (task, most) in tasks.items():
-        yield Check(f"time, {name}", ratio(task, lambda: model(tokens, use_cache=False), most), most)
+        yield Check(f"time, {name}", ratio(task, lambda: reference.model(tokens, use_cache=False), most), most)
 
 
-def sweep_ratios(bridge: clearspan.TransformerBridge, model: GPTBigCodeForCausalLM) -> Iterator[Check]:
+def sweep_ratios(bridge: clearspan.TransformerBridge, reference: Reference) -> Iterator[Check]:
     """Gives the time of a planned sweep, as a share of that of one plain forward for each cell."""
     cells, (clean, corrupted) = residual_cells(32), pair(32)
-    streams = inputs_of(model, blocks_of(model), clean)
+    streams = inputs_of(reference, reference.blocks, clean)
     every = list(itertools.product(range(LAYERS), range(32)))
     sample = spread(every, 24)
     metrics: Mapping[str, tuple[Metric, float]] = {"declared": (METRIC, 0.3), "function": (logit_difference, 0.55)}
@@ -176,7 +179,7 @@ def sweep_ratios(bridge: clearspan.TransformerBridge, model: GPTBigCodeForCausal
         share = len(sample) / len(every)
         found = ratio(
             lambda metric=metric: sweep_of(bridge, cells, 32, metric).run(MEMORY, progress=False),
-            lambda: patched_residuals(model, corrupted, streams, sample),
+            lambda: patched_residuals(reference, corrupted, streams, sample),
             most / share,
             rounds=5,
         )
@@ -187,10 +190,10 @@ def main() -> int:
     """Prints the numbers, and returns the exit code."""
     torch.set_num_threads(1)
     start = time.perf_counter()
-    model = build(64)
-    bridge = clearspan.boot(model)
+    reference = build("gpt-bigcode", 64)
+    bridge = clearspan.boot(reference.model)
     with torch.no_grad():
-        found = [check for checks in (counts, plans, ratios, sweep_ratios) for check in checks(bridge, model)]
+        found = [check for checks in (counts, plans, ratios, sweep_ratios) for check in checks(bridge, reference)]
     rows = [
         [check.what, f"{check.found:.5g}", f"{check.most:.5g}", "" if check.found <= check.most else "too large"]
         for check in found

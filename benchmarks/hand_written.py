@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, GPTBigCodeForCausalLM
+from transformers import DynamicCache
 
-from reference import blocks_of
+from reference import Reference
 
 Tokens = Int[Tensor, "row pos"]
 Streams = list[Float[Tensor, "row pos d_model"]]
@@ -25,8 +25,8 @@ CORRECT, INCORRECT = 5, 7
 
 
 def logit_difference(logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row"]:
-    """Returns the metric."""
-    return logits[:, -1, CORRECT] - logits[:, -1, INCORRECT]
+    """Returns the metric, in float32."""
+    return logits[:, -1, CORRECT].float() - logits[:, -1, INCORRECT].float()
 
 
 # --- keeping activations ---------------------------------------------------------------------------------------------
@@ -47,51 +47,50 @@ def pre_hook(module: nn.Module, function: Callable[[Tensor], Tensor | None]) -> 
         handle.remove()
 
 
-def everything(model: GPTBigCodeForCausalLM, tokens: Tokens) -> dict[Any, Any]:
+def everything(reference: Reference, tokens: Tokens) -> dict[Any, Any]:
     """Keeps the input and output of every module that clearspan's cache keeps, and attention's patterns under eager."""
     kept: dict[Any, Any] = {}
 
     def both(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            kept[name, 0] = args[0]
+            kept[name, 0] = args  # none where the caller names what it passes; then it is another module's output
             kept[name, 1] = output
 
         return hook
 
     handles = []
-    for name, module in model.named_modules():
-        is_leaf = isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding)
-        if is_leaf or name.endswith((".attn", ".mlp")) or type(module).__name__ == "GPTBigCodeBlock":
+    for name, module in reference.model.named_modules():
+        if isinstance(module, reference.kept):
             handles.append(module.register_forward_hook(both(name)))
-    model(tokens, use_cache=False)
+    reference.model(tokens, use_cache=False)
     for handle in handles:
         handle.remove()
     return kept
 
 
-def residuals(model: GPTBigCodeForCausalLM, tokens: Tokens) -> Streams:
+def residuals(reference: Reference, tokens: Tokens) -> Streams:
     """Keeps every block's output."""
     kept: Streams = []
 
     def keep(_: nn.Module, __: object, output: Any) -> None:
         kept.append(output)
 
-    handles = [block.register_forward_hook(keep) for block in blocks_of(model)]
-    model(tokens, use_cache=False)
+    handles = [block.register_forward_hook(keep) for block in reference.blocks]
+    reference.model(tokens, use_cache=False)
     for handle in handles:
         handle.remove()
     return kept
 
 
 def inputs_of(
-    model: GPTBigCodeForCausalLM, modules: Sequence[nn.Module], tokens: Tokens, kv_cache: DynamicCache | None = None
+    reference: Reference, modules: Sequence[nn.Module], tokens: Tokens, kv_cache: DynamicCache | None = None
 ) -> Streams:
     """Keeps the input of each of some modules, and what a KV cache is given."""
     kept: Streams = []
     with contextlib.ExitStack() as stack:
         for module in modules:
             stack.enter_context(pre_hook(module, kept.append))
-        model(tokens, past_key_values=kv_cache, use_cache=kv_cache is not None)
+        reference.model(tokens, past_key_values=kv_cache, use_cache=kv_cache is not None)
     return kept
 
 
@@ -99,7 +98,7 @@ def inputs_of(
 
 
 def patched_residuals(
-    model: GPTBigCodeForCausalLM, tokens: Tokens, clean: Streams, cells: Sequence[Cell]
+    reference: Reference, tokens: Tokens, clean: Streams, cells: Sequence[Cell]
 ) -> Float[Tensor, "cell"]:
     """Returns the metric with the stream that enters a layer patched at one position, for each cell."""
     found = []
@@ -110,24 +109,22 @@ def patched_residuals(
             stream[:, position] = clean[layer][:, position]
             return stream
 
-        with pre_hook(blocks_of(model)[layer], patch):
-            found.append(logit_difference(model(tokens, use_cache=False).logits)[0])
+        with pre_hook(reference.blocks[layer], patch):
+            found.append(logit_difference(reference.model(tokens, use_cache=False).logits)[0])
     return torch.stack(found)
 
 
-def patched_heads(
-    model: GPTBigCodeForCausalLM, tokens: Tokens, clean: Streams, cells: Sequence[Cell]
-) -> Float[Tensor, "cell"]:
+def patched_heads(reference: Reference, tokens: Tokens, clean: Streams, cells: Sequence[Cell]) -> Float[Tensor, "cell"]:
     """Returns the metric with one head's output patched at all positions, for each cell.
 
     Args:
-        model: The model.
+        reference: The model.
         tokens: The run that is changed.
         clean: The other run's inputs of attention's output projections.
         cells: Layers and heads.
     """
     found = []
-    width = model.config.n_embd // model.config.n_head
+    width = reference.model.config.hidden_size // reference.heads
     for layer, head in cells:
 
         def patch(z: Tensor, layer: int = layer, columns: slice = slice(head * width, (head + 1) * width)) -> Tensor:
@@ -135,8 +132,8 @@ def patched_heads(
             z[..., columns] = clean[layer][..., columns]
             return z
 
-        with pre_hook(blocks_of(model)[layer].attn.c_proj, patch):
-            found.append(logit_difference(model(tokens, use_cache=False).logits)[0])
+        with pre_hook(reference.projections[layer], patch):
+            found.append(logit_difference(reference.model(tokens, use_cache=False).logits)[0])
     return torch.stack(found)
 
 
@@ -144,28 +141,28 @@ def patched_heads(
 
 
 def tiled_residuals(
-    model: GPTBigCodeForCausalLM, tokens: Tokens, clean: Tokens, layers: int, positions: int
+    reference: Reference, tokens: Tokens, clean: Tokens, layers: int, positions: int
 ) -> Float[Tensor, "layer pos"]:
     """Returns the metric of all cells, in tiles of so many layers and positions.
 
     The cells of a tile are the rows of one batch. It starts at the tile's first layer, with the base run's residual
     stream, and at its first position, on the base run's keys and values.
     """
-    blocks = blocks_of(model)
-    length, patches, base = tokens.shape[1], inputs_of(model, blocks, clean), DynamicCache()
-    streams = inputs_of(model, blocks, tokens, base)
-    found = torch.empty(len(blocks), length)
+    blocks = reference.blocks
+    length, patches, base = tokens.shape[1], inputs_of(reference, blocks, clean), DynamicCache()
+    streams = inputs_of(reference, blocks, tokens, base)
+    found = torch.empty(len(blocks), length, device=tokens.device)
     for layer, first in itertools.product(range(0, len(blocks), layers), range(0, length, positions)):
         at = slice(layer, layer + layers), slice(first, min(first + positions, length))
         cells = list(itertools.product(range(len(blocks))[at[0]], range(length)[at[1]]))
         stream = streams[layer][:, first:].repeat(len(cells), 1, 1)
-        logits = _last_logits(model, stream, cells, patches, _prefix(base, first, len(cells)), layer, first)
+        logits = _last_logits(reference, stream, cells, patches, _prefix(base, first, len(cells)), layer, first)
         found[at] = logit_difference(logits).view(found[at].shape)
     return found
 
 
 def _last_logits(
-    model: GPTBigCodeForCausalLM,
+    reference: Reference,
     stream: Float[Tensor, "cell pos d_model"],
     cells: Sequence[Cell],
     patches: Streams,
@@ -174,15 +171,14 @@ def _last_logits(
     first: int,
 ) -> Float[Tensor, "cell 1 d_vocab"]:
     """Returns the logits at the last position of a batch that runs from one layer on, each row patched at its cell."""
-    new = stream.shape[1]
-    sees = torch.ones(new, first + new, dtype=torch.bool).tril(first)[None, None] if prefix else None
-    for layer, block in enumerate(blocks_of(model)):
+    keywords = reference.keywords(stream, first, prefix)
+    for layer, block in enumerate(reference.blocks):
         if layer >= start:
             for row, (at, position) in enumerate(cells):
                 if at == layer:
                     stream[row, position - first] = patches[layer][0, position]
-            stream = block(stream, layer_past=prefix, attention_mask=sees, use_cache=prefix is not None)
-    return model.lm_head(model.transformer.ln_f(stream[:, -1:]))
+            stream = block(stream, **keywords)
+    return reference.model.lm_head(reference.norm(stream[:, -1:]))
 
 
 def _prefix(base: DynamicCache, length: int, rows: int) -> DynamicCache | None:

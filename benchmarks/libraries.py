@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GPTBigCodeForCausalLM
 
 import clearspan
@@ -18,7 +18,7 @@ import hand_written
 from clearspan.interventions import Patch
 from clearspan.sweep import LogitDifference, Sweep, grid
 from hand_written import CORRECT, INCORRECT, Cell, Streams, Tokens, logit_difference, pre_hook
-from reference import LAYERS, blocks_of
+from reference import LAYERS, Reference
 
 Task = Literal["forward", "residuals", "everything", "cells", "batched cells", "sweep", "generation"]
 """What is timed.
@@ -60,11 +60,11 @@ class Inputs:
 
 
 class Library(Protocol):
-    """A library with a model that it loaded from a folder."""
+    """A library with a model that it loaded from a folder to a device."""
 
     name: ClassVar[str]
 
-    def __init__(self, folder: str) -> None: ...
+    def __init__(self, folder: str, device: str = ...) -> None: ...
 
     def tasks(self, given: Inputs) -> Tasks:
         """Returns the tasks that the library can do."""
@@ -76,8 +76,8 @@ class Transformers:
 
     name: ClassVar[str] = "transformers"
 
-    def __init__(self, folder: str) -> None:
-        self.model = GPTBigCodeForCausalLM.from_pretrained(folder)
+    def __init__(self, folder: str, device: str = "cpu") -> None:
+        self.model = loaded(folder, device)
         self.generator: Any = self.model  # whose `generate` has types that no model fits
 
     def tasks(self, given: Inputs) -> Tasks:
@@ -93,27 +93,27 @@ class ForwardHooks:
 
     name: ClassVar[str] = "forward hooks"
 
-    def __init__(self, folder: str) -> None:
-        self.model = GPTBigCodeForCausalLM.from_pretrained(folder)
+    def __init__(self, folder: str, device: str = "cpu") -> None:
+        self.reference = Reference.of(loaded(folder, device))
 
     def tasks(self, given: Inputs) -> Tasks:
         """Returns what hooks are for."""
         return {
-            "residuals": lambda: torch.stack(hand_written.residuals(self.model, given.tokens)),
-            "everything": lambda: partial(nbytes_of, hand_written.everything(self.model, given.tokens)),
+            "residuals": lambda: torch.stack(hand_written.residuals(self.reference, given.tokens)),
+            "everything": lambda: partial(nbytes_of, hand_written.everything(self.reference, given.tokens)),
             "cells": lambda: self._patched(given),
             "batched cells": lambda: self._batched(given),
         }
 
     def _patched(self, given: Inputs) -> Tensor:
-        return hand_written.patched_residuals(self.model, given.corrupted, given.clean, given.cells)
+        return hand_written.patched_residuals(self.reference, given.corrupted, given.clean, given.cells)
 
     def _batched(self, given: Inputs) -> Tensor:
         with contextlib.ExitStack() as stack:
             for layer in layers_of(given):
                 patch = partial(patched_rows, layer=layer, given=given)
-                stack.enter_context(pre_hook(blocks_of(self.model)[layer], patch))
-            return logit_difference(self.model(rows_of(given), use_cache=False).logits)
+                stack.enter_context(pre_hook(self.reference.blocks[layer], patch))
+            return logit_difference(self.reference.model(rows_of(given), use_cache=False).logits)
 
 
 class Clearspan:
@@ -121,8 +121,8 @@ class Clearspan:
 
     name: ClassVar[str] = "clearspan"
 
-    def __init__(self, folder: str) -> None:
-        self.bridge = clearspan.boot(folder)
+    def __init__(self, folder: str, device: str = "cpu") -> None:
+        self.bridge = clearspan.boot(folder, device=device)
 
     def tasks(self, given: Inputs) -> Tasks:
         """Returns all tasks."""
@@ -168,6 +168,12 @@ class Clearspan:
             for layer in layers_of(given)
         ]
         return logit_difference(self.bridge.run_with_hooks(rows_of(given), fwd_hooks=hooks))
+
+
+def loaded(folder: str, device: str) -> GPTBigCodeForCausalLM:
+    """Returns the model of a folder, on a device."""
+    model = GPTBigCodeForCausalLM.from_pretrained(folder)
+    return nn.Module.to(model, device)
 
 
 def nbytes_of(value: object) -> int:

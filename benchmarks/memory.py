@@ -91,7 +91,7 @@ def measured(code: str) -> tuple[float, float]:
 def main() -> None:
     """Prints the growth of each process."""
     with tempfile.TemporaryDirectory() as folder:
-        model = build(768)
+        model = build("gpt-bigcode").model
         save(model, folder)
         parameters = sum(parameter.nbytes for parameter in model.parameters()) / 2**20
         for library in (Transformers, Clearspan):

@@ -1,5 +1,6 @@
 """What benchmarks print: the machine, the versions, and tables in Markdown."""
 
+import argparse
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -9,12 +10,23 @@ from pathlib import Path
 import torch
 
 
-def conditions(clock: str, *packages: str) -> str:
-    """Returns, in two lines, what figures were measured on and with."""
+def conditions(options: argparse.Namespace, *packages: str) -> str:
+    """Returns what figures were measured on and with: the processor and the card, each in a line, and the versions."""
     threads = torch.get_num_threads()
-    machine = f"{processor()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}, {clock} clock"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "clearspan", *packages))
-    return f"{machine}, {platform.system()}\nPython {platform.python_version()}, {versions}"
+    machine = f"{processor()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}, {options.clock} clock"
+    cards = [card(options.device)] if torch.device(options.device).type == "cuda" else []
+    return "\n".join([f"{machine}, {platform.system()}", *cards, versions(*packages)])
+
+
+def versions(*packages: str) -> str:
+    """Returns the versions of Python, CUDA where torch has it, and packages."""
+    named = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "clearspan", *packages))
+    return f"Python {platform.python_version()}, {named}{f', CUDA {torch.version.cuda}' * bool(torch.version.cuda)}"
+
+
+def card(device: str) -> str:
+    """Returns the name of the device that a model is on."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor()
 
 
 def processor() -> str:

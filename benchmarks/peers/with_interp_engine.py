@@ -1,4 +1,4 @@
-"""interp-engine as a subject of the benchmark: its eager backend, which is the one that runs on a CPU."""
+"""interp-engine as a subject of the benchmark: its eager backend, which runs on a CPU too."""
 
 from functools import partial
 from typing import ClassVar
@@ -21,9 +21,9 @@ class InterpEngine:
 
     name: ClassVar[str] = "interp-engine"
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, device: str = "cpu") -> None:
         self.model = interp_engine.load_model(
-            folder, backend="eager", device="cpu", dtype="float32", attn_implementation="sdpa"
+            folder, backend="eager", device=device, dtype="float32", attn_implementation="sdpa"
         )
 
     def tasks(self, given: Inputs) -> Tasks:
@@ -68,4 +68,5 @@ class InterpEngine:
         steps = interp_engine.generate_stream(
             self.model, given.prompt, max_tokens=given.new_tokens, temperature=0.0, stop_at_eos=False
         )
-        return torch.cat([given.prompt, torch.tensor([[step.token_id for step in steps]])], dim=1)
+        new = given.prompt.new_tensor([[step.token_id for step in steps]])
+        return torch.cat([given.prompt, new], dim=1)

@@ -17,8 +17,8 @@ class NNsight:
 
     name: ClassVar[str] = "nnsight"
 
-    def __init__(self, folder: str) -> None:
-        self.model = nnsight.TransformersModel(folder, task="text-generation", dispatch=True)
+    def __init__(self, folder: str, device: str = "cpu") -> None:
+        self.model = nnsight.TransformersModel(folder, task="text-generation", dispatch=True, device_map=device)
 
     def tasks(self, given: Inputs) -> Tasks:
         """Returns the tasks."""

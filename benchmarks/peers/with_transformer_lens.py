@@ -19,8 +19,8 @@ class TransformerLens:
 
     name: ClassVar[str] = "transformer-lens"
 
-    def __init__(self, folder: str) -> None:
-        self.bridge = TransformerBridge.boot_transformers(folder, device="cpu")
+    def __init__(self, folder: str, device: str = "cpu") -> None:
+        self.bridge = TransformerBridge.boot_transformers(folder, device=device)
 
     def tasks(self, given: Inputs) -> Tasks:
         """Returns the tasks."""

@@ -438,8 +438,10 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
             input: As for `forward`.
             names_filter: What to keep: all (None), a name, a list of names, a compiled pattern that is searched for in
                 names, or a predicate of names.
-            device: Where to keep it; by default where it is. Each value goes there as it appears, and the model's
-                device keeps none.
+            device: Where to keep it; by default where it is. Each value goes there as it appears, beside the
+                computation, and is complete when the run returns; the model's device then keeps none. What an
+                accelerator sends to the CPU is in pinned memory, up to `clearspan.transfers.PINNED.limit` bytes in all
+                caches (4 GiB if it is not set), and beyond in ordinary memory, for which the run waits.
             pos_slice: Positions to keep: one, `(start, stop[, step])`, a list, or a tensor of indices. The axis stays
                 for one too, which the cache's own methods leave out.
             incl_bwd: Whether to keep gradients of the loss too, as `<name>_grad`; or a function whose gradients are

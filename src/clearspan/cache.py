@@ -43,6 +43,7 @@ from clearspan.hf.storages import Relocation, storages
 from clearspan.model import Model, check_bridge, check_layers
 from clearspan.points import Address
 from clearspan.results import table
+from clearspan.transfers import Outbound
 from clearspan.weights.processing import final_norm
 
 Components = Float[Tensor, "component *batch_pos d_model"]
@@ -104,7 +105,8 @@ class ActivationCache(CacheLookup):
 
         Scores and patterns that were not looked up yet are computed where the model is when they are, and moved.
         """
-        return self._moved(Relocation(device_of(device)))
+        with Outbound() as outbound:
+            return self._moved(Relocation(device_of(device), outbound=outbound))
 
     def _moved(self, there: Relocation) -> Self:
         new = copy.copy(self)

@@ -17,6 +17,7 @@ from torch import Tensor
 from clearspan.checks import check_flags, is_whole, wholes
 from clearspan.errors import InputError, InvalidArgumentError, TokenRangeError
 from clearspan.text import BY_LAST_MESSAGE, Chat, PaddingSide, Text, is_conversation
+from clearspan.transfers import on_device
 
 Positions = int | Sequence[int] | Sequence[Sequence[int]] | slice | None
 """Positions among a row's real tokens: one, several, a list for each row, a slice, or all (None)."""
@@ -202,7 +203,8 @@ class Batch:
         if self.device == torch.device(device):
             return self
         names = ("tokens", "mask", "embeds", "attention")
-        moved = {name: getattr(self, name).to(device) for name in names if getattr(self, name) is not None}
+        there = torch.device(device)
+        moved = {name: on_device(getattr(self, name), there) for name in names if getattr(self, name) is not None}
         return replace(self, **moved)
 
     def may_hide_padding(self, like: "Batch") -> bool:
@@ -597,13 +599,13 @@ def _or_none(mask: Tensor) -> Tensor | None:
     Raises:
         InputError: A number besides 0 and 1, or a row without a token.
     """
-    whole = mask.long()
-    if bool(((mask != 0) & (mask != 1)).any()):
+    values = mask.cpu()  # a device is waited for once
+    if bool(((values != 0) & (values != 1)).any()):
         raise InputError("the attention mask is not one of padding", expected="1 for real tokens, 0 for padding")
-    counts = whole.sum(-1)
+    counts = values.long().sum(-1)
     if not bool(counts.all()):
         raise InputError(f"row {int((counts == 0).nonzero()[0])} has no real token", expected="a token in each row")
-    return None if bool((counts == mask.shape[1]).all()) else whole
+    return None if bool((counts == mask.shape[1]).all()) else mask.long()
 
 
 def _row_of_ids(row: Any, what: Literal["token ids", "mask"] = "token ids") -> Int[Tensor, "pos"]:

@@ -18,6 +18,7 @@ from clearspan.index import PointIndex
 from clearspan.points import Address, HookPoint, Side
 from clearspan.results import table
 from clearspan.shapes import Axes
+from clearspan.transfers import Outbound
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,28 +63,34 @@ class Terms:
                 return len(range(*self.index.indices(self.positions)))
         return len(self.index)
 
-    def recording(self, copies: Copies) -> Recording:
+    def recording(self, copies: Copies, outbound: Outbound | None = None) -> Recording:
         """Returns a recording that keeps on these terms.
 
         Args:
             copies: Those made in the run by picking positions and by moving; what shared a storage shares one again.
+            outbound: As for `Relocation`.
         """
-        relocation = None if self.device is None else Relocation(self.device, copies)
+        relocation = None if self.device is None else Relocation(self.device, copies, outbound)
+        indices: dict[torch.device, Tensor] = {}
 
         def keep(tensor: Tensor, pos_dim: int) -> Tensor:
             if self.index is not None:
-                tensor = copies.of(tensor, lambda whole: self._picked(whole, pos_dim, relocation), pos_dim)
+                tensor = copies.of(tensor, lambda whole: self._picked(whole, pos_dim, indices, relocation), pos_dim)
             return tensor if relocation is None else relocation(tensor)
 
         has_transform = self.index is not None or relocation is not None
         return Recording(self.rows, keep if has_transform else None, self.may_defer, relocation, self.positions)
 
-    def _picked(self, tensor: Tensor, pos_dim: int, relocation: Relocation | None) -> Tensor:
+    def _picked(
+        self, tensor: Tensor, pos_dim: int, indices: dict[torch.device, Tensor], relocation: Relocation | None
+    ) -> Tensor:
         if isinstance(self.index, slice):
             picked = tensor[(slice(None),) * pos_dim + (self.index,)].clone()
         else:
             assert self.index is not None, "it is asked only where positions are picked"
-            picked = tensor.index_select(pos_dim, self.index.to(tensor.device))
+            if tensor.device not in indices:  # bringing them there waits for the device
+                indices[tensor.device] = self.index.to(tensor.device)
+            picked = tensor.index_select(pos_dim, indices[tensor.device])
         return picked if relocation is None else relocation(picked)
 
 

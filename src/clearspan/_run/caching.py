@@ -24,6 +24,7 @@ from clearspan.index import Segment
 from clearspan.interrupts import let_through
 from clearspan.model import Model
 from clearspan.points import HookPoint, NamesFilter, ReadOnly
+from clearspan.transfers import Outbound
 
 Scalar = Callable[[Tensor], Tensor]
 """From what a run returns, logits or a residual stream, to the number whose gradients are wanted."""
@@ -56,22 +57,20 @@ def run_with_cache(
     check_columns(pos_slice, batch)
     terms = Terms.of((batch.rows, batch.width), pos_slice, device, may_defer=may_defer)
     cache_room.check_room(model, choice, choose(model, None), terms, given)
-    recording = terms.recording(Copies(is_alone=not model.taps.is_listening))
+    outbound = Outbound()
+    recording = terms.recording(Copies(is_alone=not model.taps.is_listening), outbound)
     gradients: Mapping[str, Tensor] = {}
-    if incl_bwd:
-        scalar = incl_bwd if callable(incl_bwd) else None
-        output, gradients = _run_backward(model, given, segment, return_type, loss_per_token, choice, recording, scalar)
-    else:
-        with model.taps.record(choice.points.values(), choice.plan, recording):
-            output = run(model, given, segment, return_type, loss_per_token)
-    check_kept(choice, names_filter, recording)
-    cache = ActivationCache.of_run(
-        model,
-        points,
-        recording,
-        batch=batch,
-        gradients=gradients,
-    )
+    with outbound:  # what is done here in Python is done while an accelerator computes
+        if incl_bwd:
+            scalar = incl_bwd if callable(incl_bwd) else None
+            output, gradients = _run_backward(
+                model, given, segment, return_type, loss_per_token, choice, recording, scalar
+            )
+        else:
+            with model.taps.record(choice.points.values(), choice.plan, recording):
+                output = run(model, given, segment, return_type, loss_per_token)
+        check_kept(choice, names_filter, recording)
+        cache = ActivationCache.of_run(model, points, recording, batch=batch, gradients=gradients)
     return output, cache
 
 

@@ -19,6 +19,7 @@ from clearspan.hf.storages import Relocation
 from clearspan.hf.torch_hooks import itself
 from clearspan.hf.watch import OperandsWatch, RouterWatch, SoftmaxWatch, Visit, Visits, run_under
 from clearspan.points import Passed, Side
+from clearspan.transfers import Outbound
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -237,7 +238,9 @@ class AttentionCall(Call):
             run_under(watch, there._run_eagerly)
         watch.check(self.module)
         scores, pattern = seen
-        return scores.to(here), pattern.to(here)
+        with Outbound() as outbound:
+            back = Relocation(here, outbound=outbound)
+            return back(scores), back(pattern)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors that the call holds, except the module's own."""

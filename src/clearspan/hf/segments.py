@@ -19,6 +19,7 @@ from clearspan.hf.torch_hooks import HOOK_TABLES, StandIn, after, before
 from clearspan.hf.turns import turns_of
 from clearspan.modes import no_grad
 from clearspan.scopes import HERE
+from clearspan.transfers import numbers_on
 from clearspan.tree import module_at
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def narrowed(module: nn.Module, positions: Sequence[int]) -> Iterator[None]:
     """
 
     def forward(run: Callable[..., Any], value: Tensor) -> Tensor:
-        index = torch.tensor(positions, device=value.device)
+        index = numbers_on(value.device, positions)
         found = run(value.index_select(1, index))
         return found.new_zeros(*value.shape[:2], *found.shape[2:]).index_copy_(1, index, found)
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from clearspan.transfers import Outbound
+
 _VERSION_OF_NEW = 1
 """What torch counts for a tensor that was given its storage by `set_`."""
 
@@ -65,11 +67,16 @@ class Relocation:
     Args:
         device: The device; None copies every tensor where it is.
         copies: Copies made so far.
+        outbound: Makes the copies on the CPU, which are complete when its context closes; None has each of them
+            complete when it is returned.
     """
 
-    def __init__(self, device: torch.device | str | None, copies: Copies | None = None) -> None:
+    def __init__(
+        self, device: torch.device | str | None, copies: Copies | None = None, outbound: Outbound | None = None
+    ) -> None:
         self.device = None if device is None else torch.device(device)
         self._copies = Copies() if copies is None else copies
+        self._outbound = outbound
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Returns the tensor on the device."""
@@ -82,7 +89,11 @@ class Relocation:
         return there.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def _bring(self, tensor: Tensor) -> Tensor:
-        return tensor.clone() if self.device is None else tensor.to(self.device)
+        if self.device is None:
+            return tensor.clone()
+        if self._outbound is not None and self.device.type == "cpu":
+            return self._outbound.copy(tensor)
+        return tensor.to(self.device)
 
 
 def _fills(tensor: Tensor, whole: Tensor) -> bool:

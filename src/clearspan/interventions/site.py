@@ -14,6 +14,7 @@ from clearspan.interventions.actions import Action
 from clearspan.interventions.intervention import ByRow, Intervention, Span, Spots
 from clearspan.points import HookPoint
 from clearspan.shapes import Axes
+from clearspan.transfers import numbers_on
 
 _FIXED = {"heads": ("head", "kv_head"), "neurons": ("d_mlp", "expert", "feature", "d_model")}
 """The fields that choose places of axes that the model fixes, and these axes."""
@@ -261,14 +262,15 @@ class Written:
         """Writes in rows that have as many positions each, at once."""
         if not spots[0].columns:
             return False
-        at = torch.tensor(rows)[:, None], torch.tensor([one.columns for one in spots]) - before
+        at = numbers_on(value.device, rows)[:, None], numbers_on(value.device, [one.columns for one in spots]) - before
         there = value[at]  # a copy: [row, place, ...]
         part, index = self._chosen(there)
         part = _kept(part)
         given = None
         if source is not None:
-            own = torch.tensor(owners if len(source.values) > 1 else [0] * len(owners))
-            read = None if source.is_constant else torch.tensor([one.read_from(source) for one in spots])
+            where = source.values.device
+            own = numbers_on(where, owners if len(source.values) > 1 else [0] * len(owners))
+            read = None if source.is_constant else numbers_on(where, [one.read_from(source) for one in spots])
             given, _ = self._chosen(source.values[own] if read is None else source.values[own[:, None], read])
         there[index] = self.site.action.new(part, given)
         value[at] = there
@@ -456,23 +458,24 @@ def _kept(part: Tensor) -> Tensor:
 
 def _index(places: Sequence[Chosen], value: Tensor) -> tuple[slice | Tensor, ...]:
     """Returns the index of places on the axes after the batch's."""
-    index = [slice(None) if chosen is None else _index_of(chosen) for chosen in places]
+    index = [slice(None) if chosen is None else _index_of(chosen, value.device) for chosen in places]
     if sum(isinstance(part, Tensor) for part in index) < 2:
         return tuple(index)
-    return _meshed(index, value.shape[1:])
+    return _meshed(index, value)
 
 
-def _index_of(places: tuple[int, ...]) -> slice | Tensor:
+def _index_of(places: tuple[int, ...], device: torch.device) -> slice | Tensor:
     """Returns places as a slice where they lie next to each other, so that no index has to be made."""
     first, count = places[0], len(places)
     if places == tuple(range(first, first + count)):
         return slice(first, first + count)
-    return torch.tensor(places)
+    return numbers_on(device, places)
 
 
-def _meshed(index: list[slice | Tensor], sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """Returns an index that chooses the product of the places on all axes."""
+def _meshed(index: list[slice | Tensor], value: Tensor) -> tuple[Tensor, ...]:
+    """Returns an index that chooses the product of the places on all axes after the batch's."""
     every = [
-        torch.arange(size)[part] if isinstance(part, slice) else part for part, size in zip(index, sizes, strict=True)
+        torch.arange(size, device=value.device)[part] if isinstance(part, slice) else part
+        for part, size in zip(index, value.shape[1:], strict=True)
     ]
     return torch.meshgrid(*every, indexing="ij")

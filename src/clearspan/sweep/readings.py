@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep.metrics import Context, LogitMetric, Metric, at_places
+from clearspan.transfers import on_cpu
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,11 @@ class Readings:
 
         A metric that gives one number for all rows has one row.
         """
-        return {
-            name: exact(self._declared(metric, logits) if isinstance(metric, LogitMetric) else _called(metric, logits))
+        found = {
+            name: self._declared(metric, logits) if isinstance(metric, LogitMetric) else _called(metric, logits)
             for name, metric in self.metrics.items()
         }
+        return dict(zip(found, on_cpu(map(_exact, found.values())), strict=True))
 
     def _declared(
         self, metric: LogitMetric, logits: Float[Tensor, "cell row position token"]
@@ -70,15 +72,20 @@ class Readings:
 
 def _called(metric: Metric, logits: Float[Tensor, "cell row pos d_vocab"]) -> Float[Tensor, "cell row"]:
     """Returns a plain function of each cell's logits."""
-    return torch.stack([measured(metric, cell) for cell in logits])
+    found = [_by_row(metric, cell) for cell in logits]
+    return torch.stack(found if len({one.device for one in found}) == 1 else on_cpu(found))
 
 
 def measured(metric: Metric, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row"]:
-    """Returns what a metric says of a run's logits, one number for each row, or one number in all.
+    """Returns what a metric says of a run's logits, one number for each row, or one number in all, on the CPU.
 
     Raises:
         InvalidArgumentError: The metric returned something else.
     """
+    return on_cpu([_by_row(metric, logits)])[0]
+
+
+def _by_row(metric: Metric, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row"]:
     found = metric(logits)
     if not isinstance(found, Tensor) or found.ndim > 1 or (found.ndim == 1 and len(found) != len(logits)):
         raise InvalidArgumentError(
@@ -86,9 +93,9 @@ def measured(metric: Metric, logits: Float[Tensor, "row pos d_vocab"]) -> Float[
             expected=f"a tensor [batch={len(logits)}], or of no axes",
             got=str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__,
         )
-    return exact(found).reshape(-1)
+    return _exact(found).reshape(-1)
 
 
-def exact(values: Tensor) -> Tensor:
-    """Returns measured numbers outside the graph, on the CPU, in float32 at least."""
-    return values.detach().to("cpu", torch.promote_types(values.dtype, torch.float32))
+def _exact(values: Tensor) -> Tensor:
+    """Returns measured numbers outside the graph, in float32 at least."""
+    return values.detach().to(torch.promote_types(values.dtype, torch.float32))

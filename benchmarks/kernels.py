@@ -1,0 +1,141 @@
+"""What a run asks of a device, counted: exact where times are not, and on a CPU too.
+
+On a CPU, operators that compute stand for the kernels that a GPU would start, and reads by the host for the times that
+it would wait. On CUDA, torch's profiler counts both as they are, in a run of its own.
+"""
+
+import cProfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ATTENTION = "scaled_dot_product"
+ALLOCATIONS = ("empty", "new_empty", "resize", "set_")
+"""What operators' names begin with that give memory and compute nothing."""
+READS = frozenset({"_local_scalar_dense", "equal", "masked_select", "nonzero"})
+"""Operators whose result the host waits for."""
+COPIES = frozenset({"cpu", "numpy", "tolist"})
+"""Methods that bring a tensor to the host. Where it is there already they call no operator."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What one run asked of its device.
+
+    Attributes:
+        operators: Operators that compute: all but views and allocations.
+        reads: How often the host asked for values, and would wait for an accelerator.
+        shapes: Distinct shapes of queries, keys and values that fused attention was called with.
+        launches: Kernels that CUDA started; None on another device.
+        synchronisations: How often the host waited for CUDA; None on another device.
+    """
+
+    operators: int
+    reads: int
+    shapes: int
+    launches: int | None = None
+    synchronisations: int | None = None
+
+    def per(self, batches: int) -> str:
+        """Returns the counts of one batch, as text."""
+        starts = self.operators if self.launches is None else self.launches
+        waits = self.reads if self.synchronisations is None else self.synchronisations
+        names = ("operators", "reads by the host") if self.launches is None else ("launches", "synchronisations")
+        return f"{starts / batches:.0f} {names[0]} and {waits / batches:.1f} {names[1]} a batch"
+
+
+def kernels_of(run: Callable[[], object], device: torch.device) -> Kernels:
+    """Returns what a run asks of a device. It runs once, and on CUDA twice more: once to warm up, once profiled."""
+    counted, copied = _Operators(), _Copies()
+    with counted, copied:
+        run()
+    found = Kernels(counted.count, counted.reads + copied.count, len(counted.shapes))
+    if device.type != "cuda":
+        return found
+    run()
+    events = _events_on_cuda(run)
+    launches = sum(count for name, count in events.items() if "LaunchKernel" in name)
+    waits = sum(count for name, count in events.items() if "Synchronize" in name)
+    return Kernels(found.operators, found.reads, found.shapes, launches, waits - 1)
+
+
+def python_calls(run: Callable[[], object]) -> int:
+    """Returns how many functions Python calls in a run, built-in ones too."""
+    profiler = cProfile.Profile()
+    profiler.runcall(run)
+    return sum(entry.callcount for entry in profiler.getstats())
+
+
+def _events_on_cuda(run: Callable[[], object]) -> Mapping[str, int]:
+    """Returns how often the profiler saw each event, one synchronisation at the end among them."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        run()
+        torch.cuda.synchronize()
+    results = profiled.profiler.kineto_results if profiled.profiler else None
+    assert results is not None, "the profiler ran"
+    # As they are recorded: `profiled.events()` takes half a minute for what is recorded in four seconds.
+    return Counter(event.name() for event in results.events())
+
+
+class _Operators(TorchDispatchMode):
+    """Counts operators that compute, those that the host waits for, and the shapes that attention has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.reads = 0
+        self.shapes: set[tuple[torch.Size, ...]] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if name in READS or (name.startswith("index") and _has_mask(args)):
+            self.reads += 1
+        elif not func.is_view and not name.startswith(ALLOCATIONS):
+            self.count += 1
+        if ATTENTION in name:
+            self.shapes.add(tuple(each.shape for each in args[:3]))
+        return func(*args, **(kwargs or {}))
+
+
+class _Copies(TorchFunctionMode):
+    """Counts calls that bring a tensor to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        self.count += name in COPIES or (name == "to" and _is_cpu([*args[1:], *kwargs.values()]))
+        return func(*args, **kwargs)
+
+
+def _has_mask(args: Sequence[object]) -> bool:
+    """Returns whether values are chosen by a mask, whose true entries the host has to count."""
+    indices = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
+    return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
+
+
+def _is_cpu(values: Sequence[object]) -> bool:
+    """Returns whether the CPU is among arguments."""
+    found = [value.device if isinstance(value, Tensor) else value for value in values]
+    return any(value in ("cpu", torch.device("cpu")) for value in found if isinstance(value, str | torch.device))
