@@ -16,6 +16,7 @@ from clearspan.interventions import Action, Site, SourcePosition, Taken, Written
 from clearspan.model import Model
 from clearspan.modes import no_grad
 from clearspan.shapes import Axes
+from clearspan.transfers import numbers_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ def _prepared(site: Site, values: Tensor, own: Batch) -> tuple[Taken, Batch]:
     justified = _justified(values, site.axes, own)
     read = action.source_position
     if read is not None:
-        places = torch.tensor(_read_of(read, own, len(values) if len(values) == own.rows else 1), device=values.device)
+        places = numbers_on(values.device, _read_of(read, own, len(values) if len(values) == own.rows else 1))
         rows = torch.arange(len(places)) if len(justified) > 1 else torch.zeros(len(places), dtype=torch.long)
         prepared = action.prepared(justified[rows[:, None], places], site.axes, own.lengths)
         return Taken(prepared, is_constant=places.shape[1] == 1, in_order=True), own

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from clearspan.interventions.site import RowSpots, Taken, Written
+from clearspan.transfers import on_device
 
 Placed = tuple[Written, slice]
 """A site in a run, and the rows of the batch in which it is written."""
@@ -147,5 +148,5 @@ def _index(value: Tensor, places: Sequence[Places | None]) -> tuple[Tensor, ...]
         own = torch.arange(value.shape[at])[None] if there is None else torch.tensor([list(one) for one in there])
         shape = [own.shape[1] if axis == at else 1 for axis in range(count)]
         shape[0] = len(own)
-        index.append(own.view(shape).to(value.device, non_blocking=True))
+        index.append(on_device(own.view(shape), value.device))
     return tuple(index)

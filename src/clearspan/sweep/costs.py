@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clearspan._forward.forward import run_segment
 from clearspan._forward.given import ModelInput
@@ -17,10 +17,10 @@ from clearspan.modes import no_grad
 
 BUDGET = 0.05
 """Seconds that one run of a block may take while it is measured."""
-FEW, MANY = 16, {"cpu": 512}
-"""Tokens of the runs: as few as show what a block costs besides them, and as many as show what a token costs; these by
-kind of device."""
-MANY_ELSEWHERE = 8192
+FEW = 16
+"""Tokens of the runs that show what a block costs besides its tokens."""
+MANY, MANY_ELSEWHERE = {"cpu": 512}, 8192
+"""Tokens of the runs that show what a token costs, by kind of device, if they are not too slow."""
 MOST, MOST_ELSEWHERE = {"cpu": 1024}, 32768
 """Tokens in a batch beyond which larger ones are no faster, by kind of device."""
 
@@ -63,44 +63,55 @@ _KNOWN: "weakref.WeakKeyDictionary[nn.Module, dict[object, Costs]]" = weakref.We
 
 @no_grad
 def _measured(model: Model) -> Costs:
-    """Measures one block in the middle: few tokens, several times over, and many; the first run of a size apart."""
+    """Measures one block in the middle, or the whole model: few tokens, several times over, and many, of two new shapes."""
     kind, n_layers = model.device.type, len(model.blocks)
-    most = MOST.get(kind, MOST_ELSEWHERE)
-    if model.adapter.whole_forwards:
-        return Costs(1e-6, FEW * 1e-6, FEW * 1e-6, 0.0, most)
-    layer = model.firsts[n_layers // 2]
+    is_whole = model.adapter.whole_forwards is not None
+    blocks = n_layers if is_whole else 1
     length = min(FEW, model.cfg.n_ctx)
 
-    def block(rows: int, stop: int = layer + 1) -> Callable[[], object]:
-        residual = torch.randn(rows, length, *model.blocks[0].stream_shape, device=model.device)
-        residual = residual.to(model.blocks[0].stream_dtype or model.hf_model.dtype)
-        return lambda: _segment(model, residual, layer, stop)
+    def seconds(rows: int, more: int = 0) -> float:
+        run = _forward(model, rows, length) if is_whole else _blocks(model, rows, length, 1 + more)
+        _finish(model.device)
+        start = time.perf_counter()
+        run()
+        _finish(model.device)
+        return time.perf_counter() - start
 
     with model.taps.turns.unseen():
-        block(1)()
-        one = min(_seconds(block(1), model.device) for _ in range(2))
-        two = min(_seconds(block(1, min(layer + 2, n_layers)), model.device) for _ in range(2))
-        rows = max(1, min(MANY.get(kind, MANY_ELSEWHERE) // length, int(BUDGET / one)))
-        many = block(rows)
-        first, again = _seconds(many, model.device), _seconds(many, model.device)
-    floor = max(two - one, 0.1 * one)
-    token = max(again - one, 0.1 * one) / max(1, (rows - 1) * length)
-    return Costs(token, max(floor - length * token, 0.0), max(one - floor, 0.0), max(first - again, 0.0), most)
-
-
-def _segment(model: Model, residual: Tensor, start: int, stop: int) -> object:
-    tokens = torch.zeros(residual.shape[:2], dtype=torch.long, device=residual.device)
-    given = ModelInput(
-        Batch(None, embeds=residual), {"inputs_embeds": residual, "input_ids": tokens, "use_cache": False}
+        seconds(1)
+        few = min(seconds(1) for _ in range(2))
+        floor = few if is_whole or n_layers == 1 else min(seconds(1, more=1) for _ in range(2)) - few
+        rows = max(2, min(MANY.get(kind, MANY_ELSEWHERE) // length, int(BUDGET / few)))
+        first, again = (min(map(seconds, (rows, rows + 1))) for _ in range(2))
+    # Noise can make a difference negative: a tenth is what it is at the least.
+    floor = max(floor, few / 10) / blocks
+    token = max(again - few, few / 10) / ((rows - 1) * length * blocks)
+    return Costs(
+        token=token,
+        floor=max(floor - length * token, 0.0),
+        start=max(few - floor * blocks, 0.0),
+        join=max(first - again, 0.0) / blocks,
+        most=MOST.get(kind, MOST_ELSEWHERE),
     )
-    return run_segment(model, given, start, stop)
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Returns how long something takes on a device."""
-    there = torch.get_device_module(device)
-    there.synchronize()
-    start = time.perf_counter()
-    run()
-    there.synchronize()
-    return time.perf_counter() - start
+def _forward(model: Model, rows: int, length: int) -> Callable[[], object]:
+    """Returns what runs the whole model."""
+    tokens = torch.zeros(rows, length, dtype=torch.long, device=model.device)
+    return lambda: model.hf_model(input_ids=tokens, use_cache=False)
+
+
+def _blocks(model: Model, rows: int, length: int, count: int) -> Callable[[], object]:
+    """Returns what runs some blocks in the middle."""
+    start, stream = model.firsts[len(model.blocks) // 2], model.blocks[0]
+    dtype = stream.stream_dtype or model.hf_model.dtype
+    residual = torch.randn(rows, length, *stream.stream_shape, device=model.device, dtype=torch.float32).to(dtype)
+    tokens = torch.zeros(rows, length, dtype=torch.long, device=model.device)
+    kwargs = {"inputs_embeds": residual, "input_ids": tokens, "use_cache": False}
+    given, stop = ModelInput(Batch(None, embeds=residual), kwargs), min(start + count, len(model.blocks))
+    return lambda: run_segment(model, given, start, stop)
+
+
+def _finish(device: torch.device) -> None:
+    """Waits until a device has done what it was given."""
+    torch.get_device_module(device).synchronize()

@@ -1,5 +1,6 @@
 """Execution: one batch of a plan. Cells join it layer by layer, and leave it as what the metrics read."""
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from clearspan.points import Address
 from clearspan.sweep.plan import Tile
 from clearspan.sweep.readings import Readings
 from clearspan.sweep.ways import Way
+from clearspan.transfers import Outbound, numbers_on
 
 Rows = Float[Tensor, "cell*row pos d_model"]
 """The residual stream of a batch: a cell's rows next to each other, cells in the batch's order."""
@@ -44,9 +46,9 @@ class Execution:
     way: Way
 
     @no_grad
-    def run(self, tile: Tile) -> dict[str, Float[Tensor, "cell row"]]:
-        """Returns each metric of a batch's cells, in the batch's order, on the CPU."""
-        return self.readings.measured(self._logits(tile))
+    def run(self, tile: Tile) -> "Arriving":
+        """Returns each metric of a batch's cells, in the batch's order, on its way to the CPU."""
+        return Arriving(tile, self.readings.measures(self._logits(tile)))
 
     def _last_residual(self, tile: Tile) -> Rows:
         """Returns the residual stream after the last block, for all cells."""
@@ -125,26 +127,44 @@ class Execution:
 
     def _logits(self, tile: Tile) -> Float[Tensor, "cell row position token"]:
         """Returns the logits that are read; those of positions before the batch's are the base run's."""
-        base, tokens, cells = self.base, self.readings.tokens, len(tile.cells)
-        columns = slice(None) if tokens is None else list(tokens)
+        base, readings, cells = self.base, self.readings, len(tile.cells)
         if self.way.is_whole:
             hooks = hooks_of(self._placed(tile, range(-1, self._n_layers + 1)), self.sources)
-            found = base.whole(cells, hooks)[:, list(self.readings.positions)][..., columns]
-            return found.unflatten(0, (cells, base.rows))
-        before = [position for position in self.readings.positions if position < tile.first]
-        after = [position - tile.first for position in self.readings.positions if position >= tile.first]
-        known = base.logits[:, before][..., columns]
-        known = known.expand(cells, *known.shape)
+            return readings.taken(base.whole(cells, hooks)).unflatten(0, (cells, base.rows))
+        before = [position for position in readings.positions if position < tile.first]
+        after = [position - tile.first for position in readings.positions if position >= tile.first]
+        known = [readings.taken(base.logits, before)] if before else []
+        known = [one.expand(cells, *one.shape) for one in known]
         if not after:
-            return known
+            return known[0]
         residual = self._last_residual(tile)
         placed = list(self._placed(tile, range(self._n_layers, self._n_layers + 1)))
         if placed:
-            new = base.read_out(residual, tile.first, hooks_of(placed, self.sources))[:, after][..., columns]
+            new = readings.taken(base.read_out(residual, tile.first, hooks_of(placed, self.sources)), after)
         else:
-            new = read_out(base.model, residual[:, after], tokens)
+            new = read_out(base.model, residual.index_select(1, numbers_on(residual.device, after)), readings.tokens)
         new = new.unflatten(0, (cells, base.rows))
-        return torch.cat([known.to(new.device), new], dim=-2) if before else new
+        return torch.cat([*(one.to(new.device) for one in known), new], dim=-2) if known else new
+
+
+class Arriving:
+    """A batch's metrics on their way to the CPU, while the device may work on the next batch.
+
+    Args:
+        tile: The batch.
+        values: Its metrics.
+    """
+
+    def __init__(self, tile: Tile, values: Mapping[str, Float[Tensor, "cell row"]]) -> None:
+        self.tile = tile
+        self._open = contextlib.ExitStack()
+        outbound = self._open.enter_context(Outbound())
+        self._values = {name: outbound.copy(one) for name, one in values.items()}
+
+    def values(self) -> Mapping[str, Float[Tensor, "cell row"]]:
+        """Returns the metrics when they are there."""
+        self._open.close()
+        return self._values
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from clearspan.errors import InvalidArgumentError, TokenRangeError, argument
 from clearspan.inputs import Batch
 from clearspan.model import check_bridge
 from clearspan.points import nearest
+from clearspan.transfers import numbers_on, on_device
 
 PerRow = int | tuple[int, ...]
 """One number for all rows, or one for each."""
@@ -100,7 +101,7 @@ class LogitMetric(ABC):
     def measure(self, logits: Float[Tensor, "row pos d_vocab"], context: Context) -> Float[Tensor, "row"]:
         """Returns the metric of all logits of a run, with what it needs besides."""
         check_vocabulary(self.tokens or (), logits.shape[-1])
-        read = logits if self.tokens is None else logits[..., list(self.tokens)]
+        read = logits if self.tokens is None else logits[..., numbers_on(logits.device, self.tokens)]
         return self.of(at_places(read, self.places(context.batch)), context)
 
     def to_json(self) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def at_places(
     """Returns logits at each row's own places."""
     if places is None:
         return logits
-    index = places.to(logits.device)[..., None].expand(*logits.shape[:-3], *places.shape, logits.shape[-1])
+    index = on_device(places, logits.device)[..., None].expand(*logits.shape[:-3], *places.shape, logits.shape[-1])
     return logits.gather(-2, index)
 
 
@@ -200,7 +201,7 @@ class LogitDifference(LogitMetric):
         return found if self.incorrect is None else found - self._logit(logits, self.incorrect)
 
     def _logit(self, logits: Tensor, tokens: PerRow) -> Tensor:
-        columns = torch.tensor([self.tokens.index(token) for token in _each(tokens)], device=logits.device)
+        columns = numbers_on(logits.device, [self.tokens.index(token) for token in _each(tokens)])
         at_place = logits[..., 0, :]
         columns = columns.expand(_checked(tokens, at_place.shape[-2], "tokens"))
         return at_place.gather(-1, columns.expand(at_place.shape[:-1])[..., None])[..., 0]
@@ -239,7 +240,7 @@ class Probability(LogitMetric):
         """Returns the probability, or its logarithm."""
         log_probs = log_softmax(logits[..., 0, :])
         check_vocabulary(_each(self.token), log_probs.shape[-1])
-        ids = torch.tensor(_each(self.token), device=logits.device)
+        ids = numbers_on(logits.device, _each(self.token))
         ids = ids.expand(_checked(self.token, log_probs.shape[-2], "tokens"))
         found = log_probs.gather(-1, ids.expand(log_probs.shape[:-1])[..., None])[..., 0]
         return found if self.is_log else found.exp()
@@ -373,7 +374,7 @@ class AnswerLogProbability(LogitMetric):
         check_vocabulary([token for answer in answers for token in answer], logits.shape[-1])
         ids = _padded_out(answers).to(logits.device)
         found = log_softmax(logits).gather(-1, ids.expand(logits.shape[:-1])[..., None])[..., 0]
-        counts = torch.tensor([len(answer) for answer in answers], device=logits.device)
+        counts = numbers_on(logits.device, [len(answer) for answer in answers])
         is_real = torch.arange(ids.shape[1], device=logits.device) < counts[:, None]
         return torch.where(is_real, found, 0).sum(-1)
 

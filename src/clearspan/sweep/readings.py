@@ -1,6 +1,6 @@
 """Readings: which logits the metrics of a sweep need, and the metrics of those that a batch computed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep.metrics import Context, LogitMetric, Metric, at_places
-from clearspan.transfers import on_cpu
+from clearspan.transfers import numbers_on, on_cpu
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,35 @@ class Readings:
         at = ", ".join(map(str, self.positions)) if len(self.positions) < 5 else f"{len(self.positions)} positions"
         return f"{tokens} at {'position ' if len(self.positions) == 1 else ''}{at}"
 
-    def measured(self, logits: Float[Tensor, "cell row position token"]) -> dict[str, Float[Tensor, "cell row"]]:
-        """Returns each metric of the logits at the readings' positions and tokens, on the CPU.
+    def taken(
+        self, logits: Float[Tensor, "*row pos d_vocab"], positions: Sequence[int] | None = None
+    ) -> Float[Tensor, "*row position token"]:
+        """Returns what is read of a run's logits, or of its logits at some positions."""
+        at = numbers_on(logits.device, self.positions if positions is None else positions)
+        read = logits.index_select(-2, at)
+        return read if self.tokens is None else read.index_select(-1, numbers_on(logits.device, self.tokens))
+
+    def measures(self, logits: Float[Tensor, "cell row position token"]) -> dict[str, Float[Tensor, "cell row"]]:
+        """Returns each metric of the logits at the readings' positions and tokens, where these are.
 
         A metric that gives one number for all rows has one row.
         """
-        found = {
-            name: self._declared(metric, logits) if isinstance(metric, LogitMetric) else _called(metric, logits)
+        return {
+            name: _exact(self._declared(metric, logits) if isinstance(metric, LogitMetric) else _called(metric, logits))
             for name, metric in self.metrics.items()
         }
-        return dict(zip(found, on_cpu(map(_exact, found.values())), strict=True))
+
+    def of_run(self, logits: Float[Tensor, "row pos d_vocab"]) -> dict[str, Float[Tensor, "row"]]:
+        """Returns each metric of all logits of a run, on the CPU."""
+        found = self.measures(self.taken(logits)[None])
+        return {name: values[0] for name, values in zip(found, on_cpu(found.values()), strict=True)}
 
     def _declared(
         self, metric: LogitMetric, logits: Float[Tensor, "cell row position token"]
     ) -> Float[Tensor, "cell row"]:
         if metric.tokens is not None and metric.tokens != self.tokens:
             columns = metric.tokens if self.tokens is None else [self.tokens.index(token) for token in metric.tokens]
-            logits = logits[..., list(columns)]
+            logits = logits.index_select(-1, numbers_on(logits.device, columns))
         places = metric.places(self.context.batch)
         if places is not None:
             places = torch.searchsorted(torch.tensor(self.positions), places.contiguous())

@@ -1,5 +1,6 @@
 """Sweeps: many interventions on one input, planned into few batches, run, kept and resumed."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from clearspan.model import check_bridge
 from clearspan.modes import no_grad
 from clearspan.progress import Progress, shown
 from clearspan.sweep.costs import Costs
-from clearspan.sweep.execution import Execution, stream_depth
+from clearspan.sweep.execution import Arriving, Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, fingerprint, versions
 from clearspan.sweep.findings import Findings
 from clearspan.sweep.grid import Grid
@@ -234,18 +235,28 @@ class Sweep:
             )
 
     def _run(self, plan: SweepPlan, progress: bool | Progress) -> None:
-        execution = self._execution(plan)
-        done, left = 0, list(reversed(plan.tiles))
+        execution, left = self._execution(plan), list(reversed(plan.tiles))
+        on_their_way: deque[Arriving] = deque()
         with shown(progress) as tell:
-            while left:
-                tile = left.pop()
-                values = _unless_memory_is_short(execution, tile)
-                if values is None:
-                    left += reversed(tile.halves())
-                    continue
-                self.findings.keep([cell.number for cell in tile.cells], _where_there_is(tile, values))
-                done += len(tile.cells)
-                tell("sweep", done, plan.cells)
+            try:
+                while left:
+                    tile = left.pop()
+                    found = _unless_memory_is_short(execution, tile)
+                    if found is None:
+                        left += reversed(tile.halves())
+                        continue
+                    on_their_way.append(found)
+                    if len(on_their_way) > 1:  # a device is given the next batch before the numbers of one are awaited
+                        self._keep(on_their_way.popleft(), plan, tell)
+            finally:
+                while on_their_way:
+                    self._keep(on_their_way.popleft(), plan, tell)
+
+    def _keep(self, found: Arriving, plan: SweepPlan, tell: Progress) -> None:
+        cells = found.tile.cells
+        self.findings.keep([cell.number for cell in cells], _where_there_is(found.tile, found.values()))
+        left = len(self._cells) - int(self.findings.done.sum())
+        tell("sweep", plan.cells - left, plan.cells)
 
     def result(self) -> Effects:
         """Returns the metrics of the cells that were run; NaN for the others."""
@@ -279,11 +290,9 @@ class Sweep:
         for number in chosen:
             interventions = [*self.background, *self.grid.cells[number]]
             logits = self.bridge(self.batch, interventions=interventions, sources=sources)
-            columns = slice(None) if readings.tokens is None else list(readings.tokens)
-            read = logits[:, list(readings.positions)][..., columns]
-            for name, value in readings.measured(read[None]).items():
+            for name, value in readings.of_run(logits).items():
                 own = found.of(name).flatten(0, -2)
-                worst = max(worst, float((own[number] - value[0]).abs().max() / own[~own.isnan()].abs().max()))
+                worst = max(worst, float((own[number] - value).abs().max() / own[~own.isnan()].abs().max()))
         return worst
 
     def _execution(self, plan: SweepPlan) -> Execution:
@@ -328,10 +337,7 @@ class Sweep:
         return context
 
     def _all_measured(self, logits: Tensor, context: Context) -> dict[str, Tensor]:
-        readings = self._readings(context)
-        columns = slice(None) if readings.tokens is None else list(readings.tokens)
-        read = logits[:, list(readings.positions)][..., columns]
-        return {name: values[0] for name, values in readings.measured(read[None]).items()}
+        return self._readings(context).of_run(logits)
 
     def _source_inputs(self) -> dict[str, Batch]:
         """Returns the sources that were given as inputs."""
@@ -438,8 +444,8 @@ def _where_there_is(tile: Tile, values: Mapping[str, Tensor]) -> dict[str, Tenso
     return found
 
 
-def _unless_memory_is_short(execution: Execution, tile: Tile) -> dict[str, Tensor] | None:
-    """Returns a batch's metrics, or None where memory did not suffice and the batch can be halved."""
+def _unless_memory_is_short(execution: Execution, tile: Tile) -> Arriving | None:
+    """Returns a batch's metrics on their way, or None where memory did not suffice and the batch can be halved."""
     try:
         return execution.run(tile)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

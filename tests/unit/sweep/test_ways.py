@@ -51,8 +51,8 @@ def test_a_model_whose_blocks_take_the_rows_it_was_given_alone_runs_from_layer_t
             raise ValueError(f"a batch of {len(args[0])} rows in a forward of {given[0]}")
 
     model.register_forward_pre_hook(note, with_kwargs=True)
-    for block in model.transformer.h:
-        block.attn.register_forward_pre_hook(check)
+    for block in model.transformer.h.children():
+        block.get_submodule("attn").register_forward_pre_hook(check)
     sweep = Sweep(bridge, tokens, STREAM, METRIC, sources={"clean": others})
     assert "way: a forward from each layer where cells join to the next, since ValueError: a batch of 4" in str(
         sweep.plan()
@@ -116,7 +116,9 @@ def test_costs_choose_the_batches(bridge, tokens, others):
     assert by_tokens.seconds == pytest.approx(by_tokens.forwards * 3 * tokens.numel())  # of 3 layers, a second a token
 
 
-def test_costs_are_measured_once(bridge):
+@pytest.mark.parametrize("whole", [None, "its blocks are not run apart"])
+def test_costs_are_measured_once(bridge, whole):
+    bridge.adapter.whole_forwards = whole
     found = Costs.of(bridge)
     assert found.token > 0
     assert min(found.floor, found.start, found.join) >= 0
