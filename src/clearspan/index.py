@@ -184,12 +184,13 @@ class PointIndex:
         else:
             return [(self.find(name), name) for name in dict.fromkeys(_listed(names))]
         found: dict[str, tuple[HookPoint, str]] = {}
-        for point in self._points:
-            if not self._is_within(point, segment) or (with_gradient and not _has_gradient(point)):
+        is_part = segment != (None, None)
+        for point in self._points:  # every name is asked about, in each run with a predicate
+            if (is_part and not self._is_within(point, segment)) or (with_gradient and not _has_gradient(point)):
                 continue
-            for name in (point.name, *point.aliases):
-                if holds(name):
-                    found.setdefault(point.name, (point, name))
+            holding = [name for name in (point.name, *point.aliases) if holds(name)]
+            if holding:
+                found[point.name] = point, holding[0]
         if not found:
             raise UnknownPointError(
                 "the predicate holds for no hook point",

@@ -21,6 +21,8 @@ from clearspan.transfers import on_device
 
 Positions = int | Sequence[int] | Sequence[Sequence[int]] | slice | None
 """Positions among a row's real tokens: one, several, a list for each row, a slice, or all (None)."""
+FEW = 256
+"""Token ids whose bounds Python finds sooner than a kernel starts."""
 Place = tuple[int, int]
 """A row of a batch, and a position among its real tokens."""
 
@@ -52,6 +54,13 @@ class Batch:
 
     def __post_init__(self) -> None:
         _check_parts(self)
+
+    @classmethod
+    def of_ids(cls, tokens: Int[Tensor, "row pos"]) -> Self:
+        """Returns bare token ids as a batch. They were checked: every run makes one."""
+        batch = object.__new__(cls)
+        vars(batch).update(tokens=tokens, is_bare=True)  # the other fields have their defaults
+        return batch
 
     @property
     def value(self) -> Tensor:
@@ -516,6 +525,14 @@ def _of_array(value: np.ndarray) -> Tensor:
 
 
 def _of_tensor(value: Tensor) -> Batch:
+    if (
+        value.dtype is torch.int64
+        and value.ndim == 2
+        and value.numel()
+        and value.layout is torch.strided
+        and not (value.is_nested or value.is_meta)
+    ):  # nearly always
+        return Batch.of_ids(value)
     check_dense("input", value)
     if value.is_floating_point():
         if value.ndim not in (3, 4) or not value.numel():  # four: several residual streams
@@ -622,7 +639,11 @@ def _row_of_ids(row: Any, what: Literal["token ids", "mask"] = "token ids") -> I
 
 
 def _check_ids(tokens: Tensor, d_vocab: int) -> None:
-    least, most = (int(bound) for bound in torch.aminmax(tokens))
+    if tokens.is_cpu and tokens.numel() <= FEW:
+        found = [one for row in tokens.tolist() for one in row]
+        least, most = min(found), max(found)
+    else:
+        least, most = torch.stack(torch.aminmax(tokens)).tolist()  # one wait for an accelerator
     if least < 0 or most >= d_vocab:
         raise TokenRangeError(
             "token ids outside the vocabulary", expected=f"0 to {d_vocab - 1}", got=f"{least} to {most}"

@@ -246,6 +246,7 @@ class Model(ModelWeights):
                 setattr(self, key, template.bind(binding, key))
                 components.append(getattr(self, key))
         self.text = Text(own, adapter.cfg, self.embed)
+        self._reader = Reader(self.text)
         arguments.refused = adapter.whole_forwards
         arguments.blocks = [block.module_path for block in self.blocks]
         arguments.embedding_width = self.embed.width
@@ -448,13 +449,16 @@ class Model(ModelWeights):
             >>> batch.lengths.tolist(), batch.tokens.shape
             ([3, 8], torch.Size([2, 8]))
         """
-        return batch_of(
-            input,
-            Reader(self.text, prepend_bos, padding_side, Chat(add_generation_prompt, continue_final_message)),
-            self.device,
-            d_vocab=self.embed.n_tokens,
-            attention_mask=attention_mask,
-        )
+        asked = prepend_bos, padding_side, add_generation_prompt, continue_final_message
+        reader = self._reader
+        if asked != (None, None, None, False):
+            reader = Reader(self.text, *asked[:2], Chat(*asked[2:]))
+        table = self.embed.module._parameters.get("weight")
+        if table is None or table.is_meta:
+            device, d_vocab = self.device, self.embed.n_tokens
+        else:  # nearly always, and every run asks
+            device, d_vocab = table.device, table.shape[0]
+        return batch_of(input, reader, device, d_vocab=d_vocab, attention_mask=attention_mask)
 
     def to_tokens(
         self,

@@ -29,6 +29,8 @@ def with_gradients(
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Returns what autocast computes in on a device now, or None where it is off."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
     kind = device.type
     return torch.get_autocast_dtype(kind) if kind in _AUTOCAST and torch.is_autocast_enabled(kind) else None
 
@@ -71,7 +73,7 @@ def no_grad(function: Callable[Params, Result]) -> Callable[Params, Result]:
 def uncompiled(function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:
     """Calls a function as it is, also within code under `torch.compile`."""
     # Importing the compiler takes a second, and without it nothing is compiled.
-    if "torch._dynamo" not in sys.modules:
+    if "torch._dynamo" not in sys.modules or torch._C._dynamo.eval_frame.get_eval_frame_callback() is None:
         return function(*args, **kwargs)
     if not _UNCOMPILED:
         _UNCOMPILED.append(torch._dynamo.disable(_called))
@@ -114,7 +116,7 @@ class Modes:
 
     def __init__(self) -> None:
         count = torch._C._len_torch_function_stack()
-        self._functions = [torch._C._get_function_stack_at(index) for index in range(count)]
+        self._functions = [torch._C._get_function_stack_at(index) for index in range(count)] if count else []
         self._gradients = torch.is_grad_enabled()
 
     def set_back(self) -> None:

@@ -54,24 +54,26 @@ class Choice:
 
 
 def choose(model: Model, names: NamesFilter, segment: Segment = (None, None)) -> Choice:
-    """Returns the choice of a filter; that of a name, a list, or None is remembered."""
+    """Returns the choice of a filter. Choices are remembered: by names, and by the points that a predicate holds for."""
+    choices: dict[object, Choice] = model.remembered.setdefault("choices", {})
     if isinstance(names, list | set | frozenset | Mapping):
         names = tuple(names)
     is_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
-    key = (names, segment) if names is None or isinstance(names, str) or is_names else None
-    choices: dict[object, Choice] = model.remembered.setdefault("choices", {})
-    if key in choices:
-        return choices[key]
-    points = model.index.select(names, segment)
-    if names is None:
-        points = [point for point in points if not point.is_computed]
-    plan = RecordingPlan.of({point.place for point in points if not isinstance(point.access, Offered)})
-    choice = Choice({point.name: point for point in points}, plan, model.index)
-    if key is not None:
+    if names is None or isinstance(names, str) or is_names:
+        key, points = (names, segment), None
+    else:
+        points = model.index.select(names, segment)
+        key = tuple(point.name for point in points), segment
+    if key not in choices:
+        if points is None:
+            points = model.index.select(names, segment)
+        if names is None:
+            points = [point for point in points if not point.is_computed]
         if len(choices) >= REMEMBERED:
             choices.clear()
-        choices[key] = choice
-    return choice
+        plan = RecordingPlan.of({point.place for point in points if not isinstance(point.access, Offered)})
+        choices[key] = Choice({point.name: point for point in points}, plan, model.index)
+    return choices[key]
 
 
 def planned(

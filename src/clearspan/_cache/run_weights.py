@@ -11,7 +11,7 @@ from clearspan.components import GeneralizedComponent, NormalizationBridge, part
 from clearspan.errors import EditedEntryError, UnreadableWeightError
 from clearspan.hf.adapters import Adapted, sources
 from clearspan.model import Model
-from clearspan.tree import Branch, branches, modules_at
+from clearspan.tree import Ways
 
 CHUNK = 1 << 22
 """Elements of a weight that are read at a time for its checksum."""
@@ -43,13 +43,15 @@ class WeightSlots:
     """Which components of a model have the weights, the ways to their modules, and these modules' paths."""
 
     parts: tuple[GeneralizedComponent, ...]
-    ways: tuple[Branch, ...]
+    ways: Ways
     paths: tuple[str, ...]
 
     def sources(self, hf_model: nn.Module) -> list[Source]:
         """Returns all that the weights are made of now."""
-        modules = modules_at(hf_model, self.ways)
-        return [source for path in self.paths for source in sources(modules[path])]
+        modules, found = self.ways.modules(hf_model), list[Source]()
+        for path in self.paths:
+            found += sources(modules[path])
+        return found
 
     def slots(self) -> Iterator[WeightSlot]:
         """Yields where each weight is now."""
@@ -73,7 +75,7 @@ def weight_slots(model: Model) -> WeightSlots:
             parts += [*([part] if is_attn else []), *ways_out]
     parts += model.components[model.components.index(model.blocks[-1]) + 1 :]
     paths = tuple(part.module_path for part in parts)
-    known = WeightSlots(tuple(parts), branches(paths), paths)
+    known = WeightSlots(tuple(parts), Ways(paths), paths)
     return model.remembered.setdefault("weight_slots", known)
 
 

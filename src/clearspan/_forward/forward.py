@@ -132,8 +132,9 @@ def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | 
 def gradients_lost(model: Model) -> str | None:
     """Returns why a write by hooks that are gone before `backward` would make gradients wrong, or None."""
     hf_model = model.hf_model
-    checkpoints = hf_model.training and any(vars(module).get("gradient_checkpointing") for module in hf_model.modules())
-    if torch.is_grad_enabled() and checkpoints:
+    if not (hf_model.training and torch.is_grad_enabled()):
+        return None
+    if any(vars(module).get("gradient_checkpointing") for module in hf_model.modules()):
         return "gradient checkpointing computes the forward again during backward, when these hooks are gone"
     return None
 

@@ -165,8 +165,10 @@ def positions(model: Model, batch: Batch, mask: Tensor | None, seen: int = 0) ->
 
 def counting(model: Model) -> PosEmbedBridge | None:
     """Returns the position embedding of a model that counts the tokens of other ids than padding's, or None."""
-    embeddings = (part for part in model.components if isinstance(part, PosEmbedBridge))
-    return next((part for part in embeddings if part.padding_id is not None), None)
+    if "counting" not in model.remembered:
+        embeddings = (part for part in model.components if isinstance(part, PosEmbedBridge))
+        model.remembered["counting"] = next((part for part in embeddings if part.padding_id is not None), None)
+    return model.remembered["counting"]
 
 
 def _checked_positions(model: Model, given: object, batch: Batch) -> Int[Tensor, "row pos"]:
@@ -337,6 +339,8 @@ def resolve_segment(model: Model, start: int | None, stop: int | None) -> tuple[
     Raises:
         InvalidArgumentError: A layer that does not exist, or a stop before the start.
     """
+    if start is None and stop is None:
+        return None, None
     n_layers = len(model.blocks)
 
     def resolve(layer: int | None, name: str) -> int | None:

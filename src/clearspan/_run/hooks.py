@@ -54,6 +54,9 @@ def attached(
         UnknownPointError: A name is unknown, or a predicate holds for none.
         HookTypeError: A hook is not callable.
     """
+    if fwd_hooks == () == bwd_hooks:  # in most runs with a cache
+        yield ()
+        return
     fwd_hooks, bwd_hooks = list(_pairs(fwd_hooks, "fwd_hooks")), list(_pairs(bwd_hooks, "bwd_hooks"))
     if fwd_hooks or bwd_hooks:  # without any, a run inside a hook function is the plain model's
         model.taps.check_not_in_hook()
@@ -205,7 +208,10 @@ def edits(
         UnknownPointError: The model has no such point.
         InvalidArgumentError: Interventions or sources that do not fit.
     """
-    interventions, fwd_hooks = interventions_of(interventions), list(_pairs(fwd_hooks, "fwd_hooks"))
+    interventions = interventions_of(interventions)
+    if not interventions and fwd_hooks == ():  # in most runs with a cache
+        return fwd_hooks
+    fwd_hooks = list(_pairs(fwd_hooks, "fwd_hooks"))
     if not interventions:
         return fwd_hooks
     model.taps.check_not_in_hook()

@@ -67,14 +67,22 @@ class ObservedConfig:
     def __init__(self, original: Any, attend: Callable[..., Any]) -> None:
         self.original = original
         self._attend = attend
+        self._names: dict[str | None, ObservedName] = {}
 
     @property
     def _attn_implementation(self) -> str | None:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
         name = self.original._attn_implementation
         if _IS_NATIVE.get():
             return name
+        observed = self._names.get(name)
+        if observed is None:  # in a run's first layer
+            observed = self._names[name] = self._registered(name)
+        return observed
+
+    def _registered(self, name: str | None) -> ObservedName:
+        """Returns the name under which the registry has this library's function in the place of an implementation."""
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
         # What looks the function up may take this prefix off, and would then have a plain name.
         observed = ObservedName((name or "eager").removeprefix("paged|"))
         if observed not in ALL_ATTENTION_FUNCTIONS:
@@ -245,9 +253,16 @@ class AttentionCall(Call):
     def tensors(self) -> dict[str, Tensor]:
         """Returns all tensors that the call holds, except the module's own."""
         named = {"query": self.query, "key": self.key, "value": self.value, "attention_mask": self.mask, **self.kwargs}
+        # To ask for parameters takes long, and every call of a run that keeps patterns asks.
         return {
-            name: one for name, one in named.items() if isinstance(one, Tensor) and not isinstance(one, nn.Parameter)
+            name: one
+            for name, one in named.items()
+            if isinstance(one, Tensor) and (type(one) is Tensor or not isinstance(one, nn.Parameter))
         }
+
+    def without_values(self) -> "AttentionCall":
+        """Returns the call with its keys in the place of its values, for scores and pattern alone."""
+        return AttentionCall(self.module, self.query, self.key, self.key, self.mask, self.kwargs)
 
     def to(self, there: Relocation) -> "AttentionCall":
         """Returns the call with its tensors on another device; the module's own stay where they are."""

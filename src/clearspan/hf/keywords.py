@@ -62,7 +62,11 @@ def kv_cache_in(keywords: Mapping[str, Any]) -> "Cache | None":
 
     Forwards also take the name of an earlier release, and rename it after torch hooks have seen it.
     """
-    return next((keywords[name] for name in KV_CACHE_NAMES if keywords.get(name) is not None), None)
+    for name in KV_CACHE_NAMES:
+        found = keywords.get(name)
+        if found is not None:
+            return found
+    return None
 
 
 def is_kv_cache(value: object) -> bool:

@@ -59,9 +59,12 @@ def _have_hooks_guarded() -> None:
 
 def execution_device(module: nn.Module) -> torch.device:
     """Returns the device on which a module runs: where its weight is, or where accelerate brings it."""
-    own = (parameter for parameter in module._parameters.values() if parameter is not None)
-    device = next(itertools.chain(own, module.parameters())).device
-    return device if device.type != "meta" else next(_brought_to(module), device)
+    for parameter in module._parameters.values():  # nearly always it has one, and every run asks
+        if parameter is not None:
+            break
+    else:
+        parameter = next(module.parameters())
+    return parameter.device if not parameter.is_meta else next(_brought_to(module), parameter.device)
 
 
 _FACTORS = ("scaling", "inv_norm_factor", "softmax_scale")

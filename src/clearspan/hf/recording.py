@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -14,108 +13,16 @@ from clearspan.hf.adapters import acting
 from clearspan.hf.attention import AttentionCall, Call, Observer, StoredCall
 from clearspan.hf.modules import arguments_at, execution_device
 from clearspan.hf.observers import observed
+from clearspan.hf.recording_plan import Ends, Inside, RecordingPlan
 from clearspan.hf.storages import CountedViews, Relocation, storages
 from clearspan.hf.tensors import argument, as_tokens, primary_input, primary_output
-from clearspan.hf.torch_hooks import see
+from clearspan.hf.torch_hooks import Seen, after, is_unhooked
 from clearspan.modes import autocast_dtype, with_autocast
 from clearspan.points import HookPoint, Layout, Passed, Place, Side
 from clearspan.scopes import HERE, Scope
-from clearspan.tree import Branch, branches, module_at
+from clearspan.tree import module_at
 
 Transform = Callable[[Tensor, int], Tensor]
-
-
-@dataclass(frozen=True)
-class Ends:
-    """What is kept of a call of the module at a path: its input, its outputs.
-
-    Attributes:
-        path: The module's path.
-        call: Which call in a forward, or None where it is called once.
-        entry: The input, or None.
-        exits: The outputs.
-        arguments: Further inputs.
-    """
-
-    path: str
-    call: int | None
-    entry: Place | None
-    exits: tuple[Place, ...]
-    arguments: tuple[Place, ...] = ()
-
-    @functools.cached_property
-    def are_plain(self) -> bool:
-        """Whether the tensors are kept as they are."""
-        places = [place for place in (self.entry, *self.exits) if place is not None]
-        return (
-            len(self.exits) < 2
-            and not self.arguments
-            and all(place.layout is Layout.TOKENS and not place.is_overwritten and not place.item for place in places)
-        )
-
-
-@dataclass(frozen=True)
-class Inside:
-    """What is kept of the inside of the module at a path.
-
-    Attributes:
-        path: The module's path.
-        call: Which call in a forward, or None where it is called once.
-        places: What is kept, by where it is.
-    """
-
-    path: str
-    call: int | None
-    places: Mapping[Side | Passed, Place]
-
-    @property
-    def owner(self) -> str:
-        """The module's path, and which call of it, as one string."""
-        return next(iter(self.places.values())).owner
-
-    @property
-    def has_square(self) -> bool:
-        """Whether scores or pattern are kept: they are computed, not referred to."""
-        return not self.places.keys().isdisjoint((Side.SCORES, Side.PATTERN))
-
-
-@dataclass(frozen=True)
-class RecordingPlan:
-    """Which modules give the raw tensors of a choice of points. One plan serves every run of that choice.
-
-    It names modules by their paths: in each run they are those that are there.
-
-    Attributes:
-        places: The raw tensors.
-        ends: Modules whose input or output is kept.
-        insides: Modules whose inside is kept.
-        ways: The ways to all these modules.
-    """
-
-    places: frozenset[Place]
-    ends: tuple[Ends, ...]
-    insides: tuple[Inside, ...]
-    ways: tuple[Branch, ...]
-
-    @classmethod
-    def of(cls, places: Iterable[Place]) -> "RecordingPlan":
-        """Returns the plan for these raw tensors."""
-        places = frozenset(places)
-        at: dict[tuple[str, int | None], list[Place]] = {}
-        for place in sorted(places, key=lambda place: place.key):
-            at.setdefault((place.module, place.call), []).append(place)
-        ends, insides = [], []
-        for (path, call), here in at.items():
-            entries = [place for place in here if place.side is Side.INPUT]
-            entry = next((place for place in entries if not place.argument), None)
-            arguments = tuple(place for place in entries if place.argument)
-            exits = tuple(place for place in here if place.side is Side.OUTPUT)
-            if entry is not None or exits or arguments:
-                ends.append(Ends(path, call, entry, exits, arguments))
-            inside = {place.side: place for place in here if place.side.is_inside}
-            if inside:
-                insides.append(Inside(path, call, inside))
-        return cls(places, tuple(ends), tuple(insides), branches(dict.fromkeys(path for path, _ in at)))
 
 
 @dataclass(frozen=True)
@@ -200,6 +107,10 @@ class Recording:
         """Whether the point's value was kept, or can be computed from what was."""
         inside = point.place.side.is_of_a_call and point.place.owner in self._calls
         return inside or point.name in self.values or point.place.key in self._raw
+
+    def has_all(self, points: Mapping[str, HookPoint]) -> bool:
+        """Whether each point's raw tensor was kept."""
+        return all(point.place.key in self._raw for point in points.values())
 
     @property
     def has_transform(self) -> bool:
@@ -330,6 +241,17 @@ class Recording:
         kept = tensor.clone() if point.place.is_overwritten else tensor
         self._keep(self.values, point.name, kept, point.place.pos_dim)
 
+    def _keep_plain(self, key: str, tensor: Tensor) -> None:
+        """Keeps a raw tensor with rows and positions first, as `_keep` does."""
+        if self._transform is not None:
+            self._keep(self._raw, key, tensor, 1)
+            return
+        if tensor.requires_grad:
+            tensor = tensor.detach()
+        self._raw[key] = tensor
+        if not tensor.is_inference():
+            self._versions[key] = tensor._version
+
     def _keep(self, kept: dict[str, Tensor], key: str, tensor: Tensor, pos_dim: int) -> None:
         # Called hundreds of times in a forward, so it calls nothing that it need not.
         if tensor.requires_grad:
@@ -361,34 +283,28 @@ class Recording:
             plan: What to keep.
             modules: The plan's modules by their paths.
         """
-        ends_of_hooks: list[Callable[[], None]] = []
-        owner = HERE.get()
+        owner, keepers, handles = HERE.get(), plan.keepers, list[Callable[[], None]]()
         self.autocast = autocast_dtype(execution_device(modules[""]))
         with observed(self._observers(plan, modules, owner)):
             try:
+                keepers.serve(self._keep_plain, owner)
                 for ends in plan.ends:
-                    hook = self._plain_hook(ends, owner) if ends.are_plain else self._hook(ends, owner)
-                    hook = hook if ends.call is None else self._at_call(ends.call, hook, owner)
-                    ends_of_hooks.append(see(modules[ends.path], hook))
+                    path, module = ends.path, modules[ends.path]
+                    if not (ends.are_plain and keepers.put(module, path, ends.entry_key, ends.exit_key)):
+                        handles.append(self._see(module, ends, owner))
                 yield
             finally:
-                for end in reversed(ends_of_hooks):
-                    end()
+                while handles:
+                    handles.pop()()
+                keepers.rest()
 
-    def _plain_hook(self, ends: Ends, owner: Scope | None) -> Callable[..., None]:
-        raw = self._raw
-        entry = None if ends.entry is None else ends.entry.key
-        exit_ = ends.exits[0].key if ends.exits else None
-
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any = None) -> None:
-            if HERE.get() is not owner:
-                return
-            if entry is not None:
-                self._keep(raw, entry, args[0] if args else primary_input(args, kwargs), 1)
-            if exit_ is not None:
-                self._keep(raw, exit_, output if type(output) is Tensor else primary_output(output), 1)
-
-        return keep
+    def _see(self, module: nn.Module, ends: Ends, owner: Scope | None) -> Callable[[], None]:
+        """Keeps what was asked for of a module's ends in its calls; returns what ends that."""
+        keep = self._hook(module, ends, owner)
+        keep = keep if ends.call is None else self._at_call(ends.call, keep, owner)
+        if is_unhooked(module):
+            return Seen(module, keep).restore
+        return after(module, lambda _, *seen: keep(*seen), is_for_one=True).remove
 
     def _at_call(self, call: int, hook: Callable[..., None], owner: Scope | None) -> Callable[..., None]:
         """Returns a hook that acts at one call of its module in a forward."""
@@ -402,8 +318,8 @@ class Recording:
 
         return keep
 
-    def _hook(self, ends: Ends, owner: Scope | None) -> Callable[..., None]:
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any = None) -> None:
+    def _hook(self, module: nn.Module, ends: Ends, owner: Scope | None) -> Callable[..., None]:
+        def keep(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any = None) -> None:
             if HERE.get() is not owner:
                 return
             if ends.entry is not None:
@@ -473,7 +389,7 @@ class Recording:
             if not self._defers or not inside.has_square:
                 self._keep_inside(kept, places)
                 return call.run()
-            kept = replace(kept, value=kept.key)  # values are not needed, and may lie in the fused projection
+            kept = kept.without_values()  # which may lie in the fused projection
             if self._relocation is not None:
                 kept = kept.to(self._relocation)
             self._calls[inside.owner] = kept

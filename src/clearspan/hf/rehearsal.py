@@ -18,7 +18,6 @@ from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.tensors import primary_input
 from clearspan.hf.torch_hooks import HOOK_TABLES
 from clearspan.points import Place
-from clearspan.tree import modules_at
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 ELSEWHERE = torch.device("meta", 1)
@@ -62,7 +61,7 @@ def rehearse(
 
 def _run(copied: nn.Module, places: Iterable[Place], recording: Recording, kwargs: Mapping[str, Any]) -> None:
     plan = RecordingPlan.of(places)
-    modules = modules_at(copied, plan.ways)
+    modules = plan.ways.modules(copied)
     kept = {modules[inside.path] for inside in plan.insides}
     # Attention that is not recorded is observed too, so that no kernel runs.
     others = [module for module in copied.modules() if "config" in vars(module) and uses_interface(module)]

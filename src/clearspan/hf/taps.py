@@ -5,6 +5,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,7 @@ from clearspan.hf.tensors import (
     with_output,
 )
 from clearspan.hf.torch_hooks import after, before, nothing, take_off_lost
-from clearspan.hf.turns import Run, turns_of
+from clearspan.hf.turns import Run, Taken, turns_of
 from clearspan.points import (
     Converted,
     Derivation,
@@ -48,7 +49,7 @@ from clearspan.points import (
     read,
 )
 from clearspan.scopes import HERE, Scope, called_in, is_foreign
-from clearspan.tree import branches, module_at, modules_at
+from clearspan.tree import Ways, module_at
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,7 @@ class Taps:
 
     # --- a run -------------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def run(self, batch: Any = None, steps: Iterator[int] | None = None) -> Iterator[Run]:
+    def run(self, batch: Any = None, steps: Iterator[int] | None = None) -> "_TurnOfRun":
         """While the context is open, does one run, in its turn.
 
         Args:
@@ -145,19 +145,7 @@ class Taps:
         Raises:
             ModelBusyError: Another thread's run is inside a hook function that does not return.
         """
-        run = Run(self._passage, batch, steps)
-        with self.turns.taken(run):
-            try:
-                self.follow()
-                if steps is not None:
-                    self._follower.install()
-                yield run
-            finally:
-                if steps is not None:
-                    self._follower.remove()
-                run.forget()  # what a backward hook's context keeps of it is empty
-                if not self.turns.is_away:
-                    self._passage.clear()
+        return _TurnOfRun(self, Run(self._passage, batch, steps))
 
     @property
     def present(self) -> Run | None:
@@ -182,7 +170,7 @@ class Taps:
         heard = [point for point in points if self._is_shown(point)] if self._installed else []
         if heard:
             plan = RecordingPlan.of(plan.places - {point.place for point in heard})
-        modules = modules_at(self.model, plan.ways)
+        modules = plan.ways.modules(self.model)
         refuse_compiled(modules.values())
         recording.wanted = frozenset(point.name for point in heard)
         run.recording = recording
@@ -280,7 +268,7 @@ class Taps:
     def _install(self, anchor: _Anchor) -> _Tap:
         places = self._places[anchor]
         rows_of = {place.rows_of for place in places if self._needs_rows(place)}
-        around = modules_at(self.model, branches([anchor.module, *rows_of]))
+        around = Ways([anchor.module, *rows_of]).modules(self.model)
         modules = {path: around[path] for path in (anchor.module, *rows_of)}
         module = modules[anchor.module]
         refuse_compiled(around.values())
@@ -590,6 +578,43 @@ class Taps:
             return False
         pending = self._passage.pending.get(point.access.derivation)
         return pending is None or pending.only_gradient
+
+
+class _TurnOfRun(Taken):
+    """The turn of one run.
+
+    Args:
+        taps: Those that do the run.
+        run: The run.
+    """
+
+    def __init__(self, taps: Taps, run: Run) -> None:
+        super().__init__(taps.turns, run)
+        self._taps = taps
+        self._run = run
+        self._is_followed = False
+
+    def __enter__(self) -> Run:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().__enter__()
+        try:
+            self._taps.follow()
+            if self._run.steps is not None:
+                self._taps._follower.install()
+                self._is_followed = True
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self._run
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            if self._is_followed:
+                self._taps._follower.remove()
+            self._run.forget()  # what a backward hook's context keeps of it is empty
+            if not self._turns.is_away:
+                self._taps._passage.clear()
+        finally:
+            super().__exit__(kind, error, at)
 
 
 def heard(model: nn.Module) -> list[str]:

@@ -93,29 +93,23 @@ class StandIn:
         return itself, (self._own(self._module),)
 
 
-class _Seen(StandIn):
-    """A module's own forward, after which a function is called with the module, arguments, keywords and the output."""
+def is_unhooked(module: nn.Module) -> bool:
+    """Whether no torch hook changes a module's output: what its forward returns is what others get.
+
+    There a forward in the place of its own sees what a torch hook would see, which torch needs ten times as long to put
+    on and to call.
+    """
+    return not (module._forward_hooks or torch_module._global_forward_hooks)
+
+
+class Seen(StandIn):
+    """A module's own forward, after which a function is called with its arguments, its keywords and its output."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the forward, and has the function look at it."""
         output = self.__wrapped__(*args, **kwargs)
-        self._function(self._module, args, kwargs, output)
+        self._function(args, kwargs, output)
         return output
-
-
-def see(module: nn.Module, function: Callable[..., None]) -> Callable[[], None]:
-    """Has a function see each forward of a module as the last torch hook there would; returns what ends that.
-
-    It is for runs, and is called as `after(..., is_for_one=True)` calls it. Where no torch hook changes the module's
-    output, it takes the place of the forward: torch needs ten times as long to put a hook on and to call it.
-
-    Args:
-        module: The module.
-        function: Called with the module, its arguments, its keywords and its output; returns nothing.
-    """
-    if module._forward_hooks or torch_module._global_forward_hooks:
-        return after(module, function, is_for_one=True).remove
-    return _Seen(module, function).restore
 
 
 def take_off_lost(model: nn.Module, kept: Container[int], diverted: Container[nn.Module]) -> None:

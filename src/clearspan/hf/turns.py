@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
@@ -173,8 +174,7 @@ class Turns:
 
     # --- taking turns ------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def taken(self, turn: Scope) -> Iterator[None]:
+    def taken(self, turn: Scope) -> "Taken":
         """While the context is open, this context alone works on the model; inside of a turn it works on.
 
         Interrupts wait for its end, but where `let_through` says that they need not. The modes of torch that an
@@ -186,23 +186,7 @@ class Turns:
         Raises:
             ModelBusyError: Another thread's run is inside a hook function that does not return.
         """
-        with held_off():
-            owner = self._owner
-            is_inner = owner is not None and is_inside(owner)
-            if not is_inner:
-                self._take(turn)
-            before, modes = HERE.get(), Modes()
-            HERE.set(turn)
-            try:
-                yield
-            except BaseException:
-                modes.set_back()
-                raise
-            finally:
-                turn.is_open = False
-                HERE.set(before)
-                if not is_inner:
-                    self._hand_on()
+        return Taken(self, turn)
 
     def changing(self) -> contextlib.AbstractContextManager[None]:
         """Returns a context in which torch hooks come and go, while no run is under way but one that this is in."""
@@ -262,6 +246,43 @@ class Turns:
         self._waiting.clear()
         if self._owner is not None and self._owner.thread is not threading.current_thread():
             self._owner = self._call = None
+
+
+class Taken(held_off):
+    """A turn on a model. A class of its own costs less than a generator, and every run takes one.
+
+    Args:
+        turns: The turns of the model.
+        turn: What is to be done.
+    """
+
+    def __init__(self, turns: Turns, turn: Scope) -> None:
+        self._turns = turns
+        self._turn = turn
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        try:
+            owner = self._turns._owner
+            self._is_inner = owner is not None and is_inside(owner)
+            if not self._is_inner:
+                self._turns._take(self._turn)
+        except BaseException as error:
+            super().__exit__(type(error), error, error.__traceback__)
+            raise
+        self._outer, self._modes = HERE.get(), Modes()
+        HERE.set(self._turn)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            if kind is not None:
+                self._modes.set_back()
+            self._turn.is_open = False
+            HERE.set(self._outer)
+            if not self._is_inner:
+                self._turns._hand_on()
+        finally:
+            super().__exit__(kind, error, at)
 
 
 _TURNS: "weakref.WeakKeyDictionary[nn.Module, Turns]" = weakref.WeakKeyDictionary()

@@ -178,6 +178,8 @@ def interventions_of(given: object) -> tuple[Intervention, ...]:
     Raises:
         InvalidArgumentError: Something else is given.
     """
+    if type(given) is tuple and not given:  # in nearly every run
+        return ()
     several = (given,) if isinstance(given, Intervention) else given
     found = tuple(several) if isinstance(several, Iterable) else (several,)
     for one in found:
