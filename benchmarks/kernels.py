@@ -12,7 +12,7 @@ _READ = {Tensor.tolist, Tensor.cpu, Tensor.numpy}
 """What hands a tensor's numbers to Python, and is seen only where it is called."""
 _WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal"}
 """Operators whose result Python waits for: a number, or a tensor whose size depends on numbers."""
-_MAKES_ROOM = ("aten::empty", "aten::new_empty", "aten::detach")
+_COMPUTES_NOTHING = ("aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view", "aten::promote_types")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
-        if not (func.is_view or name.startswith(_MAKES_ROOM)):
+        if not (func.is_view or name.startswith(_COMPUTES_NOTHING)):
             self.names.append(name)
         return func(*args, **(kwargs or {}))
 

@@ -1,8 +1,8 @@
 """Running with a cache."""
 
 import contextlib
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,23 @@ Scalar = Callable[[Tensor], Tensor]
 """From what a run returns, logits or a residual stream, to the number whose gradients are wanted."""
 
 
+@dataclass(frozen=True)
+class ScalarOfSome:
+    """A number whose gradients are kept at some points alone, of those whose values are kept.
+
+    Attributes:
+        of: From what a run returns to the number.
+        names: The points, by their canonical names.
+    """
+
+    of: Scalar
+    names: frozenset[str]
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Returns the number."""
+        return self.of(output)
+
+
 def run_with_cache(
     model: Model,
     given: ModelInput,
@@ -41,12 +58,10 @@ def run_with_cache(
     device: torch.device | str | None = None,
     pos_slice: PosSlice = None,
     incl_bwd: bool | Scalar = False,
-    graded: Container[str] | None = None,
 ) -> tuple[Output, ActivationCache]:
     """Runs the model and keeps what was asked for. The arguments are those of `TransformerBridge.run_with_cache`.
 
-    It is part of the run under way, `model.taps.run`. Of what is kept, the points in `graded` have gradients; all by
-    default.
+    It is part of the run under way, `model.taps.run`.
     """
     if not callable(incl_bwd):
         check_flags(incl_bwd=incl_bwd)
@@ -63,10 +78,7 @@ def run_with_cache(
     gradients: Mapping[str, Tensor] = {}
     if incl_bwd:
         scalar = incl_bwd if callable(incl_bwd) else None
-        chosen = [point for point in points.values() if graded is None or point.name in graded]
-        output, gradients = _run_backward(
-            model, given, segment, return_type, loss_per_token, choice, recording, scalar, chosen
-        )
+        output, gradients = _run_backward(model, given, segment, return_type, loss_per_token, choice, recording, scalar)
     else:
         with model.taps.record(choice.points.values(), choice.plan, recording):
             output = run(model, given, segment, return_type, loss_per_token)
@@ -102,7 +114,6 @@ def _run_backward(
     choice: Choice,
     recording: Recording,
     scalar: Scalar | None,
-    graded: Iterable[HookPoint],
 ) -> tuple[Output, dict[str, Tensor]]:
     check_return_type(return_type)
     if (segment[1] is not None and scalar is None) or loss_per_token:
@@ -121,9 +132,12 @@ def _run_backward(
     def note(point: HookPoint, what: Tensor | Arrival | Node) -> None:
         found.setdefault(point.name, []).append(what)
 
-    written = [point for point in graded if not isinstance(point.access, ReadOnly)]
+    names = scalar.names if isinstance(scalar, ScalarOfSome) else choice.points
+    graded = [
+        point for name, point in choice.points.items() if name in names and not isinstance(point.access, ReadOnly)
+    ]
     with (
-        model.taps.giving_gradients(written, note, given.batch.rows, given.batch.width),
+        model.taps.giving_gradients(graded, note, given.batch.rows, given.batch.width),
         model.taps.record(choice.points.values(), choice.plan, recording),
     ):
         needs_loss = scalar is None or return_type in ("loss", "both")

@@ -162,7 +162,8 @@ def attribution_patch(
 
 def _stacked(effects: UnitEffects, gradients: Gradients) -> Float[Tensor, "row layer *unit"]:
     """Returns the effects of all units, on the CPU."""
-    return torch.stack([effect(exact(gradients[point])).cpu() for point, effect in effects.items()], dim=1)
+    every = [effect(exact(gradients[point])) for point, effect in effects.items()]
+    return torch.stack([one.to(every[0].device) for one in every], dim=1).cpu()  # which waits for the run, once
 
 
 def _by_position(
@@ -260,7 +261,9 @@ def _first_order(unit: Unit, base: ActivationCache, source: ActivationCache) -> 
 
     def effect(point: str) -> Callable[[Tensor], Tensor]:
         ours, theirs = exact(base[point]), exact(source[point])
-        change = torch.where(theirs == ours, 0, theirs - ours)  # masked scores are -inf in both
+        change = theirs - ours
+        if "k_pos" in unit.axes:  # masked scores are -inf in both
+            change = change.masked_fill_(theirs == ours, 0)
         return lambda gradient: (change * gradient).sum(unit.summed) if unit.summed else change * gradient
 
     return {point: effect(point) for point in unit.points}

@@ -18,8 +18,8 @@ from clearspan.checks import check_counts
 from clearspan.circuits.attribution import Agreement, compared, sampled
 from clearspan.circuits.edges import Sender, Writes, patched_edges
 from clearspan.circuits.graph import ComputationalGraph, Edge
-from clearspan.circuits.runs import PairRun, PairRuns
-from clearspan.components import GeneralAttentionBridge, HeadAttentionBridge, Sublayer
+from clearspan.circuits.runs import MOST, PairRun, PairRuns, copies_with_graph
+from clearspan.components import GeneralAttentionBridge, HeadAttentionBridge, Sublayer, stream_at
 from clearspan.components.factors import scale_
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
@@ -105,12 +105,15 @@ def edge_attribution(
         pair.check_slope()
     written = Writes.points_of(bridge, [Sender(node) for node in graph.senders])
     source = pair.source_run(written)
-    base = pair.graded_run([*written, *points_of_gradients(bridge)], source)
     if steps is None:
-        per_row = _contracted(graph, base.cache, base.cache, source.cache)
+        names = [*written, *points_of_gradients(bridge)]
+        base = pair.graded_run(names, source, graded=graded_points(bridge))
+        slopes = [base.cache]
     else:
+        base = pair.base_run(written, source)
         shares = [(step + (0.5 if scheme == "midpoint" else 1.0)) / steps for step in range(steps)]
-        per_row = _integrated(graph, pair, base, source, shares)
+        slopes = _runs_between(pair, base, source, shares)
+    per_row = _contracted(graph, slopes, base.cache, source.cache)
     if len(base.value) < len(per_row):  # the metric is one number for all rows
         per_row = per_row.sum(0, keepdim=True)
     return EdgeScores(
@@ -126,45 +129,69 @@ def edge_attribution(
     )
 
 
-def _integrated(
-    graph: ComputationalGraph, pair: PairRuns, base: PairRun, source: PairRun, shares: Sequence[float]
-) -> Float[Tensor, "row sender receiver"]:
-    """Returns effects with the mean of gradients at shares of the way from the base's embeddings to the source's."""
-    name = "blocks.0.hook_resid_pre"
+def _runs_between(pair: PairRuns, base: PairRun, source: PairRun, shares: Sequence[float]) -> list[ActivationCache]:
+    """Returns runs at shares of the way from the base's embeddings to the source's, with gradients.
+
+    Each run has as many shares as there is room for, as copies of the rows.
+    """
+    bridge, name = pair.bridge, "blocks.0.hook_resid_pre"
     start, way = base.cache[name], source.cache[name] - base.cache[name]
-    total: Tensor | float = 0.0
-    for share in shares:
-        entering = start + way * share
+    found, size = [], copies_with_graph(pair)
+    for some in (shares[first : first + size] for first in range(0, len(shares), size)):
+        entering = torch.cat([start + way * share for share in some])
         hooks: Hooks = [(name, lambda value, hook, entering=entering: entering)]
-        graded = pair.graded_run(points_of_gradients(pair.bridge), source, base, hooks)
-        total = total + _contracted(graph, graded.cache, base.cache, source.cache) / len(shares)
-    assert isinstance(total, Tensor), "there is a step"
-    return total
+        names, graded = points_of_gradients(bridge), graded_points(bridge)
+        run = pair.graded_run(names, source, base, hooks, graded=graded, copies=len(some))
+        found.append(run.cache)
+    return found
 
 
 def _contracted(
-    graph: ComputationalGraph, graded: ActivationCache, base: ActivationCache, source: ActivationCache
+    graph: ComputationalGraph, slopes: Sequence[ActivationCache], base: ActivationCache, source: ActivationCache
 ) -> Float[Tensor, "row sender receiver"]:
-    """Returns each edge's effect: rows one by one, and the receivers of a layer together.
+    """Returns each edge's effect: for as many rows at a time as there is room for, the receivers of a layer together.
 
     Args:
         graph: The edges.
-        graded: The run with gradients.
+        slopes: Runs with gradients, whose mean over all copies of a row is taken.
         base: The run that is patched.
         source: The run that gives values.
     """
-    every = []
-    for row in range(base.n_rows):
-        ours, theirs, slopes = (cache.apply_slice_to_batch_dim(slice(row, row + 1)) for cache in (base, source, graded))
-        changes = sender_changes(ours, theirs).flatten(1)
-        found, at = changes.new_full((len(graph.senders), len(graph.receivers)), torch.nan), 0
-        for gradients in receiver_gradients(slopes):
+    every, rows = [], base.n_rows
+    streams = len(graph.senders) + max(run.n_rows // rows for run in slopes) * (graph.n_heads + 2 * graph.n_kv_heads)
+    size = max(1, MOST // (4 * streams * base.n_positions * base.model.cfg.d_model))
+    for start in range(0, rows, size):
+        some = range(start, min(start + size, rows))
+        changes = sender_changes(_rows_of(base, some, rows), _rows_of(source, some, rows)).flatten(2).transpose(0, 1)
+        found, at = changes.new_full((len(some), len(graph.receivers), len(graph.senders)), torch.nan), 0
+        for several in zip(*(receiver_gradients(_rows_of(run, some, rows)) for run in slopes), strict=True):
+            gradients = _mean_of_copies(several, len(some)).to(changes)
             end = at + len(gradients)
             count = graph.n_senders_before(graph.receivers[end - 1])  # all of one sublayer
-            found[:count, at:end] = (gradients.flatten(1).to(changes) @ changes[:count].T).T
+            found[:, at:end, :count] = gradients.flatten(2).transpose(0, 1) @ changes[:, :count].mT
             at = end
-        every.append(found.cpu())
-    return torch.stack(every).masked_fill_(~graph.mask, torch.nan)
+        every.append(found)
+    return torch.cat(every).mT.cpu()
+
+
+def _rows_of(cache: ActivationCache, some: range, rows: int) -> ActivationCache:
+    """Returns a cache of some of the rows, of each of the copies that it has of them."""
+    if len(some) == rows:
+        return cache
+    chosen = [copy + row for copy in range(0, cache.n_rows, rows) for row in some]
+    return cache.apply_slice_to_batch_dim(slice(some.start, some.stop) if len(chosen) == len(some) else chosen)
+
+
+def _mean_of_copies(
+    gradients: Sequence[Float[Tensor, "receiver copies*row pos d_model"]], rows: int
+) -> Float[Tensor, "receiver row pos d_model"]:
+    """Returns the mean over the copies of rows in several runs."""
+    copies = [one.unflatten(1, (-1, rows)) for one in gradients]
+    total = sum(one.shape[1] for one in copies)
+    if total == 1:
+        return gradients[0]
+    sums = [one.sum(1) for one in copies]
+    return torch.stack(sums).sum(0) / total if len(sums) > 1 else sums[0] / total
 
 
 def sender_changes(base: ActivationCache, source: ActivationCache) -> Float[Tensor, "sender row pos d_model"]:
@@ -195,13 +222,18 @@ def _change(base: ActivationCache, source: ActivationCache, name: str) -> Tensor
 
 
 def points_of_gradients(bridge: TransformerBridge) -> list[str]:
-    """Returns the points from which gradients at receivers' inputs are known."""
+    """Returns the points from which gradients at receivers' inputs are known: `graded_points`, and heads' streams."""
+    attentions = (one for block in bridge.blocks for one in block.sublayers if one.kind == "attn")
+    streams = (f"{own.block}.{stream_at(own.stage)}" for own in attentions)
+    return list(dict.fromkeys([*streams, *graded_points(bridge)]))
+
+
+def graded_points(bridge: TransformerBridge) -> list[str]:
+    """Returns the points of which the gradients are needed."""
     names = []
-    for block in bridge.blocks:
-        for own in block.sublayers:
-            heads = [f"{own.part.path}.hook_{name}" for name in "qkv"] if own.kind == "attn" else [own.hook_in]
-            names += [block.stream_before(own.stage), *heads]
-    return list(dict.fromkeys([*names, f"{bridge.blocks[-1].path}.hook_resid_post"]))
+    for own in (one for block in bridge.blocks for one in block.sublayers):
+        names += [f"{own.part.path}.hook_{name}" for name in "qkv"] if own.kind == "attn" else [own.hook_in]
+    return [*names, f"{bridge.blocks[-1].path}.hook_resid_post"]
 
 
 def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "receiver row pos d_model"]]:

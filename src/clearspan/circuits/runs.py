@@ -1,13 +1,15 @@
 """The two runs of a pair: what is kept of them, what the metric says of them, and its gradients."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clearspan._run.caching import ScalarOfSome
 from clearspan._run.hooks import Hooks
 from clearspan._run.sources import Source
 from clearspan.bridge import TransformerBridge
@@ -21,7 +23,7 @@ from clearspan.results import number
 from clearspan.sweep import Direction, Effects, Grid, LogitMetric, Metric, Pair, Sweep
 from clearspan.sweep.metrics import Context, Reference, at_places
 from clearspan.sweep.plan import half_of_free
-from clearspan.sweep.readings import measured
+from clearspan.sweep.readings import by_row, exact
 
 MOST = 2**28
 """Bytes that a batch takes by default at the most; larger ones were no faster."""
@@ -34,12 +36,17 @@ class PairRun:
     Attributes:
         cache: What was kept.
         output: What the model returned: logits, or the last residual stream where only some logits are read out.
-        value: The metric of each row, on the CPU; one row where it is one number for all.
+        measured: The metric of each row, where the model runs; one row where it is one number for all.
     """
 
     cache: ActivationCache
     output: Tensor
-    value: Float[Tensor, "row"]
+    measured: Float[Tensor, "row"]
+
+    @cached_property
+    def value(self) -> Float[Tensor, "row"]:
+        """The metric on the CPU. It waits for the run, so that it is asked for last."""
+        return exact(self.measured)
 
 
 class PairRuns(Pair[Metric]):
@@ -93,12 +100,24 @@ class PairRuns(Pair[Metric]):
     def source_run(self, names: Sequence[str]) -> PairRun:
         """Returns the run that gives values, with some points kept."""
         output, cache = self.bridge.run_with_cache(self.source, list(names), stop_at_layer=self.stop)
-        found = self._measure(output, self.source, output, output)
-        return PairRun(cache, output, measured(lambda _: found, output))
+        return PairRun(cache, output, by_row(self._measure(output, self.source, output, output), output))
+
+    @no_grad
+    def base_run(self, names: Sequence[str], source: PairRun) -> PairRun:
+        """Returns the run that is changed, with some points kept."""
+        output, cache = self.bridge.run_with_cache(self.base, list(names), stop_at_layer=self.stop)
+        return PairRun(cache, output, by_row(self.of_output(output, source), output))
 
     @torch.enable_grad()
     def graded_run(
-        self, names: Sequence[str], source: PairRun, base: PairRun | None = None, fwd_hooks: Hooks = ()
+        self,
+        names: Sequence[str],
+        source: PairRun,
+        base: PairRun | None = None,
+        fwd_hooks: Hooks = (),
+        *,
+        graded: Collection[str] | None = None,
+        copies: int = 1,
     ) -> PairRun:
         """Returns the run that is changed, with some points kept and the gradients of the metric there.
 
@@ -107,16 +126,22 @@ class PairRuns(Pair[Metric]):
             source: The other run.
             base: The run that is changed, where hooks make this one another.
             fwd_hooks: Hooks on the run.
+            graded: The points of these that have gradients; all by default.
+            copies: How often the rows are in the run, copy after copy; the metric is that of the last one.
         """
         values: list[Tensor] = []
 
         def total(output: Tensor) -> Tensor:
-            found = self.of_output(output, source, base)
-            values.append(measured(lambda _: found, output))
-            return found.sum()
+            every = [by_row(self.of_output(copy, source, base), copy) for copy in output.split(self.base.rows)]
+            values.append(every[-1].detach())
+            return torch.cat(every).sum()
 
         output, cache = self.bridge.run_with_cache(
-            self.base, list(names), incl_bwd=total, stop_at_layer=self.stop, fwd_hooks=fwd_hooks
+            self.base.repeated(copies),
+            list(names),
+            incl_bwd=ScalarOfSome(total, frozenset(names if graded is None else graded)),
+            stop_at_layer=self.stop,
+            fwd_hooks=fwd_hooks,
         )
         return PairRun(cache, output, values[0])
 
@@ -189,6 +214,15 @@ def copies_at_a_time(pair: Pair[Any], memory: int | None, streams: int) -> int:
     limit = min(MOST, half_of_free(pair.bridge.device)) if memory is None else memory
     one = 4 * pair.base.rows * pair.base.width * pair.bridge.cfg.d_model
     return max(1, limit // (streams * one))
+
+
+def copies_with_graph(pair: PairRuns) -> int:
+    """Returns how many copies of a pair's rows run in one batch with a graph, which keeps what each layer computed."""
+    cfg = pair.bridge.cfg
+    logits = 0 if pair.reads_some_logits else 3 * cfg.d_vocab // cfg.d_model
+    streams = cfg.n_layers * (12 + 3 * (cfg.d_mlp or 0) // cfg.d_model) + logits
+    device = pair.bridge.device
+    return copies_at_a_time(pair, None if device.type == "cpu" else half_of_free(device), streams)
 
 
 def _check_memory(memory: int | None) -> None:

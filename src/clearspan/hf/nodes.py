@@ -77,10 +77,14 @@ def put_node(place: Place, module: nn.Module, name: str, keep: Callable[[Tensor]
         return node
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return with_input(args, kwargs, node_of(primary_input(args, kwargs)), also) if HERE.get() is owner else None
+        if HERE.get() is not owner:
+            return None
+        return with_input(args, kwargs, node_of(primary_input(args, kwargs)), also)
 
-    def leave(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any = None) -> Any:  # noqa: ARG001
-        return with_output(output, node_of(primary_output(output, place.item)), place.item) if HERE.get() is owner else None
+    def leave(_: nn.Module, __: Any, ___: Any, output: Any = None) -> Any:
+        if HERE.get() is not owner:
+            return None
+        return with_output(output, node_of(primary_output(output, place.item)), place.item)
 
     # Before other torch hooks, which may give the module a copy.
     return before(module, enter, first=True) if place.side is Side.INPUT else after(module, leave, is_for_one=True)

@@ -79,14 +79,22 @@ def measured(metric: Metric, logits: Float[Tensor, "row pos d_vocab"]) -> Float[
     Raises:
         InvalidArgumentError: The metric returned something else.
     """
-    found = metric(logits)
+    return exact(by_row(metric(logits), logits))
+
+
+def by_row(found: object, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row"]:
+    """Returns what a metric gave for a run's logits, if it is one number for each row, or one number in all.
+
+    Raises:
+        InvalidArgumentError: It is something else.
+    """
     if not isinstance(found, Tensor) or found.ndim > 1 or (found.ndim == 1 and len(found) != len(logits)):
         raise InvalidArgumentError(
             "the metric is not a number for each row",
             expected=f"a tensor [batch={len(logits)}], or of no axes",
             got=str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__,
         )
-    return exact(found).reshape(-1)
+    return found.reshape(-1)
 
 
 def exact(values: Tensor) -> Tensor:
