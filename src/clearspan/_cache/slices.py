@@ -59,9 +59,12 @@ def position_index(pos_slice: PosSlice, length: int, *, what: str = "position") 
             index = torch.tensor(positions)
         case _:
             index = torch.tensor([])
-    positions = _of_slice(index, length) if isinstance(index, slice) else index
-    is_index = positions.dtype == torch.long and positions.numel() > 0
-    if not is_index or positions.min() < -length or positions.max() >= length:
+    if isinstance(index, slice):
+        is_there = len(_of_slice(index, length)) > 0
+    else:
+        is_index = index.dtype == torch.long and index.numel() > 0
+        is_there = is_index and bool(index.min() >= -length) and bool(index.max() < length)
+    if not is_there:
         raise InvalidArgumentError(
             f"{_ARGUMENTS[what]} names no {what} of this run",
             expected=f"-{length} to {length - 1}: one, (start, stop[, step]), a list, a slice, or a tensor of indices",
@@ -80,9 +83,9 @@ def _integers(index: Tensor, length: int) -> Tensor:
     return index if index.is_floating_point() or index.dtype == torch.bool else index.long()
 
 
-def _of_slice(index: slice, length: int) -> Tensor:
+def _of_slice(index: slice, length: int) -> range:
     goes_forward = index.step is None or index.step > 0
-    return torch.arange(length)[index if goes_forward else slice(0)]
+    return range(length)[index if goes_forward else slice(0)]
 
 
 def check_columns(pos_slice: PosSlice, batch: Batch) -> None:

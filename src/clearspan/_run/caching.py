@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from clearspan.cache import ActivationCache
 from clearspan.checks import check_flags
 from clearspan.errors import ConflictingWritesError, InvalidArgumentError, PointNotReachedError
 from clearspan.hf.derived import Arrival
+from clearspan.hf.nodes import Node
 from clearspan.hf.recording import Recording
 from clearspan.hf.sequence import of_all_positions
 from clearspan.hf.storages import Copies
@@ -28,6 +29,23 @@ from clearspan.transfers import Outbound
 
 Scalar = Callable[[Tensor], Tensor]
 """From what a run returns, logits or a residual stream, to the number whose gradients are wanted."""
+
+
+@dataclass(frozen=True)
+class ScalarOfSome:
+    """A number whose gradients are kept at some points, whether or not their values are kept.
+
+    Attributes:
+        of: From what a run returns to the number.
+        names: The points, by their names.
+    """
+
+    of: Scalar
+    names: tuple[str, ...]
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Returns the number."""
+        return self.of(output)
 
 
 def run_with_cache(
@@ -108,31 +126,33 @@ def _run_backward(
             reason=lost,
             fix="bridge.hf_model.eval(), which checkpoints nothing",
         )
-    found: dict[str, list[Tensor | Arrival]] = {}
+    found: dict[str, list[Tensor | Arrival | Node]] = {}
 
-    def note(point: HookPoint, what: Tensor | Arrival) -> None:
+    def note(point: HookPoint, what: Tensor | Arrival | Node) -> None:
         found.setdefault(point.name, []).append(what)
 
-    with contextlib.ExitStack() as stack:
-        for point in choice.points.values():
-            if isinstance(point.access, ReadOnly):
-                continue
-            stack.enter_context(point.giving_gradient_to(note))
-        stack.enter_context(model.taps.record(choice.points.values(), choice.plan, recording))
+    names = scalar.names if isinstance(scalar, ScalarOfSome) else choice.points
+    graded = [point for point in map(model.index.find, names) if not isinstance(point.access, ReadOnly)]
+    with (
+        model.taps.giving_gradients(graded, note, given.batch.rows, given.batch.width),
+        model.taps.record(choice.points.values(), choice.plan, recording),
+    ):
         needs_loss = scalar is None or return_type in ("loss", "both")
         output = run(model, given, segment, "both" if needs_loss else "logits")
     logits, loss = output if isinstance(output, tuple) else (output, None)
     assert logits is not None, "both return types have logits"
     total = loss if scalar is None else _number(let_through(scalar, logits))
     assert total is not None, "without a function it is the loss"
-    ends = [(name, what) for name, there in found.items() for what in there]
-    tensors = [what.output if isinstance(what, Arrival) else what for _, what in ends]
-    at_ends = let_through(torch.autograd.grad, total, tensors, allow_unused=True)
+    ends = [(name, what, _end(what)) for name, there in found.items() for what in there]
+    tensors = {id(end): end for _, _, end in ends}  # several points of a place have one
+    at = let_through(torch.autograd.grad, total, list(tensors.values()), allow_unused=True)
+    at_ends = dict(zip(tensors, at, strict=True))
     gradients: dict[str, Tensor] = {}
-    for (name, what), gradient in zip(ends, at_ends, strict=True):
+    for name, what, end in ends:
+        gradient = at_ends[id(end)]
         if gradient is not None:
             with contextlib.suppress(ConflictingWritesError):  # a gradient that would miss a write is left out
-                own = what.gradient(gradient) if isinstance(what, Arrival) else gradient
+                own = gradient if isinstance(what, Tensor) else what.gradient(gradient)
                 gradients[name] = gradients[name] + own if name in gradients else own
     logits, loss = logits.detach(), None if loss is None else loss.detach()
     match return_type:
@@ -142,6 +162,11 @@ def _run_backward(
         case "loss":
             return loss, gradients
     return None if return_type is None else logits, gradients
+
+
+def _end(what: Tensor | Arrival | Node) -> Tensor:
+    """Returns the tensor of the graph to which a point's gradient comes."""
+    return what if isinstance(what, Tensor) else what.output
 
 
 def _number(found: object) -> Tensor:

@@ -130,12 +130,13 @@ def attribution_patch(
     what = Unit.of(bridge, unit, layers, by_position)
     pair = PairRuns.of(bridge, clean, corrupted, metric, direction, attention_mask)
     pair.check_slope()
-    source = pair.source_run(what.points)
+    points = what.points
     if qk_fix:
+        source = pair.source_run(points)
         effects = _pattern_effects(pair, what, source.cache)
         graded = pair.graded_run(list(effects), source)
     else:
-        graded = pair.graded_run(what.points, source)
+        source, graded = pair.runs(points, points, points)
         effects = _first_order(what, graded.cache, source.cache)
     if grad_drop:
         by_column = _mean_size(pair, what, effects, source)
@@ -162,7 +163,8 @@ def attribution_patch(
 
 def _stacked(effects: UnitEffects, gradients: Gradients) -> Float[Tensor, "row layer *unit"]:
     """Returns the effects of all units, on the CPU."""
-    return torch.stack([effect(exact(gradients[point])).cpu() for point, effect in effects.items()], dim=1)
+    every = [effect(exact(gradients[point])) for point, effect in effects.items()]
+    return torch.stack([one.to(every[0].device) for one in every], dim=1).cpu()  # which waits for the run, once
 
 
 def _by_position(
@@ -213,7 +215,7 @@ class Unit:
             UnknownPointError, AbsentPointError: The model has no such point.
             InvalidArgumentError: The point is in no layer, or a layer does not exist.
         """
-        n_layers = bridge.cfg.n_layers
+        n_layers = len(bridge.blocks)
         if not isinstance(name, str):
             raise InvalidArgumentError(f"unit={name!r} is no hook point's name", expected="such as 'z'")
         if Address.parse(get_act_name(name, 0)).layer is None:
@@ -260,7 +262,9 @@ def _first_order(unit: Unit, base: ActivationCache, source: ActivationCache) -> 
 
     def effect(point: str) -> Callable[[Tensor], Tensor]:
         ours, theirs = exact(base[point]), exact(source[point])
-        change = torch.where(theirs == ours, 0, theirs - ours)  # masked scores are -inf in both
+        change = theirs - ours
+        if "k_pos" in unit.axes:  # masked scores are -inf in both
+            change = change.masked_fill_(theirs == ours, 0)
         return lambda gradient: (change * gradient).sum(unit.summed) if unit.summed else change * gradient
 
     return {point: effect(point) for point in unit.points}

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan._cache.writes import Mix, by_head
-from clearspan._forward.readout import FrozenNorm, exact
+from clearspan._forward.readout import FrozenNorm, NormSlope, exact
 from clearspan._run.hooks import Hooks
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
@@ -18,17 +18,20 @@ from clearspan.checks import check_counts
 from clearspan.circuits.attribution import Agreement, compared, sampled
 from clearspan.circuits.edges import Sender, Writes, patched_edges
 from clearspan.circuits.graph import ComputationalGraph, Edge
-from clearspan.circuits.runs import PairRun, PairRuns
-from clearspan.components import GeneralAttentionBridge, HeadAttentionBridge, Sublayer
+from clearspan.circuits.runs import MOST, PairRun, PairRuns, copies_with_graph
+from clearspan.components import GeneralAttentionBridge, HeadAttentionBridge, NormalizationBridge, Sublayer, stream_at
 from clearspan.components.factors import scale_
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
+from clearspan.model import Model
 from clearspan.modes import no_grad
 from clearspan.results import counted, size
 from clearspan.sweep import Direction, Effects, Metric
 
 Scheme = Literal["midpoint", "paper"]
 """Where on each step of EAP-IG the gradient is taken: at its middle, or at its end as in the paper."""
+TOGETHER = 64
+"""Receivers in a product, or some more. It is of all senders before the last of them: more would waste work."""
 
 
 @no_grad
@@ -104,13 +107,14 @@ def edge_attribution(
     if steps is None:
         pair.check_slope()
     written = Writes.points_of(bridge, [Sender(node) for node in graph.senders])
-    source = pair.source_run(written)
-    base = pair.graded_run([*written, *points_of_gradients(bridge)], source)
     if steps is None:
-        per_row = _contracted(graph, base.cache, base.cache, source.cache)
+        source, base = pair.runs(written, [*written, *streams_of_heads(bridge)], graded_points(bridge))
+        slopes = [base.cache]
     else:
+        source, base = pair.runs(written, written)
         shares = [(step + (0.5 if scheme == "midpoint" else 1.0)) / steps for step in range(steps)]
-        per_row = _integrated(graph, pair, base, source, shares)
+        slopes = _runs_between(pair, base, source, shares)
+    per_row = _contracted(graph, slopes, base.cache, source.cache)
     if len(base.value) < len(per_row):  # the metric is one number for all rows
         per_row = per_row.sum(0, keepdim=True)
     return EdgeScores(
@@ -126,59 +130,90 @@ def edge_attribution(
     )
 
 
-def _integrated(
-    graph: ComputationalGraph, pair: PairRuns, base: PairRun, source: PairRun, shares: Sequence[float]
-) -> Float[Tensor, "row sender receiver"]:
-    """Returns effects with the mean of gradients at shares of the way from the base's embeddings to the source's."""
-    name = "blocks.0.hook_resid_pre"
+def _runs_between(pair: PairRuns, base: PairRun, source: PairRun, shares: Sequence[float]) -> list[ActivationCache]:
+    """Returns runs at shares of the way from the base's embeddings to the source's, with gradients.
+
+    Each run has as many shares as there is room for, as copies of the rows.
+    """
+    bridge, name = pair.bridge, "blocks.0.hook_resid_pre"
     start, way = base.cache[name], source.cache[name] - base.cache[name]
-    total: Tensor | float = 0.0
-    for share in shares:
-        entering = start + way * share
+    found, size = [], copies_with_graph(pair)
+    for some in (shares[first : first + size] for first in range(0, len(shares), size)):
+        entering = torch.cat([start + way * share for share in some])
         hooks: Hooks = [(name, lambda value, hook, entering=entering: entering)]
-        graded = pair.graded_run(points_of_gradients(pair.bridge), source, base, hooks)
-        total = total + _contracted(graph, graded.cache, base.cache, source.cache) / len(shares)
-    assert isinstance(total, Tensor), "there is a step"
-    return total
+        names, graded = streams_of_heads(bridge), graded_points(bridge)
+        run = pair.graded_run(names, source, base, hooks, graded=graded, copies=len(some))
+        found.append(run.cache)
+    return found
 
 
 def _contracted(
-    graph: ComputationalGraph, graded: ActivationCache, base: ActivationCache, source: ActivationCache
+    graph: ComputationalGraph, slopes: Sequence[ActivationCache], base: ActivationCache, source: ActivationCache
 ) -> Float[Tensor, "row sender receiver"]:
-    """Returns each edge's effect: rows one by one, and the receivers of a layer together.
+    """Returns each edge's effect, on the CPU: the receivers of some sublayers together, and the rows there is room for.
 
     Args:
         graph: The edges.
-        graded: The run with gradients.
+        slopes: Runs with gradients, whose mean over all copies of a row is taken.
         base: The run that is patched.
         source: The run that gives values.
     """
-    every = []
-    for row in range(base.n_rows):
-        ours, theirs, slopes = (cache.apply_slice_to_batch_dim(slice(row, row + 1)) for cache in (base, source, graded))
-        changes = sender_changes(ours, theirs).flatten(1)
-        found, at = changes.new_full((len(graph.senders), len(graph.receivers)), torch.nan), 0
-        for gradients in receiver_gradients(slopes):
-            end = at + len(gradients)
-            count = graph.n_senders_before(graph.receivers[end - 1])  # all of one sublayer
-            found[:count, at:end] = (gradients.flatten(1).to(changes) @ changes[:count].T).T
+    every, rows = [], base.n_rows
+    copies = max(run.n_rows // rows for run in slopes)
+    groups = groups_of(graph, base.model, TOGETHER // copies)
+    streams = len(graph.senders) + copies * max(sum(count for _, count in group) for group in groups)
+    size = max(1, MOST // (4 * streams * base.n_positions * base.model.cfg.d_model))
+    for start in range(0, rows, size):
+        some = range(start, min(start + size, rows))
+        ours, theirs = (_rows_of(cache, some, rows) for cache in (base, source))
+        changes = sender_changes(graph, ours, theirs).flatten(2).transpose(0, 1)
+        found, at = changes.new_empty(len(some), len(graph.receivers), len(graph.senders)), 0
+        gradients = [ReceiverGradients(_rows_of(run, some, rows)) for run in slopes]
+        for group in groups:
+            end = at + sum(count for _, count in group)
+            before = max(map(graph.n_senders_before, graph.receivers[at:end]))
+            mean = _mean_of_copies([each.of(group) for each in gradients], len(some)).to(changes)
+            found[:, at:end, :before] = mean.flatten(2).transpose(0, 1) @ changes[:, :before].mT
             at = end
-        every.append(found.cpu())
-    return torch.stack(every).masked_fill_(~graph.mask, torch.nan)
+        every.append(found)
+    return torch.cat(every).mT.cpu().masked_fill(~graph.mask, torch.nan)
 
 
-def sender_changes(base: ActivationCache, source: ActivationCache) -> Float[Tensor, "sender row pos d_model"]:
+def _rows_of(cache: ActivationCache, some: range, rows: int) -> ActivationCache:
+    """Returns a cache of some of the rows, of each of the copies that it has of them."""
+    if len(some) == rows:
+        return cache
+    chosen = [copy + row for copy in range(0, cache.n_rows, rows) for row in some]
+    return cache.apply_slice_to_batch_dim(slice(some.start, some.stop) if len(chosen) == len(some) else chosen)
+
+
+def _mean_of_copies(
+    gradients: Sequence[Float[Tensor, "receiver copies*row pos d_model"]], rows: int
+) -> Float[Tensor, "receiver row pos d_model"]:
+    """Returns the mean over the copies of rows in several runs."""
+    copies = [one.unflatten(1, (-1, rows)) for one in gradients]
+    total = sum(one.shape[1] for one in copies)
+    if total == 1:
+        return gradients[0]
+    sums = [one.sum(1) for one in copies]
+    return torch.stack(sums).sum(0) / total if len(sums) > 1 else sums[0] / total
+
+
+def sender_changes(
+    graph: ComputationalGraph, base: ActivationCache, source: ActivationCache
+) -> Float[Tensor, "sender row pos d_model"]:
     """Returns by how much more each sender adds in the source run, to the first order at the base run.
 
     Senders are in the graph's order: `embed`, then each layer's heads, mixers and MLPs as they are added.
 
     Args:
+        graph: The edges.
         base: A run with the points of all senders.
         source: Another one.
     """
     entering = _change(base, source, "blocks.0.hook_resid_pre")
     every = [sublayer for block in base.model.blocks for sublayer in block.in_order_of_adding]
-    sizes = [own.part.n_heads if isinstance(own.part, GeneralAttentionBridge) else 1 for own in every]
+    sizes = [graph.n_heads if isinstance(own.part, GeneralAttentionBridge) else 1 for own in every]
     found = entering.new_empty(1 + sum(sizes), *entering.shape)
     found[0] = entering
     for own, part in zip(every, found[1:].split(sizes), strict=True):
@@ -186,7 +221,7 @@ def sender_changes(base: ActivationCache, source: ActivationCache) -> Float[Tens
             z, weight = _change(base, source, f"{own.part.path}.hook_z"), own.part.W_O.detach()
             Mix.of(base, own).first_order_(by_head(z, weight, out=part))
         else:
-            part[0] = _change(base, source, own.hook_out)
+            part[0].copy_(source[own.hook_out]).sub_(base[own.hook_out].to(part))
     return found
 
 
@@ -194,49 +229,95 @@ def _change(base: ActivationCache, source: ActivationCache, name: str) -> Tensor
     return exact(source[name]) - exact(base[name])
 
 
-def points_of_gradients(bridge: TransformerBridge) -> list[str]:
-    """Returns the points from which gradients at receivers' inputs are known."""
+def streams_of_heads(bridge: TransformerBridge) -> list[str]:
+    """Returns the points of the streams that heads read, at which the norms before them are taken."""
+    attentions = (one for block in bridge.blocks for one in block.sublayers if one.kind == "attn")
+    return list(dict.fromkeys(f"{own.block}.{stream_at(own.stage)}" for own in attentions))
+
+
+def graded_points(bridge: TransformerBridge) -> list[str]:
+    """Returns the points from whose gradients those at receivers' inputs are known."""
     names = []
-    for block in bridge.blocks:
-        for own in block.sublayers:
-            heads = [f"{own.part.path}.hook_{name}" for name in "qkv"] if own.kind == "attn" else [own.hook_in]
-            names += [block.stream_before(own.stage), *heads]
-    return list(dict.fromkeys([*names, f"{bridge.blocks[-1].path}.hook_resid_post"]))
+    for own in (one for block in bridge.blocks for one in block.sublayers):
+        names += [f"{own.part.path}.hook_{name}" for name in "qkv"] if own.kind == "attn" else [own.hook_in]
+    return [*names, f"{bridge.blocks[-1].path}.hook_resid_post"]
 
 
-def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "receiver row pos d_model"]]:
-    """Yields the gradients at each sublayer's inputs (of queries, keys and values, or one), then at the last stream.
+Group = Sequence[tuple[Sublayer | None, int]]
+"""Sublayers whose receivers are taken together, each with how many it has; None for the last stream."""
+
+
+def groups_of(graph: ComputationalGraph, model: Model, size: int) -> Sequence[Group]:
+    """Returns all sublayers that read, in groups of so many receivers or a sublayer's more."""
+    heads = graph.n_heads + 2 * graph.n_kv_heads
+    every: list[tuple[Sublayer | None, int]] = []
+    for own in (one for block in model.blocks for one in block.sublayers):
+        every.append((own, heads if isinstance(own.part, HeadAttentionBridge) else 1))
+    groups: list[list[tuple[Sublayer | None, int]]] = [[]]
+    for one in [*every, (None, 1)]:
+        if groups[-1] and sum(count for _, count in groups[-1]) >= size:
+            groups.append([])
+        groups[-1].append(one)
+    return groups
+
+
+class ReceiverGradients:
+    """The gradients at receivers' inputs in one run.
 
     They are what `run_with_cache(..., incl_bwd=...)` keeps of `hook_q_input`, `hook_k_input`, `hook_v_input` and
     `hook_mlp_in`, but those of heads are computed from the gradients at the projections, for all of a layer at once.
 
     Args:
-        graded: A run with the points of `points_of_gradients`, and their gradients.
+        graded: A run with `streams_of_heads`, and the gradients at `graded_points`.
     """
-    for block in graded.model.blocks:
-        for own in block.sublayers:
-            if isinstance(own.part, HeadAttentionBridge):
-                yield _gradients_of_heads(graded, own, own.part, exact(graded[block.stream_before(own.stage)]))
+
+    def __init__(self, graded: ActivationCache) -> None:
+        self._graded = graded
+        self._last = f"{graded.model.blocks[-1].path}.hook_resid_post_grad"
+        self._slopes = dict(_slopes_of_norms(graded))
+
+    def of(self, group: Group) -> Float[Tensor, "receiver row pos d_model"]:
+        """Returns those of some sublayers' queries, keys and values, or one; or of the last stream."""
+        last = exact(self._graded[self._last])
+        counts = [count for _, count in group]
+        found = last.new_empty(sum(counts), *last.shape)
+        for (own, _), part in zip(group, found.split(counts), strict=True):
+            if own is None:
+                part[0] = last
+            elif isinstance(own.part, HeadAttentionBridge):
+                self._of_heads(own, own.part, part)
             else:
-                yield exact(graded[f"{own.hook_in}_grad"])[None]
-    yield exact(graded[f"{graded.model.blocks[-1].path}.hook_resid_post_grad"])[None]
+                part[0] = self._graded[f"{own.hook_in}_grad"]
+        return found
+
+    def _of_heads(self, own: Sublayer, attention: HeadAttentionBridge, out: Tensor) -> None:
+        weights = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}
+        sizes = [len(weight) for weight in weights.values()]
+        for (name, weight), part in zip(weights.items(), out.split(sizes), strict=True):
+            by_head(self._graded[f"{attention.path}.hook_{name}_grad"], weight.detach().transpose(1, 2), out=part)
+        scale_(out, own.input_factor)
+        if own.norm is not None:
+            self._slopes[attention.path].apply_(out)
 
 
-def _gradients_of_heads(
-    graded: ActivationCache, own: Sublayer, attention: HeadAttentionBridge, stream: Tensor
-) -> Float[Tensor, "receiver row pos d_model"]:
-    weights = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}
-    sizes = [len(weight) for weight in weights.values()]
-    found = stream.new_empty(sum(sizes), *stream.shape)
-    for (name, weight), part in zip(weights.items(), found.split(sizes), strict=True):
-        by_head(graded[f"{attention.path}.hook_{name}_grad"], weight.detach().transpose(1, 2), out=part)
-    scale_(found, own.input_factor)
-    if own.norm is not None:
-        frozen = FrozenNorm.of(own.norm, own.norm.scale(stream))
-        if frozen.weight is not None:
-            found *= frozen.weight.detach().to(found)
-        frozen.apply_slope_(stream, found)
-    return found
+def _slopes_of_norms(graded: ActivationCache) -> Iterator[tuple[str, NormSlope]]:
+    """Yields the derivatives of the norms through which heads read, by attention; of norms alike at once."""
+    alike: dict[object, list[tuple[str, NormalizationBridge, Tensor]]] = {}
+    for own in (one for block in graded.model.blocks for one in block.sublayers):
+        norm = own.norm
+        if norm is not None and isinstance(own.part, HeadAttentionBridge):
+            stream = exact(graded[f"{own.block}.{stream_at(own.stage)}"])
+            kind = norm.uses_rms_norm, norm.eps, norm.has("weight"), stream.device
+            is_plain = type(norm) is NormalizationBridge
+            alike.setdefault(kind if is_plain else norm.path, []).append((own.part.path, norm, stream))
+    for those in alike.values():
+        (_, first, _), streams = those[0], torch.stack([stream for _, _, stream in those])
+        frozen = [FrozenNorm.of(norm, scale) for (_, norm, _), scale in zip(those, first.scale(streams), strict=True)]
+        weights = [norm.weight.detach() for norm in frozen if norm.weight is not None]
+        stacked = torch.stack(weights)[:, None, None] if weights else None
+        whole = replace(frozen[0], scale=torch.stack([norm.scale for norm in frozen]), weight=stacked)
+        slopes = whole.slope(streams, of_gradients=True)
+        yield from ((path, slopes[number]) for number, (path, _, _) in enumerate(those))
 
 
 # --- the result ------------------------------------------------------------------------------------------------------

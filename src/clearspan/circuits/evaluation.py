@@ -219,7 +219,7 @@ class CircuitRuns:
             mixes = {}
         runs = cls(pair, graph, own, other, mixes, torch.empty(0), memory)
         runs.writes = runs._written(other.cache)
-        runs.clean, runs.corrupted = (replace(run, value=runs._measured(run.output)) for run in (own, other))
+        runs.clean, runs.corrupted = (replace(run, measured=runs._measured(run.output)) for run in (own, other))
         ends = [run.value.mean() for run in (runs.clean, runs.corrupted)]
         if not (ends[0] - ends[1]).abs() > 0:
             raise InvalidArgumentError(

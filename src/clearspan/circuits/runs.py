@@ -1,13 +1,15 @@
 """The two runs of a pair: what is kept of them, what the metric says of them, and its gradients."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clearspan._run.caching import ScalarOfSome
 from clearspan._run.hooks import Hooks
 from clearspan._run.sources import Source
 from clearspan.bridge import TransformerBridge
@@ -15,13 +17,13 @@ from clearspan.cache import ActivationCache
 from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
-from clearspan.modes import no_grad
+from clearspan.modes import no_grad, with_gradients
 from clearspan.progress import Progress
 from clearspan.results import number
 from clearspan.sweep import Direction, Effects, Grid, LogitMetric, Metric, Pair, Sweep
 from clearspan.sweep.metrics import Context, Reference, at_places
-from clearspan.sweep.plan import half_of_free
-from clearspan.sweep.readings import measured
+from clearspan.sweep.plan import Costs, half_of_free
+from clearspan.sweep.readings import by_row, exact
 
 MOST = 2**28
 """Bytes that a batch takes by default at the most; larger ones were no faster."""
@@ -34,12 +36,17 @@ class PairRun:
     Attributes:
         cache: What was kept.
         output: What the model returned: logits, or the last residual stream where only some logits are read out.
-        value: The metric of each row, on the CPU; one row where it is one number for all.
+        measured: The metric of each row, where the model runs; one row where it is one number for all.
     """
 
     cache: ActivationCache
     output: Tensor
-    value: Float[Tensor, "row"]
+    measured: Float[Tensor, "row"]
+
+    @cached_property
+    def value(self) -> Float[Tensor, "row"]:
+        """The metric on the CPU. It waits for the run, so that it is asked for last."""
+        return exact(self.measured)
 
 
 class PairRuns(Pair[Metric]):
@@ -87,18 +94,87 @@ class PairRuns(Pair[Metric]):
     @property
     def stop(self) -> int | None:
         """Where runs stop: after the last block where only some logits are read out, else at the logits (None)."""
-        return self.bridge.cfg.n_layers if self.reads_some_logits else None
+        return len(self.bridge.blocks) if self.reads_some_logits else None
+
+    @property
+    def run_together(self) -> bool:
+        """Whether both runs are rows of one batch, since starting a block costs more than the tokens of another run.
+
+        With gradients, the source's rows go through the backward too: then they cost as much again as by themselves.
+        """
+        alike = (self.base.embeds is None) == (self.source.embeds is None)
+        return alike and self.base.rows * self.base.width <= Costs.of(self.bridge.device).floor
+
+    def runs(
+        self, written: Sequence[str], names: Sequence[str], graded: Collection[str] = ()
+    ) -> tuple[PairRun, PairRun]:
+        """Returns the run that gives values and the one that is changed.
+
+        Args:
+            written: The points that are kept of the first.
+            names: The points that are kept of the second.
+            graded: The points at which the gradients of the metric are kept.
+        """
+        if not self.run_together:
+            source = self.source_run(written)
+            return source, self.graded_run(names, source, graded=graded) if graded else self.base_run(names, source)
+        rows, found = self.base.rows, dict[str, Tensor]()
+
+        def total(output: Tensor) -> Tensor:
+            own, other = output[:rows].detach(), output[rows:].detach()
+            found["base"], found["source"] = self._each(output, (self.base, self.source), (own, other), other)
+            return found["base"].sum()
+
+        batch, both = self.base.joined(self.source), list(dict.fromkeys([*written, *names]))
+        output, cache = self._run(batch, both, total, graded)
+        if not graded:
+            total(output)
+        parts = {"base": slice(None, rows), "source": slice(rows, None)}
+        source, base = (
+            PairRun(cache.apply_slice_to_batch_dim(parts[name]), output[parts[name]], found[name].detach())
+            for name in ("source", "base")
+        )
+        return source, base
+
+    def _run(
+        self,
+        batch: Batch,
+        names: Sequence[str],
+        total: Callable[[Tensor], Tensor] | None = None,
+        graded: Collection[str] = (),
+        fwd_hooks: Hooks = (),
+    ) -> tuple[Tensor, ActivationCache]:
+        """Returns what a run returned and kept, with gradients of a function of the former at some points."""
+
+        def run() -> tuple[Tensor, ActivationCache]:
+            incl_bwd = ScalarOfSome(total, tuple(graded)) if total is not None and graded else False
+            return self.bridge.run_with_cache(
+                batch, list(names), incl_bwd=incl_bwd, stop_at_layer=self.stop, fwd_hooks=fwd_hooks
+            )
+
+        return with_gradients(bool(graded), run)
 
     @no_grad
     def source_run(self, names: Sequence[str]) -> PairRun:
         """Returns the run that gives values, with some points kept."""
-        output, cache = self.bridge.run_with_cache(self.source, list(names), stop_at_layer=self.stop)
-        found = self._measure(output, self.source, output, output)
-        return PairRun(cache, output, measured(lambda _: found, output))
+        output, cache = self._run(self.source, names)
+        return PairRun(cache, output, by_row(self._measure(output, self.source, output, output), output))
 
-    @torch.enable_grad()
+    @no_grad
+    def base_run(self, names: Sequence[str], source: PairRun) -> PairRun:
+        """Returns the run that is changed, with some points kept."""
+        output, cache = self._run(self.base, names)
+        return PairRun(cache, output, by_row(self.of_output(output, source), output))
+
     def graded_run(
-        self, names: Sequence[str], source: PairRun, base: PairRun | None = None, fwd_hooks: Hooks = ()
+        self,
+        names: Sequence[str],
+        source: PairRun,
+        base: PairRun | None = None,
+        fwd_hooks: Hooks = (),
+        *,
+        graded: Collection[str] | None = None,
+        copies: int = 1,
     ) -> PairRun:
         """Returns the run that is changed, with some points kept and the gradients of the metric there.
 
@@ -107,17 +183,19 @@ class PairRuns(Pair[Metric]):
             source: The other run.
             base: The run that is changed, where hooks make this one another.
             fwd_hooks: Hooks on the run.
+            graded: The points that have gradients; all of these by default.
+            copies: How often the rows are in the run, copy after copy; the metric is that of the last one.
         """
         values: list[Tensor] = []
 
         def total(output: Tensor) -> Tensor:
-            found = self.of_output(output, source, base)
-            values.append(measured(lambda _: found, output))
-            return found.sum()
+            references = [copy.detach() if base is None else base.output for copy in output.split(self.base.rows)]
+            every = self._each(output, [self.base] * copies, references, source.output)
+            values.append(every[-1].detach())
+            return torch.cat(every).sum()
 
-        output, cache = self.bridge.run_with_cache(
-            self.base, list(names), incl_bwd=total, stop_at_layer=self.stop, fwd_hooks=fwd_hooks
-        )
+        batch = self.base.repeated(copies)
+        output, cache = self._run(batch, names, total, names if graded is None else graded, fwd_hooks)
         return PairRun(cache, output, values[0])
 
     def of_output(self, output: Tensor, source: PairRun, base: PairRun | None = None) -> Float[Tensor, "*row"]:
@@ -133,6 +211,28 @@ class PairRuns(Pair[Metric]):
                 reason="there it is least, so that a first-order approximation of every effect is zero",
                 fix=f"against={self.source_name!r}, or edge_attribution(..., steps=5)",
             )
+
+    def _each(
+        self, output: Tensor, batches: Sequence[Batch], bases: Sequence[Tensor], source: Tensor
+    ) -> list[Float[Tensor, "*row"]]:
+        """Returns the metric of each of several inputs that were run together, in order.
+
+        Args:
+            output: What the run returned.
+            batches: The inputs.
+            bases: For each, what the run that is changed returned.
+            source: What the other run returned.
+        """
+        copies = output.split(self.base.rows)
+        if isinstance(self.metric, LogitMetric) and self.reads_some_logits:
+            metric, places = self.metric, [self.metric.places(batch) for batch in batches]
+            there = [one for one in places if one is not None]
+            logits = self.bridge.read_out(at_places(output, torch.cat(there) if there else None), metric.tokens)
+            parts = zip(logits.split(self.base.rows), batches, strict=True)
+            every = [metric.of(own, Context(batch)) for own, batch in parts]
+        else:
+            every = [self._measure(*one, source) for one in zip(copies, batches, bases, strict=True)]
+        return [by_row(found, copy) for found, copy in zip(every, copies, strict=True)]
 
     def _measure(self, output: Tensor, batch: Batch, base: Tensor, source: Tensor) -> Float[Tensor, "*row"]:
         """Returns the metric of what a run returned.
@@ -189,6 +289,15 @@ def copies_at_a_time(pair: Pair[Any], memory: int | None, streams: int) -> int:
     limit = min(MOST, half_of_free(pair.bridge.device)) if memory is None else memory
     one = 4 * pair.base.rows * pair.base.width * pair.bridge.cfg.d_model
     return max(1, limit // (streams * one))
+
+
+def copies_with_graph(pair: PairRuns) -> int:
+    """Returns how many copies of a pair's rows run in one batch with a graph, which keeps what each layer computed."""
+    cfg = pair.bridge.cfg
+    logits = 0 if pair.reads_some_logits else 3 * cfg.d_vocab // cfg.d_model
+    streams = cfg.n_layers * (12 + 3 * (cfg.d_mlp or 0) // cfg.d_model) + logits
+    device = pair.bridge.device
+    return copies_at_a_time(pair, None if device.type == "cpu" else half_of_free(device), streams)
 
 
 def _check_memory(memory: int | None) -> None:

@@ -16,6 +16,11 @@ class BaseTensorConversion(ABC):
     part of a tensor gets the whole tensor as the second argument, to put the part back into a copy of it.
     """
 
+    @property
+    def only_moves(self) -> bool:
+        """Whether each number of the value is one of the tensor's, so that gradients are converted as values are."""
+        return False
+
     @abstractmethod
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns the tensor in canonical axes."""
@@ -25,7 +30,16 @@ class BaseTensorConversion(ABC):
         """Returns the tensor in Hugging Face's layout."""
 
 
-class RearrangeTensorConversion(BaseTensorConversion):
+class LayoutConversion(BaseTensorConversion):
+    """A conversion that computes nothing: it shows a tensor, or a part of it, in other axes."""
+
+    @property
+    def only_moves(self) -> bool:
+        """True."""
+        return True
+
+
+class RearrangeTensorConversion(LayoutConversion):
     """Rearranges axes by an einops pattern; the inverse is the pattern read from right to left.
 
     Args:
@@ -81,7 +95,7 @@ class ParamProcessingConversion:
 
 
 @dataclass(frozen=True)
-class HeadsConversion(BaseTensorConversion):
+class HeadsConversion(LayoutConversion):
     """`[batch, pos, head*d_head]` to `[batch, pos, head, d_head]`: a view, without the cost of parsing a pattern.
 
     Attributes:
@@ -141,7 +155,7 @@ class ShiftedConversion(BaseTensorConversion):
         return input_value - self.shift().to(input_value)
 
 
-class PartConversion(BaseTensorConversion):
+class PartConversion(LayoutConversion):
     """A part of a tensor, as a view."""
 
     def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
@@ -188,7 +202,7 @@ class HalfConversion(PartConversion):
 
 
 @dataclass(frozen=True)
-class ChannelsConversion(BaseTensorConversion):
+class ChannelsConversion(LayoutConversion):
     """Some channels of a projection's last axis, or of each group in it; by head, if a head's width is given.
 
     Attributes:
@@ -230,6 +244,11 @@ class ChainedConversion(BaseTensorConversion):
 
     first: BaseTensorConversion
     second: BaseTensorConversion
+
+    @property
+    def only_moves(self) -> bool:
+        """Whether both do."""
+        return self.first.only_moves and self.second.only_moves
 
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns the tensor after both."""

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from clearspan.conversions.layouts import BaseTensorConversion, RearrangeTensorConversion
+from clearspan.conversions.layouts import LayoutConversion, RearrangeTensorConversion
 from clearspan.errors import InvalidArgumentError
 
 QKV = ("q", "k", "v")
 
 
-class QKVConversionRule(BaseTensorConversion):
+class QKVConversionRule(LayoutConversion):
     """How a family fuses queries, keys and values, and how each divides into heads.
 
     The same rule splits the rows of a weight or bias (`dim=0`) and the last axis of an activation (`dim=-1`).
@@ -170,7 +170,7 @@ class SlicedQKVConversionRule(QKVConversionRule):
         return queries, keys, values
 
 
-class QKVPartConversion(BaseTensorConversion):
+class QKVPartConversion(LayoutConversion):
     """Queries, keys or values, by head, as a part of the fused activation.
 
     Args:

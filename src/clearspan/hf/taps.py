@@ -17,6 +17,7 @@ from clearspan.hf.adapters import acting
 from clearspan.hf.attention import Call
 from clearspan.hf.derived import Pending
 from clearspan.hf.modules import arguments_at, refuse_compiled
+from clearspan.hf.nodes import Node, has_node, no_gradient, put_node
 from clearspan.hf.observers import forget_lost, observed
 from clearspan.hf.recording import Recording, RecordingPlan
 from clearspan.hf.sequence import Follower, Passage
@@ -179,6 +180,42 @@ class Taps:
                 yield
         finally:
             run.recording = None
+
+    @contextlib.contextmanager
+    def giving_gradients(
+        self, points: Iterable[HookPoint], sink: Callable[[HookPoint, Any], None], rows: int, positions: int
+    ) -> Iterator[None]:
+        """While the context is open, gives `sink` each point with what has its gradient, in each forward of this run.
+
+        That is a tensor, or an object that computes the gradient. A place with a node is not listened to, so that what
+        a recording keeps there are raw tensors.
+
+        Args:
+            points: The points.
+            sink: What is called.
+            rows: Rows of the forward.
+            positions: Its positions.
+        """
+        with contextlib.ExitStack() as stack:
+            alone: dict[Place, list[HookPoint]] = {}
+            for point in points:
+                if has_node(point):
+                    alone.setdefault(point.place, []).append(point)
+                else:
+                    stack.enter_context(point.giving_gradient_to(sink))
+            for place, there in alone.items():
+                if _Anchor.of(place) in self._installed:  # somebody else listens, and may write
+                    for point in there:
+                        stack.enter_context(point.giving_gradient_to(sink))
+                    continue
+
+                def keep(node: Tensor, there: Sequence[HookPoint] = there) -> None:
+                    for point in there:
+                        sink(point, Node(point, node, rows, positions))
+
+                handle = put_node(place, module_at(self.model, place.module), there[0].name, keep)
+                stack.callback(handle.remove)
+            yield
 
     def _is_shown(self, point: HookPoint) -> bool:
         """Whether a point's value comes from a tap, or from a hook function, and not from a raw tensor alone."""
@@ -521,11 +558,7 @@ class Taps:
                 raise PointNotReachedError("whole numbers have no gradient", where=point.name)
             return raw, value
         if not torch.is_grad_enabled():
-            raise PointNotReachedError(
-                "a backward hook cannot fire: no gradient flows through the value",
-                where=f"{point.name} (under no_grad)",
-                fix="run with gradients enabled",
-            )
+            raise no_gradient(point.name)
         match point.access:
             case ReadOnly():
                 raise PointNotReachedError(

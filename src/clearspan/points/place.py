@@ -143,6 +143,11 @@ class Place:
 class Conversion(Protocol):
     """What an access needs of a conversion; `clearspan.conversions` has them."""
 
+    @property
+    def only_moves(self) -> bool:
+        """Whether each number of the value is one of the tensor's, so that gradients are converted as values are."""
+        ...
+
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns the tensor in canonical axes."""
         ...

@@ -61,7 +61,7 @@ class Readings:
         A metric that gives one number for all rows has one row.
         """
         return {
-            name: _exact(self._declared(metric, logits) if isinstance(metric, LogitMetric) else _called(metric, logits))
+            name: _wide(self._declared(metric, logits) if isinstance(metric, LogitMetric) else _called(metric, logits))
             for name, metric in self.metrics.items()
         }
 
@@ -84,7 +84,7 @@ class Readings:
 
 def _called(metric: Metric, logits: Float[Tensor, "cell row pos d_vocab"]) -> Float[Tensor, "cell row"]:
     """Returns a plain function of each cell's logits."""
-    found = [_by_row(metric, cell) for cell in logits]
+    found = [_wide(by_row(metric(cell), cell)) for cell in logits]
     return torch.stack(found if len({one.device for one in found}) == 1 else on_cpu(found))
 
 
@@ -94,20 +94,29 @@ def measured(metric: Metric, logits: Float[Tensor, "row pos d_vocab"]) -> Float[
     Raises:
         InvalidArgumentError: The metric returned something else.
     """
-    return on_cpu([_by_row(metric, logits)])[0]
+    return exact(by_row(metric(logits), logits))
 
 
-def _by_row(metric: Metric, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row"]:
-    found = metric(logits)
+def by_row(found: object, logits: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, "row"]:
+    """Returns what a metric gave for a run's logits, if it is one number for each row, or one number in all.
+
+    Raises:
+        InvalidArgumentError: It is something else.
+    """
     if not isinstance(found, Tensor) or found.ndim > 1 or (found.ndim == 1 and len(found) != len(logits)):
         raise InvalidArgumentError(
             "the metric is not a number for each row",
             expected=f"a tensor [batch={len(logits)}], or of no axes",
             got=str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__,
         )
-    return _exact(found).reshape(-1)
+    return found.reshape(-1)
 
 
-def _exact(values: Tensor) -> Tensor:
+def exact(values: Tensor) -> Tensor:
+    """Returns measured numbers outside the graph, on the CPU, in float32 at least."""
+    return on_cpu([_wide(values)])[0]
+
+
+def _wide(values: Tensor) -> Tensor:
     """Returns measured numbers outside the graph, in float32 at least."""
     return values.detach().to(torch.promote_types(values.dtype, torch.float32))
