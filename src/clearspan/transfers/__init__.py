@@ -29,6 +29,7 @@ from clearspan.transfers.outbound import Outbound as Outbound
 from clearspan.transfers.outbound import on_cpu as on_cpu
 from clearspan.transfers.ring import Parcel as Parcel
 from clearspan.transfers.ring import Ring as Ring
+from clearspan.transfers.side_streams import SIDE_STREAMS as SIDE_STREAMS
 from clearspan.transfers.side_streams import WITH_STREAMS as WITH_STREAMS
 from clearspan.transfers.side_streams import Sent as Sent
 from clearspan.transfers.side_streams import SideStreams as SideStreams

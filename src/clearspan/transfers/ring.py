@@ -13,7 +13,7 @@ from torch import Tensor
 from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
 from clearspan.interrupts import let_through
-from clearspan.transfers.side_streams import WITH_STREAMS, Sent, SideStreams
+from clearspan.transfers.side_streams import SIDE_STREAMS, WITH_STREAMS, Sent, SideStreams
 
 Label = TypeVar("Label")
 
@@ -78,12 +78,12 @@ class Ring(Generic[Label]):
         consume: Callable[[Iterator[Parcel[Label]]], object],
         slots: int,
         slot_bytes: int,
-        streams: SideStreams | None = None,
+        streams: SideStreams = SIDE_STREAMS,
     ) -> None:
         check_counts(slots=slots, slot_bytes=slot_bytes)
         self.slot_bytes = slot_bytes
         self._consume = consume
-        self._streams = SideStreams() if streams is None else streams
+        self._streams = streams
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         pins = accelerator is not None and accelerator.type in WITH_STREAMS
         with torch.inference_mode(False):
