@@ -21,6 +21,7 @@ from clearspan.components.factors import scaled
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch
 from clearspan.model import Model
+from clearspan.transfers import numbers_on
 from clearspan.weights.processing import final_norm, has_head, readout
 
 Weights = Callable[[GeneralizedComponent, Tensor], Tensor]
@@ -75,7 +76,7 @@ def _of_tokens(model: Model, residual: Tensor, tokens: Sequence[int]) -> Tensor:
     for part in maps[:-1]:
         value = part.module(value)
     value = scaled(value, model.unembed.input_scale)
-    rows = torch.tensor(tokens, device=value.device)
+    rows = numbers_on(value.device, tokens)
     bias = maps[-1].bias_or_none()
     logits = functional.linear(value, maps[-1].matrix[rows], None if bias is None else bias[rows]) * cfg.logit_scale
     cap = cfg.output_logits_soft_cap

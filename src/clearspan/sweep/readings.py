@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clearspan.errors import InvalidArgumentError
 from clearspan.sweep.metrics import Context, LogitMetric, Metric, at_places
-from clearspan.transfers import on_cpu
+from clearspan.transfers import numbers_on, on_cpu
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Readings:
     ) -> Float[Tensor, "cell row"]:
         if metric.tokens is not None and metric.tokens != self.tokens:
             columns = metric.tokens if self.tokens is None else [self.tokens.index(token) for token in metric.tokens]
-            logits = logits[..., list(columns)]
+            logits = logits[..., numbers_on(logits.device, list(columns))]
         places = metric.places(self.context.batch)
         if places is not None:
             places = torch.searchsorted(torch.tensor(self.positions), places.contiguous())
