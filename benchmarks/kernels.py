@@ -17,10 +17,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ATTENTION = "scaled_dot_product"
-ALLOCATIONS = ("empty", "new_empty", "resize", "set_")
-"""What operators' names begin with that give memory and compute nothing."""
-READS = frozenset({"_local_scalar_dense", "equal", "masked_select", "nonzero"})
-"""Operators whose result the host waits for."""
+NOTHING = ("_unsafe_view", "detach", "empty", "new_empty", "promote_types", "resize")
+"""What operators' names begin with that compute nothing, besides those of views."""
+READS = frozenset({"_local_scalar_dense", "_unique2", "equal", "masked_select", "nonzero"})
+"""Operators whose result the host waits for: a number, or a tensor whose size depends on numbers."""
 COPIES = frozenset({"cpu", "numpy", "tolist"})
 """Methods that bring a tensor to the host. Where it is there already they call no operator."""
 
@@ -30,8 +30,9 @@ class Kernels:
     """What one run asked of its device.
 
     Attributes:
-        operators: Operators that compute: all but views and allocations.
-        reads: How often the host asked for values, and would wait for an accelerator.
+        operators: Operators that compute, those of the backward too: all but views and allocations.
+        reads: How often the host asked for values. Where they are on an accelerator it waits for them; those of tensors
+            that are on the CPU anyway, such as a batch's mask, are counted too.
         shapes: Distinct shapes of queries, keys and values that fused attention was called with.
         launches: Kernels that CUDA started; None on another device.
         synchronisations: How often the host waited for CUDA; None on another device.
@@ -52,14 +53,14 @@ class Kernels:
 
 
 def kernels_of(run: Callable[[], object], device: torch.device) -> Kernels:
-    """Returns what a run asks of a device. It runs once, and on CUDA twice more: once to warm up, once profiled."""
+    """Returns what a run asks of a device. It runs once before, so that what is made once is not counted."""
+    run()
     counted, copied = _Operators(), _Copies()
     with counted, copied:
         run()
     found = Kernels(counted.count, counted.reads + copied.count, len(counted.shapes))
     if device.type != "cuda":
         return found
-    run()
     events = _events_on_cuda(run)
     launches = sum(count for name, count in events.items() if "LaunchKernel" in name)
     waits = sum(count for name, count in events.items() if "Synchronize" in name)
@@ -102,7 +103,7 @@ class _Operators(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in READS or (name.startswith("index") and _has_mask(args)):
             self.reads += 1
-        elif not func.is_view and not name.startswith(ALLOCATIONS):
+        elif not func.is_view and not name.startswith(NOTHING):
             self.count += 1
         if ATTENTION in name:
             self.shapes.add(tuple(each.shape for each in args[:3]))

@@ -173,7 +173,8 @@ class Clearspan:
 def loaded(folder: str, device: str) -> GPTBigCodeForCausalLM:
     """Returns the model of a folder, on a device."""
     model = GPTBigCodeForCausalLM.from_pretrained(folder)
-    return nn.Module.to(model, device)
+    nn.Module.to(model, device)
+    return model
 
 
 def nbytes_of(value: object) -> int:

@@ -8,6 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import transformers
+
+import clearspan
 
 
 def conditions(options: argparse.Namespace, *packages: str) -> str:
@@ -20,8 +23,10 @@ def conditions(options: argparse.Namespace, *packages: str) -> str:
 
 def versions(*packages: str) -> str:
     """Returns the versions of Python, CUDA where torch has it, and packages."""
-    named = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "clearspan", *packages))
-    return f"Python {platform.python_version()}, {named}{f', CUDA {torch.version.cuda}' * bool(torch.version.cuda)}"
+    own = {module.__name__: module.__version__ for module in (torch, transformers, clearspan)}
+    cuda = {"CUDA": torch.version.cuda} if torch.version.cuda else {}
+    named = {"Python": platform.python_version(), **own, **cuda, **{name: version(name) for name in packages}}
+    return ", ".join(f"{name} {number}" for name, number in named.items())
 
 
 def card(device: str) -> str:

@@ -1,12 +1,15 @@
 """The script for a GPU runs on a CPU with tiny models: every part gives numbers, and a failure stays in its part."""
 
 import importlib
+import itertools
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+
+import clearspan
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -49,6 +52,23 @@ def test_operators_and_reads_are_counted(gpu):
 
     found = kernels.kernels_of(run, values.device)
     assert (found.operators, found.reads, found.shapes) == (3, 4, 0)
+
+
+@pytest.mark.parametrize("name", ["gpt-bigcode", "llama"])
+def test_loops_by_hand_agree(gpu, name):
+    hand_written, libraries = map(importlib.import_module, ("hand_written", "libraries"))
+    reference = importlib.import_module("reference").build(name, 64, 3)
+    reference.model.float()
+    tokens, clean = reference.tokens(1, 7), reference.tokens(1, 7, seed=1)
+    cells = list(itertools.product(range(3), range(7)))
+    with torch.no_grad():
+        streams = hand_written.inputs_of(reference, reference.blocks, clean)
+        one_by_one = hand_written.patched_residuals(reference, tokens, streams, cells)
+        tiles = hand_written.tiled_residuals(reference, tokens, clean, 2, 3)
+        by_hand = libraries.nbytes_of(hand_written.everything(reference, tokens))
+        kept = clearspan.boot(reference.model).run_with_cache(tokens)[1].nbytes
+    torch.testing.assert_close(tiles.flatten(), one_by_one)
+    assert by_hand <= kept <= 1.01 * by_hand  # rotated queries and keys are on no module
 
 
 @pytest.mark.slow
