@@ -10,7 +10,7 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from clearspan.checks import check_counts
+from clearspan.checks import check_counts, check_kind
 from clearspan.errors import InvalidArgumentError
 from clearspan.interrupts import let_through
 from clearspan.transfers.side_streams import SIDE_STREAMS, WITH_STREAMS, Sent, SideStreams
@@ -58,7 +58,7 @@ class Ring(Generic[Label]):
         streams: What sends the tensors.
 
     Raises:
-        InvalidArgumentError: No buffers, or buffers of no bytes.
+        InvalidArgumentError: No buffers, buffers of no bytes, or no function.
 
     Example:
         >>> import torch
@@ -81,6 +81,8 @@ class Ring(Generic[Label]):
         streams: SideStreams = SIDE_STREAMS,
     ) -> None:
         check_counts(slots=slots, slot_bytes=slot_bytes)
+        if not callable(consume):
+            raise InvalidArgumentError(f"consume={consume!r}"[:80], expected="a function of an iterator of parcels")
         self.slot_bytes = slot_bytes
         self._consume = consume
         self._streams = streams
@@ -106,9 +108,10 @@ class Ring(Generic[Label]):
             label: Given to the consumer with it.
 
         Raises:
-            InvalidArgumentError: The tensor is too large, the ring is closed, or the consumer returned early.
+            InvalidArgumentError: It is no tensor or too large, the ring is closed, or the consumer returned early.
             BaseException: What the consumer raised.
         """
+        check_kind(Tensor, tensor=tensor)
         if tensor.nbytes > self.slot_bytes:
             raise InvalidArgumentError(
                 "the tensor is larger than a buffer of the ring",
