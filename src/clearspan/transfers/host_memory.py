@@ -29,8 +29,8 @@ class HostMemory:
         limit: Bytes of pinned memory in use, at most.
 
     Attributes:
-        limit: As given; it may be set. `clearspan.transfers.PINNED.limit = 2**30` limits all caches together, and 0 puts
-            every copy into ordinary memory.
+        limit: As given; it may be set. `clearspan.transfers.PINNED.limit = 2**30` limits all caches together, and 0
+            puts every copy into ordinary memory.
     """
 
     def __init__(self, limit: int = PINNED_BYTES) -> None:
