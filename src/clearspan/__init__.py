@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clearspan import interventions as interventions
     from clearspan import patching as patching
     from clearspan import sweep as sweep
+    from clearspan import transfers as transfers
     from clearspan import weights as weights
     from clearspan import zoo as zoo
     from clearspan.architectures import register as register
@@ -75,6 +76,7 @@ _MODULES = (
     "interventions",
     "patching",
     "sweep",
+    "transfers",
     "weights",
     "zoo",
 )

@@ -10,6 +10,7 @@ import torch
 import transformers
 from tests import zoo
 from tests.late import LateStreams
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import clearspan
 from clearspan import cache as cache_module
@@ -140,6 +141,20 @@ def test_a_cache_of_a_generation_that_is_moved_is_complete():
     kept = bridge.generate(TOKENS, max_new_tokens=4, do_sample=False, return_cache=True)[1]
     sent = kept.to("meta")
     check_same(sent, kept)
+
+
+def test_copies_are_freed_as_soon_as_their_cache_is_dropped():
+    bridge = clearspan.boot(zoo.build("gpt_bigcode"))
+    gc.collect()
+    gc.disable()  # pinned memory that waits for a collection would be allocated anew in each run
+    try:
+        sent = bridge.run_with_cache(TOKENS, device="meta")[1]
+        copies = [StorageWeakRef(tensor.untyped_storage()) for tensor in sent._recording.tensors()]
+        del sent
+        assert copies
+        assert all(copied.expired() for copied in copies)
+    finally:
+        gc.enable()
 
 
 def test_a_run_that_raises_leaves_the_model_as_it_was():

@@ -310,9 +310,9 @@ class NextTokenLoss(LogitMetric):
                 "NextTokenLoss needs the tokens that the logits are of", fix="metric(logits, bridge.to_batch(input))"
             )
         nexts = _padded_out([real[1:] for real in batch.real_columns])
-        ids = batch.ids.to(logits.device).gather(1, nexts.to(logits.device))
+        ids = batch.ids.to(logits.device).gather(1, on_device(nexts, logits.device))
         found = -log_softmax(logits).gather(-1, ids.expand(logits.shape[:-1])[..., None])[..., 0]
-        counts = (batch.lengths - 1).to(logits.device)
+        counts = on_device(batch.lengths - 1, logits.device)
         is_real = torch.arange(ids.shape[1], device=logits.device) < counts[:, None]
         return torch.where(is_real, found, 0).sum(-1) / counts
 
@@ -372,7 +372,7 @@ class AnswerLogProbability(LogitMetric):
         """Returns the sum over the answer's tokens."""
         answers = self._by_row(context.batch)
         check_vocabulary([token for answer in answers for token in answer], logits.shape[-1])
-        ids = _padded_out(answers).to(logits.device)
+        ids = on_device(_padded_out(answers), logits.device)
         found = log_softmax(logits).gather(-1, ids.expand(logits.shape[:-1])[..., None])[..., 0]
         counts = numbers_on(logits.device, [len(answer) for answer in answers])
         is_real = torch.arange(ids.shape[1], device=logits.device) < counts[:, None]

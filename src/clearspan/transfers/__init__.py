@@ -1,7 +1,8 @@
 """Transfers: tensors leave an accelerator on streams beside those that compute, and the computation does not wait.
 
-An `Outbound` makes copies that belong to the caller, and all of them are complete when its context closes. A `Ring`
-hands a stream of tensors through a fixed number of buffers to a consumer in another thread.
+A cache on the CPU is made of copies that belong to the user, and all of them are complete when the run returns
+(`Outbound`). They lie in `PINNED` memory, as far as its limit allows. A `Ring` hands a stream of tensors through a
+fixed number of buffers to a consumer in another thread.
 
 What follows what, for each tensor, on the device that it is on (each device has a side stream of its own):
 
@@ -19,16 +20,16 @@ If a run is broken off, nothing is waited for: snapshots and copies are dropped,
 again only when the side stream is past it.
 """
 
-from clearspan.transfers.host_memory import PINNED as PINNED
-from clearspan.transfers.host_memory import PINNED_BYTES as PINNED_BYTES
-from clearspan.transfers.host_memory import HostMemory as HostMemory
+from clearspan.transfers.host_memory import PINNED, PINNED_BYTES, HostMemory
 from clearspan.transfers.inbound import numbers_on as numbers_on
 from clearspan.transfers.inbound import on_device as on_device
 from clearspan.transfers.outbound import IN_FLIGHT_BYTES as IN_FLIGHT_BYTES
 from clearspan.transfers.outbound import Outbound as Outbound
 from clearspan.transfers.outbound import on_cpu as on_cpu
-from clearspan.transfers.ring import Parcel as Parcel
-from clearspan.transfers.ring import Ring as Ring
+from clearspan.transfers.ring import Parcel, Ring
+from clearspan.transfers.side_streams import SIDE_STREAMS as SIDE_STREAMS
 from clearspan.transfers.side_streams import WITH_STREAMS as WITH_STREAMS
 from clearspan.transfers.side_streams import Sent as Sent
 from clearspan.transfers.side_streams import SideStreams as SideStreams
+
+__all__ = ["PINNED", "PINNED_BYTES", "HostMemory", "Parcel", "Ring"]

@@ -11,8 +11,7 @@ from clearspan.transfers.side_streams import WITH_STREAMS
 PINNED_BYTES = 4 * 2**30
 """Bytes of pinned memory that copies may take together, by default: 4 GiB.
 
-An accelerator fills pinned memory while it computes, but the system cannot use that memory for anything else. Another
-limit is set by `clearspan.transfers.PINNED.limit = 2**30`, and 0 has every copy in ordinary memory.
+An accelerator fills pinned memory while it computes, but the system cannot use that memory for anything else.
 """
 
 _MANY = 1024
@@ -30,7 +29,8 @@ class HostMemory:
         limit: Bytes of pinned memory in use, at most.
 
     Attributes:
-        limit: As given; it may be set.
+        limit: As given; it may be set. `clearspan.transfers.PINNED.limit = 2**30` limits all caches together, and 0
+            puts every copy into ordinary memory.
     """
 
     def __init__(self, limit: int = PINNED_BYTES) -> None:
@@ -39,6 +39,9 @@ class HostMemory:
         self._bytes = 0
         self._looks_again_at = _MANY
         self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"HostMemory(limit={self.limit})"
 
     def like(self, tensor: Tensor) -> Tensor:
         """Returns a tensor on the CPU of a tensor's shape, dtype and order of axes, without values.
@@ -82,4 +85,4 @@ class HostMemory:
 
 
 PINNED = HostMemory()
-"""The memory that all caches use."""
+"""The memory that all caches use. `PINNED.limit = 2**30` sets another limit."""

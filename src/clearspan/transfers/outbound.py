@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clearspan.transfers.host_memory import PINNED, HostMemory
-from clearspan.transfers.side_streams import WITH_STREAMS, Sent, SideStreams
+from clearspan.transfers.side_streams import SIDE_STREAMS, WITH_STREAMS, Sent, SideStreams
 
 IN_FLIGHT_BYTES = 2**28
 """Bytes of snapshots that wait on devices for their copies, at most: 256 MiB.
@@ -36,12 +36,12 @@ class Outbound:
     def __init__(
         self,
         memory: HostMemory = PINNED,
-        streams: SideStreams | None = None,
+        streams: SideStreams = SIDE_STREAMS,
         kinds: Collection[str] = WITH_STREAMS,
         in_flight: int = IN_FLIGHT_BYTES,
     ) -> None:
         self._memory = memory
-        self._streams = SideStreams() if streams is None else streams
+        self._streams = streams
         self._kinds = kinds
         self._most = in_flight
         self._bytes = 0

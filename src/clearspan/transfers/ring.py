@@ -10,10 +10,10 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from clearspan.checks import check_counts
+from clearspan.checks import check_counts, check_kind
 from clearspan.errors import InvalidArgumentError
 from clearspan.interrupts import let_through
-from clearspan.transfers.side_streams import WITH_STREAMS, Sent, SideStreams
+from clearspan.transfers.side_streams import SIDE_STREAMS, WITH_STREAMS, Sent, SideStreams
 
 Label = TypeVar("Label")
 
@@ -58,7 +58,7 @@ class Ring(Generic[Label]):
         streams: What sends the tensors.
 
     Raises:
-        InvalidArgumentError: No buffers, or buffers of no bytes.
+        InvalidArgumentError: No buffers, buffers of no bytes, or no function.
 
     Example:
         >>> import torch
@@ -78,12 +78,14 @@ class Ring(Generic[Label]):
         consume: Callable[[Iterator[Parcel[Label]]], object],
         slots: int,
         slot_bytes: int,
-        streams: SideStreams | None = None,
+        streams: SideStreams = SIDE_STREAMS,
     ) -> None:
         check_counts(slots=slots, slot_bytes=slot_bytes)
+        if not callable(consume):
+            raise InvalidArgumentError(f"consume={consume!r}"[:80], expected="a function of an iterator of parcels")
         self.slot_bytes = slot_bytes
         self._consume = consume
-        self._streams = SideStreams() if streams is None else streams
+        self._streams = streams
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         pins = accelerator is not None and accelerator.type in WITH_STREAMS
         with torch.inference_mode(False):
@@ -106,9 +108,10 @@ class Ring(Generic[Label]):
             label: Given to the consumer with it.
 
         Raises:
-            InvalidArgumentError: The tensor is too large, the ring is closed, or the consumer returned early.
+            InvalidArgumentError: It is no tensor or too large, the ring is closed, or the consumer returned early.
             BaseException: What the consumer raised.
         """
+        check_kind(Tensor, tensor=tensor)
         if tensor.nbytes > self.slot_bytes:
             raise InvalidArgumentError(
                 "the tensor is larger than a buffer of the ring",

@@ -56,3 +56,8 @@ class SideStreams:
         event = module.Event()
         event.record(stream)
         return Sent(source, event)
+
+
+SIDE_STREAMS = SideStreams()
+"""Those of all transfers. torch has 32 streams for a device and gives them out in turn: a new one for each run would
+now and then be the one that computes."""

@@ -217,3 +217,8 @@ def test_a_ring_has_buffers():
     for slots, slot_bytes in ((0, 8), (1, 0)):
         with pytest.raises(InvalidArgumentError):
             Ring(next, slots, slot_bytes)
+    with pytest.raises(InvalidArgumentError) as raised:
+        Ring(3, 1, 8)
+    assert str(raised.value) == "consume=3\n  expected: a function of an iterator of parcels"
+    with pytest.raises(InvalidArgumentError, match="expected: Tensor"), Ring(list, 1, 8) as ring:
+        ring.put([1], 1)
