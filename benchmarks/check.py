@@ -18,7 +18,7 @@ import torch
 
 import clearspan
 from clearspan.analysis import attribution_patch, edge_attribution
-from clearspan.sweep import Metric
+from clearspan.sweep import Costs, Metric
 from hand_written import everything, logit_difference
 from kernels import kernels_of, python_calls
 from libraries import nbytes_of
@@ -28,8 +28,8 @@ from sweeps import DECLARED, Runs
 from timing import timed
 
 ATTEMPTS, ROUNDS = 3, 31
-MEMORY = 2**31
-"""Bytes that a batch of a sweep may take, so that plans do not depend on the machine."""
+MEMORY, COSTS = 2**31, Costs(token=1e-4, floor=5e-3, start=2e-3, join=0.0, most=1024)
+"""Bytes that a batch of a sweep may take, and what blocks cost, so that plans do not depend on the machine."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def asked(bridge: clearspan.TransformerBridge, reference: Reference) -> Iterator
         return reference.model(tokens, use_cache=False)
 
     def swept() -> object:
-        return runs.sweep(runs.residual_grid()).run(MEMORY, progress=False)
+        return runs.sweep(runs.residual_grid()).run(MEMORY, COSTS, progress=False)
 
     plain, plain_calls = kernels_of(forward, reference.device), python_calls(forward)
     # Calls of Python have 5 % of room, since its releases differ in what is a call.
@@ -146,12 +146,12 @@ def plans(bridge: clearspan.TransformerBridge, reference: Reference) -> Iterator
         "48 heads, 128 tokens": (long.sweep(long.head_grid()), 26, 6),
     }
     for name, (sweep, forwards, batches) in references.items():
-        plan = sweep.plan(MEMORY)
+        plan = sweep.plan(MEMORY, COSTS)
         yield Check(f"forwards, {name}", plan.forwards, forwards)
         yield Check(f"batches, {name}", len(plan.tiles), batches)
     sweep = short.sweep(short.residual_grid())
-    planned = sweep.plan(MEMORY).forwards
-    found = forwards_of(reference, 32, lambda: sweep.run(MEMORY, progress=False))
+    planned = sweep.plan(MEMORY, COSTS).forwards
+    found = forwards_of(reference, 32, lambda: sweep.run(MEMORY, COSTS, progress=False))
     yield Check("forwards beside the plan's, of the run and its source", found - planned, 2)
 
 
@@ -193,7 +193,7 @@ def sweep_ratios(bridge: clearspan.TransformerBridge, reference: Reference) -> I
     metrics: Mapping[str, tuple[Metric, float]] = {"declared": (DECLARED, 3.3), "function": (logit_difference, 4.9)}
     for name, (metric, most) in metrics.items():
         found = ratio(
-            lambda metric=metric: runs.sweep(runs.residual_grid(), metric).run(MEMORY, progress=False),
+            lambda metric=metric: runs.sweep(runs.residual_grid(), metric).run(MEMORY, COSTS, progress=False),
             lambda: [reference.model(batch, use_cache=False) for _ in range(12)],
             most,
             rounds=5,

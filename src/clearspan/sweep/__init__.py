@@ -2,6 +2,7 @@
 
 from clearspan.effects import Effects
 from clearspan.sweep.answers import answered
+from clearspan.sweep.costs import Costs
 from clearspan.sweep.experiment import Experiment
 from clearspan.sweep.grid import Grid, grid
 from clearspan.sweep.metrics import (
@@ -16,9 +17,11 @@ from clearspan.sweep.metrics import (
 from clearspan.sweep.pair import Direction, Pair
 from clearspan.sweep.plan import SweepPlan
 from clearspan.sweep.sweep import Sweep
+from clearspan.sweep.ways import Way
 
 __all__ = [
     "AnswerLogProbability",
+    "Costs",
     "Direction",
     "Effects",
     "Experiment",
@@ -32,6 +35,7 @@ __all__ = [
     "Probability",
     "Sweep",
     "SweepPlan",
+    "Way",
     "answered",
     "grid",
 ]

@@ -35,6 +35,12 @@ class Costs:
         start: A forward besides its blocks: masks, positions, Python.
         join: That cells join in front of a layer: a batch of another shape, for which kernels are chosen.
         most: Tokens in a batch beyond which larger ones are no faster.
+
+    Example:
+        >>> import clearspan
+        >>> costs = Costs.of(clearspan.boot("tiny-bigcode"))  # measured once a model and device
+        >>> costs.token > 0, costs.most
+        (True, 1024)
     """
 
     token: float
@@ -63,7 +69,7 @@ _KNOWN: "weakref.WeakKeyDictionary[nn.Module, dict[object, Costs]]" = weakref.We
 
 @no_grad
 def _measured(model: Model) -> Costs:
-    """Measures one block in the middle, or the whole model: few tokens, several times over, and many, of two new shapes."""
+    """Measures one block in the middle, or the whole model: few tokens, several times over, and many, of two shapes."""
     kind, n_layers = model.device.type, len(model.blocks)
     is_whole = model.adapter.whole_forwards is not None
     blocks = n_layers if is_whole else 1

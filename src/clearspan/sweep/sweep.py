@@ -170,6 +170,7 @@ class Sweep:
         check_undisturbed(self.bridge)
         if memory is not None:
             check_counts(memory=memory)
+        check_kind(Costs, type(None), costs=costs)
         cells = [cell for cell in self._cells if not self.findings.done[cell.number]]
         rows, length = self.batch.rows, self.batch.width
         cfg, readings, way, whole = self.bridge.cfg, self._readings(Context(self.batch)), self._way, self.whole
