@@ -323,6 +323,7 @@ CALLS = {
     "patching.activation_patching": lambda k: {**k.pair, "layer": [0], "position": [-1], "progress": False},
     **{f"patching.{name}": _transformer_lens for name in patching.__all__ if name.startswith("get_act_patch")},
     "sweep.AnswerLogProbability": lambda k: {"answers": ((3, 5),)},
+    "sweep.Costs": lambda k: {"token": 1e-4, "floor": 5e-3, "start": 0.0, "join": 0.0, "most": 1024},
     "sweep.answered": lambda k: {**_lines(k), "answers": "\n"},
     "sweep.Effects": lambda k: {"values": {"score": torch.rand(2, 3)}, "axes": {"layer": (0, 1)}},
     "sweep.KLDivergence": lambda k: {},
@@ -517,6 +518,7 @@ METHODS = {
     "LogitMetric.__call__": lambda k: {"logits": k.logits},
     "LogitDifference.between": lambda k: {"bridge": k.bridge, "correct": " os"},
     "Pair.of": lambda k: k.pair,
+    "Costs.of": lambda k: {"model": k.bridge},
     "Sweep.check": lambda k: {"cells": 2},
     "Sweep.plan": lambda k: {},
     "Sweep.run": lambda k: {"progress": False},
@@ -689,7 +691,7 @@ GIVEN_BACK = {
         )
     ),
     *("interventions.Site", "interventions.Taken", "interventions.Written"),
-    *("sweep.Experiment", "sweep.Pair", "sweep.SweepPlan"),
+    *("sweep.Experiment", "sweep.Pair", "sweep.SweepPlan", "sweep.Way"),
 }
 """Classes whose objects functions return: nobody makes them."""
 

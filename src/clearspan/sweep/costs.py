@@ -11,8 +11,10 @@ from torch import nn
 
 from clearspan._forward.forward import run_segment
 from clearspan._forward.given import ModelInput
+from clearspan.checks import check_counts, number_of
+from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch
-from clearspan.model import Model
+from clearspan.model import Model, check_bridge
 from clearspan.modes import no_grad
 
 BUDGET = 0.05
@@ -49,9 +51,18 @@ class Costs:
     join: float
     most: int
 
+    def __post_init__(self) -> None:
+        for name in ("token", "floor", "start", "join"):
+            seconds = number_of(name, getattr(self, name))
+            if not seconds >= 0:
+                raise InvalidArgumentError(f"{name}={seconds}", expected="seconds, 0 or more")
+            object.__setattr__(self, name, seconds)
+        check_counts(most=self.most)
+
     @classmethod
     def of(cls, model: Model) -> Self:
         """Returns the costs of a model on its device, measured when they are first asked for."""
+        check_bridge(model)
         known = _KNOWN.setdefault(model.hf_model, {})
         key = model.device, model.hf_model.dtype
         if key not in known:
