@@ -1,6 +1,7 @@
 """Room for a cache: what a filter chose, what it will take, and whether there is as much."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +24,7 @@ from clearspan.hf.storages import Copies
 from clearspan.index import PointIndex, Segment
 from clearspan.model import Model
 from clearspan.points import HookPoint, NamesFilter, Offered
+from clearspan.points.names import answers_of
 
 REMEMBERED = 64
 """Filters whose choices a bridge remembers."""
@@ -54,16 +56,20 @@ class Choice:
 
 
 def choose(model: Model, names: NamesFilter, segment: Segment = (None, None)) -> Choice:
-    """Returns the choice of a filter. Choices are remembered: by names, and by the points that a predicate holds for."""
+    """Returns the choice of a filter.
+
+    Choices are remembered: by names, and of a predicate by what its answers follow from, or by what it holds for.
+    """
     choices: dict[object, Choice] = model.remembered.setdefault("choices", {})
     if isinstance(names, list | set | frozenset | Mapping):
         names = tuple(names)
     is_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
-    if names is None or isinstance(names, str) or is_names:
-        key, points = (names, segment), None
-    else:
+    is_known = names is None or isinstance(names, str | re.Pattern) or is_names
+    asked, points = names if is_known else answers_of(names), None
+    if asked is None and names is not None:
         points = model.index.select(names, segment)
-        key = tuple(point.name for point in points), segment
+        asked = tuple(point.name for point in points)
+    key = asked, segment
     if key not in choices:
         if points is None:
             points = model.index.select(names, segment)

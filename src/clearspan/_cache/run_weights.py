@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clearspan.components import GeneralizedComponent, NormalizationBridge, part_kind
 from clearspan.errors import EditedEntryError, UnreadableWeightError
-from clearspan.hf.adapters import Adapted, sources
+from clearspan.hf.adapters import Adapted, kind_of, sources
 from clearspan.model import Model
 from clearspan.tree import Ways
 
@@ -48,10 +48,11 @@ class WeightSlots:
 
     def sources(self, hf_model: nn.Module) -> list[Source]:
         """Returns all that the weights are made of now."""
-        modules, found = self.ways.modules(hf_model), list[Source]()
-        for path in self.paths:
-            found += sources(modules[path])
-        return found
+        modules, found = self.ways.modules(hf_model), list[Source | None]()
+        for path in self.paths:  # some dozens, in every run with a cache
+            module = modules[path]
+            found += module._parameters.values() if kind_of(type(module)) is None else sources(module)
+        return [source for source in found if source is not None]
 
     def slots(self) -> Iterator[WeightSlot]:
         """Yields where each weight is now."""

@@ -1,9 +1,14 @@
 """Names of hook points: short names, nearest names, and selections by name, list or predicate."""
 
+import builtins
 import difflib
+import dis
+import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from types import CodeType, FunctionType
+from typing import cast
 
 from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError, UnknownPointError
@@ -121,6 +126,64 @@ def check_predicate(predicate: Callable[..., object]) -> None:
             got=f"a function of {signature}"[:80],
             reason=str(error),
         ) from None
+
+
+def answers_of(predicate: object) -> Hashable:
+    """Returns what the answers of a function of names follow from, where that is known; or None.
+
+    A function written at a call is another object each time, but of the same code. Its answers follow from its code,
+    what it closes over, its defaults and the globals that it reads, if these are texts, whole numbers or functions of
+    Python's own that do nothing else.
+    """
+    if not isinstance(predicate, FunctionType) or predicate.__kwdefaults__:
+        return None
+    names = _globals_read(predicate.__code__)
+    if names is None:
+        return None
+    there, built_in = predicate.__globals__, vars(builtins)
+    try:
+        cells = [cell.cell_contents for cell in predicate.__closure__ or ()]
+    except ValueError:  # a variable that has no value yet
+        return None
+    read = (*cells, *(predicate.__defaults__ or ()), *(there.get(name, built_in.get(name)) for name in names))
+    if not all(map(_is_constant, read)):
+        return None
+    return predicate.__code__, tuple((type(value), value) for value in read)
+
+
+def _is_constant(value: object) -> bool:
+    if type(value) is tuple:
+        return all(type(one) is str for one in cast("tuple[object, ...]", value))
+    return value is None or type(value) in (str, int, bool) or any(value is one for one in _PURE)
+
+
+@functools.lru_cache(256)
+def _globals_read(code: CodeType) -> tuple[str, ...] | None:
+    """Returns the globals that code reads, with the functions in it; None where it does more than to read them."""
+    names: list[str] = []
+    for step in dis.get_instructions(code):
+        if step.opname == "LOAD_GLOBAL":
+            names.append(step.argval)
+        elif step.opname in _ACTS:
+            return None
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            read = _globals_read(inner)
+            if read is None:
+                return None
+            names += read
+    return tuple(dict.fromkeys(names))
+
+
+_PURE = (all, any, bool, int, isinstance, len, list, max, min, range, set, sorted, str, sum, tuple)
+"""Functions of Python's that a predicate may call."""
+_ACTS = frozenset(
+    {
+        *("IMPORT_NAME", "LOAD_BUILD_CLASS", "LOAD_FROM_DICT_OR_DEREF", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_NAME"),
+        *("DELETE_ATTR", "DELETE_DEREF", "DELETE_GLOBAL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL"),
+    }
+)
+"""Steps of code whose effect is not the answer alone, or that read what is not known."""
 
 
 def is_short_name(name: str) -> bool:
