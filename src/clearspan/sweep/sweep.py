@@ -171,7 +171,7 @@ class Sweep:
         if memory is not None:
             check_counts(memory=memory)
         check_kind(Costs, type(None), costs=costs)
-        cells = [cell for cell in self._cells if not self.findings.done[cell.number]]
+        cells = [cell for cell, done in zip(self._cells, self.findings.done.tolist(), strict=True) if not done]
         rows, length = self.batch.rows, self.batch.width
         cfg, readings, way, whole = self.bridge.cfg, self._readings(Context(self.batch)), self._way, self.whole
         if way.is_whole or not way.after_prefix:
