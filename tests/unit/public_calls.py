@@ -399,6 +399,7 @@ NEW = {
     "TransformerBridge": lambda k: k.another(),
     "ActivationCache": lambda k: k.bridge.run_with_cache(TEXT)[1],
     "CausalModel": lambda k: k.agree,
+    "Costs": lambda k: Costs(**CALLS["sweep.Costs"](k)),
     "Sweep": lambda k: Sweep(**CALLS["sweep.Sweep"](k)),
 }
 CHANGING = {"to", "train", "requires_grad_", "add_hook", "reset_hooks", "zero_grad", "toggle_autodiff", "run"} | {
