@@ -76,7 +76,7 @@ class Outbound:
             self._bytes -= sent.source.nbytes
 
     def __enter__(self) -> Self:
-        self._is_open = True
+        self._is_open, self._bytes = True, 0
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
