@@ -186,11 +186,11 @@ def sweep_ratios(bridge: clearspan.TransformerBridge, reference: Reference) -> I
     """Gives the time of a planned sweep, as a ratio to plain batches of about its work.
 
     They have about the sweep's share of arithmetic and of Python, so that the ratio is much the same on machines that
-    differ in these. One forward for each cell has not: its ratio to the sweep differed by a quarter from run to run.
+    differ in these. One forward for each cell has not.
     """
     runs = Runs(reference, bridge, 32)
     batch = runs.corrupted.expand(10, -1)
-    metrics: Mapping[str, tuple[Metric, float]] = {"declared": (DECLARED, 3.3), "function": (logit_difference, 4.9)}
+    metrics: Mapping[str, tuple[Metric, float]] = {"declared": (DECLARED, 3.3), "function": (logit_difference, 5.2)}
     for name, (metric, most) in metrics.items():
         found = ratio(
             lambda metric=metric: runs.sweep(runs.residual_grid(), metric).run(MEMORY, COSTS, progress=False),

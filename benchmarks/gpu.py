@@ -27,7 +27,7 @@ from kernels import kernels_of
 from reference import TINY_LAYERS, TINY_WIDTH, Reference, build
 from report import card, versions
 from timing import Clock, clock_of, parser, timed
-from transfers import transfers
+from transfers import by_hand, transfers
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,15 @@ def first(stage: Stage, tokens: int, least: float, least_later: float | None = N
 
 def transferred(stage: Stage) -> Iterator[Figure]:
     """Gives what bringing every block's residual stream to the CPU costs."""
-    found = transfers(stage.build("llama"), 4, stage.length(1024), stage.rounds, stage.clock)
+    given = stage.build("llama"), 4, stage.length(1024), stage.rounds, stage.clock
+    found, hand = transfers(*given), by_hand(*given)
     yield Figure("residual streams to the CPU, later calls: x the forward", found.warm, most=1.05)
     yield Figure("residual streams to the CPU, first call: x the forward", found.first)
     yield Figure("residual streams to the CPU, earlier caches kept: x the forward", found.keeping)
     yield Figure("residual streams kept on the device: x the forward", found.here)
+    yield Figure("residual streams by torch hooks, .cpu(): x the forward", hand.waiting)
+    yield Figure("residual streams by torch hooks, an Outbound: x the forward", hand.outbound)
+    yield Figure("residual streams by torch hooks, a Ring: x the forward", hand.ring)
 
 
 def read(stage: Stage, name: str, batch: int, tokens: int, most: Mapping[str, float]) -> Iterator[Figure]:

@@ -1,6 +1,5 @@
 """Outbound tensors: copies on the CPU that belong to the caller, made beside the computation."""
 
-import contextlib
 from collections import deque
 from collections.abc import Collection, Iterable
 from types import TracebackType
@@ -76,15 +75,16 @@ class Outbound:
             self._bytes -= sent.source.nbytes
 
     def __enter__(self) -> Self:
-        self._is_open = True
+        self._is_open, self._bytes = True, 0
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._is_open = False
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._sent.clear)
+        try:
             for sent in self._sent if error is None else ():
                 sent.wait()
+        finally:
+            self._sent.clear()
 
 
 def on_cpu(tensors: Iterable[Tensor]) -> list[Tensor]:
