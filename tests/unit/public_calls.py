@@ -12,7 +12,7 @@ from clearspan import ActivationCache, TransformerBridge, analysis, circuits, in
 from clearspan.analysis import CausalModel, InterchangeExamples, SteeringVector
 from clearspan.circuits import Circuit, ComputationalGraph
 from clearspan.interventions import Intervention, Patch, Zero
-from clearspan.sweep import Effects, LogitDifference, LogitMetric, Pair, Sweep
+from clearspan.sweep import Costs, Effects, LogitDifference, LogitMetric, Pair, Sweep
 
 MODULES = {
     "circuits": circuits,
@@ -390,6 +390,7 @@ OBJECTS = {
     "Inject": lambda k: interventions.Inject,
     "Intervention": lambda k: k.zero,
     "ProjectOut": lambda k: interventions.ProjectOut,
+    "Costs": lambda k: Costs,
     "TransformerBridge": lambda k: k.bridge,
     "ActivationCache": lambda k: k.cache,
 }
@@ -399,7 +400,6 @@ NEW = {
     "TransformerBridge": lambda k: k.another(),
     "ActivationCache": lambda k: k.bridge.run_with_cache(TEXT)[1],
     "CausalModel": lambda k: k.agree,
-    "Costs": lambda k: Costs(**CALLS["sweep.Costs"](k)),
     "Sweep": lambda k: Sweep(**CALLS["sweep.Sweep"](k)),
 }
 CHANGING = {"to", "train", "requires_grad_", "add_hook", "reset_hooks", "zero_grad", "toggle_autodiff", "run"} | {
