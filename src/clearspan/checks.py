@@ -5,7 +5,7 @@ import os
 from collections.abc import Collection, Mapping
 from numbers import Integral
 from pathlib import Path
-from typing import Protocol, TypeGuard, runtime_checkable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -29,18 +29,18 @@ def check_positive(**sizes: float) -> None:
 
 def is_whole(value: object) -> TypeGuard[int]:
     """Returns whether a value is a whole number, of Python's or numpy's; True and False are none."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def whole(given: object) -> int | None:
     """Returns one whole number, also that of a tensor or array without axes, as Python's; None for anything else."""
-    one = given.tolist() if isinstance(given, _Array) else given
+    one = _plain(given)
     return int(one) if is_whole(one) else None
 
 
 def wholes(given: object) -> tuple[int, ...] | None:
     """Returns one whole number or several (a sequence, an array, a tensor) as a tuple, or None for anything else."""
-    several = given.tolist() if isinstance(given, _Array) else given
+    several = _plain(given)
     if is_whole(several):
         return (int(several),)
     if isinstance(several, list | tuple | range) and all(map(is_whole, several)):
@@ -60,11 +60,10 @@ def whole_numbers(name: str, given: object) -> list[int]:
     return list(found)
 
 
-@runtime_checkable
-class _Array(Protocol):
-    """A tensor, or an array of numpy."""
-
-    def tolist(self) -> object: ...
+def _plain(given: object) -> object:
+    """Returns numbers of a tensor or of numpy as Python's, anything else as it is."""
+    tolist = getattr(type(given), "tolist", None)
+    return given if tolist is None else tolist(given)
 
 
 def check_counts(least: int = 1, /, **counts: int) -> None:
@@ -94,7 +93,7 @@ def number_of(name: str, given: object) -> float:
     Raises:
         InvalidArgumentError: It is no number.
     """
-    found = given.tolist() if isinstance(given, _Array) else given
+    found = _plain(given)
     if not isinstance(found, int | float) or isinstance(found, bool):
         raise InvalidArgumentError(f"{name}={given!r}"[:80], expected="a number")
     return found

@@ -1,5 +1,6 @@
 """One intervention: a place in the model, and what is done there."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, cast
@@ -60,7 +61,6 @@ Given = int | Sequence[int] | Sequence[Sequence[int]] | slice | Spots
 
 PLACES = ("positions", "heads", "neurons", "key_positions", "columns")
 """The fields that choose places on an axis."""
-_SPOTS = ("positions", "key_positions")
 
 
 @dataclass(frozen=True)
@@ -105,21 +105,14 @@ class Intervention:
     every_step: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.point, str):
-            raise InvalidArgumentError("a hook point is given by its name", got=repr(self.point))
-        object.__setattr__(self, "layer", layer_of(self.layer))
-        for name in PLACES:
-            given = getattr(self, name)
-            object.__setattr__(self, name, _as_spots(name, given) if name in _SPOTS else _as_places(name, given))
+        self._take(vars(self))
+
+    def _take(self, given: Mapping[str, Any]) -> None:
+        """Keeps fields as they are given, checked."""
+        for name, value in given.items():
+            object.__setattr__(self, name, _checked(name, value))
         if self.columns is not None and self.positions is not None:
             raise InvalidArgumentError("columns take the place of positions", got="both")
-        check_flags(every_step=self.every_step)
-        if not isinstance(self.action, Action):
-            raise InvalidArgumentError(
-                "an intervention has an action",
-                expected="such as clearspan.interventions.Zero()",
-                got=repr(self.action),
-            )
 
     @property
     def spots(self) -> Spots:
@@ -139,11 +132,16 @@ class Intervention:
             raise InvalidArgumentError(
                 f"there is no layer {layer}", expected=f"-{n_layers} to {n_layers - 1}", where=f"point {self.point!r}"
             )
-        return get_act_name(self.point, None if layer is None else layer % n_layers)
+        return _full_name(self.point, None if layer is None else layer % n_layers)
 
     def at(self, **places: Any) -> Self:
         """Returns the same elsewhere: with another layer, other positions, heads, neurons or key positions."""
-        return replace(self, **places)
+        if not places.keys() <= vars(self).keys():
+            return replace(self, **places)  # raises, naming the field
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))
+        new._take(places)
+        return new
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as plain data; fields that say nothing are left out."""
@@ -172,6 +170,9 @@ class Intervention:
         return cls(data["point"], action, data.get("layer"), **places, every_step=every_step)
 
 
+_full_name = functools.cache(get_act_name)
+
+
 def interventions_of(given: object) -> tuple[Intervention, ...]:
     """Returns one intervention or several as a tuple.
 
@@ -188,6 +189,26 @@ def interventions_of(given: object) -> tuple[Intervention, ...]:
                 "this is no intervention", expected="clearspan.Intervention(point, action, ...)", got=repr(one)[:80]
             )
     return cast("tuple[Intervention, ...]", found)
+
+
+def _checked(field: str, value: Any) -> Any:
+    """Returns a field of an intervention as it is kept."""
+    match field:
+        case "layer":
+            return layer_of(value)
+        case "positions" | "key_positions":
+            return _as_spots(field, value)
+        case "heads" | "neurons" | "columns":
+            return _as_places(field, value)
+        case "every_step":
+            check_flags(every_step=value)
+        case "point" if not isinstance(value, str):
+            raise InvalidArgumentError("a hook point is given by its name", got=repr(value))
+        case "action" if not isinstance(value, Action):
+            raise InvalidArgumentError(
+                "an intervention has an action", expected="such as clearspan.interventions.Zero()", got=repr(value)
+            )
+    return value
 
 
 def _as_places(name: str, value: object) -> Places:

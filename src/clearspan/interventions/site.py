@@ -19,6 +19,8 @@ from clearspan.transfers import numbers_on
 _FIXED = {"heads": ("head", "kv_head"), "neurons": ("d_mlp", "expert", "feature", "d_model")}
 """The fields that choose places of axes that the model fixes, and these axes."""
 _QUERIES, _KEYS = ("pos", "q_pos"), ("k_pos",)
+_AXES_OF = {**_FIXED, "positions": _QUERIES, "columns": _QUERIES, "key_positions": _KEYS}
+"""The fields that choose places of an axis, and the axes that each may mean."""
 Chosen = tuple[int, ...] | None
 """Places of an axis, from 0; None for all."""
 
@@ -117,7 +119,7 @@ class Written:
     def _real(self, width: int) -> list[tuple[int, ...]]:
         """Returns the columns of each row's real tokens in a sequence that has so many columns by now."""
         new = range(self.batch.width, width)
-        return [(*real, *new) for real in self.batch.real_columns]
+        return [(*real, *new) for real in self.batch.real_columns] if new else list(self.batch.real_columns)
 
     def _everywhere(self, width: int) -> "tuple[RowSpots, ...]":
         """Returns all real tokens of each row."""
@@ -365,8 +367,8 @@ class RowSpots:
         cls, asked: Sequence[int], real: Sequence[int], keys: Sequence[int] | None = None, *, is_left: bool = False
     ) -> "RowSpots":
         """Returns those of the positions asked for that are there, in a row whose real tokens are in some columns."""
-        order = tuple(at for at, one in enumerate(asked) if one < len(real))
-        positions = tuple(asked[at] for at in order)
+        order = tuple([at for at, one in enumerate(asked) if one < len(real)])
+        positions = tuple([asked[at] for at in order])
         own = None if keys is None else tuple(one for one in keys if one < len(real))
         columns, key_columns = (None if one is None else tuple(real[at] for at in one) for one in (positions, own))
         return cls(positions, columns or (), order, own, key_columns, is_left)
@@ -426,12 +428,11 @@ def located(intervention: Intervention, find: Callable[[str], HookPoint], n_laye
     """
     point = find(intervention.name(n_layers))
     fixed: dict[str, Chosen] = {}
-    along = {"positions": _QUERIES, "columns": _QUERIES, "key_positions": _KEYS}
-    for field, axes in {**_FIXED, **along}.items():
+    for field, axes in _AXES_OF.items():
         places = getattr(intervention, field)
-        axis = next((axis for axis in axes if axis in point.axes), None)
         if places is None:
             continue
+        axis = next((axis for axis in axes if axis in point.axes), None)
         if axis is None:
             raise InvalidArgumentError(
                 f"{point.name} has no {field.replace('_', ' ')}",

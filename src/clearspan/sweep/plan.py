@@ -199,16 +199,16 @@ def _cuts(firsts: Sequence[int], groups: Iterable[Sequence[Cell]], sizes: Sizes,
     running = torch.stack([_running(group, sizes.n_layers) for group in groups])
     before = torch.cat([torch.zeros(1, sizes.n_layers), running.cumsum(0)])
     starts = torch.tensor(firsts)
-    best, cut = torch.zeros(len(firsts) + 1), [0]
+    best, cut = torch.zeros(len(firsts) + 1), [torch.tensor(0)]
     for end in range(1, len(firsts) + 1):
         cells = before[end] - before[:end]
         least = (best[:end] + _cost(cells, starts[:end], sizes, costs)).min(0)
         best[end] = least.values
-        cut.append(int(least.indices))
-    ranges, end = [], len(firsts)
+        cut.append(least.indices)
+    begins, ranges, end = torch.stack(cut).tolist(), [], len(firsts)
     while end > 0:
-        ranges.append((cut[end], end))
-        end = cut[end]
+        ranges.append((begins[end], end))
+        end = begins[end]
     return ranges[::-1]
 
 
