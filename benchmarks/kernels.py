@@ -126,7 +126,8 @@ class _Copies(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        self.count += name in COPIES or (name == "to" and _is_cpu([*args[1:], *kwargs.values()]))
+        # By name alone: the device of another tensor may be the CPU here, and an accelerator where the model is there.
+        self.count += name in COPIES or (name == "to" and _says_cpu(*args[1:], *kwargs.values()))
         return func(*args, **kwargs)
 
 
@@ -136,7 +137,6 @@ def _has_mask(args: Sequence[object]) -> bool:
     return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
 
 
-def _is_cpu(values: Sequence[object]) -> bool:
-    """Returns whether the CPU is among arguments."""
-    found = [value.device if isinstance(value, Tensor) else value for value in values]
-    return any(value in ("cpu", torch.device("cpu")) for value in found if isinstance(value, str | torch.device))
+def _says_cpu(*values: object) -> bool:
+    """Returns whether the CPU is among arguments, by name."""
+    return any(isinstance(value, str) and value == "cpu" for value in values)
