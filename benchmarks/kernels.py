@@ -44,12 +44,25 @@ class Kernels:
     launches: int | None = None
     synchronisations: int | None = None
 
+    @property
+    def starts(self) -> int:
+        """Kernels launched, or the operators that stand for them."""
+        return self.operators if self.launches is None else self.launches
+
+    @property
+    def waits(self) -> int:
+        """Synchronisations, or the reads that stand for them."""
+        return self.reads if self.synchronisations is None else self.synchronisations
+
+    @property
+    def kinds(self) -> tuple[str, str]:
+        """What `starts` and `waits` are."""
+        return ("operators", "reads") if self.launches is None else ("launches", "synchronisations")
+
     def per(self, batches: int) -> str:
         """Returns the counts of one batch, as text."""
-        starts = self.operators if self.launches is None else self.launches
-        waits = self.reads if self.synchronisations is None else self.synchronisations
-        names = ("operators", "reads by the host") if self.launches is None else ("launches", "synchronisations")
-        return f"{starts / batches:.0f} {names[0]} and {waits / batches:.1f} {names[1]} a batch"
+        starts, waits = self.kinds
+        return f"{self.starts / batches:.0f} {starts} and {self.waits / batches:.1f} {waits} a batch"
 
 
 def kernels_of(run: Callable[[], object], device: torch.device) -> Kernels:
