@@ -44,12 +44,25 @@ class Kernels:
     launches: int | None = None
     synchronisations: int | None = None
 
+    @property
+    def starts(self) -> int:
+        """Kernels launched, or the operators that stand for them."""
+        return self.operators if self.launches is None else self.launches
+
+    @property
+    def waits(self) -> int:
+        """Synchronisations, or the reads that stand for them."""
+        return self.reads if self.synchronisations is None else self.synchronisations
+
+    @property
+    def kinds(self) -> tuple[str, str]:
+        """What `starts` and `waits` are."""
+        return ("operators", "reads") if self.launches is None else ("launches", "synchronisations")
+
     def per(self, batches: int) -> str:
         """Returns the counts of one batch, as text."""
-        starts = self.operators if self.launches is None else self.launches
-        waits = self.reads if self.synchronisations is None else self.synchronisations
-        names = ("operators", "reads by the host") if self.launches is None else ("launches", "synchronisations")
-        return f"{starts / batches:.0f} {names[0]} and {waits / batches:.1f} {names[1]} a batch"
+        starts, waits = self.kinds
+        return f"{self.starts / batches:.0f} {starts} and {self.waits / batches:.1f} {waits} a batch"
 
 
 def kernels_of(run: Callable[[], object], device: torch.device) -> Kernels:
@@ -126,7 +139,8 @@ class _Copies(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        self.count += name in COPIES or (name == "to" and _is_cpu([*args[1:], *kwargs.values()]))
+        # By name alone: the device of another tensor may be the CPU here, and an accelerator where the model is there.
+        self.count += name in COPIES or (name == "to" and _says_cpu(*args[1:], *kwargs.values()))
         return func(*args, **kwargs)
 
 
@@ -136,7 +150,6 @@ def _has_mask(args: Sequence[object]) -> bool:
     return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
 
 
-def _is_cpu(values: Sequence[object]) -> bool:
-    """Returns whether the CPU is among arguments."""
-    found = [value.device if isinstance(value, Tensor) else value for value in values]
-    return any(value in ("cpu", torch.device("cpu")) for value in found if isinstance(value, str | torch.device))
+def _says_cpu(*values: object) -> bool:
+    """Returns whether the CPU is among arguments, by name."""
+    return any(isinstance(value, str) and value == "cpu" for value in values)

@@ -13,7 +13,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -82,12 +82,12 @@ class Runs:
     bridge: clearspan.TransformerBridge
     length: int
 
-    @property
+    @cached_property
     def corrupted(self) -> Tensor:
         """The run that is changed."""
         return self.reference.tokens(1, self.length)
 
-    @property
+    @cached_property
     def clean(self) -> Tensor:
         """The run that values are taken from."""
         return self.reference.tokens(1, self.length, seed=1)
