@@ -80,12 +80,12 @@ class Batch:
             raise InputError("this needs token ids", got="embeddings", expected="text, or token ids [row, pos]")
         return self.tokens
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """How many rows."""
         return len(self.value)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """How many columns, padding included."""
         return self.value.shape[1]

@@ -45,7 +45,7 @@ class BaseRun:
     logits: Tensor
     _given: dict[int, Given] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @functools.cached_property
     def rows(self) -> int:
         """Rows of its input."""
         return self.given.size[0]
