@@ -14,6 +14,7 @@ from clearspan._forward.readout import read_out
 from clearspan._run.continuation import BaseRun, positionwise_mlp
 from clearspan._run.hooks import Hooks, hooks_of
 from clearspan._run.sources import Sources
+from clearspan.hf.growing import UnfitForGrowth
 from clearspan.interventions import Written
 from clearspan.interventions.joint import Placed, write_all
 from clearspan.modes import no_grad
@@ -59,7 +60,10 @@ class Execution:
             assert after is not None, "a tile has cells"
             return after
         hooks = self._hooks(tile, joining)
-        found = self.base.grown(joining, tile.first, hooks, keep, in_one=self.way.in_one)
+        try:
+            found = self.base.grown(joining, tile.first, hooks, keep, in_one=self.way.in_one)
+        except UnfitForGrowth:  # at this position the model gives its blocks something that it did not in the trial
+            found = self.base.grown(joining, tile.first, hooks, keep, in_one=False)
         return found if after is None else torch.cat([found, after.to(found.device)])
 
     @property

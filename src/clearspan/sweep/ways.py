@@ -60,7 +60,8 @@ def way_of(model: Model, given: ModelInput, *, with_prefix: bool) -> Way:
     """
     known, mask = _KNOWN.setdefault(model.hf_model, {}), given.batch.mask
     padding = None if mask is None else (tuple(mask.shape), mask.cpu().numpy().tobytes())
-    key = model.hf_model.config._attn_implementation, given.size[0] > 1, padding, with_prefix
+    attention = getattr(model.hf_model.config, "_attn_implementation", None)
+    key = attention, given.size[0] > 1, padding, with_prefix
     if key not in known:
         known[key] = _tried(model, given, with_prefix=with_prefix)
     return known[key]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.conftest import tiny_model
 from tests.zoo import build
+from transformers.models.gpt_bigcode.modeling_gpt_bigcode import GPTBigCodeBlock
 
 import clearspan
 from clearspan.errors import InvalidArgumentError
@@ -93,6 +94,35 @@ def test_rows_that_go_on_otherwise_than_the_model_are_noticed(tokens):
     plan = sweep.plan()
     assert (plan.way.in_one, plan.way.after_prefix) == (True, False)
     assert "whole sequences, since rows that go on from the plain run end otherwise than it" in str(plan)
+    sweep.run(progress=False)
+    assert sweep.check(21) < 2e-5
+
+
+class Paired(GPTBigCodeBlock):
+    """A block that is given something which depends on the rows twice."""
+
+    pairs: torch.Tensor
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **{**kwargs, "pairs": self.pairs})
+
+    def forward(self, *args, pairs=None, **kwargs):
+        assert pairs.shape == (len(args[0]),) * 2
+        return super().forward(*args, **kwargs)
+
+
+def test_a_batch_that_cannot_grow_after_all_is_run_from_layer_to_layer(bridge, tokens, others):
+    sweep = Sweep(bridge, tokens, STREAM, METRIC, sources={"clean": others})
+    assert sweep.plan().way.in_one
+
+    def give(module, args, kwargs):
+        rows = len(next(kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None))
+        for block in bridge.hf_model.transformer.h:
+            block.pairs = torch.zeros(rows, rows)
+
+    bridge.hf_model.register_forward_pre_hook(give, with_kwargs=True)
+    for block in bridge.hf_model.transformer.h:
+        block.__class__ = Paired
     sweep.run(progress=False)
     assert sweep.check(21) < 2e-5
 
