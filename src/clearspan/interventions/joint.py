@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clearspan.interventions.site import RowSpots, Taken, Written
+from clearspan.interventions.site import Taken, Written
 from clearspan.transfers import on_device
 
 Placed = tuple[Written, slice]
@@ -39,54 +39,44 @@ class _Part:
         written: The site.
         rows: The rows of the value that it writes.
         source: What the action takes, or None.
-        spots: Where each of the batch's rows is written; None for all columns, or for a site that is written alone.
-        is_alone: Whether it is written alone.
+        kind: What those have in common that can be written in one go; None for a site that is written alone.
     """
 
     written: Written
     rows: slice
     source: Taken | None
-    spots: tuple[RowSpots, ...] | None
-    is_alone: bool
+    kind: object
 
     @classmethod
     def of(cls, value: Tensor, written: Written, rows: slice, source: Taken | None) -> "_Part":
-        """Returns a site in its rows, with whether it can be written with others."""
-        site, spots = written.site, written.rows
-        before = written.batch.width - value.shape[site.sequence_axis]
-        is_alone = (
-            not site.action.treats_rows_alone
-            or site.axes[1] != "pos"
-            or written.is_generating
-            or rows == slice(None)
-            or (rows.stop - rows.start) != written.batch.rows
-        )
-        if not is_alone and spots is None and source is not None:
-            is_alone = not (source.is_by_column or source.is_constant)
-        if not is_alone and spots is not None:
-            counts = {len(one.columns) for one in spots}
-            is_alone = len(counts) > 1 or counts == {0} or min(min(one.columns) for one in spots) < before
-        return cls(written, rows, source, spots, is_alone)
+        """Returns a site in its rows."""
+        return cls(written, rows, source, _kind(value, written, rows, source))
 
-    def is_like(self, other: "_Part") -> bool:
+    def goes_with(self, other: "_Part") -> bool:
         """Whether another site, in rows after this one's, can be written in one go with it."""
-        own, site = self.written.site, other.written.site
-        if self.is_alone or other.is_alone or other.rows.start < self.rows.stop or own.action != site.action:
-            return False
-        if (self.spots is None) != (other.spots is None) or {
-            axis: len(chosen) for axis, chosen in own.fixed.items() if chosen is not None
-        } != {axis: len(chosen) for axis, chosen in site.fixed.items() if chosen is not None}:
-            return False
-        if self.spots and other.spots and len(self.spots[0].columns) != len(other.spots[0].columns):
-            return False
-        one, another = self.source, other.source
-        if one is None or another is None:
-            return one is another
-        return one.values is another.values and (one.is_by_column, one.is_constant, one.in_order) == (
-            another.is_by_column,
-            another.is_constant,
-            another.in_order,
-        )
+        return self.kind is not None and self.kind == other.kind and other.rows.start >= self.rows.stop
+
+
+def _kind(value: Tensor, written: Written, rows: slice, source: Taken | None) -> object:
+    """Returns the action, how many places are written on each axis, and the source; None for what is written alone."""
+    site, spots = written.site, written.rows
+    count = written.batch.rows
+    if not site.action.treats_rows_alone or site.axes[1] != "pos" or written.is_generating:
+        return None
+    if rows == slice(None) or rows.stop - rows.start != count:
+        return None
+    columns: int | None = None
+    if spots is not None:
+        columns = len(spots[0].columns)
+        before = written.batch.width - value.shape[1]
+        if not columns or any(len(one.columns) != columns or min(one.columns) < before for one in spots):
+            return None
+    elif source is not None and not (source.is_by_column or source.is_constant):
+        return None
+    fixed = tuple((axis, len(chosen)) for axis, chosen in site.fixed.items() if chosen is not None)
+    if source is None:
+        return site.action, columns, fixed
+    return site.action, columns, fixed, id(source.values), source.is_by_column, source.is_constant, source.in_order
 
 
 def _alike(
@@ -96,7 +86,7 @@ def _alike(
     group: list[_Part] = []
     for written, rows in placed:
         part = _Part.of(value, written, rows, source_of(written))
-        if group and not group[-1].is_like(part):
+        if group and not group[-1].goes_with(part):
             yield group
             group = []
         group.append(part)
@@ -111,8 +101,8 @@ def _write_together(value: Tensor, group: Sequence[_Part]) -> None:
     before = written.batch.width - value.shape[1]
     rows = [[row] for part in group for row in range(part.rows.start, part.rows.stop)]
     columns = read = None
-    if group[0].spots is not None:
-        spots = [row for part in group for row in part.spots or ()]
+    if written.rows is not None:
+        spots = [row for part in group for row in part.written.rows or ()]
         columns = [[column - before for column in row.columns] for row in spots]
         read = None if source is None else [row.read_from(source) for row in spots]
     elif before:
