@@ -614,7 +614,7 @@ class _TurnOfRun(Taken):
             if self._is_followed:
                 self._taps._follower.remove()
             self._run.forget()  # what a backward hook's context keeps of it is empty
-            if not self._turns.is_away:
+            if (self._is_followed or self._taps._installed) and not self._turns.is_away:
                 self._taps._passage.clear()
         finally:
             super().__exit__(kind, error, at)
