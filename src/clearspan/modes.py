@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+_C: Any = torch._C
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
@@ -73,7 +74,7 @@ def no_grad(function: Callable[Params, Result]) -> Callable[Params, Result]:
 def uncompiled(function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:
     """Calls a function as it is, also within code under `torch.compile`."""
     # Importing the compiler takes a second, and without it nothing is compiled.
-    if "torch._dynamo" not in sys.modules or torch._C._dynamo.eval_frame.get_eval_frame_callback() is None:
+    if "torch._dynamo" not in sys.modules or _C._dynamo.eval_frame.get_eval_frame_callback() is None:
         return function(*args, **kwargs)
     if not _UNCOMPILED:
         _UNCOMPILED.append(torch._dynamo.disable(_called))

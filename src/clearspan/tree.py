@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from operator import call, is_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -71,7 +71,7 @@ class Ways:
             ModelChangedError: One is not there any more.
         """
         known, around, found = self._found
-        there = list(map(dict.get, around, self._names))
+        there: list[Any] = list(map(dict.get, around, self._names))
         if known is None or known() is not model or not all(map(is_, there, map(call, found))):
             there = self._walked(model)
         return dict(zip(["", *self._paths], [model, *there], strict=True))

@@ -50,6 +50,11 @@ class Choice:
     needed: dict[object, int] = field(default_factory=dict)
 
     @functools.cached_property
+    def is_raw(self) -> bool:
+        """Whether each point is read from the raw tensor of a place of the plan."""
+        return not any(isinstance(point.access, Offered) for point in self.points.values())
+
+    @functools.cached_property
     def bound(self) -> Bound:
         """How large its caches are at most."""
         return Bound.of(self.points.values(), self.index)

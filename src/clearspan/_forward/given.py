@@ -108,7 +108,7 @@ def prepare(
         InvalidArgumentError: The model is set to return tuples.
     """
     check_keywords(model, model_kwargs)
-    if not model.hf_model.config.return_dict:
+    if not vars(model.hf_model.config).get("return_dict", True):  # asked for as an attribute it takes longer
         raise InvalidArgumentError(
             "the model is set to return tuples",
             where="bridge.hf_model.config.return_dict",

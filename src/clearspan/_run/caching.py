@@ -188,7 +188,7 @@ def _number(found: object) -> Tensor:
 
 def check_kept(choice: Choice, names: NamesFilter, recording: Recording) -> None:
     """Raises if a point that was asked for by name was not passed."""
-    if not isinstance(names, str | list | tuple) or recording.has_all(choice.points):
+    if not isinstance(names, str | list | tuple) or (choice.is_raw and recording.is_of_all(choice.plan)):
         return
     for point in choice.points.values():
         if not recording.has(point):

@@ -61,7 +61,7 @@ def effective_settings(model: Model, given: Mapping[str, Any]) -> dict[str, Any]
     """Returns what `generate` is given and, where it is not, what the configs say."""
     config = given.get("generation_config")
     configs = [model.hf_model.generation_config, *([config] if isinstance(config, _GenerationConfig) else [])]
-    sources = (*(one.to_dict() for one in configs), given)
+    sources = (*map(vars, configs), given)  # `to_dict` copies them deeply, which takes as long as a small forward
     return {name: value for source in sources for name, value in source.items() if value is not None}
 
 

@@ -4,8 +4,6 @@ Plain LoRA is added up. Every other adapter of a linear map or an embedding is a
 weight is, whatever its algebra. A linear map's weight is compared with what the module does.
 """
 
-import copy
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +13,7 @@ from torch.nn.functional import linear
 from clearspan.errors import UnreadableWeightError
 from clearspan.hf.adapters import acting, active, active_adapters, kind_of, tuners
 from clearspan.hf.modules import dequantised
-from clearspan.hf.torch_hooks import HOOK_TABLES
+from clearspan.hf.torch_hooks import without_hooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -184,23 +182,23 @@ def _alone(module: nn.Module, *, neutral: nn.Module | None = None) -> nn.Module:
         module: The module.
         neutral: A part whose bias is to add nothing, and which is not to scale its output.
     """
-    own = copy.copy(module)
-    state = vars(own)
-    state.pop("forward", None)
-    state["_compiled_call_impl"] = None
-    state.update({name: OrderedDict() for name in state if name.endswith(HOOK_TABLES)})
-    parts = module._modules.items()
-    state["_modules"] = {name: None if part is None else _alone(part, neutral=neutral) for name, part in parts}
-    if module is neutral:
-        bias, scale = module._parameters.get("bias"), module._buffers.get("embed_scale")
+
+    def change(part: nn.Module, own: nn.Module) -> None:
+        state = vars(own)
+        state.pop("forward", None)
+        state["_compiled_call_impl"] = None
+        if part is not neutral:
+            return
+        bias, scale = part._parameters.get("bias"), part._buffers.get("embed_scale")
         if bias is not None:
             zeros = nn.Parameter(torch.zeros_like(bias), requires_grad=False)
-            state["_parameters"] = {**module._parameters, "bias": zeros}
+            state["_parameters"] = {**part._parameters, "bias": zeros}
         if scale is not None:
-            state["_buffers"] = {**module._buffers, "embed_scale": torch.ones_like(scale)}
+            state["_buffers"] = {**part._buffers, "embed_scale": torch.ones_like(scale)}
         if "embed_scale" in state:
             state["embed_scale"] = 1.0
-    return own
+
+    return without_hooks(module, change)
 
 
 # --- models ----------------------------------------------------------------------------------------------------------

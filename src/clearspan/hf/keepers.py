@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from clearspan.hf.tensors import primary_input, primary_output
-from clearspan.hf.torch_hooks import StandIn, is_unhooked
+from clearspan.hf.torch_hooks import StandIn, is_unhooked, nothing
 from clearspan.scopes import HERE, Scope
 
 Keep = Callable[[str, Tensor], None]
@@ -27,7 +27,7 @@ class _Served:
 
     def __init__(self) -> None:
         self.owner: object = _NOBODY
-        self.keep: Keep | None = None
+        self.keep: Keep = nothing
 
 
 class Keeper(StandIn):
@@ -80,7 +80,7 @@ class Keepers:
     def __init__(self) -> None:
         self._served = _Served()
         self._made: dict[str, Keeper] = {}
-        self._put: list[Keeper] = []
+        self._put: list[tuple[dict[str, Any], Keeper]] = []
 
     def serve(self, keep: Keep, owner: Scope | None) -> None:
         """Has the keepers that are put on modules keep tensors in forwards of a scope."""
@@ -101,12 +101,16 @@ class Keepers:
         keeper = self._made.get(path)
         if keeper is None or keeper._of() is not module:
             keeper = self._made[path] = Keeper(module, entry, exit, self._served)
-        self._put.append(keeper)
+        self._put.append((own, keeper))
         own["forward"] = keeper
         return True
 
     def rest(self) -> None:
         """Takes all keepers off."""
-        self._served.keep, self._served.owner = None, _NOBODY
+        self._served.keep, self._served.owner = nothing, _NOBODY
         while self._put:
-            self._put.pop().restore()
+            own, keeper = self._put.pop()
+            if own["forward"] is keeper:
+                del own["forward"]
+            else:  # another one came later, and stays
+                keeper.restore()

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -91,10 +91,21 @@ def generation_keywords(model: Any) -> set[str]:
     """
     from transformers.utils.generic import TransformersKwargs
 
-    functions = (model.generate, model.prepare_inputs_for_generation, model.forward)
-    named = {name for function in functions for name in inspect.signature(function).parameters}
+    functions = ("generate", "prepare_inputs_for_generation", "forward")
+    named = {name for function in functions for name in _parameters_of(model, function)}
     # These are taken out of the keywords by name, in code of `generate` that no signature shows.
     hidden = {"tokenizer", "assistant_tokenizer", "trust_remote_code"}
     settings = vars(model.generation_config).keys()
     known = {*named, *hidden, *settings, *TransformersKwargs.__optional_keys__} - {"self", "kwargs", "model_kwargs"}
     return known - {*KV_CACHE_NAMES} | {KV_CACHE}
+
+
+def _parameters_of(model: Any, function: str) -> tuple[str, ...]:
+    """Returns the names of the parameters of a model's function; of one in the place of its class's, where it is."""
+    own = vars(model).get(function)
+    return _parameters(getattr(type(model), function)) if own is None else tuple(inspect.signature(own).parameters)
+
+
+@functools.lru_cache(64)
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)

@@ -1,10 +1,11 @@
 """Modules that are compiled, offloaded or quantised, and a second model on the tensors of the first."""
 
 import copy
+import functools
 import inspect
 import itertools
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +23,13 @@ ROWS = 256
 
 def arguments_at(module: nn.Module, names: Container[str]) -> dict[str, int]:
     """Returns the named arguments of a module's forward, each with its position."""
-    taken = list(inspect.signature(type(acting(module)).forward).parameters)[1:]
-    return {name: position for position, name in enumerate(taken) if name in names}
+    return {name: place for place, name in enumerate(_taken_by(type(acting(module)).forward)) if name in names}
+
+
+@functools.lru_cache(1024)
+def _taken_by(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns the names of what a class's forward takes, which takes long to find out."""
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def refuse_compiled(modules: Iterable[nn.Module]) -> None:

@@ -108,9 +108,9 @@ class Recording:
         inside = point.place.side.is_of_a_call and point.place.owner in self._calls
         return inside or point.name in self.values or point.place.key in self._raw
 
-    def has_all(self, points: Mapping[str, HookPoint]) -> bool:
-        """Whether each point's raw tensor was kept."""
-        return all(point.place.key in self._raw for point in points.values())
+    def is_of_all(self, plan: RecordingPlan) -> bool:
+        """Whether the raw tensor of each place of the plan that it keeps is there."""
+        return len(self._raw) == len(plan.places)
 
     @property
     def has_transform(self) -> bool:

@@ -1,10 +1,8 @@
 """Running some of the blocks: skipped ones are stepped over, and a run ends after the last one asked for."""
 
 import contextlib
-import copy
 import inspect
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from clearspan.errors import WholeForwardError
 from clearspan.hf.adapters import acting
 from clearspan.hf.tensors import primary_input, primary_output, with_input
-from clearspan.hf.torch_hooks import HOOK_TABLES, StandIn, after, before
+from clearspan.hf.torch_hooks import StandIn, after, before, without_hooks
 from clearspan.hf.turns import turns_of
 from clearspan.modes import no_grad
 from clearspan.scopes import HERE
@@ -138,23 +136,10 @@ def _returned(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     entering = primary_input(args, kwargs)
     devices = [entering.device] if entering.is_cuda else []
     with torch.random.fork_rng(devices):
-        output = _without_hooks(block)(*args, **kwargs)
+        output = without_hooks(block)(*args, **kwargs)
     if isinstance(output, list):
         return _Returned(list, len(output))
     return _Returned(tuple, len(output)) if isinstance(output, tuple) else None
-
-
-def _without_hooks(module: nn.Module) -> nn.Module:
-    """Returns a module of the same parameters, without torch hooks and without this library's forwards, throughout."""
-    plain = copy.copy(module)
-    own = vars(plain)
-    own |= {name: OrderedDict() for name in own if name.endswith(HOOK_TABLES)}
-    own["_modules"] = {
-        name: None if child is None else _without_hooks(child) for name, child in module._modules.items()
-    }
-    if isinstance(own.get("forward"), StandIn):
-        del own["forward"]
-    return plain
 
 
 @contextlib.contextmanager

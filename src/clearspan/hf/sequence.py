@@ -102,7 +102,9 @@ class Follower:
         named, run = self._by_name(args, kwargs), self._turns.present(self._passage)
         step = None if run is None or run.steps is None else next(run.steps, None)
         length = _length(named)
-        self._passage.stretch = Stretch(self._positions_before(named), step, length)
+        # A generation counts its forwards also while nothing listens; positions are of use to listeners alone.
+        is_heard = step is None or self._users > 1
+        self._passage.stretch = Stretch(self._positions_before(named, is_heard=is_heard), step, length)
         self._passage.calls.clear()
         return (args, of_all_positions(kwargs, length)) if self.drops_positions and length else None
 
@@ -114,20 +116,26 @@ class Follower:
         past = kv_cache_in(output) if isinstance(output, Mapping) else None
         if past is None or not isinstance(stretch.position, int) or stretch.length is None:
             return
-        if _counting(past) is None:
+        if not _counts(past):
             self._counted[past] = stretch.position + stretch.length
 
-    def _positions_before(self, kwargs: Mapping[str, Any]) -> int | Tensor | None:
+    def _positions_before(self, kwargs: Mapping[str, Any], *, is_heard: bool) -> int | Tensor | None:
         """Returns how many positions came before a forward; None where its cache does not count them, nor did we.
 
         A cache of states alone holds no positions: what went into it is counted in the forwards that are followed.
+
+        Args:
+            kwargs: The model's arguments by name.
+            is_heard: Whether anyone listens. What the cache counts is not asked for otherwise.
         """
         past = kv_cache_in(kwargs)
         if past is None:
             return 0
-        layers = _counting(past)
-        if layers is None:
+        if not _counts(past):
             return self._counted.get(past, None if _has_state(past) else 0)
+        if not is_heard:
+            return None
+        layers = _counting(past) or []
         counts = [layer.get_seq_length() for layer in layers] or [0]
         # A cache of fixed length counts in this very tensor; reading it here would wait for the device. Layers of
         # linear attention count nothing, so that the first layer need not tell.
@@ -143,15 +151,22 @@ class Follower:
 
 def _counting(past: Any) -> list[Any] | None:
     """Returns the layers of a KV cache that count positions, or the cache itself; None where it has states alone."""
+    from transformers.cache_utils import CacheLayerMixin
+
+    if not _counts(past):
+        return None
+    layers = vars(past).get("layers")
+    return [layer for layer in layers if isinstance(layer, CacheLayerMixin)] if isinstance(layers, list) else [past]
+
+
+def _counts(past: Any) -> bool:
+    """Whether a KV cache counts positions: it does, unless it has states alone."""
     from transformers.cache_utils import Cache, CacheLayerMixin
 
     layers = vars(past).get("layers")
     if not isinstance(past, Cache):
-        return None
-    if not isinstance(layers, list):
-        return [past]
-    counting = [layer for layer in layers if isinstance(layer, CacheLayerMixin)]
-    return counting if counting or not layers else None
+        return False
+    return not isinstance(layers, list) or not layers or any(isinstance(layer, CacheLayerMixin) for layer in layers)
 
 
 def is_empty(past: Any) -> bool:

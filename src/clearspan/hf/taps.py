@@ -115,6 +115,7 @@ class Taps:
         self._parts: dict[Derivation, list[HookPoint]] = {}
         self._concerned: dict[_Anchor, list[HookPoint]] = {}
         self._installed: dict[_Anchor, _Tap] = {}
+        self._ways: dict[_Anchor, Ways] = {}
         self._handles: set[int] = set()
         for point in self.points:
             self._sources.setdefault(point.place, []).append(point)
@@ -305,7 +306,9 @@ class Taps:
     def _install(self, anchor: _Anchor) -> _Tap:
         places = self._places[anchor]
         rows_of = {place.rows_of for place in places if self._needs_rows(place)}
-        around = Ways([anchor.module, *rows_of]).modules(self.model)
+        if anchor not in self._ways:
+            self._ways[anchor] = Ways([anchor.module, *rows_of])
+        around = self._ways[anchor].modules(self.model)
         modules = {path: around[path] for path in (anchor.module, *rows_of)}
         module = modules[anchor.module]
         refuse_compiled(around.values())
@@ -644,7 +647,7 @@ class _TurnOfRun(Taken):
             if self._is_followed:
                 self._taps._follower.remove()
             self._run.forget()  # what a backward hook's context keeps of it is empty
-            if not self._turns.is_away:
+            if (self._is_followed or self._taps._installed) and not self._turns.is_away:
                 self._taps._passage.clear()
         finally:
             super().__exit__(kind, error, at)

@@ -1,6 +1,8 @@
 """What this library puts on modules, torch hooks and forwards: how it gets there, and how it is found again."""
 
+import copy
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -110,6 +112,25 @@ class Seen(StandIn):
         output = self.__wrapped__(*args, **kwargs)
         self._function(args, kwargs, output)
         return output
+
+
+def without_hooks(module: nn.Module, change: Callable[[nn.Module, nn.Module], None] | None = None) -> nn.Module:
+    """Returns a module on the same tensors, without torch hooks and without this library's forwards, throughout.
+
+    Args:
+        module: The module.
+        change: Called with each part, inner ones first, and with what stands for it in the new module.
+    """
+    own = copy.copy(module)
+    state = vars(own)
+    state.update({name: OrderedDict() for name in state if name.endswith(HOOK_TABLES)})
+    if isinstance(state.get("forward"), StandIn):
+        del state["forward"]
+    parts = module._modules.items()
+    state["_modules"] = {name: None if part is None else without_hooks(part, change) for name, part in parts}
+    if change is not None:
+        change(module, own)
+    return own
 
 
 def take_off_lost(model: nn.Module, kept: Container[int], diverted: Container[nn.Module]) -> None:

@@ -56,11 +56,17 @@ class OperandsWatch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not self._is_paused():
-            if func in SOFTMAXES:
-                self._softmaxes += 1
-            else:
-                args, kwargs = self._multiplied(func, args, kwargs)
+            args, kwargs = self._given(func, args, kwargs)
         return func(*args, **kwargs)
+
+    def _given(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns a function's arguments, with what is visited of them as visited."""
+        if func not in SOFTMAXES:
+            return self._multiplied(func, args, kwargs)
+        self._softmaxes += 1
+        return args, kwargs
 
     def _multiplied(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -121,27 +127,19 @@ class SoftmaxWatch(OperandsWatch):
         self._scores_shape: torch.Size | None = None
         self._awaits_product = False
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if not self._is_paused():
-            if func in SOFTMAXES:
-                self._softmaxes += 1
-                self._awaits_product = True
-                if self._scores_shape is None:
-                    args = (self._scores(args[0]), *args[1:])
-            elif func in PRODUCTS:
-                if self._awaits_product:
-                    self._awaits_product = False
-                    args = (self._pattern(args[0]), *args[1:])
-                else:
-                    args, kwargs = self._multiplied(func, args, kwargs)
-            elif func is torch.cat and args and self._is_multiplied and not self._softmaxes:
-                args = (self._beside_sink(args[0]), *args[1:])
-            else:
-                args, kwargs = self._multiplied(func, args, kwargs)
-        return func(*args, **kwargs)
+    def _given(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if func in SOFTMAXES:
+            self._softmaxes += 1
+            self._awaits_product = True
+            return (args if self._scores_shape is not None else (self._scores(args[0]), *args[1:])), kwargs
+        if func in PRODUCTS and self._awaits_product:
+            self._awaits_product = False
+            return (self._pattern(args[0]), *args[1:]), kwargs
+        if func is torch.cat and args and self._is_multiplied and not self._softmaxes:
+            return (self._beside_sink(args[0]), *args[1:]), kwargs
+        return self._multiplied(func, args, kwargs)
 
     def _scores(self, scores: Tensor) -> Tensor:
         self._scores_shape = scores.shape

@@ -81,7 +81,7 @@ def test_a_cache_has_what_the_users_torch_hook_made_of_an_output(of_all_modules)
     torch.testing.assert_close(cache["resid_post", 1], cache["resid_mid", 1] + cache["mlp_out", 1])
 
 
-def test_a_hook_that_a_function_adds_stays_when_the_run_that_kept_all_is_over():
+def test_a_hook_that_a_function_adds_stays_when_the_run_is_over():
     bridge = clearspan.boot(build("bloom"))  # whose attention is seen by a forward in its forward's place
     seen = []
 
@@ -90,7 +90,7 @@ def test_a_hook_that_a_function_adds_stays_when_the_run_that_kept_all_is_over():
             seen.append("added")
             bridge.add_hook("blocks.1.attn.hook_pattern", lambda pattern, hook: seen.append(pattern.shape))
 
-    bridge.run_with_cache(TOKENS, fwd_hooks=[("blocks.0.hook_resid_pre", add)])
+    bridge.run_with_cache(TOKENS, "blocks.1.attn.hook_out", fwd_hooks=[("blocks.0.hook_resid_pre", add)])
     seen.clear()
     bridge(TOKENS)
     assert len(seen) == 1
