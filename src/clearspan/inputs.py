@@ -257,6 +257,18 @@ class Batch:
         copied = {name: one.repeat(copies, *[1] * (one.ndim - 1)) for name, one in tensors.items()}
         return replace(self, **copied, texts=None if self.texts is None else self.texts * copies)
 
+    def joined(self, other: "Batch") -> Self:
+        """Returns the rows of this batch, and then those of another whose real tokens are in the same columns."""
+        names = ("tokens", "embeds")
+        parts = {name: (getattr(self, name), getattr(other, name)) for name in names if getattr(self, name) is not None}
+        mask = other.mask if self.mask is None else self.mask
+        return replace(
+            self,
+            **{name: torch.cat(pair) for name, pair in parts.items()},
+            mask=None if mask is None else mask.repeat(2, 1),
+            texts=None if self.texts is None or other.texts is None else self.texts + other.texts,
+        )
+
     def entering(self, residual: Float[Tensor, "copies*row pos d_model"]) -> Self:
         """Returns the batch of a run that starts at a layer, from the residual stream entering it.
 

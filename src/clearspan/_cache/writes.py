@@ -127,7 +127,7 @@ class Mix:
     def first_order_(self, change: Float[Tensor, "*part row pos d_model"]) -> Float[Tensor, "*part row pos d_model"]:
         """Makes changes of the output into those of what the sublayer adds, to the first order, in place."""
         if self.norm is not None and self.frozen is not None:
-            self.frozen.apply_slope_(self.entering, change)
+            self.frozen.slope(self.entering).apply_(change)
             self._weigh_(change)
         return scale_(change, self.multiplier)
 

@@ -167,24 +167,17 @@ class FrozenNorm:
         """
         return self._centred(self.weighted(direction))
 
-    def apply_slope_(
-        self, value: Float[Tensor, "row pos d_model"], vectors: Float[Tensor, "*part row pos d_model"]
-    ) -> None:
-        """Multiplies vectors by the derivative of the normalised value, before the weight, in place.
-
-        `vector -> (vector - n * mean(vector * n)) / scale`, for the normalised value `n`, and with the vector centred
-        where the norm centres. The second term is the scale's. The matrix is symmetric: it takes changes of the input
-        to changes of the normalised value, and gradients there back to the input.
+    def slope(self, value: Float[Tensor, "*batch_pos d_model"], *, of_gradients: bool = False) -> "NormSlope":
+        """Returns the derivative of the normalised value, before the weight, at the input that has this scale.
 
         Args:
-            value: The input that has this scale.
-            vectors: The vectors.
+            value: The input.
+            of_gradients: Whether the weight is multiplied by first: it takes gradients at the output to the input.
         """
         normalized = self._centred(value) / self.scale
-        if self.centres:
-            vectors -= vectors.mean(-1, keepdim=True)
-        along = (vectors * normalized).mean(-1, keepdim=True)
-        vectors.addcmul_(normalized, along, value=-1).div_(self.scale)
+        directions = [torch.ones_like(normalized), normalized] if self.centres else [normalized]
+        factor = self.weighted(1 / self.scale) if of_gradients else 1 / self.scale
+        return NormSlope(factor, torch.stack(directions, dim=-2))
 
     def weighted(self, value: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place d_model"]:
         """Returns a value times the weight, where there is one."""
@@ -192,6 +185,34 @@ class FrozenNorm:
 
     def _centred(self, value: Tensor) -> Tensor:
         return value - value.mean(-1, keepdim=True) if self.centres else value
+
+
+@dataclass(frozen=True)
+class NormSlope:
+    """The derivative of a norm: `vector -> (vector - n * mean(vector * n)) / scale`, for the normalised value `n`.
+
+    A layer norm centres the vector too. The matrix is symmetric: it takes changes of the input to changes of the
+    normalised value, and gradients there back to the input.
+
+    Attributes:
+        factor: What vectors are multiplied by: one over the scale, and the weight where these are gradients.
+        directions: What they lose then: `n`, and what is the same in all channels.
+    """
+
+    factor: Float[Tensor, "*batch_pos d"]
+    directions: Float[Tensor, "*batch_pos direction d_model"]
+
+    def __getitem__(self, index: int) -> "NormSlope":
+        """Returns one of several along the first axis."""
+        return NormSlope(self.factor[index], self.directions[index])
+
+    def apply_(self, vectors: Float[Tensor, "*part row pos d_model"]) -> None:
+        """Multiplies vectors by the derivative, in place; they are dense."""
+        width = vectors.shape[-1]
+        directions = self.directions.reshape(-1, *self.directions.shape[-2:])
+        vectors.mul_(self.factor)
+        by_place = vectors.view(-1, len(directions), width).transpose(0, 1)
+        by_place.baddbmm_(by_place @ directions.mT, directions, alpha=-1 / width)
 
 
 @dataclass(frozen=True)

@@ -130,12 +130,12 @@ def attribution_patch(
     what = Unit.of(bridge, unit, layers, by_position)
     pair = PairRuns.of(bridge, clean, corrupted, metric, direction, attention_mask)
     pair.check_slope()
-    source = pair.source_run(what.points)
     if qk_fix:
+        source = pair.source_run(what.points)
         effects = _pattern_effects(pair, what, source.cache)
         graded = pair.graded_run(list(effects), source)
     else:
-        graded = pair.graded_run(what.points, source)
+        source, graded = pair.runs(what.points, what.points, what.points)
         effects = _first_order(what, graded.cache, source.cache)
     if grad_drop:
         by_column = _mean_size(pair, what, effects, source)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan._cache.writes import Mix, by_head
-from clearspan._forward.readout import FrozenNorm, exact
+from clearspan._forward.readout import FrozenNorm, NormSlope, exact
 from clearspan._run.hooks import Hooks
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
@@ -19,16 +19,19 @@ from clearspan.circuits.attribution import Agreement, compared, sampled
 from clearspan.circuits.edges import Sender, Writes, patched_edges
 from clearspan.circuits.graph import ComputationalGraph, Edge
 from clearspan.circuits.runs import MOST, PairRun, PairRuns, copies_with_graph
-from clearspan.components import GeneralAttentionBridge, HeadAttentionBridge, Sublayer, stream_at
+from clearspan.components import GeneralAttentionBridge, HeadAttentionBridge, NormalizationBridge, Sublayer, stream_at
 from clearspan.components.factors import scale_
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
+from clearspan.model import Model
 from clearspan.modes import no_grad
 from clearspan.results import counted, size
 from clearspan.sweep import Direction, Effects, Metric
 
 Scheme = Literal["midpoint", "paper"]
 """Where on each step of EAP-IG the gradient is taken: at its middle, or at its end as in the paper."""
+TOGETHER = 64
+"""Receivers in a product, or some more. It is of all senders before the last of them: more would waste work."""
 
 
 @no_grad
@@ -104,13 +107,11 @@ def edge_attribution(
     if steps is None:
         pair.check_slope()
     written = Writes.points_of(bridge, [Sender(node) for node in graph.senders])
-    source = pair.source_run(written)
     if steps is None:
-        names = [*written, *points_of_gradients(bridge)]
-        base = pair.graded_run(names, source, graded=graded_points(bridge))
+        source, base = pair.runs(written, [*written, *points_of_gradients(bridge)], graded_points(bridge))
         slopes = [base.cache]
     else:
-        base = pair.base_run(written, source)
+        source, base = pair.runs(written, written)
         shares = [(step + (0.5 if scheme == "midpoint" else 1.0)) / steps for step in range(steps)]
         slopes = _runs_between(pair, base, source, shares)
     per_row = _contracted(graph, slopes, base.cache, source.cache)
@@ -149,7 +150,7 @@ def _runs_between(pair: PairRuns, base: PairRun, source: PairRun, shares: Sequen
 def _contracted(
     graph: ComputationalGraph, slopes: Sequence[ActivationCache], base: ActivationCache, source: ActivationCache
 ) -> Float[Tensor, "row sender receiver"]:
-    """Returns each edge's effect: for as many rows at a time as there is room for, the receivers of a layer together.
+    """Returns each edge's effect, on the CPU: the receivers of some sublayers together, and the rows there is room for.
 
     Args:
         graph: The edges.
@@ -158,20 +159,23 @@ def _contracted(
         source: The run that gives values.
     """
     every, rows = [], base.n_rows
-    streams = len(graph.senders) + max(run.n_rows // rows for run in slopes) * (graph.n_heads + 2 * graph.n_kv_heads)
+    copies = max(run.n_rows // rows for run in slopes)
+    groups = _groups(base.model, TOGETHER // copies)
+    streams = len(graph.senders) + copies * max(sum(count for _, count in group) for group in groups)
     size = max(1, MOST // (4 * streams * base.n_positions * base.model.cfg.d_model))
     for start in range(0, rows, size):
         some = range(start, min(start + size, rows))
         changes = sender_changes(_rows_of(base, some, rows), _rows_of(source, some, rows)).flatten(2).transpose(0, 1)
-        found, at = changes.new_full((len(some), len(graph.receivers), len(graph.senders)), torch.nan), 0
-        for several in zip(*(receiver_gradients(_rows_of(run, some, rows)) for run in slopes), strict=True):
-            gradients = _mean_of_copies(several, len(some)).to(changes)
-            end = at + len(gradients)
-            count = graph.n_senders_before(graph.receivers[end - 1])  # all of one sublayer
-            found[:, at:end, :count] = gradients.flatten(2).transpose(0, 1) @ changes[:, :count].mT
+        found, at = changes.new_empty(len(some), len(graph.receivers), len(graph.senders)), 0
+        gradients = [ReceiverGradients(_rows_of(run, some, rows)) for run in slopes]
+        for group in groups:
+            end = at + sum(count for _, count in group)
+            before = max(map(graph.n_senders_before, graph.receivers[at:end]))
+            mean = _mean_of_copies([each.of(group) for each in gradients], len(some)).to(changes)
+            found[:, at:end, :before] = mean.flatten(2).transpose(0, 1) @ changes[:, :before].mT
             at = end
         every.append(found)
-    return torch.cat(every).mT.cpu()
+    return torch.cat(every).mT.cpu().masked_fill(~graph.mask, torch.nan)
 
 
 def _rows_of(cache: ActivationCache, some: range, rows: int) -> ActivationCache:
@@ -213,7 +217,7 @@ def sender_changes(base: ActivationCache, source: ActivationCache) -> Float[Tens
             z, weight = _change(base, source, f"{own.part.path}.hook_z"), own.part.W_O.detach()
             Mix.of(base, own).first_order_(by_head(z, weight, out=part))
         else:
-            part[0] = _change(base, source, own.hook_out)
+            part[0].copy_(source[own.hook_out]).sub_(base[own.hook_out].to(part))
     return found
 
 
@@ -236,6 +240,24 @@ def graded_points(bridge: TransformerBridge) -> list[str]:
     return [*names, f"{bridge.blocks[-1].path}.hook_resid_post"]
 
 
+Group = Sequence[tuple[Sublayer | None, int]]
+"""Sublayers whose receivers are taken together, each with how many it has; None for the last stream."""
+
+
+def _groups(model: Model, size: int) -> list[Group]:
+    """Returns all sublayers that read, in groups of so many receivers or a sublayer's more."""
+    every: list[tuple[Sublayer | None, int]] = []
+    for own in (one for block in model.blocks for one in block.sublayers):
+        part = own.part
+        every.append((own, part.n_heads + 2 * part.n_kv_heads if isinstance(part, HeadAttentionBridge) else 1))
+    groups: list[list[tuple[Sublayer | None, int]]] = [[]]
+    for one in [*every, (None, 1)]:
+        if sum(count for _, count in groups[-1]) >= size:
+            groups.append([])
+        groups[-1].append(one)
+    return groups
+
+
 def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "receiver row pos d_model"]]:
     """Yields the gradients at each sublayer's inputs (of queries, keys and values, or one), then at the last stream.
 
@@ -245,30 +267,64 @@ def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "recei
     Args:
         graded: A run with the points of `points_of_gradients`, and their gradients.
     """
-    for block in graded.model.blocks:
-        for own in block.sublayers:
-            if isinstance(own.part, HeadAttentionBridge):
-                yield _gradients_of_heads(graded, own, own.part, exact(graded[block.stream_before(own.stage)]))
+    gradients = ReceiverGradients(graded)
+    yield from map(gradients.of, _groups(graded.model, 1))
+
+
+class ReceiverGradients:
+    """The gradients at receivers' inputs in one run.
+
+    Args:
+        graded: As for `receiver_gradients`.
+    """
+
+    def __init__(self, graded: ActivationCache) -> None:
+        self._graded = graded
+        self._last = f"{graded.model.blocks[-1].path}.hook_resid_post_grad"
+        self._slopes = dict(_slopes_of_norms(graded))
+
+    def of(self, group: Group) -> Float[Tensor, "receiver row pos d_model"]:
+        """Returns those of some sublayers."""
+        last = exact(self._graded[self._last])
+        counts = [count for _, count in group]
+        found = last.new_empty(sum(counts), *last.shape)
+        for (own, _), part in zip(group, found.split(counts), strict=True):
+            if own is None:
+                part[0] = last
+            elif isinstance(own.part, HeadAttentionBridge):
+                self._of_heads(own, own.part, part)
             else:
-                yield exact(graded[f"{own.hook_in}_grad"])[None]
-    yield exact(graded[f"{graded.model.blocks[-1].path}.hook_resid_post_grad"])[None]
+                part[0] = self._graded[f"{own.hook_in}_grad"]
+        return found
+
+    def _of_heads(self, own: Sublayer, attention: HeadAttentionBridge, out: Tensor) -> None:
+        weights = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}
+        sizes = [len(weight) for weight in weights.values()]
+        for (name, weight), part in zip(weights.items(), out.split(sizes), strict=True):
+            by_head(self._graded[f"{attention.path}.hook_{name}_grad"], weight.detach().transpose(1, 2), out=part)
+        scale_(out, own.input_factor)
+        if own.norm is not None:
+            self._slopes[attention.path].apply_(out)
 
 
-def _gradients_of_heads(
-    graded: ActivationCache, own: Sublayer, attention: HeadAttentionBridge, stream: Tensor
-) -> Float[Tensor, "receiver row pos d_model"]:
-    weights = {"q": attention.W_Q, "k": attention.W_K, "v": attention.W_V}
-    sizes = [len(weight) for weight in weights.values()]
-    found = stream.new_empty(sum(sizes), *stream.shape)
-    for (name, weight), part in zip(weights.items(), found.split(sizes), strict=True):
-        by_head(graded[f"{attention.path}.hook_{name}_grad"], weight.detach().transpose(1, 2), out=part)
-    scale_(found, own.input_factor)
-    if own.norm is not None:
-        frozen = FrozenNorm.of(own.norm, own.norm.scale(stream))
-        if frozen.weight is not None:
-            found *= frozen.weight.detach().to(found)
-        frozen.apply_slope_(stream, found)
-    return found
+def _slopes_of_norms(graded: ActivationCache) -> Iterator[tuple[str, NormSlope]]:
+    """Yields the derivatives of the norms through which heads read, by attention; of norms alike at once."""
+    alike: dict[object, list[tuple[str, NormalizationBridge, Tensor]]] = {}
+    for own in (one for block in graded.model.blocks for one in block.sublayers):
+        norm = own.norm
+        if norm is not None and isinstance(own.part, HeadAttentionBridge):
+            stream = exact(graded[f"{own.block}.{stream_at(own.stage)}"])
+            kind = norm.uses_rms_norm, norm.eps, norm.has("weight"), stream.device
+            is_plain = type(norm) is NormalizationBridge
+            alike.setdefault(kind if is_plain else norm.path, []).append((own.part.path, norm, stream))
+    for those in alike.values():
+        (_, first, _), streams = those[0], torch.stack([stream for _, _, stream in those])
+        frozen = [FrozenNorm.of(norm, scale) for (_, norm, _), scale in zip(those, first.scale(streams), strict=True)]
+        weights = [norm.weight.detach() for norm in frozen if norm.weight is not None]
+        stacked = torch.stack(weights)[:, None, None] if weights else None
+        whole = replace(frozen[0], scale=torch.stack([norm.scale for norm in frozen]), weight=stacked)
+        slopes = whole.slope(streams, of_gradients=True)
+        yield from ((path, slopes[number]) for number, (path, _, _) in enumerate(those))
 
 
 # --- the result ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The two runs of a pair: what is kept of them, what the metric says of them, and its gradients."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -17,12 +17,12 @@ from clearspan.cache import ActivationCache
 from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input
-from clearspan.modes import no_grad
+from clearspan.modes import no_grad, with_gradients
 from clearspan.progress import Progress
 from clearspan.results import number
 from clearspan.sweep import Direction, Effects, Grid, LogitMetric, Metric, Pair, Sweep
 from clearspan.sweep.metrics import Context, Reference, at_places
-from clearspan.sweep.plan import half_of_free
+from clearspan.sweep.plan import Costs, half_of_free
 from clearspan.sweep.readings import by_row, exact
 
 MOST = 2**28
@@ -96,19 +96,77 @@ class PairRuns(Pair[Metric]):
         """Where runs stop: after the last block where only some logits are read out, else at the logits (None)."""
         return self.bridge.cfg.n_layers if self.reads_some_logits else None
 
+    @property
+    def run_together(self) -> bool:
+        """Whether both runs are rows of one batch, since starting a block costs more than the tokens of another run.
+
+        With gradients, the source's rows go through the backward too: then they cost as much again as by themselves.
+        """
+        alike = (self.base.embeds is None) == (self.source.embeds is None)
+        return alike and self.base.rows * self.base.width <= Costs.of(self.bridge.device).floor
+
+    def runs(
+        self, written: Sequence[str], names: Sequence[str], graded: Collection[str] = ()
+    ) -> tuple[PairRun, PairRun]:
+        """Returns the run that gives values and the one that is changed.
+
+        Args:
+            written: The points that are kept of the first.
+            names: The points that are kept of the second.
+            graded: The points of these at which the gradients of the metric are kept.
+        """
+        if not self.run_together:
+            source = self.source_run(written)
+            return source, self.graded_run(names, source, graded=graded) if graded else self.base_run(names, source)
+        rows, found = self.base.rows, dict[str, Tensor]()
+
+        def total(output: Tensor) -> Tensor:
+            own, other = output[:rows], output[rows:].detach()
+            found["source"] = by_row(self._measure(other, self.source, other, other), other)
+            found["base"] = by_row(self._measure(own, self.base, own.detach(), other), own)
+            return found["base"].sum()
+
+        batch, both = self.base.joined(self.source), list(dict.fromkeys([*written, *names]))
+        output, cache = self._run(batch, both, total, graded)
+        if not graded:
+            total(output)
+        parts = {"base": slice(None, rows), "source": slice(rows, None)}
+        source, base = (
+            PairRun(cache.apply_slice_to_batch_dim(parts[name]), output[parts[name]], found[name].detach())
+            for name in ("source", "base")
+        )
+        return source, base
+
+    def _run(
+        self,
+        batch: Batch,
+        names: Sequence[str],
+        total: Callable[[Tensor], Tensor] | None = None,
+        graded: Collection[str] = (),
+        fwd_hooks: Hooks = (),
+    ) -> tuple[Tensor, ActivationCache]:
+        """Returns what a run returned and kept, with gradients of a function of the former at some points."""
+
+        def run() -> tuple[Tensor, ActivationCache]:
+            incl_bwd = ScalarOfSome(total, frozenset(graded)) if total is not None and graded else False
+            return self.bridge.run_with_cache(
+                batch, list(names), incl_bwd=incl_bwd, stop_at_layer=self.stop, fwd_hooks=fwd_hooks
+            )
+
+        return with_gradients(bool(graded), run)
+
     @no_grad
     def source_run(self, names: Sequence[str]) -> PairRun:
         """Returns the run that gives values, with some points kept."""
-        output, cache = self.bridge.run_with_cache(self.source, list(names), stop_at_layer=self.stop)
+        output, cache = self._run(self.source, names)
         return PairRun(cache, output, by_row(self._measure(output, self.source, output, output), output))
 
     @no_grad
     def base_run(self, names: Sequence[str], source: PairRun) -> PairRun:
         """Returns the run that is changed, with some points kept."""
-        output, cache = self.bridge.run_with_cache(self.base, list(names), stop_at_layer=self.stop)
+        output, cache = self._run(self.base, names)
         return PairRun(cache, output, by_row(self.of_output(output, source), output))
 
-    @torch.enable_grad()
     def graded_run(
         self,
         names: Sequence[str],
@@ -136,13 +194,8 @@ class PairRuns(Pair[Metric]):
             values.append(every[-1].detach())
             return torch.cat(every).sum()
 
-        output, cache = self.bridge.run_with_cache(
-            self.base.repeated(copies),
-            list(names),
-            incl_bwd=ScalarOfSome(total, frozenset(names if graded is None else graded)),
-            stop_at_layer=self.stop,
-            fwd_hooks=fwd_hooks,
-        )
+        batch = self.base.repeated(copies)
+        output, cache = self._run(batch, names, total, names if graded is None else graded, fwd_hooks)
         return PairRun(cache, output, values[0])
 
     def of_output(self, output: Tensor, source: PairRun, base: PairRun | None = None) -> Float[Tensor, "*row"]:
