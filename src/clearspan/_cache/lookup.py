@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -289,7 +289,9 @@ class CacheLookup(MutableMapping[str, Tensor]):
         value = recording.value(point)
         if value is not None:
             return value
-        self._run_weights.check(self._weights_of(point), f"{point.name} is computed with weights that are")
+        made_of = self._weights_of(point)
+        if made_of:
+            self._run_weights.check(made_of, f"{point.name} is computed with weights that are")
         are_on = self.is_on_graph and torch.is_grad_enabled()
 
         def found() -> Tensor:
@@ -299,7 +301,7 @@ class CacheLookup(MutableMapping[str, Tensor]):
             return found()
         return with_autocast(recording.autocast, self.model.device, found)
 
-    def _weights_of(self, point: HookPoint) -> Iterable[Tensor | Adapted]:
+    def _weights_of(self, point: HookPoint) -> Sequence[Tensor | Adapted]:
         """Returns what the weights are made of with which a point is computed on look-up."""
         if isinstance(point.access, Derived):
             return point.access.derivation.sources()
@@ -317,6 +319,8 @@ class CacheLookup(MutableMapping[str, Tensor]):
             )
 
     def _shown(self, point: HookPoint, value: Tensor | Given) -> Tensor:
+        if not (self._row_choices or self._pos_choices) and self._column_of_row is None:
+            return value.value if isinstance(value, Given) else value
         rows_chosen = positions_chosen = 0
         axis = _positions_axis(point)
         if isinstance(value, Given):

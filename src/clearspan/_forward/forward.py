@@ -99,7 +99,7 @@ def _differs_from_embeddings(model: Model, residual: Tensor) -> bool:
 def run_segment(model: Model, given: ModelInput, start: int | None, stop: int | None) -> Tensor | Stopped:
     """Runs some of the blocks; returns logits, or the residual stream where it stopped."""
     blocks = [block.module for block in model.blocks]
-    if not model.taps.turns.is_away:
+    if model.taps.is_listening and not model.taps.turns.is_away:
         model.index.check_reached((point for point in model.index if point.is_heard), (start, stop))
     refuse_compiled([model.hf_model, *blocks])
     with contextlib.ExitStack() as stack:

@@ -32,15 +32,15 @@ Scalar = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ScalarOfSome:
-    """A number whose gradients are kept at some points alone, of those whose values are kept.
+    """A number whose gradients are kept at some points, whether or not their values are kept.
 
     Attributes:
         of: From what a run returns to the number.
-        names: The points, by their canonical names.
+        names: The points, by their names.
     """
 
     of: Scalar
-    names: frozenset[str]
+    names: tuple[str, ...]
 
     def __call__(self, output: Tensor) -> Tensor:
         """Returns the number."""
@@ -133,9 +133,7 @@ def _run_backward(
         found.setdefault(point.name, []).append(what)
 
     names = scalar.names if isinstance(scalar, ScalarOfSome) else choice.points
-    graded = [
-        point for name, point in choice.points.items() if name in names and not isinstance(point.access, ReadOnly)
-    ]
+    graded = [point for point in map(model.index.find, names) if not isinstance(point.access, ReadOnly)]
     with (
         model.taps.giving_gradients(graded, note, given.batch.rows, given.batch.width),
         model.taps.record(choice.points.values(), choice.plan, recording),

@@ -130,12 +130,13 @@ def attribution_patch(
     what = Unit.of(bridge, unit, layers, by_position)
     pair = PairRuns.of(bridge, clean, corrupted, metric, direction, attention_mask)
     pair.check_slope()
+    points = what.points
     if qk_fix:
-        source = pair.source_run(what.points)
+        source = pair.source_run(points)
         effects = _pattern_effects(pair, what, source.cache)
         graded = pair.graded_run(list(effects), source)
     else:
-        source, graded = pair.runs(what.points, what.points, what.points)
+        source, graded = pair.runs(points, points, points)
         effects = _first_order(what, graded.cache, source.cache)
     if grad_drop:
         by_column = _mean_size(pair, what, effects, source)
@@ -214,7 +215,7 @@ class Unit:
             UnknownPointError, AbsentPointError: The model has no such point.
             InvalidArgumentError: The point is in no layer, or a layer does not exist.
         """
-        n_layers = bridge.cfg.n_layers
+        n_layers = len(bridge.blocks)
         if not isinstance(name, str):
             raise InvalidArgumentError(f"unit={name!r} is no hook point's name", expected="such as 'z'")
         if Address.parse(get_act_name(name, 0)).layer is None:

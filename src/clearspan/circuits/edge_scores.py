@@ -108,7 +108,7 @@ def edge_attribution(
         pair.check_slope()
     written = Writes.points_of(bridge, [Sender(node) for node in graph.senders])
     if steps is None:
-        source, base = pair.runs(written, [*written, *points_of_gradients(bridge)], graded_points(bridge))
+        source, base = pair.runs(written, [*written, *streams_of_heads(bridge)], graded_points(bridge))
         slopes = [base.cache]
     else:
         source, base = pair.runs(written, written)
@@ -141,7 +141,7 @@ def _runs_between(pair: PairRuns, base: PairRun, source: PairRun, shares: Sequen
     for some in (shares[first : first + size] for first in range(0, len(shares), size)):
         entering = torch.cat([start + way * share for share in some])
         hooks: Hooks = [(name, lambda value, hook, entering=entering: entering)]
-        names, graded = points_of_gradients(bridge), graded_points(bridge)
+        names, graded = streams_of_heads(bridge), graded_points(bridge)
         run = pair.graded_run(names, source, base, hooks, graded=graded, copies=len(some))
         found.append(run.cache)
     return found
@@ -160,12 +160,14 @@ def _contracted(
     """
     every, rows = [], base.n_rows
     copies = max(run.n_rows // rows for run in slopes)
-    groups = _groups(base.model, TOGETHER // copies)
+    groups = groups_of(graph, base.model, TOGETHER // copies)
     streams = len(graph.senders) + copies * max(sum(count for _, count in group) for group in groups)
     size = max(1, MOST // (4 * streams * base.n_positions * base.model.cfg.d_model))
     for start in range(0, rows, size):
         some = range(start, min(start + size, rows))
-        changes = sender_changes(_rows_of(base, some, rows), _rows_of(source, some, rows)).flatten(2).transpose(0, 1)
+        changes = (
+            sender_changes(graph, _rows_of(base, some, rows), _rows_of(source, some, rows)).flatten(2).transpose(0, 1)
+        )
         found, at = changes.new_empty(len(some), len(graph.receivers), len(graph.senders)), 0
         gradients = [ReceiverGradients(_rows_of(run, some, rows)) for run in slopes]
         for group in groups:
@@ -198,18 +200,21 @@ def _mean_of_copies(
     return torch.stack(sums).sum(0) / total if len(sums) > 1 else sums[0] / total
 
 
-def sender_changes(base: ActivationCache, source: ActivationCache) -> Float[Tensor, "sender row pos d_model"]:
+def sender_changes(
+    graph: ComputationalGraph, base: ActivationCache, source: ActivationCache
+) -> Float[Tensor, "sender row pos d_model"]:
     """Returns by how much more each sender adds in the source run, to the first order at the base run.
 
     Senders are in the graph's order: `embed`, then each layer's heads, mixers and MLPs as they are added.
 
     Args:
+        graph: The edges.
         base: A run with the points of all senders.
         source: Another one.
     """
     entering = _change(base, source, "blocks.0.hook_resid_pre")
     every = [sublayer for block in base.model.blocks for sublayer in block.in_order_of_adding]
-    sizes = [own.part.n_heads if isinstance(own.part, GeneralAttentionBridge) else 1 for own in every]
+    sizes = [graph.n_heads if isinstance(own.part, GeneralAttentionBridge) else 1 for own in every]
     found = entering.new_empty(1 + sum(sizes), *entering.shape)
     found[0] = entering
     for own, part in zip(every, found[1:].split(sizes), strict=True):
@@ -225,15 +230,14 @@ def _change(base: ActivationCache, source: ActivationCache, name: str) -> Tensor
     return exact(source[name]) - exact(base[name])
 
 
-def points_of_gradients(bridge: TransformerBridge) -> list[str]:
-    """Returns the points from which gradients at receivers' inputs are known: `graded_points`, and heads' streams."""
+def streams_of_heads(bridge: TransformerBridge) -> list[str]:
+    """Returns the points of the streams that heads read, at which the norms before them are taken."""
     attentions = (one for block in bridge.blocks for one in block.sublayers if one.kind == "attn")
-    streams = (f"{own.block}.{stream_at(own.stage)}" for own in attentions)
-    return list(dict.fromkeys([*streams, *graded_points(bridge)]))
+    return list(dict.fromkeys(f"{own.block}.{stream_at(own.stage)}" for own in attentions))
 
 
 def graded_points(bridge: TransformerBridge) -> list[str]:
-    """Returns the points of which the gradients are needed."""
+    """Returns the points from whose gradients those at receivers' inputs are known."""
     names = []
     for own in (one for block in bridge.blocks for one in block.sublayers):
         names += [f"{own.part.path}.hook_{name}" for name in "qkv"] if own.kind == "attn" else [own.hook_in]
@@ -244,12 +248,12 @@ Group = Sequence[tuple[Sublayer | None, int]]
 """Sublayers whose receivers are taken together, each with how many it has; None for the last stream."""
 
 
-def _groups(model: Model, size: int) -> list[Group]:
+def groups_of(graph: ComputationalGraph, model: Model, size: int) -> list[Group]:
     """Returns all sublayers that read, in groups of so many receivers or a sublayer's more."""
+    heads = graph.n_heads + 2 * graph.n_kv_heads
     every: list[tuple[Sublayer | None, int]] = []
     for own in (one for block in model.blocks for one in block.sublayers):
-        part = own.part
-        every.append((own, part.n_heads + 2 * part.n_kv_heads if isinstance(part, HeadAttentionBridge) else 1))
+        every.append((own, heads if isinstance(own.part, HeadAttentionBridge) else 1))
     groups: list[list[tuple[Sublayer | None, int]]] = [[]]
     for one in [*every, (None, 1)]:
         if sum(count for _, count in groups[-1]) >= size:
@@ -258,24 +262,14 @@ def _groups(model: Model, size: int) -> list[Group]:
     return groups
 
 
-def receiver_gradients(graded: ActivationCache) -> Iterator[Float[Tensor, "receiver row pos d_model"]]:
-    """Yields the gradients at each sublayer's inputs (of queries, keys and values, or one), then at the last stream.
+class ReceiverGradients:
+    """The gradients at receivers' inputs in one run.
 
     They are what `run_with_cache(..., incl_bwd=...)` keeps of `hook_q_input`, `hook_k_input`, `hook_v_input` and
     `hook_mlp_in`, but those of heads are computed from the gradients at the projections, for all of a layer at once.
 
     Args:
-        graded: A run with the points of `points_of_gradients`, and their gradients.
-    """
-    gradients = ReceiverGradients(graded)
-    yield from map(gradients.of, _groups(graded.model, 1))
-
-
-class ReceiverGradients:
-    """The gradients at receivers' inputs in one run.
-
-    Args:
-        graded: As for `receiver_gradients`.
+        graded: A run with `streams_of_heads`, and the gradients at `graded_points`.
     """
 
     def __init__(self, graded: ActivationCache) -> None:
@@ -284,7 +278,7 @@ class ReceiverGradients:
         self._slopes = dict(_slopes_of_norms(graded))
 
     def of(self, group: Group) -> Float[Tensor, "receiver row pos d_model"]:
-        """Returns those of some sublayers."""
+        """Returns those of some sublayers' queries, keys and values, or one; or of the last stream."""
         last = exact(self._graded[self._last])
         counts = [count for _, count in group]
         found = last.new_empty(sum(counts), *last.shape)

@@ -1,10 +1,11 @@
 """The computational graph of a model's residual stream: what writes to it, what reads it, and the edges between."""
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from jaxtyping import Bool
@@ -17,6 +18,7 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge
 from clearspan.points import nearest
 
+Graph = TypeVar("Graph", bound="ComputationalGraph")
 Kind = Literal["embed", "head", "q", "k", "v", "mlp", "mixer", "logits"]
 
 
@@ -175,7 +177,7 @@ class ComputationalGraph:
             tuple(Wired(own.name, own.stage, own.adds_at) for own in block.sublayers) for block in bridge.blocks
         )
         n_kv_heads = cfg.n_key_value_heads or cfg.n_heads
-        return cls(cfg.n_layers, cfg.n_heads, n_kv_heads, bridge.blocks[0].is_parallel, wiring)
+        return _same(cls, cfg.n_layers, cfg.n_heads, n_kv_heads, bridge.blocks[0].is_parallel, wiring)
 
     def _added(self, layer: int) -> list[Wired]:
         """Returns the sublayers of a layer in the order in which they are added to the stream."""
@@ -395,6 +397,12 @@ class ComputationalGraph:
     def _heads_at(self) -> dict[str, int]:
         sizes = {"q": self.n_heads, "k": self.n_kv_heads, "v": self.n_kv_heads}
         return {self.input_of(one): sizes[one.kind] for one in self.receivers if one.kind in sizes}
+
+
+@functools.lru_cache(maxsize=16)
+def _same(kind: type[Graph], *sizes: Any) -> Graph:
+    """Returns a graph, which is the same object for the same sizes, so that its nodes are made once."""
+    return kind(*sizes)
 
 
 def graph_of_data(data: Mapping[str, Any]) -> ComputationalGraph:

@@ -94,7 +94,7 @@ class PairRuns(Pair[Metric]):
     @property
     def stop(self) -> int | None:
         """Where runs stop: after the last block where only some logits are read out, else at the logits (None)."""
-        return self.bridge.cfg.n_layers if self.reads_some_logits else None
+        return len(self.bridge.blocks) if self.reads_some_logits else None
 
     @property
     def run_together(self) -> bool:
@@ -113,7 +113,7 @@ class PairRuns(Pair[Metric]):
         Args:
             written: The points that are kept of the first.
             names: The points that are kept of the second.
-            graded: The points of these at which the gradients of the metric are kept.
+            graded: The points at which the gradients of the metric are kept.
         """
         if not self.run_together:
             source = self.source_run(written)
@@ -121,9 +121,8 @@ class PairRuns(Pair[Metric]):
         rows, found = self.base.rows, dict[str, Tensor]()
 
         def total(output: Tensor) -> Tensor:
-            own, other = output[:rows], output[rows:].detach()
-            found["source"] = by_row(self._measure(other, self.source, other, other), other)
-            found["base"] = by_row(self._measure(own, self.base, own.detach(), other), own)
+            own, other = output[:rows].detach(), output[rows:].detach()
+            found["base"], found["source"] = self._each(output, (self.base, self.source), (own, other), other)
             return found["base"].sum()
 
         batch, both = self.base.joined(self.source), list(dict.fromkeys([*written, *names]))
@@ -148,7 +147,7 @@ class PairRuns(Pair[Metric]):
         """Returns what a run returned and kept, with gradients of a function of the former at some points."""
 
         def run() -> tuple[Tensor, ActivationCache]:
-            incl_bwd = ScalarOfSome(total, frozenset(graded)) if total is not None and graded else False
+            incl_bwd = ScalarOfSome(total, tuple(graded)) if total is not None and graded else False
             return self.bridge.run_with_cache(
                 batch, list(names), incl_bwd=incl_bwd, stop_at_layer=self.stop, fwd_hooks=fwd_hooks
             )
@@ -184,13 +183,14 @@ class PairRuns(Pair[Metric]):
             source: The other run.
             base: The run that is changed, where hooks make this one another.
             fwd_hooks: Hooks on the run.
-            graded: The points of these that have gradients; all by default.
+            graded: The points that have gradients; all of these by default.
             copies: How often the rows are in the run, copy after copy; the metric is that of the last one.
         """
         values: list[Tensor] = []
 
         def total(output: Tensor) -> Tensor:
-            every = [by_row(self.of_output(copy, source, base), copy) for copy in output.split(self.base.rows)]
+            references = [copy.detach() if base is None else base.output for copy in output.split(self.base.rows)]
+            every = self._each(output, [self.base] * copies, references, source.output)
             values.append(every[-1].detach())
             return torch.cat(every).sum()
 
@@ -211,6 +211,28 @@ class PairRuns(Pair[Metric]):
                 reason="there it is least, so that a first-order approximation of every effect is zero",
                 fix=f"against={self.source_name!r}, or edge_attribution(..., steps=5)",
             )
+
+    def _each(
+        self, output: Tensor, batches: Sequence[Batch], bases: Sequence[Tensor], source: Tensor
+    ) -> list[Float[Tensor, "*row"]]:
+        """Returns the metric of each of several inputs that were run together, in order.
+
+        Args:
+            output: What the run returned.
+            batches: The inputs.
+            bases: For each, what the run that is changed returned.
+            source: What the other run returned.
+        """
+        copies = output.split(self.base.rows)
+        if isinstance(self.metric, LogitMetric) and self.reads_some_logits:
+            metric, places = self.metric, [self.metric.places(batch) for batch in batches]
+            there = [one for one in places if one is not None]
+            logits = self.bridge.read_out(at_places(output, torch.cat(there) if there else None), metric.tokens)
+            parts = zip(logits.split(self.base.rows), batches, strict=True)
+            every = [metric.of(own, Context(batch)) for own, batch in parts]
+        else:
+            every = [self._measure(*one, source) for one in zip(copies, batches, bases, strict=True)]
+        return [by_row(found, copy) for found, copy in zip(every, copies, strict=True)]
 
     def _measure(self, output: Tensor, batch: Batch, base: Tensor, source: Tensor) -> Float[Tensor, "*row"]:
         """Returns the metric of what a run returned.

@@ -341,6 +341,10 @@ class GeneralizedComponent:
             MissingWeightError: The module has no such parameter.
             UnreadableWeightError: It is offloaded, quantised in an unknown way, or no one weight under its adapter.
         """
+        module = self.module
+        plain = module._parameters.get(name)
+        if type(plain) is nn.Parameter and self._bound.acting(module) is module and _is_here(plain):
+            return plain  # nearly always
         parameter = self.parameter(name)
         values = None if parameter.is_meta else self._bound.adapted(self.module, name, self.path)
         if values is not None:
@@ -348,7 +352,7 @@ class GeneralizedComponent:
         values = None if parameter.is_meta else self._bound.dequantised(self.acting, name)
         if values is not None:
             return WeightTensor.of(values, before=self._refuse_write)
-        if parameter.is_meta or not parameter.is_floating_point():
+        if not _is_here(parameter):
             raise UnreadableWeightError(
                 f"the {name} of {self.path} cannot be read",
                 where=f"{type(self.module).__name__} at {self.module_path}",
@@ -505,6 +509,11 @@ def check_parts(
                 got=", ".join(parts) or "no parts" if part is None else type(part).__name__,
                 fix="the component's submodules in the adapter",
             )
+
+
+def _is_here(parameter: Tensor) -> bool:
+    """Whether a parameter's numbers are in memory, as they are computed with."""
+    return parameter.is_floating_point() and not parameter.is_meta
 
 
 def _check_is_there(model: nn.Module, module_path: str, path: str) -> None:

@@ -5,7 +5,7 @@ from tests.zoo import CONTINUOUS, MODELS, build
 
 import clearspan
 from clearspan.circuits import ComputationalGraph, Edge, Node, edge_attribution, patch_edges
-from clearspan.circuits.edge_scores import points_of_gradients, receiver_gradients
+from clearspan.circuits.edge_scores import ReceiverGradients, graded_points, groups_of, streams_of_heads
 from clearspan.circuits.graph import Wired
 from clearspan.circuits.runs import PairRuns
 from clearspan.errors import InvalidArgumentError
@@ -179,10 +179,10 @@ def test_gradients_at_inputs_are_those_that_the_bridge_computes(variant):
     names = [f"blocks.{layer}.hook_{part}" for layer in layers for part in ("q_input", "k_input", "v_input", "mlp_in")]
     names.append(f"blocks.{layers[-1]}.hook_resid_post")
     _, cache = bridge.run_with_cache(
-        CLEAN, [*points_of_gradients(bridge), *names], incl_bwd=lambda logits: METRIC(logits).sum()
+        CLEAN, [*streams_of_heads(bridge), *graded_points(bridge), *names], incl_bwd=lambda logits: METRIC(logits).sum()
     )
     with torch.no_grad():
-        gradients = torch.cat(list(receiver_gradients(cache)))
+        gradients = torch.cat(list(map(ReceiverGradients(cache).of, groups_of(graph, bridge, 1))))
     assert len(gradients) == len(graph.receivers)
     for receiver, gradient in zip(graph.receivers, gradients, strict=True):
         expected = cache[f"{graph.input_of(receiver)}_grad"]
