@@ -165,9 +165,8 @@ def _contracted(
     size = max(1, MOST // (4 * streams * base.n_positions * base.model.cfg.d_model))
     for start in range(0, rows, size):
         some = range(start, min(start + size, rows))
-        changes = (
-            sender_changes(graph, _rows_of(base, some, rows), _rows_of(source, some, rows)).flatten(2).transpose(0, 1)
-        )
+        ours, theirs = (_rows_of(cache, some, rows) for cache in (base, source))
+        changes = sender_changes(graph, ours, theirs).flatten(2).transpose(0, 1)
         found, at = changes.new_empty(len(some), len(graph.receivers), len(graph.senders)), 0
         gradients = [ReceiverGradients(_rows_of(run, some, rows)) for run in slopes]
         for group in groups:
@@ -248,7 +247,7 @@ Group = Sequence[tuple[Sublayer | None, int]]
 """Sublayers whose receivers are taken together, each with how many it has; None for the last stream."""
 
 
-def groups_of(graph: ComputationalGraph, model: Model, size: int) -> list[Group]:
+def groups_of(graph: ComputationalGraph, model: Model, size: int) -> Sequence[Group]:
     """Returns all sublayers that read, in groups of so many receivers or a sublayer's more."""
     heads = graph.n_heads + 2 * graph.n_kv_heads
     every: list[tuple[Sublayer | None, int]] = []
@@ -256,7 +255,7 @@ def groups_of(graph: ComputationalGraph, model: Model, size: int) -> list[Group]
         every.append((own, heads if isinstance(own.part, HeadAttentionBridge) else 1))
     groups: list[list[tuple[Sublayer | None, int]]] = [[]]
     for one in [*every, (None, 1)]:
-        if sum(count for _, count in groups[-1]) >= size:
+        if groups[-1] and sum(count for _, count in groups[-1]) >= size:
             groups.append([])
         groups[-1].append(one)
     return groups

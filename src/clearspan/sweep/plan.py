@@ -72,11 +72,7 @@ class Costs:
         On a CPU as measured on 2 cores with blocks of width 768. On an accelerator an estimate: it takes some hundreds
         of tokens until a block is bound by arithmetic.
         """
-        return (
-            cls(floor=int(__import__("os").environ.get("FLOOR", "16")), join=4, most=1024)
-            if device.type == "cpu"
-            else cls(floor=512, join=256, most=32768)
-        )
+        return cls(floor=16, join=4, most=1024) if device.type == "cpu" else cls(floor=512, join=256, most=32768)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,16 @@ from tests.unit.circuits.frozen import Parts, laid_alike, pair_of, reading, stre
 from tests.zoo import CONTINUOUS, MODELS, build
 
 import clearspan
-from clearspan.circuits import ComputationalGraph, Edge, Node, edge_attribution, patch_edges
+from clearspan.circuits import (
+    ComputationalGraph,
+    Edge,
+    Node,
+    attribution_patch,
+    edge_attribution,
+    edge_scores,
+    patch_edges,
+    runs,
+)
 from clearspan.circuits.edge_scores import ReceiverGradients, graded_points, groups_of, streams_of_heads
 from clearspan.circuits.graph import Wired
 from clearspan.circuits.runs import PairRuns
@@ -396,17 +405,101 @@ def test_what_reads_nothing_is_refused():
         ComputationalGraph(1, 1, 1).input_of(Node("embed"))
 
 
-def test_two_forwards_and_one_backward_are_all(exact):
-    passes = []
-    block = exact.hf_model.model.layers[1]
+def passes(bridge, function):
+    """Returns the rows of each forward of a block, and how often a backward came through it, in a call."""
+    seen = {"rows": [], "backwards": 0}
+    block = bridge.hf_model.model.layers[1]
+
+    def back(*_):
+        seen["backwards"] += 1
+
     handles = [
-        block.register_forward_hook(lambda *_: passes.append("forward")),
-        block.mlp.down_proj.register_full_backward_hook(lambda *_: passes.append("backward")),
+        block.register_forward_hook(lambda _, args, output: seen["rows"].append(len(args[0]))),
+        block.mlp.down_proj.register_full_backward_hook(back),
     ]
-    edge_attribution(exact, CLEAN, CORRUPTED, METRIC)
+    function()
     for handle in handles:
         handle.remove()
-    assert passes == ["forward", "forward", "backward"]
+    return seen["rows"], seen["backwards"]
+
+
+def test_two_forwards_and_one_backward_are_all(exact):
+    """Of few tokens both runs are one batch; of more, the source's rows would cost in the backward."""
+    longer = [torch.cat([ids, ids], 1) for ids in (CLEAN, CORRUPTED)]
+    assert passes(exact, lambda: edge_attribution(exact, CLEAN, CORRUPTED, METRIC)) == ([4], 1)
+    assert passes(exact, lambda: edge_attribution(exact, *longer, METRIC)) == ([2, 2], 1)
+    assert passes(exact, lambda: attribution_patch(exact, CLEAN, CORRUPTED, METRIC)) == ([4], 1)
+    assert passes(exact, lambda: attribution_patch(exact, *longer, METRIC)) == ([2, 2], 1)
+
+
+def test_the_steps_of_integrated_gradients_are_one_batch(exact):
+    assert passes(exact, lambda: edge_attribution(exact, CLEAN, CORRUPTED, METRIC, steps=5)) == ([4, 10], 1)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_runs_in_one_batch_are_those_in_two(bridge, steps):
+    """Two rows of twelve tokens are two batches; each row alone is one."""
+    clean, corrupted = (torch.cat([one, other], 1) for one, other in ((ids(3), ids(5)), (ids(4), ids(6))))
+    both = edge_attribution(bridge, clean, corrupted, METRIC, steps=steps)
+    for row in range(2):
+        metric = LogitDifference(METRIC.correct[row], METRIC.incorrect[row])
+        alone = edge_attribution(bridge, clean[row : row + 1], corrupted[row : row + 1], metric, steps=steps)
+        size = float(alone.mean().abs().nan_to_num().max())
+        torch.testing.assert_close(both.of()[..., row], alone.of()[..., 0], equal_nan=True, rtol=1e-4, atol=1e-5 * size)
+        torch.testing.assert_close(both.before[row], alone.before[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(both.after[row], alone.after[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", ["MOST", "TOGETHER"])
+@pytest.mark.parametrize("steps", [None, 3])
+def test_little_room_changes_no_score(bridge, steps, limit, monkeypatch):
+    """Row by row, a step at a time, a sublayer's receivers at a time."""
+    expected = edge_attribution(bridge, CLEAN, CORRUPTED, METRIC, steps=steps)
+    monkeypatch.setattr(edge_scores, limit, 1)
+    if limit == "MOST":
+        monkeypatch.setattr(runs, limit, 1)
+    found = edge_attribution(bridge, CLEAN, CORRUPTED, METRIC, steps=steps)
+    size = float(expected.mean().abs().nan_to_num().max())
+    torch.testing.assert_close(found.of(), expected.of(), equal_nan=True, rtol=1e-4, atol=1e-5 * size)
+
+
+def test_steps_are_measured_each_by_a_metric_of_all_rows(exact):
+    """Such a metric is called with the rows of one step."""
+    shapes = []
+
+    def metric(logits):
+        shapes.append(len(logits))
+        return METRIC(logits).pow(3).mean()
+
+    found = edge_attribution(exact, CLEAN, CORRUPTED, metric, steps=3)
+    assert set(shapes) == {2}
+    separate = [
+        edge_attribution(exact, CLEAN, CORRUPTED, metric, steps=1, scheme="paper").mean(),
+        edge_attribution(exact, CLEAN, CORRUPTED, metric, steps=2, scheme="paper").mean(),
+    ]
+    middle = edge_attribution(exact, CLEAN, CORRUPTED, metric, steps=1).mean()
+    # The ends of two steps are the middle and the end.
+    torch.testing.assert_close(separate[1], (middle + separate[0]) / 2, equal_nan=True, rtol=1e-4, atol=1e-7)
+    assert found.mean()[found.graph.mask].isfinite().all()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("steps", [None, 2])
+def test_a_metric_that_raises_leaves_the_model_as_it_was(exact, found, error, steps):
+    def metric(logits):
+        raise error
+
+    before = [(parameter.requires_grad, parameter.grad) for parameter in exact.hf_model.parameters()]
+    with pytest.raises(error):
+        edge_attribution(exact, CLEAN, CORRUPTED, metric, steps=steps)
+    assert torch.is_grad_enabled()
+    assert before == [(parameter.requires_grad, parameter.grad) for parameter in exact.hf_model.parameters()]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in exact.hf_model.modules())
+    again = edge_attribution(exact, CLEAN, CORRUPTED, METRIC)
+    assert torch.equal(again.of().nan_to_num(), found.of().nan_to_num())
 
 
 def test_the_pair_is_checked_first(exact):
