@@ -273,6 +273,35 @@ def test_metrics_that_need_tokens_or_another_run(exact, metric):
     close(found.of()[0].T, (measure(1e-3) - measure(-1e-3)) / 2e-3)
 
 
+@pytest.mark.parametrize("unit", ["z", "q", "resid_mid", "pattern"])
+def test_runs_in_one_batch_are_those_in_two(bridge, unit):
+    """Two rows of twelve tokens are two batches; each row alone is one."""
+    clean, corrupted = (torch.cat([ids(seed), ids(seed + 2)], 1) for seed in (3, 4))
+    if f"blocks.0.hook_{unit}" not in bridge.hook_dict and f"blocks.0.attn.hook_{unit}" not in bridge.hook_dict:
+        return
+    both = attribution_patch(bridge, clean, corrupted, METRIC, unit)
+    for row in range(2):
+        metric = LogitDifference(METRIC.correct[row], METRIC.incorrect[row])
+        alone = attribution_patch(bridge, clean[row : row + 1], corrupted[row : row + 1], metric, unit)
+        size = float(alone.mean().abs().max())
+        torch.testing.assert_close(both.of()[..., row], alone.of()[..., 0], rtol=1e-4, atol=1e-4 * size)
+        torch.testing.assert_close(both.before[row], alone.before[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(both.after[row], alone.after[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_metric_that_raises_leaves_the_model_as_it_was(exact, error):
+    def metric(logits):
+        raise error
+
+    before = [(parameter.requires_grad, parameter.grad) for parameter in exact.hf_model.parameters()]
+    with pytest.raises(error):
+        attribution_patch(exact, CLEAN, CORRUPTED, metric)
+    assert torch.is_grad_enabled()
+    assert before == [(parameter.requires_grad, parameter.grad) for parameter in exact.hf_model.parameters()]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in exact.hf_model.modules())
+
+
 KINDS = [
     *(("z", {}), ("k", {"qk_fix": True}), ("q", {"qk_fix": True}), ("z", {"grad_drop": True}), ("pattern", {})),
     ("z", {"by_position": False}),

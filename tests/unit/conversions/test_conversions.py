@@ -7,6 +7,10 @@ from hypothesis import strategies as st
 
 from clearspan.architectures import MQAQKVConversionRule
 from clearspan.conversions import (
+    BaseTensorConversion,
+    ChainedConversion,
+    ChannelsConversion,
+    GateConversion,
     GroupedQKVConversionRule,
     HalfConversion,
     HeadPartConversion,
@@ -16,6 +20,7 @@ from clearspan.conversions import (
     QKVPartConversion,
     RearrangeTensorConversion,
     ScaledConversion,
+    ShiftedConversion,
     SlicedQKVConversionRule,
 )
 from clearspan.errors import InvalidArgumentError
@@ -178,3 +183,38 @@ def test_other_ranks_raise_with_rank_and_shape(rule, shape, way):
     with pytest.raises(ValueError, match=f"got {len(shape)}-D with shape") as error:
         getattr(rule, way)(torch.zeros(shape))
     assert str(list(shape)) in str(error.value)
+
+
+def conversions() -> dict[str, tuple[BaseTensorConversion, int]]:
+    """Conversions that only move numbers, each with the width of the last axis that it reads."""
+    parts = {
+        f"{name}, {part}": (QKVPartConversion(rule, part), width)
+        for name, (rule, _, width) in rules(4, 3).items()
+        for part in "qkv"
+    }
+    return {
+        **parts,
+        **{name: (conversion, 12) for name, (conversion, _) in PARTS.items()},
+        "heads": (HeadsConversion(3), 12),
+        "axes": (RearrangeTensorConversion("b p (n h) -> b n p h", n=4), 12),
+        "channels": (ChannelsConversion(1, 2, groups=3, d_head=2), 12),
+        "chained": (ChainedConversion(HalfConversion(is_second=True), HeadsConversion(2)), 12),
+    }
+
+
+@pytest.mark.parametrize("name", conversions())
+def test_the_gradient_of_moved_numbers_is_moved_likewise(name):
+    """The gradient at the value that is put back is the converted gradient at the tensor."""
+    conversion, width = conversions()[name]
+    assert conversion.only_moves
+    whole, at_whole = torch.randn(2, 3, width), torch.randn(2, 3, width)
+    value = conversion.handle_conversion(whole).clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(conversion.revert(value, whole), value, at_whole)
+    assert torch.equal(gradient, conversion.handle_conversion(at_whole))
+
+
+def test_what_computes_does_not_only_move():
+    shift = ShiftedConversion(lambda: torch.ones(3))
+    scaled = ScaledConversion(2.0)
+    computing = [scaled, shift, GateConversion(2, "sigmoid"), ChainedConversion(HeadsConversion(2), scaled)]
+    assert not any(conversion.only_moves for conversion in computing)
