@@ -295,7 +295,7 @@ def copies_with_graph(pair: PairRuns) -> int:
     """Returns how many copies of a pair's rows run in one batch with a graph, which keeps what each layer computed."""
     cfg, device = pair.bridge.cfg, pair.bridge.device
     logits = 0 if pair.reads_some_logits else 3 * cfg.d_vocab
-    layer = 3 * (cfg.d_mlp or 0) + 2 * cfg.n_heads * pair.base.width
+    layer = 3 * cfg.d_mlp + 2 * cfg.n_heads * pair.base.width
     streams = 12 * cfg.n_layers + (cfg.n_layers * layer + logits) // cfg.d_model
     return copies_at_a_time(pair, None if device.type == "cpu" else half_of_free(device), streams)
 
