@@ -322,7 +322,8 @@ class CacheLookup(MutableMapping[str, Tensor]):
         if not (self._row_choices or self._pos_choices) and self._column_of_row is None:
             return value.value if isinstance(value, Given) else value
         rows_chosen = positions_chosen = 0
-        axis = _positions_axis(point)
+        picks_positions = bool(self._pos_choices) or self._column_of_row is not None
+        axis = _positions_axis(point) if picks_positions else 0
         if isinstance(value, Given):
             value, rows_chosen, positions_chosen = value.value, value.n_row_choices, value.n_pos_choices
             axis -= any(isinstance(rows, int) for rows in self._row_choices[:rows_chosen])

@@ -131,8 +131,8 @@ def _run_backward(
     def note(point: HookPoint, what: Tensor | Arrival | Node) -> None:
         found.setdefault(point.name, []).append(what)
 
-    names = scalar.names if isinstance(scalar, ScalarOfSome) else choice.points
-    graded = [point for point in map(model.index.find, names) if not isinstance(point.access, ReadOnly)]
+    chosen = map(model.index.find, scalar.names) if isinstance(scalar, ScalarOfSome) else choice.points.values()
+    graded = [point for point in chosen if not isinstance(point.access, ReadOnly)]
     with (
         model.taps.giving_gradients(graded, note, given.batch.rows, given.batch.width),
         model.taps.record(choice.points.values(), choice.plan, recording),

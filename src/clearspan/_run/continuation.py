@@ -275,7 +275,7 @@ def check_undisturbed(model: Model) -> None:
         raise InvalidArgumentError(
             "runs are compared on a model in evaluation mode", got="training mode", fix="bridge.hf_model.eval()"
         )
-    listening = next((point for point in model.index if point.is_heard), None)
+    listening = next((point for point in model.index if point.is_heard), None) if model.taps.is_listening else None
     if listening is not None:
         raise InvalidArgumentError(
             "hooks are on the model, which would be called with the rows and positions of batches",

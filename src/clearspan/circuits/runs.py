@@ -22,7 +22,7 @@ from clearspan.progress import Progress
 from clearspan.results import number
 from clearspan.sweep import Direction, Effects, Grid, LogitMetric, Metric, Pair, Sweep
 from clearspan.sweep.metrics import Context, Reference, at_places
-from clearspan.sweep.plan import half_of_free
+from clearspan.sweep.plan import Costs, half_of_free
 from clearspan.sweep.readings import by_row, exact
 
 MOST = 2**28
@@ -295,10 +295,10 @@ def copies_at_a_time(pair: Pair[Any], memory: int | None, streams: int) -> int:
 
 def copies_with_graph(pair: PairRuns) -> int:
     """Returns how many copies of a pair's rows run in one batch with a graph, which keeps what each layer computed."""
-    cfg = pair.bridge.cfg
-    logits = 0 if pair.reads_some_logits else 3 * cfg.d_vocab // cfg.d_model
-    streams = cfg.n_layers * (12 + 3 * (cfg.d_mlp or 0) // cfg.d_model) + logits
-    device = pair.bridge.device
+    cfg, device = pair.bridge.cfg, pair.bridge.device
+    logits = 0 if pair.reads_some_logits else 3 * cfg.d_vocab
+    layer = 3 * cfg.d_mlp + 2 * cfg.n_heads * pair.base.width
+    streams = 12 * cfg.n_layers + (cfg.n_layers * layer + logits) // cfg.d_model
     return copies_at_a_time(pair, None if device.type == "cpu" else half_of_free(device), streams)
 
 

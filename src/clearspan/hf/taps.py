@@ -214,8 +214,9 @@ class Taps:
                     for point in there:
                         sink(point, Node(point, node, rows, positions))
 
-                handle = put_node(place, module_at(self.model, place.module), there[0].name, keep)
-                stack.callback(handle.remove)
+                module = module_at(self.model, place.module)
+                refuse_compiled([module])
+                stack.callback(put_node(place, module, there[0].name, keep).remove)
             yield
 
     def _is_shown(self, point: HookPoint) -> bool:
