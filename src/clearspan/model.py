@@ -449,9 +449,8 @@ class Model(ModelWeights):
             >>> batch.lengths.tolist(), batch.tokens.shape
             ([3, 8], torch.Size([2, 8]))
         """
-        asked = prepend_bos, padding_side, add_generation_prompt, continue_final_message
-        reader = self._reader
-        if asked != (None, None, None, False):
+        asked, reader = (prepend_bos, padding_side, add_generation_prompt, continue_final_message), self._reader
+        if any(one is not usual for one, usual in zip(asked, (None, None, None, False), strict=True)):
             reader = Reader(self.text, *asked[:2], Chat(*asked[2:]))
         table = self.embed.module._parameters.get("weight")
         if table is None or table.is_meta:

@@ -54,7 +54,7 @@ def attached(
         UnknownPointError: A name is unknown, or a predicate holds for none.
         HookTypeError: A hook is not callable.
     """
-    if fwd_hooks == () == bwd_hooks:  # in most runs with a cache
+    if _are_none(fwd_hooks) and _are_none(bwd_hooks):  # in most runs with a cache
         yield ()
         return
     fwd_hooks, bwd_hooks = list(_pairs(fwd_hooks, "fwd_hooks")), list(_pairs(bwd_hooks, "bwd_hooks"))
@@ -173,6 +173,10 @@ def _take_off(listeners: Attached, *, stay: bool, clear_contexts: bool) -> None:
             point.ctx.clear()
 
 
+def _are_none(hooks: object) -> bool:
+    return type(hooks) is tuple and not hooks
+
+
 def _pairs(hooks: object, what: str) -> Iterator[tuple[Names, HookFunction]]:
     """Yields hooks as pairs, checked."""
     if isinstance(hooks, Mapping) or not isinstance(hooks, Iterable):
@@ -209,7 +213,7 @@ def edits(
         InvalidArgumentError: Interventions or sources that do not fit.
     """
     interventions = interventions_of(interventions)
-    if not interventions and fwd_hooks == ():  # in most runs with a cache
+    if not interventions and _are_none(fwd_hooks):  # in most runs with a cache
         return fwd_hooks
     fwd_hooks = list(_pairs(fwd_hooks, "fwd_hooks"))
     if not interventions:

@@ -22,7 +22,7 @@ from clearspan.progress import Progress
 from clearspan.results import number
 from clearspan.sweep import Direction, Effects, Grid, LogitMetric, Metric, Pair, Sweep
 from clearspan.sweep.metrics import Context, Reference, at_places
-from clearspan.sweep.plan import Costs, half_of_free
+from clearspan.sweep.plan import half_of_free
 from clearspan.sweep.readings import by_row, exact
 
 MOST = 2**28

@@ -141,6 +141,7 @@ def test_a_sweep_of_chosen_heads():
 
 @torch.no_grad()
 def test_a_layer_is_run_from_where_it_changes(bridge):
+    interchange_accuracy(bridge, random_pairs(), layers=[1, 3])  # the first time it is tried how the model can be run
     ran = []
     handles = [
         block.mlp.register_forward_hook(lambda *_, number=number: ran.append(number))
