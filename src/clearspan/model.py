@@ -451,7 +451,8 @@ class Model(ModelWeights):
         """
         asked, reader = (prepend_bos, padding_side, add_generation_prompt, continue_final_message), self._reader
         if any(one is not usual for one, usual in zip(asked, (None, None, None, False), strict=True)):
-            reader = Reader(self.text, *asked[:2], Chat(*asked[2:]))
+            chat = Chat(add_generation_prompt, continue_final_message)
+            reader = Reader(self.text, prepend_bos, padding_side, chat)
         table = self.embed.module._parameters.get("weight")
         if table is None or table.is_meta:
             device, d_vocab = self.device, self.embed.n_tokens
