@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from operator import call, is_
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -72,7 +71,9 @@ class Ways:
         """
         known, around, found = self._found
         there: list[Any] = list(map(dict.get, around, self._names))
-        if known is None or known() is not model or not all(map(is_, there, map(call, found))):
+        is_same = known is not None and known() is model
+        # By a comprehension: under `torch.compile`, `map(call, found)` would call the modules.
+        if not is_same or any(one is not reference() for one, reference in zip(there, found, strict=True)):
             there = self._walked(model)
         return dict(zip(["", *self._paths], [model, *there], strict=True))
 

@@ -23,7 +23,7 @@ from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention, Site
 from clearspan.interventions.intervention import interventions_of
 from clearspan.model import check_bridge
-from clearspan.modes import no_grad
+from clearspan.modes import eager, no_grad
 from clearspan.progress import Progress, shown
 from clearspan.sweep.costs import Costs
 from clearspan.sweep.execution import Arriving, Execution, stream_depth
@@ -154,6 +154,7 @@ class Sweep:
 
     # --- plan --------------------------------------------------------------------------------------------------------
 
+    @eager
     def plan(self, memory: int | None = None, costs: Costs | None = None) -> SweepPlan:
         """Returns the batches in which the cells run, with their work, bytes and time; no cell is run.
 
@@ -198,6 +199,7 @@ class Sweep:
     # --- run ---------------------------------------------------------------------------------------------------------
 
     @no_grad
+    @eager
     def run(
         self, memory: int | None = None, costs: Costs | None = None, *, progress: bool | Progress = True
     ) -> Effects:
@@ -270,6 +272,7 @@ class Sweep:
         units = {name: one.unit for name, one in self.metrics.items() if isinstance(one, LogitMetric) and one.unit}
         return Effects(shaped, axes, found.base, found.sources, texts, units=units)
 
+    @eager
     @no_grad
     def check(self, cells: int = 8, seed: int = 0) -> float:
         """Returns the largest difference of some cells from one whole forward for each, over the largest value.
