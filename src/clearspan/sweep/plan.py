@@ -143,9 +143,10 @@ class SweepPlan:
             for tile in self.tiles
         ]
         shown = rows if len(rows) <= 24 else [*rows[:20], ["…"] * 6, *rows[-3:]]
+        batches = "1 batch" if len(rows) == 1 else f"{len(rows)} batches"
         return "\n".join(
             [
-                f"{self.cells} cells in {len(self.tiles)} batches: the work of {self.forwards:z.1f} forwards and a "
+                f"{self.cells} cells in {batches}: the work of {self.forwards:z.1f} forwards and a "
                 f"base run instead of {self.cells}; about {self.seconds:.2g} s, at most {bytes_as_text(self.nbytes)}",
                 f"input: {sizes.rows} row{'s' * (sizes.rows > 1)} of {sizes.length} positions; logits: {self.reads}",
                 "positions: "

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import peft
 import pytest
@@ -10,6 +11,7 @@ import clearspan
 from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Add, Intervention, Mean, Patch, Scale, Zero
 from clearspan.sweep import (
+    Costs,
     Experiment,
     Grid,
     KLDivergence,
@@ -493,7 +495,10 @@ def test_metrics_name_what_does_not_fit(bridge, tokens):
 def test_the_plan_says_what_it_will_do(embedded):
     tokens = embedded.to_tokens("import os\nimport sys\nimport re\n")
     cells = grid("resid_pre", Scale(0.5), layer=range(5), position=range(tokens.shape[1]))
-    plan = Sweep(embedded, tokens, cells, LogitDifference(5, 6)).plan(memory=10**9)
+    sweep = Sweep(embedded, tokens, cells, LogitDifference(5, 6))
+    costs = Costs(token=1.0, floor=1e6, start=1e6, join=0.0, most=1024)
+    assert str(sweep.plan(memory=10**9, costs=costs)).startswith(f"{len(cells.cells)} cells in 1 batch: the work of ")
+    plan = sweep.plan(memory=10**9, costs=replace(costs, floor=0.0, start=0.0))
     lines = str(plan).splitlines()
     assert lines[0].startswith(f"{len(cells.cells)} cells in {len(plan.tiles)} batches: the work of ")
     assert (
