@@ -4,9 +4,10 @@ The end of `with torch.no_grad():` is several instructions long, and an interrup
 off for the rest of the program.
 """
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -69,6 +70,13 @@ def no_grad(function: Callable[Params, Result]) -> Callable[Params, Result]:
         return with_gradients(False, function, *args, **kwargs)
 
     return without
+
+
+@contextlib.contextmanager
+def same_draws(device: torch.device) -> Iterator[None]:
+    """Has random numbers that are drawn while the context is open, on the CPU and on a device, drawn again after it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def uncompiled(function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:

@@ -142,7 +142,9 @@ def test_every_public_callable_is_in_the_table():
 
 @pytest.mark.parametrize("name", [*CALLS, *METHODS])
 def test_the_arguments_of_the_table_work(kit, name):
-    used(*call(kit, name))
+    called, drawn = call(kit, name), torch.get_rng_state()
+    used(*called)
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from clearspan.hf.adapters import acting
 from clearspan.hf.tensors import primary_input, primary_output, with_input
 from clearspan.hf.torch_hooks import StandIn, after, before, without_hooks
 from clearspan.hf.turns import turns_of
-from clearspan.modes import no_grad
+from clearspan.modes import no_grad, same_draws
 from clearspan.scopes import HERE
 from clearspan.transfers import numbers_on
 from clearspan.tree import module_at
@@ -134,8 +134,7 @@ def _returned(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     that it draws are drawn again.
     """
     entering = primary_input(args, kwargs)
-    devices = [entering.device] if entering.is_cuda else []
-    with torch.random.fork_rng(devices):
+    with same_draws(entering.device):
         output = without_hooks(block)(*args, **kwargs)
     if isinstance(output, list):
         return _Returned(list, len(output))

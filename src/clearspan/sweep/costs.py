@@ -15,7 +15,7 @@ from clearspan.checks import check_counts, number_of
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch
 from clearspan.model import Model, check_bridge
-from clearspan.modes import no_grad
+from clearspan.modes import no_grad, same_draws
 
 BUDGET = 0.05
 """Seconds that one run of a block may take while it is measured."""
@@ -94,7 +94,7 @@ def _measured(model: Model) -> Costs:
         _finish(model.device)
         return time.perf_counter() - start
 
-    with model.taps.turns.unseen():
+    with model.taps.turns.unseen(), same_draws(model.device):
         seconds(1)
         few = min(seconds(1) for _ in range(2))
         floor = few if is_whole or n_layers == 1 else min(seconds(1, more=1) for _ in range(2)) - few

@@ -13,7 +13,7 @@ from clearspan._run.continuation import BaseRun, base_run
 from clearspan.errors import ClearspanError
 from clearspan.hf.growing import UnfitForGrowth
 from clearspan.model import Model
-from clearspan.modes import no_grad
+from clearspan.modes import no_grad, same_draws
 
 Result = TypeVar("Result")
 TOLERANCE, ROUGH = 1e-3, 5e-2
@@ -63,7 +63,8 @@ def way_of(model: Model, given: ModelInput, *, with_prefix: bool) -> Way:
     attention = getattr(model.hf_model.config, "_attn_implementation", None)
     key = attention, given.size[0] > 1, padding, with_prefix
     if key not in known:
-        known[key] = _tried(model, given, with_prefix=with_prefix)
+        with same_draws(model.device):
+            known[key] = _tried(model, given, with_prefix=with_prefix)
     return known[key]
 
 

@@ -40,6 +40,12 @@ def test_a_batch_is_one_forward(bridge, tokens, others):
     assert sweep.check(21) < 2e-5
 
 
+def test_what_is_measured_and_tried_draws_no_number_of_the_users(tokens, others):
+    bridge, drawn = clearspan.boot(tiny_model()), torch.get_rng_state()
+    Sweep(bridge, tokens, STREAM, METRIC, sources={"clean": others}).run(progress=False)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
 def test_a_model_whose_blocks_take_the_rows_it_was_given_alone_runs_from_layer_to_layer(tokens, others):
     model = tiny_model()
     bridge, given = clearspan.boot(model), []
