@@ -1,4 +1,7 @@
-"""Names of TransformerLens that are others here, or are not there, each with what to use."""
+"""Names of TransformerLens that are others here, or are not there, each with what to use; and a few of other libraries.
+
+Those of nnsight, nnterp and pyvene are what a newcomer tries first.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -42,6 +45,27 @@ OF_BRIDGE = {
     ),
 }
 """Names of TransformerLens's bridge that are not here, each with what to use."""
+_TRACE = (
+    "bridge.run_with_cache(...) to read and bridge.run_with_hooks(...) to write, with functions in place of a trace"
+)
+OF_BRIDGE |= {
+    **dict.fromkeys(("trace", "invoke", "scan", "session"), _TRACE),
+    "edit": "with bridge.hooks(fwd_hooks=[...]), or bridge.add_hook(...)",
+    **dict.fromkeys(("model", "_model"), _HF),
+    **dict.fromkeys(
+        ("layers", "layers_input", "layers_output"), "bridge.blocks, and the points hook_resid_pre and _post"
+    ),
+    **dict.fromkeys(
+        ("attentions", "mlps"), "bridge.blocks[layer].attn and .mlp, and the points hook_attn_out and _mlp_out"
+    ),
+    "lm_head": "bridge.unembed; bridge.ln_final is the norm before it",
+    "transformer": "bridge.blocks; bridge.hf_model has the model's own modules",
+    "project_on_vocab": "bridge.read_out(residual)",
+    "steer": "clearspan.analysis.SteeringVector",
+    "config": "bridge.cfg, or bridge.hf_model.config for Hugging Face's",
+    "logits": "bridge(tokens), or the point hook_logits",
+    **dict.fromkeys(("save", "save_pretrained"), "bridge.hf_model.save_pretrained(folder)"),
+}
 _SEEN = "bridge.points(name), which lists a point's axes and place"
 OF_HOOK_POINT = {
     "backward_scale": "a backward hook that returns the gradient times the factor",
@@ -76,6 +100,11 @@ _OF_LIBRARY = {
         ("TransformerLensKeyValueCache", "HookedTransformerKeyValueCache"),
         "transformers.DynamicCache, past_key_values=",
     ),
+}
+_OF_LIBRARY |= {
+    **dict.fromkeys(("LanguageModel", "NNsight", "StandardizedTransformer", "IntervenableModel"), BOOT),
+    **dict.fromkeys(("from_pretrained", "boot_transformers", "load", "load_model"), BOOT),
+    **dict.fromkeys(("IntervenableConfig", "RepresentationConfig"), "clearspan.Intervention(point, action, layer=...)"),
 }
 FORWARD_KEYWORDS = {
     "return_cache_object": "dict(cache): the cache is a mapping from names to tensors",

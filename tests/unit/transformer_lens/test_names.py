@@ -77,3 +77,18 @@ def test_a_name_of_the_library_says_so_when_it_is_imported():
         from clearspan import HookedTransformer  # noqa: F401, PLC0415 - that is what is tested
     with pytest.raises(ImportError, match=r"clearspan\.analysis"):
         _ = clearspan.evals
+
+
+@pytest.mark.parametrize("name", ["LanguageModel", "StandardizedTransformer", "IntervenableModel", "from_pretrained"])
+def test_what_newcomers_try_first_says_what_to_call(name):
+    with pytest.raises(RenamedImportError, match=r"fix: clearspan\.boot\(model\)"):
+        getattr(clearspan, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [("trace", "run_with_cache"), ("layers", "bridge.blocks"), ("lm_head", "bridge.unembed"), ("config", "bridge.cfg")],
+)
+def test_what_other_libraries_call_the_parts_says_what_they_are_called_here(embedded, name, fix):
+    with pytest.raises(RenamedError, match=f"has no '{name}'\n  fix: .*{fix}"):
+        getattr(embedded, name)
