@@ -25,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist
 # Libraries that take the bridge: folders of tests/clients.
 CLIENTS := $(patsubst tests/clients/%/requirements.txt,%,$(wildcard tests/clients/*/requirements.txt))
 
-.PHONY: demo test check ci untraced slow zoo cover processors brute mutants clients oldest newest format notebooks train bench bench-check bench-peers clean
+.PHONY: demo test check ci untraced slow zoo cover processors brute wheel mutants clients oldest newest format notebooks train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
@@ -42,7 +42,7 @@ check: .venv/dev
 
 # All tiers but make clients, with the minutes that each takes. What make test runs is in cover, untraced and processors.
 ci: .venv/dev
-	.ci/tiers check cover untraced oldest newest slow zoo processors brute bench-check
+	.ci/tiers check cover untraced oldest newest slow zoo processors brute wheel bench-check
 
 # The tests of make test that neither cover nor processors runs.
 untraced: .venv/dev
@@ -69,6 +69,10 @@ processors: .venv/dev
 # Against plain transformers and torch hooks, drawn at random: make brute SEED=7 draws others than ci does.
 brute: .venv/dev
 	SEED=$(SEED) $(PYTEST) tests/brute
+
+# The wheel, from a file, in an environment that has nothing else.
+wheel: .venv/dev
+	.ci/wheel
 
 # What takes the bridge, with the minutes of each: each has what it needs in front of what is installed in .venv.
 clients: .venv/dev
