@@ -25,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist
 # Libraries that take the bridge: folders of tests/clients.
 CLIENTS := $(patsubst tests/clients/%/requirements.txt,%,$(wildcard tests/clients/*/requirements.txt))
 
-.PHONY: demo test check ci untraced slow zoo cover processors brute wheel mutants clients oldest newest format notebooks train bench bench-check bench-peers clean
+.PHONY: demo test check ci untraced slow zoo cover processors brute wheel site mutants clients oldest newest format notebooks train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
@@ -42,7 +42,7 @@ check: .venv/dev
 
 # All tiers but make clients, with the minutes that each takes. What make test runs is in cover, untraced and processors.
 ci: .venv/dev
-	.ci/tiers check cover untraced oldest newest slow zoo processors brute wheel bench-check
+	.ci/tiers check cover untraced oldest newest slow zoo processors brute wheel site bench-check
 
 # The tests of make test that neither cover nor processors runs.
 untraced: .venv/dev
@@ -73,6 +73,10 @@ brute: .venv/dev
 # The wheel, from a file, in an environment that has nothing else.
 wheel: .venv/dev
 	.ci/wheel
+
+# The pages of docs/ as a site, in site/. A link that leads nowhere fails.
+site: .venv/dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # What takes the bridge, with the minutes of each: each has what it needs in front of what is installed in .venv.
 clients: .venv/dev
