@@ -25,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist
 # Libraries that take the bridge: folders of tests/clients.
 CLIENTS := $(patsubst tests/clients/%/requirements.txt,%,$(wildcard tests/clients/*/requirements.txt))
 
-.PHONY: demo test check ci untraced slow zoo cover processors brute wheel site mutants clients oldest newest format notebooks train bench bench-check bench-peers clean
+.PHONY: demo test check ci untraced slow zoo cover processors brute browser wheel site mutants clients oldest newest format notebooks train bench bench-check bench-peers clean
 
 demo: .venv/demo
 	$(BIN)/clearspan report --model tiny-bigcode --file src/clearspan/models/snippet.py.txt --out report.html
@@ -42,11 +42,11 @@ check: .venv/dev
 
 # All tiers but make clients, with the minutes that each takes. What make test runs is in cover, untraced and processors.
 ci: .venv/dev
-	.ci/tiers check cover untraced oldest newest slow zoo processors brute wheel site bench-check
+	.ci/tiers check cover untraced oldest newest slow zoo processors brute browser wheel site bench-check
 
-# The tests of make test that neither cover nor processors runs.
+# The tests of make test that none of cover, processors and browser runs.
 untraced: .venv/dev
-	$(PYTEST) $(addprefix --ignore=,tests/brute tests/model_types tests/docs $(TRACED)) -m "not slow"
+	$(PYTEST) $(addprefix --ignore=,tests/brute tests/model_types tests/docs $(TRACED)) -m "not slow and not browser"
 
 # Each architecture verified in full, its gradients against numeric ones, grids of sweeps on it; and every public function
 # with wrong arguments. What documents show is run by make processors.
@@ -59,7 +59,7 @@ zoo: .venv/dev
 
 # The unit tests, and how much of the code they reach. Tests that are traced take almost twice as long.
 cover: .venv/dev
-	$(PYTEST) $(TRACED) -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(PYTEST) $(TRACED) -m "not slow and not browser" --cov --cov-report=term:skip-covered --cov-fail-under=90
 	$(BIN)/coverage report --include='src/clearspan/architectures/*,src/clearspan/conversions/*' --fail-under=100
 
 # What documents show and analyses find, on processors that compute other last digits.
@@ -69,6 +69,10 @@ processors: .venv/dev
 # Against plain transformers and torch hooks, drawn at random: make brute SEED=7 draws others than ci does.
 brute: .venv/dev
 	SEED=$(SEED) $(PYTEST) tests/brute
+
+# Pages in a browser, which is installed where there is none.
+browser: .venv/dev
+	.ci/browser
 
 # The wheel, from a file, in an environment that has nothing else.
 wheel: .venv/dev
