@@ -40,7 +40,8 @@ check: .venv/dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# All tiers but make clients, with the minutes that each takes. What make test runs is in cover, untraced and processors.
+# All tiers but make clients, with the minutes that each takes. What make test runs is in cover, untraced, processors and
+# browser.
 ci: .venv/dev
 	.ci/tiers check cover untraced oldest newest slow zoo processors brute browser wheel site bench-check
 
