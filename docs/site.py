@@ -6,6 +6,7 @@ mkdocs calls the functions that begin with `on_`; `mkdocs.yml` names this file.
 import posixpath
 import re
 from collections.abc import Iterator
+from doctest import DocTestParser, Example
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = "repository"
 """The folder of the site for pages from outside `docs/`."""
+_FENCE = re.compile(r"^```python\n(.*?)^```\n", flags=re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^):#\s]+)(?P<place>#[^)\s]*)?\)")
 
 
@@ -45,7 +47,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Has links lead to where pages are on the site. A link to what is not there becomes its text."""
+    """Has links lead to where pages are on the site, and examples without prompts, as they are copied.
+
+    A link to what is not there becomes its text.
+    """
 
     def moved(link: re.Match[str]) -> str:
         target = _on_site(_source(page.file.src_uri, link["target"]))
@@ -54,7 +59,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         way = posixpath.relpath(target, posixpath.dirname(page.file.src_uri) or ".")
         return f"[{link['text']}]({way}{link['place'] or ''})"
 
-    return _LINK.sub(moved, markdown)
+    return _LINK.sub(moved, _FENCE.sub(lambda fence: _unprompted(fence[1]) or fence[0], markdown))
+
+
+def _unprompted(block: str) -> str:
+    """Returns code that stands after prompts without them, in one block up to each output, which has a block too."""
+    found, code = "", ""
+    for example in DocTestParser().parse(block):
+        if isinstance(example, Example):
+            code += example.source
+            if example.want or example.exc_msg:
+                found, code = f"{found}```python\n{code}```\n\n```text\n{example.want}```\n\n", ""
+    return found + (f"```python\n{code}```\n" if code else "")
 
 
 def _linked(page: str, markdown: str) -> Iterator[str]:
