@@ -8,6 +8,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 from tests.zoo import WITHOUT_VARIANT
 
 import clearspan
@@ -36,6 +37,21 @@ def test_examples_in_docstrings(name):
 def test_examples_in_pages(page):
     results = doctest.testfile(str(page), module_relative=False, optionflags=FLAGS)
     assert results.failed == 0
+
+
+def test_the_readme_runs_as_it_is_copied():
+    """Its blocks have no prompts. One with text below it raises that."""
+    text, names = (ROOT / "README.md").read_text(), {}
+    for code, said in re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", text, flags=re.DOTALL):
+        if said:
+            with pytest.raises(clearspan.ClearspanError) as raised:
+                exec(code, names)
+            assert f"{type(raised.value).__module__}.{type(raised.value).__name__}: {raised.value}\n" == said
+        else:
+            exec(code, names)
+    assert names["cache"]["pattern", 2].shape == (1, 8, 6, 6)
+    assert names["cache"]["k", 2].shape == (1, 6, 1, 32)
+    assert not torch.equal(names["ablated"], names["logits"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
