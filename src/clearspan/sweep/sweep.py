@@ -19,6 +19,7 @@ from clearspan.checks import check_counts, check_kind, path_of
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, argument
 from clearspan.files import read_tensors, write_tensors
+from clearspan.hf.growing import Extent, Given
 from clearspan.inputs import Batch, Input
 from clearspan.interventions import Intervention, Site
 from clearspan.interventions.intervention import interventions_of
@@ -302,7 +303,7 @@ class Sweep:
     def _execution(self, plan: SweepPlan) -> Execution:
         starts = {max(cell.start, 0) for tile in plan.tiles for cell in tile.cells}
         with_prefix = any(tile.first for tile in plan.tiles)
-        base = self._base_run(sorted(starts), with_prefix=with_prefix)
+        base = self._base_run(sorted(starts), with_prefix=with_prefix, known=plan.way.given)
         sites = [written.site for cell in self._cells for written in cell.sites]
         everywhere = [written.site for written in self._background]
         sources = gathered(self.bridge, [*sites, *everywhere], self.sources, self.batch)
@@ -311,11 +312,13 @@ class Sweep:
         background = tuple(replace(one, was_before=not plan.way.is_whole) for one in self._background)
         return Execution(base, sources, readings, background, plan.way)
 
-    def _base_run(self, layers: Sequence[int], *, with_prefix: bool) -> BaseRun:
+    def _base_run(
+        self, layers: Sequence[int], *, with_prefix: bool, known: dict[Extent, Given] | None = None
+    ) -> BaseRun:
         given = prepare(self.bridge, self.batch)
         sources = gathered(self.bridge, [written.site for written in self._background], self.sources, self.batch)
         hooks = hooks_of([(written, slice(None)) for written in self._background], sources)
-        return base_run(self.bridge, given, layers, hooks, with_prefix=with_prefix)
+        return base_run(self.bridge, given, layers, hooks, with_prefix=with_prefix, known=known)
 
     def _context(self, base: BaseRun, known: Mapping[str, Tensor]) -> Context:
         """Returns what metrics need besides logits, and measures the base run and the sources.

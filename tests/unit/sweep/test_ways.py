@@ -36,8 +36,20 @@ def test_a_batch_is_one_forward(bridge, tokens, others):
     sweep = Sweep(bridge, tokens, STREAM, METRIC, sources={"clean": others})
     assert len(sweep.plan(costs=costs).tiles) == 1
     found = _forwards(bridge, lambda: sweep.run(costs=costs, progress=False))
-    assert found == 4  # the base run, the source, what blocks are given for more rows, and the batch
+    assert found == 3  # the base run, the source, and the batch
     assert sweep.check(21) < 2e-5
+
+
+def test_what_blocks_are_given_is_looked_at_once_for_all_widths_and_positions(bridge, tokens, others):
+    costs = Costs(token=1.0, floor=0.0, start=0.0, join=0.0, most=1024)
+    Sweep(bridge, tokens, STREAM, METRIC, sources={"clean": others}).plan()
+    for width in (7, 5):
+        cells = grid("resid_pre", Patch(), layer=range(3), position=range(width))
+        sweep = Sweep(bridge, tokens[:, :width], cells, METRIC, sources={"clean": others[:, :width]})
+        batches = len(sweep.plan(costs=costs).tiles)
+        assert batches == width  # each behind the positions before
+        assert _forwards(bridge, lambda sweep=sweep: sweep.run(costs=costs, progress=False)) == 2 + batches
+        assert sweep.check(3 * width) < 2e-5
 
 
 def test_what_is_measured_and_tried_draws_no_number_of_the_users(tokens, others):
@@ -131,6 +143,45 @@ def test_a_batch_that_cannot_grow_after_all_is_run_from_layer_to_layer(bridge, t
         block.__class__ = Paired
     sweep.run(progress=False)
     assert sweep.check(21) < 2e-5
+
+
+class Louder(GPTBigCodeBlock):
+    """A block that is given how loud its input is: the same for all rows, or different ones."""
+
+    volume: torch.Tensor
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **{**kwargs, "volume": self.volume})
+
+    def forward(self, hidden_states, *args, volume=None, **kwargs):
+        return super().forward(hidden_states * volume[..., None], *args, **kwargs)
+
+
+def test_what_blocks_are_given_is_looked_at_again_where_it_has_another_shape(tokens, others):
+    """Of few positions blocks are told one volume for all rows, of many one for each."""
+    model = tiny_model()
+    bridge = clearspan.boot(model)
+    for block in model.transformer.h:
+        block.__class__ = Louder
+
+    def give(module, args, kwargs):
+        value = next(kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None)
+        rows, positions = value.shape[:2]
+        by_row = 1 + 0.5 * (torch.arange(rows) % 2)
+        volume = by_row[:, None].expand(rows, positions) if positions > 3 else torch.ones(1, positions)
+        for block in model.transformer.h:
+            block.volume = volume
+
+    model.register_forward_pre_hook(give, with_kwargs=True)
+    costs = Costs(token=1.0, floor=1e6, start=1e6, join=0.0, most=1024)
+    for width in (3, 7):
+        cells = grid("resid_pre", Patch(), layer=range(3), position=range(width))
+        sweep = Sweep(bridge, tokens[:, :width], cells, METRIC, sources={"clean": others[:, :width]})
+        plan = sweep.plan(costs=costs)
+        assert plan.way.in_one
+        assert len(plan.tiles) == 1
+        sweep.run(costs=costs, progress=False)
+        assert sweep.check(3 * width) < 2e-5
 
 
 def test_a_plan_of_a_model_in_training_mode_raises(bridge, tokens):
