@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from clearspan._forward.forward import run_segment
-from clearspan._forward.given import ModelInput
+from clearspan._forward.given import ModelInput, prepare
 from clearspan._run import caching
 from clearspan._run.hooks import Hooks, attached, check_fired
+from clearspan._run.sources import SourceRun
 from clearspan.components import MLPBridge
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.growing import Extent, Given, Shapes, UnfitForGrowth, growing, shapes_given
@@ -22,8 +23,22 @@ from clearspan.hf.kernels import unplanned
 from clearspan.hf.keywords import KV_CACHE, kv_cache_keyword, without_kv_cache
 from clearspan.hf.segments import Stopped, narrowed
 from clearspan.hf.sequence import Prefix, empty
+from clearspan.inputs import Batch
 from clearspan.model import Model, check_bridge
 from clearspan.modes import no_grad
+
+
+@dataclass(frozen=True)
+class Beside:
+    """An input that is run in the forward of a base run, as further rows.
+
+    Attributes:
+        batch: The input. Its real tokens are in the columns of the base run's.
+        names: The points whose values are kept.
+    """
+
+    batch: Batch
+    names: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class BaseRun:
         prefix: Its keys and values, where others continue after some of its positions.
         logits: What the model returned `[row, pos, d_vocab]`.
         known: What the model was seen to give its blocks, by the extent of the run; other runs may have filled it.
+        beside: The runs of other inputs that were further rows of its forward, by name.
     """
 
     model: Model
@@ -45,6 +61,7 @@ class BaseRun:
     prefix: Prefix | None
     logits: Tensor
     known: dict[Extent, Given] = field(default_factory=dict, repr=False, compare=False)
+    beside: Mapping[str, SourceRun] = field(default_factory=dict)
 
     @functools.cached_property
     def rows(self) -> int:
@@ -232,6 +249,7 @@ def base_run(
     *,
     with_prefix: bool,
     known: dict[Extent, Given] | None = None,
+    beside: Mapping[str, Beside] = {},
 ) -> BaseRun:
     """Runs the model and returns what other runs continue from.
 
@@ -242,31 +260,48 @@ def base_run(
         hooks: Forward hooks of this run, whose effect is part of it.
         with_prefix: Whether keys and values are kept.
         known: See `BaseRun`; by default nothing is known.
+        beside: Inputs that are run in the same forward, by name. There are no hooks then, which would change these too.
     """
     if given.kv_cache is not None:
         raise InvalidArgumentError("a run that others continue has no KV cache of its own", got=KV_CACHE)
-    n_layers = len(model.blocks)
-    names = {layer: model.blocks[layer].enters if layer < n_layers else model.blocks[-1].leaves for layer in layers}
+    assert not (hooks and beside), "hooks are those of the base run alone"
+    n_layers, rows, others = len(model.blocks), given.size[0], list(beside.values())
+    entries = {layer: model.blocks[layer].enters if layer < n_layers else model.blocks[-1].leaves for layer in layers}
+    whole = given
+    if others:
+        whole = prepare(model, functools.reduce(Batch.joined, [other.batch for other in others], given.batch))
     kv_cache = empty() if with_prefix else None
     own = {} if kv_cache is None else {kv_cache_keyword(model.hf_model): kv_cache, "use_cache": True}
-    wanted = ModelInput(given.batch, {**given.kwargs, **own})
-    with model.taps.run(given.sequence), unplanned(model.device), attached(model, hooks) as listeners:
+    wanted = ModelInput(whole.batch, {**whole.kwargs, **own})
+    with model.taps.run(whole.sequence), unplanned(model.device), attached(model, hooks) as listeners:
         logits, cache = caching.run_with_cache(
             model,
             wanted,
             (None, None),
             "logits",
             False,
-            names_filter=list(names.values()),
+            names_filter=list(dict.fromkeys([*entries.values(), *(name for other in others for name in other.names)])),
             device=None,
             pos_slice=None,
             incl_bwd=False,
         )
         assert isinstance(logits, Tensor), "a run for logits returns them"
         check_fired(listeners)
-    residuals = {layer: cache[name] for layer, name in names.items()}
-    prefix = None if kv_cache is None else Prefix.of(kv_cache)
-    return BaseRun(model, given, residuals, prefix, logits, {} if known is None else known)
+
+    def part(number: int, names: Iterable[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the values and logits of the rows of one input."""
+        at = slice(number * rows, (number + 1) * rows)
+        values = cache.apply_slice_to_batch_dim(at) if others else cache
+        return {name: values[name] for name in names}, logits[at]
+
+    values, own_logits = part(0, entries.values())
+    runs = {}
+    for number, (name, other) in enumerate(beside.items(), 1):
+        found, its_logits = part(number, other.names)
+        runs[name] = SourceRun(found, other.batch, its_logits)
+    residuals = {layer: values[name] for layer, name in entries.items()}
+    prefix = None if kv_cache is None else Prefix.of(kv_cache, rows)
+    return BaseRun(model, given, residuals, prefix, own_logits, {} if known is None else known, runs)
 
 
 def positionwise_mlp(model: Model) -> MLPBridge | None:

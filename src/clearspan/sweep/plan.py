@@ -87,6 +87,7 @@ class SweepPlan:
         base_bytes: What the base run keeps: residual streams, keys and values, logits.
         whole: Why sequences are run whole, or None where they start at the first position that changes.
         reads: What of the logits is computed.
+        together: The sources that run in one forward with the base run, as further rows.
     """
 
     tiles: tuple[Tile, ...]
@@ -96,6 +97,7 @@ class SweepPlan:
     base_bytes: int
     whole: str | None
     reads: str
+    together: tuple[str, ...] = ()
 
     @property
     def cells(self) -> int:
@@ -250,10 +252,14 @@ def bytes_per_token(cfg: TransformerBridgeConfig, length: int, names: Iterable[s
         length: Positions of the whole sequence.
         names: Hook points that are written: scores and patterns are there as a whole only where one of them is.
     """
-    is_watched = any(name.endswith(("hook_pattern", "hook_attn_scores")) for name in names)
     stream, hidden = 8 * cfg.d_model, 3 * cfg.d_mlp
     heads = 2 * cfg.n_heads * cfg.d_head + 2 * _kv_width(cfg)
-    return _item(cfg) * (stream + hidden + heads + is_watched * 3 * cfg.n_heads * length)
+    return _item(cfg) * (stream + hidden + heads + watches_attention(names) * 3 * cfg.n_heads * length)
+
+
+def watches_attention(names: Iterable[str]) -> bool:
+    """Whether scores or patterns are among hook points: then their layers run the model's own eager attention."""
+    return any(name.endswith(("hook_pattern", "hook_attn_scores")) for name in names)
 
 
 def bytes_per_row(cfg: TransformerBridgeConfig, length: int, readings: Readings, *, has_prefix: bool) -> int:

@@ -11,9 +11,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clearspan._forward.given import prepare
-from clearspan._run.continuation import BaseRun, base_run, check_undisturbed
+from clearspan._run.continuation import BaseRun, Beside, base_run, check_undisturbed
 from clearspan._run.hooks import hooks_of, sites_of
-from clearspan._run.sources import Source, batch_of_source, checked_sources, gathered
+from clearspan._run.sources import Source, batch_of_source, checked_sources, gathered, points_read
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, check_kind, path_of
 from clearspan.effects import Effects
@@ -43,6 +43,7 @@ from clearspan.sweep.plan import (
     bytes_per_token,
     half_of_free,
     tiles_of,
+    watches_attention,
 )
 from clearspan.sweep.readings import Readings
 from clearspan.sweep.ways import Way, way_of
@@ -188,11 +189,27 @@ class Sweep:
             bytes_per_row(cfg, length, readings, has_prefix=whole is None),
             half_of_free(self.bridge.device) if memory is None else memory,
         )
-        depths = len({max(cell.start, 0) for cell in cells})
-        base = bytes_of_base(cfg, rows, length, depths, has_prefix=whole is None)
         costs = Costs.of(self.bridge) if costs is None else costs
         tiles = tiles_of(cells, sizes, costs if way.in_one else costs.apart()) if cells else ()
-        return SweepPlan(tiles, sizes, costs, way, base, whole, readings.describe(cfg.d_vocab))
+        together = () if watches_attention(names) else tuple(self._beside(costs))
+        depths, base_rows = len({max(cell.start, 0) for cell in cells}), rows * (1 + len(together))
+        base = bytes_of_base(cfg, base_rows, length, depths, has_prefix=whole is None)
+        return SweepPlan(tiles, sizes, costs, way, base, whole, readings.describe(cfg.d_vocab), together)
+
+    def _beside(self, costs: Costs) -> dict[str, Batch]:
+        """Returns the sources that can be further rows of the base run's forward, by name.
+
+        There are none where the base run has interventions of its own, or where so many tokens are no faster together.
+        """
+        own = self.batch
+        if self._background or own.attention is not None:
+            return {}
+        found = {
+            name: batch
+            for name, batch in self._source_inputs().items()
+            if batch.tokens is not None and batch.attention is None and batch.is_laid_out_as(own)
+        }
+        return found if (1 + len(found)) * own.rows * own.width <= costs.most else {}
 
     def _readings(self, context: Context) -> Readings:
         return Readings.of(self.metrics, context)
@@ -303,22 +320,30 @@ class Sweep:
     def _execution(self, plan: SweepPlan) -> Execution:
         starts = {max(cell.start, 0) for tile in plan.tiles for cell in tile.cells}
         with_prefix = any(tile.first for tile in plan.tiles)
-        base = self._base_run(sorted(starts), with_prefix=with_prefix, known=plan.way.given)
         sites = [written.site for cell in self._cells for written in cell.sites]
+        read, inputs = points_read(self.bridge, sites), self._source_inputs() if plan.together else {}
+        beside = {name: Beside(inputs[name], read.get(name, ())) for name in plan.together}
+        base = self._base_run(sorted(starts), plan.way.given, beside, with_prefix=with_prefix)
         everywhere = [written.site for written in self._background]
-        sources = gathered(self.bridge, [*sites, *everywhere], self.sources, self.batch)
-        known = {name: run.logits for name, run in sources.runs.items() if run.logits is not None}
+        sources = gathered(self.bridge, [*sites, *everywhere], {**self.sources, **base.beside}, self.batch)
+        runs = {**base.beside, **sources.runs}
+        known = {name: run.logits for name, run in runs.items() if run.logits is not None}
         readings = self._readings(self._context(base, known))
         background = tuple(replace(one, was_before=not plan.way.is_whole) for one in self._background)
         return Execution(base, sources, readings, background, plan.way)
 
     def _base_run(
-        self, layers: Sequence[int], *, with_prefix: bool, known: dict[Extent, Given] | None = None
+        self,
+        layers: Sequence[int],
+        known: dict[Extent, Given] | None = None,
+        beside: Mapping[str, Beside] = {},
+        *,
+        with_prefix: bool,
     ) -> BaseRun:
         given = prepare(self.bridge, self.batch)
         sources = gathered(self.bridge, [written.site for written in self._background], self.sources, self.batch)
         hooks = hooks_of([(written, slice(None)) for written in self._background], sources)
-        return base_run(self.bridge, given, layers, hooks, with_prefix=with_prefix, known=known)
+        return base_run(self.bridge, given, layers, hooks, with_prefix=with_prefix, known=known, beside=beside)
 
     def _context(self, base: BaseRun, known: Mapping[str, Tensor]) -> Context:
         """Returns what metrics need besides logits, and measures the base run and the sources.

@@ -98,8 +98,8 @@ def test_nothing_but_what_metrics_read_is_unembedded(bridge, tokens, others):
     handle = bridge.hf_model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(args[0].shape[:2]))
     sweep.run(progress=False)
     handle.remove()
-    base, clean, *cells = sizes
-    assert base == clean == (2, 7)
+    runs, *cells = sizes
+    assert runs == (4, 7)  # the base run and the clean one
     assert {positions for _, positions in cells} == {1}
     assert sum(rows for rows, _ in cells) == 2 * 21
 
@@ -128,7 +128,7 @@ def test_cells_after_all_that_is_read_are_not_run(bridge, tokens, others):
     )
     found = sweep.run(progress=False)
     handle.remove()
-    assert ran == [2, 2]  # the base run and the clean one
+    assert ran == [4]  # the base run and the clean one
     assert not found.change().any()
 
 
