@@ -234,7 +234,8 @@ def checked_sources(sources: Mapping[str, Source] | None) -> Mapping[str, Source
 def points_read(model: Model, sites: Iterable[Site]) -> dict[str, list[str]]:
     """Returns the points whose values sites take from source runs, by the run's name."""
     read: dict[str, dict[str, None]] = {}
-    for site in sites:
+    alike = {(site.point.name, id(site.intervention.action)): site for site in sites}
+    for site in alike.values():
         run = site.action.run
         if run is not None:
             name = site.action.source_point(site.name, len(model.blocks))

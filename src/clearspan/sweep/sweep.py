@@ -1,5 +1,7 @@
 """Sweeps: many interventions on one input, planned into few batches, run, kept and resumed."""
 
+import functools
+import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,10 +23,12 @@ from clearspan.errors import InvalidArgumentError, argument
 from clearspan.files import read_tensors, write_tensors
 from clearspan.hf.growing import Extent, Given
 from clearspan.inputs import Batch, Input
-from clearspan.interventions import Intervention, Site
+from clearspan.interventions import Intervention
 from clearspan.interventions.intervention import interventions_of
+from clearspan.interventions.site import all_written
 from clearspan.model import check_bridge
 from clearspan.modes import eager, no_grad
+from clearspan.points import HookPoint
 from clearspan.progress import Progress, shown
 from clearspan.sweep.costs import Costs
 from clearspan.sweep.execution import Arriving, Execution, stream_depth
@@ -114,30 +118,29 @@ class Sweep:
         self._weights: str | None = None  # the fingerprint of an unfinished sweep's model
 
     def _laid(self) -> tuple[Cell, ...]:
-        layer_of, is_whole, cells = self.bridge.index.layer_of, bool(self.whole), list[Cell]()
+        is_whole, layer_of, cells = bool(self.whole), self.bridge.index.layer_of, list[Cell]()
+        sites = sites_of(self.bridge, itertools.chain.from_iterable(self.grid.cells))
+        start_of, laid = functools.cache(self._start_of), all_written(sites, self.batch)
         for number, interventions in enumerate(self.grid.cells):
-            own = sites_of(self.bridge, interventions)
+            own = list(itertools.islice(laid, len(interventions)))
             if not own:
                 raise InvalidArgumentError(f"cell {number} changes nothing", expected="an intervention or more")
-            # In the order of the forward: what leaves a block comes before what enters the next one.
-            own.sort(key=lambda site: layer_of(site.name))
-            sites = tuple(site.on(self.batch, where_possible=True) for site in own)
-            lacking = tuple(map(any, zip(*(site.lacking for site in sites), strict=True)))
+            if len(own) > 1:
+                # In the order of the forward: what leaves a block comes before what enters the next one.
+                own.sort(key=lambda one: layer_of(one.site.name))
+            lacking = tuple(map(any, zip(*(one.lacking for one in own), strict=True)))
             if all(lacking):
-                for site in own:
-                    site.on(self.batch)  # raises, naming the row
-            start = self._start(min(map(self._changes, own)))
-            first = 0 if is_whole else min(site.first for site in sites)
-            cells.append(Cell(number, sites, start, first, lacking))
+                for one in own:
+                    one.site.on(self.batch)  # raises, naming the row
+            start = min(start_of(one.site.point) for one in own)
+            first = 0 if is_whole else min(one.first for one in own)
+            cells.append(Cell(number, tuple(own), start, first, lacking))
         return tuple(cells)
 
-    def _changes(self, site: Site) -> int:
-        """Returns the first layer that a site changes: -1 for the embeddings."""
-        depth = stream_depth(site.name)
-        return self.bridge.index.layer_of(site.name) if depth is None else depth
-
-    def _start(self, layer: int) -> int:
-        """Returns the layer from which a run starts that changes a layer."""
+    def _start_of(self, point: HookPoint) -> int:
+        """Returns the layer from which a run starts that writes at a point: -1 for the embeddings."""
+        depth = stream_depth(point.name)
+        layer = self.bridge.index.layer_of(point.name) if depth is None else depth
         return self.bridge.firsts[layer] if layer >= 0 else layer
 
     @property
