@@ -128,12 +128,12 @@ class Sweep:
             if len(own) > 1:
                 # In the order of the forward: what leaves a block comes before what enters the next one.
                 own.sort(key=lambda one: layer_of(one.site.name))
-            lacking = tuple(map(any, zip(*(one.lacking for one in own), strict=True)))
+            lacking = tuple(map(any, zip(*[one.lacking for one in own], strict=True)))
             if all(lacking):
                 for one in own:
                     one.site.on(self.batch)  # raises, naming the row
-            start = min(start_of(one.site.point) for one in own)
-            first = 0 if is_whole else min(one.first for one in own)
+            start = min([start_of(one.site.point) for one in own])
+            first = 0 if is_whole else min([one.first for one in own])
             cells.append(Cell(number, tuple(own), start, first, lacking))
         return tuple(cells)
 
@@ -150,7 +150,7 @@ class Sweep:
             return Way(is_whole=True, reason="blocks have inputs of their own that the model makes of the embeddings")
         return way_of(self.bridge, prepare(self.bridge, self.batch), with_prefix=self.whole is None)
 
-    @property
+    @functools.cached_property
     def whole(self) -> str | None:
         """Why sequences are run whole, or None where they start at the first position that changes."""
         if self.batch.attention is not None:
@@ -183,7 +183,7 @@ class Sweep:
         if way.is_whole or not way.after_prefix:
             whole = whole or way.reason
             cells = [replace(cell, first=0, start=0 if way.is_whole else cell.start) for cell in cells]
-        names = {written.site.name for cell in cells for written in (*cell.sites, *self._background)}
+        names = {written.site.point.name for cell in cells for written in (*cell.sites, *self._background)}
         sizes = Sizes(
             rows,
             length,
