@@ -310,7 +310,8 @@ class Sweep:
         written = [one.site for number in chosen for one in self._cells[number].sites]
         background = [one.site for one in self._background]
         sources = gathered(self.bridge, [*written, *background], self.sources, self.batch).runs
-        readings = self._readings(self._context(self._base_run([self.bridge.cfg.n_layers], with_prefix=False), {}))
+        base = self._base_run([self.bridge.cfg.n_layers], with_prefix=False)
+        readings = self._readings(self._context(base, self._source_inputs(), {}))
         worst = 0.0
         for number in chosen:
             interventions = [*self.background, *self.grid.cells[number]]
@@ -324,14 +325,14 @@ class Sweep:
         starts = {max(cell.start, 0) for tile in plan.tiles for cell in tile.cells}
         with_prefix = any(tile.first for tile in plan.tiles)
         sites = [written.site for cell in self._cells for written in cell.sites]
-        read, inputs = points_read(self.bridge, sites), self._source_inputs() if plan.together else {}
+        read, inputs = points_read(self.bridge, sites), self._source_inputs()
         beside = {name: Beside(inputs[name], read.get(name, ())) for name in plan.together}
         base = self._base_run(sorted(starts), plan.way.given, beside, with_prefix=with_prefix)
         everywhere = [written.site for written in self._background]
         sources = gathered(self.bridge, [*sites, *everywhere], {**self.sources, **base.beside}, self.batch)
         runs = {**base.beside, **sources.runs}
         known = {name: run.logits for name, run in runs.items() if run.logits is not None}
-        readings = self._readings(self._context(base, known))
+        readings = self._readings(self._context(base, inputs, known))
         background = tuple(replace(one, was_before=not plan.way.is_whole) for one in self._background)
         return Execution(base, sources, readings, background, plan.way)
 
@@ -348,18 +349,19 @@ class Sweep:
         hooks = hooks_of([(written, slice(None)) for written in self._background], sources)
         return base_run(self.bridge, given, layers, hooks, with_prefix=with_prefix, known=known, beside=beside)
 
-    def _context(self, base: BaseRun, known: Mapping[str, Tensor]) -> Context:
+    def _context(self, base: BaseRun, inputs: Mapping[str, Batch], known: Mapping[str, Tensor]) -> Context:
         """Returns what metrics need besides logits, and measures the base run and the sources.
 
         Args:
             base: The base run.
+            inputs: The sources that were given as inputs.
             known: Logits of sources that were run already.
         """
         wanted = {metric.reference for metric in self.metrics.values() if isinstance(metric, LogitMetric)}
         references = {"base": Reference(base.logits, self.batch)}
         context = Context(self.batch, references)
         sources: dict[str, Reference] = {}
-        for name, batch in self._source_inputs().items():
+        for name, batch in inputs.items():
             is_alike = torch.equal(batch.lengths, self.batch.lengths)
             if is_alike and (name in wanted or name not in self.findings.sources):
                 logits = known[name] if name in known else self.bridge(batch)

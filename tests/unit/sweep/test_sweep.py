@@ -522,3 +522,42 @@ def test_a_mask_of_four_axes_runs_whole_sequences(bridge, tokens):
 def test_clearspan_names_them():
     assert clearspan.Sweep is Sweep
     assert clearspan.Intervention is Intervention
+
+
+def test_the_cells_of_a_grid_are_its_intervention_at_each_place():
+    template = Intervention("z", Scale(2.0), every_step=True)
+    made = grid(template, layer=(0, -1), position=(3, (1, 2)), head=range(2))
+    assert made.cells == tuple(
+        (template.at(layer=layer, positions=position, heads=head),)
+        for layer in (0, -1)
+        for position in (3, (1, 2))
+        for head in range(2)
+    )
+    with pytest.raises(InvalidArgumentError, match="columns take the place of positions"):
+        grid(Intervention("z", Scale(2.0), columns=1), layer=range(2), position=range(2))
+
+
+def test_cells_that_share_a_point_an_action_or_positions_are_told_apart(bridge, tokens, others):
+    patch, double = Patch(), Scale(2.0)
+    cells = {
+        f"{layer} {heads} {positions} {action.kind}": Intervention(
+            "z", action, layer=layer, heads=heads, positions=positions
+        )
+        for layer in range(2)
+        for heads in (None, 1, (0, 2))
+        for positions in (None, 3, slice(2, None), [[1], [4]])
+        for action in (patch, double)
+    }
+    sweep = Sweep(bridge, tokens, Grid.of(cells), LogitDifference(1, 2), sources={"clean": others})
+    sweep.run(progress=False)
+    assert sweep.check(len(cells)) < 2e-5
+
+
+def test_places_that_a_point_lacks_raise_behind_cells_that_have_none(bridge, tokens):
+    zero = Zero()
+    cells = {
+        "all": Intervention("resid_pre", zero, layer=0),
+        "keys": Intervention("resid_pre", zero, layer=0, key_positions=1),
+    }
+    with pytest.raises(InvalidArgumentError, match="hook_resid_pre has no key positions"):
+        Sweep(bridge, tokens, Grid.of(cells), LogitDifference(1))
