@@ -23,7 +23,7 @@ import clearspan
 import overhead
 import sweeps
 from first_run import first_run
-from kernels import kernels_of
+from kernels import calls_of, kernels_of, python_calls
 from reference import TINY_LAYERS, TINY_WIDTH, Reference, build
 from report import card, versions
 from timing import Clock, clock_of, parser, timed
@@ -181,18 +181,25 @@ def remembered(stage: Stage) -> Iterator[Figure]:
 
 @torch.no_grad()
 def counted(stage: Stage, name: str, tokens: int) -> Iterator[Figure]:
-    """Gives what a residual sweep asks of the device, for each batch."""
+    """Gives what a residual sweep asks of the device and of Python, for each batch."""
     runs = stage.runs(name, tokens)
-    what, cells = f"residual sweep, {name}, {runs.length} tokens", runs.residual_grid()
-    batches = len(runs.sweep(cells).plan().tiles)
-    found = kernels_of(lambda: runs.sweep(cells).run(progress=False), torch.device(stage.device))
+    what = f"residual sweep, {name}, {runs.length} tokens"
+    batches = len(runs.sweep(runs.residual_grid()).plan().tiles)
+
+    def swept() -> object:
+        return runs.sweep(runs.residual_grid()).run(progress=False)
+
+    found, called = kernels_of(swept, torch.device(stage.device)), calls_of(swept, runs.reference.model, stage.clock)
     per_batch = {
+        "calls of Python": python_calls(swept),
+        "milliseconds outside of forwards": 1000 * called.outside,
         "operators": found.operators,
         "reads by the host": found.reads,
         "launches": found.launches,
         "synchronisations": found.synchronisations,
     }
     yield Figure(f"{what}: batches", batches)
+    yield Figure(f"{what}: forwards", called.forwards)
     yield Figure(f"{what}: shapes of attention", found.shapes)
     for kind, count in per_batch.items():
         if count is not None:

@@ -4,6 +4,7 @@ On a CPU, operators that compute stand for the kernels that a GPU would start, a
 it would wait. On CUDA, torch's profiler counts both as they are, in a run of its own.
 """
 
+import contextlib
 import cProfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from timing import Clock
 
 ATTENTION = "scaled_dot_product"
 NOTHING = ("_unsafe_view", "detach", "empty", "new_empty", "promote_types", "resize")
@@ -85,6 +88,36 @@ def python_calls(run: Callable[[], object]) -> int:
     profiler = cProfile.Profile()
     profiler.runcall(run)
     return sum(entry.callcount for entry in profiler.getstats())
+
+
+@dataclass(frozen=True)
+class Called:
+    """How often a run calls a model, and what it does besides.
+
+    Attributes:
+        forwards: Calls of the model, also those that run some of its blocks.
+        outside: Seconds outside of them.
+    """
+
+    forwards: int
+    outside: float
+
+
+def calls_of(run: Callable[[], object], model: torch.nn.Module, clock: Clock) -> Called:
+    """Returns how often a run calls a model, and the time that it takes besides. It runs once before."""
+    run()
+    inside: list[float] = []
+    with contextlib.ExitStack() as stack:
+        handles = (
+            model.register_forward_pre_hook(lambda *_: inside.append(-clock())),
+            model.register_forward_hook(lambda *_: inside.append(clock()), always_call=True),
+        )
+        for handle in handles:
+            stack.callback(handle.remove)
+        start = clock()
+        run()
+        whole = clock() - start
+    return Called(len(inside) // 2, whole - sum(inside))
 
 
 def _events_on_cuda(run: Callable[[], object]) -> Mapping[str, int]:

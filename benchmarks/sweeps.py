@@ -6,7 +6,8 @@
 The residual stream is patched at each layer and position, and each head at all positions. One forward for each cell is
 timed on some cells spread over all, and its time is that of a cell times the cells; `--full` runs all. It finds the
 values to patch beforehand, the others find theirs in the time shown. Every way must give the numbers of the loop, or
-the exit code is 1. `--profile` counts what one run asks of the device (`kernels.py`).
+the exit code is 1. Forwards are counted, and what a run does besides: calls of Python, and time outside of forwards.
+`--profile` counts what one run asks of the device (`kernels.py`).
 """
 
 import argparse
@@ -32,7 +33,7 @@ from hand_written import (
     patched_residuals,
     tiled_residuals,
 )
-from kernels import kernels_of
+from kernels import calls_of, kernels_of, python_calls
 from reference import Reference, add_model_options, build_chosen
 from report import conditions, seconds, table
 from timing import Clock, Times, clock_of, parser, timed
@@ -195,6 +196,17 @@ def rows(contest: Contest, times: Times, found: Mapping[str, float]) -> Iterator
         ]
 
 
+def besides(contest: Contest, model: torch.nn.Module, clock: Clock) -> Iterator[str]:
+    """Gives how many forwards each planned way makes, and what it does besides, in a line."""
+    for name, plan in contest.plans.items():
+        way, batches = contest.ways[name], len(plan.tiles)
+        found, calls = calls_of(way, model, clock), python_calls(way)
+        yield (
+            f"{name}: {found.forwards} forwards for {batches} batch{'es' * (batches > 1)}; for each batch "
+            f"{calls / batches:,.0f} calls of Python and {seconds(found.outside / batches)} outside of forwards"
+        )
+
+
 def counts(contest: Contest, device: torch.device) -> Iterator[str]:
     """Gives what each planned way asks of the device, in a line."""
     for name, plan in contest.plans.items():
@@ -222,7 +234,8 @@ def measure(contest: Contest, reference: Reference, options: argparse.Namespace,
     found = errors(contest)
     times = measured(contest, options.rounds, clock)
     header = ["", "time of all cells", "predicted", "faster than the loop", "than tiles by hand", "error"]
-    print(table(header, list(rows(contest, times, found))), flush=True)
+    print(table(header, list(rows(contest, times, found))))
+    print("", *besides(contest, reference.model, clock), sep="\n", flush=True)
     if options.profile:
         print("", *counts(contest, reference.device), sep="\n", flush=True)
     return max(found.values()) <= TOLERANCES[reference.model.dtype]

@@ -272,11 +272,10 @@ class Batch:
         """Returns the rows of this batch, and then those of another whose real tokens are in the same columns."""
         names = ("tokens", "embeds")
         parts = {name: (getattr(self, name), getattr(other, name)) for name in names if getattr(self, name) is not None}
-        mask = other.mask if self.mask is None else self.mask
         return replace(
             self,
             **{name: torch.cat(pair) for name, pair in parts.items()},
-            mask=None if mask is None else mask.repeat(2, 1),
+            mask=None if self.mask is None and other.mask is None else torch.cat([self.real, other.real]),
             texts=None if self.texts is None or other.texts is None else self.texts + other.texts,
         )
 
@@ -298,6 +297,10 @@ class Batch:
                 got=f"{self.lengths.tolist()} and {other.lengths.tolist()} real tokens",
             )
 
+    def is_laid_out_as(self, other: "Batch") -> bool:
+        """Whether its real tokens are in the columns of another one's."""
+        return self.width == other.width and self.real_columns == other.real_columns
+
     def laid_out_as(self, other: "Batch") -> Self:
         """Returns the batch with its real tokens in the columns of another one's.
 
@@ -305,7 +308,7 @@ class Batch:
             InvalidArgumentError: The rows differ in number or in real length.
         """
         self.check_alike(other)
-        if self.real_columns == other.real_columns and self.width == other.width:
+        if self.is_laid_out_as(other):
             return self
         value = self.value.new_zeros(self.rows, other.width, *self.value.shape[2:])
         for row, (own, there) in enumerate(zip(self.real_columns, other.real_columns, strict=True)):

@@ -12,18 +12,33 @@ import torch
 from torch import Tensor
 
 from clearspan._forward.forward import run_segment
-from clearspan._forward.given import ModelInput
+from clearspan._forward.given import ModelInput, prepare
 from clearspan._run import caching
 from clearspan._run.hooks import Hooks, attached, check_fired
+from clearspan._run.sources import SourceRun
 from clearspan.components import MLPBridge
 from clearspan.errors import InvalidArgumentError
-from clearspan.hf.growing import Given, given_to, growing
+from clearspan.hf.growing import Extent, Given, Shapes, UnfitForGrowth, growing, shapes_given
 from clearspan.hf.kernels import unplanned
 from clearspan.hf.keywords import KV_CACHE, kv_cache_keyword, without_kv_cache
 from clearspan.hf.segments import Stopped, narrowed
 from clearspan.hf.sequence import Prefix, empty
+from clearspan.inputs import Batch
 from clearspan.model import Model, check_bridge
 from clearspan.modes import no_grad
+
+
+@dataclass(frozen=True)
+class Beside:
+    """An input that is run in the forward of a base run, as further rows.
+
+    Attributes:
+        batch: The input. Its real tokens are in the columns of the base run's.
+        names: The points whose values are kept.
+    """
+
+    batch: Batch
+    names: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,8 @@ class BaseRun:
         residuals: The residual stream entering a layer, `[row, pos, d_model]`, by layer; the last one by `n_layers`.
         prefix: Its keys and values, where others continue after some of its positions.
         logits: What the model returned `[row, pos, d_vocab]`.
+        known: What the model was seen to give its blocks, by the extent of the run; other runs may have filled it.
+        beside: The runs of other inputs that were further rows of its forward, by name.
     """
 
     model: Model
@@ -43,7 +60,8 @@ class BaseRun:
     residuals: Mapping[int, Tensor]
     prefix: Prefix | None
     logits: Tensor
-    _given: dict[int, Given] = field(default_factory=dict, repr=False, compare=False)
+    known: dict[Extent, Given] = field(default_factory=dict, repr=False, compare=False)
+    beside: Mapping[str, SourceRun] = field(default_factory=dict)
 
     @functools.cached_property
     def rows(self) -> int:
@@ -107,10 +125,11 @@ class BaseRun:
         """
         n_layers = len(self.model.blocks)
         if in_one:
-            start = min(joining)
-            rows = self.entering(start, first, 1)
-            kept = self._kept(keep, rows, n_layers)
-            return self._run({"inputs_embeds": rows}, start, n_layers, first, 1, hooks, kept, joining)
+            seen = self._seen(first)
+            if seen is not None:
+                with contextlib.suppress(UnfitForGrowth):
+                    return self._grown_in_one(joining, first, hooks, keep, seen)
+            return self._grown_in_one(joining, first, hooks, keep, self._given_to_blocks(first))
         residual, layer_of = None, self.model.index.layer_of
         for start, stop in itertools.pairwise([*joining, n_layers]):
             new = joining[start]
@@ -134,16 +153,36 @@ class BaseRun:
         is_shorter = keep is not None and stop == len(self.model.blocks) and len(keep) < residual.shape[1]
         return keep if is_shorter else None
 
+    def _grown_in_one(
+        self, joining: Mapping[int, Tensor], first: int, hooks: Hooks, keep: Sequence[int] | None, given: Given
+    ) -> Tensor:
+        """Returns what `grown` does, of one forward whose blocks are given what was seen."""
+        model, start, n_layers = self.model, min(joining), len(self.model.blocks)
+        rows = self.entering(start, first, 1)
+        kept, modules = self._kept(keep, rows, n_layers), [block.module for block in model.blocks]
+        growth = growing(modules, joining, self._extent(first), given, self._joined)
+        return self._run({"inputs_embeds": rows}, start, n_layers, first, 1, hooks, kept, growth)
+
+    def _extent(self, first: int) -> Extent:
+        return Extent(self.rows, self.length - first, self.length)
+
+    def _seen(self, first: int) -> Given | None:
+        """Returns what is known of a run of the last positions: of one of this extent, or else of the last one seen."""
+        return self.known.get(self._extent(first)) or next(iter(list(self.known.values())[-1:]), None)
+
     def _given_to_blocks(self, first: int) -> Given:
-        """Returns what the model gives its blocks from a position on, for twice the rows; none of them is run."""
-        if first not in self._given:
-            model, n_layers = self.model, len(self.model.blocks)
-            entering = self.entering(min(self.residuals), first, 2)
-            wanted = ModelInput(self.given.batch, self._kwargs({"inputs_embeds": entering}, n_layers, first, 2))
-            with model.taps.turns.unseen():
-                run = functools.partial(run_segment, model, wanted, n_layers, None)
-                self._given[first] = given_to([block.module for block in model.blocks], run)
-        return self._given[first]
+        """Finds out what the model gives its blocks from a position on; none of them is run."""
+        model, n_layers, layer = self.model, len(self.model.blocks), min(self.residuals)
+
+        def shapes(copies: int) -> Shapes:
+            entering = self.entering(layer, first, copies)
+            kwargs = self._kwargs({"inputs_embeds": entering}, n_layers, first, copies)
+            run = functools.partial(run_segment, model, ModelInput(self.given.batch, kwargs), n_layers, None)
+            return shapes_given([block.module for block in model.blocks], run)
+
+        with model.taps.turns.unseen():
+            given = self.known[self._extent(first)] = Given(self._extent(first), shapes(1), shapes(2))
+        return given
 
     def read_out(self, residual: Tensor, first: int, hooks: Hooks) -> Tensor:
         """Returns the logits that the model makes of last residual streams, with hooks on what reads them out."""
@@ -159,20 +198,17 @@ class BaseRun:
         copies: int,
         hooks: Hooks,
         keep: Sequence[int] | None = None,
-        joining: Mapping[int, Tensor] | None = None,
+        growth: contextlib.AbstractContextManager[None] | None = None,
     ) -> Tensor:
         model = self.model
         wanted = ModelInput(self.given.batch, self._kwargs(value, start, first, copies))
         mlp = None if keep is None else positionwise_mlp(model)
-        given = None if joining is None else self._given_to_blocks(first)
         with (
             model.taps.run(),
             unplanned(model.device),
             contextlib.nullcontext() if mlp is None or keep is None else narrowed(mlp.module, keep),
             attached(model, hooks, segment=(start, stop)) as listeners,
-            contextlib.nullcontext()
-            if joining is None or given is None
-            else growing([block.module for block in model.blocks], joining, self.rows, given, self._joined),
+            contextlib.nullcontext() if growth is None else growth,
         ):
             output = run_segment(model, wanted, start, stop)
             check_fired(listeners)
@@ -205,7 +241,16 @@ class BaseRun:
 
 
 @no_grad
-def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hooks, *, with_prefix: bool) -> BaseRun:
+def base_run(
+    model: Model,
+    given: ModelInput,
+    layers: Iterable[int],
+    hooks: Hooks,
+    *,
+    with_prefix: bool,
+    known: dict[Extent, Given] | None = None,
+    beside: Mapping[str, Beside] = {},
+) -> BaseRun:
     """Runs the model and returns what other runs continue from.
 
     Args:
@@ -214,30 +259,49 @@ def base_run(model: Model, given: ModelInput, layers: Iterable[int], hooks: Hook
         layers: Layers whose residual stream is kept, one or more; `n_layers` for the last one.
         hooks: Forward hooks of this run, whose effect is part of it.
         with_prefix: Whether keys and values are kept.
+        known: See `BaseRun`; by default nothing is known.
+        beside: Inputs that are run in the same forward, by name. There are no hooks then, which would change these too.
     """
     if given.kv_cache is not None:
         raise InvalidArgumentError("a run that others continue has no KV cache of its own", got=KV_CACHE)
-    n_layers = len(model.blocks)
-    names = {layer: model.blocks[layer].enters if layer < n_layers else model.blocks[-1].leaves for layer in layers}
+    assert not (hooks and beside), "hooks are those of the base run alone"
+    n_layers, rows, others = len(model.blocks), given.size[0], list(beside.values())
+    entries = {layer: model.blocks[layer].enters if layer < n_layers else model.blocks[-1].leaves for layer in layers}
+    whole = given
+    if others:
+        whole = prepare(model, functools.reduce(Batch.joined, [other.batch for other in others], given.batch))
     kv_cache = empty() if with_prefix else None
     own = {} if kv_cache is None else {kv_cache_keyword(model.hf_model): kv_cache, "use_cache": True}
-    wanted = ModelInput(given.batch, {**given.kwargs, **own})
-    with model.taps.run(given.sequence), unplanned(model.device), attached(model, hooks) as listeners:
+    wanted = ModelInput(whole.batch, {**whole.kwargs, **own})
+    with model.taps.run(whole.sequence), unplanned(model.device), attached(model, hooks) as listeners:
         logits, cache = caching.run_with_cache(
             model,
             wanted,
             (None, None),
             "logits",
             False,
-            names_filter=list(names.values()),
+            names_filter=list(dict.fromkeys([*entries.values(), *(name for other in others for name in other.names)])),
             device=None,
             pos_slice=None,
             incl_bwd=False,
         )
         assert isinstance(logits, Tensor), "a run for logits returns them"
         check_fired(listeners)
-    residuals = {layer: cache[name] for layer, name in names.items()}
-    return BaseRun(model, given, residuals, None if kv_cache is None else Prefix.of(kv_cache), logits)
+
+    def part(number: int, names: Iterable[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the values and logits of the rows of one input."""
+        at = slice(number * rows, (number + 1) * rows)
+        values = cache.apply_slice_to_batch_dim(at) if others else cache
+        return {name: values[name] for name in names}, logits[at]
+
+    values, own_logits = part(0, entries.values())
+    runs = {}
+    for number, (name, other) in enumerate(beside.items(), 1):
+        found, its_logits = part(number, other.names)
+        runs[name] = SourceRun(found, other.batch, its_logits)
+    residuals = {layer: values[name] for layer, name in entries.items()}
+    prefix = None if kv_cache is None else Prefix.of(kv_cache, rows)
+    return BaseRun(model, given, residuals, prefix, own_logits, {} if known is None else known, runs)
 
 
 def positionwise_mlp(model: Model) -> MLPBridge | None:

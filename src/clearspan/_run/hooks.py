@@ -13,9 +13,10 @@ from clearspan.errors import InvalidArgumentError, PointNotReachedError, Unwrita
 from clearspan.hf.taps import reset
 from clearspan.index import Names, Segment
 from clearspan.inputs import Batch
-from clearspan.interventions import Intervention, Site, Written, located
+from clearspan.interventions import Intervention, Site, Written
 from clearspan.interventions.intervention import interventions_of
 from clearspan.interventions.joint import Placed, write_all
+from clearspan.interventions.site import all_located
 from clearspan.model import Model
 from clearspan.modes import Modes, closed_to_compiler, uncompiled
 from clearspan.points import Direction, HookFunction, HookPoint, Listener, Passed, Side
@@ -229,7 +230,7 @@ def edits(
 
 def sites_of(model: Model, interventions: Iterable[Intervention]) -> list[Site]:
     """Returns interventions laid on a model, in their order."""
-    return [located(one, model.index.find, len(model.blocks)) for one in interventions_of(interventions)]
+    return list(all_located(interventions_of(interventions), model.index.find, len(model.blocks)))
 
 
 class SiteWriter:

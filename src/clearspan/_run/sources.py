@@ -103,8 +103,9 @@ class Sources:
             )
         if own.may_hide_padding(written.batch):  # a context of hooks was opened before the input was known
             raise untold_padding()
-        is_alike = own.real_columns == written.batch.real_columns and own.width == written.batch.width
-        is_by_column = is_alike and not written.is_generating and not action.is_constant(site.axes)
+        is_by_column = (
+            own.is_laid_out_as(written.batch) and not written.is_generating and not action.is_constant(site.axes)
+        )
         if is_by_column and action.source_position is None and type(action).prepared is Action.prepared:
             return Taken(values, is_by_column=True)
         key = (name, action)
@@ -230,6 +231,18 @@ def checked_sources(sources: Mapping[str, Source] | None) -> Mapping[str, Source
     return given
 
 
+def points_read(model: Model, sites: Iterable[Site]) -> dict[str, list[str]]:
+    """Returns the points whose values sites take from source runs, by the run's name."""
+    read: dict[str, dict[str, None]] = {}
+    alike = {(site.point.name, id(site.intervention.action)): site for site in sites}
+    for site in alike.values():
+        run = site.action.run
+        if run is not None:
+            name = site.action.source_point(site.name, len(model.blocks))
+            read.setdefault(run, {})[model.index.find(name).name] = None
+    return {run: list(names) for run, names in read.items()}
+
+
 @no_grad
 def gathered(
     model: Model, sites: Iterable[Site], sources: Mapping[str, Source] | None, like: Batch | None = None
@@ -246,13 +259,8 @@ def gathered(
         InvalidArgumentError: A run is not given.
     """
     given = checked_sources(sources)
-    needed: dict[str, dict[str, None]] = {}
-    for site in sites:
-        run = site.action.run
-        if run is not None:
-            name = site.action.source_point(site.name, len(model.blocks))
-            needed.setdefault(run, {})[model.index.find(name).name] = None
-    return Sources(model, {run: _run(model, run, list(names), given, like) for run, names in needed.items()})
+    read = points_read(model, sites)
+    return Sources(model, {run: _run(model, run, names, given, like) for run, names in read.items()})
 
 
 def _run(model: Model, run: str, names: list[str], sources: Mapping[str, Source], like: Batch | None) -> SourceRun:

@@ -25,33 +25,74 @@ class UnfitForGrowth(Exception):  # noqa: N818 (it says which way a sweep takes,
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a model gives each of its blocks besides the residual stream, for some rows.
+class Extent:
+    """How much a forward computes, on which the shapes of what a model gives its blocks depend.
 
     Attributes:
-        shapes: The shapes of tensors by block and path.
+        rows: Rows that the model is given.
+        positions: Positions that it is given.
+        length: Positions of the whole sequence.
     """
 
-    shapes: Mapping[tuple[int, Path], torch.Size]
+    rows: int
+    positions: int
+    length: int
 
-    def axis_of_rows(self, block: int, path: Path, tensor: Tensor) -> int | None:
-        """Returns the axis of a tensor for half the rows that has the rows, or None where all rows have the same.
+
+Shapes = Mapping[tuple[int, Path], torch.Size]
+"""The shapes of the tensors that blocks are given besides the residual stream, by block and path."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a model gives its blocks besides the residual stream, as seen in two runs.
+
+    Attributes:
+        extent: Of the first run.
+        once: What blocks were given there.
+        twice: What they were given for twice the rows.
+    """
+
+    extent: Extent
+    once: Shapes
+    twice: Shapes
+
+    def axis_of_rows(self, block: int, path: Path, shape: torch.Size, extent: Extent) -> int | None:
+        """Returns the axis of a tensor that has the rows, or None where all rows have the same.
+
+        Args:
+            block: The block that is given the tensor.
+            path: Where it is among the block's arguments.
+            shape: Its shape, in a run of any extent.
+            extent: That run's.
 
         Raises:
-            UnfitForGrowth: There is not one such axis.
+            UnfitForGrowth: There is not one such axis; or the tensor is not as it was seen, only larger or smaller.
         """
-        twice = self.shapes.get((block, path))
+        once, twice = (shapes.get((block, path), torch.Size()) for shapes in (self.once, self.twice))
         name = ".".join(map(str, path))
-        if twice is None or len(twice) != tensor.ndim:
+        if not len(shape) == len(once) == len(twice):
             raise UnfitForGrowth(f"argument {name!r} of a block is not the same kind of tensor for all rows")
-        axes = [axis for axis, (now, then) in enumerate(zip(tensor.shape, twice, strict=True)) if now != then]
-        if len(axes) > 1 or any(twice[axis] != 2 * tensor.shape[axis] for axis in axes):
+        axes = [axis for axis, (one, two) in enumerate(zip(once, twice, strict=True)) if one != two]
+        if len(axes) > 1 or any(twice[axis] != 2 * once[axis] for axis in axes):
             raise UnfitForGrowth(f"argument {name!r} of a block depends on the rows in more ways than one")
+        for axis, (seen, size) in enumerate(zip(once, shape, strict=True)):
+            if not self._is_same(seen, size, extent, has_rows=axis in axes):
+                raise UnfitForGrowth(f"argument {name!r} of a block has another shape than its rows and positions tell")
         return axes[0] if axes else None
 
+    def _is_same(self, seen: int, size: int, extent: Extent, *, has_rows: bool) -> bool:
+        """Whether the size of an axis in a run of some extent is the one that was seen: so many rows or positions."""
+        own = self.extent
+        if has_rows:
+            by_rows, by_token = (size * own.rows, seen * extent.rows), (own.positions, extent.positions)
+            return by_rows[0] == by_rows[1] or by_rows[0] * by_token[0] == by_rows[1] * by_token[1]
+        counted = (own.positions, extent.positions), (own.length, extent.length)
+        return seen == size or (seen, size) in counted
 
-def given_to(blocks: Sequence[nn.Module], run: Callable[[], object]) -> Given:
-    """Returns what a model gives its blocks in a run, which ends after the last one.
+
+def shapes_given(blocks: Sequence[nn.Module], run: Callable[[], object]) -> Shapes:
+    """Returns the shapes of what a model gives its blocks in a run, which ends after the last one.
 
     Args:
         blocks: The model's blocks.
@@ -76,31 +117,35 @@ def given_to(blocks: Sequence[nn.Module], run: Callable[[], object]) -> Given:
             stack.callback(before(block, looking_at(index)).remove)
         stack.enter_context(stopping_at(blocks, len(blocks)))
         run()
-    return Given(shapes)
+    return shapes
 
 
 @contextlib.contextmanager
 def growing(
-    blocks: Sequence[nn.Module], joining: Mapping[int, Tensor], rows: int, given: Given, join: Callable[..., Tensor]
+    blocks: Sequence[nn.Module],
+    joining: Mapping[int, Tensor],
+    extent: Extent,
+    given: Given,
+    join: Callable[..., Tensor],
 ) -> Iterator[None]:
     """While the context is open, rows join the batch of its own forwards in front of blocks.
 
-    The model is given so many rows, and makes masks and positions of these. The first block at which rows join has
-    these alone.
+    The model is given the rows of its input, and makes masks and positions of these. The first block at which rows join
+    has these alone.
 
     Args:
         blocks: The model's blocks.
-        joining: The rows that join, `rows` or a multiple of them, by block.
-        rows: Rows that the model is given.
-        given: What it gives its blocks for twice the rows.
+        joining: The rows that join, as many as the model is given or a multiple of them, by block.
+        extent: What the model is given.
+        given: What it gives its blocks.
         join: Returns the stream that a block gets: of the one that reaches it, or None, and rows that join.
     """
-    own, start = HERE.get(), min(joining)
+    own, start, rows = HERE.get(), min(joining), extent.rows
     laid_out: dict[int, tuple[Tensor, int, Tensor]] = {}  # by the tensor's id: the tensor, the rows, what it became
 
     def fitting(block: int, count: int) -> Callable[[Path, Tensor], Tensor]:
         def fit(path: Path, tensor: Tensor) -> Tensor:
-            axis = given.axis_of_rows(block, path, tensor)
+            axis = given.axis_of_rows(block, path, tensor.shape, extent)
             if axis is None or count == rows:
                 return tensor
             known = laid_out.get(id(tensor))

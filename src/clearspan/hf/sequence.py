@@ -228,9 +228,9 @@ class Prefix:
     layers: tuple[KeysAndValues, ...]
 
     @classmethod
-    def of(cls, cache: "Cache") -> "Prefix":
-        """Returns what a run has left in a cache that `empty` made."""
-        return cls(tuple((layer.keys, layer.values) for layer in vars(cache)["layers"]))
+    def of(cls, cache: "Cache", rows: int) -> "Prefix":
+        """Returns what a run has left of its first rows in a cache that `empty` made."""
+        return cls(tuple((layer.keys[:rows], layer.values[:rows]) for layer in vars(cache)["layers"]))
 
     def cache(self, length: int) -> "Cache":
         """Returns a KV cache of the first positions, for a run of the positions after them.

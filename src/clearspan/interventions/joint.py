@@ -52,6 +52,18 @@ class _Part:
         """Returns a site in its rows."""
         return cls(written, rows, source, _kind(value, written, rows, source))
 
+    def takes_as(self, other: Written) -> bool:
+        """Whether another site takes the same from its source: a value that is taken column by column, as a whole."""
+        own = self.written
+        return (
+            self.source is not None
+            and self.source.is_by_column
+            and own.site.point is other.site.point
+            and own.site.intervention.action is other.site.intervention.action
+            and own.batch is other.batch
+            and not other.is_generating
+        )
+
     def goes_with(self, other: "_Part") -> bool:
         """Whether another site, in rows after this one's, can be written in one go with it."""
         return self.kind is not None and self.kind == other.kind and other.rows.start >= self.rows.stop
@@ -85,7 +97,8 @@ def _alike(
     """Yields sites in their order, those next to each other that can be written in one go together."""
     group: list[_Part] = []
     for written, rows in placed:
-        part = _Part.of(value, written, rows, source_of(written))
+        source = group[-1].source if group and group[-1].takes_as(written) else source_of(written)
+        part = _Part.of(value, written, rows, source)
         if group and not group[-1].goes_with(part):
             yield group
             group = []

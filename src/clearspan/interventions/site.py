@@ -1,7 +1,7 @@
 """Sites: interventions laid on the hook points of a model, and written in the rows and columns of a run."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -104,6 +104,12 @@ class Written:
             return None
         return tuple(self._in_row(row, real) for row, real in enumerate(self._real(width)))
 
+    def at_site(self, site: Site) -> "Written":
+        """Returns another site that is written at the same positions; what was looked up for these is kept."""
+        new = object.__new__(type(self))
+        vars(new).update(vars(self), site=site)
+        return new
+
     @property
     def needed(self) -> "tuple[RowSpots, ...] | None":
         """What is written in each row in the end, also at tokens that are yet to be made; None if there is no end."""
@@ -191,12 +197,12 @@ class Written:
             found.append(at)
         return found
 
-    @property
+    @cached_property
     def lacking(self) -> tuple[bool, ...]:
         """Whether each row lacks a position that was asked for, and is left as it is."""
         return (False,) * self.batch.rows if self.rows is None else tuple(row.is_left for row in self.rows)
 
-    @property
+    @cached_property
     def first(self) -> int:
         """The first column at which the value changes."""
         rows = self.rows
@@ -411,6 +417,44 @@ class Taken:
     is_by_column: bool = False
     is_constant: bool = False
     in_order: bool = False
+
+
+def all_located(
+    interventions: Iterable[Intervention], find: Callable[[str], HookPoint], n_layers: int
+) -> Iterator[Site]:
+    """Yields interventions as sites of a model; those that differ in positions alone are looked up once.
+
+    The arguments are those of `located`.
+    """
+    known: dict[object, Site] = {}
+    for one in interventions:
+        key = (
+            one.point,
+            one.layer,
+            id(one.action),
+            one.heads,
+            one.neurons,
+            one.positions is None,
+            one.columns is None,
+            one.key_positions is None,
+        )
+        like = known.get(key)
+        if like is None:
+            like = known[key] = located(one, find, n_layers)
+        yield Site(one, like.point, like.fixed)
+
+
+def all_written(sites: Iterable[Site], batch: Batch) -> "Iterator[Written]":
+    """Yields sites in a run of a batch, in rows that have their positions; these are looked up once."""
+    known: dict[object, Written] = {}
+    for site in sites:
+        one = site.intervention
+        key = one.positions, one.columns, one.key_positions, one.every_step
+        like = known.get(key)
+        if like is None:
+            like = known[key] = site.on(batch, where_possible=True)
+            _ = like.lacking, like.first  # found once too
+        yield like.at_site(site)
 
 
 def located(intervention: Intervention, find: Callable[[str], HookPoint], n_layers: int) -> Site:

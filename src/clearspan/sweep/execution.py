@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,7 @@ from clearspan.interventions import Written
 from clearspan.interventions.joint import Placed, write_all
 from clearspan.modes import no_grad
 from clearspan.points import Address
-from clearspan.sweep.plan import Tile
+from clearspan.sweep.plan import Cell, Tile
 from clearspan.sweep.readings import Readings
 from clearspan.sweep.ways import Way
 from clearspan.transfers import Outbound, numbers_on
@@ -54,7 +55,12 @@ class Execution:
     def _last_residual(self, tile: Tile) -> Rows:
         """Returns the residual stream after the last block, for all cells."""
         n_layers, keep = self._n_layers, self._positions_read(tile)
-        joining = {start: self._joining(tile, start) for start in sorted({max(cell.start, 0) for cell in tile.cells})}
+        starting = {start: list(cells) for start, cells in itertools.groupby(tile.cells, attrgetter("start"))}
+        embedded, depths = starting.pop(-1, []), sorted({max(cell.start, 0) for cell in tile.cells})
+        joining = {
+            depth: self._joining(tile.first, depth, starting.get(depth, []), [] if depth else embedded)
+            for depth in depths
+        }
         after = joining.pop(n_layers, None)
         if not joining:
             assert after is not None, "a tile has cells"
@@ -66,25 +72,35 @@ class Execution:
             found = self.base.grown(joining, tile.first, hooks, keep, in_one=False)
         return found if after is None else torch.cat([found, after.to(found.device)])
 
+    @functools.cached_property
+    def _layer_of(self) -> Callable[[str], int]:
+        """The layer that a hook point is in, by its name, which is asked for each cell."""
+        return functools.cache(self.base.model.index.layer_of)
+
     @property
     def _n_layers(self) -> int:
         return len(self.base.model.blocks)
 
-    def _joining(self, tile: Tile, start: int) -> Rows:
-        """Returns what enters a layer for the cells that start there, with their changes of the stream made."""
-        embedded = [cell for cell in tile.cells if cell.start < 0 == start]
-        own = [cell for cell in tile.cells if cell.start == start]
+    def _joining(self, first: int, start: int, own: Sequence[Cell], embedded: Sequence[Cell]) -> Rows:
+        """Returns what enters a layer for the cells that start there, with their changes of the stream made.
+
+        Args:
+            first: The position at which the batch starts.
+            start: The layer.
+            own: The cells that start at the layer.
+            embedded: The cells that start at the embeddings, in front of layer 0.
+        """
         parts = []
         if embedded:
-            placed = self._placed(Tile(tile.first, tuple(embedded)), range(-1, 0))
-            parts.append(self.base.embedded(tile.first, len(embedded), hooks_of(placed, self.sources)))
+            placed = self._placed(Tile(first, tuple(embedded)), range(-1, 0))
+            parts.append(self.base.embedded(first, len(embedded), hooks_of(placed, self.sources)))
         if own:
-            entering = self.base.entering(start, tile.first, len(own))
+            entering = self.base.entering(start, first, len(own))
             placed = [
                 (site, self._rows_of(number))
                 for number, cell in enumerate(own)
                 for site in cell.sites
-                if stream_depth(site.site.name) == start
+                if stream_depth(site.site.point.name) == start
             ]
             write_all(entering, placed, self.sources.of)
             parts.append(entering)
@@ -107,12 +123,12 @@ class Execution:
 
         What a cell changes of the stream that it joins with was changed then.
         """
-        layer_of = self.base.model.index.layer_of
-        yield from ((site, slice(None)) for site in self.background if layer_of(site.site.name) in layers)
+        yield from ((site, slice(None)) for site in self.background if self._layer_of(site.site.name) in layers)
         for number, cell in enumerate(tile.cells):
             for site in cell.sites:
-                is_made = stream_depth(site.site.name) == cell.start and not self.way.is_whole
-                if layer_of(site.site.name) in layers and not is_made:
+                name = site.site.point.name
+                is_made = stream_depth(name) == cell.start and not self.way.is_whole
+                if not is_made and self._layer_of(name) in layers:
                     yield site, self._rows_of(number)
 
     def _rows_of(self, number: int) -> slice:
@@ -120,12 +136,10 @@ class Execution:
 
     def _positions_read(self, tile: Tile) -> list[int] | None:
         """Returns the positions whose last residual stream is read, counted in the batch; None for all."""
-        mlp, layer_of = positionwise_mlp(self.base.model), self.base.model.index.layer_of
-        names = {site.site.name for cell in tile.cells for site in cell.sites} | {
-            site.site.name for site in self.background
-        }
+        mlp = positionwise_mlp(self.base.model)
+        names = {site.site.point.name for cell in tile.cells for site in (*cell.sites, *self.background)}
         in_mlp = () if mlp is None else (f"{mlp.path}.",)
-        if any(name.startswith(in_mlp) or layer_of(name) == self._n_layers for name in names):
+        if any(name.startswith(in_mlp) or self._layer_of(name) == self._n_layers for name in names):
             return None
         return [position - tile.first for position in self.readings.positions if position >= tile.first]
 

@@ -1,7 +1,7 @@
 """Grids: many cells, each a few interventions, laid out on named axes. Data, with a JSON form."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Self
@@ -125,7 +125,7 @@ def grid(what: str | Intervention, action: Action | None = None, **axes: Iterabl
             raise InvalidArgumentError(
                 f"a grid cannot have the axis {name}={list(labels)}", expected=f"places on {', '.join(_FIELD_OF)}"
             )
-    cells = (template.at(**dict(zip(map(_FIELD_OF.__getitem__, places), at, strict=True))) for at in _product(places))
+    cells = template.at_each({_FIELD_OF[name]: labels for name, labels in places.items()})
     return Grid(tuple(places.items()), tuple((cell,) for cell in cells))
 
 
@@ -143,7 +143,3 @@ def _labels(axis: str, labels: object) -> tuple[int | tuple[int, ...], ...]:
         for label, found in zip(given, several, strict=True)
         if found
     )
-
-
-def _product(places: Mapping[str, tuple[int | tuple[int, ...], ...]]) -> Iterator[tuple[int | tuple[int, ...], ...]]:
-    return itertools.product(*places.values())

@@ -3,10 +3,11 @@
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from clearspan._cache.memory import bytes_as_text, free_bytes
 from clearspan.config import TransformerBridgeConfig
@@ -34,6 +35,10 @@ class Cell:
     start: int
     first: int
     lacking: tuple[bool, ...] = ()
+
+
+_IN_ORDER = attrgetter("start", "number")
+"""The order of a batch's cells: those that start earlier first."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ class SweepPlan:
         base_bytes: What the base run keeps: residual streams, keys and values, logits.
         whole: Why sequences are run whole, or None where they start at the first position that changes.
         reads: What of the logits is computed.
+        together: The sources that run in one forward with the base run, as further rows.
     """
 
     tiles: tuple[Tile, ...]
@@ -96,6 +102,7 @@ class SweepPlan:
     base_bytes: int
     whole: str | None
     reads: str
+    together: tuple[str, ...] = ()
 
     @property
     def cells(self) -> int:
@@ -123,8 +130,8 @@ class SweepPlan:
 
     def _seconds(self, tile: Tile) -> float:
         running = _running(tile.cells, self.sizes.n_layers)
-        starts, costs = torch.tensor([tile.first]), self.costs if self.way.in_one else self.costs.apart()
-        return float(_cost(running[None], starts, self.sizes, costs))
+        costs = self.costs if self.way.in_one else self.costs.apart()
+        return float(_cost(running[None], np.array([tile.first]), self.sizes, costs)[0])
 
     def _bytes(self, tile: Tile) -> int:
         return len(tile.cells) * bytes_of_cell(self.sizes, tile.first)
@@ -176,13 +183,13 @@ def tiles_of(cells: Sequence[Cell], sizes: Sizes, costs: Costs) -> tuple[Tile, .
     device idle. Layers need no such choice, since a cell joins its batch at its own layer.
     """
     by_first: dict[int, list[Cell]] = {}
-    for cell in sorted(cells, key=lambda cell: (cell.first, cell.start, cell.number)):
+    for cell in cells:
         by_first.setdefault(cell.first, []).append(cell)
-    firsts = list(by_first)
+    firsts = sorted(by_first)
     tiles: list[Tile] = []
-    for begin, end in _cuts(firsts, by_first.values(), sizes, costs):
+    for begin, end in _cuts(firsts, [by_first[first] for first in firsts], sizes, costs):
         chosen = [cell for first in firsts[begin:end] for cell in by_first[first]]
-        tiles += _parts(sorted(chosen, key=lambda cell: (cell.start, cell.number)), firsts[begin], sizes, costs)
+        tiles += _parts(sorted(chosen, key=_IN_ORDER), firsts[begin], sizes, costs)
     return tuple(tiles)
 
 
@@ -197,16 +204,15 @@ def _parts(cells: Sequence[Cell], first: int, sizes: Sizes, costs: Costs) -> lis
 
 def _cuts(firsts: Sequence[int], groups: Iterable[Sequence[Cell]], sizes: Sizes, costs: Costs) -> list[tuple[int, int]]:
     """Returns which groups of cells go together, as ranges of them, so that the sum of costs is least."""
-    running = torch.stack([_running(group, sizes.n_layers) for group in groups])
-    before = torch.cat([torch.zeros(1, sizes.n_layers), running.cumsum(0)])
-    starts = torch.tensor(firsts)
-    best, cut = torch.zeros(len(firsts) + 1), [torch.tensor(0)]
+    running = np.stack([_running(group, sizes.n_layers) for group in groups])
+    before = np.concatenate([np.zeros((1, sizes.n_layers)), running.cumsum(0)])
+    starts = np.array(firsts)
+    best, begins = np.zeros(len(firsts) + 1), [0]
     for end in range(1, len(firsts) + 1):
-        cells = before[end] - before[:end]
-        least = (best[:end] + _cost(cells, starts[:end], sizes, costs)).min(0)
-        best[end] = least.values
-        cut.append(least.indices)
-    begins, ranges, end = torch.stack(cut).tolist(), [], len(firsts)
+        sums = best[:end] + _cost(before[end] - before[:end], starts[:end], sizes, costs)
+        begins.append(int(sums.argmin()))
+        best[end] = sums[begins[end]]
+    ranges, end = [], len(firsts)
     while end > 0:
         ranges.append((begins[end], end))
         end = begins[end]
@@ -214,20 +220,20 @@ def _cuts(firsts: Sequence[int], groups: Iterable[Sequence[Cell]], sizes: Sizes,
 
 
 def _cost(
-    cells: Float[Tensor, "tile layer"], starts: Int[Tensor, "tile"], sizes: Sizes, costs: Costs
-) -> Float[Tensor, "tile"]:
+    cells: Float[np.ndarray, "tile layer"], starts: Int[np.ndarray, "tile"], sizes: Sizes, costs: Costs
+) -> Float[np.ndarray, "tile"]:
     """Returns the seconds that tiles take, of cells that run in each layer, from the positions where they start."""
-    tokens = cells * sizes.rows * (sizes.length - starts)[:, None]
-    batches = (tokens.amax(-1) / costs.most).clamp(min=1).ceil()
-    joins = (cells.diff(dim=-1) > 0).sum(-1) + 1
+    tokens = cells * (sizes.rows * (sizes.length - starts))[:, None]
+    batches = np.ceil(np.maximum(tokens.max(-1) / costs.most, 1))
+    joins = (cells[:, 1:] > cells[:, :-1]).sum(-1) + 1
     once = costs.floor * (cells > 0).sum(-1) + costs.join * joins + costs.start
     return costs.token * tokens.sum(-1) + once * batches
 
 
-def _running(cells: Sequence[Cell], n_layers: int) -> Tensor:
+def _running(cells: Sequence[Cell], n_layers: int) -> Float[np.ndarray, "layer"]:
     """Returns how many of the cells run in each layer."""
-    starts = torch.tensor([max(cell.start, 0) for cell in cells])
-    return (starts[:, None] <= torch.arange(n_layers)).sum(0).float()
+    starting = np.bincount([max(cell.start, 0) for cell in cells], minlength=n_layers)
+    return starting[:n_layers].cumsum().astype(float)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -250,10 +256,14 @@ def bytes_per_token(cfg: TransformerBridgeConfig, length: int, names: Iterable[s
         length: Positions of the whole sequence.
         names: Hook points that are written: scores and patterns are there as a whole only where one of them is.
     """
-    is_watched = any(name.endswith(("hook_pattern", "hook_attn_scores")) for name in names)
     stream, hidden = 8 * cfg.d_model, 3 * cfg.d_mlp
     heads = 2 * cfg.n_heads * cfg.d_head + 2 * _kv_width(cfg)
-    return _item(cfg) * (stream + hidden + heads + is_watched * 3 * cfg.n_heads * length)
+    return _item(cfg) * (stream + hidden + heads + watches_attention(names) * 3 * cfg.n_heads * length)
+
+
+def watches_attention(names: Iterable[str]) -> bool:
+    """Whether scores or patterns are among hook points: then their layers run the model's own eager attention."""
+    return any(name.endswith(("hook_pattern", "hook_attn_scores")) for name in names)
 
 
 def bytes_per_row(cfg: TransformerBridgeConfig, length: int, readings: Readings, *, has_prefix: bool) -> int:

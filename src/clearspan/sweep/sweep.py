@@ -1,5 +1,7 @@
 """Sweeps: many interventions on one input, planned into few batches, run, kept and resumed."""
 
+import functools
+import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,19 +13,22 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clearspan._forward.given import prepare
-from clearspan._run.continuation import BaseRun, base_run, check_undisturbed
+from clearspan._run.continuation import BaseRun, Beside, base_run, check_undisturbed
 from clearspan._run.hooks import hooks_of, sites_of
-from clearspan._run.sources import Source, batch_of_source, checked_sources, gathered
+from clearspan._run.sources import Source, batch_of_source, checked_sources, gathered, points_read
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_counts, check_kind, path_of
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, argument
 from clearspan.files import read_tensors, write_tensors
+from clearspan.hf.growing import Extent, Given
 from clearspan.inputs import Batch, Input
-from clearspan.interventions import Intervention, Site
+from clearspan.interventions import Intervention
 from clearspan.interventions.intervention import interventions_of
+from clearspan.interventions.site import all_written
 from clearspan.model import check_bridge
 from clearspan.modes import eager, no_grad
+from clearspan.points import HookPoint
 from clearspan.progress import Progress, shown
 from clearspan.sweep.costs import Costs
 from clearspan.sweep.execution import Arriving, Execution, stream_depth
@@ -42,6 +47,7 @@ from clearspan.sweep.plan import (
     bytes_per_token,
     half_of_free,
     tiles_of,
+    watches_attention,
 )
 from clearspan.sweep.readings import Readings
 from clearspan.sweep.ways import Way, way_of
@@ -112,30 +118,29 @@ class Sweep:
         self._weights: str | None = None  # the fingerprint of an unfinished sweep's model
 
     def _laid(self) -> tuple[Cell, ...]:
-        layer_of, is_whole, cells = self.bridge.index.layer_of, bool(self.whole), list[Cell]()
+        is_whole, layer_of, cells = bool(self.whole), self.bridge.index.layer_of, list[Cell]()
+        sites = sites_of(self.bridge, itertools.chain.from_iterable(self.grid.cells))
+        start_of, laid = functools.cache(self._start_of), all_written(sites, self.batch)
         for number, interventions in enumerate(self.grid.cells):
-            own = sites_of(self.bridge, interventions)
+            own = list(itertools.islice(laid, len(interventions)))
             if not own:
                 raise InvalidArgumentError(f"cell {number} changes nothing", expected="an intervention or more")
-            # In the order of the forward: what leaves a block comes before what enters the next one.
-            own.sort(key=lambda site: layer_of(site.name))
-            sites = tuple(site.on(self.batch, where_possible=True) for site in own)
-            lacking = tuple(map(any, zip(*(site.lacking for site in sites), strict=True)))
+            if len(own) > 1:
+                # In the order of the forward: what leaves a block comes before what enters the next one.
+                own.sort(key=lambda one: layer_of(one.site.name))
+            lacking = tuple(map(any, zip(*[one.lacking for one in own], strict=True)))
             if all(lacking):
-                for site in own:
-                    site.on(self.batch)  # raises, naming the row
-            start = self._start(min(map(self._changes, own)))
-            first = 0 if is_whole else min(site.first for site in sites)
-            cells.append(Cell(number, sites, start, first, lacking))
+                for one in own:
+                    one.site.on(self.batch)  # raises, naming the row
+            start = min([start_of(one.site.point) for one in own])
+            first = 0 if is_whole else min([one.first for one in own])
+            cells.append(Cell(number, tuple(own), start, first, lacking))
         return tuple(cells)
 
-    def _changes(self, site: Site) -> int:
-        """Returns the first layer that a site changes: -1 for the embeddings."""
-        depth = stream_depth(site.name)
-        return self.bridge.index.layer_of(site.name) if depth is None else depth
-
-    def _start(self, layer: int) -> int:
-        """Returns the layer from which a run starts that changes a layer."""
+    def _start_of(self, point: HookPoint) -> int:
+        """Returns the layer from which a run starts that writes at a point: -1 for the embeddings."""
+        depth = stream_depth(point.name)
+        layer = self.bridge.index.layer_of(point.name) if depth is None else depth
         return self.bridge.firsts[layer] if layer >= 0 else layer
 
     @property
@@ -145,7 +150,7 @@ class Sweep:
             return Way(is_whole=True, reason="blocks have inputs of their own that the model makes of the embeddings")
         return way_of(self.bridge, prepare(self.bridge, self.batch), with_prefix=self.whole is None)
 
-    @property
+    @functools.cached_property
     def whole(self) -> str | None:
         """Why sequences are run whole, or None where they start at the first position that changes."""
         if self.batch.attention is not None:
@@ -178,7 +183,7 @@ class Sweep:
         if way.is_whole or not way.after_prefix:
             whole = whole or way.reason
             cells = [replace(cell, first=0, start=0 if way.is_whole else cell.start) for cell in cells]
-        names = {written.site.name for cell in cells for written in (*cell.sites, *self._background)}
+        names = {written.site.point.name for cell in cells for written in (*cell.sites, *self._background)}
         sizes = Sizes(
             rows,
             length,
@@ -187,11 +192,27 @@ class Sweep:
             bytes_per_row(cfg, length, readings, has_prefix=whole is None),
             half_of_free(self.bridge.device) if memory is None else memory,
         )
-        depths = len({max(cell.start, 0) for cell in cells})
-        base = bytes_of_base(cfg, rows, length, depths, has_prefix=whole is None)
         costs = Costs.of(self.bridge) if costs is None else costs
         tiles = tiles_of(cells, sizes, costs if way.in_one else costs.apart()) if cells else ()
-        return SweepPlan(tiles, sizes, costs, way, base, whole, readings.describe(cfg.d_vocab))
+        together = () if watches_attention(names) else tuple(self._beside(costs))
+        depths, base_rows = len({max(cell.start, 0) for cell in cells}), rows * (1 + len(together))
+        base = bytes_of_base(cfg, base_rows, length, depths, has_prefix=whole is None)
+        return SweepPlan(tiles, sizes, costs, way, base, whole, readings.describe(cfg.d_vocab), together)
+
+    def _beside(self, costs: Costs) -> dict[str, Batch]:
+        """Returns the sources that can be further rows of the base run's forward, by name.
+
+        There are none where the base run has interventions of its own, or where so many tokens are no faster together.
+        """
+        own = self.batch
+        if self._background or own.attention is not None:
+            return {}
+        found = {
+            name: batch
+            for name, batch in self._source_inputs().items()
+            if batch.tokens is not None and batch.attention is None and batch.is_laid_out_as(own)
+        }
+        return found if (1 + len(found)) * own.rows * own.width <= costs.most else {}
 
     def _readings(self, context: Context) -> Readings:
         return Readings.of(self.metrics, context)
@@ -289,7 +310,8 @@ class Sweep:
         written = [one.site for number in chosen for one in self._cells[number].sites]
         background = [one.site for one in self._background]
         sources = gathered(self.bridge, [*written, *background], self.sources, self.batch).runs
-        readings = self._readings(self._context(self._base_run([self.bridge.cfg.n_layers], with_prefix=False), {}))
+        base = self._base_run([self.bridge.cfg.n_layers], with_prefix=False)
+        readings = self._readings(self._context(base, self._source_inputs(), {}))
         worst = 0.0
         for number in chosen:
             interventions = [*self.background, *self.grid.cells[number]]
@@ -302,33 +324,44 @@ class Sweep:
     def _execution(self, plan: SweepPlan) -> Execution:
         starts = {max(cell.start, 0) for tile in plan.tiles for cell in tile.cells}
         with_prefix = any(tile.first for tile in plan.tiles)
-        base = self._base_run(sorted(starts), with_prefix=with_prefix)
         sites = [written.site for cell in self._cells for written in cell.sites]
+        read, inputs = points_read(self.bridge, sites), self._source_inputs()
+        beside = {name: Beside(inputs[name], read.get(name, ())) for name in plan.together}
+        base = self._base_run(sorted(starts), plan.way.given, beside, with_prefix=with_prefix)
         everywhere = [written.site for written in self._background]
-        sources = gathered(self.bridge, [*sites, *everywhere], self.sources, self.batch)
-        known = {name: run.logits for name, run in sources.runs.items() if run.logits is not None}
-        readings = self._readings(self._context(base, known))
+        sources = gathered(self.bridge, [*sites, *everywhere], {**self.sources, **base.beside}, self.batch)
+        runs = {**base.beside, **sources.runs}
+        known = {name: run.logits for name, run in runs.items() if run.logits is not None}
+        readings = self._readings(self._context(base, inputs, known))
         background = tuple(replace(one, was_before=not plan.way.is_whole) for one in self._background)
         return Execution(base, sources, readings, background, plan.way)
 
-    def _base_run(self, layers: Sequence[int], *, with_prefix: bool) -> BaseRun:
+    def _base_run(
+        self,
+        layers: Sequence[int],
+        known: dict[Extent, Given] | None = None,
+        beside: Mapping[str, Beside] = {},
+        *,
+        with_prefix: bool,
+    ) -> BaseRun:
         given = prepare(self.bridge, self.batch)
         sources = gathered(self.bridge, [written.site for written in self._background], self.sources, self.batch)
         hooks = hooks_of([(written, slice(None)) for written in self._background], sources)
-        return base_run(self.bridge, given, layers, hooks, with_prefix=with_prefix)
+        return base_run(self.bridge, given, layers, hooks, with_prefix=with_prefix, known=known, beside=beside)
 
-    def _context(self, base: BaseRun, known: Mapping[str, Tensor]) -> Context:
+    def _context(self, base: BaseRun, inputs: Mapping[str, Batch], known: Mapping[str, Tensor]) -> Context:
         """Returns what metrics need besides logits, and measures the base run and the sources.
 
         Args:
             base: The base run.
+            inputs: The sources that were given as inputs.
             known: Logits of sources that were run already.
         """
         wanted = {metric.reference for metric in self.metrics.values() if isinstance(metric, LogitMetric)}
         references = {"base": Reference(base.logits, self.batch)}
         context = Context(self.batch, references)
         sources: dict[str, Reference] = {}
-        for name, batch in self._source_inputs().items():
+        for name, batch in inputs.items():
             is_alike = torch.equal(batch.lengths, self.batch.lengths)
             if is_alike and (name in wanted or name not in self.findings.sources):
                 logits = known[name] if name in known else self.bridge(batch)

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clearspan._forward.given import ModelInput
 from clearspan._run.continuation import BaseRun, base_run
 from clearspan.errors import ClearspanError
-from clearspan.hf.growing import UnfitForGrowth
+from clearspan.hf.growing import Extent, Given, UnfitForGrowth
 from clearspan.model import Model
 from clearspan.modes import no_grad, same_draws
 
@@ -29,12 +29,14 @@ class Way:
         after_prefix: Whether it starts at a position, behind the keys and values of the base run.
         is_whole: Whether each cell is a row of a whole forward; then the other two say nothing.
         reason: Why no faster way is taken, or None.
+        given: What the model was seen to give its blocks in such batches.
     """
 
     in_one: bool = True
     after_prefix: bool = True
     is_whole: bool = False
     reason: str | None = None
+    given: dict[Extent, Given] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
         if self.in_one and not self.is_whole:
@@ -72,14 +74,14 @@ def way_of(model: Model, given: ModelInput, *, with_prefix: bool) -> Way:
 def _tried(model: Model, given: ModelInput, *, with_prefix: bool) -> Way:
     if model.adapter.whole_forwards:
         return Way(is_whole=True, reason=model.adapter.whole_forwards)
-    n_layers, reason = len(model.blocks), None
+    n_layers, reason, seen = len(model.blocks), None, dict[Extent, Given]()
     layers = sorted({0, model.firsts[n_layers // 2], n_layers})
     for prefixed in (True, False) if with_prefix else (False,):
-        base = _outcome(lambda prefixed=prefixed: base_run(model, given, layers, (), with_prefix=prefixed))
+        base = _outcome(lambda prefixed=prefixed: base_run(model, given, layers, (), with_prefix=prefixed, known=seen))
         for in_one in (True, False):
             fault = base if isinstance(base, str) else _outcome(lambda base=base, one=in_one: _fault(base, in_one=one))
             if fault is None:
-                return Way(in_one, prefixed, reason=reason)
+                return Way(in_one, prefixed, reason=reason, given=seen)
             reason = reason or fault
     return Way(is_whole=True, reason=reason)
 

@@ -98,8 +98,8 @@ def test_nothing_but_what_metrics_read_is_unembedded(bridge, tokens, others):
     handle = bridge.hf_model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(args[0].shape[:2]))
     sweep.run(progress=False)
     handle.remove()
-    base, clean, *cells = sizes
-    assert base == clean == (2, 7)
+    runs, *cells = sizes
+    assert runs == (4, 7)  # the base run and the clean one
     assert {positions for _, positions in cells} == {1}
     assert sum(rows for rows, _ in cells) == 2 * 21
 
@@ -128,7 +128,7 @@ def test_cells_after_all_that_is_read_are_not_run(bridge, tokens, others):
     )
     found = sweep.run(progress=False)
     handle.remove()
-    assert ran == [2, 2]  # the base run and the clean one
+    assert ran == [4]  # the base run and the clean one
     assert not found.change().any()
 
 
@@ -522,3 +522,42 @@ def test_a_mask_of_four_axes_runs_whole_sequences(bridge, tokens):
 def test_clearspan_names_them():
     assert clearspan.Sweep is Sweep
     assert clearspan.Intervention is Intervention
+
+
+def test_the_cells_of_a_grid_are_its_intervention_at_each_place():
+    template = Intervention("z", Scale(2.0), every_step=True)
+    made = grid(template, layer=(0, -1), position=(3, (1, 2)), head=range(2))
+    assert made.cells == tuple(
+        (template.at(layer=layer, positions=position, heads=head),)
+        for layer in (0, -1)
+        for position in (3, (1, 2))
+        for head in range(2)
+    )
+    with pytest.raises(InvalidArgumentError, match="columns take the place of positions"):
+        grid(Intervention("z", Scale(2.0), columns=1), layer=range(2), position=range(2))
+
+
+def test_cells_that_share_a_point_an_action_or_positions_are_told_apart(bridge, tokens, others):
+    patch, double = Patch(), Scale(2.0)
+    cells = {
+        f"{layer} {heads} {positions} {action.kind}": Intervention(
+            "z", action, layer=layer, heads=heads, positions=positions
+        )
+        for layer in range(2)
+        for heads in (None, 1, (0, 2))
+        for positions in (None, 3, slice(2, None), [[1], [4]])
+        for action in (patch, double)
+    }
+    sweep = Sweep(bridge, tokens, Grid.of(cells), LogitDifference(1, 2), sources={"clean": others})
+    sweep.run(progress=False)
+    assert sweep.check(len(cells)) < 2e-5
+
+
+def test_places_that_a_point_lacks_raise_behind_cells_that_have_none(bridge, tokens):
+    zero = Zero()
+    cells = {
+        "all": Intervention("resid_pre", zero, layer=0),
+        "keys": Intervention("resid_pre", zero, layer=0, key_positions=1),
+    }
+    with pytest.raises(InvalidArgumentError, match="hook_resid_pre has no key positions"):
+        Sweep(bridge, tokens, Grid.of(cells), LogitDifference(1))

@@ -10,8 +10,9 @@ import clearspan
 from clearspan.errors import InvalidArgumentError
 from clearspan.hf.kernels import unplanned
 from clearspan.interventions import Intervention, Patch, Scale, Zero
-from clearspan.sweep import Grid, LogitDifference, Sweep, grid
+from clearspan.sweep import Grid, KLDivergence, LogitDifference, Sweep, grid
 from clearspan.sweep.costs import Costs
+from clearspan.sweep.metrics import Context
 
 STREAM = grid("resid_pre", Patch(), layer=range(3), position=range(7))
 METRIC = LogitDifference(5, 7)
@@ -36,8 +37,20 @@ def test_a_batch_is_one_forward(bridge, tokens, others):
     sweep = Sweep(bridge, tokens, STREAM, METRIC, sources={"clean": others})
     assert len(sweep.plan(costs=costs).tiles) == 1
     found = _forwards(bridge, lambda: sweep.run(costs=costs, progress=False))
-    assert found == 4  # the base run, the source, what blocks are given for more rows, and the batch
+    assert found == 2  # the base run with the source, and the batch
     assert sweep.check(21) < 2e-5
+
+
+def test_what_blocks_are_given_is_looked_at_once_for_all_widths_and_positions(bridge, tokens, others):
+    costs = Costs(token=1.0, floor=0.0, start=0.0, join=0.0, most=1024)
+    Sweep(bridge, tokens, STREAM, METRIC, sources={"clean": others}).plan()
+    for width in (7, 5):
+        cells = grid("resid_pre", Patch(), layer=range(3), position=range(width))
+        sweep = Sweep(bridge, tokens[:, :width], cells, METRIC, sources={"clean": others[:, :width]})
+        batches = len(sweep.plan(costs=costs).tiles)
+        assert batches == width  # each behind the positions before
+        assert _forwards(bridge, lambda sweep=sweep: sweep.run(costs=costs, progress=False)) == 1 + batches
+        assert sweep.check(3 * width) < 2e-5
 
 
 def test_what_is_measured_and_tried_draws_no_number_of_the_users(tokens, others):
@@ -131,6 +144,110 @@ def test_a_batch_that_cannot_grow_after_all_is_run_from_layer_to_layer(bridge, t
         block.__class__ = Paired
     sweep.run(progress=False)
     assert sweep.check(21) < 2e-5
+
+
+MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+HALF = Intervention("mlp_out", Scale(0.5), layer=0)
+
+
+@pytest.mark.parametrize(
+    ("what", "point", "together"),
+    [
+        ("tokens", "resid_pre", True),
+        ("several", "z", True),
+        ("padded alike", "resid_mid", True),
+        ("padded otherwise", "resid_pre", False),
+        ("one row", "resid_pre", False),
+        ("embeddings", "resid_pre", False),
+        ("a background", "resid_pre", False),
+        ("many tokens", "resid_pre", False),
+        ("tokens", "pattern", False),  # attention is another one where its pattern is kept
+    ],
+)
+def test_sources_are_rows_of_the_base_runs_forward_where_that_changes_nothing(
+    bridge, tokens, others, what, point, together
+):
+    given, mask = {"clean": others}, None
+    match what:
+        case "several":
+            given["other"] = tokens.flip(1)
+        case "padded alike":
+            mask, given["clean"] = MASK, {"input_ids": others, "attention_mask": MASK}
+            given["other"] = {"input_ids": others.flip(0), "attention_mask": MASK}
+        case "padded otherwise":
+            mask, given["clean"] = MASK, {"input_ids": others.flip(1), "attention_mask": MASK.flip(1)}
+        case "one row":
+            given["clean"] = others[:1]
+        case "embeddings":
+            given["clean"] = bridge.hf_model.get_input_embeddings()(others).detach()
+    cells = {
+        f"{name} {layer}": Intervention(point, Patch(name), layer=layer, positions=-2)
+        for name in given
+        for layer in range(3)
+    }
+    sweep = Sweep(
+        bridge,
+        tokens,
+        Grid.of(cells),
+        {"difference": METRIC, "divergence": KLDivergence("clean")} if what != "one row" else METRIC,
+        sources=given,
+        background=[HALF] if what == "a background" else [],
+        attention_mask=mask,
+    )
+    costs = Costs(1.0, 100.0, 100.0, 0.0, most=16 if what == "many tokens" else 1024)
+    plan = sweep.plan(costs=costs)
+    assert plan.together == (tuple(given) if together else ())
+    assert len(plan.tiles) == 1
+    ran = []
+    handle = bridge.hf_model.transformer.h[0].ln_1.register_forward_pre_hook(
+        lambda module, args: ran.append(len(args[0]))
+    )
+    sweep.run(costs=costs, progress=False)
+    handle.remove()
+    assert ran[:-1] == ([2 * (1 + len(given))] if together else [2, len(given["clean"])])
+    assert sweep.check(len(cells)) < 2e-5
+    for name, found in sweep.result().sources.items():
+        source = bridge.to_batch(given[name])
+        torch.testing.assert_close(found["difference"], METRIC.measure(bridge(source), Context(source)))
+
+
+class Louder(GPTBigCodeBlock):
+    """A block that is given how loud its input is: the same for all rows, or different ones."""
+
+    volume: torch.Tensor
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **{**kwargs, "volume": self.volume})
+
+    def forward(self, hidden_states, *args, volume=None, **kwargs):
+        return super().forward(hidden_states * volume[..., None], *args, **kwargs)
+
+
+def test_what_blocks_are_given_is_looked_at_again_where_it_has_another_shape(tokens, others):
+    """Of few positions blocks are told one volume for all rows, of many one for each."""
+    model = tiny_model()
+    bridge = clearspan.boot(model)
+    for block in model.transformer.h:
+        block.__class__ = Louder
+
+    def give(module, args, kwargs):
+        value = next(kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None)
+        rows, positions = value.shape[:2]
+        by_row = 1 + 0.5 * (torch.arange(rows) % 2)
+        volume = by_row[:, None].expand(rows, positions) if positions > 3 else torch.ones(1, positions)
+        for block in model.transformer.h:
+            block.volume = volume
+
+    model.register_forward_pre_hook(give, with_kwargs=True)
+    costs = Costs(token=1.0, floor=1e6, start=1e6, join=0.0, most=1024)
+    for width in (3, 7):
+        cells = grid("resid_pre", Patch(), layer=range(3), position=range(width))
+        sweep = Sweep(bridge, tokens[:, :width], cells, METRIC, sources={"clean": others[:, :width]})
+        plan = sweep.plan(costs=costs)
+        assert plan.way.in_one
+        assert len(plan.tiles) == 1
+        sweep.run(costs=costs, progress=False)
+        assert sweep.check(3 * width) < 2e-5
 
 
 def test_a_plan_of_a_model_in_training_mode_raises(bridge, tokens):
