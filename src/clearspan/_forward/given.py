@@ -57,8 +57,7 @@ class ModelInput:
     @property
     def sequence(self) -> Batch:
         """The whole sequence: the batch, after the tokens in a KV cache."""
-        seen = self._seen
-        if not seen:
+        if self.kv_cache is None or not (seen := self._seen):
             return self.batch
         mask, value = self.kwargs.get("attention_mask"), self.batch.value
         nothing = torch.empty(self.batch.rows, seen + self.batch.width, 0, device=value.device)
@@ -108,16 +107,18 @@ def prepare(
         InvalidArgumentError: The model is set to return tuples.
     """
     check_keywords(model, model_kwargs)
-    if not vars(model.hf_model.config).get("return_dict", True):  # asked for as an attribute it takes longer
+    if not object.__getattribute__(model.hf_model.config, "__dict__").get("return_dict", True):  # its own takes longer
         raise InvalidArgumentError(
             "the model is set to return tuples",
             where="bridge.hf_model.config.return_dict",
             fix="bridge.hf_model.config.return_dict = True",
         )
     given = either(input, inputs_embeds)
-    check_kv_cache(past_key_values)
-    seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-    past, mask = _split(attention_mask, seen)
+    seen, past, mask = 0, None, attention_mask
+    if past_key_values is not None:
+        check_kv_cache(past_key_values)
+        seen = past_key_values.get_seq_length()
+        past, mask = _split(attention_mask, seen)
     batch = model.to_batch(given, mask, prepend_bos, padding_side)
     if batch.embeds is not None:
         check_width(model, batch.embeds, is_residual)
