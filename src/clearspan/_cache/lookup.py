@@ -226,7 +226,7 @@ class CacheLookup(MutableMapping[str, Tensor]):
                 f"cannot look up {key!r}", expected="a name, or (short name, layer[, component]), such as ('q', 3)"
             )
         short, _, *component = key
-        n_layers = self.model.cfg.n_layers
+        n_layers = len(self.model.blocks)
         if not -n_layers <= layer < n_layers:
             raise InvalidArgumentError(
                 f"no layer {layer}", expected=f"-{n_layers} to {n_layers - 1}", where=f"cache[{key!r}]"

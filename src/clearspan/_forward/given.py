@@ -284,13 +284,14 @@ def _joined(past: Tensor | None, batch: Batch) -> Tensor | None:
 
 def check_width(model: Model, value: Tensor, is_residual: bool) -> None:
     """Raises unless a tensor of numbers is of the embedding's or, where a run starts at a layer, the stream's width."""
-    width = model.cfg.d_model if is_residual else model.embed.width
+    d_model = model.adapter.cfg.d_model
+    width = d_model if is_residual else model.embed.width
     behind = model.blocks[0].stream_shape if is_residual else (width,)
     if value.ndim != 2 + len(behind) or value.shape[2:] != behind:
         streams = "".join(f"stream={size}, " for size in behind[:-1])
         raise InputError(
             "a tensor of numbers is taken as embeddings or a residual stream",
-            expected=f"[batch, pos, {streams}{'d_model' if width == model.cfg.d_model else 'width'}={width}]",
+            expected=f"[batch, pos, {streams}{'d_model' if width == d_model else 'width'}={width}]",
             got=str(list(value.shape)),
         )
     dtype = (model.blocks[0].stream_dtype if is_residual else None) or model.hf_model.dtype

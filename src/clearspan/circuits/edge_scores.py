@@ -106,7 +106,7 @@ def edge_attribution(
     pair = PairRuns.of(bridge, clean, corrupted, metric, direction, attention_mask)
     if steps is None:
         pair.check_slope()
-    written = Writes.points_of(bridge, [Sender(node) for node in graph.senders])
+    written = Writes.points_of(bridge, one_of_each_sublayer(graph))
     if steps is None:
         source, base = pair.runs(written, [*written, *streams_of_heads(bridge)], graded_points(bridge))
         slopes = [base.cache]
@@ -162,7 +162,7 @@ def _contracted(
     copies = max(run.n_rows // rows for run in slopes)
     groups = groups_of(graph, base.model, TOGETHER // copies)
     streams = len(graph.senders) + copies * max(sum(count for _, count in group) for group in groups)
-    size = max(1, MOST // (4 * streams * base.n_positions * base.model.cfg.d_model))
+    size = max(1, MOST // (4 * streams * base.n_positions * base.model.adapter.cfg.d_model))
     for start in range(0, rows, size):
         some = range(start, min(start + size, rows))
         ours, theirs = (_rows_of(cache, some, rows) for cache in (base, source))
@@ -227,6 +227,11 @@ def sender_changes(
 
 def _change(base: ActivationCache, source: ActivationCache, name: str) -> Tensor:
     return exact(source[name]) - exact(base[name])
+
+
+def one_of_each_sublayer(graph: ComputationalGraph) -> list[Sender]:
+    """Returns a sender of each sublayer, and the embeddings: heads of one are known from the same points."""
+    return [Sender(node) for node in {(node.layer, node.sublayer): node for node in graph.senders}.values()]
 
 
 def streams_of_heads(bridge: TransformerBridge) -> list[str]:

@@ -489,7 +489,7 @@ class JointQKVAttentionBridge(HeadAttentionBridge):
 
     def _rows(self, projection: Projection, name: Literal["weight", "bias"]) -> Tensor:
         fused = self.qkv.matrix if name == "weight" else self.qkv.weight("bias")
-        return self.qkv_conversion_rule.split(fused, 0)[PROJECTIONS.index(projection)]
+        return self.qkv_conversion_rule.part(fused, 0, projection)
 
     def holder(self, projection: Projection) -> LinearBridge:
         """Returns the fused map."""
