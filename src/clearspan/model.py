@@ -223,6 +223,7 @@ class Model(ModelWeights):
 
         binding = Binding(
             hf_model,
+            adapter.cfg,
             functools.partial(current, adapter.cfg, hf_model),
             adapter.weight_processing_conversions,
             arguments,

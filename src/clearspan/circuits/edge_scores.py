@@ -119,7 +119,7 @@ def edge_attribution(
         per_row = per_row.sum(0, keepdim=True)
     return EdgeScores(
         values={"score": per_row.movedim(0, -1)},
-        axes={"sender": tuple(map(str, graph.senders)), "receiver": tuple(map(str, graph.receivers))},
+        axes=graph.axes,
         units=pair.units,
         graph=graph,
         pair=pair.of_result(),
@@ -171,7 +171,7 @@ def _contracted(
         gradients = [ReceiverGradients(_rows_of(run, some, rows)) for run in slopes]
         for group in groups:
             end = at + sum(count for _, count in group)
-            before = max(map(graph.n_senders_before, graph.receivers[at:end]))
+            before = max(graph.counts[at:end])
             mean = _mean_of_copies([each.of(group) for each in gradients], len(some)).to(changes)
             found[:, at:end, :before] = mean.flatten(2).transpose(0, 1) @ changes[:, :before].mT
             at = end
@@ -258,11 +258,13 @@ def groups_of(graph: ComputationalGraph, model: Model, size: int) -> Sequence[Gr
     every: list[tuple[Sublayer | None, int]] = []
     for own in (one for block in model.blocks for one in block.sublayers):
         every.append((own, heads if isinstance(own.part, HeadAttentionBridge) else 1))
-    groups: list[list[tuple[Sublayer | None, int]]] = [[]]
+    groups, total = list[list[tuple[Sublayer | None, int]]](), size
     for one in [*every, (None, 1)]:
-        if groups[-1] and sum(count for _, count in groups[-1]) >= size:
+        if total >= size:
             groups.append([])
+            total = 0
         groups[-1].append(one)
+        total += one[1]
     return groups
 
 

@@ -259,16 +259,25 @@ class ComputationalGraph:
             count += sum(sizes.values())
         return found
 
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """How many senders come before each receiver."""
+        return tuple(map(self.n_senders_before, self.receivers))
+
     @property
     def mask(self) -> Bool[Tensor, "sender receiver"]:
         """Which pairs are edges."""
-        counts = torch.tensor([self.n_senders_before(receiver) for receiver in self.receivers])
-        return torch.arange(len(self.senders))[:, None] < counts
+        return torch.arange(len(self.senders))[:, None] < torch.tensor(self.counts)
 
     @property
     def n_edges(self) -> int:
         """How many edges the graph has."""
-        return sum(map(self.n_senders_before, self.receivers))
+        return sum(self.counts)
+
+    @cached_property
+    def axes(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of senders and receivers, as axes of effects."""
+        return {"sender": tuple(map(str, self.senders)), "receiver": tuple(map(str, self.receivers))}
 
     def edges(self) -> Iterator[Edge]:
         """Yields all edges, receiver by receiver."""
