@@ -136,11 +136,12 @@ class CacheLookup(MutableMapping[str, Tensor]):
             EditedEntryError: The entry's storage was written since it was kept, or a weight that it is computed with.
         """
         name = self._full_name(key)
-        point = self._point(name)
-        canonical = point.name + "_grad" * name.endswith("_grad")
-        if canonical in self._given:
-            return self._shown(point, self._given[canonical])
-        if name.endswith("_grad"):
+        point, is_gradient = self._point(name), name.endswith("_grad")
+        if self._given:
+            canonical = point.name + "_grad" * is_gradient
+            if canonical in self._given:
+                return self._shown(point, self._given[canonical])
+        if is_gradient:
             if point.name not in self._gradients:
                 raise self._not_cached(f"{point.name}_grad")
             return self._shown(point, self._gradients[point.name])
@@ -285,28 +286,26 @@ class CacheLookup(MutableMapping[str, Tensor]):
 
     def _value(self, point: HookPoint) -> Tensor:
         self._check_unedited(point)
-        recording = self._recording
+        recording, access, place = self._recording, point.access, point.place
         value = recording.value(point)
         if value is not None:
             return value
+        are_on = self.is_on_graph and torch.is_grad_enabled()
+        if not (isinstance(access, Derived) or recording.is_deferred(place)):
+            return with_gradients(are_on, read, access, recording.raw(place), self._rows, {})
         made_of = self._weights_of(point)
         if made_of:
             self._run_weights.check(made_of, f"{point.name} is computed with weights that are")
-        are_on = self.is_on_graph and torch.is_grad_enabled()
 
         def found() -> Tensor:
-            return with_gradients(are_on, lambda: read(point.access, recording.raw(point.place), self._rows, {}))
+            return with_gradients(are_on, lambda: read(access, recording.raw(place), self._rows, {}))
 
-        if not (isinstance(point.access, Derived) or recording.is_deferred(point.place)):
-            return found()
         return with_autocast(recording.autocast, self.model.device, found)
 
     def _weights_of(self, point: HookPoint) -> Sequence[Tensor | Adapted]:
         """Returns what the weights are made of with which a point is computed on look-up."""
         if isinstance(point.access, Derived):
             return point.access.derivation.sources()
-        if not self._recording.is_deferred(point.place):
-            return ()
         return sources(module_at(self.model.hf_model, point.place.module))
 
     def _check_unedited(self, point: HookPoint) -> None:

@@ -319,10 +319,10 @@ def _slopes_of_norms(graded: ActivationCache) -> Iterator[tuple[str, NormSlope]]
             alike.setdefault(kind if is_plain else norm.path, []).append((own.part.path, norm, stream))
     for those in alike.values():
         (_, first, _), streams = those[0], torch.stack([stream for _, _, stream in those])
-        frozen = [FrozenNorm.of(norm, scale) for (_, norm, _), scale in zip(those, first.scale(streams), strict=True)]
-        weights = [norm.weight.detach() for norm in frozen if norm.weight is not None]
-        stacked = torch.stack(weights)[:, None, None] if weights else None
-        whole = replace(frozen[0], scale=torch.stack([norm.scale for norm in frozen]), weight=stacked)
+        whole = FrozenNorm.of(first, first.scale(streams))
+        if whole.weight is not None:
+            weights = torch.stack([norm.w.detach() for _, norm, _ in those])
+            whole = replace(whole, weight=weights[:, None, None])
         slopes = whole.slope(streams, of_gradients=True)
         yield from ((path, slopes[number]) for number, (path, _, _) in enumerate(those))
 
