@@ -157,6 +157,8 @@ class CacheLookup(MutableMapping[str, Tensor]):
     def __setitem__(self, key: Key, value: Tensor) -> None:
         """Replaces an entry by a value, or adds one; the tools compute with it.
 
+        Weights that no entry of this cache was computed with until now are to stay as they are from then on.
+
         Raises:
             UnknownPointError: No such point.
             InvalidArgumentError: The value has other axes, or sizes, than the entry has here.
@@ -166,6 +168,7 @@ class CacheLookup(MutableMapping[str, Tensor]):
         check_kind(Tensor, value=value)
         self._check_axes(point, value)
         given = Given(value, len(self._row_choices), len(self._pos_choices))
+        self._run_weights.note_others()
         self._given = {**self._given, point.name + "_grad" * name.endswith("_grad"): given}
 
     def __delitem__(self, key: Key) -> None:
