@@ -320,7 +320,7 @@ class Live:
         self.case = case
         self.model = case.model()
         cfg = TransformerBridgeConfig(d_model=32, n_heads=4, n_layers=2, n_ctx=64, d_vocab=99)
-        self.mixer = case.mixer().bind(Binding(self.model, lambda: cfg, {}), "blocks.0.mixer", case.block)
+        self.mixer = case.mixer().bind(Binding(self.model, cfg, lambda: cfg, {}), "blocks.0.mixer", case.block)
         found = hook_points([self.mixer])
         self.points: dict[str, HookPoint] = {
             name.removeprefix("blocks.0.mixer."): point for name, point in found.items() if name.count(".") == 3

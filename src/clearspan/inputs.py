@@ -58,8 +58,9 @@ class Batch:
     @classmethod
     def of_ids(cls, tokens: Int[Tensor, "row pos"]) -> Self:
         """Returns bare token ids as a batch. They were checked: every run makes one."""
-        batch = object.__new__(cls)
-        vars(batch).update(tokens=tokens, is_bare=True)  # the other fields have their defaults
+        batch, (rows, width) = object.__new__(cls), tokens.shape
+        # The other fields have their defaults.
+        vars(batch).update(tokens=tokens, is_bare=True, rows=rows, width=width)
         return batch
 
     @property

@@ -223,6 +223,7 @@ class Model(ModelWeights):
 
         binding = Binding(
             hf_model,
+            adapter.cfg,
             functools.partial(current, adapter.cfg, hf_model),
             adapter.weight_processing_conversions,
             arguments,
@@ -449,8 +450,10 @@ class Model(ModelWeights):
             >>> batch.lengths.tolist(), batch.tokens.shape
             ([3, 8], torch.Size([2, 8]))
         """
-        asked, reader = (prepend_bos, padding_side, add_generation_prompt, continue_final_message), self._reader
-        if any(one is not usual for one, usual in zip(asked, (None, None, None, False), strict=True)):
+        is_usual = prepend_bos is None and padding_side is None
+        if is_usual and add_generation_prompt is None and continue_final_message is False:
+            reader = self._reader
+        else:
             chat = Chat(add_generation_prompt, continue_final_message)
             reader = Reader(self.text, prepend_bos, padding_side, chat)
         table = self.embed.module._parameters.get("weight")

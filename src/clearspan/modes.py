@@ -29,10 +29,13 @@ def with_gradients(
         torch._C._set_grad_enabled(before)  # one call, before which no interrupt can come
 
 
+def is_autocast_on() -> bool:
+    """Returns whether autocast is on for any device."""
+    return torch._C._is_any_autocast_enabled()
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Returns what autocast computes in on a device now, or None where it is off."""
-    if not torch._C._is_any_autocast_enabled():
-        return None
     kind = device.type
     return torch.get_autocast_dtype(kind) if kind in _AUTOCAST and torch.is_autocast_enabled(kind) else None
 

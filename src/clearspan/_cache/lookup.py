@@ -136,11 +136,12 @@ class CacheLookup(MutableMapping[str, Tensor]):
             EditedEntryError: The entry's storage was written since it was kept, or a weight that it is computed with.
         """
         name = self._full_name(key)
-        point = self._point(name)
-        canonical = point.name + "_grad" * name.endswith("_grad")
-        if canonical in self._given:
-            return self._shown(point, self._given[canonical])
-        if name.endswith("_grad"):
+        point, is_gradient = self._point(name), name.endswith("_grad")
+        if self._given:
+            canonical = point.name + "_grad" * is_gradient
+            if canonical in self._given:
+                return self._shown(point, self._given[canonical])
+        if is_gradient:
             if point.name not in self._gradients:
                 raise self._not_cached(f"{point.name}_grad")
             return self._shown(point, self._gradients[point.name])
@@ -156,6 +157,8 @@ class CacheLookup(MutableMapping[str, Tensor]):
     def __setitem__(self, key: Key, value: Tensor) -> None:
         """Replaces an entry by a value, or adds one; the tools compute with it.
 
+        Weights that no entry of this cache was computed with until now are to stay as they are from then on.
+
         Raises:
             UnknownPointError: No such point.
             InvalidArgumentError: The value has other axes, or sizes, than the entry has here.
@@ -165,6 +168,7 @@ class CacheLookup(MutableMapping[str, Tensor]):
         check_kind(Tensor, value=value)
         self._check_axes(point, value)
         given = Given(value, len(self._row_choices), len(self._pos_choices))
+        self._run_weights.note_others()
         self._given = {**self._given, point.name + "_grad" * name.endswith("_grad"): given}
 
     def __delitem__(self, key: Key) -> None:
@@ -226,7 +230,7 @@ class CacheLookup(MutableMapping[str, Tensor]):
                 f"cannot look up {key!r}", expected="a name, or (short name, layer[, component]), such as ('q', 3)"
             )
         short, _, *component = key
-        n_layers = self.model.cfg.n_layers
+        n_layers = len(self.model.blocks)
         if not -n_layers <= layer < n_layers:
             raise InvalidArgumentError(
                 f"no layer {layer}", expected=f"-{n_layers} to {n_layers - 1}", where=f"cache[{key!r}]"
@@ -285,28 +289,26 @@ class CacheLookup(MutableMapping[str, Tensor]):
 
     def _value(self, point: HookPoint) -> Tensor:
         self._check_unedited(point)
-        recording = self._recording
+        recording, access, place = self._recording, point.access, point.place
         value = recording.value(point)
         if value is not None:
             return value
+        are_on = self.is_on_graph and torch.is_grad_enabled()
+        if not (isinstance(access, Derived) or recording.is_deferred(place)):
+            return with_gradients(are_on, read, access, recording.raw(place), self._rows, {})
         made_of = self._weights_of(point)
         if made_of:
             self._run_weights.check(made_of, f"{point.name} is computed with weights that are")
-        are_on = self.is_on_graph and torch.is_grad_enabled()
 
         def found() -> Tensor:
-            return with_gradients(are_on, lambda: read(point.access, recording.raw(point.place), self._rows, {}))
+            return with_gradients(are_on, lambda: read(access, recording.raw(place), self._rows, {}))
 
-        if not (isinstance(point.access, Derived) or recording.is_deferred(point.place)):
-            return found()
         return with_autocast(recording.autocast, self.model.device, found)
 
     def _weights_of(self, point: HookPoint) -> Sequence[Tensor | Adapted]:
         """Returns what the weights are made of with which a point is computed on look-up."""
         if isinstance(point.access, Derived):
             return point.access.derivation.sources()
-        if not self._recording.is_deferred(point.place):
-            return ()
         return sources(module_at(self.model.hf_model, point.place.module))
 
     def _check_unedited(self, point: HookPoint) -> None:

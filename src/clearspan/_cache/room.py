@@ -23,7 +23,7 @@ from clearspan.hf.rehearsal import ELSEWHERE, rehearse
 from clearspan.hf.storages import Copies
 from clearspan.index import PointIndex, Segment
 from clearspan.model import Model
-from clearspan.points import HookPoint, NamesFilter, Offered
+from clearspan.points import Address, Derived, HookPoint, NamesFilter, Offered
 from clearspan.points.names import answers_of
 
 REMEMBERED = 64
@@ -53,6 +53,12 @@ class Choice:
     def is_raw(self) -> bool:
         """Whether each point is read from the raw tensor of a place of the plan."""
         return not any(isinstance(point.access, Offered) for point in self.points.values())
+
+    @functools.cached_property
+    def is_of_streams(self) -> bool:
+        """Whether no point is inside a sublayer, nor computed on look-up: weights of sublayers say nothing of them."""
+        points = self.points.values()
+        return not any(Address.parse(point.name).component or isinstance(point.access, Derived) for point in points)
 
     @functools.cached_property
     def bound(self) -> Bound:

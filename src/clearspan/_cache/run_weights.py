@@ -60,24 +60,28 @@ class WeightSlots:
             yield from (WeightSlot(part, name) for name, own in part.acting._parameters.items() if own is not None)
 
 
-def weight_slots(model: Model) -> WeightSlots:
+def weight_slots(model: Model, *, of_streams: bool = False) -> WeightSlots:
     """Returns where the weights are that a cache computes with: of what writes to the residual stream, or reads it.
 
     Attention's own are sinks, where it has them: patterns are computed with these.
+
+    Args:
+        model: The model.
+        of_streams: Whether they are those alone that residual streams are read by: of norms, and after the last block.
     """
-    if "weight_slots" in model.remembered:
-        return model.remembered["weight_slots"]
+    key = "weight_slots", of_streams
+    if key in model.remembered:
+        return model.remembered[key]
     parts: list[GeneralizedComponent] = []
     for block in model.blocks:
         parts += [part for part in block.submodules.values() if isinstance(part, NormalizationBridge)]
-        for part in (*(sublayer.part for sublayer in block.sublayers), *block.feeders):
+        for part in () if of_streams else (*(sublayer.part for sublayer in block.sublayers), *block.feeders):
             ways_out = [inner for key, inner in part.submodules.items() if key in ("o", "out")]
             is_attn = part_kind(part.path.rpartition(".")[2]) == "attn"
             parts += [*([part] if is_attn else []), *ways_out]
     parts += model.components[model.components.index(model.blocks[-1]) + 1 :]
     paths = tuple(part.module_path for part in parts)
-    known = WeightSlots(tuple(parts), Ways(paths), paths)
-    return model.remembered.setdefault("weight_slots", known)
+    return model.remembered.setdefault(key, WeightSlots(tuple(parts), Ways(paths), paths))
 
 
 class RunWeights:
@@ -89,10 +93,14 @@ class RunWeights:
     Args:
         model: The model.
         checksums: Those of a file, by the weight's name; by default the weights are those that the model has now.
+        of_streams: Whether no others are needed than those of `weight_slots(of_streams=True)`, until `note_others`.
     """
 
-    def __init__(self, model: Model, checksums: Mapping[str, int] | None = None) -> None:
-        self._where = weight_slots(model)
+    def __init__(
+        self, model: Model, checksums: Mapping[str, int] | None = None, *, of_streams: bool = False
+    ) -> None:
+        self._model = model
+        self._where = weight_slots(model, of_streams=of_streams)
         self._checksums = checksums
         # This is done in every run with a cache, so it does no more than it must.
         self._seen = self._where.sources(model.hf_model)
@@ -107,6 +115,15 @@ class RunWeights:
         """What made the run's weights, in which version, by ids that `_seen` keeps from being another's."""
         seen = zip(self._seen, self._versions, strict=True)
         return {_key(source): version for source, version in seen if self._checksums is None}
+
+    def note_others(self) -> None:
+        """Notes weights that were left out, as they are now: they are needed, for a value that is no entry's."""
+        every = weight_slots(self._model)
+        if self._where is not every:
+            self._where = every
+            others = [source for source in every.sources(self._model.hf_model) if _key(source) not in self._known]
+            self._known.update(zip(map(_key, others), _versions(others), strict=True))
+            self._seen += others
 
     def check(self, made_of: Iterable[Source], what: str) -> None:
         """Raises if something that weights are made of is not as it was in the run.
@@ -134,6 +151,7 @@ class RunWeights:
 
     def checksums(self) -> dict[str, int]:
         """Returns the checksums of the weights that are as they were in the run and can be read, by name."""
+        self.note_others()
         found = {}
         for slot in self._where.slots():
             try:

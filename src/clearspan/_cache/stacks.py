@@ -30,7 +30,7 @@ NeuronSlice = PosSlice
 
 def block_at(cache: CacheLookup, layer: int) -> BlockBridge:
     """Returns the block of a layer, which may be counted from the end."""
-    n_layers = cache.model.cfg.n_layers
+    n_layers = len(cache.model.blocks)
     if not is_whole(layer) or not -n_layers <= layer < n_layers:
         raise InvalidArgumentError(f"no layer {layer!r}", expected=f"-{n_layers} to {n_layers - 1}")
     return cache.model.blocks[layer]
@@ -119,7 +119,7 @@ class Stack:
 
 def depth_of(cache: CacheLookup, layer: int | None) -> int:
     """Returns the layer whose input is meant, `n_layers` for the last residual stream (None, -1)."""
-    n_layers = cache.model.cfg.n_layers
+    n_layers = len(cache.model.blocks)
     if not (layer is None or is_whole(layer)):
         raise InvalidArgumentError(f"layer={layer!r} is no layer"[:80], expected="a whole number, or None")
     depth = n_layers if layer is None or layer == -1 else layer
@@ -158,7 +158,7 @@ def _stage_at(cache: CacheLookup, depth: int, mlp_input: bool) -> int:
 
 def accumulated(cache: CacheLookup, depth: int, *, incl_mid: bool, mlp_input: bool) -> Stack:
     """Returns the residual stream at every depth up to one."""
-    n_layers = cache.model.cfg.n_layers
+    n_layers = len(cache.model.blocks)
     labels, values = [], []
     last = _stage_at(cache, depth, mlp_input)
     for layer in range(depth + 1):

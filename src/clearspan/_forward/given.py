@@ -57,8 +57,7 @@ class ModelInput:
     @property
     def sequence(self) -> Batch:
         """The whole sequence: the batch, after the tokens in a KV cache."""
-        seen = self._seen
-        if not seen:
+        if self.kv_cache is None or not (seen := self._seen):
             return self.batch
         mask, value = self.kwargs.get("attention_mask"), self.batch.value
         nothing = torch.empty(self.batch.rows, seen + self.batch.width, 0, device=value.device)
@@ -108,16 +107,18 @@ def prepare(
         InvalidArgumentError: The model is set to return tuples.
     """
     check_keywords(model, model_kwargs)
-    if not vars(model.hf_model.config).get("return_dict", True):  # asked for as an attribute it takes longer
+    if not object.__getattribute__(model.hf_model.config, "__dict__").get("return_dict", True):  # its own takes longer
         raise InvalidArgumentError(
             "the model is set to return tuples",
             where="bridge.hf_model.config.return_dict",
             fix="bridge.hf_model.config.return_dict = True",
         )
     given = either(input, inputs_embeds)
-    check_kv_cache(past_key_values)
-    seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-    past, mask = _split(attention_mask, seen)
+    seen, past, mask = 0, None, attention_mask
+    if past_key_values is not None:
+        check_kv_cache(past_key_values)
+        seen = past_key_values.get_seq_length()
+        past, mask = _split(attention_mask, seen)
     batch = model.to_batch(given, mask, prepend_bos, padding_side)
     if batch.embeds is not None:
         check_width(model, batch.embeds, is_residual)
@@ -283,13 +284,14 @@ def _joined(past: Tensor | None, batch: Batch) -> Tensor | None:
 
 def check_width(model: Model, value: Tensor, is_residual: bool) -> None:
     """Raises unless a tensor of numbers is of the embedding's or, where a run starts at a layer, the stream's width."""
-    width = model.cfg.d_model if is_residual else model.embed.width
+    d_model = model.adapter.cfg.d_model
+    width = d_model if is_residual else model.embed.width
     behind = model.blocks[0].stream_shape if is_residual else (width,)
     if value.ndim != 2 + len(behind) or value.shape[2:] != behind:
         streams = "".join(f"stream={size}, " for size in behind[:-1])
         raise InputError(
             "a tensor of numbers is taken as embeddings or a residual stream",
-            expected=f"[batch, pos, {streams}{'d_model' if width == model.cfg.d_model else 'width'}={width}]",
+            expected=f"[batch, pos, {streams}{'d_model' if width == d_model else 'width'}={width}]",
             got=str(list(value.shape)),
         )
     dtype = (model.blocks[0].stream_dtype if is_residual else None) or model.hf_model.dtype

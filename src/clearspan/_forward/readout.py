@@ -72,7 +72,7 @@ def _checked_tokens(model: Model, tokens: Sequence[int]) -> list[int]:
 
 def _of_tokens(model: Model, residual: Tensor, tokens: Sequence[int]) -> Tensor:
     """Returns some tokens' logits by the parts that read the stream out: a norm, linear maps, a scale, a cap."""
-    norm, maps, cfg = final_norm(model), readout(model), model.cfg
+    norm, maps, cfg = final_norm(model), readout(model), model.adapter.cfg
     value = residual if norm is None else norm.module(residual)
     for part in maps[:-1]:
         value = part.module(value)

@@ -10,6 +10,7 @@ from torch import Tensor
 from clearspan._cache import room as cache_room
 from clearspan._cache.plan import CachePlan, Terms
 from clearspan._cache.room import Choice, choose
+from clearspan._cache.run_weights import RunWeights
 from clearspan._cache.slices import PosSlice, check_columns, plain
 from clearspan._forward.forward import Output, ReturnType, check_return_type, gradients_lost, run
 from clearspan._forward.given import ModelInput
@@ -88,7 +89,10 @@ def run_with_cache(
             with model.taps.record(choice.points.values(), choice.plan, recording):
                 output = run(model, given, segment, return_type, loss_per_token)
         check_kept(choice, names_filter, recording)
-        cache = ActivationCache.of_run(model, points, recording, batch=batch, gradients=gradients)
+        weights = RunWeights(model, of_streams=choice.is_of_streams)
+        cache = ActivationCache.of_run(
+            model, points, recording, batch=batch, gradients=gradients, run_weights=weights
+        )
     return output, cache
 
 

@@ -106,7 +106,7 @@ def edge_attribution(
     pair = PairRuns.of(bridge, clean, corrupted, metric, direction, attention_mask)
     if steps is None:
         pair.check_slope()
-    written = Writes.points_of(bridge, [Sender(node) for node in graph.senders])
+    written = Writes.points_of(bridge, one_of_each_sublayer(graph))
     if steps is None:
         source, base = pair.runs(written, [*written, *streams_of_heads(bridge)], graded_points(bridge))
         slopes = [base.cache]
@@ -119,7 +119,7 @@ def edge_attribution(
         per_row = per_row.sum(0, keepdim=True)
     return EdgeScores(
         values={"score": per_row.movedim(0, -1)},
-        axes={"sender": tuple(map(str, graph.senders)), "receiver": tuple(map(str, graph.receivers))},
+        axes=graph.axes,
         units=pair.units,
         graph=graph,
         pair=pair.of_result(),
@@ -162,7 +162,7 @@ def _contracted(
     copies = max(run.n_rows // rows for run in slopes)
     groups = groups_of(graph, base.model, TOGETHER // copies)
     streams = len(graph.senders) + copies * max(sum(count for _, count in group) for group in groups)
-    size = max(1, MOST // (4 * streams * base.n_positions * base.model.cfg.d_model))
+    size = max(1, MOST // (4 * streams * base.n_positions * base.model.adapter.cfg.d_model))
     for start in range(0, rows, size):
         some = range(start, min(start + size, rows))
         ours, theirs = (_rows_of(cache, some, rows) for cache in (base, source))
@@ -171,7 +171,7 @@ def _contracted(
         gradients = [ReceiverGradients(_rows_of(run, some, rows)) for run in slopes]
         for group in groups:
             end = at + sum(count for _, count in group)
-            before = max(map(graph.n_senders_before, graph.receivers[at:end]))
+            before = max(graph.counts[at:end])
             mean = _mean_of_copies([each.of(group) for each in gradients], len(some)).to(changes)
             found[:, at:end, :before] = mean.flatten(2).transpose(0, 1) @ changes[:, :before].mT
             at = end
@@ -229,6 +229,11 @@ def _change(base: ActivationCache, source: ActivationCache, name: str) -> Tensor
     return exact(source[name]) - exact(base[name])
 
 
+def one_of_each_sublayer(graph: ComputationalGraph) -> list[Sender]:
+    """Returns a sender of each sublayer, and the embeddings: heads of one are known from the same points."""
+    return [Sender(node) for node in {(node.layer, node.sublayer): node for node in graph.senders}.values()]
+
+
 def streams_of_heads(bridge: TransformerBridge) -> list[str]:
     """Returns the points of the streams that heads read, at which the norms before them are taken."""
     attentions = (one for block in bridge.blocks for one in block.sublayers if one.kind == "attn")
@@ -253,11 +258,13 @@ def groups_of(graph: ComputationalGraph, model: Model, size: int) -> Sequence[Gr
     every: list[tuple[Sublayer | None, int]] = []
     for own in (one for block in model.blocks for one in block.sublayers):
         every.append((own, heads if isinstance(own.part, HeadAttentionBridge) else 1))
-    groups: list[list[tuple[Sublayer | None, int]]] = [[]]
+    groups, total = list[list[tuple[Sublayer | None, int]]](), size
     for one in [*every, (None, 1)]:
-        if groups[-1] and sum(count for _, count in groups[-1]) >= size:
+        if total >= size:
             groups.append([])
+            total = 0
         groups[-1].append(one)
+        total += one[1]
     return groups
 
 
@@ -312,10 +319,10 @@ def _slopes_of_norms(graded: ActivationCache) -> Iterator[tuple[str, NormSlope]]
             alike.setdefault(kind if is_plain else norm.path, []).append((own.part.path, norm, stream))
     for those in alike.values():
         (_, first, _), streams = those[0], torch.stack([stream for _, _, stream in those])
-        frozen = [FrozenNorm.of(norm, scale) for (_, norm, _), scale in zip(those, first.scale(streams), strict=True)]
-        weights = [norm.weight.detach() for norm in frozen if norm.weight is not None]
-        stacked = torch.stack(weights)[:, None, None] if weights else None
-        whole = replace(frozen[0], scale=torch.stack([norm.scale for norm in frozen]), weight=stacked)
+        whole = FrozenNorm.of(first, first.scale(streams))
+        if whole.weight is not None:
+            weights = torch.stack([norm.w.detach() for _, norm, _ in those])
+            whole = replace(whole, weight=weights[:, None, None])
         slopes = whole.slope(streams, of_gradients=True)
         yield from ((path, slopes[number]) for number, (path, _, _) in enumerate(those))
 

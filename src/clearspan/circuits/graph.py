@@ -171,13 +171,19 @@ class ComputationalGraph:
             InvalidArgumentError: The model's residual stream is no sum of what its parts write, or its keys and values
                 have no inputs of their own.
         """
+        check_bridge(bridge)
+        known, key = bridge.remembered, ("graph", cls)
+        if key in known:
+            _check_sum(bridge)  # by factors that the model may have changed since
+            return known[key]
         _check(bridge)
-        cfg = bridge.cfg
+        cfg = bridge.adapter.cfg
         wiring = tuple(
             tuple(Wired(own.name, own.stage, own.adds_at) for own in block.sublayers) for block in bridge.blocks
         )
         n_kv_heads = cfg.n_key_value_heads or cfg.n_heads
-        return _same(cls, cfg.n_layers, cfg.n_heads, n_kv_heads, bridge.blocks[0].is_parallel, wiring)
+        found = _same(cls, cfg.n_layers, cfg.n_heads, n_kv_heads, bridge.blocks[0].is_parallel, wiring)
+        return known.setdefault(key, found)
 
     def _added(self, layer: int) -> list[Wired]:
         """Returns the sublayers of a layer in the order in which they are added to the stream."""
@@ -253,16 +259,25 @@ class ComputationalGraph:
             count += sum(sizes.values())
         return found
 
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """How many senders come before each receiver."""
+        return tuple(map(self.n_senders_before, self.receivers))
+
     @property
     def mask(self) -> Bool[Tensor, "sender receiver"]:
         """Which pairs are edges."""
-        counts = torch.tensor([self.n_senders_before(receiver) for receiver in self.receivers])
-        return torch.arange(len(self.senders))[:, None] < counts
+        return torch.arange(len(self.senders))[:, None] < torch.tensor(self.counts)
 
     @property
     def n_edges(self) -> int:
         """How many edges the graph has."""
-        return sum(map(self.n_senders_before, self.receivers))
+        return sum(self.counts)
+
+    @cached_property
+    def axes(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of senders and receivers, as axes of effects."""
+        return {"sender": tuple(map(str, self.senders)), "receiver": tuple(map(str, self.receivers))}
 
     def edges(self) -> Iterator[Edge]:
         """Yields all edges, receiver by receiver."""
@@ -418,7 +433,7 @@ def places_of(nodes: Sequence[Node], layer: int, part: str) -> slice:
 
 
 def _check(bridge: TransformerBridge) -> None:
-    check_bridge(bridge)
+    """Raises unless the edges of a model are known."""
     if any(attention.changes_z for attention in bridge.attentions):
         raise InvalidArgumentError(
             "edges are not known on this model",
@@ -434,13 +449,7 @@ def _check(bridge: TransformerBridge) -> None:
             reason="parts of the block read the residual stream and add nothing to it: they feed another part",
             fix="attribution_patch, which needs no edges",
         )
-    if not all(block.is_sum for block in bridge.blocks):
-        raise InvalidArgumentError(
-            "the residual stream of this model is not the sum of what its parts write",
-            where=bridge.cfg.architecture,
-            reason="it is normed or multiplied between the sublayers, so that no edge carries one part's contribution",
-            fix="attribution_patch, which needs no such sum",
-        )
+    _check_sum(bridge)
     for attention in (sublayer for block in bridge.blocks for sublayer in block.of_kind("attn")):
         for projection in ("q", "k", "v"):
             leaf = projection_input(attention.name, projection)
@@ -451,3 +460,14 @@ def _check(bridge: TransformerBridge) -> None:
                     reason=bridge.why_absent(f"{attention.block}.{leaf}"),
                     fix="attribution_patch, which needs no inputs by head",
                 )
+
+
+def _check_sum(bridge: TransformerBridge) -> None:
+    """Raises unless the residual stream is the sum of what parts write."""
+    if not all(block.is_sum for block in bridge.blocks):
+        raise InvalidArgumentError(
+            "the residual stream of this model is not the sum of what its parts write",
+            where=bridge.cfg.architecture,
+            reason="it is normed or multiplied between the sublayers, so that no edge carries one part's contribution",
+            fix="attribution_patch, which needs no such sum",
+        )

@@ -162,17 +162,17 @@ class GeneralAttentionBridge(GeneralizedComponent):
     @property
     def n_heads(self) -> int:
         """Query heads."""
-        return self.cfg.n_heads
+        return self._fixed.n_heads
 
     @property
     def n_kv_heads(self) -> int:
         """Key and value heads."""
-        return self.kv_heads or self.cfg.n_key_value_heads or self.cfg.n_heads
+        return self.kv_heads or self._fixed.n_key_value_heads or self._fixed.n_heads
 
     @property
     def head_width(self) -> int:
         """Channels of a head's query and key."""
-        return self.d_head or self.cfg.d_head
+        return self.d_head or self._fixed.d_head
 
     @Weight
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
@@ -489,7 +489,7 @@ class JointQKVAttentionBridge(HeadAttentionBridge):
 
     def _rows(self, projection: Projection, name: Literal["weight", "bias"]) -> Tensor:
         fused = self.qkv.matrix if name == "weight" else self.qkv.weight("bias")
-        return self.qkv_conversion_rule.split(fused, 0)[PROJECTIONS.index(projection)]
+        return self.qkv_conversion_rule.part(fused, 0, projection)
 
     def holder(self, projection: Projection) -> LinearBridge:
         """Returns the fused map."""

@@ -47,7 +47,8 @@ class Binding:
 
     Attributes:
         model: The Hugging Face model, which is only referred to.
-        cfg_now: Returns its sizes as they are now.
+        fixed: Its sizes; those that can change, such as the vocabulary's, as they were when `cfg_now` was last called.
+        cfg_now: Returns them as they are now, which takes longer.
         weight_conversions: The adapter's conversions by canonical name, with `{i}` for the layer.
         arguments_of: Returns what the model itself passes to a module of a block after its input.
         dequantised: Returns a copy of a module's quantised parameter, or None for one that is not quantised.
@@ -60,6 +61,7 @@ class Binding:
     """
 
     model: nn.Module
+    fixed: TransformerBridgeConfig
     cfg_now: Callable[[], TransformerBridgeConfig]
     weight_conversions: Mapping[str, ParamProcessingConversion]
     arguments_of: Callable[[nn.Module, Tensor], dict[str, Any]] = lambda _, __: {}
@@ -180,6 +182,11 @@ class GeneralizedComponent:
     def cfg(self) -> TransformerBridgeConfig:
         """The model's sizes."""
         return self._bound.cfg
+
+    @property
+    def _fixed(self) -> TransformerBridgeConfig:
+        """The model's sizes, for those that cannot change: `cfg` finds out about the others."""
+        return self._bound.fixed
 
     @property
     def _bound(self) -> Binding:

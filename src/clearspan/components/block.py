@@ -405,7 +405,7 @@ class BlockBridge(GeneralizedComponent):
     @property
     def stream_shape(self) -> tuple[int, ...]:
         """The sizes of the residual behind rows and positions."""
-        return (self.cfg.d_model,)
+        return (self._fixed.d_model,)
 
     @property
     def raw_stream(self) -> Callable[[Tensor], Tensor]:

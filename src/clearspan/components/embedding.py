@@ -68,13 +68,13 @@ class EmbeddingBridge(GeneralizedComponent):
     @property
     def output_axes(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The output's axes: of the residual stream, or narrower where a projection follows."""
-        return "batch pos d_model" if self.width == self.cfg.d_model else "batch pos width"
+        return "batch pos d_model" if self.width == self._fixed.d_model else "batch pos width"
 
     def points(self) -> Iterator[HookPoint]:
         """Yields `hook_embed`."""
         end = None if self.ends_at is None else Place(self.ends_at, Side.OUTPUT, call=self.ends_at_call)
         place = end or self.place(Side.OUTPUT)
-        sizes = {"d_model": self.cfg.d_model}
+        sizes = {"d_model": self._fixed.d_model}
         yield HookPoint("hook_embed", entry_of("hook_embed").axes, place, self._added, sizes=sizes)
 
     @property
@@ -155,7 +155,7 @@ class PosEmbedBridge(GeneralizedComponent):
         """Yields `hook_pos_embed`, with the batch's rows even if the model computes one row for all."""
         if self.ends_in_embed or self.name is None:
             return
-        axes, sizes = entry_of("hook_pos_embed").axes, {"d_model": self.cfg.d_model}
+        axes, sizes = entry_of("hook_pos_embed").axes, {"d_model": self._fixed.d_model}
         yield HookPoint("hook_pos_embed", axes, self.place(Side.OUTPUT), SharedRow(), sizes=sizes)
 
     def raw_ends(self) -> Iterator[HookPoint]:
@@ -209,7 +209,7 @@ class TypeEmbedBridge(GeneralizedComponent):
     def points(self) -> Iterator[HookPoint]:
         """Yields `hook_type_embed`, with the batch's rows even if the model computes one row for all."""
         if not self.ends_in_embed:
-            axes, sizes = entry_of("hook_type_embed").axes, {"d_model": self.cfg.d_model}
+            axes, sizes = entry_of("hook_type_embed").axes, {"d_model": self._fixed.d_model}
             yield HookPoint("hook_type_embed", axes, self.place(Side.OUTPUT), SharedRow(), sizes=sizes)
 
     def raw_ends(self) -> Iterator[HookPoint]:

@@ -50,7 +50,7 @@ class LinearBridge(GeneralizedComponent):
     def raw_ends(self) -> Iterator[HookPoint]:
         """Yields input and output, each of the residual stream's width or of its own."""
         for name, side, width in zip(("hook_in", "hook_out"), (Side.INPUT, Side.OUTPUT), self.widths, strict=True):
-            axis = "d_model" if width == self.cfg.d_model else "width"
+            axis = "d_model" if width == self._fixed.d_model else "width"
             one_head = "1 " if self.layout is Layout.HEADS_FIRST else ""
             access = self.output_access if side is Side.OUTPUT else Whole()
             point = self.point(name, self.place(side), access, dimensions=f"batch pos {one_head}{axis}")

@@ -319,7 +319,7 @@ class MultiStreamBlockBridge(BlockBridge):
     @property
     def stream_shape(self) -> tuple[int, ...]:
         """The sizes of a residual behind rows and positions."""
-        return self.streams.n_streams, self.cfg.d_model
+        return self.streams.n_streams, self._fixed.d_model
 
     # --- points ------------------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class NormalizationBridge(GeneralizedComponent):
     def eps(self) -> float:
         """What the module adds to the variance."""
         own = self.setting("eps", "variance_epsilon")
-        return self.cfg.eps if own is None else own
+        return self._fixed.eps if own is None else own
 
     def sizes(self) -> dict[str, int]:
         """Returns the sizes of axes, including the norm's own width."""

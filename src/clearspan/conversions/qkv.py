@@ -27,20 +27,31 @@ class QKVConversionRule(LayoutConversion):
 
     @abstractmethod
     def weight(self, part: str) -> RearrangeTensorConversion:
-        """Returns the conversion of a part's rows of the weight, as `split` gives them, to `[head, d_model, d_head]`.
+        """Returns the conversion of a part's rows of the weight, as `part` gives them, to `[head, d_model, d_head]`.
 
         Args:
             part: `"q"`, `"k"` or `"v"`.
         """
 
     @abstractmethod
-    def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns views of the query, key and value parts of the fused axis.
+    def part(self, fused: Tensor, dim: int, part: str) -> Tensor:
+        """Returns a view of the query, key or value part of the fused axis.
 
-        A part keeps the axis flat (heads times d_head) if that is a view; otherwise the axis is divided into
-        `[head, d_head]`, or `[kv_head, group, d_head]`. The views are made one by one, since autograd refuses writes to
-        a view that was made together with others.
+        It keeps the axis flat (heads times d_head) if that is a view; otherwise the axis is divided into
+        `[head, d_head]`, or `[kv_head, group, d_head]`.
+
+        Args:
+            fused: A weight, a bias or an activation.
+            dim: Its fused axis.
+            part: `"q"`, `"k"` or `"v"`.
         """
+
+    def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns views of all three parts of the fused axis, as `part` gives them.
+
+        They are made one by one, since autograd refuses writes to a view that was made together with others.
+        """
+        return self.part(fused, dim, "q"), self.part(fused, dim, "k"), self.part(fused, dim, "v")
 
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns `[batch, pos, head, d_head]` for a part: a view, unless heads lie in groups.
@@ -85,15 +96,15 @@ class BlockedQKVConversionRule(QKVConversionRule):
         """Returns the conversion of a part's rows, which are flat."""
         return RearrangeTensorConversion("(n h) m -> n m h", n=self.n_heads if part == "q" else self.n_kv_heads)
 
-    def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns views of the three blocks, each flat."""
+    def part(self, fused: Tensor, dim: int, part: str) -> Tensor:
+        """Returns a view of a block, flat."""
         queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
-        _check_size(fused, dim, queries + 2 * keys, f"({self.n_heads} + 2 * {self.n_kv_heads}) heads * {self.d_head}")
-        return (
-            fused.narrow(dim, 0, queries),
-            fused.narrow(dim, queries, keys),
-            fused.narrow(dim, queries + keys, keys),
-        )
+        size = queries + 2 * keys
+        if fused.shape[dim] != size:
+            raise _wrong_size(fused, dim, size, f"({self.n_heads} + 2 * {self.n_kv_heads}) heads * {self.d_head}")
+        if part == "q":
+            return fused.narrow(dim, 0, queries)
+        return fused.narrow(dim, queries if part == "k" else queries + keys, keys)
 
 
 class GroupedQKVConversionRule(QKVConversionRule):
@@ -119,19 +130,20 @@ class GroupedQKVConversionRule(QKVConversionRule):
         n_heads = self.n_kv_heads * self.group if part == "q" else self.n_kv_heads
         return RearrangeTensorConversion("n h m -> n m h", n=n_heads)
 
-    def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns views in which the axis is `[head, d_head]`; for queries in groups `[kv_head, group, d_head]`."""
+    def part(self, fused: Tensor, dim: int, part: str) -> Tensor:
+        """Returns a view in which the axis is `[head, d_head]`; for queries in groups `[kv_head, group, d_head]`."""
         axis = dim % fused.ndim
-        of_one = f"{self.n_kv_heads} groups * ({self.group} + 2) heads * {self.d_head}"
-        _check_size(fused, dim, self.n_kv_heads * (self.group + 2) * self.d_head, of_one)
+        size = self.n_kv_heads * (self.group + 2) * self.d_head
+        if fused.shape[dim] != size:
+            raise _wrong_size(fused, dim, size, f"{self.n_kv_heads} groups * ({self.group} + 2) heads * {self.d_head}")
         by_group = fused.unflatten(axis, (self.n_kv_heads, self.group + 2, self.d_head))
+        if part != "q":
+            return by_group.select(axis + 1, self.group if part == "k" else self.group + 1)
         if self.group == 1:
-            queries = by_group.select(axis + 1, 0)
-        elif self.n_kv_heads == 1:
-            queries = by_group.select(axis, 0).narrow(axis, 0, self.group)
-        else:
-            queries = by_group.narrow(axis + 1, 0, self.group)
-        return queries, by_group.select(axis + 1, self.group), by_group.select(axis + 1, self.group + 1)
+            return by_group.select(axis + 1, 0)
+        if self.n_kv_heads == 1:
+            return by_group.select(axis, 0).narrow(axis, 0, self.group)
+        return by_group.narrow(axis + 1, 0, self.group)
 
 
 class SlicedQKVConversionRule(QKVConversionRule):
@@ -153,21 +165,21 @@ class SlicedQKVConversionRule(QKVConversionRule):
         self.slices = slices
         self.order = tuple(order)
         self._heads = {part: (n_heads if part == "q" else n_kv_heads) // slices for part in self.order}
+        self._starts = dict(zip(self.order, itertools.accumulate(self._heads.values(), initial=0), strict=False))
 
     def weight(self, part: str) -> RearrangeTensorConversion:
         """Returns the conversion of a part's rows, which lie in slices of heads."""
         return RearrangeTensorConversion("s n h m -> (s n) m h", s=self.slices)
 
-    def split(self, fused: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns views in which the axis is `[slice, head, d_head]`."""
+    def part(self, fused: Tensor, dim: int, part: str) -> Tensor:
+        """Returns a view in which the axis is `[slice, head, d_head]`."""
         axis = dim % fused.ndim
         heads = sum(self._heads.values())
-        of_one = f"{self.slices} slices * {heads} heads * {self.d_head}"
-        _check_size(fused, dim, self.slices * heads * self.d_head, of_one)
+        size = self.slices * heads * self.d_head
+        if fused.shape[dim] != size:
+            raise _wrong_size(fused, dim, size, f"{self.slices} slices * {heads} heads * {self.d_head}")
         by_slice = fused.unflatten(axis, (self.slices, heads, self.d_head))
-        starts = dict(zip(self.order, itertools.accumulate(self._heads.values(), initial=0), strict=False))
-        queries, keys, values = (by_slice.narrow(axis + 1, starts[part], self._heads[part]) for part in QKV)
-        return queries, keys, values
+        return by_slice.narrow(axis + 1, self._starts[part], self._heads[part])
 
 
 class QKVPartConversion(LayoutConversion):
@@ -181,28 +193,27 @@ class QKVPartConversion(LayoutConversion):
     def __init__(self, rule: QKVConversionRule, part: str) -> None:
         self.rule = rule
         self.part = part
-        self._index = QKV.index(part)
 
     def handle_conversion(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns the part as `[batch, pos, head, d_head]`, a view where the rule allows one."""
-        return self.rule.handle_conversion(self.rule.split(input_value, -1)[self._index])
+        return self.rule.handle_conversion(self.rule.part(input_value, -1, self.part))
 
     def revert(self, input_value: Tensor, *full_context: Tensor) -> Tensor:
         """Returns a copy of the fused tensor (the context) with the part replaced."""
         fused = full_context[0].clone()
-        part = self.rule.split(fused, -1)[self._index]
+        part = self.rule.part(fused, -1, self.part)
         part.copy_(input_value.reshape(part.shape))
         return fused
 
 
-def _check_size(fused: Tensor, dim: int, size: int, product: str) -> None:
-    if fused.shape[dim] != size:
-        raise InvalidArgumentError(
-            "the fused axis does not hold these queries, keys and values",
-            expected=f"{size} = {product}",
-            got=str(fused.shape[dim]),
-            fix="the rule or its heads in the adapter",
-        )
+def _wrong_size(fused: Tensor, dim: int, size: int, product: str) -> InvalidArgumentError:
+    """Returns the error for a fused axis of another size than that of a product."""
+    return InvalidArgumentError(
+        "the fused axis does not hold these queries, keys and values",
+        expected=f"{size} = {product}",
+        got=str(fused.shape[dim]),
+        fix="the rule or its heads in the adapter",
+    )
 
 
 def join_heads(value: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from clearspan.hf.torch_hooks import StandIn, is_unhooked, nothing
 from clearspan.scopes import HERE, Scope
 
 Keep = Callable[[str, Tensor], None]
+Names = tuple[str | None, str | None]
+"""Under which a module's input and output are kept; None for what is not kept."""
 _NOBODY = object()
 
 
@@ -86,24 +88,26 @@ class Keepers:
         """Has the keepers that are put on modules keep tensors in forwards of a scope."""
         self._served.keep, self._served.owner = keep, owner
 
-    def put(self, module: nn.Module, path: str, entry: str | None, exit: str | None) -> bool:
-        """Puts a keeper on a module, if it sees there what a torch hook would; returns whether it is on.
+    def put(self, names: Mapping[str, Names], modules: Mapping[str, nn.Module]) -> list[str]:
+        """Puts keepers on modules where they see what a torch hook would; returns the paths of the others.
 
         Args:
-            module: The module.
-            path: Its path.
-            entry: The name under which its input is kept, or None.
-            exit: That of its output, or None.
+            names: Under which each module's input and output are kept, by its path.
+            modules: The modules by their paths.
         """
-        own = vars(module)
-        if "forward" in own or not is_unhooked(module):
-            return False
-        keeper = self._made.get(path)
-        if keeper is None or keeper._of() is not module:
-            keeper = self._made[path] = Keeper(module, entry, exit, self._served)
-        self._put.append((own, keeper))
-        own["forward"] = keeper
-        return True
+        made, left = self._made, list[str]()
+        for path, (entry, exit) in names.items():  # up to some hundreds, in every run with a cache
+            module = modules[path]
+            own = vars(module)
+            if "forward" in own or not is_unhooked(module):
+                left.append(path)
+                continue
+            keeper = made.get(path)
+            if keeper is None or keeper._of() is not module:
+                keeper = made[path] = Keeper(module, entry, exit, self._served)
+            self._put.append((own, keeper))
+            own["forward"] = keeper
+        return left
 
     def rest(self) -> None:
         """Takes all keepers off."""

@@ -40,9 +40,9 @@ def refuse_compiled(modules: Iterable[nn.Module]) -> None:
     """
     _have_hooks_guarded()
     for module in modules:
-        forward = vars(module).get("forward")
+        own = vars(module)
         if module._compiled_call_impl is not None or (
-            forward is not None and "_torchdynamo_orig_callable" in vars(forward)
+            "forward" in own and "_torchdynamo_orig_callable" in vars(own["forward"])
         ):
             raise CompiledModelError(
                 f"{type(module).__name__} is compiled, and compiled code drops torch hooks quietly",

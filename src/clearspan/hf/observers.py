@@ -49,7 +49,9 @@ def _divert(module: nn.Module, configs: dict[int, ObservedConfig]) -> None:
     """Sends a module's calls to its observers."""
     if uses_interface(module):
         config = vars(module)["config"]
-        vars(module)["config"] = configs.setdefault(id(config), ObservedConfig(config, _attend))
+        if id(config) not in configs:
+            configs[id(config)] = ObservedConfig(config, _attend)
+        vars(module)["config"] = configs[id(config)]
         return
 
     def forward(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from clearspan.hf.recording_plan import Ends, Inside, RecordingPlan
 from clearspan.hf.storages import CountedViews, Relocation, storages
 from clearspan.hf.tensors import argument, as_tokens, primary_input, primary_output
 from clearspan.hf.torch_hooks import Seen, after, is_unhooked
-from clearspan.modes import autocast_dtype, with_autocast
+from clearspan.modes import autocast_dtype, is_autocast_on, with_autocast
 from clearspan.points import HookPoint, Layout, Passed, Place, Side
 from clearspan.scopes import HERE, Scope
 from clearspan.tree import module_at
@@ -284,14 +284,13 @@ class Recording:
             modules: The plan's modules by their paths.
         """
         owner, keepers, handles = HERE.get(), plan.keepers, list[Callable[[], None]]()
-        self.autocast = autocast_dtype(execution_device(modules[""]))
+        self.autocast = autocast_dtype(execution_device(modules[""])) if is_autocast_on() else None
         with observed(self._observers(plan, modules, owner)):
             try:
                 keepers.serve(self._keep_plain, owner)
-                for ends in plan.ends:
-                    path, module = ends.path, modules[ends.path]
-                    if not (ends.are_plain and keepers.put(module, path, ends.entry_key, ends.exit_key)):
-                        handles.append(self._see(module, ends, owner))
+                left = [plan.plain[path] for path in keepers.put(plan.plain_names, modules)]
+                for ends in (*plan.others, *left):
+                    handles.append(self._see(modules[ends.path], ends, owner))
                 yield
             finally:
                 while handles:

@@ -1,10 +1,10 @@
 """Which modules give the raw tensors that a run keeps."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from clearspan.hf.keepers import Keepers
+from clearspan.hf.keepers import Keepers, Names
 from clearspan.points import Layout, Passed, Place, Side
 from clearspan.tree import Ways
 
@@ -27,17 +27,7 @@ class Ends:
     exits: tuple[Place, ...]
     arguments: tuple[Place, ...] = ()
 
-    @functools.cached_property
-    def entry_key(self) -> str | None:
-        """The name under which the input is kept."""
-        return None if self.entry is None else self.entry.key
-
-    @functools.cached_property
-    def exit_key(self) -> str | None:
-        """The name under which the output is kept, where there is one at most."""
-        return self.exits[0].key if self.exits else None
-
-    @functools.cached_property
+    @property
     def are_plain(self) -> bool:
         """Whether the tensors are kept as they are, in each call of the module."""
         places = [place for place in (self.entry, *self.exits) if place is not None]
@@ -93,6 +83,24 @@ class RecordingPlan:
     insides: tuple[Inside, ...]
     ways: Ways = field(compare=False)
     keepers: Keepers = field(default_factory=Keepers, compare=False, repr=False)
+
+    @functools.cached_property
+    def plain(self) -> Mapping[str, Ends]:
+        """The ends whose tensors are kept as they are, by their modules' paths."""
+        return {ends.path: ends for ends in self.ends if ends.are_plain}
+
+    @functools.cached_property
+    def plain_names(self) -> Mapping[str, Names]:
+        """Under which these are kept."""
+        return {
+            path: (None if ends.entry is None else ends.entry.key, ends.exits[0].key if ends.exits else None)
+            for path, ends in self.plain.items()
+        }
+
+    @functools.cached_property
+    def others(self) -> Sequence[Ends]:
+        """The other ends."""
+        return [ends for ends in self.ends if not ends.are_plain]
 
     @classmethod
     def of(cls, places: Iterable[Place]) -> "RecordingPlan":

@@ -7,7 +7,7 @@ import torch
 from tests import zoo
 
 import clearspan
-from clearspan.errors import InvalidArgumentError, NotCachedError, UnknownPointError
+from clearspan.errors import EditedEntryError, InvalidArgumentError, NotCachedError, UnknownPointError
 
 TOKENS = torch.randint(1, 97, (2, 7), generator=torch.Generator().manual_seed(0))
 
@@ -172,3 +172,34 @@ def test_what_does_not_fit(bridge, tmp_path):
         "  got: hook_embed",
         "  fix: safetensors.torch.save_file(dict(cache), path), and ActivationCache(values, bridge)",
     ]
+
+
+def test_weights_are_those_of_the_run_where_streams_are_read_and_those_of_a_value_that_is_put_in(tmp_path):
+    bridge = clearspan.boot(zoo.build("gpt2"))
+    streams, z = [f"blocks.{layer}.hook_resid_post" for layer in range(2)], "blocks.0.attn.hook_z"
+    norm, out = bridge.blocks[0].ln1.module, bridge.blocks[0].attn.o.module
+    cache, other = cached(bridge, names_filter=streams), cached(bridge, names_filter=streams)
+    cache.save(tmp_path / "run.safetensors")
+    stack, value = cache["resid_post", 0], torch.randn_like(cached(bridge)[z])
+
+    def heads(cache):
+        cache[z] = value
+        return cache.stack_head_results(1)
+
+    found = heads(cache)
+    assert torch.equal(heads(clearspan.ActivationCache.load(tmp_path / "run.safetensors", bridge)), found)
+    with torch.no_grad():
+        out.weight.mul_(2)
+    torch.testing.assert_close(heads(other), 2 * found)
+    for left in (cache, clearspan.ActivationCache.load(tmp_path / "run.safetensors", bridge)):
+        with pytest.raises(EditedEntryError, match=r"blocks.0.attn.o are not those of the cache's run"):
+            heads(left)
+    for part, tool in {
+        norm: lambda: other.apply_ln_to_stack(stack, layer=0, recompute_ln=True),
+        bridge.unembed.module: lambda: other.logit_constant(5),
+    }.items():
+        tool()
+        with torch.no_grad():
+            part.weight.mul_(2)
+        with pytest.raises(EditedEntryError):
+            tool()
