@@ -261,7 +261,8 @@ def causal_effect(
         sources={"mean": {name: _own_mean(cache[name], batch) for name in cache}},
     ).run(memory, progress=progress)
     own = {one.name: getattr(found, one.name) for one in fields(found)}
-    return CausalEffect(**{**own, "what": "the stream replaced by its mean"}, targets=tokens, predicted_at=int(position))
+    own["what"] = "the stream replaced by its mean"
+    return CausalEffect(**own, targets=tokens, predicted_at=int(position))
 
 
 def _own_mean(resid: Float[Tensor, "row pos d_model"], batch: Batch) -> Float[Tensor, "row pos d_model"]:
