@@ -11,7 +11,7 @@ import typer
 from clearspan.cli.endings import misused
 from clearspan.cli.inputs import read
 from clearspan.cli.models import measured
-from clearspan.cli.options import AsJson, File, Model, Text, Tokens, Verbose
+from clearspan.cli.options import AsJson, File, Model, Text, Tokens, Verbose, utf8
 from clearspan.cli.outputs import check_out, json_of, print_json, told, write
 
 if TYPE_CHECKING:
@@ -90,9 +90,12 @@ def generate(
         list[str] | None, typer.Option("--steer", help=f"Add a vector that was saved, at all positions: {_STEER}.")
     ] = None,
     steer_from: Annotated[
-        str | None, typer.Option("--steer-from", help="Add the way from what the model makes of this text ...")
+        str | None,
+        typer.Option("--steer-from", callback=utf8, help="Add the way from what the model makes of this text ..."),
     ] = None,
-    steer_to: Annotated[str | None, typer.Option("--steer-to", help="... to what it makes of this one.")] = None,
+    steer_to: Annotated[
+        str | None, typer.Option("--steer-to", callback=utf8, help="... to what it makes of this one.")
+    ] = None,
     steer_at: Annotated[
         str, typer.Option("--steer-at", help=f"Where that is read and added: {_AT}; by default the middle layer.")
     ] = "resid_post",

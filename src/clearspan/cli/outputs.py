@@ -25,7 +25,7 @@ def print_json(data: object) -> None:
 
 def json_of(data: object) -> str:
     """Returns data as JSON, in which None stands for what is no finite number."""
-    return json.dumps(_finite(data), allow_nan=False, ensure_ascii=False)
+    return json.dumps(_finite(data), allow_nan=False)
 
 
 def _finite(data: Any) -> Any:

@@ -8,7 +8,7 @@ import typer
 from clearspan.cli.endings import misused
 from clearspan.cli.inputs import names, one_of, read
 from clearspan.cli.models import measured
-from clearspan.cli.options import MODEL, AsJson, File, Full, Text, Tokens, Verbose
+from clearspan.cli.options import MODEL, AsJson, File, Full, Text, Tokens, Verbose, utf8
 from clearspan.cli.outputs import check_out, csv_of, json_of, print_json, write
 
 if TYPE_CHECKING:
@@ -25,14 +25,17 @@ def report(
     ] = None,
     text: Text = None,
     model_option: Annotated[str | None, typer.Option("--model", "-m", help="The same as MODEL.")] = None,
-    text_option: Annotated[str | None, typer.Option("--text", "-t", help="The same as TEXT.")] = None,
+    text_option: Annotated[str | None, typer.Option("--text", "-t", callback=utf8, help="The same as TEXT.")] = None,
     file: File = None,
     tokens: Tokens = None,
     position: Annotated[
         int, typer.Option("--position", "-p", help="Explain the prediction after this position; negative from the end.")
     ] = -1,
     target: Annotated[
-        str | None, typer.Option("--target", help="Explain this token there, and not the likeliest; with its space.")
+        str | None,
+        typer.Option(
+            "--target", callback=utf8, help="Explain this token there, and not the likeliest; with its space."
+        ),
     ] = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Some of predictions, lens, heads and effect, as lens,heads.")
@@ -59,11 +62,7 @@ def report(
     name = one_of("model", model, model_option) or "tiny-bigcode"
     given = read(one_of("text", text, text_option), file, tokens)
     parts = _parts(only)
-    check_out(out, "report", [".html", ".json", *([".csv"] if len(parts) == 1 else [])])
-    if out is not None and out.suffix.lower() == ".html" and (position != -1 or target is not None):
-        misused(
-            "a page explains the likeliest token after the last", fix="--out report.json, or no --position and --target"
-        )
+    _check_out(out, parts, is_last=position == -1 and target is None)
     from clearspan import analysis
 
     found = measured(
@@ -78,14 +77,17 @@ def report(
         from clearspan.view import show
 
         show(found, Console(), parts=parts, top=top, full=full)
-    write(
-        out,
-        {
-            ".html": lambda: _page(found),
-            ".json": lambda: json_of(data),
-            ".csv": lambda: _table(found, parts[0]),
-        },
-    )
+    forms = {".html": lambda: _page(found), ".json": lambda: json_of(data), ".csv": lambda: _table(found, parts[0])}
+    write(out, forms)
+
+
+def _check_out(out: Path | None, parts: "list[Part]", *, is_last: bool) -> None:
+    check_out(out, "report", [".html", ".json", ".csv"])
+    suffix = "" if out is None else out.suffix.lower()
+    if suffix == ".csv" and len(parts) > 1:
+        misused("a report is several tables, and .csv has one", fix="--only lens, or another part")
+    if suffix == ".html" and not is_last:
+        misused("a page explains the likeliest token after the last one", fix=".json, or no --position and --target")
 
 
 def _parts(only: str | None) -> "list[Part]":

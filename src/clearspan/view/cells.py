@@ -23,7 +23,7 @@ def table(*columns: str, right: Iterable[str] = ()) -> Table:
     """Returns an empty table without lines; some of its columns are set to the right."""
     found = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
-        found.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+        found.add_column(Text(column), justify="right" if column in right else "left", no_wrap=True)
     return found
 
 
@@ -37,13 +37,18 @@ def print_part(console: Console, title: str, note: str, *bodies: RenderableType)
 def token(text: str, cells: int, style: str | Style = "") -> Text:
     r"""Returns a token that takes so many cells of the terminal at most, with white space visible.
 
-    It is text, in which Rich reads no markup, and a wide character counts as the two cells that it takes.
+    A wide character counts as the two cells that it takes.
 
     Example:
         >>> token("[b]\n", 9).plain, token("東京都", 5).plain
         ('[b]⏎', '東京…')
     """
-    found = Text(visible(text), style=style)
+    return cut(visible(text), cells, style)
+
+
+def cut(text: str, cells: int, style: str | Style = "") -> Text:
+    """Returns a text, in which Rich reads no markup, cut to so many cells of the terminal."""
+    found = Text(text, style=style)
     found.truncate(cells, overflow="ellipsis")
     return found
 

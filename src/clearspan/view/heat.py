@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clearspan.effects import Draws, Effects
 
-from .cells import BLUE, RED, chunks, print_part, signed, table
+from .cells import BLUE, RED, chunks, cut, print_part, signed, table
 
 LEAST = 0.05
 """The share of the full colour that a row needs somewhere, to be kept where tables are folded."""
@@ -34,7 +34,7 @@ def show_effects(
     if not down or (across in found.texts and down not in found.texts):
         values, down, across = values.unsqueeze(-2).mT if not down else values.mT, across, down
     rows = found.labels[down] if down in found.texts else [f"{down} {place}" for place in found.labels[down]]
-    columns = found.labels.get(across, ("",))
+    columns = [f"{across} {place}" for place in found.labels[across]] if across else ["change"]
     bound = 1.0 if draws == "share" else values.abs().nan_to_num().max().item()
     blocks = values.reshape(-1, len(rows), len(columns))
     others = [axis for axis in others if axis]
@@ -43,10 +43,10 @@ def show_effects(
         note = f"{down} down" + (f", {across} across" if across else "")
         if len(kept) < len(rows):
             note += f"; {len(rows) - len(kept)} of {len(rows)} rows with next to nothing left out"
-        names = [f"{across} {one}".strip() for one in columns]
+        tables = _tables(block[list(kept)], [rows[row] for row in kept], columns, bound, console.width)
         places = [f"{axis} {place}" for axis, place in zip(others, at, strict=True)]
         console.print()
-        print_part(console, ", ".join(places) or title, note, *_tables(block, rows, names, kept, bound, console))
+        print_part(console, ", ".join(places) or title, note, *tables)
 
 
 def _drawn(found: Effects, draws: Draws) -> Float[Tensor, "*place"]:
@@ -65,21 +65,15 @@ def _kept(block: Float[Tensor, "down across"], least: float) -> list[int]:
 
 
 def _tables(
-    block: Float[Tensor, "down across"],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    kept: Sequence[int],
-    bound: float,
-    console: Console,
+    block: Float[Tensor, "down across"], rows: Sequence[str], columns: Sequence[str], bound: float, width: int
 ) -> Iterator[Table]:
     """Yields tables of as many columns as the width has room for."""
-    labels = [Text(row) for row in rows]
-    for label in labels:
-        label.truncate(20, overflow="ellipsis")
-    room = console.width - 4 - max(label.cell_len for label in labels)
-    cell = max(7, *map(len, columns))
+    labels = [cut(row, 20) for row in rows]
+    room = width - 4 - max((label.cell_len for label in labels), default=0)
+    cell = max(6, *(cut(column, 20).cell_len for column in columns))
     for some in chunks(len(columns), max(1, room // (cell + 2))):
-        found = table("", *(columns[column] for column in some), right=[columns[column] for column in some])
-        for row in kept:
-            found.add_row(labels[row], *(signed(block[row, column].item(), bound, BLUE, RED) for column in some))
+        names = [columns[column] for column in some]
+        found = table("", *names, right=names)
+        for label, values in zip(labels, block[:, some].tolist(), strict=True):
+            found.add_row(label, *(signed(value, bound, BLUE, RED) for value in values))
         yield found

@@ -11,7 +11,9 @@ from rich.text import Text
 
 from clearspan.analysis import Report
 from clearspan.checks import check_choice, check_counts
-from clearspan.plots import visible
+from clearspan.plots import id_label, visible
+from clearspan.results import counted
+from clearspan.text import BROKEN
 
 from .cells import BAR, BLUE, GREEN, RED, bar, chunks, ground, print_part, probability, signed, table, token
 from .heads import head_tables
@@ -49,7 +51,7 @@ def show(report: Report, console: Console, *, parts: Sequence[Part] = PARTS, top
         title, note, bodies = _part(report, part, console.width, None if full else top)
         print_part(console, title, note, *bodies)
     console.print()
-    console.print(_legend(full), style="dim")
+    console.print(_legend(parts, full), style="dim")
 
 
 def _part(report: Report, part: Part, width: int, top: int | None) -> tuple[str, str, Iterable[RenderableType]]:
@@ -87,19 +89,18 @@ def _facts(report: Report) -> Text:
 def _predicted(report: Report, width: int) -> Text:
     """Returns one line on the prediction that the report explains."""
     at = report.predicted_at
-    counted = f"{len(report.tokens)} tokens; after {at} "
-    found = Text.assemble(counted, token(report.tokens[at], 14), ("  →  ", "dim"), _guesses(report, at, 5))
+    read = f"{counted(len(report.tokens), 'token')}; after {at} "
+    found = Text.assemble(read, _token(report, report.token_ids[at], 14), ("  →  ", "dim"), _guesses(report, at, 5))
     found.truncate(width, overflow="ellipsis")
     return found
 
 
-def _legend(full: bool) -> str:
-    lines = ["pos: position   p: probability   · space   ⏎ line break   ⇥ tab   L3H1: head 1 of layer 3"]
-    if full:
-        lines.append("+: what is there raises the target's log-probability   ·: changes it by less than 0.005 nats")
-    else:
-        lines.append("+: what is there raises the target's log-probability   --full: every position and layer")
-    return "\n".join(lines)
+def _legend(parts: Sequence[Part], full: bool) -> str:
+    """Returns what signs mean, of those that are shown."""
+    heads = "L3H1: head 1 of layer 3" if "heads" in parts else ""
+    effect = "+: makes the target likelier" if "effect" in parts else ""
+    others = filter(None, (heads, effect, "" if full else "--full: everything"))
+    return "pos: position   p: probability   ·: space   ⏎: line break   ⇥: tab\n" + "   ".join(others)
 
 
 def _guesses(report: Report, position: int, count: int) -> Text:
@@ -107,13 +108,19 @@ def _guesses(report: Report, position: int, count: int) -> Text:
     found = report.predictions
     pairs = zip(found.top_ids[position].tolist(), found.top_probs[position].tolist(), strict=True)
     guesses = [
-        Text.assemble(token(report.words[i], 12), (f" {probability(prob)}", "dim")) for i, prob in list(pairs)[:count]
+        Text.assemble(_token(report, i, 12), (f" {probability(prob)}", "dim")) for i, prob in list(pairs)[:count]
     ]
     return Text("  ").join(guesses)
 
 
 def _named(report: Report, position: int) -> tuple[str, Text]:
-    return str(position), token(report.tokens[position], 14)
+    return str(position), _token(report, report.token_ids[position], 14)
+
+
+def _token(report: Report, token_id: int, cells: int, style: str | Style = "") -> Text:
+    """Returns a token as its text; to what is part of a character, and looks like others, its id is added."""
+    text = report.words[token_id]
+    return token(text + id_label(token_id) if BROKEN in text else text, cells, style)
 
 
 # --- predictions -----------------------------------------------------------------------------------------------------
@@ -160,7 +167,7 @@ def _settled(report: Report, width: int) -> Table:
     for some in _runs(len(names), DEPTHS):
         last, count = some[-1], sum(counts[depth] for depth in some)
         name = names[last] if len(some) == 1 else f"{names[some[0]]} to {names[last].removeprefix('layer ')}"
-        read = token(report.words[int(lens.top_ids[last, at])], max(6, min(16, width - 76)))
+        read = _token(report, int(lens.top_ids[last, at]), max(6, min(16, width - 76)))
         rank = int(lens.final_ranks[last, at])
         read.stylize("bold" if rank == 0 else "")
         prob = probability(float(lens.top_probs[last, at]))
@@ -184,7 +191,7 @@ def _lens(report: Report, width: int) -> Iterator[Table]:
         found = table("pos", "token", *(names[d] for d in depths), right=("pos",))
         for p in range(len(report.tokens)):
             cells = [
-                token(report.words[ids[d][p]], cell, ground(probs[d][p], BLUE) + Style(bold=ranks[d][p] == 0))
+                _token(report, ids[d][p], cell, ground(probs[d][p], BLUE) + Style(bold=ranks[d][p] == 0))
                 for d in depths
             ]
             found.add_row(*_named(report, p), *cells)
