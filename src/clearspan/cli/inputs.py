@@ -1,10 +1,9 @@
 """What a command is given, read: texts by argument, file or pipe, token ids, lists of numbers, names and answers."""
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import click
 
 from clearspan.cli.endings import USAGE, fail, misused
 
@@ -39,7 +38,7 @@ def read_if_given(text: str | None, file: Path | None, tokens: str | None) -> st
 
 def _piped() -> str:
     """Returns what is piped in, less the line break that `echo` puts behind it; nothing at a terminal."""
-    stream = click.get_binary_stream("stdin")
+    stream = sys.stdin.buffer
     if stream.isatty():
         return ""
     try:

@@ -42,7 +42,7 @@ def show_effects(
         kept = range(len(rows)) if full else _kept(block, LEAST * bound)
         note = f"{down} down" + (f", {across} across" if across else "")
         if len(kept) < len(rows):
-            note += f"; {len(rows) - len(kept)} of {len(rows)} rows with next to nothing left out"
+            note += f"; {len(rows) - len(kept)} of {len(rows)} rows, all near 0, left out"
         tables = _tables(block[list(kept)], [rows[row] for row in kept], columns, bound, console.width)
         places = [f"{axis} {place}" for axis, place in zip(others, at, strict=True)]
         console.print()
