@@ -40,7 +40,8 @@ def adapt(
         typer.echo(f"failed: {check.group}: {check.what}", err=True)
     if out is None:
         typer.echo(text, nl=False)
-    write(out, {".py": lambda: text})
+    else:
+        write({".py": lambda: text}, out)
     if not found.passed:
         raise typer.Exit(FAILURE)
 

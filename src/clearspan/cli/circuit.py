@@ -10,7 +10,7 @@ import typer
 from clearspan.cli.inputs import both_answers
 from clearspan.cli.models import measured
 from clearspan.cli.options import Answers, AsJson, Clean, Corrupted, Full, Model, Verbose
-from clearspan.cli.outputs import check_out, json_of, page, print_json, rows_of, write
+from clearspan.cli.outputs import check_out, deliver, json_of, page, rows_of
 
 if TYPE_CHECKING:
     from clearspan import TransformerBridge
@@ -89,24 +89,22 @@ def circuit(
         return _best(bridge, clean, corrupted, metric, edges, steps)
 
     found = measured(model, find, verbose=verbose)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        from rich.console import Console
+    forms = {
+        ".json": lambda: json_of(found.to_json()),
+        ".csv": lambda: _csv(found.columns),
+        ".svg": lambda: found.circuit.to_svg(found.effects),
+        ".html": lambda: page(found.title, found.circuit.to_svg(found.effects)),
+    }
+    deliver(forms, out, lambda: _show(found, top, full), as_json=as_json)
 
-        from clearspan.view import show_edges
 
-        shares = {"faithfulness": found.faithfulness, "completeness": found.completeness}
-        show_edges(found.title, shares, found.columns, Console(), top=top, full=full)
-    write(
-        out,
-        {
-            ".json": lambda: json_of(found.to_json()),
-            ".csv": lambda: _csv(found.columns),
-            ".svg": lambda: found.circuit.to_svg(found.effects),
-            ".html": lambda: page(found.title, found.circuit.to_svg(found.effects)),
-        },
-    )
+def _show(found: _Found, top: int, full: bool) -> None:
+    from rich.console import Console
+
+    from clearspan.view import show_edges
+
+    shares = {"faithfulness": found.faithfulness, "completeness": found.completeness}
+    show_edges(found.title, shares, found.columns, Console(), top=top, full=full)
 
 
 def _discovered(

@@ -12,11 +12,12 @@ from clearspan.cli.endings import misused
 from clearspan.cli.inputs import read
 from clearspan.cli.models import measured
 from clearspan.cli.options import AsJson, File, Model, Text, Tokens, Verbose, utf8
-from clearspan.cli.outputs import check_out, json_of, print_json, told, write
+from clearspan.cli.outputs import check_out, deliver, json_of, told
 
 if TYPE_CHECKING:
     from clearspan import TransformerBridge
     from clearspan.analysis import SteeringVector
+    from clearspan.interventions import Intervention
 
 _STEER = "POINT:LAYER:FILE:SCALE, as resid_post:2:vector.safetensors:4"
 _AT = "POINT or POINT:LAYER, as resid_post:2"
@@ -121,15 +122,12 @@ def generate(
         misused("a vector leads from one text to another", expected="--steer-from and --steer-to")
     check_out(out, "text", [".json", *([".safetensors"] if steer_from is not None and len(steerings) == 1 else [])])
     found = measured(model, lambda bridge: _written(bridge, given, max_new_tokens, steerings), verbose=verbose)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        _show(found)
-    if out is not None and out.suffix.lower() == ".safetensors":
+    is_vector = out is not None and out.suffix.lower() == ".safetensors"
+    forms = {".json": lambda: json_of(found.to_json())}
+    deliver(forms, None if is_vector else out, lambda: _show(found), as_json=as_json)
+    if out is not None and is_vector:
         found.steerings[0][0].save(out)
         told(out)
-    else:
-        write(out, {".json": lambda: json_of(found.to_json())})
 
 
 def _saved(steer: str) -> _Steering:
@@ -172,7 +170,7 @@ def _written(
     vectors = tuple((one.vector(bridge), one.scale) for one in steerings)
     added = [each for vector, scale in vectors for each in vector.interventions(scale)]
 
-    def continued(*interventions: object) -> str:
+    def continued(*interventions: "Intervention") -> str:
         found = bridge.generate(ids, max_new_tokens, interventions=interventions, do_sample=False)
         return _text(bridge, found[0, ids.shape[1] :].tolist())
 

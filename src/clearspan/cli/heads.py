@@ -8,7 +8,7 @@ import typer
 from clearspan.cli.inputs import read_if_given
 from clearspan.cli.models import measured
 from clearspan.cli.options import AsJson, File, Full, Model, Text, Tokens, Verbose
-from clearspan.cli.outputs import check_out, csv_of, json_of, page, print_json, write
+from clearspan.cli.outputs import check_out, csv_of, deliver, json_of, page
 
 if TYPE_CHECKING:
     from clearspan import TransformerBridge
@@ -38,22 +38,20 @@ def heads(
     given = read_if_given(text, file, tokens)
     check_out(out, "heads", [".json", ".csv", ".html"])
     found = measured(model, lambda bridge: _scores(bridge, given), verbose=verbose)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        from rich.console import Console
+    forms = {
+        ".json": lambda: json_of(found.to_json()),
+        ".csv": lambda: csv_of(found),
+        ".html": lambda: page(found.title, "".join(found.to_html(score) for score in found.values)),
+    }
+    deliver(forms, out, lambda: _show(found, top, full), as_json=as_json)
 
-        from clearspan.view import show_head_scores
 
-        show_head_scores(found, Console(), top=top, full=full)
-    write(
-        out,
-        {
-            ".json": lambda: json_of(found.to_json()),
-            ".csv": lambda: csv_of(found),
-            ".html": lambda: page(found.title, "".join(found.to_html(score) for score in found.values)),
-        },
-    )
+def _show(found: "Effects", top: int, full: bool) -> None:
+    from rich.console import Console
+
+    from clearspan.view import show_head_scores
+
+    show_head_scores(found, Console(), top=top, full=full)
 
 
 def _scores(bridge: "TransformerBridge", given: str | list[int] | None) -> "Effects":

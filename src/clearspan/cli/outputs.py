@@ -18,11 +18,6 @@ Forms = Mapping[str, Callable[[], str]]
 """By a file's suffix, what makes its text."""
 
 
-def print_json(data: object) -> None:
-    """Prints data as JSON."""
-    typer.echo(json_of(data))
-
-
 def json_of(data: object) -> str:
     """Returns data as JSON, in which None stands for what is no finite number."""
     return json.dumps(_finite(data), allow_nan=False)
@@ -74,10 +69,18 @@ def check_out(out: Path | None, name: str, suffixes: Sequence[str]) -> None:
         )
 
 
-def write(out: Path | None, forms: Forms) -> None:
-    """Writes a result to the file that was asked for, in the form of its suffix."""
-    if out is None:
-        return
+def deliver(forms: Forms, out: Path | None, show: Callable[[], None], *, as_json: bool) -> None:
+    """Shows a result, or prints its JSON instead, and writes the file that was asked for."""
+    if as_json:
+        typer.echo(forms[".json"]())
+    else:
+        show()
+    if out is not None:
+        write(forms, out)
+
+
+def write(forms: Forms, out: Path) -> None:
+    """Writes a result to a file, in the form of its suffix."""
     content = forms[out.suffix.lower()]().encode("utf-8")
     try:
         out.write_bytes(content)
@@ -87,7 +90,6 @@ def write(out: Path | None, forms: Forms) -> None:
 
 
 def told(out: Path) -> None:
-    """Says on standard error that a file was written, and how large it is."""
-    size = out.stat().st_size
-    written = f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
-    typer.echo(f"wrote {out} ({written})", err=True)
+    """Says on standard error that a file was written, and how large it is if that is much."""
+    megabytes = out.stat().st_size / 1e6
+    typer.echo(f"wrote {out}" + (f" ({megabytes:.1f} MB)" if megabytes >= 0.1 else ""), err=True)

@@ -8,7 +8,7 @@ import typer
 from clearspan.cli.inputs import both_answers, names, numbers
 from clearspan.cli.models import measured
 from clearspan.cli.options import Answers, AsJson, Clean, Corrupted, Full, Model, Verbose
-from clearspan.cli.outputs import check_out, csv_of, json_of, page, print_json, write
+from clearspan.cli.outputs import check_out, csv_of, deliver, json_of, page
 
 if TYPE_CHECKING:
     from clearspan import TransformerBridge
@@ -62,25 +62,19 @@ def patch(
             which[0] if len(which) == 1 else which,
             axes,  # pyright: ignore[reportArgumentType]: what is no axis is an error there
             direction="noising" if noising else "denoising",
-            **places,
+            **places,  # pyright: ignore[reportArgumentType]: places on axes alone
         )
 
     found = measured(model, sweep, verbose=verbose)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        _show(found, points, full=full)
-    write(
-        out,
-        {
-            ".json": lambda: json_of(found.to_json()),
-            ".csv": lambda: csv_of(found),
-            ".html": lambda: page(found.title, found.to_html(draws=_draws(found))),
-        },
-    )
+    forms = {
+        ".json": lambda: json_of(found.to_json()),
+        ".csv": lambda: csv_of(found),
+        ".html": lambda: page(found.title, found.to_html(draws=_draws(found))),
+    }
+    deliver(forms, out, lambda: _show(found, points, full), as_json=as_json)
 
 
-def _show(found: "Effects", title: str, *, full: bool) -> None:
+def _show(found: "Effects", title: str, full: bool) -> None:
     from rich.console import Console
 
     from clearspan.results import number
@@ -91,9 +85,9 @@ def _show(found: "Effects", title: str, *, full: bool) -> None:
     low, high = number(base.mean().item()), number(own.mean().item())
     unit, draws = found.units[name], _draws(found)
     other = {"clean": "corrupted", "corrupted": "clean"}[source]
-    scale = "0: the same, 1: as in" if draws == "share" else "in that unit, toward or away from"
+    scale = f"0: no change, 1: as in the {source} run" if draws == "share" else f"change in {unit}"
     typer.echo(f"{name.replace('_', ' ')}: {low} {unit} in the {other} run, {high} in the {source} run")
-    typer.echo(f"each cell: how far one value of the {source} run takes the {other} run ({scale} the {source} run)")
+    typer.echo(f"each cell: the {other} run with one value of the {source} run ({scale})")
     show_effects(found, Console(), title=title, draws=draws, full=full)
 
 

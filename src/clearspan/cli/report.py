@@ -9,7 +9,7 @@ from clearspan.cli.endings import misused
 from clearspan.cli.inputs import names, one_of, read
 from clearspan.cli.models import measured
 from clearspan.cli.options import MODEL, AsJson, File, Full, Text, Tokens, Verbose, utf8
-from clearspan.cli.outputs import check_out, csv_of, json_of, print_json, write
+from clearspan.cli.outputs import check_out, csv_of, deliver, json_of
 
 if TYPE_CHECKING:
     from clearspan.analysis import Report
@@ -69,16 +69,16 @@ def report(
         name, lambda bridge: analysis.report(bridge, given, position=position, target=target), verbose=verbose
     )
     data = {key: value for key, value in found.to_dict().items() if only is None or key in _kept(parts)}
-    if as_json:
-        print_json(data)
-    else:
-        from rich.console import Console
-
-        from clearspan.view import show
-
-        show(found, Console(), parts=parts, top=top, full=full)
     forms = {".html": lambda: _page(found), ".json": lambda: json_of(data), ".csv": lambda: _table(found, parts[0])}
-    write(out, forms)
+    deliver(forms, out, lambda: _show(found, parts, top, full), as_json=as_json)
+
+
+def _show(found: "Report", parts: "list[Part]", top: int, full: bool) -> None:
+    from rich.console import Console
+
+    from clearspan.view import show
+
+    show(found, Console(), parts=parts, top=top, full=full)
 
 
 def _check_out(out: Path | None, parts: "list[Part]", *, is_last: bool) -> None:
@@ -96,7 +96,7 @@ def _parts(only: str | None) -> "list[Part]":
 
     if only is None:
         return list(PARTS)
-    known = {str(part): part for part in PARTS}
+    known: dict[str, Part] = {part: part for part in PARTS}
     for name in (asked := names(only)):
         if name not in known:
             misused(

@@ -1,14 +1,17 @@
 """`clearspan verify`: whether every hook point of a model reads and writes as it should."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clearspan.cli.endings import FAILURE
 from clearspan.cli.models import measured
 from clearspan.cli.options import AsJson, Model, Verbose
-from clearspan.cli.outputs import check_out, json_of, print_json, write
+from clearspan.cli.outputs import check_out, deliver, json_of
+
+if TYPE_CHECKING:
+    from clearspan.verification import Verification
 
 
 def verify(
@@ -25,14 +28,14 @@ def verify(
     """
     check_out(out, "verification", [".json"])
     found = measured(model, lambda bridge: bridge.verify("full" if full else "quick"), verbose=verbose)
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        from rich.console import Console
-
-        from clearspan.view import show_verification
-
-        show_verification(found, Console())
-    write(out, {".json": lambda: json_of(found.to_dict())})
+    deliver({".json": lambda: json_of(found.to_dict())}, out, lambda: _show(found), as_json=as_json)
     if not found.passed:
         raise typer.Exit(FAILURE)
+
+
+def _show(found: "Verification") -> None:
+    from rich.console import Console
+
+    from clearspan.view import show_verification
+
+    show_verification(found, Console())

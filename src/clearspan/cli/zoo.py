@@ -1,13 +1,16 @@
 """`clearspan zoo`: a tiny model of each type that transformers has, verified."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clearspan.cli.endings import FAILURE, USAGE, fail, misused
 from clearspan.cli.options import AsJson
-from clearspan.cli.outputs import check_out, json_of, print_json, write
+from clearspan.cli.outputs import check_out, deliver, json_of
+
+if TYPE_CHECKING:
+    from clearspan.zoo import Zoo
 
 
 def zoo(
@@ -36,14 +39,14 @@ def zoo(
         found = check_all(model_types or None, level, processes=processes)
     except ClearspanError as error:
         fail(error, USAGE)
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        from rich.console import Console
-
-        from clearspan.view import show_zoo
-
-        show_zoo(found, Console())
-    write(out, {".json": lambda: json_of(found.to_dict())})
+    deliver({".json": lambda: json_of(found.to_dict())}, out, lambda: _show(found), as_json=as_json)
     if not found.passed:
         raise typer.Exit(FAILURE)
+
+
+def _show(found: "Zoo") -> None:
+    from rich.console import Console
+
+    from clearspan.view import show_zoo
+
+    show_zoo(found, Console())

@@ -124,7 +124,7 @@ def test_the_two_answers_are_given_with_a_comma_or_twice():
 
 def test_prompts_that_measure_the_same_have_changes_and_no_shares():
     text = printed("patch", MODEL, CLEAN, CLEAN, *ANSWERS, "--full")
-    assert "in that unit" in text
+    assert "(change in logits)" in text
     assert "nan" not in text
     as_json(printed("patch", MODEL, CLEAN, CLEAN, *ANSWERS, "--json"))
 
