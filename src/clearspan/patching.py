@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
-from clearspan.checks import whole_numbers
+from clearspan.checks import check_kind, whole_numbers
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, argument
 from clearspan.inputs import Input
@@ -60,7 +60,7 @@ def activation_patching(
     clean: Input,
     corrupted: Input,
     metric: Metric | Mapping[str, Metric],
-    point: str = "resid_pre",
+    point: str | Sequence[str] = "resid_pre",
     by: Axis | Sequence[Axis] = ("layer", "position"),
     *,
     direction: Direction = "denoising",
@@ -81,7 +81,7 @@ def activation_patching(
         corrupted: The other prompt of each pair, of the same length.
         metric: What is measured, or several by name; see `clearspan.sweep.Sweep`.
         point: A hook point's short name: `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `z`, `q`, `k`,
-            `v`, `pattern`, `post`, `result`, ...
+            `v`, `pattern`, `post`, `result`, ... Or several that have the same places: an axis, `point`, in front.
         by: What a cell is: one place on each of these axes (or this one), and all places of the others.
         direction: Which run's values go into which.
         background: Interventions that are made in every cell.
@@ -115,7 +115,10 @@ def activation_patching(
     axes = [by] if isinstance(by, str) else by
     if not isinstance(axes, Sequence) or not all(isinstance(axis, str) for axis in axes):
         raise InvalidArgumentError(f"by={by!r}"[:80], expected="axes, such as ('layer', 'position')")
-    cells = _grid(bridge, point, axes, pair.source_name, pair.base.longest, places)
+    check_kind(str, Sequence, point=point)
+    names = [point] if isinstance(point, str) else point
+    grids = {name: _grid(bridge, name, axes, pair.source_name, pair.base.longest, places) for name in names}
+    cells = grids[point] if isinstance(point, str) else Grid.stacked(grids)
     sources = {pair.source_name: pair.source}
     return Sweep(bridge, pair.base, cells, metric, sources=sources, background=background).run(
         memory, progress=progress

@@ -217,6 +217,12 @@ class LogitLens(Result):
         """A name for each row: `embed`, then the layer whose block the stream leaves."""
         return depth_names(len(self.top_ids) - 1)
 
+    @property
+    def settled(self) -> Int[Tensor, "pos"]:
+        """The depth from which on the likeliest token is the model's own, at each position."""
+        agreeing = (self.final_ranks == 0).flip(0).long().cumprod(0).sum(0)
+        return len(self.final_ranks) - agreeing
+
     def columns(self) -> Columns:
         """Returns one row for each position and depth."""
         places = melted(self.top_ids.T, "id", position=range(self.top_ids.shape[1]), depth=self.depths)

@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan._forward.readout import exact
+from clearspan.analysis.activations import Targets, target_ids_of
 from clearspan.analysis.heads import HeadScores, head_scores
 from clearspan.analysis.lenses import LogitLens, logit_lens
 from clearspan.analysis.words import Words, words_of
 from clearspan.bridge import TransformerBridge
-from clearspan.checks import check_counts
+from clearspan.checks import check_counts, check_kind
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.inputs import Batch, Input, Place
@@ -160,13 +162,15 @@ def predictions(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CausalEffect(Effects):
-    """The log-probability of the last prediction with one position of one layer's input replaced, in nats.
+    """The log-probability of one prediction with one position of one layer's input replaced, in nats.
 
     Attributes:
-        targets: Each row's likeliest token after its last position.
+        targets: Each row's token whose log-probability it is.
+        predicted_at: The position after which the token is predicted, counted from a row's last one if negative.
     """
 
     targets: tuple[int, ...] = ()
+    predicted_at: int = -1
 
     @property
     def log_prob(self) -> float:
@@ -195,6 +199,8 @@ def causal_effect(
     bridge: TransformerBridge,
     input: Input,
     *,
+    position: int = -1,
+    targets: Targets | None = None,
     attention_mask: Int[Tensor, "row pos"] | None = None,
     memory: int | None = None,
     progress: bool | Progress = True,
@@ -208,6 +214,9 @@ def causal_effect(
     Args:
         bridge: A model whose attention is causal, without hooks on it.
         input: Any input of tokens.
+        position: After which position the target is predicted, counted among a row's real tokens; negative from its
+            last one. What is replaced after it has no effect.
+        targets: A token as text or id: one for all rows, or one for each. By default the likeliest there.
         attention_mask: 1 for real tokens, where bare token ids have padding.
         memory: Bytes that a batch may take; by default half of what is free.
         progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
@@ -217,7 +226,8 @@ def causal_effect(
 
     Raises:
         InputError: Nothing that can be run.
-        InvalidArgumentError: The model is in training mode, or hooks are on it.
+        InvalidArgumentError: The model is in training mode, hooks are on it, a position that a row does not have, or
+            targets that are not one for each row.
         NotFiniteError: The logits are NaN.
 
     Example:
@@ -233,19 +243,26 @@ def causal_effect(
         Sun et al. (2024), "Massive Activations in Large Language Models", arXiv:2402.17762: the first position.
     """
     check_bridge(bridge)
+    check_kind(int, np.integer, position=position)
     batch = bridge.to_batch(input, attention_mask)
-    targets = tuple(predictions(bridge, batch, k=1).top_ids[batch.lengths.cumsum(0) - 1, 0].tolist())
+    found = predictions(bridge, batch, k=1)
+    if targets is None:
+        chosen = [found.places.index(place) for place in batch.places(position)[2]]
+        tokens = tuple(found.top_ids[chosen, 0].tolist())
+    else:
+        tokens = tuple(target_ids_of(bridge, targets, batch.rows).tolist())
     layers = range(bridge.cfg.n_layers)
     _, cache = bridge.run_with_cache(batch, [f"blocks.{layer}.hook_resid_pre" for layer in layers], return_type=None)
     found = Sweep(
         bridge,
         batch,
         grid("resid_pre", Patch("mean"), layer=layers, position=range(batch.longest)),
-        {"log probability": Probability(targets, is_log=True)},
+        {"log probability": Probability(tokens, position, is_log=True)},
         sources={"mean": {name: _own_mean(cache[name], batch) for name in cache}},
     ).run(memory, progress=progress)
     own = {one.name: getattr(found, one.name) for one in fields(found)}
-    return CausalEffect(**{**own, "what": "the stream replaced by its mean"}, targets=targets)
+    own["what"] = "the stream replaced by its mean"
+    return CausalEffect(**own, targets=tokens, predicted_at=int(position))
 
 
 def _own_mean(resid: Float[Tensor, "row pos d_model"], batch: Batch) -> Float[Tensor, "row pos d_model"]:
@@ -283,7 +300,7 @@ class Report:
         predictions: Likeliest next tokens.
         lens: Logit lens.
         heads: Induction and previous-token scores, on random tokens rather than this text.
-        effect: Causal effect on the last prediction.
+        effect: Causal effect on one prediction, by default the last.
         patterns: Attention of every head on this text; NaN in layers without attention.
     """
 
@@ -309,8 +326,13 @@ class Report:
 
     @property
     def target(self) -> str:
-        """The text of the model's last prediction."""
+        """The text of the token whose log-probability the causal effect is of."""
         return self.words[self.effect.targets[0]]
+
+    @property
+    def predicted_at(self) -> int:
+        """The position after which that token is predicted."""
+        return self.effect.predicted_at % len(self.token_ids)
 
     def to_dict(self) -> dict[str, object]:
         """Returns the report as plain data for JSON; probabilities and attention are rounded to 6 decimals.
@@ -324,7 +346,8 @@ class Report:
           position `ids`, `texts`, `probabilities` (of the likeliest token at that depth), `final_ranks`,
           `final_probabilities` (of the token that the model itself predicts; rank 0 is the likeliest)
         - `head_scores`: `induction` and `previous_token`, each `[layer][head]`
-        - `causal_effect`: `target` (`id`, `text`), `log_probability` in nats, `drop` in nats, `[layer][position]`
+        - `causal_effect`: `position` after which the target is predicted, `target` (`id`, `text`), `log_probability` in
+          nats, `drop` in nats, `[layer][position]`
         - `attention`: `[layer][head][query position][key position]`
         """
         return {
@@ -337,6 +360,7 @@ class Report:
                 "previous_token": _plain(self.heads.previous_token),
             },
             "causal_effect": {
+                "position": self.predicted_at,
                 "target": {"id": self.effect.targets[0], "text": self.target},
                 "log_probability": self.effect.log_prob,
                 "drop": _plain(self.effect.drop),
@@ -389,6 +413,8 @@ def report(
     input: Input,
     *,
     k: int = 5,
+    position: int = -1,
+    target: str | int | None = None,
     attention_mask: Int[Tensor, "row pos"] | None = None,
     progress: bool | Progress = True,
 ) -> Report:
@@ -398,12 +424,14 @@ def report(
         bridge: A model, without hooks on it. Without a tokenizer, tokens are shown as their ids, `#5`.
         input: Any input of one row of tokens.
         k: Predictions kept for each position.
+        position: Whose prediction the causal effect is on; negative from the end.
+        target: The token, as text or id, whose log-probability it is of; by default the likeliest there.
         attention_mask: 1 for real tokens, where bare token ids have padding.
         progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Raises:
         InputError: The text is empty, or longer than the model's context.
-        InvalidArgumentError: Several rows.
+        InvalidArgumentError: Several rows, or a position or target that is none.
         NoTokenizerError: Text, and the bridge has no tokenizer.
         NotFiniteError: The model returns NaN.
 
@@ -431,8 +459,15 @@ def report(
         for layer, name in names.items():
             patterns[layer] = cache[name][0].float().cpu()
         tell("attention patterns", 1, 1)
-        effect = causal_effect(bridge, tokens, progress=lambda _, done, total: tell("causal effect", done, total))
-    ids = torch.cat([part.flatten() for part in (found.tokens, found.top_ids, lens.top_ids)]).unique().tolist()
+        effect = causal_effect(
+            bridge,
+            tokens,
+            position=position,
+            targets=target,
+            progress=lambda _, done, total: tell("causal effect", done, total),
+        )
+    shown_ids = (found.tokens, found.top_ids, lens.top_ids, torch.tensor(effect.targets))
+    ids = torch.cat([part.flatten() for part in shown_ids]).unique().tolist()
     words = Words({token: word for token in ids if (word := bridge.text.word(token))})
     text = batch.texts[0] if batch.texts else "" if bridge.tokenizer is None else str(bridge.to_string(tokens[0]))
     cfg, parameters = bridge.cfg, sum(one.numel() for one in bridge.parameters())

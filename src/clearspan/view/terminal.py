@@ -1,183 +1,230 @@
-"""A `Report` or a `Verification` in the terminal: tables that fit its width."""
+"""A `Report` in the terminal: on one screen what matters of it, or all of it, in tables that fit the width."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, get_args
 
-from rich.cells import set_cell_size
-from rich.color import Color, blend_rgb
-from rich.color_triplet import ColorTriplet
-from rich.columns import Columns
-from rich.console import Console
-from rich.padding import Padding
+from rich.console import Console, RenderableType
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from clearspan.analysis import Head, Report, strongest
-from clearspan.plots import visible
-from clearspan.verification import Verification
-from clearspan.verification.report import GROUPS
+from clearspan.analysis import Report
+from clearspan.checks import check_choice, check_counts
+from clearspan.plots import id_label, visible
+from clearspan.results import counted
+from clearspan.text import BROKEN
 
-MOST_POSITIONS = 64
-BAR = 14
-WHITE, GREY = ColorTriplet(255, 255, 255), ColorTriplet(98, 110, 120)
-BLUE, RED, GREEN = ColorTriplet(22, 105, 170), ColorTriplet(178, 60, 36), ColorTriplet(20, 122, 120)
+from .cells import BAR, BLUE, GREEN, RED, bar, chunks, ground, print_part, probability, signed, table, token
+from .heads import head_tables
+
+Part = Literal["predictions", "lens", "heads", "effect"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""What a report in the terminal has, in order."""
+DEPTHS = 12
+"""Rows that depths of the lens take, where they are folded."""
 
 
-def show(report: Report, console: Console) -> None:
-    """Prints the report: predictions, logit lens, strongest heads and causal effect.
+def show(report: Report, console: Console, *, parts: Sequence[Part] = PARTS, top: int = 8, full: bool = False) -> None:
+    """Prints predictions, logit lens, strongest heads and causal effect.
 
-    A text longer than 64 tokens shows its last 64; a model with more layers than the width has room for shows some of
-    them, the first and the last among them.
+    Folded, it is what matters: the tokens that were least expected, the layers at which the lens settles on what the
+    model says in the end, and the strongest heads and causes. A text of any length takes one screen.
+
+    Args:
+        report: What is shown.
+        console: Where. No line is wider than it.
+        parts: Which of `PARTS`.
+        top: Rows of each folded table.
+        full: Whether every position and every layer is shown instead.
+
+    Raises:
+        InvalidArgumentError: There is no such part, or `top` is no count.
     """
-    positions = range(max(0, len(report.tokens) - MOST_POSITIONS), len(report.tokens))
+    check_counts(top=top)
+    for part in parts:
+        check_choice(PARTS, part=part)
     console.print(_facts(report))
-    if positions.start:
-        console.print(f"  Showing the last {len(positions)} of {len(report.tokens)} positions.", style="dim")
-    for title, note, body in (
-        (
-            "Predictions",
-            "how likely each token was, and what the model expects after it",
-            _tokens(report, positions, console.width),
-        ),
-        ("Logit lens", "likeliest token at each depth; bold: the model's own", _lens(report, positions, console.width)),
-        ("Strongest heads", "attention on repeated random tokens, from 0 to 1", _heads(report)),
-        ("Causal effect", _effect_note(report), _effect(report, positions, console.width)),
-    ):
+    console.print(_predicted(report, console.width))
+    for part in dict.fromkeys(parts):
         console.print()
-        console.print(Text.assemble((title, "bold"), "  ", (note, "dim")))
-        console.print(Padding(body, (0, 0, 0, 2)))
+        title, note, bodies = _part(report, part, console.width, None if full else top)
+        print_part(console, title, note, *bodies)
+    console.print()
+    console.print(_legend(parts, full), style="dim")
+
+
+def _part(report: Report, part: Part, width: int, top: int | None) -> tuple[str, str, Iterable[RenderableType]]:
+    """Returns the title of a part, what its columns are, and its tables; `top` is None where nothing is folded."""
+    before = f"log P({visible(report.target, 20)}) = {report.effect.log_prob:z.3f}"
+    effects, attention = f"nats lost from {before} by mean ablation", "attention on repeated random tokens, from 0 to 1"
+    match part, top:
+        case "predictions", None:
+            note = "how likely each token was, and what the model expects after it"
+            return "Predictions", note, [_tokens(report, width)]
+        case "predictions", int():
+            note = "how likely each was after those before it, and what was expected there"
+            return "Least expected tokens", note, [_surprising(report, width, top)]
+        case "lens", None:
+            return "Logit lens", "likeliest token at each depth; bold: the model's own", _lens(report, width)
+        case "lens", int():
+            note = "from which depth on positions predict what the model says in the end"
+            return "Logit lens", note, [_settled(report, width)]
+        case "heads", _:
+            return "Strongest heads" if top else "All heads", attention, head_tables(report.heads, width, top)
+        case "effect", None:
+            return "Causal effect", effects, _effect(report, width)
+        case "effect", int():
+            return "Causal effect", effects, [_causes(report, top)]
+        case _:
+            raise AssertionError(part)
 
 
 def _facts(report: Report) -> Text:
     model = report.model
     sizes = f"{model.parameters:,} parameters, {model.layers} layers x {model.heads} heads, width {model.d_model}"
-    return Text.assemble((model.name, "bold cyan"), f"  {model.architecture}, {sizes}")
+    return Text.assemble((visible(model.name), "bold cyan"), f"  {model.architecture}, {sizes}")
 
 
-def _table(*columns: str, right: Iterable[str] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
-    return table
+def _predicted(report: Report, width: int) -> Text:
+    """Returns one line on the prediction that the report explains."""
+    at = report.predicted_at
+    read = f"{counted(len(report.tokens), 'token')}; after {at} "
+    found = Text.assemble(read, _token(report, report.token_ids[at], 14), ("  →  ", "dim"), _guesses(report, at, 5))
+    found.truncate(width, overflow="ellipsis")
+    return found
 
 
-def _tokens(report: Report, positions: range, width: int) -> Table:
-    count = max(1, (width - 34) // 19)
-    table = _table("pos", "token", "p", "next", right=("pos", "p"))
+def _legend(parts: Sequence[Part], full: bool) -> str:
+    """Returns what signs mean, of those that are shown."""
+    heads = "L3H1: head 1 of layer 3" if "heads" in parts else ""
+    effect = "+: makes the target likelier" if "effect" in parts else ""
+    others = filter(None, (heads, effect, "" if full else "--full: everything"))
+    return "pos: position   p: probability   ·: space   ⏎: line break   ⇥: tab\n" + "   ".join(others)
+
+
+def _guesses(report: Report, position: int, count: int) -> Text:
+    """Returns the likeliest tokens after a position, with their probabilities."""
     found = report.predictions
-    probs, ids, top = found.token_probs.tolist(), found.top_ids.tolist(), found.top_probs.tolist()
-    for p in positions:
-        guesses = Text("  ").join(
-            Text.assemble(visible(report.words[i], 12), (f" {prob:z.2f}", "dim"))
-            for i, prob in zip(ids[p][:count], top[p], strict=False)
-        )
-        own = "" if math.isnan(probs[p]) else Text(f" {probs[p]:z.2f} ", style=_ground(probs[p], BLUE))
-        table.add_row(str(p), _token(report, p), own, guesses)
-    return table
+    pairs = zip(found.top_ids[position].tolist(), found.top_probs[position].tolist(), strict=True)
+    guesses = [
+        Text.assemble(_token(report, i, 12), (f" {probability(prob)}", "dim")) for i, prob in list(pairs)[:count]
+    ]
+    return Text("  ").join(guesses)
 
 
-def _token(report: Report, position: int) -> Text:
-    return Text(visible(report.tokens[position], 14))  # as text: in a string Rich would read `[b]` as markup
+def _named(report: Report, position: int) -> tuple[str, Text]:
+    return str(position), _token(report, report.token_ids[position], 14)
 
 
-def _ground(share: float, color: ColorTriplet) -> Style:
-    """Returns a style for a share from 0 to 1: dim, plain, then a ground that can be seen on black and on white."""
-    if share < 0.15:
-        return Style(dim=share < 0.05)
-    ground = blend_rgb(GREY, color, min(share, 1.0))
-    return Style(color=Color.from_triplet(WHITE), bgcolor=Color.from_triplet(ground))
+def _token(report: Report, token_id: int, cells: int, style: str | Style = "") -> Text:
+    """Returns a token as its text; to what is part of a character, and looks like others, its id is added."""
+    text = report.words[token_id]
+    return token(text + id_label(token_id) if BROKEN in text else text, cells, style)
 
 
-def _some(count: int, room: int) -> list[int]:
-    """Returns `room` of `count` indices at even distances, the first and the last among them; all if they fit."""
-    if count <= room:
-        return list(range(count))
-    return [round(i * (count - 1) / (room - 1)) for i in range(room)]
+# --- predictions -----------------------------------------------------------------------------------------------------
 
 
-def _lens(report: Report, positions: range, width: int) -> Table:
+def _surprising(report: Report, width: int, top: int) -> RenderableType:
+    """Returns the tokens that had the least probability, the least first."""
+    probs = report.predictions.token_probs.tolist()
+    known = sorted((position for position, prob in enumerate(probs) if prob == prob), key=probs.__getitem__)
+    if not known:
+        return Text("there is no token before which others are", style="dim")
+    found = table("pos", "token", "p", "expected", right=("pos", "p"))
+    for position in known[:top]:
+        expected = _guesses(report, position - 1, _count(width))
+        found.add_row(*_named(report, position), probability(probs[position]), expected)
+    return found
+
+
+def _tokens(report: Report, width: int) -> Table:
+    found = table("pos", "token", "p", "next", right=("pos", "p"))
+    for position, prob in enumerate(report.predictions.token_probs.tolist()):
+        own = "" if math.isnan(prob) else Text(f" {probability(prob)} ", style=ground(prob, BLUE))
+        found.add_row(*_named(report, position), own, _guesses(report, position, _count(width)))
+    return found
+
+
+def _count(width: int) -> int:
+    """Returns how many guesses there is room for."""
+    return max(1, (width - 34) // 22)
+
+
+# --- logit lens ------------------------------------------------------------------------------------------------------
+
+
+def _settled(report: Report, width: int) -> Table:
+    """Returns how many positions settle at each depth, and what the lens reads at the one that is explained.
+
+    Of a deep model each row is several depths, and what is read is that at the last of them.
+    """
+    lens, at, names = report.lens, report.predicted_at, report.depths
+    counts = lens.settled.bincount(minlength=len(names)).tolist()
+    settle = "positions settle"
+    found = table("depth", settle, "", f"after {at}", "p", "rank of the model's own", right=(settle, "p"))
+    for some in _runs(len(names), DEPTHS):
+        last, count = some[-1], sum(counts[depth] for depth in some)
+        name = names[last] if len(some) == 1 else f"{names[some[0]]} to {names[last].removeprefix('layer ')}"
+        read = _token(report, int(lens.top_ids[last, at]), max(6, min(16, width - 76)))
+        rank = int(lens.final_ranks[last, at])
+        read.stylize("bold" if rank == 0 else "")
+        prob = probability(float(lens.top_probs[last, at]))
+        found.add_row(name, str(count or "·"), bar(count / len(report.tokens), BAR), read, prob, str(rank))
+    return found
+
+
+def _runs(count: int, most: int) -> list[range]:
+    """Returns the numbers below a count in runs, no more than `most`; the first run may be the shortest."""
+    size = math.ceil(count / most)
+    return [range(max(0, stop - size), stop) for stop in range(count, 0, -size)][::-1]
+
+
+def _lens(report: Report, width: int) -> Iterator[Table]:
+    """Yields tables of as many depths as the width has room for."""
     lens, names = report.lens, report.depths
     room = width - 24
     cell = min(10, max(len(names[-1]), room // len(names) - 2))
-    depths = _some(len(names), max(2, room // (cell + 2)))
-    table = _table("pos", "token", *(names[d] for d in depths), right=("pos",))
     ids, probs, ranks = lens.top_ids.tolist(), lens.top_probs.tolist(), lens.final_ranks.tolist()
-    for p in positions:
-        cells = [
-            Text(
-                set_cell_size(visible(report.words[ids[d][p]], cell), cell),
-                style=_ground(probs[d][p], BLUE) + Style(bold=ranks[d][p] == 0),
-            )
-            for d in depths
-        ]
-        table.add_row(str(p), _token(report, p), *cells)
-    return table
+    for depths in chunks(len(names), max(1, room // (cell + 2))):
+        found = table("pos", "token", *(names[d] for d in depths), right=("pos",))
+        for p in range(len(report.tokens)):
+            cells = [
+                _token(report, ids[d][p], cell, ground(probs[d][p], BLUE) + Style(bold=ranks[d][p] == 0))
+                for d in depths
+            ]
+            found.add_row(*_named(report, p), *cells)
+        yield found
 
 
-def _heads(report: Report) -> Columns:
-    scores = {"induction": report.heads.induction, "previous token": report.heads.previous_token}
-    return Columns([_bars(name, strongest(score)) for name, score in scores.items()], padding=(0, 3))
+# --- causal effect ---------------------------------------------------------------------------------------------------
 
 
-def _bars(name: str, heads: Sequence[Head]) -> Table:
-    table = _table(name, "", "", right=("",))
-    for head in heads:
-        filled = round(BAR * head.score)
-        bar = Text.assemble(("━" * filled, "cyan"), ("━" * (BAR - filled), "bright_black"))
-        table.add_row(str(head), bar, f"{head.score:z.3f}")
-    return table
+def _causes(report: Report, top: int) -> RenderableType:
+    """Returns the positions whose strongest layer matters most, the strongest first."""
+    drop = report.effect.drop[:, : report.predicted_at + 1]
+    layers = drop.abs().nan_to_num().max(0).indices.tolist()
+    values = [drop[layer, position].item() for position, layer in enumerate(layers)]
+    known = [position for position, value in enumerate(values) if abs(value) >= 0.005]
+    if not known:
+        return Text("no position changes it by 0.005 nats", style="dim")
+    found = table("pos", "token", "strongest at", "nats", "", right=("pos", "nats"))
+    strongest_first = sorted(known, key=lambda position: -abs(values[position]))
+    bound = abs(values[strongest_first[0]])
+    for position in strongest_first[:top]:
+        value, layer = values[position], report.depths[1 + layers[position]]
+        length = bar(abs(value) / bound, BAR, "red" if value > 0 else "green")
+        found.add_row(*_named(report, position), layer, f"{value:+z.2f}", length)
+    return found
 
 
-def _effect_note(report: Report) -> str:
-    return f"nats lost from log P({visible(report.target)}) = {report.effect.log_prob:z.3f} by mean ablation"
-
-
-def _effect(report: Report, positions: range, width: int) -> Table:
+def _effect(report: Report, width: int) -> Iterator[Table]:
+    """Yields tables of as many layers as the width has room for."""
     drop, bound, names = report.effect.drop, report.effect.bound, report.depths[1:]
-    layers = _some(len(drop), max(2, (width - 24) // (len(names[-1]) + 2)))
-    table = _table("pos", "token", *(names[layer] for layer in layers), right=("pos",))
-    for p in positions:
-        values = drop[:, p].tolist()
-        table.add_row(str(p), _token(report, p), *(_nats(values[layer], bound) for layer in layers))
-    return table
-
-
-def _nats(value: float, bound: float) -> Text:
-    if abs(value) < 0.005:
-        return Text("   ·", style="dim")
-    return Text(f" {value:+z.2f} ", style=_ground(abs(value) / bound, RED if value > 0 else GREEN))
-
-
-def show_verification(found: Verification, console: Console) -> None:
-    """Prints the result of `bridge.verify`."""
-    console.print(
-        Text.assemble(
-            (found.model or found.architecture, "bold"),
-            f"  {found.architecture}, {found.dtype}, {found.level}: {found.forwards} forward passes",
-        )
-    )
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("", "checks", "hold", "largest error"):
-        table.add_column(title, justify="right" if title in ("hold", "largest error") else "left", no_wrap=True)
-    table.add_column("what it shows")
-    for group, held, count, error in found.groups():
-        mark = Text("✓", style="green") if held == count else Text("✗", style="bold red")
-        largest = "" if error is None else f"{error:.1e}"
-        table.add_row(mark, group, f"{held}/{count}", largest, Text(GROUPS[group], style="dim"))
-    console.print(Padding(table, (1, 0, 1, 2)))
-    for check in found.unavailable:
-        console.print(Text.assemble(("not checked ", "yellow"), (check.group, "bold"), f"  {check.what}"))
-    for what in found.unexplained:
-        console.print(Text.assemble(("warning ", "yellow"), what))
-    for what in found.not_exercised:
-        console.print(Text.assemble(("not exercised ", "yellow"), what))
-    for check in found.failures:
-        error = "" if check.error is None else f"  error {check.error:.1e}, allowed {check.tolerance:.1e}"
-        console.print(Text.assemble(("failed ", "bold red"), (check.group, "bold"), f"  {check.what}{error}"))
-        console.print(Padding(Text(check.explanation), (0, 0, 1, 2)))
-    console.print(
-        Text("every point reads and writes as it should", style="green")
-        if found.passed
-        else Text(f"{len(found.failures)} of {len(found.checks)} checks failed", style="bold red")
-    )
+    for layers in chunks(len(names), max(1, (width - 24) // (len(names[-1]) + 2))):
+        found = table("pos", "token", *(names[layer] for layer in layers), right=("pos", *names))
+        for p in range(len(report.tokens)):
+            values = drop[:, p].tolist()
+            found.add_row(*_named(report, p), *(signed(values[layer], bound, RED, GREEN) for layer in layers))
+        yield found
