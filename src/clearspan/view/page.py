@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from clearspan.analysis import Head, Report, strongest
+from clearspan.checks import check_kind
 from clearspan.files import write_text
 from clearspan.plots import visible
 
@@ -86,21 +87,17 @@ def save_report(report: Report, path: str | Path) -> None:
 
     Raises:
         InvalidArgumentError: There is no such folder, or the path is one.
-
-    Example:
-        >>> import clearspan, tempfile
-        >>> bridge = clearspan.boot("tiny-bigcode")
-        >>> found = clearspan.analysis.report(bridge, "def area(self): return self", progress=False)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_report(found, f"{folder}/report.html")
-        ...     "predicts" in open(f"{folder}/report.html", encoding="utf-8").read()
-        True
     """
     write_text(path, html_page(report))
 
 
 def open_report(report: Report) -> Path:
-    """Writes the page of a report to a temporary file, opens it in the browser, and returns the file's path."""
+    """Writes the page of a report to a temporary file, opens it in the browser, and returns the file's path.
+
+    Raises:
+        InvalidArgumentError: No report.
+    """
+    check_kind(Report, report=report)
     path = Path(tempfile.mkdtemp(prefix="clearspan-")) / "report.html"
     save_report(report, path)
     webbrowser.open(path.as_uri())

@@ -50,8 +50,8 @@ export function draw(canvas, { layout, map, scroll, view }) {
   context.scale(ratio, ratio);
   context.textBaseline = "middle";
   const { left, top, width, height } = layout;
-  const across = span(scroll.left, view.width - left, width, map.columns.labels.length);
-  const down = span(scroll.top, view.height - top, height, map.rows.labels.length);
+  const across = inView(scroll.left, view.width - left, width, map.columns.labels.length);
+  const down = inView(scroll.top, view.height - top, height, map.rows.labels.length);
   context.save();
   context.beginPath();
   context.rect(left, top, view.width - left, view.height - top);
@@ -65,20 +65,37 @@ export function draw(canvas, { layout, map, scroll, view }) {
   drawColumnLabels(context, layout, map.columns.labels, across, scroll.left, view);
 }
 
-/** Returns the first and the last place in view, and how many are drawn as one so that each can be seen. */
-function span(offset, room, size, count) {
-  const pool = Math.max(1, Math.ceil(SMALLEST_BLOCK / size));
+/** Returns the first place in view, the end of those in view, and how many are drawn as one. */
+function inView(offset, room, size, count) {
+  const pool = pooled(size);
   const first = Math.floor(Math.max(0, offset / size) / pool) * pool;
   return { first, end: Math.min(count, Math.ceil((offset + room) / size)), pool };
 }
 
-function drawCells(context, { width, height }, { value, bound, colours, text, isBold }, down, across) {
-  const shades = palette(colours);
+/** Returns how many places of a size are drawn as one, so that each can be seen. */
+const pooled = (size) => Math.max(1, Math.ceil(SMALLEST_BLOCK / size));
+
+/** Returns the cell that stands for all that are drawn as one with it: that whose value is furthest from 0. */
+export function strongest({ rows, columns, value }, layout, row, column) {
+  const down = pooled(layout.height), across = pooled(layout.width);
+  const top = Math.floor(row / down) * down, left = Math.floor(column / across) * across;
+  let found = { row, column, value: value(row, column) };
+  for (let r = top; r < Math.min(top + down, rows.labels.length); r++) {
+    for (let c = left; c < Math.min(left + across, columns.labels.length); c++) {
+      const one = value(r, c);
+      if (Number.isFinite(one) && !(Math.abs(one) <= Math.abs(found.value))) found = { row: r, column: c, value: one };
+    }
+  }
+  return found;
+}
+
+function drawCells(context, layout, map, down, across) {
+  const { width, height } = layout, { bound, text, isBold } = map;
+  const shades = palette(map.colours);
   const gap = Math.min(width, height) >= 8 ? 1 : 0;
   for (let row = down.first; row < down.end; row += down.pool) {
     for (let column = across.first; column < across.end; column += across.pool) {
-      const pooled = strongest(value, row, column, down.pool, across.pool);
-      const shade = colourOf(pooled, bound, shades);
+      const shade = colourOf(strongest(map, layout, row, column).value, bound, shades);
       if (!shade) continue;
       const x = column * width, y = row * height;
       context.fillStyle = shade.ground;
@@ -89,19 +106,6 @@ function drawCells(context, { width, height }, { value, bound, colours, text, is
       context.fillText(cut(text(row, column), width - 10), x + 5, y + height / 2);
     }
   }
-}
-
-/** Returns the value that is furthest from 0 among some rows and columns. */
-function strongest(value, row, column, rows, columns) {
-  if (rows === 1 && columns === 1) return value(row, column);
-  let found = NaN;
-  for (let r = row; r < row + rows; r++) {
-    for (let c = column; c < column + columns; c++) {
-      const one = value(r, c);
-      if (!(Math.abs(one) <= Math.abs(found))) found = Number.isFinite(one) ? one : found;
-    }
-  }
-  return found;
 }
 
 /** Returns as many of a text's first characters as have room, at 6.7 pixels each. */

@@ -6,6 +6,7 @@ import { linkVertical } from "d3-shape";
 import { select } from "d3-selection";
 import { zoom, zoomIdentity } from "d3-zoom";
 import { html } from "./html.js";
+import { keys } from "./keyboard.js";
 import { useWidth } from "./room.js";
 
 const LAYER = 58;
@@ -45,9 +46,15 @@ export function Graph({ label, nodes, edges, layers, positions, selection }) {
     onPointerLeave: () => selection.leave(),
     onClick: () => selection.pick(places),
   });
+  const onKeyDown = keys({
+    ArrowLeft: () => selection.step(["position"], -1),
+    ArrowRight: () => selection.step(["position"], 1),
+    ArrowUp: () => selection.step(["layer"], 1),
+    ArrowDown: () => selection.step(["layer"], -1),
+  });
   const step = Math.ceil((positions.at.length * 13) / Math.max(width - MARGIN.left, 1));
   return html`<div class="graph" ref=${holder}>
-    <svg ref=${drawing} width=${width} height=${height} role="img" aria-label=${`${label}. ${edges.length} edges, ${nodes.length} nodes`}>
+    <svg ref=${drawing} width=${width} height=${height} role="img" tabindex="0" onKeyDown=${onKeyDown} aria-label=${`${label}. ${edges.length} edges, ${nodes.length} nodes`}>
       ${layers.at.map((layer, i) => html`<text key=${layer} class="tick" x="0" y=${raised(layer)} dy="0.32em">${layers.labels[i]}</text>`)}
       <g class="edges">${edges.map((edge) => html`<path d=${curve(edge)} class=${edge.isFaint ? "faint" : ""}
         style=${{ strokeWidth: edge.isFaint ? 1 : 1 + 5 * edge.weight }} ...${events(edge.places)}><title>${edge.text}</title></path>`)}</g>

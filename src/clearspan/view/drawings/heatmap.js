@@ -1,7 +1,7 @@
 /** A heat map: any number of cells on a canvas that scrolls under its labels, with the shared selection drawn on it. */
 
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
-import { draw, layOut } from "./canvas.js";
+import { draw, layOut, strongest } from "./canvas.js";
 import { theme } from "./colours.js";
 import { html } from "./html.js";
 import { keys } from "./keyboard.js";
@@ -33,6 +33,16 @@ export function HeatMap({ label, selection, most = 640, opensAtEnd = false, desc
     if (width) draw(canvas.current, { layout, map, scroll, view });
   }, [width, scroll, theme.value, map.value, layout.width, layout.height, most]);
 
+  const picked = selection.picked.value;
+  useLayoutEffect(() => {
+    const row = placeOn(map.rows, picked), column = placeOn(map.columns, picked);
+    const { scrollTop: top, scrollLeft: left } = scroller.current;
+    scroller.current.scrollTo({
+      top: inView(row, layout.height, top, view.height - layout.top),
+      left: inView(column, layout.width, left, view.width - layout.left),
+    });
+  }, [picked, width > 0]);
+
   const shown = selection.shown.value;
   const row = placeOn(map.rows, shown), column = placeOn(map.columns, shown);
   const under = ({ clientX, clientY }) => {
@@ -40,7 +50,7 @@ export function HeatMap({ label, selection, most = 640, opensAtEnd = false, desc
     const c = Math.floor((clientX - box.left - layout.left + scroll.left) / layout.width);
     const r = Math.floor((clientY - box.top - layout.top + scroll.top) / layout.height);
     const isIn = clientX - box.left >= layout.left && clientY - box.top >= layout.top;
-    return isIn && r < map.rows.labels.length && c < map.columns.labels.length ? places(map, r, c) : {};
+    return isIn && r < map.rows.labels.length && c < map.columns.labels.length ? places(map, strongest(map, layout, r, c)) : {};
   };
   const point = (event) => {
     setHere(true);
@@ -94,12 +104,18 @@ function Note({ lines, x, y, view }) {
   </div>`;
 }
 
+/** Returns how far a map is scrolled so that a place is in view: as far as it is, if the place is there already. */
+function inView(place, size, scrolled, room) {
+  if (place === undefined) return scrolled;
+  return Math.min(Math.max(scrolled, (place + 1) * size - room), place * size);
+}
+
 function placeOn({ axes, labels, first = 0 }, shown) {
   const at = (shown[axes[0]] ?? NaN) - first;
   return at >= 0 && at < labels.length ? at : undefined;
 }
 
-function places({ rows, columns }, row, column) {
+function places({ rows, columns }, { row, column }) {
   const named = ({ axes, first = 0 }, at) => axes.map((axis) => [axis, at + first]);
   return Object.fromEntries([...named(columns, column), ...named(rows, row)]);
 }

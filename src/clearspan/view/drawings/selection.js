@@ -36,9 +36,14 @@ export class Selection {
     this.pick(Object.fromEntries(axes.map((axis) => [axis, at])));
   }
 
-  clear() {
+  /** Picks these places and, on the other axes, those of the start. */
+  open(places) {
     this.leave();
-    this.picked.value = this.start;
+    this.picked.value = { ...this.start, ...this.valid(places) };
+  }
+
+  clear() {
+    this.open({});
   }
 
   /** Returns those places that are on their axes. */
@@ -52,12 +57,12 @@ export class Selection {
 export function keepInAddress(selection) {
   const read = () => {
     const entries = [...new URLSearchParams(location.hash.slice(1))].map(([axis, at]) => [axis, Number(at)]);
-    selection.pick({ ...selection.start, ...Object.fromEntries(entries) });
+    selection.open(Object.fromEntries(entries));
   };
   const write = () => {
     const changed = Object.entries(selection.picked.value).filter(([axis, at]) => at !== selection.start[axis]);
     const hash = new URLSearchParams(changed).toString();
-    if (hash !== location.hash.slice(1)) history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
+    if (hash !== location.hash.slice(1)) history.replaceState(null, "", hash ? `#${hash}` : location.pathname);
   };
   read();
   addEventListener("hashchange", read);

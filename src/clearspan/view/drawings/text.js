@@ -44,5 +44,5 @@ const idOf = (label, at) => `${label.replace(/\W+/g, "-")}-${at}`;
 
 /** Returns a token with a new line after each visible line break. */
 function broken(token) {
-  return token.split(/(?<=⏎)/).map((line, i) => (i ? [html`<br />`, line] : line));
+  return token.split(/(⏎)/).map((part) => (part === "⏎" ? [part, html`<br />`] : part));
 }
