@@ -21,7 +21,7 @@ export function AttentionText({ attention, selection, isIds }) {
   const given = attention.tokens.map((_, key) => weight(attention, layer, head, target, key));
   const most = Math.max(...given.filter(Number.isFinite), 1e-6);
   return html`<${ColouredText} label=${`What position ${target} looks at, layer ${layer} head ${head}`} tokens=${attention.tokens}
-    values=${given} bound=${[0, most]} colours="heat" selection=${selection} isIds=${isIds}
+    values=${given} bound=${[0, most]} colours="glow" selection=${selection} isIds=${isIds}
     describe=${(at) => `${named(attention.tokens, at)}${Number.isFinite(given[at]) ? `: attention ${given[at].toFixed(2)}` : ""}`} />`;
 }
 
@@ -35,7 +35,7 @@ export function AttentionMatrix({ attention, selection, isWhole }) {
   const value = useCallback((query, key) => (key > query ? NaN : patterns.at(layer, head, query, key)), [layer, head]);
   return html`<${HeatMap} label=${`Attention of layer ${layer} head ${head}, from the rows' tokens to the columns'`}
     rows=${{ axes: ["target"], labels, first }} columns=${{ axes: ["position"], labels, first }}
-    value=${value} bound=${[0, 1]} colours="heat" cell=${isWhole ? { width: 0.2, most: 34 } : { width: CELL }}
+    value=${value} bound=${[0, 1]} colours="heat" unit="attention" cell=${isWhole ? { width: 0.2, most: 34 } : { width: CELL }}
     opensAtEnd=${!isWhole} selection=${selection} most=${760} describe=${(query, key) => [
       `from ${named(tokens, query + first)} to ${named(tokens, key + first)}`,
       key > query ? "comes later" : `attention ${value(query, key).toFixed(2)}`,

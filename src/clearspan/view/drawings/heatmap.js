@@ -2,7 +2,7 @@
 
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { draw, layOut, strongest } from "./canvas.js";
-import { theme } from "./colours.js";
+import { gradient, theme } from "./colours.js";
 import { html } from "./html.js";
 import { keys } from "./keyboard.js";
 import { useWidth } from "./room.js";
@@ -15,10 +15,11 @@ import { useWidth } from "./room.js";
  * - `value(row, column)`, `bound` (the ends of the colours), `colours` (a palette's name)
  * - `text(row, column)`, `isBold(row, column)`: what is written in a cell
  * - `describe(row, column)`: what is said of a cell under the pointer or the keyboard, in lines
+ * - `unit`: what a value is, for the legend
  * - `cell`: least `width` and `height`, greatest width `most`; without `height`, cells are square
  * - `most`: the greatest height of the drawing; `opensAtEnd`: whether the last row and column are in view at first
  */
-export function HeatMap({ label, selection, most = 640, opensAtEnd = false, describe, ...map }) {
+export function HeatMap({ label, selection, most = 640, opensAtEnd = false, unit, describe, ...map }) {
   const scroller = useRef(null), canvas = useRef(null);
   const width = useWidth(scroller);
   const [scroll, setScroll] = useState({ left: 0, top: 0 });
@@ -84,6 +85,7 @@ export function HeatMap({ label, selection, most = 640, opensAtEnd = false, desc
       </div>
     </div>
     ${isHere && lines.length > 0 && html`<${Note} lines=${lines} x=${x + layout.width} y=${y + layout.height} view=${view} />`}
+    ${unit && html`<${Legend} bound=${map.bound} colours=${map.colours} unit=${unit} />`}
   </div>`;
 }
 
@@ -93,6 +95,12 @@ function Mark({ className, from, size, least, most }) {
   if (length <= 0) return null;
   const [place, extent] = className === "across" ? ["top", "height"] : ["left", "width"];
   return html`<i class="mark ${className}" style=${{ [place]: `${start}px`, [extent]: `${Math.max(length, 2)}px` }}></i>`;
+}
+
+/** Which colours the ends of the values have. */
+function Legend({ bound: [low, high], colours, unit }) {
+  const written = (value) => String(Number(value.toPrecision(2))).replace("-", "−");
+  return html`<p class="legend">${written(low)}<i style=${{ background: gradient(colours) }}></i>${written(high)} ${unit}</p>`;
 }
 
 /** What is said of a cell, beside it. */

@@ -75,7 +75,7 @@ function Lens({ found, selection }) {
       the final norm and the unembedding. The colour is the probability of the token written in the cell, which is bold
       where it is already the model's own prediction. The last column is that prediction.</p>
     <${HeatMap} label="Logit lens: positions down, depth from left to right" selection=${selection}
-      rows=${{ axes: ["target", "position"], labels: found.labels }} columns=${depths} value=${value} bound=${[0, 1]} colours="heat"
+      rows=${{ axes: ["target", "position"], labels: found.labels }} columns=${depths} value=${value} bound=${[0, 1]} colours="heat" unit="probability"
       cell=${{ width: 78, height: 23, most: 190 }} opensAtEnd=${true} text=${said}
       isBold=${(position, depth) => lens.ranks[depth][position] === 0}
       describe=${(position, depth) => [
@@ -97,7 +97,7 @@ function Effect({ found, selection }) {
       its mean over the text. Red: the prediction depends on it. Green: it did better without. The scale is that of the
       positions before the last, which nearly always matters most.</p>
     <${HeatMap} label="Causal effect: layers down, positions from left to right" selection=${selection}
-      rows=${{ axes: ["layer"], labels: found.layers }} columns=${{ axes: ["position"], labels: found.labels }} value=${value} bound=${[-bound, bound]} colours="sides"
+      rows=${{ axes: ["layer"], labels: found.layers }} columns=${{ axes: ["position"], labels: found.labels }} value=${value} bound=${[-bound, bound]} colours="sides" unit="nats"
       cell=${{ width: 15, height: 26, most: 46 }} opensAtEnd=${true}
       describe=${(layer, position) => [`${named(found.tokens, position)}, ${found.layers[layer]}`, `costs ${signed(value(layer, position))} nats`]} />
   <//>`;
@@ -122,7 +122,7 @@ function HeadScores({ score, found, selection }) {
   return html`<div>
     <h3>${name}</h3>
     <${HeatMap} label=${`${name} scores: layers down, heads from left to right`} selection=${selection} value=${value} bound=${[0, 1]}
-      colours="heat" rows=${{ axes: ["layer"], labels: found.layers }} columns=${{ axes: ["head"], labels: found.headNames }}
+      colours="heat" unit="score" rows=${{ axes: ["layer"], labels: found.layers }} columns=${{ axes: ["head"], labels: found.headNames }}
       cell=${{ width: 26, height: 28, most: 60 }} describe=${(layer, head) => [`L${layer}H${head}: ${value(layer, head).toFixed(3)}`]} />
     <${Bars} label=${`Strongest ${name} heads`} entries=${strongest.map((place) => ({
       name: `L${place[0]}H${place[1]}`,
@@ -149,10 +149,12 @@ function Attention({ found, selection }) {
       ${isLong && html`<button class="button" aria-pressed=${!isWhole} onClick=${() => setWhole(!isWhole)}>${isWhole ? "last positions" : "whole text"}</button>`}
       <span class="note">${scores.join(", ")}</span>
     </div>
-    <${AttentionText} attention=${attention} selection=${selection} isIds=${found.isIds} />
     <div class="attention">
       <${AttentionMatrix} attention=${attention} selection=${selection} isWhole=${isWhole} />
-      <${HeadPictures} attention=${attention} selection=${selection} />
+      <div class="beside">
+        <${AttentionText} attention=${attention} selection=${selection} isIds=${found.isIds} />
+        <${HeadPictures} attention=${attention} selection=${selection} />
+      </div>
     </div>
   <//>`;
 }
