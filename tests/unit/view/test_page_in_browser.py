@@ -8,7 +8,12 @@ from clearspan.analysis import report as report_of
 
 pytestmark = pytest.mark.browser
 
-CODE = "class Box:\n    def __init__(self, width):\n        self.width = width\n\n    def area(self):\n        return self."
+CODE = """class Box:
+    def __init__(self, width):
+        self.width = width
+
+    def area(self):
+        return self."""
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +165,8 @@ def test_the_attention_of_a_cell_is_the_reports(opened, found):
     opened.page.wait_for_function("document.querySelector('#attention .scroller').ariaLabel.includes('layer 1 head 2')")
     assert opened.said("attention").endswith(f"attention {float(found.patterns[1, 2, 9, 4]):.2f}")
     drop = float(found.effect.drop[1, 4])
-    assert opened.said("effect").endswith(f"costs {'−' if drop < 0 else '+'}{abs(drop):.3f} nats")
+    sign = "\N{MINUS SIGN}" if drop < 0 else "+"
+    assert opened.said("effect").endswith(f"costs {sign}{abs(drop):.3f} nats")
 
 
 def test_the_graph_has_edges_of_at_least_the_attention_asked_for(opened):

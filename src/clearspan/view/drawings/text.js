@@ -31,15 +31,17 @@ export function ColouredText({ label, tokens, values, bound, colours, selection,
     ArrowUp: () => selection.step(["layer"], 1),
     ArrowDown: () => selection.step(["layer"], -1),
   });
-  return html`<div class="strip ${isIds ? "ids" : ""}" ref=${strip} role="listbox" tabindex="0" aria-label=${label} aria-orientation="horizontal"
-      aria-activedescendant=${position === undefined ? undefined : `${name}-${position}`}
+  return html`<div class="strip ${isIds ? "ids" : ""}" ref=${strip} role="listbox" tabindex="0"
+      aria-label=${label} aria-orientation="horizontal" aria-activedescendant=${`${name}-${position ?? target}`}
       onPointerLeave=${() => selection.leave()} onKeyDown=${onKeyDown}>
     ${tokens.map((token, at) => {
       const shade = colourOf(values[at], bound, shades);
       const names = ["token", at === position && "at", at === target && "target"].filter(Boolean).join(" ");
-      return html`<span key=${at} id=${`${name}-${at}`} class=${names} role="option" aria-selected=${at === target}
-          aria-label=${describe(at)} style=${{ background: shade?.ground, color: shade?.ink }}
-          onPointerEnter=${() => selection.point(both(at))} onClick=${() => selection.pick(both(at))}>${broken(token)}</span><wbr />`;
+      return html`<span key=${at} id=${`${name}-${at}`} class=${names}
+          role="option" aria-selected=${at === target} aria-label=${describe(at)}
+          style=${{ background: shade?.ground, color: shade?.ink }}
+          onPointerEnter=${() => selection.point(both(at))} onClick=${() => selection.pick(both(at))}
+        >${broken(token)}</span><wbr />`;
     })}
   </div>`;
 }
