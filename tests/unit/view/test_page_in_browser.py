@@ -212,7 +212,10 @@ CONTRAST = """() => {
 @pytest.mark.parametrize("width", [1280, 400])
 def test_all_text_is_read_well_and_nothing_is_wider_than_the_page(browser, address, width, theme):
     one = Opened(browser, address, viewport={"width": width, "height": 800}, color_scheme=theme)
-    assert one.page.evaluate("document.documentElement.scrollWidth") <= width
+    for section in ("lens", "effect", "heads", "attention"):
+        one.page.locator(f"#{section} .scroller").first.hover()
+        assert one.page.locator(f"#{section} .note-card").count() == 1
+        assert one.page.evaluate("document.documentElement.scrollWidth") <= width
     assert one.page.evaluate(CONTRAST) == []
     assert one.complaints == []
     one.page.close()
