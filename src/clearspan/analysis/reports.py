@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -333,6 +335,33 @@ class Report:
     def predicted_at(self) -> int:
         """The position after which that token is predicted."""
         return self.effect.predicted_at % len(self.token_ids)
+
+    # The page is drawn by an upper layer, which is loaded by name when a page is asked for.
+
+    def to_html(self) -> str:
+        """Returns the report as one page of HTML, which needs no network."""
+        return import_module("clearspan.view").html_page(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the report as one page of HTML, which needs no network.
+
+        Raises:
+            InvalidArgumentError: There is no such folder, or the path is one.
+
+        Example:
+            >>> import clearspan, os, tempfile
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> found = clearspan.analysis.report(bridge, "def area(self): return self", progress=False)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     found.save(f"{folder}/report.html")
+            ...     os.path.getsize(f"{folder}/report.html") < 250_000
+            True
+        """
+        import_module("clearspan.view").save_report(self, path)
+
+    def show(self) -> Path:
+        """Opens the report's page in the browser; returns the path of the temporary file that it is in."""
+        return import_module("clearspan.view").open_report(self)
 
     def to_dict(self) -> dict[str, object]:
         """Returns the report as plain data for JSON; probabilities and attention are rounded to 6 decimals.
