@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -14,12 +13,9 @@ from clearspan.checks import check_counts, wholes
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
-from clearspan.plots import heatmap
+from clearspan.plots import HeatMap
 from clearspan.results import Columns, Result, counted
 from clearspan.sweep.answers import answered
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,17 +74,17 @@ class ChoiceEvaluation(Result):
             "log p(likeliest)": self.log_probs[rows, self.predicted].tolist(),
         }
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> HeatMap:
         """Returns a grid: questions down, answers by number, and what each is likelier by than the question's mean."""
         relative = self.log_probs - self.log_probs.nanmean(-1, keepdim=True)
-        return heatmap(
+        return HeatMap(
             relative,
-            x=[str(number) for number in range(self.log_probs.shape[1])],
-            y=[str(number) for number in range(len(self.right))],
-            x_title="answer",
-            y_title="question",
-            name="nats above the question's mean",
-            title=self.title,
+            [str(number) for number in range(self.log_probs.shape[1])],
+            [str(number) for number in range(len(self.right))],
+            "answer",
+            "question",
+            "nats above the question's mean",
+            self.title,
         )
 
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -21,13 +21,10 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, row_numbers
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
-from clearspan.plots.charts import heatmap
+from clearspan.plots import HeatMap
 from clearspan.results import Columns, Result
 from clearspan.sweep.metrics import LogitDifference
 from clearspan.text import PaddingSide
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Order = Literal["ABBA", "BABA"]
 """Whether the indirect object (A) or the subject (B) is introduced first."""
@@ -394,17 +391,17 @@ class IOIEvaluation(Result):
             "rank": self.io_ranks.tolist(),
         }
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> HeatMap:
         """Returns the mean logit difference by template and order: a model may know one order and not the other."""
         means = self.to_dataframe().pivot_table("logit difference", "template", "order")
-        return heatmap(
+        return HeatMap(
             torch.from_numpy(means.to_numpy(copy=True)),
-            x=list(means.columns),
-            y=list(map(str, means.index)),
-            x_title="order",
-            y_title="template",
-            name="logit difference",
-            title="mean logit difference between indirect object and subject",
+            list(means.columns),
+            list(map(str, means.index)),
+            "order",
+            "template",
+            "logit difference",
+            "mean logit difference between indirect object and subject",
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,14 +20,10 @@ from clearspan.inputs import Batch, Input, Place
 from clearspan.interventions import Patch
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
-from clearspan.plots import heatmap, plotly_text, positions
+from clearspan.plots import HeatMap, fragment, numbered, paragraph, shaded_tokens, still, visible
 from clearspan.progress import Progress, shown
-from clearspan.results import Columns, Result, counted
+from clearspan.results import Columns, Result, Shown, Summary, counted
 from clearspan.sweep import Probability, Sweep, grid
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
 
 # --- predictions -----------------------------------------------------------------------------------------------------
 
@@ -70,20 +66,19 @@ class Predictions(Result):
             columns |= {f"next {rank}": [self.words[token] for token in ids], f"p {rank}": probs}
         return columns
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> HeatMap:
         """Returns a grid: places down, the likeliest next tokens from left to right, coloured by their probability."""
-        figure = heatmap(
+        return HeatMap(
             self.top_probs,
-            x=[str(rank) for rank in range(1, self.top_ids.shape[1] + 1)],
-            y=positions([self.words[token] for token in self.tokens.tolist()]),
-            x_title="rank",
-            y_title="token",
-            name="probability",
-            title=self.title,
+            [str(rank) for rank in range(1, self.top_ids.shape[1] + 1)],
+            numbered([self.words[token] for token in self.tokens.tolist()]),
+            "rank",
+            "token",
+            "probability",
+            self.title,
             span=(0, 1),
+            texts=[[self.words[token] for token in row] for row in self.top_ids.tolist()],
         )
-        text = [[plotly_text(self.words[token], 11) for token in row] for row in self.top_ids.tolist()]
-        return figure.update_traces(text=text, texttemplate="%{text}")
 
 
 @no_grad
@@ -271,8 +266,12 @@ class ModelFacts:
     vocabulary: int
 
 
-@dataclass(frozen=True, eq=False)
-class Report:
+_TOKENS, _ROWS = 400, 24
+"""What a notebook shows of a long text: its last tokens, and fewer of them where each is a row."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Report(Shown):
     """What a model does with one text.
 
     Attributes:
@@ -311,6 +310,44 @@ class Report:
     def target(self) -> str:
         """The text of the model's last prediction."""
         return self.words[self.effect.targets[0]]
+
+    def _summary(self) -> Summary:
+        facts, (ids, probs) = self.model, (self.predictions.top_ids[-1], self.predictions.top_probs[-1])
+        rows = [[visible(self.words[i]), p] for i, p in zip(ids.tolist(), probs.tolist(), strict=True)]
+        read = f"{facts.name or facts.architecture} on {counted(len(self.token_ids), 'token')}"
+        return Summary(
+            f"{read}: next comes {visible(self.target)}",
+            ["next token", "probability"],
+            rows,
+            notes=["all of it: .to_dict(); parts: .predictions, .lens, .heads, .effect, .patterns"],
+        )
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the text coloured by surprise, predictions, the lens and the causal effect."""
+        first, rows, *notes = self._summary().parts(".predictions")
+        surprise = (-self.predictions.token_probs.log()).tolist()[-_TOKENS:]
+        text = shaded_tokens(self.tokens[-_TOKENS:], surprise, bound=10.0, sequential=True)
+        bound = self.effect.bound
+        effect = HeatMap(
+            self.effect.drop.T,
+            [str(layer) for layer in range(self.model.layers)],
+            numbered(self.tokens),
+            "layer",
+            "position",
+            "nats",
+            span=(-bound, bound),
+        ).last(_ROWS)
+        return fragment(
+            first,
+            paragraph("surprise at each token, up to 10 nats"),
+            text,
+            rows,
+            paragraph("likeliest token at each depth"),
+            still(self.lens.chart().last(_ROWS), "logit lens"),
+            paragraph(f"nats by which {visible(self.target)} becomes less likely where one position is ablated"),
+            still(effect, "causal effect of each layer and position"),
+            *notes,
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Returns the report as plain data for JSON; probabilities and attention are rounded to 6 decimals.

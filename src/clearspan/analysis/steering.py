@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -23,14 +23,11 @@ from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Input, Positions
 from clearspan.interventions import Add, Constant, Intervention, ProjectOut
 from clearspan.model import check_bridge
-from clearspan.plots import picture
+from clearspan.plots import Chart, chart_of
 from clearspan.points import Address
 from clearspan.progress import Progress
 from clearspan.results import Columns, Result
 from clearspan.sweep import Grid, Metric, NextTokenLoss, Sweep
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 SteeringMethod = Literal["mean_difference", "paired_pca"]
 
@@ -277,9 +274,9 @@ class SteeringVector(Result):
             **({"of activations": [shares[name] for name in norms]} if known else {}),
         }
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> Chart:
         """Returns the norms as bars."""
-        return picture(torch.tensor(list(self.norms.values())), {"point": self.names}, unit="norm", title=self.title)
+        return chart_of(torch.tensor(list(self.norms.values())), {"point": self.names}, unit="norm", title=self.title)
 
 
 def _check_vector(given: object) -> None:

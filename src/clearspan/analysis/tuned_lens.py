@@ -6,7 +6,7 @@ Depth 0 is the embedding, depth `l + 1` the residual stream that leaves block `l
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -31,12 +31,9 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.files import read_published, read_tensors, write_tensors
 from clearspan.inputs import Batch
 from clearspan.modes import no_grad
-from clearspan.plots.charts import lines
+from clearspan.plots import LineChart
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, melted
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 _FORMAT = "clearspan tuned lens 1"
 
@@ -122,11 +119,11 @@ class TunedLens(FittedLens):
         steps, depths = self.losses.shape
         return melted(self.losses, "loss", step=range(steps), depth=range(depths))
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> LineChart:
         """Returns the losses by step, one line for each depth."""
         series = {f"depth {depth}": losses for depth, losses in enumerate(self.losses.T.tolist())}
         x = list(range(len(self.losses)))
-        return lines(series, x=x, x_title="step", value_title="KL(final || lens), nats", title=self.title)
+        return LineChart(series, x, "step", "KL(final || lens), nats", self.title)
 
 
 def _published(folder: Path) -> dict[str, Any]:

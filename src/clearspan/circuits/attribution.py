@@ -20,7 +20,7 @@ from clearspan.inputs import Batch, Input
 from clearspan.interventions import Patch
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
-from clearspan.plots.charts import lines
+from clearspan.plots import LineChart
 from clearspan.points import Address, HookFunction, HookPoint, get_act_name
 from clearspan.results import Columns, Result, counted
 from clearspan.shapes import Axes
@@ -551,12 +551,16 @@ class Agreement(Result):
         columns = {"approximate": self.approximate, "exact": self.exact, "error": self.errors}
         return {"cell": list(self.labels), **{name: values.tolist() for name, values in columns.items()}}
 
+    def chart(self) -> LineChart:
+        """Returns each cell as a point, its exact value across and the approximate one up."""
+        exact, approximate = self.exact.tolist(), self.approximate.tolist()
+        return LineChart({"cells": approximate}, exact, "exact", "approximate", self.title, is_joined=False)
+
     def plot(self) -> "go.Figure":
-        """Returns each cell as a point, with a line where both are equal."""
-        patched, approximate = self.exact.tolist(), self.approximate.tolist()
-        ends = [min(patched), max(patched)]
-        figure = lines({"cells": approximate}, x=patched, x_title="exact", value_title="approximate", title=self.title)
-        figure.update_traces(mode="markers", text=list(self.labels), hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}")
+        """Returns a plotly figure of it, with a line where both are equal."""
+        ends = [float(self.exact.min()), float(self.exact.max())]
+        figure = super().plot()
+        figure.update_traces(text=list(self.labels), hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}")
         return figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": "#b8b5aa", "dash": "dot"}, name="equal")
 
 

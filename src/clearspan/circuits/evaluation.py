@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,13 +24,11 @@ from clearspan.effects import Draws, Label
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.modes import no_grad
+from clearspan.plots import Chart, LineChart
 from clearspan.points import HookFunction, HookPoint
 from clearspan.results import counted, number
 from clearspan.sweep import Effects, Metric
 from clearspan.sweep.readings import measured
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Masks = Bool[Tensor, "circuit sender receiver"]
 Stream = Float[Tensor, "row pos d_model"]
@@ -460,10 +458,7 @@ class CircuitEvaluation(Effects):
             "as a share of the way from the corrupted run to the clean run"
         )
 
-    def plot(
-        self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]
-    ) -> "go.Figure":
-        """Returns a picture; see `Effects.plot`. Numbers of edges are on a logarithmic axis."""
-        figure = super().plot(metric, draws=draws, **at)
-        are_lines = figure.data[0]["type"] == "scatter"
-        return figure.update_xaxes(type="log") if are_lines else figure
+    def chart(self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]) -> Chart:
+        """Returns the picture as data; see `Effects.chart`. Numbers of edges are on a logarithmic axis."""
+        chart = super().chart(metric, draws=draws, **at)
+        return replace(chart, is_log=True) if isinstance(chart, LineChart) else chart

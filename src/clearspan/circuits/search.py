@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,11 +17,9 @@ from clearspan.circuits.evaluation import CircuitRuns, shares
 from clearspan.circuits.graph import Edge
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
+from clearspan.plots import Network
 from clearspan.results import Columns, Result, number
 from clearspan.sweep import Metric
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 def discover_circuit(
@@ -304,10 +302,10 @@ class DiscoveredCircuit(Result):
             "effect": list(self.effects.values()),
         }
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> Network:
         """Returns the circuit drawn, edges as wide as their effects; see `Circuit.plot`."""
         shares = f"faithfulness {self.faithfulness:z.3f}, completeness {self.completeness:z.3f}"
-        return self.circuit.plot(self.effects, f"{self.circuit.n_edges} edges: {shares}")
+        return self.circuit.chart(self.effects, f"{self.circuit.n_edges} edges: {shares}")
 
     def to_svg(self) -> str:
         """Returns the same drawing as an SVG picture."""
