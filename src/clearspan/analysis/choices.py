@@ -14,6 +14,7 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
 from clearspan.plots import HeatMap
+from clearspan.progress import Progress, shown, told
 from clearspan.results import Columns, Result, counted
 from clearspan.sweep.answers import answered
 
@@ -96,6 +97,7 @@ def evaluate_choices(
     answers: Sequence[int],
     *,
     batch_size: int = 16,
+    progress: bool | Progress = True,
 ) -> ChoiceEvaluation:
     r"""Returns how often the right one of several answers is the likeliest continuation of a prompt.
 
@@ -108,6 +110,7 @@ def evaluate_choices(
         choices: Answers to choose from: the same for all questions (`[" A", " B", " C", " D"]`), or some for each.
         answers: Number of the right answer of each question, from 0.
         batch_size: Prompts with an answer run at a time.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Raises:
         InvalidArgumentError: No prompts, not as many answers, fewer than two to choose from, or a number of none.
@@ -153,13 +156,14 @@ def evaluate_choices(
     pairs = [(row, column) for row, few in enumerate(several) for column in range(len(few))]
     log_probs = torch.full((len(texts), max(map(len, several))), torch.nan, dtype=torch.float64)
     token_counts = torch.zeros(log_probs.shape, dtype=torch.long)
-    for start in range(0, len(pairs), batch_size):
-        part = pairs[start : start + batch_size]
-        asked = [texts[row] for row, _ in part]
-        batch, metric = answered(bridge, asked, [several[row][column] for row, column in part])
-        rows, columns = torch.tensor(part).T
-        log_probs[rows, columns] = metric(bridge(batch), batch).double().cpu()
-        token_counts[rows, columns] = torch.tensor([len(answer) for answer in metric.answers])
+    with shown(progress) as tell:
+        for start in told(tell, "answers", range(0, len(pairs), batch_size)):
+            part = pairs[start : start + batch_size]
+            asked = [texts[row] for row, _ in part]
+            batch, metric = answered(bridge, asked, [several[row][column] for row, column in part])
+            rows, columns = torch.tensor(part).T
+            log_probs[rows, columns] = metric(bridge(batch), batch).double().cpu()
+            token_counts[rows, columns] = torch.tensor([len(answer) for answer in metric.answers])
     return ChoiceEvaluation(log_probs, token_counts, torch.tensor(right), tuple(map(tuple, several)))
 
 

@@ -21,6 +21,7 @@ from clearspan.modes import no_grad
 from clearspan.plots import HeatMap, fragment, paragraph, shaded_tokens
 from clearspan.plots.charts import ends
 from clearspan.points import HookPoint
+from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, counted
 
 if TYPE_CHECKING:
@@ -201,6 +202,7 @@ def max_activating_examples(
     batch_size: int = 8,
     sample: int = 0,
     seed: int = 0,
+    progress: bool | Progress = True,
 ) -> MaxActivatingExamples:
     r"""Returns the places in a stream of texts at which features of a hook point are largest.
 
@@ -226,6 +228,8 @@ def max_activating_examples(
         batch_size: Pieces run at a time.
         sample: Positions to draw uniformly, from which `statistics.quantile` reads; 0 for none.
         seed: Of the sample.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, 0)`: how many texts there are
+            is not known.
 
     Returns:
         The examples of each feature, largest first (of equal values, the one that came first), and each feature's mean
@@ -266,13 +270,15 @@ def max_activating_examples(
     count, read = first.values.shape[-1], 0
     top = RunningTop(count, k, before=before, after=after, one_per_text=one_per_text, device=first.values.device)
     statistics = RunningStatistics(count, sample=sample, seed=seed)
-    for seen in itertools.chain([first], stream):
-        values = seen.values[seen.counted]
-        if values.isnan().any():
-            raise NotFiniteError("a value is not a number (NaN), so it cannot be ranked", where=name)
-        top.update(seen)
-        statistics.update(values)
-        read = int(seen.texts[-1]) + 1
+    with shown(progress) as tell:
+        for seen in itertools.chain([first], stream):
+            values = seen.values[seen.counted]
+            if values.isnan().any():
+                raise NotFiniteError("a value is not a number (NaN), so it cannot be ranked", where=name)
+            top.update(seen)
+            statistics.update(values)
+            read = int(seen.texts[-1]) + 1
+            tell("texts", read, 0)
     if not (result := statistics.result()).positions:
         raise InvalidArgumentError(
             "there is no position to rank", expected="pieces of two tokens or more", fix="exclude_bos=False"

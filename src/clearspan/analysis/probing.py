@@ -316,7 +316,7 @@ def train_probe(
     if control == "by_token" and controls and batch.tokens is None:
         raise InvalidArgumentError("control='by_token' needs token ids", got="embeddings", fix="control='shuffled'")
     with shown(progress) as tell:
-        read = gathered(bridge, batch, names, positions=positions, batch_size=batch_size)
+        read = gathered(bridge, batch, names, positions=positions, batch_size=batch_size, tell=tell)
         examples = Examples.of(batch, read, labels, groups, folds, seed)
         targets = examples.labels
         drawn = [examples.control_labels(control, seed + number) for number in range(controls)]

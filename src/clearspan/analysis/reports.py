@@ -21,7 +21,7 @@ from clearspan.interventions import Patch
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
 from clearspan.plots import HeatMap, fragment, numbered, paragraph, shaded_tokens, still, visible
-from clearspan.progress import Progress, shown
+from clearspan.progress import Progress, shown, told
 from clearspan.results import Columns, Result, Shown, Summary, counted
 from clearspan.sweep import Probability, Sweep, grid
 
@@ -90,6 +90,7 @@ def predictions(
     logits: Float[Tensor, "row pos d_vocab"] | None = None,
     attention_mask: Int[Tensor, "row pos"] | None = None,
     batch_size: int = 8,
+    progress: bool | Progress = True,
 ) -> Predictions:
     r"""Returns the `k` likeliest next tokens after each real token of an input.
 
@@ -102,6 +103,7 @@ def predictions(
         logits: What a run of the input returned, such as one with interventions; by default the model is run.
         attention_mask: 1 for real tokens, where bare token ids have padding.
         batch_size: Rows run at a time.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Raises:
         InputError: Nothing that can be run, or embeddings.
@@ -119,7 +121,7 @@ def predictions(
     check_counts(k=k, batch_size=batch_size)
     batch = bridge.to_batch(input, attention_mask)
     if logits is None:
-        runs = ((part, bridge(part)) for part in batch.split(batch_size))
+        inputs = [(part, None) for part in batch.split(batch_size)]
     else:
         if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != (batch.rows, batch.width):
             raise InvalidArgumentError(
@@ -127,25 +129,27 @@ def predictions(
                 expected=f"[row={batch.rows}, pos={batch.width}, d_vocab]",
                 got=str(list(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__,
             )
-        runs = iter([(batch, logits)])
+        inputs = [(batch, logits)]
     places: list[Place] = []
     parts = []
-    for part, found in runs:
-        rows, columns, own = part.places(None)
-        probs = exact(found[rows.to(found.device), columns.to(found.device)]).softmax(-1)
-        if probs.isnan().any():
-            raise NotFiniteError(
-                "the model's logits are not numbers (NaN), so it predicts nothing",
-                where=f"{bridge.cfg.model_name}, weights in {bridge.cfg.dtype}",
-                fix="clearspan.boot(model, dtype=torch.float32), if they overflow",
-            )
-        tokens = part.ids[rows, columns].to(probs.device)
-        before = probs.roll(1, 0).gather(-1, tokens[:, None])[:, 0]
-        is_first = torch.tensor([position == 0 for _, position in own], device=probs.device)
-        top = probs.topk(min(k, probs.shape[-1]), dim=-1)
-        parts.append((tokens, before.masked_fill(is_first, torch.nan), top.indices, top.values))
-        start = places[-1][0] + 1 if places else 0
-        places += [(start + row, position) for row, position in own]
+    with shown(progress) as tell:
+        for part, known in told(tell, "predictions", inputs):
+            found = bridge(part) if known is None else known
+            rows, columns, own = part.places(None)
+            probs = exact(found[rows.to(found.device), columns.to(found.device)]).softmax(-1)
+            if probs.isnan().any():
+                raise NotFiniteError(
+                    "the model's logits are not numbers (NaN), so it predicts nothing",
+                    where=f"{bridge.cfg.model_name}, weights in {bridge.cfg.dtype}",
+                    fix="clearspan.boot(model, dtype=torch.float32), if they overflow",
+                )
+            tokens = part.ids[rows, columns].to(probs.device)
+            before = probs.roll(1, 0).gather(-1, tokens[:, None])[:, 0]
+            is_first = torch.tensor([position == 0 for _, position in own], device=probs.device)
+            top = probs.topk(min(k, probs.shape[-1]), dim=-1)
+            parts.append((tokens, before.masked_fill(is_first, torch.nan), top.indices, top.values))
+            start = places[-1][0] + 1 if places else 0
+            places += [(start + row, position) for row, position in own]
     tokens, token_probs, top_ids, top_probs = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     return Predictions(tuple(places), tokens, token_probs, top_ids, top_probs, words_of(bridge, tokens, top_ids))
 
@@ -229,7 +233,7 @@ def causal_effect(
     """
     check_bridge(bridge)
     batch = bridge.to_batch(input, attention_mask)
-    targets = tuple(predictions(bridge, batch, k=1).top_ids[batch.lengths.cumsum(0) - 1, 0].tolist())
+    targets = tuple(predictions(bridge, batch, k=1, progress=False).top_ids[batch.lengths.cumsum(0) - 1, 0].tolist())
     layers = range(bridge.cfg.n_layers)
     _, cache = bridge.run_with_cache(batch, [f"blocks.{layer}.hook_resid_pre" for layer in layers], return_type=None)
     found = Sweep(
@@ -456,7 +460,7 @@ def report(
         raise InvalidArgumentError("a report is about one text", expected="an input of one row", got=f"{batch.rows}")
     tokens, layers = batch.ids[:, list(batch.real_columns[0])], bridge.cfg.n_layers
     with shown(progress) as tell:
-        found = predictions(bridge, tokens, k=k)
+        found = predictions(bridge, tokens, k=k, progress=False)
         tell("predictions", 1, 1)
         lens = logit_lens(bridge, tokens)
         tell("logit lens", 1, 1)

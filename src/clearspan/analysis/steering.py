@@ -312,6 +312,7 @@ def fit_steering_vector(
     positive_mask: Int[Tensor, "row pos"] | None = None,
     negative_mask: Int[Tensor, "row pos"] | None = None,
     batch_size: int = 32,
+    progress: bool | Progress = True,
 ) -> SteeringVector:
     """Returns a vector at each point that leads from what the model makes of `negative` to what it makes of `positive`.
 
@@ -336,6 +337,7 @@ def fit_steering_vector(
         positive_mask: 1 for real tokens, where bare token ids have padding.
         negative_mask: The same of the other side.
         batch_size: Texts run at a time.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Raises:
         UnknownPointError: A point or layer that the model does not have.
@@ -365,10 +367,15 @@ def fit_steering_vector(
     if method not in get_args(SteeringMethod):
         raise InvalidArgumentError(f"unknown method {method!r}", expected="'mean_difference' or 'paired_pca'")
     names = points_of(bridge, name, layers)
-    with argument("positive" if positive_mask is None else "positive, or positive_mask"):
-        more = gathered(bridge, positive, names, positions=positions, mask=positive_mask, batch_size=batch_size)
-    with argument("negative" if negative_mask is None else "negative, or negative_mask"):
-        less = gathered(bridge, negative, names, positions=positions, mask=negative_mask, batch_size=batch_size)
+    with shown(progress) as tell:
+        with argument("positive" if positive_mask is None else "positive, or positive_mask"):
+            more = gathered(
+                bridge, positive, names, positions=positions, mask=positive_mask, batch_size=batch_size, tell=tell
+            )
+        with argument("negative" if negative_mask is None else "negative, or negative_mask"):
+            less = gathered(
+                bridge, negative, names, positions=positions, mask=negative_mask, batch_size=batch_size, tell=tell
+            )
     counts = (len(more.texts), len(less.texts))
     if method == "paired_pca" and counts[0] != counts[1]:
         raise InvalidArgumentError(

@@ -147,9 +147,20 @@ class Alignment(Result):
         return (squares / min(self.dimensions, other.shape[1])).item()
 
     def test(
-        self, bridge: TransformerBridge, examples: InterchangeExamples, *, batch_size: int = 64
+        self,
+        bridge: TransformerBridge,
+        examples: InterchangeExamples,
+        *,
+        batch_size: int = 64,
+        progress: bool | Progress = True,
     ) -> InterchangeAccuracy:
         """Returns the accuracy of the subspace on other examples, whose positions may be others too.
+
+        Args:
+            bridge: The model.
+            examples: The examples.
+            batch_size: Examples run at a time.
+            progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
         Raises:
             InvalidArgumentError: The model is another.
@@ -164,6 +175,7 @@ class Alignment(Result):
             neurons=site.neurons,
             subspace=self.basis,
             batch_size=batch_size,
+            progress=progress,
         )
 
     # --- files -------------------------------------------------------------------------------------------------------
