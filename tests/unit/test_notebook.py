@@ -233,3 +233,57 @@ def test_a_bar_is_shown_in_a_notebook_and_gone_at_the_end(executed):
     assert [output.data for output in notebook.cells[4].outputs] == [{"text/plain": ""}]
     assert [data for cell, data in displayed if cell == 5][-1] == {"text/plain": ""}, "also after an error"
     assert any("verify" in str(data) for cell, data in displayed if cell == 2)
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("there is no Chromium or Chrome")
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright's Python package is not installed")
+    settings = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=found, args=settings)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("theme", "ground"), [("light", (255, 255, 255)), ("dark", (17, 17, 17))])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_pictures_are_as_dark_as_the_page_and_within_it(executed, chromium, theme, ground, width):
+    notebook, _ = executed
+    page_text, _ = HTMLExporter(theme=theme).from_notebook_node(notebook)
+    page = chromium.new_page(viewport={"width": width, "height": 800}, java_script_enabled=False)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_content(re.sub(r"<script.*?</script>", "", page_text, flags=re.DOTALL))
+    pictures = page.query_selector_all(".clearspan-still img")
+    assert len(pictures) == 3
+    for picture in pictures:
+        picture.scroll_into_view_if_needed()
+        assert picture.bounding_box()["width"] <= width
+        assert corner(chromium, picture.screenshot()) == ground
+    assert [url for url in asked if not url.startswith("data:")] == []
+    page.close()
+
+
+PIXEL = """async data => {
+    const image = new Image();
+    image.src = "data:image/png;base64," + data;
+    await image.decode();
+    const drawn = new OffscreenCanvas(image.width, image.height).getContext("2d");
+    drawn.drawImage(image, 0, 0);
+    return [...drawn.getImageData(2, image.height - 3, 1, 1).data].slice(0, 3);
+}"""
+
+
+def corner(chromium, picture):
+    """Returns the colour of a PNG's pixel a little inside of its lower left corner."""
+    page = chromium.new_page()
+    found = page.evaluate(PIXEL, base64.b64encode(picture).decode())
+    page.close()
+    return tuple(found)

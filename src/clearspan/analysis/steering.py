@@ -25,7 +25,7 @@ from clearspan.interventions import Add, Constant, Intervention, ProjectOut
 from clearspan.model import check_bridge
 from clearspan.plots import Chart, chart_of
 from clearspan.points import Address
-from clearspan.progress import Progress
+from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result
 from clearspan.sweep import Grid, Metric, NextTokenLoss, Sweep
 

@@ -18,7 +18,7 @@ from clearspan.circuits.graph import Edge
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.plots import Network
-from clearspan.progress import Progress, shown
+from clearspan.progress import Progress, shown, silent
 from clearspan.results import Columns, Result, number
 from clearspan.sweep import Metric
 
@@ -99,7 +99,7 @@ def discover_circuit(
         if checked_scores(scores).graph != runs.graph:
             expected, got = str(runs.graph), str(scores.graph)
             raise InvalidArgumentError("the scores are of another graph", expected=expected, got=got)
-        return _Search(runs, scores, target, tolerance, tell).run()
+        return _Search(runs, scores, target, tolerance, tell=tell).run()
 
 
 def _is_number(value: object) -> bool:
@@ -115,16 +115,16 @@ class _Search:
         scores: The order in which edges come in.
         target: The faithfulness to keep.
         tolerance: The effect from which on an edge stays.
-        tell: Is told how far each round is.
         history: What was done.
+        tell: Is told how far each round is.
     """
 
     runs: CircuitRuns
     scores: EdgeScores
     target: float
     tolerance: float | None
-    tell: Progress
     history: "list[PruningStep]" = field(default_factory=list)
+    tell: Progress = silent
 
     def run(self) -> "DiscoveredCircuit":
         """Returns the circuit that is left in the end."""
