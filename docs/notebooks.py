@@ -109,8 +109,13 @@ def executed(made: nbformat.NotebookNode) -> nbformat.NotebookNode:
     done.metadata["language_info"] = {"name": "python"}  # without the version that ran
     for cell in done.cells:
         if cell.cell_type == "code":
-            cell.outputs = [_still(output) for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [_still(output) for output in cell.outputs if not _is_noise(output)]
     return done
+
+
+def _is_noise(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is what was said on stderr, or the empty place of a bar that is gone."""
+    return output.get("name") == "stderr" or output.get("data") == {"text/plain": ""}
 
 
 def _still(output: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -46,6 +46,7 @@ from clearspan.interventions import Intervention
 from clearspan.model import handed_over
 from clearspan.modes import eager
 from clearspan.points import Direction, HookFunction, NamesFilter
+from clearspan.progress import Progress
 from clearspan.saes import SparseAutoencoders
 from clearspan.structure import Structure, derive, derive_from_small
 from clearspan.text import PaddingSide
@@ -686,7 +687,9 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
     # --- the model as a whole ----------------------------------------------------------------------------------------
 
     @eager
-    def verify(self, level: Level = "quick", tokens: Tensor | None = None) -> Verification:
+    def verify(
+        self, level: Level = "quick", tokens: Tensor | None = None, *, progress: bool | Progress = True
+    ) -> Verification:
         """Checks this very model: that its points show what they promise, and that writes do. Returns the findings.
 
         Every parameter must be in a component; logits are compared with the unbridged model's; every point is read; the
@@ -699,6 +702,7 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
             level: `"quick"` writes in one layer of each kind; `"full"` in every layer, returned and in place.
             tokens: Token ids `[batch, pos]`, at least two rows of four; by default random ones, longer than the
                 config's windows where these are short.
+            progress: Whether a bar is shown, or a function called as `progress(stage, done, total)` after each check.
 
         Raises:
             NotFiniteError: The model's own logits are not finite.
@@ -710,7 +714,7 @@ class TransformerBridge(SparseAutoencoders, TransformerLensNames):
             >>> found.passed, found.forwards <= 40
             (True, True)
         """
-        return verify(self, level, tokens)
+        return verify(self, level, tokens, progress)
 
     def processed(
         self,

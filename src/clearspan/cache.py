@@ -17,7 +17,7 @@ from clearspan._cache import file as cache_file
 from clearspan._cache import stacks
 from clearspan._cache.file import StoredCache
 from clearspan._cache.lookup import CacheLookup, places_left
-from clearspan._cache.memory import bytes_as_text, layer_ranges
+from clearspan._cache.memory import bytes_as_text
 from clearspan._cache.readings import (
     Tokens,
     attributions,
@@ -42,7 +42,7 @@ from clearspan.hf.recording import Recording
 from clearspan.hf.storages import Relocation, storages
 from clearspan.model import Model, check_bridge, check_layers
 from clearspan.points import Address
-from clearspan.results import table
+from clearspan.results import Shown, Summary, layer_ranges
 from clearspan.transfers import Outbound
 from clearspan.weights.processing import final_norm
 
@@ -51,7 +51,7 @@ Labelled = tuple[Components, list[str]]
 Logits = Float[Tensor, "depth *batch_pos d_vocab"]
 
 
-class ActivationCache(CacheLookup):
+class ActivationCache(Shown, CacheLookup):
     """The activations of one run: a mapping from names to tensors, with tools for the residual stream.
 
     It keeps the tensors that the forward itself made, by reference, and no others. A look-up converts to canonical axes
@@ -228,8 +228,20 @@ class ActivationCache(CacheLookup):
         given = (one.value for one in self._given.values())
         return sum(storages([*self._recording.tensors(), *self._gradients.values(), *given]).values())
 
-    def __repr__(self) -> str:
-        return _described(self)
+    def _summary(self) -> Summary:
+        """Returns a table of its entries; layers that have the same are one row."""
+        rows: dict[tuple[str, str], list[int]] = {}
+        for name in self:
+            address = Address.parse(name)
+            shown = ", ".join(
+                axis if size is None or axis == "1" else f"{axis} {size}" for axis, size in self.axes_of(name).items()
+            )
+            at = rows.setdefault((address.template, f"[{shown}]"), [])
+            at.extend([] if address.layer is None else [address.layer])
+        sizes = ", ".join(f"{axis} {size}" for axis, size in (self.sizes if rows else {}).items())
+        heading = f"ActivationCache: {len(self)} entries, {bytes_as_text(self.nbytes)} kept"
+        cells = [[path, layer_ranges(at), shape] for (path, shape), at in rows.items()]
+        return Summary(f"{heading}; {sizes}" if sizes else heading, ["name", "layers", "axes"], cells)
 
     # --- the residual stream taken apart -----------------------------------------------------------------------------
 
@@ -711,19 +723,3 @@ def _directions(
         )
     directions = project_output_onto[:, None] if project_output_onto.ndim == 1 else project_output_onto
     return before_norm(cache, directions, depth, mlp_input=mlp_input) if apply_ln else directions
-
-
-def _described(cache: ActivationCache) -> str:
-    """Returns a table of a cache's entries; layers that have the same are one row."""
-    rows: dict[tuple[str, str], list[int]] = {}
-    for name in cache:
-        address = Address.parse(name)
-        shown = ", ".join(
-            axis if size is None or axis == "1" else f"{axis} {size}" for axis, size in cache.axes_of(name).items()
-        )
-        at = rows.setdefault((address.template, f"[{shown}]"), [])
-        at.extend([] if address.layer is None else [address.layer])
-    lines = table(["name", "layers", "axes"], [[path, layer_ranges(at), shape] for (path, shape), at in rows.items()])
-    sizes = ", ".join(f"{axis} {size}" for axis, size in (cache.sizes if rows else {}).items())
-    heading = f"ActivationCache: {len(cache)} entries, {bytes_as_text(cache.nbytes)} kept"
-    return "\n".join([f"{heading}; {sizes}" if sizes else heading, *lines])

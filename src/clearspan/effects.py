@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args
@@ -16,7 +16,7 @@ from torch import Tensor
 from clearspan.checks import check_choice, check_counts, check_fields, check_kind, path_of
 from clearspan.errors import InvalidArgumentError
 from clearspan.files import write_text
-from clearspan.plots import picture, shaded_tables
+from clearspan.plots import Chart, chart_of, shaded_tables
 from clearspan.points import nearest
 from clearspan.results import Columns, Result, counted, number, size
 from clearspan.statistics import Interval, bootstrap_interval, standard_error
@@ -305,8 +305,12 @@ class Effects(Result):
         Raises:
             InvalidArgumentError: More than two axes are left, or there is no such place.
         """
+        return self.chart(metric, draws=draws, **at).figure()
+
+    def chart(self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]) -> Chart:
+        """Returns the picture as data. Arguments are those of `plot`."""
         if at:
-            return self.select(**at).plot(metric, draws=draws)
+            return self.select(**at).chart(metric, draws=draws)
         if not 1 <= len(self.axes) <= 2:
             more = list(self.axes.items())[2:]
             raise InvalidArgumentError(
@@ -315,7 +319,7 @@ class Effects(Result):
             )
         name, drawn = self._named(metric), self._draws(metric, draws)
         has_errors = drawn != "share" and self.values[name].shape[-1] > 1
-        return picture(
+        return chart_of(
             self._drawn(name, drawn),
             self.axes,
             self.labels,
@@ -325,6 +329,19 @@ class Effects(Result):
             base=self.base[name].nanmean().item() if drawn == "value" and name in self.base else None,
             span=self.span if drawn == "value" else None,
         )
+
+    def _stills(self) -> Iterator[Chart]:
+        """Yields its chart; of more than two axes the first two, each cell the largest over all others."""
+        if 1 <= len(self.axes) <= 2:
+            yield self.chart()
+        elif self.axes:
+            (first, second, *others), name = self.axes, self._named(None)
+            values = self._drawn(None, None).flatten(2)
+            largest = values.gather(2, values.abs().nan_to_num(-1).argmax(2, keepdim=True))[..., 0]
+            axes, unit = {axis: self.axes[axis] for axis in (first, second)}, self._unit(name, None)
+            span = self.span if self._draws(None) == "value" else None
+            unit = f"{unit}: the largest over {', '.join(others)}"
+            yield chart_of(largest, axes, self.labels, unit=unit, span=span, kind="heat map")
 
     def to_html(self, metric: str | None = None, *, draws: Draws | None = None) -> str:
         """Returns a table in HTML that stands alone, each cell in the colour of its value.

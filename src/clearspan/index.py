@@ -22,7 +22,8 @@ from clearspan.points import (
     nearest,
 )
 from clearspan.points.names import check_name, check_predicate
-from clearspan.shapes import Axes
+from clearspan.results import Shown, Summary, counted, layer_ranges, shortened
+from clearspan.shapes import Axes, with_sizes
 
 TOKEN_AXES = ("batch", "pos")
 """Axes of points that hold token ids, or positions."""
@@ -284,15 +285,14 @@ class PointRow:
     @property
     def shape(self) -> str:
         """Axes and sizes as text."""
-        known = (
-            axis if size is None or axis == str(size) else f"{axis}={size}"
-            for axis, size in zip(self.axes, self.sizes, strict=True)
-        )
-        return f"[{', '.join(known)}]"
+        return with_sizes(self.axes, dict(zip(self.axes, self.sizes, strict=True)))
 
 
-class PointTable(Sequence[PointRow]):
-    """Rows of hook points, in the order of the forward. Printing it shows names, axes with sizes, and places."""
+class PointTable(Shown, Sequence[PointRow]):
+    """Rows of hook points, in the order of the forward. Printing it shows names, axes with sizes, and places.
+
+    As a last line it shows the same point of all layers in one row.
+    """
 
     def __init__(self, rows: Iterable[PointRow]) -> None:
         self._rows = tuple(rows)
@@ -331,10 +331,59 @@ class PointTable(Sequence[PointRow]):
                     found.setdefault(address.template, []).append(address.layer)
         return found
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         names = max((len(row.name) for row in self._rows), default=0)
         shapes = max((len(row.shape) for row in self._rows), default=0)
         return "\n".join(f"{row.name:{names}}  {row.shape:{shapes}}  {row.tap}" for row in self._rows)
+
+    def __repr__(self) -> str:
+        return shortened(self._folded(["axes"]).text(), "print(...)")
+
+    def _summary(self) -> Summary:
+        return self._folded(["axes", "value"])
+
+    def _folded(self, columns: Sequence[str]) -> Summary:
+        heading = f"{counted(len(self), 'hook point')}, layers that have the same in one row"
+        named = ((row.name, [row.shape, row.value][: len(columns)]) for row in self._rows)
+        return _by_template(heading, named, columns)
+
+
+class HookPoints(Shown, Mapping[str, HookPoint]):
+    """Every name, aliases included, to its hook point; it cannot be written to."""
+
+    def __init__(self, by_name: HookDict) -> None:
+        self._by_name = by_name
+
+    def __getitem__(self, name: str) -> HookPoint:
+        return self._by_name[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def _summary(self) -> Summary:
+        heading = f"{counted(len(self), 'name')} of hook points, layers that have the same in one row"
+        named = (
+            (name, [with_sizes(point.axes, point.sizes), "" if point.name == name else point.name.rpartition(".")[2]])
+            for name, point in self._by_name.items()
+        )
+        return _by_template(heading, named, ["axes", "another name of"])
+
+
+def _by_template(heading: str, named: Iterable[tuple[str, list[str]]], columns: Sequence[str]) -> Summary:
+    """Returns a table of names with some texts each; layers whose texts are the same are one row."""
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for name, texts in named:
+        address = Address.parse(name)
+        layers = rows.setdefault((address.template, *texts), [])
+        layers.extend([] if address.layer is None else [address.layer])
+    cells = [[template, layer_ranges(layers), *texts] for (template, *texts), layers in rows.items()]
+    return Summary(heading, ["name", "layers", *columns], cells)
 
 
 def _has_gradient(point: HookPoint) -> bool:

@@ -5,7 +5,6 @@ import functools
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -38,9 +37,10 @@ from clearspan.hf.sequence import keeps_more
 from clearspan.hf.taps import Taps
 from clearspan.hf.tokenizers import NO_TOKENIZER, OwnTokenizer, check_tokenizer, tokenizer_doubt, tokenizer_fault
 from clearspan.hf.torch_hooks import take_off_copied
-from clearspan.index import PointIndex, PointTable
+from clearspan.index import HookPoints, PointIndex, PointTable
 from clearspan.inputs import Batch, Input, Reader, batch_of
 from clearspan.points import HookPoint, NamesFilter
+from clearspan.results import Summarised, Summary
 from clearspan.text import Chat, Messages, PaddingSide, Text
 from clearspan.weights import ModelWeights
 from clearspan.weights.model_weights import sharing
@@ -170,7 +170,7 @@ def like(model: Kind, hf_model: "PreTrainedModel") -> Kind:
     return of_model(type(model), hf_model, *model._settings())
 
 
-class Model(ModelWeights):
+class Model(Summarised, ModelWeights):
     """A Hugging Face model under canonical names: what all runs take, and what they leave as it was.
 
     Attributes:
@@ -319,7 +319,7 @@ class Model(ModelWeights):
     @property
     def hook_dict(self) -> Mapping[str, HookPoint]:
         """Every name, aliases included, to its hook point."""
-        return MappingProxyType(self.index.by_name)
+        return HookPoints(self.index.by_name)
 
     def points(self, names: NamesFilter = None) -> PointTable:
         """Returns a table of hook points with their axes and sizes; nothing is run.
@@ -585,6 +585,22 @@ class Model(ModelWeights):
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yields the model's parameters with their Hugging Face names."""
         return self.hf_model.named_parameters()
+
+    def _summary(self) -> Summary:
+        """Returns its parts, blocks of the same kind in one row."""
+        rows: dict[tuple[str, str], list[str]] = {}
+        for component in self.components:
+            path = "blocks[…]" if component.path.startswith("blocks.") else component.path
+            parts = ", ".join(component.submodules)
+            rows.setdefault((path, f"{type(component).__name__}: {parts}" if parts else type(component).__name__), [])
+            rows[path, next(reversed(rows))[1]].append(component.module_path)
+        cells = [
+            [path, kind, modules[0] if len(modules) == 1 else f"{modules[0]} … {modules[-1]}"]
+            for (path, kind), modules in rows.items()
+        ]
+        about = f"{self.cfg.architecture}, {self.cfg.dtype} on {self.device}, vocabulary {self.cfg.d_vocab}"
+        notes = ["hook points: .points(); why one is not there: .why_absent(name); what holds: .verify()"]
+        return Summary(repr(self), ["part", "kind", "module"], cells, [about], notes)
 
     def __repr__(self) -> str:
         cfg = self.cfg

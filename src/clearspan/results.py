@@ -1,11 +1,18 @@
-"""Results: what every finding can do. It prints its strongest rows, draws itself, and exports a data frame."""
+"""Results: what every finding can do. It prints its strongest rows, draws itself, and exports a data frame.
+
+`Summary` is what any object shows of itself, on a terminal and in a notebook.
+"""
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
+
+from clearspan.plots import Chart, folded, fragment, heading, html_table, paragraph, still
+from clearspan.plots.marks import cut
 
 if TYPE_CHECKING:
     import pandas
@@ -15,8 +22,70 @@ Columns = Mapping[str, Sequence[object]]
 """A table by its columns, all of one length."""
 
 
-class Result(ABC):
-    """A finding: a table with a title and a picture. Subclasses are frozen dataclasses with `eq=False, repr=False`."""
+MOST_LINES, MOST_LETTERS = 36, 2900
+"""Of what a last line shows as text."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an object says of itself: on a terminal, and in a notebook.
+
+    Attributes:
+        heading: One line that says what it is.
+        columns: Names of a table's columns; none for no table.
+        rows: The table.
+        about: Lines above it.
+        notes: Lines below it.
+    """
+
+    heading: str
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[object]] = ()
+    about: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    def text(self) -> str:
+        """Returns all of it as lines."""
+        lines = table(self.columns, self.rows) if self.columns else []
+        return "\n".join([self.heading, *self.about, *lines, *self.notes])
+
+    def html(self, whole: str) -> str:
+        """Returns the same as HTML."""
+        return fragment(*self.parts(whole))
+
+    def parts(self, whole: str, most: int = 60) -> list[str]:
+        """Returns the parts of that HTML: the heading, lines, the table with at most so many rows, lines."""
+        left = len(self.rows) - most
+        more = [f"… and {left} more rows: {whole}"] if left > 0 else []
+        rows = as_html(self.columns, self.rows[:most])
+        about, notes = map(paragraph, self.about), map(paragraph, [*more, *self.notes[:24]])
+        return [heading(self.heading), *about, rows, *notes]
+
+
+class Summarised(ABC):
+    """An object that has a table in a notebook."""
+
+    @abstractmethod
+    def _summary(self) -> Summary:
+        """Returns what it says of itself."""
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows."""
+        return self._summary().html("print(...)")
+
+
+class Shown(Summarised):
+    """An object that is a table: all of it with `print`, what fits on a screen by `repr`, HTML in a notebook."""
+
+    def __str__(self) -> str:
+        return self._summary().text()
+
+    def __repr__(self) -> str:
+        return shortened(str(self), "print(...)")
+
+
+class Result(Shown):
+    """A finding: a table with a title and a chart. Subclasses are frozen dataclasses with `eq=False, repr=False`."""
 
     ranked_by: ClassVar[str | None] = None
     """The column by whose size the printed rows are sorted, largest first; None keeps the table's own order."""
@@ -33,8 +102,12 @@ class Result(ABC):
         """Returns the whole table, one row a value."""
 
     @abstractmethod
+    def chart(self) -> Chart:
+        """Returns the picture as data: `figure()` draws it with plotly, `svg()` as a still picture."""
+
     def plot(self) -> "go.Figure":
         """Returns a plotly figure."""
+        return self.chart().figure()
 
     def printed(self) -> Columns:
         """Returns the table as it is printed."""
@@ -55,7 +128,7 @@ class Result(ABC):
 
         return pandas.DataFrame(dict(self.columns()))
 
-    def __str__(self) -> str:
+    def _summary(self) -> Summary:
         columns = self.printed()
         rows = list(zip(*columns.values(), strict=True))
         if self.rank is not None:
@@ -63,9 +136,35 @@ class Result(ABC):
             rows.sort(key=lambda row: -self._order(float(row[at])))
         left = len(rows) - self.shown
         more = [f"… and {left} more rows: .to_dataframe()"] if left > 0 else []
-        return "\n".join([self.title, *table(list(columns), rows[: self.shown]), *more])
+        return Summary(self.title, list(columns), rows[: self.shown], notes=more)
 
-    __repr__ = __str__
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the title, a still picture, and the rows that are printed."""
+        first, rows, *notes = self._summary().parts(".to_dataframe()")
+        picture = "".join(still(chart, self.title) for chart in self._stills())
+        return fragment(first, picture, folded("numbers", rows + "".join(notes)) if picture else rows + "".join(notes))
+
+    def _stills(self) -> Iterator[Chart]:
+        """Yields what is drawn in a notebook."""
+        yield self.chart()
+
+
+def shortened(text: str, whole: str) -> str:
+    r"""Returns the lines of a text that fit on a screen, and how all of them are seen.
+
+    Args:
+        text: The lines.
+        whole: The call that shows all, such as `print(...)`.
+
+    Example:
+        >>> shortened("\n".join("abcd" * 10), "print(x)").splitlines()[-2:]
+        ['d', '… and 4 more lines: print(x)']
+    """
+    lines = [cut(line, 400) for line in text.splitlines()]
+    fitting = sum(end <= MOST_LETTERS for end in itertools.accumulate(len(line) + 1 for line in lines))
+    shown = min(fitting, MOST_LINES)
+    more = [] if shown == len(lines) else [f"… and {len(lines) - shown} more lines: {whole}"]
+    return "\n".join([*lines[:shown], *more])
 
 
 def size(value: float) -> float:
@@ -100,6 +199,22 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
+def layer_ranges(layers: Sequence[int]) -> str:
+    """Returns layers as text.
+
+    Example:
+        >>> layer_ranges([5, 0, 1, 2])
+        '0-2, 5'
+    """
+    parts: list[list[int]] = []
+    for layer in sorted(set(layers)):
+        if parts and parts[-1][1] == layer - 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
 def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     r"""Returns the lines of a table: numbers to the right, text to the left.
 
@@ -109,8 +224,7 @@ def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
         L0H1   0.9800
         L3H2  -0.5000
     """
-    cells = [[number(value) if isinstance(value, float) else str(value) for value in row] for row in rows]
-    numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(names))]
+    cells, numeric = _written(rows), _are_numbers(names, rows)
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
 
     def line(row: Sequence[str]) -> str:
@@ -121,6 +235,20 @@ def table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
         return "  ".join(padded).rstrip()
 
     return [line(row) for row in [list(names), *cells]]
+
+
+def as_html(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Returns the same table as HTML."""
+    return html_table(names, _written(rows), _are_numbers(names, rows))
+
+
+def _written(rows: Sequence[Sequence[object]]) -> list[list[str]]:
+    return [[number(value) if isinstance(value, float) else str(value) for value in row] for row in rows]
+
+
+def _are_numbers(names: Sequence[str], rows: Sequence[Sequence[object]]) -> list[bool]:
+    """Returns whether each column is of numbers."""
+    return [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(names))]
 
 
 def melted(values: Tensor, name: str, **axes: Sequence[object]) -> dict[str, list[object]]:

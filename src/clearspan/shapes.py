@@ -1,5 +1,7 @@
 """The one vocabulary of axes, and the sizes that a model gives them."""
 
+from collections.abc import Mapping
+
 from clearspan.config import TransformerBridgeConfig
 
 Axes = tuple[str, ...]
@@ -43,6 +45,17 @@ def axes(names: str) -> Axes:
     unknown = [name for name in parsed if name not in AXES]
     assert not unknown, f"axes outside the vocabulary: {unknown}"
     return parsed
+
+
+def with_sizes(axes: Axes, sizes: Mapping[str, int | None]) -> str:
+    """Returns axes as text, with those sizes that are known.
+
+    Example:
+        >>> with_sizes(("batch", "pos", "d_model"), {"d_model": 64})
+        '[batch, pos, d_model=64]'
+    """
+    known = ((axis, sizes.get(axis)) for axis in axes)
+    return f"[{', '.join(axis if size is None or axis == str(size) else f'{axis}={size}' for axis, size in known)}]"
 
 
 def sizes(cfg: TransformerBridgeConfig) -> dict[str, int]:

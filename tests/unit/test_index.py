@@ -26,7 +26,7 @@ def test_a_table_is_a_sequence(bridge):
     table = bridge.points(lambda name: name.startswith("blocks.1."))
     assert len(table) == len(list(table)) == len(table[:2]) + len(table[2:])
     assert table[:2][1] == table[1]
-    lines = repr(table).splitlines()
+    lines = str(table).splitlines()
     assert len(lines) == len(table)
     assert len({line.index("[") for line in lines}) == 1, "columns are aligned"
 

@@ -449,13 +449,14 @@ class CacheLookup(MutableMapping[str, Tensor]):
 
     def _n_kept(self) -> int:
         """Returns how many positions of the run were kept."""
-        kept = [point for point in self._points.values() if self._recording.has(point)]
-        if not kept and self._given:
+        kept = (point for point in self._points.values() if self._recording.has(point))
+        first = next(kept, None)
+        if first is None and self._given:
             return self.batch.width
-        if not kept:
+        if first is None:
             raise NotCachedError("an empty cache has no positions", fix="name points in names_filter")
         # Inside attention there may be keys of a KV cache, which are no positions of this run.
-        point = next((point for point in kept if not point.place.side.is_inside), kept[0])
+        point = next((point for point in itertools.chain([first], kept) if not point.place.side.is_inside), first)
         return self._recording.length(point)
 
     @property

@@ -1,4 +1,4 @@
-"""Bytes that are free on a device, and how sizes and layers are written in tables."""
+"""Bytes that are free on a device, and how sizes are written in tables."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,17 +47,6 @@ def _of_control_groups(root: Path) -> Iterator[int]:
                 stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
                 idle = int(stat["inactive_file"])  # of files that were read, and given up when memory is wanted
                 yield max(0, int(most) - used + idle)
-
-
-def layer_ranges(layers: list[int]) -> str:
-    """Returns layers as text, such as `0-3, 5`."""
-    parts: list[list[int]] = []
-    for layer in sorted(set(layers)):
-        if parts and parts[-1][1] == layer - 1:
-            parts[-1][1] = layer
-        else:
-            parts.append([layer, layer])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
 
 
 def bytes_as_text(count: float) -> str:

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from clearspan._cache.memory import bytes_as_text, layer_ranges
+from clearspan._cache.memory import bytes_as_text
 from clearspan._cache.slices import PosSlice, plain, position_index
 from clearspan.checks import device_of
 from clearspan.hf.recording import Recording
@@ -16,7 +16,7 @@ from clearspan.hf.rehearsal import ShapesAlone
 from clearspan.hf.storages import Copies, Relocation
 from clearspan.index import PointIndex
 from clearspan.points import Address, HookPoint, Side
-from clearspan.results import table
+from clearspan.results import Shown, Summary, layer_ranges
 from clearspan.shapes import Axes
 from clearspan.transfers import Outbound
 
@@ -121,7 +121,7 @@ class PlannedEntry:
 
 
 @dataclass(frozen=True, repr=False)
-class CachePlan:
+class CachePlan(Shown):
     """What a cache will keep. Printing it shows the bytes of each name, layers that have the same in one row.
 
     A cache keeps each tensor of the forward once. Its bytes are counted for one of the names that show it; the others
@@ -159,7 +159,7 @@ class CachePlan:
         """Whether the cache fits into so many bytes, before any look-up."""
         return self.total_bytes <= free_bytes
 
-    def __str__(self) -> str:
+    def _summary(self) -> Summary:
         rows: dict[tuple[str, str, bool], list[PlannedEntry]] = {}
         for entry in self.entries:
             template = Address.parse(entry.name).template
@@ -173,9 +173,7 @@ class CachePlan:
             columns, cells = columns[:-1], [row[:-1] for row in cells]
         sizes = f"batch {self.rows}, pos {self.positions}"
         first = f"CachePlan: {len(self.entries)} entries, {bytes_as_text(self.total_bytes)} kept{later}; {sizes}"
-        return "\n".join([first, *table(columns, cells)])
-
-    __repr__ = __str__
+        return Summary(first, columns, cells)
 
 
 def _layers(here: Sequence[PlannedEntry]) -> str:

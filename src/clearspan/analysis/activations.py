@@ -15,6 +15,7 @@ from clearspan.inputs import Batch, Input, Place, Positions
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
 from clearspan.points import Address, get_act_name
+from clearspan.progress import Progress, silent, told
 
 Layers = int | Sequence[int] | None
 """One layer, several, or all (None); negative from the end."""
@@ -164,6 +165,7 @@ def gathered(
     positions: Positions,
     mask: Int[Tensor, "row pos"] | None = None,
     batch_size: int,
+    tell: Progress = silent,
 ) -> Activations:
     """Returns values at `names`, at chosen positions of each row. Blocks after the last point are not run.
 
@@ -174,6 +176,7 @@ def gathered(
         positions: Which: None for all; see `Batch.positions`.
         mask: 1 for real tokens, where bare token ids have padding.
         batch_size: Rows run at a time.
+        tell: Is told how far it is.
 
     Raises:
         InvalidArgumentError: A position that a row does not have, or integers, which are no activations.
@@ -184,7 +187,7 @@ def gathered(
     places: list[Place] = []
     batch = bridge.to_batch(input, mask)
     by_row = batch.positions(positions)
-    for numbers in torch.arange(batch.rows).split(batch_size):
+    for numbers in told(tell, "activations", torch.arange(batch.rows).split(batch_size)):
         part = batch.select(numbers)
         rows, columns, found = part.places([by_row[row] for row in numbers.tolist()])
         _, cache = bridge.run_with_cache(part, list(names), return_type=None, stop_at_layer=stop_after(names))

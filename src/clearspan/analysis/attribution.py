@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Self, cast, get_args
+from typing import Literal, Self, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -20,11 +20,8 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input, Positions
 from clearspan.model import check_bridge, check_layers
 from clearspan.modes import no_grad
-from clearspan.plots import picture
+from clearspan.plots import Chart, chart_of
 from clearspan.results import number
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 AttributionUnit = Literal["component", "layer", "head", "neuron"]
 REST = "rest"
@@ -141,17 +138,15 @@ class DirectLogitAttribution(Effects):
         unique = tokens.unique().tolist()
         return self.words[unique[0]] if len(unique) == 1 else f"each row's {role}"
 
-    def plot(
-        self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]
-    ) -> "go.Figure":
+    def chart(self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]) -> Chart:
         """Returns a heat map of heads, layers down; for other units bars, for neurons those of the largest."""
         if self.unit == "head" and not at and REST in self.parts:
             layers = [int(found) if (found := own[1:]).isdigit() else own.rstrip(".") for own in self._attentions]
             heads = range(self.by_head.shape[1])
-            return picture(self.by_head, {"layer": layers, "head": heads}, unit="logits", title=self.title)
+            return chart_of(self.by_head, {"layer": layers, "head": heads}, unit="logits", title=self.title)
         if self.unit == "neuron" and len(self.parts) > _BARS:
-            return self.top(_BARS).plot(metric, draws=draws, **at)
-        return super().plot(metric, draws=draws, **at)
+            return self.top(_BARS).chart(metric, draws=draws, **at)
+        return super().chart(metric, draws=draws, **at)
 
 
 @no_grad

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -14,12 +13,10 @@ from clearspan.checks import check_counts, wholes
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
-from clearspan.plots import heatmap
+from clearspan.plots import HeatMap
+from clearspan.progress import Progress, shown, told
 from clearspan.results import Columns, Result, counted
 from clearspan.sweep.answers import answered
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,17 +75,17 @@ class ChoiceEvaluation(Result):
             "log p(likeliest)": self.log_probs[rows, self.predicted].tolist(),
         }
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> HeatMap:
         """Returns a grid: questions down, answers by number, and what each is likelier by than the question's mean."""
         relative = self.log_probs - self.log_probs.nanmean(-1, keepdim=True)
-        return heatmap(
+        return HeatMap(
             relative,
-            x=[str(number) for number in range(self.log_probs.shape[1])],
-            y=[str(number) for number in range(len(self.right))],
-            x_title="answer",
-            y_title="question",
-            name="nats above the question's mean",
-            title=self.title,
+            [str(number) for number in range(self.log_probs.shape[1])],
+            [str(number) for number in range(len(self.right))],
+            "answer",
+            "question",
+            "nats above the question's mean",
+            self.title,
         )
 
 
@@ -100,6 +97,7 @@ def evaluate_choices(
     answers: Sequence[int],
     *,
     batch_size: int = 16,
+    progress: bool | Progress = True,
 ) -> ChoiceEvaluation:
     r"""Returns how often the right one of several answers is the likeliest continuation of a prompt.
 
@@ -112,6 +110,7 @@ def evaluate_choices(
         choices: Answers to choose from: the same for all questions (`[" A", " B", " C", " D"]`), or some for each.
         answers: Number of the right answer of each question, from 0.
         batch_size: Prompts with an answer run at a time.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Raises:
         InvalidArgumentError: No prompts, not as many answers, fewer than two to choose from, or a number of none.
@@ -157,13 +156,14 @@ def evaluate_choices(
     pairs = [(row, column) for row, few in enumerate(several) for column in range(len(few))]
     log_probs = torch.full((len(texts), max(map(len, several))), torch.nan, dtype=torch.float64)
     token_counts = torch.zeros(log_probs.shape, dtype=torch.long)
-    for start in range(0, len(pairs), batch_size):
-        part = pairs[start : start + batch_size]
-        asked = [texts[row] for row, _ in part]
-        batch, metric = answered(bridge, asked, [several[row][column] for row, column in part])
-        rows, columns = torch.tensor(part).T
-        log_probs[rows, columns] = metric(bridge(batch), batch).double().cpu()
-        token_counts[rows, columns] = torch.tensor([len(answer) for answer in metric.answers])
+    with shown(progress) as tell:
+        for start in told(tell, "answers", range(0, len(pairs), batch_size)):
+            part = pairs[start : start + batch_size]
+            asked = [texts[row] for row, _ in part]
+            batch, metric = answered(bridge, asked, [several[row][column] for row, column in part])
+            rows, columns = torch.tensor(part).T
+            log_probs[rows, columns] = metric(bridge(batch), batch).double().cpu()
+            token_counts[rows, columns] = torch.tensor([len(answer) for answer in metric.answers])
     return ChoiceEvaluation(log_probs, token_counts, torch.tensor(right), tuple(map(tuple, several)))
 
 

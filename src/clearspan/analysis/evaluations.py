@@ -16,6 +16,7 @@ from clearspan.effects import Effects
 from clearspan.errors import InputError, InvalidArgumentError, NotFiniteError
 from clearspan.inputs import Batch
 from clearspan.modes import no_grad
+from clearspan.progress import Progress, shown, told
 from clearspan.results import Columns, counted
 from clearspan.statistics import standard_error
 from clearspan.sweep.metrics import NextTokenLoss, check_predicted
@@ -158,7 +159,12 @@ class LossByPosition(Effects):
 
 @no_grad
 def loss_by_position(
-    bridge: TransformerBridge, corpus: Corpus, *, length: int = 512, batch_size: int = 8
+    bridge: TransformerBridge,
+    corpus: Corpus,
+    *,
+    length: int = 512,
+    batch_size: int = 8,
+    progress: bool | Progress = True,
 ) -> LossByPosition:
     """Returns the next-token loss on each position, and the in-context learning score.
 
@@ -167,6 +173,7 @@ def loss_by_position(
         corpus: Any input, or any number of them. Longer ones are cut into pieces, each of which is read on its own.
         length: Tokens in a piece, at most; the model's context where that is less.
         batch_size: Pieces run at a time.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Returns:
         Losses in nats by position and piece.
@@ -193,10 +200,11 @@ def loss_by_position(
     if not is_predicted.any():
         raise InvalidArgumentError("there is no next token to predict", expected="a text of two tokens or more")
     batch, parts = batch.select(is_predicted.nonzero()[:, 0]), []
-    for part in batch.split(batch_size):
-        losses = bridge(part, return_type="loss", loss_per_token=True)
-        losses = losses.float().masked_fill(part.real[:, 1:] == 0, torch.nan)
-        parts.append(torch.nn.functional.pad(losses, (0, batch.width - part.width), value=torch.nan).cpu())
+    with shown(progress) as tell:
+        for part in told(tell, "pieces", batch.split(batch_size)):
+            losses = bridge(part, return_type="loss", loss_per_token=True)
+            losses = losses.float().masked_fill(part.real[:, 1:] == 0, torch.nan)
+            parts.append(torch.nn.functional.pad(losses, (0, batch.width - part.width), value=torch.nan).cpu())
     found = torch.cat(parts)
     if int((~found.isnan()).sum()) != int((batch.lengths - 1).sum()):
         raise NotFiniteError("the model's losses are not numbers (NaN)", where=f"weights in {bridge.cfg.dtype}")
@@ -260,6 +268,7 @@ def evaluate_repetition(
     prepend_bos: bool | None = None,
     vocabulary: Sequence[int] | Int[Tensor, "token"] | None = None,
     batch_size: int = 16,
+    progress: bool | Progress = True,
 ) -> Repetition:
     """Returns the loss on random tokens, and on the same tokens when they come again.
 
@@ -274,6 +283,7 @@ def evaluate_repetition(
         prepend_bos: Whether a BOS stands first; by default as for any text.
         vocabulary: Token ids to draw from; by default all but special ones.
         batch_size: Rows run at a time.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Returns:
         Losses in nats and hits by copy, place and row.
@@ -297,11 +307,12 @@ def evaluate_repetition(
         check_flags(prepend_bos=prepend_bos)
     text = repeated_tokens(bridge, rows=rows, period=period, seed=seed, prepend_bos=prepend_bos, vocabulary=vocabulary)
     losses, correct = [], []
-    for start in range(0, rows, batch_size):
-        part = text.rows(start, start + batch_size)
-        logits = bridge(part.tokens)
-        losses.append(part.losses(logits).cpu())
-        correct.append(part.correct(logits).cpu())
+    with shown(progress) as tell:
+        for start in told(tell, "repeated texts", range(0, rows, batch_size)):
+            part = text.rows(start, start + batch_size)
+            logits = bridge(part.tokens)
+            losses.append(part.losses(logits).cpu())
+            correct.append(part.correct(logits).cpu())
     values = {"loss": torch.cat(losses).movedim(0, -1), "accuracy": torch.cat(correct).movedim(0, -1)}
     axes = {"copy": ("first", "second"), "place": tuple(range(1, text.period))}
     return Repetition(values, axes, units={"loss": "nats"})
@@ -316,6 +327,7 @@ def induction_loss(
     prepend_bos: bool | None = None,
     vocabulary: Sequence[int] | Int[Tensor, "token"] | None = None,
     batch_size: int = 16,
+    progress: bool | Progress = True,
 ) -> float:
     """Returns the mean loss, in nats, on the second copy of random tokens: `evaluate_repetition(...).second_loss`.
 
@@ -339,4 +351,5 @@ def induction_loss(
         prepend_bos=prepend_bos,
         vocabulary=vocabulary,
         batch_size=batch_size,
+        progress=progress,
     ).second_loss

@@ -18,9 +18,10 @@ from clearspan.checks import check_counts, check_flags, is_whole, whole_numbers
 from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
-from clearspan.plots import heatmap, plotly_text, shaded_tokens
+from clearspan.plots import HeatMap, fragment, paragraph, shaded_tokens
 from clearspan.plots.charts import ends
 from clearspan.points import HookPoint
+from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, counted
 
 if TYPE_CHECKING:
@@ -121,6 +122,10 @@ class MaxActivatingExamples(Result):
         }
 
     def plot(self, feature: int | None = None) -> "go.Figure":
+        """Returns a plotly figure; arguments are those of `chart`."""
+        return self.chart(feature).figure()
+
+    def chart(self, feature: int | None = None) -> HeatMap:
         """Returns a strip of tokens for each example of one feature, by default of the first.
 
         The largest is in column 0. Colours are the feature's values.
@@ -128,17 +133,16 @@ class MaxActivatingExamples(Result):
         row, activations = self._row(feature), self._activations(feature)
         tokens = self.top.tokens[row, : len(activations)].tolist()
         offsets = range(-self.before, activations.shape[1] - self.before)
-        figure = heatmap(
+        return HeatMap(
             activations,
-            x=[f"{offset:+d}" if offset else "0" for offset in offsets],
-            y=[f"{rank}. {example.value:z.4g}" for rank, example in enumerate(self.examples(feature), start=1)],
-            x_title="position from the largest",
-            y_title="example",
-            name="value",
-            title=f"largest activations of {self.name}[{self.features[row]}]",
+            [f"{offset:+d}" if offset else "0" for offset in offsets],
+            [f"{rank}. {example.value:z.4g}" for rank, example in enumerate(self.examples(feature), start=1)],
+            "position from the largest",
+            "example",
+            "value",
+            f"largest activations of {self.name}[{self.features[row]}]",
+            texts=[[self.words[token] if token >= 0 else "" for token in line] for line in tokens],
         )
-        words = [[plotly_text(self.words[token], 11) if token >= 0 else "" for token in line] for line in tokens]
-        return figure.update_traces(text=words, texttemplate="%{text}")
 
     def to_html(self, feature: int | None = None) -> str:
         """Returns the examples of one feature as HTML, tokens shaded by its value; by default of the first.
@@ -161,11 +165,11 @@ class MaxActivatingExamples(Result):
         return f'<table style="text-align:left"><caption>{caption}</caption>{"".join(lines)}</table>'
 
     def _repr_html_(self) -> str:
-        """Returns what a notebook shows: the first features."""
+        """Returns what a notebook shows: the first features, their tokens shaded."""
         shown = self.features[:5]
         left = len(self.features) - len(shown)
-        more = f"<p>… and {left} more features: .to_html(feature)</p>" if left else ""
-        return "".join(map(self.to_html, shown)) + more
+        more = paragraph(f"… and {left} more features: .to_html(feature)") if left else ""
+        return fragment(*map(self.to_html, shown), more)
 
     def _row(self, feature: int | None) -> int:
         if feature is None:
@@ -198,6 +202,7 @@ def max_activating_examples(
     batch_size: int = 8,
     sample: int = 0,
     seed: int = 0,
+    progress: bool | Progress = True,
 ) -> MaxActivatingExamples:
     r"""Returns the places in a stream of texts at which features of a hook point are largest.
 
@@ -223,6 +228,8 @@ def max_activating_examples(
         batch_size: Pieces run at a time.
         sample: Positions to draw uniformly, from which `statistics.quantile` reads; 0 for none.
         seed: Of the sample.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, 0)`: how many texts there are
+            is not known.
 
     Returns:
         The examples of each feature, largest first (of equal values, the one that came first), and each feature's mean
@@ -263,13 +270,15 @@ def max_activating_examples(
     count, read = first.values.shape[-1], 0
     top = RunningTop(count, k, before=before, after=after, one_per_text=one_per_text, device=first.values.device)
     statistics = RunningStatistics(count, sample=sample, seed=seed)
-    for seen in itertools.chain([first], stream):
-        values = seen.values[seen.counted]
-        if values.isnan().any():
-            raise NotFiniteError("a value is not a number (NaN), so it cannot be ranked", where=name)
-        top.update(seen)
-        statistics.update(values)
-        read = int(seen.texts[-1]) + 1
+    with shown(progress) as tell:
+        for seen in itertools.chain([first], stream):
+            values = seen.values[seen.counted]
+            if values.isnan().any():
+                raise NotFiniteError("a value is not a number (NaN), so it cannot be ranked", where=name)
+            top.update(seen)
+            statistics.update(values)
+            read = int(seen.texts[-1]) + 1
+            tell("texts", read, 0)
     if not (result := statistics.result()).positions:
         raise InvalidArgumentError(
             "there is no position to rank", expected="pieces of two tokens or more", fix="exclude_bos=False"

@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -21,13 +21,11 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, row_numbers
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
-from clearspan.plots.charts import heatmap
+from clearspan.plots import HeatMap
+from clearspan.progress import Progress, shown, told
 from clearspan.results import Columns, Result
 from clearspan.sweep.metrics import LogitDifference
 from clearspan.text import PaddingSide
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Order = Literal["ABBA", "BABA"]
 """Whether the indirect object (A) or the subject (B) is introduced first."""
@@ -394,17 +392,17 @@ class IOIEvaluation(Result):
             "rank": self.io_ranks.tolist(),
         }
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> HeatMap:
         """Returns the mean logit difference by template and order: a model may know one order and not the other."""
         means = self.to_dataframe().pivot_table("logit difference", "template", "order")
-        return heatmap(
+        return HeatMap(
             torch.from_numpy(means.to_numpy(copy=True)),
-            x=list(means.columns),
-            y=list(map(str, means.index)),
-            x_title="order",
-            y_title="template",
-            name="logit difference",
-            title="mean logit difference between indirect object and subject",
+            list(means.columns),
+            list(map(str, means.index)),
+            "order",
+            "template",
+            "logit difference",
+            "mean logit difference between indirect object and subject",
         )
 
 
@@ -416,6 +414,7 @@ def evaluate_ioi(
     count: int = 100,
     seed: int = 0,
     batch_size: int = 32,
+    progress: bool | Progress = True,
 ) -> IOIEvaluation:
     r"""Returns how much likelier a model holds the indirect object's name to be than the subject's.
 
@@ -425,6 +424,7 @@ def evaluate_ioi(
         count: How many prompts, where none are given.
         seed: Of these.
         batch_size: Prompts run at a time.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Returns:
         Logit differences, probabilities and ranks by prompt; their means with standard errors.
@@ -454,14 +454,15 @@ def evaluate_ioi(
             "these are no prompts of the task", expected="ioi_prompts(bridge, ...)", got=type(prompts).__name__
         )
     found = []
-    for start in range(0, len(prompts), batch_size):
-        part = prompts.select(slice(start, start + batch_size))
-        rows, columns, _ = part.clean.places(-1)
-        logits = bridge(part.clean)[rows, columns]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        names = torch.stack([part.io, part.subject], dim=1).to(logits.device)
-        io, subject = logits.gather(1, names).unbind(1)
-        io_probs, subject_probs = logits.softmax(-1).gather(1, names).unbind(1)
-        found.append((io - subject, io_probs, subject_probs, (logits > io[:, None]).sum(1)))
+    with shown(progress) as tell:
+        for start in told(tell, "prompts", range(0, len(prompts), batch_size)):
+            part = prompts.select(slice(start, start + batch_size))
+            rows, columns, _ = part.clean.places(-1)
+            logits = bridge(part.clean)[rows, columns]
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            names = torch.stack([part.io, part.subject], dim=1).to(logits.device)
+            io, subject = logits.gather(1, names).unbind(1)
+            io_probs, subject_probs = logits.softmax(-1).gather(1, names).unbind(1)
+            found.append((io - subject, io_probs, subject_probs, (logits > io[:, None]).sum(1)))
     differences, io_probs, subject_probs, ranks = (torch.cat(column).cpu() for column in zip(*found, strict=True))
     return IOIEvaluation(differences, io_probs, subject_probs, ranks, prompts)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -27,11 +27,8 @@ from clearspan.inputs import Positions
 from clearspan.interventions import AddMapped, Intervention
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
-from clearspan.plots.charts import lines
+from clearspan.plots import LineChart
 from clearspan.results import Columns
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 _FORMAT = "clearspan Jacobian lens 1"
 _ROWS = 8192
@@ -398,11 +395,11 @@ class JacobianLens(FittedLens):
             "cosine": (traces / (norms * root)).nan_to_num().tolist(),
         }
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> LineChart:
         """Returns the table's numbers by depth."""
         columns = self.columns()
         series = {name: [float(str(one)) for one in columns[name]] for name in ("norm", "cosine")}
-        return lines(series, x=self.depths, x_title="depth", value_title="ratio", title=self.title)
+        return LineChart(series, self.depths, "depth", "ratio", self.title)
 
 
 def _published(path: Path, n_layers: int) -> dict[str, Any]:

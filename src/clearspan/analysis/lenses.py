@@ -5,7 +5,7 @@ Depth 0 is the embedding, depth `l + 1` the residual stream that leaves block `l
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -21,12 +21,8 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input, Place, Positions
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
-from clearspan.plots.charts import heatmap, lines
-from clearspan.plots.labels import plotly_text, positions
+from clearspan.plots import HeatMap, LineChart, numbered
 from clearspan.results import Columns, Result, melted
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,12 +78,12 @@ class LensReadings(Result):
             "entropy": self.entropy.T.flatten().tolist(),
         }
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> LineChart:
         """Returns means over places by depth, in nats: the target's surprisal, the divergence, and the entropy."""
         means = {"-log p(target)": -self.target_log_probs, "KL(final || depth)": self.kl, "entropy": self.entropy}
         series = {name: values.mean(-1).tolist() for name, values in means.items()}
         title = f"mean over {len(self.places)} places"
-        return lines(series, x=self.depths, x_title="depth", value_title="nats", title=title)
+        return LineChart(series, self.depths, "depth", "nats", title)
 
 
 @no_grad
@@ -233,21 +229,19 @@ class LogitLens(Result):
             "final rank": self.final_ranks.T.flatten().tolist(),
         }
 
-    def plot(self) -> "go.Figure":
-        """Returns a grid: positions down, depth from left to right, the likeliest token and its probability."""
-        read = self.texts or [""] * self.top_ids.shape[1]
-        figure = heatmap(
+    def chart(self) -> HeatMap:
+        """Returns the grid: positions down, depth from left to right, the likeliest token in each cell."""
+        return HeatMap(
             self.top_probs.T,
-            x=self.depths,
-            y=positions(read),
-            x_title="depth",
-            y_title="position",
-            name="probability",
-            title=self.title,
+            list(map(str, self.depths)),
+            numbered(self.texts or [""] * self.top_ids.shape[1]),
+            "depth",
+            "position",
+            "probability",
+            self.title,
             span=(0, 1),
+            texts=[[self.words[token] for token in row] for row in self.top_ids.T.tolist()],
         )
-        text = [[plotly_text(self.words[token], 11) for token in row] for row in self.top_ids.T.tolist()]
-        return figure.update_traces(text=text, texttemplate="%{text}")
 
 
 def logit_lens(

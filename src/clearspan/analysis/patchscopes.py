@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -19,13 +18,10 @@ from clearspan.inputs import Batch, Input
 from clearspan.interventions import Inject, Intervention
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
-from clearspan.plots import heatmap, plotly_text
+from clearspan.plots import HeatMap
 from clearspan.progress import Progress
 from clearspan.results import Columns, Result
 from clearspan.sweep import Grid, Sweep
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 StateMap = Callable[[Float[Tensor, "d_model"], int, int], Float[Tensor, "d_model"]]
 """From a hidden state, the depth that it is of, and the depth that it is written at, to what is written there."""
@@ -75,20 +71,19 @@ class Patchscope(Result):
         }
         return {**found, "text": [text for row in self.texts for text in row]} if self.texts else found
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> HeatMap:
         """Returns a grid: source depths down, target depths from left to right, the likeliest token in each."""
-        figure = heatmap(
+        return HeatMap(
             self.top_probs[..., 0],
-            x=self.target_depths,
-            y=self.source_depths,
-            x_title="written at depth",
-            y_title="read at depth",
-            name="probability",
-            title=self.title,
+            list(map(str, self.target_depths)),
+            list(map(str, self.source_depths)),
+            "written at depth",
+            "read at depth",
+            "probability",
+            self.title,
             span=(0, 1),
+            texts=self.predicts,
         )
-        text = [[plotly_text(word, 11) for word in row] for row in self.predicts]
-        return figure.update_traces(text=text, texttemplate="%{text}")
 
 
 @no_grad

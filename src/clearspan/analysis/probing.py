@@ -18,7 +18,7 @@ from clearspan.checks import check_counts, check_kind, check_positive, tensor_of
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Batch, Input, Place, Positions
 from clearspan.modes import no_grad
-from clearspan.plots import lines
+from clearspan.plots import LineChart
 from clearspan.points import Address
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, counted, number
@@ -215,19 +215,23 @@ class Probes(Result):
         name, draws = f"control ({self.control.replace('_', ' ')})", self.control_accuracy
         return {name: draws.mean(0).tolist()} if len(draws) else {}
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> LineChart:
         """Returns accuracies by point, or by layer where there is one in each, with the control and the majority."""
         layers = layers_of(self.points)
         is_by_layer = len(set(layers)) == len(self.points)
         series = {"probe": self.accuracy.tolist(), **self._control, "majority": [self.majority] * len(self.points)}
-        figure = lines(
+        return LineChart(
             series,
-            x=[str(layer) for layer in layers] if is_by_layer else self.points,
-            x_title="layer" if is_by_layer else "point",
-            value_title="held-out accuracy",
-            title=self.title,
+            [str(layer) for layer in layers] if is_by_layer else self.points,
+            "layer" if is_by_layer else "point",
+            "held-out accuracy",
+            self.title,
+            span=(0, 1),
         )
-        return figure.update_layout(xaxis_type="category", yaxis_range=[0, 1.03])
+
+    def plot(self) -> "go.Figure":
+        """Returns a plotly figure of it, each point or layer at its own place."""
+        return super().plot().update_layout(xaxis_type="category")
 
 
 @no_grad
@@ -312,7 +316,7 @@ def train_probe(
     if control == "by_token" and controls and batch.tokens is None:
         raise InvalidArgumentError("control='by_token' needs token ids", got="embeddings", fix="control='shuffled'")
     with shown(progress) as tell:
-        read = gathered(bridge, batch, names, positions=positions, batch_size=batch_size)
+        read = gathered(bridge, batch, names, positions=positions, batch_size=batch_size, tell=tell)
         examples = Examples.of(batch, read, labels, groups, folds, seed)
         targets = examples.labels
         drawn = [examples.control_labels(control, seed + number) for number in range(controls)]

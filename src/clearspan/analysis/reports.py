@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +24,10 @@ from clearspan.inputs import Batch, Input, Place
 from clearspan.interventions import Patch
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
-from clearspan.plots import heatmap, plotly_text, positions
-from clearspan.progress import Progress, shown
-from clearspan.results import Columns, Result, counted
+from clearspan.plots import HeatMap, fragment, numbered, paragraph, shaded_tokens, still, visible
+from clearspan.progress import Progress, shown, told
+from clearspan.results import Columns, Result, Shown, Summary, counted
 from clearspan.sweep import Probability, Sweep, grid
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
 
 # --- predictions -----------------------------------------------------------------------------------------------------
 
@@ -74,20 +70,19 @@ class Predictions(Result):
             columns |= {f"next {rank}": [self.words[token] for token in ids], f"p {rank}": probs}
         return columns
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> HeatMap:
         """Returns a grid: places down, the likeliest next tokens from left to right, coloured by their probability."""
-        figure = heatmap(
+        return HeatMap(
             self.top_probs,
-            x=[str(rank) for rank in range(1, self.top_ids.shape[1] + 1)],
-            y=positions([self.words[token] for token in self.tokens.tolist()]),
-            x_title="rank",
-            y_title="token",
-            name="probability",
-            title=self.title,
+            [str(rank) for rank in range(1, self.top_ids.shape[1] + 1)],
+            numbered([self.words[token] for token in self.tokens.tolist()]),
+            "rank",
+            "token",
+            "probability",
+            self.title,
             span=(0, 1),
+            texts=[[self.words[token] for token in row] for row in self.top_ids.tolist()],
         )
-        text = [[plotly_text(self.words[token], 11) for token in row] for row in self.top_ids.tolist()]
-        return figure.update_traces(text=text, texttemplate="%{text}")
 
 
 @no_grad
@@ -99,6 +94,7 @@ def predictions(
     logits: Float[Tensor, "row pos d_vocab"] | None = None,
     attention_mask: Int[Tensor, "row pos"] | None = None,
     batch_size: int = 8,
+    progress: bool | Progress = True,
 ) -> Predictions:
     r"""Returns the `k` likeliest next tokens after each real token of an input.
 
@@ -111,6 +107,7 @@ def predictions(
         logits: What a run of the input returned, such as one with interventions; by default the model is run.
         attention_mask: 1 for real tokens, where bare token ids have padding.
         batch_size: Rows run at a time.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Raises:
         InputError: Nothing that can be run, or embeddings.
@@ -128,7 +125,7 @@ def predictions(
     check_counts(k=k, batch_size=batch_size)
     batch = bridge.to_batch(input, attention_mask)
     if logits is None:
-        runs = ((part, bridge(part)) for part in batch.split(batch_size))
+        inputs = [(part, None) for part in batch.split(batch_size)]
     else:
         if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != (batch.rows, batch.width):
             raise InvalidArgumentError(
@@ -136,25 +133,27 @@ def predictions(
                 expected=f"[row={batch.rows}, pos={batch.width}, d_vocab]",
                 got=str(list(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__,
             )
-        runs = iter([(batch, logits)])
+        inputs = [(batch, logits)]
     places: list[Place] = []
     parts = []
-    for part, found in runs:
-        rows, columns, own = part.places(None)
-        probs = exact(found[rows.to(found.device), columns.to(found.device)]).softmax(-1)
-        if probs.isnan().any():
-            raise NotFiniteError(
-                "the model's logits are not numbers (NaN), so it predicts nothing",
-                where=f"{bridge.cfg.model_name}, weights in {bridge.cfg.dtype}",
-                fix="clearspan.boot(model, dtype=torch.float32), if they overflow",
-            )
-        tokens = part.ids[rows, columns].to(probs.device)
-        before = probs.roll(1, 0).gather(-1, tokens[:, None])[:, 0]
-        is_first = torch.tensor([position == 0 for _, position in own], device=probs.device)
-        top = probs.topk(min(k, probs.shape[-1]), dim=-1)
-        parts.append((tokens, before.masked_fill(is_first, torch.nan), top.indices, top.values))
-        start = places[-1][0] + 1 if places else 0
-        places += [(start + row, position) for row, position in own]
+    with shown(progress) as tell:
+        for part, known in told(tell, "predictions", inputs):
+            found = bridge(part) if known is None else known
+            rows, columns, own = part.places(None)
+            probs = exact(found[rows.to(found.device), columns.to(found.device)]).softmax(-1)
+            if probs.isnan().any():
+                raise NotFiniteError(
+                    "the model's logits are not numbers (NaN), so it predicts nothing",
+                    where=f"{bridge.cfg.model_name}, weights in {bridge.cfg.dtype}",
+                    fix="clearspan.boot(model, dtype=torch.float32), if they overflow",
+                )
+            tokens = part.ids[rows, columns].to(probs.device)
+            before = probs.roll(1, 0).gather(-1, tokens[:, None])[:, 0]
+            is_first = torch.tensor([position == 0 for _, position in own], device=probs.device)
+            top = probs.topk(min(k, probs.shape[-1]), dim=-1)
+            parts.append((tokens, before.masked_fill(is_first, torch.nan), top.indices, top.values))
+            start = places[-1][0] + 1 if places else 0
+            places += [(start + row, position) for row, position in own]
     tokens, token_probs, top_ids, top_probs = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     return Predictions(tuple(places), tokens, token_probs, top_ids, top_probs, words_of(bridge, tokens, top_ids))
 
@@ -247,7 +246,7 @@ def causal_effect(
     check_bridge(bridge)
     check_kind(int, np.integer, position=position)
     batch = bridge.to_batch(input, attention_mask)
-    found = predictions(bridge, batch, k=1)
+    found = predictions(bridge, batch, k=1, progress=False)
     if targets is None:
         chosen = [found.places.index(place) for place in batch.places(position)[2]]
         tokens = tuple(found.top_ids[chosen, 0].tolist())
@@ -290,8 +289,12 @@ class ModelFacts:
     vocabulary: int
 
 
-@dataclass(frozen=True, eq=False)
-class Report:
+_TOKENS, _ROWS = 400, 24
+"""What a notebook shows of a long text: its last tokens, and fewer of them where each is a row."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Report(Shown):
     """What a model does with one text.
 
     Attributes:
@@ -362,6 +365,44 @@ class Report:
     def show(self) -> Path:
         """Opens the report's page in the browser; returns the path of the temporary file that it is in."""
         return import_module("clearspan.view").open_report(self)
+
+    def _summary(self) -> Summary:
+        facts, (ids, probs) = self.model, (self.predictions.top_ids[-1], self.predictions.top_probs[-1])
+        rows = [[visible(self.words[i]), p] for i, p in zip(ids.tolist(), probs.tolist(), strict=True)]
+        read = f"{facts.name or facts.architecture} on {counted(len(self.token_ids), 'token')}"
+        return Summary(
+            f"{read}: next comes {visible(self.target)}",
+            ["next token", "probability"],
+            rows,
+            notes=["all of it: .to_dict(); parts: .predictions, .lens, .heads, .effect, .patterns"],
+        )
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the text coloured by surprise, predictions, the lens and the causal effect."""
+        first, rows, *notes = self._summary().parts(".predictions")
+        surprise = (-self.predictions.token_probs.log()).tolist()[-_TOKENS:]
+        text = shaded_tokens(self.tokens[-_TOKENS:], surprise, bound=10.0, sequential=True)
+        bound = self.effect.bound
+        effect = HeatMap(
+            self.effect.drop.T,
+            [str(layer) for layer in range(self.model.layers)],
+            numbered(self.tokens),
+            "layer",
+            "position",
+            "nats",
+            span=(-bound, bound),
+        ).last(_ROWS)
+        return fragment(
+            first,
+            paragraph("surprise at each token, up to 10 nats"),
+            text,
+            rows,
+            paragraph("likeliest token at each depth"),
+            still(self.lens.chart().last(_ROWS), "logit lens"),
+            paragraph(f"nats by which {visible(self.target)} becomes less likely where one position is ablated"),
+            still(effect, "causal effect of each layer and position"),
+            *notes,
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Returns the report as plain data for JSON; probabilities and attention are rounded to 6 decimals.
@@ -476,7 +517,7 @@ def report(
         raise InvalidArgumentError("a report is about one text", expected="an input of one row", got=f"{batch.rows}")
     tokens, layers = batch.ids[:, list(batch.real_columns[0])], bridge.cfg.n_layers
     with shown(progress) as tell:
-        found = predictions(bridge, tokens, k=k)
+        found = predictions(bridge, tokens, k=k, progress=False)
         tell("predictions", 1, 1)
         lens = logit_lens(bridge, tokens)
         tell("logit lens", 1, 1)

@@ -170,7 +170,7 @@ def train_sparse_probe(
     ranking: dict[str, tuple[Neuron, ...]] = {}
     probes: dict[tuple[str, int], Probe] = {}
     with shown(progress) as tell:
-        read = gathered(bridge, batch, names, positions=positions, batch_size=batch_size)
+        read = gathered(bridge, batch, names, positions=positions, batch_size=batch_size, tell=tell)
         examples = Examples.of(batch, read, labels, groups, folds, seed)
         shuffled = [examples.control_labels("shuffled", seed + number) for number in range(controls)]
         for done, point in enumerate(names):

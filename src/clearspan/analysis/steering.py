@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -23,14 +23,11 @@ from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Input, Positions
 from clearspan.interventions import Add, Constant, Intervention, ProjectOut
 from clearspan.model import check_bridge
-from clearspan.plots import picture
+from clearspan.plots import Chart, chart_of
 from clearspan.points import Address
-from clearspan.progress import Progress
+from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result
 from clearspan.sweep import Grid, Metric, NextTokenLoss, Sweep
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 SteeringMethod = Literal["mean_difference", "paired_pca"]
 
@@ -277,9 +274,9 @@ class SteeringVector(Result):
             **({"of activations": [shares[name] for name in norms]} if known else {}),
         }
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> Chart:
         """Returns the norms as bars."""
-        return picture(torch.tensor(list(self.norms.values())), {"point": self.names}, unit="norm", title=self.title)
+        return chart_of(torch.tensor(list(self.norms.values())), {"point": self.names}, unit="norm", title=self.title)
 
 
 def _check_vector(given: object) -> None:
@@ -315,6 +312,7 @@ def fit_steering_vector(
     positive_mask: Int[Tensor, "row pos"] | None = None,
     negative_mask: Int[Tensor, "row pos"] | None = None,
     batch_size: int = 32,
+    progress: bool | Progress = True,
 ) -> SteeringVector:
     """Returns a vector at each point that leads from what the model makes of `negative` to what it makes of `positive`.
 
@@ -339,6 +337,7 @@ def fit_steering_vector(
         positive_mask: 1 for real tokens, where bare token ids have padding.
         negative_mask: The same of the other side.
         batch_size: Texts run at a time.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Raises:
         UnknownPointError: A point or layer that the model does not have.
@@ -368,10 +367,15 @@ def fit_steering_vector(
     if method not in get_args(SteeringMethod):
         raise InvalidArgumentError(f"unknown method {method!r}", expected="'mean_difference' or 'paired_pca'")
     names = points_of(bridge, name, layers)
-    with argument("positive" if positive_mask is None else "positive, or positive_mask"):
-        more = gathered(bridge, positive, names, positions=positions, mask=positive_mask, batch_size=batch_size)
-    with argument("negative" if negative_mask is None else "negative, or negative_mask"):
-        less = gathered(bridge, negative, names, positions=positions, mask=negative_mask, batch_size=batch_size)
+    with shown(progress) as tell:
+        with argument("positive" if positive_mask is None else "positive, or positive_mask"):
+            more = gathered(
+                bridge, positive, names, positions=positions, mask=positive_mask, batch_size=batch_size, tell=tell
+            )
+        with argument("negative" if negative_mask is None else "negative, or negative_mask"):
+            less = gathered(
+                bridge, negative, names, positions=positions, mask=negative_mask, batch_size=batch_size, tell=tell
+            )
     counts = (len(more.texts), len(less.texts))
     if method == "paired_pca" and counts[0] != counts[1]:
         raise InvalidArgumentError(

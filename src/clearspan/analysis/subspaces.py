@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -15,11 +15,8 @@ from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.model import check_bridge, check_layers
 from clearspan.modes import no_grad
-from clearspan.plots.charts import lines
+from clearspan.plots import LineChart
 from clearspan.results import Columns, Result, number
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 HeadReads = Literal["Q", "K", "V"]
 
@@ -75,11 +72,11 @@ class ProjectionKernel(Result):
         """Returns one row for each principal angle."""
         return {"number": range(len(self.cosines)), "cosine": self.cosines.tolist(), "angle": self.angles.tolist()}
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> LineChart:
         """Returns the cosines."""
         x = list(range(len(self.cosines)))
         series = {"cosine": self.cosines.tolist()}
-        return lines(series, x=x, x_title="principal angle", value_title="cosine", title=self.title)
+        return LineChart(series, x, "principal angle", "cosine", self.title)
 
 
 @no_grad

@@ -2,18 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearspan.analysis.words import Words
-from clearspan.plots import picture
+from clearspan.plots import Chart, chart_of
 from clearspan.results import Columns, Result, counted
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 _ROUNDING = 1e-9
 """Of a float64 number beside the largest one: what is less is taken for zero."""
@@ -48,10 +45,10 @@ class TokenDecomposition(Result):
         """Returns one row for each token."""
         return {"token": [self.words[token] for token in self.ids.tolist()], "weight": self.weights.tolist()}
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> Chart:
         """Returns the weights as bars."""
         columns = self.columns()
-        return picture(self.weights, {"token": tuple(map(str, columns["token"]))}, unit="weight", title=self.title)
+        return chart_of(self.weights, {"token": tuple(map(str, columns["token"]))}, unit="weight", title=self.title)
 
 
 def pursued(

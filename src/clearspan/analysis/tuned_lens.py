@@ -6,7 +6,7 @@ Depth 0 is the embedding, depth `l + 1` the residual stream that leaves block `l
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -31,12 +31,9 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.files import read_published, read_tensors, write_tensors
 from clearspan.inputs import Batch
 from clearspan.modes import no_grad
-from clearspan.plots.charts import lines
-from clearspan.progress import Progress, shown
+from clearspan.plots import LineChart
+from clearspan.progress import Progress, shown, told
 from clearspan.results import Columns, melted
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 _FORMAT = "clearspan tuned lens 1"
 
@@ -122,11 +119,11 @@ class TunedLens(FittedLens):
         steps, depths = self.losses.shape
         return melted(self.losses, "loss", step=range(steps), depth=range(depths))
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> LineChart:
         """Returns the losses by step, one line for each depth."""
         series = {f"depth {depth}": losses for depth, losses in enumerate(self.losses.T.tolist())}
         x = list(range(len(self.losses)))
-        return lines(series, x=x, x_title="step", value_title="KL(final || lens), nats", title=self.title)
+        return LineChart(series, x, "step", "KL(final || lens), nats", self.title)
 
 
 def _published(folder: Path) -> dict[str, Any]:
@@ -298,7 +295,13 @@ class LensDivergence(Effects):
 
 @no_grad
 def lens_divergence(
-    bridge: TransformerBridge, corpus: Corpus, lens: Translator, *, batch_size: int = 8, length: int = 128
+    bridge: TransformerBridge,
+    corpus: Corpus,
+    lens: Translator,
+    *,
+    batch_size: int = 8,
+    length: int = 128,
+    progress: bool | Progress = True,
 ) -> LensDivergence:
     """Returns how far a lens and the logit lens are from the model's predictions, on text it was not fitted on.
 
@@ -308,6 +311,7 @@ def lens_divergence(
         lens: A lens for this model, or a function `lens(resid, depth)`.
         batch_size: Pieces that run at a time.
         length: Tokens in a piece, at most.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Raises:
         InvalidArgumentError: No text, a size that is not positive, or a lens of another width or depth.
@@ -328,12 +332,13 @@ def lens_divergence(
     translate = checked_lens(bridge, lens)
     rows = pieces(bridge, corpus, length)
     totals = torch.zeros(2, bridge.cfg.n_layers + 1, dtype=torch.double)
-    for batch in rows.split(batch_size):
-        streams = real_streams(bridge, batch)
-        final = log_probs(bridge, streams[-1])
-        for depth, stream in enumerate(streams):
-            for number, seen in enumerate((stream, translate(stream, depth))):
-                totals[number, depth] += float(kl_divergence(final, log_probs(bridge, seen)).sum())
+    with shown(progress) as tell:
+        for batch in told(tell, "pieces", rows.split(batch_size)):
+            streams = real_streams(bridge, batch)
+            final = log_probs(bridge, streams[-1])
+            for depth, stream in enumerate(streams):
+                for number, seen in enumerate((stream, translate(stream, depth))):
+                    totals[number, depth] += float(kl_divergence(final, log_probs(bridge, seen)).sum())
     positions = int(rows.lengths.sum())
     return LensDivergence(
         {"KL(final || lens)": (totals / positions).float()[..., None]},

@@ -15,8 +15,7 @@ from clearspan.components.factors import scaled
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge, check_layers
 from clearspan.modes import no_grad
-from clearspan.plots.charts import heatmap
-from clearspan.plots.labels import plotly_text
+from clearspan.plots import HeatMap
 from clearspan.results import Columns, Result
 from clearspan.weights.factored_matrix import SVD, FactoredMatrix
 
@@ -111,6 +110,10 @@ class SingularReadings(Result):
         }
 
     def plot(self, side: Side | None = None) -> "go.Figure":
+        """Returns a plotly figure; arguments are those of `chart`."""
+        return self.chart(side).figure()
+
+    def chart(self, side: Side | None = None) -> HeatMap:
         """Returns a grid of one side: singular vectors and their ends down, tokens from left to right, by score.
 
         Args:
@@ -125,17 +128,16 @@ class SingularReadings(Result):
                 f"{self.matrix} has no side {name!r} in vocabulary", expected=" or ".join(map(repr, self._sides))
             )
         shown = self._sides[name]
-        figure = heatmap(
+        return HeatMap(
             shown.scores.flatten(0, 1),
-            x=[str(rank) for rank in range(shown.ids.shape[-1])],
-            y=[f"{number} {end}" for number in range(len(self.values)) for end in "+-"],
-            x_title="rank",
-            y_title="singular vector",
-            name="score",
-            title=f"{self.title}: what it {name}",
+            [str(rank) for rank in range(shown.ids.shape[-1])],
+            [f"{number} {end}" for number in range(len(self.values)) for end in "+-"],
+            "rank",
+            "singular vector",
+            "score",
+            f"{self.title}: what it {name}",
+            texts=[[self.words[token] for token in row] for row in shown.ids.flatten(0, 1).tolist()],
         )
-        text = [[plotly_text(self.words[token], 11) for token in row] for row in shown.ids.flatten(0, 1).tolist()]
-        return figure.update_traces(text=text, texttemplate="%{text}")
 
 
 def _numbers(neurons: VocabularySide) -> list[str]:

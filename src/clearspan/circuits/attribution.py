@@ -20,8 +20,9 @@ from clearspan.inputs import Batch, Input
 from clearspan.interventions import Patch
 from clearspan.model import check_bridge
 from clearspan.modes import no_grad
-from clearspan.plots.charts import lines
+from clearspan.plots import LineChart
 from clearspan.points import Address, HookFunction, HookPoint, get_act_name
+from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result, counted
 from clearspan.shapes import Axes
 from clearspan.sweep import Direction, Effects, Grid, Metric, grid
@@ -63,6 +64,7 @@ def attribution_patch(
     qk_fix: bool = False,
     grad_drop: bool = False,
     attention_mask: Int[Tensor, "row pos"] | None = None,
+    progress: bool | Progress = True,
 ) -> "AttributionPatching":
     r"""Returns the approximate effect of patching each part of a model with its value in another run.
 
@@ -98,6 +100,8 @@ def attribution_patch(
         qk_fix: Whether the pattern is computed; for queries and keys.
         grad_drop: Whether effects are the mean of sizes over dropped layers.
         attention_mask: 1 for real tokens, of an input that is bare token ids with padding.
+        progress: Whether a bar is shown with `grad_drop`, which goes back once for each layer; or a function called as
+            `progress(stage, done, total)`.
 
     Returns:
         Effects by layer, the unit's axes, and row, on the CPU. Positions count among a row's real tokens; a shorter row
@@ -139,7 +143,8 @@ def attribution_patch(
         source, graded = pair.runs(points, points, points)
         effects = _first_order(what, graded.cache, source.cache)
     if grad_drop:
-        by_column = _mean_size(pair, what, effects, source)
+        with shown(progress) as tell:
+            by_column = _mean_size(pair, what, effects, source, tell)
     else:
         by_column = _stacked(effects, {point: graded.cache[f"{point}_grad"] for point in effects})
     per_row = _by_position(by_column, ["layer", *what.unit_axes], pair.base)
@@ -273,7 +278,9 @@ def _first_order(unit: Unit, base: ActivationCache, source: ActivationCache) -> 
 # --- GradDrop --------------------------------------------------------------------------------------------------------
 
 
-def _mean_size(pair: PairRuns, unit: Unit, effects: UnitEffects, source: PairRun) -> Float[Tensor, "row layer *unit"]:
+def _mean_size(
+    pair: PairRuns, unit: Unit, effects: UnitEffects, source: PairRun, tell: Progress
+) -> Float[Tensor, "row layer *unit"]:
     """Returns the mean size of effects over dropped layers."""
     n_layers, is_stream = pair.bridge.cfg.n_layers, unit.name.startswith("resid_")
     if n_layers == 1 and not is_stream:
@@ -285,6 +292,7 @@ def _mean_size(pair: PairRuns, unit: Unit, effects: UnitEffects, source: PairRun
         found = _stacked(effects, gradients).abs()
         counts = torch.tensor([is_stream or layer != dropped for layer in unit.layers])
         total = total + found * counts.view(1, -1, *[1] * (found.ndim - 2))
+        tell("layers", dropped + 1, n_layers)
     assert isinstance(total, Tensor), "a model has layers"
     return total / (n_layers if is_stream else n_layers - 1)
 
@@ -551,12 +559,16 @@ class Agreement(Result):
         columns = {"approximate": self.approximate, "exact": self.exact, "error": self.errors}
         return {"cell": list(self.labels), **{name: values.tolist() for name, values in columns.items()}}
 
+    def chart(self) -> LineChart:
+        """Returns each cell as a point, its exact value across and the approximate one up."""
+        exact, approximate = self.exact.tolist(), self.approximate.tolist()
+        return LineChart({"cells": approximate}, exact, "exact", "approximate", self.title, is_joined=False)
+
     def plot(self) -> "go.Figure":
-        """Returns each cell as a point, with a line where both are equal."""
-        patched, approximate = self.exact.tolist(), self.approximate.tolist()
-        ends = [min(patched), max(patched)]
-        figure = lines({"cells": approximate}, x=patched, x_title="exact", value_title="approximate", title=self.title)
-        figure.update_traces(mode="markers", text=list(self.labels), hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}")
+        """Returns a plotly figure of it, with a line where both are equal."""
+        ends = [float(self.exact.min()), float(self.exact.max())]
+        figure = super().plot()
+        figure.update_traces(text=list(self.labels), hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}")
         return figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": "#b8b5aa", "dash": "dot"}, name="equal")
 
 

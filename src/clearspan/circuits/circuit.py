@@ -19,8 +19,8 @@ from clearspan.circuits.graph import ComputationalGraph, Edge, Kind, Node, graph
 from clearspan.circuits.runs import shuffled
 from clearspan.errors import InvalidArgumentError
 from clearspan.files import write_text
-from clearspan.plots.charts import SERIES
-from clearspan.plots.network import Box, Link, Network
+from clearspan.plots import SERIES, Box, Link, Network, folded, fragment, still
+from clearspan.results import Shown, Summary
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -29,7 +29,7 @@ FORMAT = "clearspan circuit 1"
 
 
 @dataclass(frozen=True, repr=False)
-class Circuit:
+class Circuit(Shown):
     """A set of edges of a computational graph. `&`, `|` and `-` work as on sets; so do `in`, `len` and `<=`.
 
     Attributes:
@@ -151,15 +151,24 @@ class Circuit:
         return self.edges <= self._edges_of(other)
 
     def __str__(self) -> str:
+        summary = self._summary()
+        return "\n".join([summary.heading, *(f"  {receiver} <- {senders}" for receiver, senders in summary.rows)])
+
+    def __repr__(self) -> str:
+        return f"Circuit({self.n_edges} of {self.graph.n_edges} edges, model={self.model!r})"
+
+    def _summary(self) -> Summary:
         senders: dict[Node, list[str]] = {}
         for edge in self:
             senders.setdefault(edge.receiver, []).append(edge.sender.name)
         where = f" in {self.model}" if self.model else ""
-        lines = [f"  {receiver} <- {', '.join(names)}" for receiver, names in senders.items()]
-        return "\n".join([f"circuit of {self.n_edges} of {self.graph.n_edges} edges{where}", *lines])
+        rows = [[receiver.name, ", ".join(names)] for receiver, names in senders.items()]
+        return Summary(f"circuit of {self.n_edges} of {self.graph.n_edges} edges{where}", ["receiver", "senders"], rows)
 
-    def __repr__(self) -> str:
-        return f"Circuit({self.n_edges} of {self.graph.n_edges} edges, model={self.model!r})"
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: its drawing, and its edges."""
+        first, *rows = self._summary().parts("print(...)")
+        return fragment(first, still(self.chart(), repr(self)), folded("edges", "".join(rows))) if self.edges else first
 
     # --- others made of it -------------------------------------------------------------------------------------------
 
@@ -228,11 +237,15 @@ class Circuit:
             title: Above the drawing.
         """
         check_kind(str, title=title)
-        return _network(list(self), effects).figure(title or repr(self))
+        return self.chart(effects, title).figure()
+
+    def chart(self, effects: Mapping[Edge, float] | None = None, title: str = "") -> Network:
+        """Returns the same drawing as data. Arguments are those of `plot`."""
+        return replace(_network(list(self), effects), title=title or repr(self))
 
     def to_svg(self, effects: Mapping[Edge, float] | None = None) -> str:
         """Returns the same drawing as an SVG picture."""
-        return _network(list(self), effects).svg()
+        return self.chart(effects).svg()
 
     def to_json(self) -> str:
         """Returns the circuit as JSON: the model's name, the graph's sizes and the names of edges."""

@@ -25,6 +25,7 @@ from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.model import Model
 from clearspan.modes import no_grad
+from clearspan.progress import Progress, shown, told
 from clearspan.results import counted, size
 from clearspan.sweep import Direction, Effects, Metric
 
@@ -45,6 +46,7 @@ def edge_attribution(
     scheme: Scheme = "midpoint",
     direction: Direction = "denoising",
     attention_mask: Int[Tensor, "row pos"] | None = None,
+    progress: bool | Progress = True,
 ) -> "EdgeScores":
     r"""Returns the approximate effect of patching each edge of the computational graph (EAP, and EAP-IG).
 
@@ -74,6 +76,7 @@ def edge_attribution(
         scheme: Where on each step the gradient is taken.
         direction: `"denoising"`: the corrupted run is the base, and gets clean values. `"noising"`: the reverse.
         attention_mask: 1 for real tokens, of an input that is bare token ids with padding.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Returns:
         Effects by sender, receiver and row, NaN where there is no edge; on the CPU.
@@ -113,7 +116,8 @@ def edge_attribution(
     else:
         source, base = pair.runs(written, written)
         shares = [(step + (0.5 if scheme == "midpoint" else 1.0)) / steps for step in range(steps)]
-        slopes = _runs_between(pair, base, source, shares)
+        with shown(progress) as tell:
+            slopes = _runs_between(pair, base, source, shares, tell)
     per_row = _contracted(graph, slopes, base.cache, source.cache)
     if len(base.value) < len(per_row):  # the metric is one number for all rows
         per_row = per_row.sum(0, keepdim=True)
@@ -130,7 +134,9 @@ def edge_attribution(
     )
 
 
-def _runs_between(pair: PairRuns, base: PairRun, source: PairRun, shares: Sequence[float]) -> list[ActivationCache]:
+def _runs_between(
+    pair: PairRuns, base: PairRun, source: PairRun, shares: Sequence[float], tell: Progress
+) -> list[ActivationCache]:
     """Returns runs at shares of the way from the base's embeddings to the source's, with gradients.
 
     Each run has as many shares as there is room for, as copies of the rows.
@@ -138,7 +144,7 @@ def _runs_between(pair: PairRuns, base: PairRun, source: PairRun, shares: Sequen
     bridge, name = pair.bridge, "blocks.0.hook_resid_pre"
     start, way = base.cache[name], source.cache[name] - base.cache[name]
     found, size = [], copies_with_graph(pair)
-    for some in (shares[first : first + size] for first in range(0, len(shares), size)):
+    for some in told(tell, "steps", (shares[first : first + size] for first in range(0, len(shares), size))):
         entering = torch.cat([start + way * share for share in some])
         hooks: Hooks = [(name, lambda value, hook, entering=entering: entering)]
         names, graded = streams_of_heads(bridge), graded_points(bridge)

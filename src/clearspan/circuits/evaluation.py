@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,13 +24,12 @@ from clearspan.effects import Draws, Label
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
 from clearspan.modes import no_grad
+from clearspan.plots import Chart, LineChart
 from clearspan.points import HookFunction, HookPoint
+from clearspan.progress import Progress, shown, silent, told
 from clearspan.results import counted, number
 from clearspan.sweep import Effects, Metric
 from clearspan.sweep.readings import measured
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Masks = Bool[Tensor, "circuit sender receiver"]
 Stream = Float[Tensor, "row pos d_model"]
@@ -46,6 +45,7 @@ def evaluate_circuits(
     *,
     attention_mask: Int[Tensor, "row pos"] | None = None,
     memory: int | None = None,
+    progress: bool | Progress = True,
 ) -> "CircuitEvaluation":
     r"""Returns how faithful circuits are, and what all other edges do without them, exactly.
 
@@ -67,6 +67,7 @@ def evaluate_circuits(
         circuits: A circuit, or several by name.
         attention_mask: 1 for real tokens, of an input that is bare token ids with padding.
         memory: Bytes that a batch of runs may take.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Returns:
         Metrics by run (of the circuit, or of the rest), circuit and row; `faithfulness` and `completeness` of them.
@@ -99,7 +100,8 @@ def evaluate_circuits(
         raise InvalidArgumentError("there is no circuit to evaluate", expected="one or more")
     runs = CircuitRuns.of(bridge, clean, corrupted, metric, attention_mask, memory)
     masks = runs.masks(list(named.values()))
-    values = runs.metrics_of(torch.cat([masks, runs.graph.mask & ~masks]))
+    with shown(progress) as tell:
+        values = runs.metrics_of(torch.cat([masks, runs.graph.mask & ~masks]), tell)
     axes = {"run": ("circuit", "the rest"), "circuit": tuple(named)}
     return runs.as_effects(values.unflatten(0, (2, -1)), axes, "runs of circuits")
 
@@ -111,6 +113,7 @@ def faithfulness_curve(
     draws: int = 3,
     seed: int = 0,
     memory: int | None = None,
+    progress: bool | Progress = True,
 ) -> "CircuitEvaluation":
     r"""Returns how faithful circuits of the best-scored edges are by size, what is left without each, and a control.
 
@@ -123,6 +126,7 @@ def faithfulness_curve(
         draws: How many random circuits there are of each size.
         seed: Of the first; the next ones have the next seeds.
         memory: Bytes that a batch of runs may take.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
     Raises:
         InvalidArgumentError: No sizes, or one that is not from 0 to the number of edges.
@@ -145,9 +149,10 @@ def faithfulness_curve(
     runs = CircuitRuns.of(pair.bridge, pair.clean, pair.corrupted, pair.metric, memory=memory)
     random = [Circuit.random(graph, size, seed + draw) for draw in range(draws) for size in chosen]
     masks, controls = runs.masks(circuits), runs.masks(random)
-    values = runs.metrics_of(torch.cat([masks, graph.mask & ~masks, controls])).unflatten(0, (-1, len(chosen)))
+    with shown(progress) as tell:
+        values = runs.metrics_of(torch.cat([masks, graph.mask & ~masks, controls]), tell)
     axes = {"run": ("circuit", "the rest", *(f"random {draw}" for draw in range(draws))), "edges": chosen}
-    return runs.as_effects(values, axes, f"circuits by {scores.method}")
+    return runs.as_effects(values.unflatten(0, (-1, len(chosen))), axes, f"circuits by {scores.method}")
 
 
 def _spread(n_edges: int, count: int = 12) -> tuple[int, ...]:
@@ -262,14 +267,14 @@ class CircuitRuns:
         return self.metrics_of(self.masks(circuits))
 
     @no_grad
-    def metrics_of(self, masks: Masks) -> Float[Tensor, "circuit row"]:
+    def metrics_of(self, masks: Masks, tell: Progress = silent) -> Float[Tensor, "circuit row"]:
         """Returns the metric of each circuit's run, for circuits as masks.
 
         Batches are made in the order given; layers in which all of a batch read the same are run once.
         """
         embedded, found, cfg = self.clean.cache["resid_pre", 0], [], self.pair.bridge.cfg
         streams = 2 * len(self.writes) + (12 if self.mixes else 8) * cfg.n_heads + 3 * cfg.d_mlp // cfg.d_model
-        for batch in masks.split(copies_at_a_time(self.pair, self.memory, streams)):
+        for batch in told(tell, "circuits", masks.split(copies_at_a_time(self.pair, self.memory, streams))):
             self.n_circuits, self.n_forwards = self.n_circuits + len(batch), self.n_forwards + 1
             last = CircuitBatch.entering(self, batch.to(embedded.device), embedded).last_streams()
             for stream in last.to(embedded):
@@ -460,10 +465,7 @@ class CircuitEvaluation(Effects):
             "as a share of the way from the corrupted run to the clean run"
         )
 
-    def plot(
-        self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]
-    ) -> "go.Figure":
-        """Returns a picture; see `Effects.plot`. Numbers of edges are on a logarithmic axis."""
-        figure = super().plot(metric, draws=draws, **at)
-        are_lines = figure.data[0]["type"] == "scatter"
-        return figure.update_xaxes(type="log") if are_lines else figure
+    def chart(self, metric: str | None = None, *, draws: Draws | None = None, **at: Label | Sequence[Label]) -> Chart:
+        """Returns the picture as data; see `Effects.chart`. Numbers of edges are on a logarithmic axis."""
+        chart = super().chart(metric, draws=draws, **at)
+        return replace(chart, is_log=True) if isinstance(chart, LineChart) else chart

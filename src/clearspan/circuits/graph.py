@@ -17,6 +17,7 @@ from clearspan.components import part_kind, projection_input, stream_at
 from clearspan.errors import InvalidArgumentError
 from clearspan.model import check_bridge
 from clearspan.points import nearest
+from clearspan.results import Summarised, Summary
 
 Graph = TypeVar("Graph", bound="ComputationalGraph")
 Kind = Literal["embed", "head", "q", "k", "v", "mlp", "mixer", "logits"]
@@ -124,7 +125,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class ComputationalGraph:
+class ComputationalGraph(Summarised):
     """Senders and receivers of a model, in the order of the forward. Each sender has an edge to all later receivers.
 
     Attributes:
@@ -162,6 +163,13 @@ class ComputationalGraph:
                 f"n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}",
                 expected="n_heads a multiple of n_kv_heads: each key and value head serves as many query heads",
             )
+
+    def _summary(self) -> Summary:
+        rows = [
+            [name, len(nodes), ", ".join(node.name for node in (*nodes[:3], nodes[-1]))]
+            for name, nodes in (("senders", self.senders), ("receivers", self.receivers))
+        ]
+        return Summary(f"computational graph of {self.n_edges} edges", ["", "count", "the first, and the last"], rows)
 
     @classmethod
     def of(cls, bridge: TransformerBridge) -> Self:

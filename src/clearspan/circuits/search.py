@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,11 +17,10 @@ from clearspan.circuits.evaluation import CircuitRuns, shares
 from clearspan.circuits.graph import Edge
 from clearspan.errors import InvalidArgumentError
 from clearspan.inputs import Input
+from clearspan.plots import Network
+from clearspan.progress import Progress, shown, silent
 from clearspan.results import Columns, Result, number
 from clearspan.sweep import Metric
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 def discover_circuit(
@@ -36,6 +35,7 @@ def discover_circuit(
     steps: int = 5,
     attention_mask: Int[Tensor, "row pos"] | None = None,
     memory: int | None = None,
+    progress: bool | Progress = True,
 ) -> "DiscoveredCircuit":
     r"""Returns a circuit that is faithful, and that no single edge can be dropped from.
 
@@ -61,6 +61,8 @@ def discover_circuit(
         steps: Of that EAP-IG.
         attention_mask: 1 for real tokens, of an input that is bare token ids with padding.
         memory: Bytes that a batch of runs may take.
+        progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`: for each round, which
+            runs the circuit without each of its edges.
 
     Returns:
         The circuit with its faithfulness, completeness, the exact effect of each of its edges, the steps on the way,
@@ -90,11 +92,14 @@ def discover_circuit(
         raise InvalidArgumentError(f"tolerance={tolerance!r}", expected="a number from 0 on, or None")
     check_counts(steps=steps)
     runs = CircuitRuns.of(bridge, clean, corrupted, metric, attention_mask, memory)
-    if scores is None:
-        scores = edge_attribution(bridge, runs.pair.clean, runs.pair.corrupted, metric, steps=steps)
-    if checked_scores(scores).graph != runs.graph:
-        raise InvalidArgumentError("the scores are of another graph", expected=str(runs.graph), got=str(scores.graph))
-    return _Search(runs, scores, target, tolerance).run()
+    with shown(progress) as tell:
+        if scores is None:
+            pair = runs.pair
+            scores = edge_attribution(bridge, pair.clean, pair.corrupted, metric, steps=steps, progress=tell)
+        if checked_scores(scores).graph != runs.graph:
+            expected, got = str(runs.graph), str(scores.graph)
+            raise InvalidArgumentError("the scores are of another graph", expected=expected, got=got)
+        return _Search(runs, scores, target, tolerance, tell=tell).run()
 
 
 def _is_number(value: object) -> bool:
@@ -111,6 +116,7 @@ class _Search:
         target: The faithfulness to keep.
         tolerance: The effect from which on an edge stays.
         history: What was done.
+        tell: Is told how far each round is.
     """
 
     runs: CircuitRuns
@@ -118,6 +124,7 @@ class _Search:
     target: float
     tolerance: float | None
     history: "list[PruningStep]" = field(default_factory=list)
+    tell: Progress = silent
 
     def run(self) -> "DiscoveredCircuit":
         """Returns the circuit that is left in the end."""
@@ -125,7 +132,7 @@ class _Search:
         while True:
             circuit = circuit.pruned()
             edges = list(circuit)
-            own, *others = self.runs.metrics_of(_with_removals(circuit, edges))
+            own, *others = self.runs.metrics_of(_with_removals(circuit, edges), self.tell)
             without = torch.stack(others) if others else own.new_zeros(0, len(own))
             agreement = agreement or self._agreement(edges, own, without)
             self.history.append(PruningStep(circuit.n_edges, float(self.runs.shares(own))))
@@ -304,10 +311,10 @@ class DiscoveredCircuit(Result):
             "effect": list(self.effects.values()),
         }
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> Network:
         """Returns the circuit drawn, edges as wide as their effects; see `Circuit.plot`."""
         shares = f"faithfulness {self.faithfulness:z.3f}, completeness {self.completeness:z.3f}"
-        return self.circuit.plot(self.effects, f"{self.circuit.n_edges} edges: {shares}")
+        return self.circuit.chart(self.effects, f"{self.circuit.n_edges} edges: {shares}")
 
     def to_svg(self) -> str:
         """Returns the same drawing as an SVG picture."""

@@ -37,7 +37,8 @@ from clearspan.points import (
     entry_of,
     nearest,
 )
-from clearspan.shapes import axes, sizes
+from clearspan.results import Summarised, Summary
+from clearspan.shapes import axes, sizes, with_sizes
 from clearspan.tree import module_at
 
 
@@ -80,7 +81,7 @@ class Binding:
 
 
 @dataclass(eq=False, repr=False)
-class GeneralizedComponent:
+class GeneralizedComponent(Summarised):
     """A part of a transformer, under a canonical name.
 
     In an adapter's mapping it is a template: it says where the part lives and what it is made of. `bind` returns a live
@@ -487,14 +488,30 @@ class GeneralizedComponent:
         names = super().__dir__()
         if self._binding is None:
             return list(names)
-        weights = {
-            name
-            for name in names
-            if isinstance(found := getattr(type(self), name, None), Weight) and not isinstance(found, AbsentWeight)
-        }
-        points = {name for name, value in vars(self).items() if isinstance(value, HookPoint)}
         shown = {name for kind in type(self).__mro__ for name in vars(kind).get("_shown", ())}
-        return sorted({*shown, *points, *self.submodules, *weights, *(name for name in names if name[:2] == "__")})
+        own = {*shown, *self._own_points, *self.submodules, *self._own_weights}
+        return sorted({*own, *(name for name in names if name[:2] == "__")})
+
+    @property
+    def _own_weights(self) -> list[str]:
+        """Names of the weights that its kind has."""
+        named = ((name, getattr(type(self), name, None)) for name in super().__dir__())
+        return sorted(name for name, one in named if isinstance(one, Weight) and not isinstance(one, AbsentWeight))
+
+    @property
+    def _own_points(self) -> dict[str, HookPoint]:
+        """Its hook points by the names that they have as its attributes."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, HookPoint)}
+
+    def _summary(self) -> Summary:
+        """Returns its parts, hook points and weights."""
+        rows = [["part", f".{key}", type(part).__name__, part.name or ""] for key, part in self.submodules.items()]
+        for name, point in self._own_points.items():
+            rows.append(["hook point", f".{name}", with_sizes(point.axes, point.sizes), entry_of(point.name).value])
+        if self._binding is not None:
+            rows += [["weight", f".{name}", "", ""] for name in self._own_weights]
+        about = [f"{type(self.module).__name__} at {self.module_path}"] if self._binding and self.module_path else []
+        return Summary(repr(self), ["", "name", "kind or axes", "module or value"] if rows else [], rows, about)
 
     def __repr__(self) -> str:
         where = f" at {self.path}" if self._binding else ""

@@ -2,28 +2,20 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .labels import as_plotly
+from .colors import DIVERGING, SEQUENTIAL, SERIES
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 MONOSPACE = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
-SEQUENTIAL = ("#f1f0ea", "#b9cfd9", "#5d96b5", "#215f86", "#0f3350")
-DIVERGING = ("#1f6f78", "#8dbdb9", "#f1f0ea", "#e3a184", "#b0432a")
-INK = "#215f86"
-SERIES = ("#215f86", "#b0432a", "#1f6f78", "#8a6d1d", "#6b4c86", "#4d5a5f")
-"""Colours of lines, in their order."""
-MOST_BARS = 40
-MOST_LINES = len(SERIES)
+INK = SERIES[0]
 
 Span = tuple[float, float]
-Kind = Literal["bars", "lines", "heat map"]
 
 _AXIS: Mapping[str, object] = {
     "showgrid": False,
@@ -35,77 +27,16 @@ _AXIS: Mapping[str, object] = {
 }
 
 
-def picture(
-    values: Float[Tensor, "*place"],
-    axes: Mapping[str, Sequence[object]],
-    labels: Mapping[str, Sequence[str]] | None = None,
-    *,
-    unit: str = "value",
-    title: str = "",
-    errors: Float[Tensor, "*place"] | None = None,
-    base: float | None = None,
-    span: Span | None = None,
-    kind: Kind | None = None,
-) -> "go.Figure":
-    """Returns a picture of values on one axis or two.
-
-    One axis is drawn as bars; as a line where its places are fractions or more than 40. Two axes are a heat map, the
-    first from the top; lines where the first axis is a few names and the second one numbers.
+def bars(values: list[float], names: list[str], axis: str, unit: str, title: str) -> "go.Figure":
+    """Returns a bar for each name.
 
     Args:
-        values: Of one axis or two.
-        axes: The places on each, by name, in the values' order.
-        labels: A text for each place, by axis; by default the place. Texts of one axis differ.
+        values: The numbers.
+        names: Of the bars, unique.
+        axis: What the names are of.
         unit: What a value is, with its unit.
-        title: Above the picture.
-        errors: Standard errors, drawn on bars and lines.
-        base: A value that bars and lines are compared with: a dotted line.
-        span: The least and the greatest possible value. By default from 0, or as far to both sides of it.
-        kind: What is drawn, where that is not to be chosen.
-
-    Example:
-        >>> import torch
-        >>> picture(torch.eye(2), {"layer": [0, 1], "head": [0, 1]}, unit="score").data[0].type
-        'heatmap'
-        >>> [line.name for line in picture(torch.eye(2), {"lens": ["logit", "tuned"], "depth": [0, 1]}).data]
-        ['logit', 'tuned']
+        title: Above the chart.
     """
-    texts = {axis: as_plotly((labels or {}).get(axis) or list(map(str, places))) for axis, places in axes.items()}
-    (unit,), (*series, last) = as_plotly([unit]), axes
-    match kind or _kind(axes):
-        case "heat map":
-            (first,) = series
-            return heatmap(
-                values, x=texts[last], y=texts[first], x_title=last, y_title=first, name=unit, title=title, span=span
-            )
-        case "bars":
-            figure = _bars(values.tolist(), texts[last], last, unit, title)
-        case "lines":
-            named = zip(texts[series[0]], values.tolist(), strict=True) if series else [(unit, values.tolist())]
-            x = list(axes[last]) if _are_numbers(axes[last]) else texts[last]
-            figure = lines(dict(named), x=x, x_title=last, value_title=unit, title=title)
-    if errors is not None:
-        for number, own in enumerate(torch.atleast_2d(errors).tolist()):
-            figure.update_traces(error_y={"type": "data", "array": own, "thickness": 1, "width": 3}, selector=number)
-    if base is not None:
-        figure.add_hline(base, line={"color": INK, "dash": "dot", "width": 1}, annotation_text="base")
-    return figure if span is None else figure.update_layout(yaxis_range=[span[0], span[1] + 0.03 * (span[1] - span[0])])
-
-
-def _kind(axes: Mapping[str, Sequence[object]]) -> Kind:
-    *first, last = axes.values()
-    if first:
-        is_few_names = len(first[0]) <= MOST_LINES and all(isinstance(place, str) for place in first[0])
-        return "lines" if is_few_names and _are_numbers(last) else "heat map"
-    is_fraction = any(isinstance(place, float) for place in last)
-    return "lines" if is_fraction or len(last) > MOST_BARS else "bars"
-
-
-def _are_numbers(places: Sequence[object]) -> bool:
-    return all(isinstance(place, int | float) for place in places)
-
-
-def _bars(values: list[float], names: list[str], axis: str, unit: str, title: str) -> "go.Figure":
     import plotly.graph_objects as go
 
     hover = f"%{{x}}<br>{unit} %{{y:.4g}}<extra></extra>"
@@ -196,6 +127,17 @@ def lines(
         )
     plain(figure).update_layout(height=340, xaxis_title=x_title, yaxis_title=value_title, showlegend=len(series) > 1)
     return titled(figure, title)
+
+
+def marked(
+    figure: "go.Figure", errors: Sequence[Sequence[float]] | None, base: float | None, span: Span | None
+) -> "go.Figure":
+    """Returns bars or lines with standard errors, a dotted line at a base, and an axis that ends with the span."""
+    for number, own in enumerate(errors or ()):
+        figure.update_traces(error_y={"type": "data", "array": list(own), "thickness": 1, "width": 3}, selector=number)
+    if base is not None:
+        figure.add_hline(base, line={"color": INK, "dash": "dot", "width": 1}, annotation_text="base")
+    return figure if span is None else figure.update_layout(yaxis_range=[span[0], span[1] + 0.03 * (span[1] - span[0])])
 
 
 def heat(z: list, colors: Sequence[str], **trace: object) -> "go.Figure":

@@ -49,4 +49,14 @@ def positions(tokens: Sequence[str]) -> list[str]:
         >>> positions(["a", "a"])
         ['0 a', '1 a']
     """
-    return [f"{position} {plotly_text(token, 24)}" for position, token in enumerate(tokens)]
+    return as_plotly(numbered(tokens))
+
+
+def numbered(tokens: Sequence[str]) -> list[str]:
+    """Returns each token with its position, which makes it unique.
+
+    Example:
+        >>> numbered(["<b>", "a"])
+        ['0 <b>', '1 a']
+    """
+    return [f"{position} {visible(token, 24)}" for position, token in enumerate(tokens)]

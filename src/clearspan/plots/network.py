@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .charts import MONOSPACE, plain, titled
+from .colors import DARK, LIGHT
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -15,6 +16,19 @@ INK, FRAME, GROUND, FAINT = "#1b1b1b", "#8f8c82", "#f6f5ef", "#c9c6bb"
 HEIGHT = 24
 MARGIN = 14
 LEGEND = 26
+
+_IN_THE_DARK = {
+    LIGHT.ground: DARK.ground,
+    INK: DARK.ink,
+    FRAME: DARK.muted,
+    GROUND: "#262521",
+    FAINT: DARK.rule,
+    **dict(zip(LIGHT.series, DARK.series, strict=True)),
+}
+_RULES = (
+    f'[{paint}="{color}"]{{{paint}:{dark}}}' for color, dark in _IN_THE_DARK.items() for paint in ("fill", "stroke")
+)
+_DARK = f"<style>@media (prefers-color-scheme: dark) {{ {' '.join(_RULES)} }}</style>"
 
 Point = tuple[float, float]
 
@@ -80,6 +94,7 @@ class Network:
         boxes: By name.
         links: Between them, the first one lowest.
         legend: Colours by what they mean.
+        title: Above the figure.
 
     Example:
         >>> boxes = {"a": Box("embed", 40, 20), "b": Box("logits", 90, 120)}
@@ -90,6 +105,12 @@ class Network:
     boxes: Mapping[str, Box]
     links: Sequence[Link]
     legend: Mapping[str, str]
+    title: str = ""
+
+    @property
+    def note(self) -> str:
+        """What the still picture leaves out."""
+        return ""
 
     @cached_property
     def size(self) -> Point:
@@ -132,7 +153,7 @@ class Network:
 
     # --- drawn -------------------------------------------------------------------------------------------------------
 
-    def figure(self, title: str = "") -> "go.Figure":
+    def figure(self) -> "go.Figure":
         """Returns a plotly figure; links tell their weight under the pointer."""
         import plotly.graph_objects as go
 
@@ -179,17 +200,18 @@ class Network:
             yaxis=hidden | {"range": [0, height]},
             legend={"orientation": "h", "y": 0, "yanchor": "top", "x": 0},
         )
-        return titled(figure, title)
+        return titled(figure, self.title)
 
     def svg(self) -> str:
-        """Returns an SVG picture on a white ground; links tell their weight under the pointer."""
+        """Returns an SVG picture, light or dark as the page around it; links tell their weight under the pointer."""
         width, height = self.size
         return "\n".join(
             [
                 f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:z.0f}" height="{height + LEGEND:z.0f}" '
                 f'viewBox="0 {-height:z.0f} {width:z.0f} {height + LEGEND:z.0f}" '
                 f'font-family="{html.escape(MONOSPACE)}" font-size="12">',
-                f'<rect y="{-height:z.0f}" width="100%" height="100%" fill="#ffffff"/>',
+                _DARK,
+                f'<rect y="{-height:z.0f}" width="100%" height="100%" fill="{LIGHT.ground}"/>',
                 *self._drawn_links(),
                 *self._drawn_boxes(),
                 *self._drawn_legend(),

@@ -7,21 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from .charts import DIVERGING, MONOSPACE, SEQUENTIAL, Span, ends
+from .charts import MONOSPACE, Span, ends
+from .colors import DIVERGING, SEQUENTIAL, color_at, ink_on
 from .labels import visible
-
-
-def color_at(share: float, colors: Sequence[str]) -> str:
-    """Returns the colour at a share, from 0 to 1, of the way through colours `#rrggbb`.
-
-    Example:
-        >>> color_at(0.5, ("#000000", "#ffffff"))
-        '#808080'
-    """
-    place = min(max(share, 0.0), 1.0) * (len(colors) - 1)
-    before = min(int(place), len(colors) - 2)
-    pair = zip(_channels(colors[before]), _channels(colors[before + 1]), strict=True)
-    return "#" + "".join(f"{round(low + (high - low) * (place - before)):02x}" for low, high in pair)
 
 
 def shaded_tokens(
@@ -100,10 +88,4 @@ def _ground(value: float, span: Span, colors: Sequence[str]) -> str:
         return ""
     low, high = span
     ground = color_at((value - low) / (high - low), colors)
-    red, green, blue = _channels(ground)
-    is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
-    return f";background:{ground};color:{'#ffffff' if is_dark else '#1b1b1b'}"
-
-
-def _channels(color: str) -> tuple[int, int, int]:
-    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+    return f";background:{ground};color:{ink_on(ground)}"

@@ -13,10 +13,12 @@ from torch import Tensor
 from clearspan.checks import check_choice, check_flags, check_kind
 from clearspan.errors import HookFailedError, HookTypeError, HookValueError, InvalidArgumentError
 from clearspan.points.address import Address
+from clearspan.points.catalogue import entry_of
 from clearspan.points.place import Access, Place, Whole
 from clearspan.points.signature import by_position
+from clearspan.results import Summarised, Summary
 from clearspan.scopes import HERE, Scope, is_inside
-from clearspan.shapes import Axes
+from clearspan.shapes import Axes, with_sizes
 from clearspan.transformer_lens import HookPointNames, check_no_level
 
 Direction = Literal["fwd", "bwd"]
@@ -142,7 +144,7 @@ _UNKEPT = _Unkept()
 
 
 @dataclass(eq=False, repr=False)
-class HookPoint(HookPointNames):
+class HookPoint(Summarised, HookPointNames):
     """One value of the forward that can be read and written.
 
     During a forward, `position` and `step` tell where in the sequence it is.
@@ -448,6 +450,17 @@ class HookPoint(HookPointNames):
                 where=self.name,
                 fix=f"return value.to({str(value.device)!r})",
             )
+
+    def _summary(self) -> Summary:
+        entry = entry_of(self.name)
+        rows = {
+            "axes": with_sizes(self.axes, self.sizes),
+            "value": entry.value,
+            "a write changes": entry.write,
+            "reached at": str(self.place),
+            "other names": ", ".join(self.aliases),
+        }
+        return Summary(repr(self), ["", "hook point"], [[name, text] for name, text in rows.items() if text])
 
     def __repr__(self) -> str:
         listeners = sum(map(len, self._listeners.values()))

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from clearspan._cache.memory import bytes_as_text, free_bytes
 from clearspan.config import TransformerBridgeConfig
 from clearspan.interventions import Written
-from clearspan.results import table
+from clearspan.results import Shown, Summary
 from clearspan.sweep.costs import Costs
 from clearspan.sweep.readings import Readings
 from clearspan.sweep.ways import Way
@@ -80,8 +80,8 @@ class Sizes:
     memory: int
 
 
-@dataclass(frozen=True)
-class SweepPlan:
+@dataclass(frozen=True, repr=False)
+class SweepPlan(Shown):
     """The batches of a sweep.
 
     Attributes:
@@ -136,7 +136,7 @@ class SweepPlan:
     def _bytes(self, tile: Tile) -> int:
         return len(tile.cells) * bytes_of_cell(self.sizes, tile.first)
 
-    def __str__(self) -> str:
+    def _summary(self) -> Summary:
         sizes = self.sizes
         rows = [
             [
@@ -149,12 +149,13 @@ class SweepPlan:
             ]
             for tile in self.tiles
         ]
-        shown = rows if len(rows) <= 24 else [*rows[:20], ["…"] * 6, *rows[-3:]]
         batches = "1 batch" if len(rows) == 1 else f"{len(rows)} batches"
-        return "\n".join(
-            [
-                f"{self.cells} cells in {batches}: the work of {self.forwards:z.1f} forwards and a "
-                f"base run instead of {self.cells}; about {self.seconds:.2g} s, at most {bytes_as_text(self.nbytes)}",
+        return Summary(
+            f"{self.cells} cells in {batches}: the work of {self.forwards:z.1f} forwards and a "
+            f"base run instead of {self.cells}; about {self.seconds:.2g} s, at most {bytes_as_text(self.nbytes)}",
+            ["positions", "layers", "cells", "tokens", "forwards", "bytes"],
+            rows if len(rows) <= 24 else [*rows[:20], ["…"] * 6, *rows[-3:]],
+            about=[
                 f"input: {sizes.rows} row{'s' * (sizes.rows > 1)} of {sizes.length} positions; logits: {self.reads}",
                 "positions: "
                 + (
@@ -163,11 +164,8 @@ class SweepPlan:
                     else "from the first that changes, on the base run's keys and values"
                 ),
                 f"way: {self.way}",
-                *table(["positions", "layers", "cells", "tokens", "forwards", "bytes"], shown),
-            ]
+            ],
         )
-
-    __repr__ = __str__
 
 
 def bytes_of_cell(sizes: Sizes, first: int) -> int:

@@ -30,6 +30,7 @@ from clearspan.model import check_bridge
 from clearspan.modes import eager, no_grad
 from clearspan.points import HookPoint
 from clearspan.progress import Progress, shown
+from clearspan.results import Shown, Summary, counted
 from clearspan.sweep.costs import Costs
 from clearspan.sweep.execution import Arriving, Execution, stream_depth
 from clearspan.sweep.experiment import Experiment, Inputs, ModelIdentity, fingerprint, versions
@@ -55,7 +56,7 @@ from clearspan.sweep.ways import Way, way_of
 FORMAT = "clearspan sweep 1"
 
 
-class Sweep:
+class Sweep(Shown):
     r"""Metrics of one input under many interventions, each cell of a grid on its own.
 
     Cells run as rows of few batches. A batch starts at the first position that any of its cells changes, on the base
@@ -156,6 +157,20 @@ class Sweep:
         if self.batch.attention is not None:
             return "the attention mask is not one of padding"
         return self.bridge.whole_sequences
+
+    def _summary(self) -> Summary:
+        done, count = int(self.findings.done.sum()), len(self._cells)
+        rows = [[axis, len(places), str(places[0]), str(places[-1])] for axis, places in self.grid.axes]
+        metrics = f"{', '.join(self.metrics)} on {counted(self.batch.rows, 'row')} of {self.batch.width} positions"
+        left = [f"{count - done} to run: .plan() says how, .run() runs them"] if done < count else []
+        name = self.bridge.cfg.model_name or self.bridge.cfg.architecture
+        return Summary(
+            f"Sweep of {counted(count, 'cell')} in {name}, {done} run",
+            ["axis", "places", "first", "last"],
+            rows,
+            [f"metric: {metrics}"],
+            left,
+        )
 
     # --- plan --------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from clearspan.results import Shown, Summary
+
 Group = Literal[
     "structure",
     "parity",
@@ -61,8 +63,8 @@ class Check:
     explanation: str = ""
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Shown):
     """The result of `bridge.verify`.
 
     Attributes:
@@ -117,21 +119,35 @@ class Verification:
                 check["error"] = None
         return {**asdict(self), "passed": self.passed, "checks": checks}
 
+    @property
+    def _heading(self) -> str:
+        return f"{self.architecture} {self.model} ({self.dtype}), {self.level}, {self.forwards} forward passes: " + (
+            "all checks hold" if self.passed else f"{len(self.failures)} checks fail"
+        )
+
+    def _notes(self) -> Iterator[str]:
+        """Yields what could not be checked, warnings, what was not exercised, and failures with their reasons."""
+        last = {check.group: check.explanation for check in self.unavailable}
+        for group, count in Counter(check.group for check in self.unavailable).items():
+            yield f"  {count} of {group} could not be checked. {last[group]}"
+        yield from (f"  warning: {what}" for what in self.unexplained)
+        yield from (f"  not exercised: {what}" for what in self.not_exercised)
+        for check in self.failures:
+            error = "" if check.error is None else f" (error {check.error:.1e}, allowed {check.tolerance:.1e})"
+            yield f"  FAILED {check.group}: {check.what}{error}"
+            yield f"    {check.explanation}"
+
     def __str__(self) -> str:
-        lines = [
-            f"{self.architecture} {self.model} ({self.dtype}), {self.level}, {self.forwards} forward passes: "
-            + ("all checks hold" if self.passed else f"{len(self.failures)} checks fail")
-        ]
+        lines = [self._heading]
         for group, held, count, error in self.groups():
             largest = "" if error is None else f", error at most {error:.1e}"
             lines.append(f"  {group:10}  {held} of {count}{largest}  ({GROUPS[group]})")
-        last = {check.group: check.explanation for check in self.unavailable}
-        for group, count in Counter(check.group for check in self.unavailable).items():
-            lines.append(f"  {count} of {group} could not be checked. {last[group]}")
-        lines += [f"  warning: {what}" for what in self.unexplained]
-        lines += [f"  not exercised: {what}" for what in self.not_exercised]
-        for check in self.failures:
-            error = "" if check.error is None else f" (error {check.error:.1e}, allowed {check.tolerance:.1e})"
-            lines.append(f"  FAILED {check.group}: {check.what}{error}")
-            lines.append(f"    {check.explanation}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._notes()])
+
+    def _summary(self) -> Summary:
+        rows = [
+            ["✓" if held == count else "✗", group, f"{held} of {count}", "" if error is None else f"{error:.1e}", what]
+            for (group, held, count, error), what in ((one, GROUPS[one[0]]) for one in self.groups())
+        ]
+        columns = ["", "group", "hold", "largest error", "what it shows"]
+        return Summary(self._heading, columns, rows, notes=[line.strip() for line in self._notes()])

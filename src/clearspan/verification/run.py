@@ -14,6 +14,7 @@ from clearspan.checks import tensor_of
 from clearspan.errors import InvalidArgumentError, NotFiniteError
 from clearspan.hf.tokenizers import tokenizer_doubt, tokenizer_fault
 from clearspan.model import Model
+from clearspan.progress import Progress, shown
 from clearspan.verification import structure
 from clearspan.verification.attention import attention
 from clearspan.verification.config_entries import unexplained
@@ -25,23 +26,28 @@ from clearspan.verification.padding import padding
 from clearspan.verification.parts import parts
 from clearspan.verification.processing import processing
 from clearspan.verification.reads import precision, reads
-from clearspan.verification.report import Check, Group, Verification
+from clearspan.verification.report import GROUPS, Check, Group, Verification
 from clearspan.verification.trial import FAULTS, Counter, Level, Trial, fault, guarded
 from clearspan.verification.writes import Writes
 
 
-def verify(model: Model, level: Level, tokens: Tensor | None) -> Verification:
+def verify(model: Model, level: Level, tokens: Tensor | None, progress: bool | Progress) -> Verification:
     """Verifies a bridge. The arguments are those of `TransformerBridge.verify`."""
     if level not in ("quick", "full"):
         raise InvalidArgumentError(f"unknown level {level!r}", expected="'quick' or 'full'")
     trial = trial_of(model, level, tokens)
-    found = tuple(checks(trial))
+    found, groups = list[Check](), dict[Group, None]()
+    with shown(progress) as tell:
+        for check in checks(trial):
+            found.append(check)
+            groups[check.group] = None
+            tell(f"verify {check.group}", len(groups), len(GROUPS))
     return Verification(
         model=model.cfg.model_name,
         architecture=model.cfg.architecture,
         level=level,
         dtype=str(model.hf_model.dtype).removeprefix("torch."),
-        checks=found,
+        checks=tuple(found),
         forwards=trial.counter.forwards,
         not_exercised=tuple(trial.not_exercised),
         unexplained=tuple(unexplained(model)),

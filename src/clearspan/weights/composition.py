@@ -1,7 +1,7 @@
 """Composition scores: how much of what one head writes is what another one reads."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,12 +10,9 @@ from torch import Tensor
 from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
 from clearspan.modes import no_grad
-from clearspan.plots import heatmap
+from clearspan.plots import HeatMap
 from clearspan.results import Columns, Result
 from clearspan.weights.factored_matrix import FactoredMatrix, triangular
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Composition = Literal["Q", "K", "V"]
 
@@ -64,12 +61,12 @@ class CompositionScores(Result):
             "deviations": ((found - self.baseline) / self.deviation).tolist() if self.deviation else [0.0] * len(found),
         }
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> HeatMap:
         """Returns a heat map of the scores above the baseline, writers down, readers from left to right."""
         layers, heads = self.scores.shape[:2]
         names = [f"L{layer}H{head}" for layer in range(layers) for head in range(heads)]
         values = self.above_baseline.reshape(layers * heads, -1)
-        return heatmap(values, x=names, y=names, x_title="reader", y_title="writer", name="score", title=self.title)
+        return HeatMap(values, names, names, "reader", "writer", "score", self.title)
 
 
 @no_grad

@@ -124,7 +124,7 @@ def _verified(row: Row, level: Level) -> Row:
     try:
         with quiet():  # what boot warns of, verify says again as a check
             bridge = boot(model)
-            found = bridge.verify(level)
+            found = bridge.verify(level, progress=False)
             parts = parts_of(bridge)
     except UnsupportedArchitectureError as error:
         return replace(row, outcome="unsupported", reason=str(error))

@@ -344,9 +344,9 @@ def test_it_prints_plots_and_exports(embedded):
     assert "<b>" not in page
     assert "&lt;" in page
     assert f"above 0 at {found.statistics.active[0]:.2%} of {found.statistics.positions} positions" in page
-    assert found._repr_html_() == found.to_html(4) + found.to_html(9)
+    assert found.to_html(4) + found.to_html(9) in found._repr_html_()
     many = max_activating_examples(embedded, "import os", "blocks.0.mlp.hook_post", k=1)
-    assert many._repr_html_().endswith("<p>… and 1019 more features: .to_html(feature)</p>")
+    assert "… and 1019 more features: .to_html(feature)" in many._repr_html_()
 
 
 def test_a_feature_without_examples_has_empty_pictures(random_bridge):

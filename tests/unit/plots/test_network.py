@@ -1,4 +1,5 @@
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 
@@ -46,7 +47,8 @@ def test_the_picture_is_well_formed_and_shows_text_as_it_is():
 
 def test_the_figure_has_the_same_curves():
     drawn = network(Link("a", "d", 1.0, text="a to d"), Link("b", "c", 0.5))
-    figure = drawn.figure("title")
+    figure = replace(drawn, title="title").figure()
+    assert figure.layout.title.text == "title"
     paths = [shape.path for shape in figure.layout.shapes if shape.type == "path"]
     assert paths[0] == "M 40.0 32.0 C 40.0 80.0, 140.0 80.0, 140.0 128.0"
     assert figure.data[1].text == ("a to d",)

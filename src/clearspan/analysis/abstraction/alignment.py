@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -36,14 +36,11 @@ from clearspan.files import read_tensors, write_tensors
 from clearspan.inputs import Batch, Positions
 from clearspan.interventions import Constant, Intervention, Patch, PatchSubspace, SourcePosition, exchanged
 from clearspan.model import check_bridge
-from clearspan.plots import picture
+from clearspan.plots import Chart, chart_of
 from clearspan.points import Address
 from clearspan.progress import Progress, shown
 from clearspan.results import Columns, Result
 from clearspan.statistics import Interval, share_interval
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 _FORMAT = "clearspan alignment 1"
 _LEARNED, _WRONG = "learned subspace", "random labels"
@@ -150,9 +147,20 @@ class Alignment(Result):
         return (squares / min(self.dimensions, other.shape[1])).item()
 
     def test(
-        self, bridge: TransformerBridge, examples: InterchangeExamples, *, batch_size: int = 64
+        self,
+        bridge: TransformerBridge,
+        examples: InterchangeExamples,
+        *,
+        batch_size: int = 64,
+        progress: bool | Progress = True,
     ) -> InterchangeAccuracy:
         """Returns the accuracy of the subspace on other examples, whose positions may be others too.
+
+        Args:
+            bridge: The model.
+            examples: The examples.
+            batch_size: Examples run at a time.
+            progress: Whether a bar is shown, or a function called as `progress(stage, done, total)`.
 
         Raises:
             InvalidArgumentError: The model is another.
@@ -167,6 +175,7 @@ class Alignment(Result):
             neurons=site.neurons,
             subspace=self.basis,
             batch_size=batch_size,
+            progress=progress,
         )
 
     # --- files -------------------------------------------------------------------------------------------------------
@@ -239,11 +248,11 @@ class Alignment(Result):
             "draws": [len(hits) for hits in self.hits.values()],
         }
 
-    def plot(self) -> "go.Figure":
+    def chart(self) -> Chart:
         """Returns the accuracies as bars."""
         values = torch.tensor([self.estimate(exchanged).mean for exchanged in self.hits])
         unit = "interchange accuracy"
-        return picture(values, {"exchanged": list(self.hits)}, unit=unit, title=self.title, span=(0, 1))
+        return chart_of(values, {"exchanged": list(self.hits)}, unit=unit, title=self.title, span=(0, 1))
 
     def _of(self, exchanged: str) -> Float[Tensor, "draw example"]:
         if not isinstance(exchanged, str) or exchanged not in self.hits:

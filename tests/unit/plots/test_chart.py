@@ -1,10 +1,15 @@
 import pytest
 import torch
 
-from clearspan.plots import DIVERGING, SEQUENTIAL, picture
-from clearspan.plots.charts import MOST_BARS, MOST_LINES, ends
+from clearspan.plots import DIVERGING, SEQUENTIAL, chart_of
+from clearspan.plots.chart import MOST_BARS, MOST_LINES
+from clearspan.plots.charts import ends
 
 NAN = torch.nan
+
+
+def picture(*values, **settings):
+    return chart_of(*values, **settings).figure()
 
 
 @pytest.mark.parametrize(
