@@ -7,7 +7,7 @@ import inspect
 import re
 import types
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 
@@ -110,7 +110,8 @@ def _members(value: type) -> Iterator[tuple[type, str, object]]:
             continue
         for own, raw in vars(base).items():
             member = raw.__func__ if isinstance(raw, classmethod | staticmethod) else raw
-            is_ours = isinstance(member, property | types.FunctionType) or type(member).__name__ == "Weight"
+            is_property = isinstance(member, cached_property) or type(member).__name__ == "Weight"
+            is_ours = isinstance(member, property | types.FunctionType) or is_property
             if own.startswith("_") or own in seen or not is_ours:
                 continue
             seen.add(own)

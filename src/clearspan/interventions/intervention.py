@@ -144,19 +144,6 @@ class Intervention:
         new._take(places)
         return new
 
-    def at_each(self, places: Mapping[str, Sequence[Any]]) -> "list[Self]":
-        """Returns the same at every place of a product, the last field running fastest. A place is checked once."""
-        fields = {name: [_checked(name, one) for one in there] for name, there in places.items()}
-        products = itertools.product(*fields.values())
-        first = self.at(**dict(zip(fields, next(products), strict=True)))  # raises where fields do not go together
-        found = [first]
-        for at in products:
-            new = object.__new__(type(self))
-            vars(new).update(vars(first))
-            vars(new).update(zip(fields, at, strict=True))
-            found.append(new)
-        return found
-
     def to_json(self) -> dict[str, Any]:
         """Returns it as plain data; fields that say nothing are left out."""
         plain = {name: _plain(value) for name in PLACES if (value := getattr(self, name)) is not None}
@@ -203,6 +190,25 @@ def interventions_of(given: object) -> tuple[Intervention, ...]:
                 "this is no intervention", expected="clearspan.Intervention(point, action, ...)", got=repr(one)[:80]
             )
     return cast("tuple[Intervention, ...]", found)
+
+
+def at_each(template: Intervention, places: Mapping[str, Sequence[Any]]) -> list[Intervention]:
+    """Returns an intervention at each place of a product of fields, the last running fastest; places are checked once.
+
+    Args:
+        template: Has the other fields.
+        places: The values of each field.
+    """
+    fields = {name: [_checked(name, one) for one in there] for name, there in places.items()}
+    products = itertools.product(*fields.values())
+    first = template.at(**dict(zip(fields, next(products), strict=True)))  # raises where fields do not go together
+    found = [first]
+    for at in products:
+        new = object.__new__(type(template))
+        vars(new).update(vars(first))
+        vars(new).update(zip(fields, at, strict=True))
+        found.append(new)
+    return found
 
 
 def _checked(field: str, value: Any) -> Any:

@@ -10,7 +10,7 @@ from clearspan.checks import check_fields, check_kind, wholes
 from clearspan.effects import Label
 from clearspan.errors import InvalidArgumentError
 from clearspan.interventions import Action, Intervention
-from clearspan.interventions.intervention import interventions_of
+from clearspan.interventions.intervention import at_each, interventions_of
 
 Cells = tuple[tuple[Intervention, ...], ...]
 
@@ -125,7 +125,7 @@ def grid(what: str | Intervention, action: Action | None = None, **axes: Iterabl
             raise InvalidArgumentError(
                 f"a grid cannot have the axis {name}={list(labels)}", expected=f"places on {', '.join(_FIELD_OF)}"
             )
-    cells = template.at_each({_FIELD_OF[name]: labels for name, labels in places.items()})
+    cells = at_each(template, {_FIELD_OF[name]: labels for name, labels in places.items()})
     return Grid(tuple(places.items()), tuple((cell,) for cell in cells))
 
 
