@@ -96,9 +96,7 @@ class RunWeights:
         of_streams: Whether no others are needed than those of `weight_slots(of_streams=True)`, until `note_others`.
     """
 
-    def __init__(
-        self, model: Model, checksums: Mapping[str, int] | None = None, *, of_streams: bool = False
-    ) -> None:
+    def __init__(self, model: Model, checksums: Mapping[str, int] | None = None, *, of_streams: bool = False) -> None:
         self._model = model
         self._where = weight_slots(model, of_streams=of_streams)
         self._checksums = checksums

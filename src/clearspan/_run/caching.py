@@ -90,9 +90,7 @@ def run_with_cache(
                 output = run(model, given, segment, return_type, loss_per_token)
         check_kept(choice, names_filter, recording)
         weights = RunWeights(model, of_streams=choice.is_of_streams)
-        cache = ActivationCache.of_run(
-            model, points, recording, batch=batch, gradients=gradients, run_weights=weights
-        )
+        cache = ActivationCache.of_run(model, points, recording, batch=batch, gradients=gradients, run_weights=weights)
     return output, cache
 
 
