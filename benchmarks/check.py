@@ -113,7 +113,7 @@ def pair(length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def asked(bridge: clearspan.TransformerBridge, reference: Reference) -> Iterator[Check]:
     """Gives what reading and sweeping ask of the device and of Python, less what a forward of the model asks."""
-    tokens, runs = random_tokens(1, 16), Runs(reference, bridge, 32)
+    tokens, (clean, corrupted), runs = random_tokens(1, 16), pair(32), Runs(reference, bridge, 32)
     outputs = [f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)]
 
     def forward() -> object:
@@ -125,9 +125,10 @@ def asked(bridge: clearspan.TransformerBridge, reference: Reference) -> Iterator
     plain, plain_calls = kernels_of(forward, reference.device), python_calls(forward)
     # Calls of Python have 5 % of room, since its releases differ in what is a call.
     tasks: Mapping[str, tuple[Callable[[], object], Sequence[int]]] = {
-        "nothing listening": (lambda: bridge(tokens), (1, 2, 130)),
-        "every block's output": (lambda: bridge.run_with_cache(tokens, outputs), (1, 2, 790)),
-        "everything": (lambda: bridge.run_with_cache(tokens), (1, 2, 3850)),
+        "nothing listening": (lambda: bridge(tokens), (0, 1, 107)),
+        "every block's output": (lambda: bridge.run_with_cache(tokens, outputs), (0, 1, 553)),
+        "everything": (lambda: bridge.run_with_cache(tokens), (0, 1, 3530)),
+        "edge attribution, 32 tokens": (lambda: edge_attribution(bridge, clean, corrupted, DECLARED), (460, 9, 17_400)),
         "residual stream, 32 tokens": (swept, (3355, 43, 127_300)),
     }
     for name, (task, (operators, reads, calls)) in tasks.items():

@@ -122,7 +122,8 @@ class Hooked(contextlib.ContextDecorator, Generic[Hookable]):
         model.taps.check_not_in_hook()
         own = edits(model, self._hooks, self._interventions, self._sources)
         scope = Scope()
-        self._listeners = _looked_up(model, own, self._bwd_hooks, (None, None), scope)
+        bwd_hooks = list(_pairs(self._bwd_hooks, "bwd_hooks"))
+        self._listeners = _looked_up(model, own, bwd_hooks, (None, None), scope)
         with model.taps.changing():
             interrupts.stay()
             self._scope, self._modes = scope, Modes()
@@ -149,11 +150,11 @@ class Hooked(contextlib.ContextDecorator, Generic[Hookable]):
 def _looked_up(
     model: Model, fwd_hooks: Hooks, bwd_hooks: Hooks, segment: Segment, scope: Scope | None
 ) -> list[tuple[HookPoint, Listener, Direction]]:
-    """Returns hooks as listeners of a scope, with their points; none is on its point yet."""
+    """Returns checked hooks as listeners of a scope, with their points; none is on its point yet."""
     found: list[tuple[HookPoint, Listener, Direction]] = []
     directions: list[tuple[Direction, Hooks]] = [("fwd", fwd_hooks), ("bwd", bwd_hooks)]
     for direction, hooks in directions:
-        for names, function in _pairs(hooks, f"{direction}_hooks"):
+        for names, function in hooks:
             for point, name in model.index.matching(names, segment, with_gradient=direction == "bwd"):
                 found.append((point, Listener(function, name, scope=scope), direction))
     return found

@@ -96,7 +96,7 @@ class Keepers:
             modules: The modules by their paths.
         """
         made, left = self._made, list[str]()
-        for path, (entry, exit) in names.items():  # up to some hundreds, in every run with a cache
+        for path, own_names in names.items():  # up to some hundreds, in every run with a cache
             module = modules[path]
             own = vars(module)
             if "forward" in own or not is_unhooked(module):
@@ -104,7 +104,7 @@ class Keepers:
                 continue
             keeper = made.get(path)
             if keeper is None or keeper._of() is not module:
-                keeper = made[path] = Keeper(module, entry, exit, self._served)
+                keeper = made[path] = Keeper(module, *own_names, self._served)
             self._put.append((own, keeper))
             own["forward"] = keeper
         return left
