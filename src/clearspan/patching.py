@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clearspan.bridge import TransformerBridge
 from clearspan.cache import ActivationCache
-from clearspan.checks import check_kind, whole_numbers
+from clearspan.checks import whole_numbers
 from clearspan.effects import Effects
 from clearspan.errors import InvalidArgumentError, argument
 from clearspan.inputs import Input
@@ -115,14 +115,20 @@ def activation_patching(
     axes = [by] if isinstance(by, str) else by
     if not isinstance(axes, Sequence) or not all(isinstance(axis, str) for axis in axes):
         raise InvalidArgumentError(f"by={by!r}"[:80], expected="axes, such as ('layer', 'position')")
-    check_kind(str, Sequence, point=point)
-    names = [point] if isinstance(point, str) else point
+    names = [point] if isinstance(point, str) else _listed(point)
     grids = {name: _grid(bridge, name, axes, pair.source_name, pair.base.longest, places) for name in names}
     cells = grids[point] if isinstance(point, str) else Grid.stacked(grids)
     sources = {pair.source_name: pair.source}
     return Sweep(bridge, pair.base, cells, metric, sources=sources, background=background).run(
         memory, progress=progress
     )
+
+
+def _listed(points: object) -> Sequence[str]:
+    """Returns the short names of several points."""
+    if not isinstance(points, list | tuple) or not points or not all(isinstance(point, str) for point in points):
+        raise InvalidArgumentError(f"point={points!r}"[:80], expected="a hook point's short name, or a list of several")
+    return points
 
 
 def _grid(

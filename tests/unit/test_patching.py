@@ -135,3 +135,19 @@ def test_a_point_that_the_architecture_lacks(runs):
     _, cache = parallel.run_with_cache(runs[0])
     with pytest.raises(AbsentPointError, match="GPTJForCausalLM has no hook point"):
         patching.get_act_patch_resid_mid(parallel, runs[1], cache, _metric)
+
+
+def test_several_points_are_an_axis_in_front(bridge, runs):
+    clean, corrupted = runs
+    points = ["resid_pre", "mlp_out"]
+    together = activation_patching(bridge, clean, corrupted, LogitDifference(3, 8), points, progress=False)
+    assert list(together.axes) == ["point", "layer", "position"]
+    for point in points:
+        alone = activation_patching(bridge, clean, corrupted, LogitDifference(3, 8), point, progress=False)
+        torch.testing.assert_close(together.select(point=point).of(), alone.of(), atol=1e-4, rtol=1e-4)
+
+
+def test_points_that_are_none(bridge, runs):
+    for points in ([], ["z", 3], 5):
+        with pytest.raises(InvalidArgumentError, match="expected: a hook point's short name, or a list of several"):
+            activation_patching(bridge, *runs, LogitDifference(3, 8), points)  # pyright: ignore[reportArgumentType]

@@ -1,5 +1,6 @@
 """`clearspan heads`: what kind of attention each head pays."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,7 +62,8 @@ def _scores(bridge: "TransformerBridge", given: str | list[int] | None) -> "Effe
     from clearspan.effects import Effects
 
     if given is None:
-        return head_scores(bridge)
+        what = "each head on repeated random tokens, in attention from 0 to 1"
+        return replace(head_scores(bridge), what=what)
     found = {name: detect_heads(bridge, given, name) for name in PATTERNS}
     first = next(iter(found.values()))
     what = "share of each head's attention on the pattern, from 0 to 1"

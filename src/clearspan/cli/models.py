@@ -30,11 +30,12 @@ def measured(model: str, measure: "Callable[[TransformerBridge], Found]", *, ver
 
 def _booted(model: str) -> "TransformerBridge":
     from rich.console import Console
+    from rich.text import Text
 
     import clearspan
 
     try:
-        with Console(stderr=True).status(f"loading {model}"):
+        with Console(stderr=True).status(Text(f"loading {model}")):
             return clearspan.boot(model)
     except ClearspanError as error:
         fail(error, FAILURE)

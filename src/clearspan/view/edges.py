@@ -10,8 +10,8 @@ from clearspan.results import Columns, number, size
 from .cells import BAR, bar, print_part, table
 
 MEANING = {
-    "faithfulness": "how far the circuit alone goes from the corrupted run (0) to the clean run (1)",
-    "completeness": "how far all other edges go without it",
+    "faithfulness": "what the circuit alone restores: 0 as corrupted, 1 as clean",
+    "completeness": "what all other edges restore without it",
     "score": "approximate change of the metric with the edge patched",
     "effect": "faithfulness that the circuit loses without the edge",
 }
