@@ -291,7 +291,7 @@ class PointRow:
 class PointTable(Shown, Sequence[PointRow]):
     """Rows of hook points, in the order of the forward. Printing it shows names, axes with sizes, and places.
 
-    As a last line it shows the same point of all layers in one row.
+    As a last line, many rows are shown with the same point of all layers in one.
     """
 
     def __init__(self, rows: Iterable[PointRow]) -> None:
@@ -337,7 +337,8 @@ class PointTable(Shown, Sequence[PointRow]):
         return "\n".join(f"{row.name:{names}}  {row.shape:{shapes}}  {row.tap}" for row in self._rows)
 
     def __repr__(self) -> str:
-        return shortened(self._folded(["axes"]).text(), "print(...)")
+        fits_as_it_is = shortened(str(self), "") == str(self)
+        return str(self) if fits_as_it_is else shortened(self._folded(["axes"]).text(), "print(...)")
 
     def _summary(self) -> Summary:
         return self._folded(["axes", "value"])

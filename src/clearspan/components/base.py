@@ -157,7 +157,7 @@ class GeneralizedComponent(Summarised):
         if self.layout.joins_rows:  # its own input does not tell the batch's rows
             for part in live.submodules.values():
                 part.parent_path = parent
-        live.__dict__.update(live.submodules)  # `in`, a keyword, is reached by getattr
+        vars(live).update(live.submodules)  # `in`, a keyword, is reached by getattr
         return live
 
     @property

@@ -83,7 +83,7 @@ class BarChart:
             if not math.isfinite(value):
                 continue
             start, end = sorted((at(0.0), at(value)))
-            yield f'<rect class="fill0" x="{start:.1f}" y="{y - 6:.1f}" width="{end - start:.1f}" height="12"/>'
+            yield f'<rect class="fill0" x="{start:z.1f}" y="{y - 6:z.1f}" width="{end - start:z.1f}" height="12"/>'
             error = math.nan if self.errors is None else self.errors[number]
             if math.isfinite(error):
                 yield marks.rule(at(value - error), y, at(value + error), y, kind="line1")

@@ -25,8 +25,8 @@ def drawing(width: float, height: float, parts: Iterable[str]) -> str:
     """
     return "".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
-            f'viewBox="0 0 {width:.0f} {height:.0f}" font-family="{FONT}" font-size="{SIZE}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:z.0f}" height="{height:z.0f}" '
+            f'viewBox="0 0 {width:z.0f} {height:z.0f}" font-family="{FONT}" font-size="{SIZE}">',
             f"<style>{_rules(LIGHT)}@media(prefers-color-scheme:dark){{{_rules(DARK)}}}</style>",
             '<rect class="ground" width="100%" height="100%"/>',
             *parts,
@@ -63,10 +63,10 @@ def label(
         kind: Its colour: the theme's, or black or white, on a ground that is the same in both.
         is_upright: Whether it runs from the bottom to the top.
     """
-    turn = f' transform="rotate(-90 {x + 3.8:.1f} {y:.1f})"' if is_upright else ""
+    turn = f' transform="rotate(-90 {x + 3.8:z.1f} {y:z.1f})"' if is_upright else ""
     end = "" if anchor == "start" else f' text-anchor="{anchor}"'
     across, down = (3.8, 0) if is_upright else (0, 3.8)  # from the middle of letters to the line that they stand on
-    where = f'x="{x + across:.1f}" y="{y + down:.1f}"'
+    where = f'x="{x + across:z.1f}" y="{y + down:z.1f}"'
     return f'<text class="{kind}" {where}{end}{turn}>{html.escape(printable(text))}</text>'
 
 
@@ -87,7 +87,7 @@ def headings(left: float, axis: str, unit: str) -> tuple[str, float]:
 def image(x: float, y: float, width: float, height: float, data: bytes) -> str:
     """Returns a PNG stretched over a rectangle, its pixels kept sharp."""
     return (
-        f'<image x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none" '
+        f'<image x="{x:z.1f}" y="{y:z.1f}" width="{width:z.1f}" height="{height:z.1f}" preserveAspectRatio="none" '
         f'style="image-rendering:pixelated" href="data:image/png;base64,{base64.b64encode(data).decode()}"/>'
     )
 
@@ -95,7 +95,7 @@ def image(x: float, y: float, width: float, height: float, data: bytes) -> str:
 def rule(x1: float, y1: float, x2: float, y2: float, *, kind: str = "rule", dashes: str = "") -> str:
     """Returns a thin straight line."""
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
-    return f'<path class="{kind}" fill="none" d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}"{dashed}/>'
+    return f'<path class="{kind}" fill="none" d="M{x1:z.1f} {y1:z.1f}L{x2:z.1f} {y2:z.1f}"{dashed}/>'
 
 
 def printable(text: str) -> str:
