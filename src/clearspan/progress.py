@@ -6,13 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clearspan.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(stage, done, total)` after each step of a stage; the total is 0 where it is not known."""
@@ -74,12 +73,17 @@ def _bar() -> contextlib.AbstractContextManager[Progress]:
     kernel = sys.modules.get("ipykernel.zmqshell")
     if kernel is not None and kernel.ZMQInteractiveShell.initialized():
         return _in_notebook()
+    from rich.console import Console
+
     console = Console(stderr=True)
     return _on_terminal(console) if console.is_terminal else contextlib.nullcontext(silent)
 
 
 @contextlib.contextmanager
-def _on_terminal(console: Console) -> Iterator[Progress]:
+def _on_terminal(console: "Console") -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
     columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)

@@ -62,7 +62,7 @@ def report(
     name = one_of("model", model, model_option) or "tiny-bigcode"
     given = read(one_of("text", text, text_option), file, tokens)
     parts = _parts(only)
-    _check_out(out, parts, is_last=position == -1 and target is None)
+    _check_out(out, parts)
     from clearspan import analysis
 
     found = measured(
@@ -81,13 +81,11 @@ def _show(found: "Report", parts: "list[Part]", top: int, full: bool) -> None:
     show(found, Console(), parts=parts, top=top, full=full)
 
 
-def _check_out(out: Path | None, parts: "list[Part]", *, is_last: bool) -> None:
+def _check_out(out: Path | None, parts: "list[Part]") -> None:
     check_out(out, "report", [".html", ".json", ".csv"])
     suffix = "" if out is None else out.suffix.lower()
     if suffix == ".csv" and len(parts) > 1:
         misused("a report is several tables, and .csv has one", fix="--only lens, or another part")
-    if suffix == ".html" and not is_last:
-        misused("a page explains the likeliest token after the last one", fix=".json, or no --position and --target")
 
 
 def _parts(only: str | None) -> "list[Part]":

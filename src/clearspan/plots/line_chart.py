@@ -157,7 +157,7 @@ class LineChart:
             for point in points:
                 if math.isfinite(point[1]):
                     x, y = self._at(*point)
-                    yield f'<circle class="{_kind(number).replace("line", "fill")}" cx="{x:z.1f}" cy="{y:z.1f}" r="2.5"/>'
+                    yield f'<circle class="fill{number % len(SERIES)}" cx="{x:z.1f}" cy="{y:z.1f}" r="2.5"/>'
         errors = [math.nan] * len(points) if self.errors is None else self.errors[number][::step]
         for (place, value), error in zip(points, errors, strict=True):
             if math.isfinite(value) and math.isfinite(error):

@@ -123,7 +123,8 @@ def _document(report: Report, kept: int) -> Document:
         "target": visible(report.target),
         "layers": [f"layer {layer}" for layer in range(report.model.layers)],
         "headNames": [f"H{head}" for head in range(report.model.heads)],
-        "start": {"layer": shown.layer, "head": shown.head},
+        "start": {"layer": shown.layer, "head": shown.head, "target": report.predicted_at},
+        "predictedAt": report.predicted_at,
         "probabilities": Quantised(found.token_probs),
         "guesses": {
             "ids": [[index[token] for token in row] for row in found.top_ids.tolist()],
@@ -164,7 +165,7 @@ def _lines(token: str) -> list[str]:
 
 
 def _guesses(report: Report) -> list[tuple[str, float]]:
-    """Returns the likeliest tokens after the last, with their probabilities."""
-    found = report.predictions
-    ids, probs = found.top_ids[-1].tolist(), found.top_probs[-1].tolist()
+    """Returns the likeliest tokens where the explained one is predicted, with their probabilities."""
+    found, at = report.predictions, report.predicted_at
+    ids, probs = found.top_ids[at].tolist(), found.top_probs[at].tolist()
     return [(visible(report.words[token]), prob) for token, prob in zip(ids, probs, strict=True)]

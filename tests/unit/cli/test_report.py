@@ -178,9 +178,6 @@ def test_files_that_cannot_be_written(tmp_path):
     text = tmp_path / "report.txt"
     message = f"error: --out {text}: there is no report with the suffix '.txt'\n  expected: .html, .json, .csv\n"
     refused(2, message + f"  fix: --out {text.with_suffix('.html')}\n", "report", "x", "y", "--out", str(text))
-    page = str(tmp_path / "report.html")
-    message = "error: a page explains the likeliest token after the last one\n  fix: .json, or no --position and"
-    refused(2, message, "report", MODEL, "x", "--position", "0", "--out", page)
 
 
 def test_a_text_longer_than_the_context():

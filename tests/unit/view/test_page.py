@@ -161,6 +161,15 @@ def test_a_text_of_one_token_has_no_cause(make_report):
     assert headline(make_report([0])).cause is None
 
 
+def test_the_headline_of_an_earlier_prediction_says_where_it_is(embedded):
+    text = "def rename(self, name):\n    self._value ="
+    found = clearspan.analysis.report(embedded, text, position=7, target=",", progress=False)
+    said = str(headline(found))
+    assert said.startswith("after ·name at 7, gives ,, 0.35"), said
+    document = data_of(Elements(html_page(found)))
+    assert document["start"]["target"] == document["predictedAt"] == 7
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 

@@ -103,11 +103,11 @@ function Effect({ found, selection }) {
     `${named(found.tokens, position)}, ${found.layers[layer]}`,
     `costs ${signed(value(layer, position))} nats`,
   ];
-  return html`<${Section} id="effect" title="Causal effect on the last prediction">
-    <p class="note">The model's best guess, <code>${found.target}</code>, has log-probability
+  return html`<${Section} id="effect" title=${`Causal effect on ${found.target}`}>
+    <p class="note">After ${named(found.tokens, found.predictedAt)}, <code>${found.target}</code> has log-probability
       ${" "}${logProbability.toFixed(3)} nats. Each cell says how many nats that falls by when the residual stream
       entering the layer is replaced, at that position alone, by its mean over the text. Red: the prediction depends on
-      it. Green: it did better without. The scale is that of the positions before the last, which nearly always matters
+      it. Green: it did better without. The scale is that of the positions before, since its own nearly always matters
       most.</p>
     <${HeatMap} label="Causal effect: layers down, positions from left to right" selection=${selection}
       rows=${{ axes: ["layer"], labels: found.layers }} columns=${{ axes: ["position"], labels: found.labels }}
@@ -215,7 +215,7 @@ async function open() {
   const found = unpack(await inflate("data"));
   const count = found.tokens.length;
   const sizes = { position: count, target: count, layer: found.layers.length, head: found.headNames.length };
-  const selection = new Selection(sizes, { target: count - 1, ...found.start });
+  const selection = new Selection(sizes, found.start);
   keepInAddress(selection);
   addEventListener("keydown", ({ key }) => key === "Escape" && selection.clear());
   const views = document.getElementById("views");
