@@ -123,7 +123,7 @@ def _document(report: Report, kept: int) -> Document:
         "target": visible(report.target),
         "layers": [f"layer {layer}" for layer in range(report.model.layers)],
         "headNames": [f"H{head}" for head in range(report.model.heads)],
-        "start": {"layer": shown.layer, "head": shown.head, "target": report.predicted_at},
+        "start": {"target": report.predicted_at, "layer": shown.layer, "head": shown.head},
         "predictedAt": report.predicted_at,
         "probabilities": Quantised(found.token_probs),
         "guesses": {

@@ -38,7 +38,7 @@ def random_report(token_ids, layers=LAYERS, heads=HEADS, seed=0):
             tuple((0, position) for position in range(n)),
             torch.tensor(token_ids),
             torch.cat([torch.tensor([torch.nan]), rand(n - 1)]),
-            ids[0, :, None].repeat(1, 5),
+            ids[-1, :, None].repeat(1, 5),
             rand(n, 5).sort(descending=True).values,
             words,
         ),

@@ -91,7 +91,7 @@ def test_every_token_is_a_span(elements, report):
 def test_without_scripts_the_page_says_what_is_missing(elements):
     [(_, said)] = elements.of("p", **{"class": "missing"})
     assert "scripts, which do not run here" in said
-    assert "The text and the last prediction follow." in said
+    assert "The text and the prediction follow." in said
 
 
 def test_data_holds_what_the_page_draws(data, report):
