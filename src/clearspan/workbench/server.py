@@ -1,7 +1,7 @@
 """The server: what the page asks for over HTTP, on 127.0.0.1 alone."""
 
 import asyncio
-import json
+import contextlib
 import socket
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -56,7 +56,8 @@ class Workbench:
     def serve(self) -> None:
         """Serves until Ctrl-C, or `stop`."""
         try:
-            self._server.run([self.socket])
+            with contextlib.suppress(KeyboardInterrupt):
+                self._server.run([self.socket])
         finally:
             self.worker.close()
             self.socket.close()

@@ -40,17 +40,16 @@ class GenerationView(View):
     @no_grad
     def run(self, bridge: TransformerBridge, watch: Watch) -> Answer:
         """Returns the new tokens with the likeliest at each step; shown as they are made."""
-        prompt = torch.tensor(self.prompt.rows)
 
         def step(tokens: Tensor, scores: Any) -> bool:
-            done = tokens.shape[1] - prompt.shape[1]
+            done = tokens.shape[1] - len(self.prompt.tokens)
             watch.show(self._answer(bridge, tokens, scores))
             watch.tell("tokens", done, self.length)
             return False
 
         watch.tell("tokens", 0, self.length)
         found = bridge.generate(
-            prompt, self.length, interventions=self.interventions, stopping_criteria=[step], **_KEYWORDS
+            self.prompt.rows, self.length, interventions=self.interventions, stopping_criteria=[step], **_KEYWORDS
         )
         return self._answer(bridge, found.sequences, found.scores)
 
@@ -69,9 +68,8 @@ class GenerationView(View):
         keywords = ", ".join(f"{name}={value}" for name, value in _KEYWORDS.items())
         made = f", interventions={made_of(self.interventions)}" if self.interventions else ""
         return [
-            "import torch",
             *prompt_lines({"prompt": self.prompt}),
-            f"found = bridge.generate(torch.tensor(prompt), {self.length}{made}, {keywords})",
+            f"found = bridge.generate(prompt, {self.length}{made}, {keywords})",
             f"found = found.sequences[0, {len(self.prompt.tokens)}:]",
             "print(bridge.to_string(found) if bridge.tokenizer else found)",
         ]
