@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from clearspan.sweep import Pair as Pair
     from clearspan.sweep import Sweep as Sweep
     from clearspan.sweep import grid as grid
+    from clearspan.view import open_report as open_report
     from clearspan.weights import FactoredMatrix as FactoredMatrix
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ _HOMES = {
     "boot": "clearspan.bridge",
     "get_act_name": "clearspan.points",
     "grid": "clearspan.sweep",
+    "open_report": "clearspan.view",
     "register": "clearspan.architectures",
     "register_function": "clearspan.interventions",
     "unhook": "clearspan.bridge",

@@ -41,7 +41,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     """Writes text to a file."""
     with replacing(path) as new:
-        new.write_text(text)
+        new.write_text(text, encoding="utf-8", newline="")
 
 
 def write_tensors(path: str | Path, format: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -311,6 +313,33 @@ class Report:
     def target(self) -> str:
         """The text of the model's last prediction."""
         return self.words[self.effect.targets[0]]
+
+    # The page is drawn by an upper layer, which is loaded by name when a page is asked for.
+
+    def to_html(self) -> str:
+        """Returns the report as one page of HTML, which needs no network."""
+        return import_module("clearspan.view").html_page(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the report as one page of HTML, which needs no network.
+
+        Raises:
+            InvalidArgumentError: There is no such folder, or the path is one.
+
+        Example:
+            >>> import clearspan, tempfile
+            >>> bridge = clearspan.boot("tiny-bigcode")
+            >>> found = clearspan.analysis.report(bridge, "def area(self): return self", progress=False)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     found.save(f"{folder}/report.html")
+            ...     open(f"{folder}/report.html", encoding="utf-8").read(15)
+            '<!doctype html>'
+        """
+        import_module("clearspan.view").save_report(self, path)
+
+    def show(self) -> Path:
+        """Opens the report's page in the browser; returns the path of the temporary file that it is in."""
+        return import_module("clearspan.view").open_report(self)
 
     def to_dict(self) -> dict[str, object]:
         """Returns the report as plain data for JSON; probabilities and attention are rounded to 6 decimals.

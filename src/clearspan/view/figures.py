@@ -1,11 +1,11 @@
 """Plotly figures of the parts of a `Report`.
 
-Each is an ordinary figure that a notebook shows; the page embeds the same and gives it the page's colours.
+Each is an ordinary figure that a notebook shows and that can be changed further. plotly is imported when one is drawn.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import plotly.graph_objects as go
 from torch import Tensor
 
 from clearspan.analysis import Report
@@ -13,6 +13,9 @@ from clearspan.checks import check_counts
 from clearspan.errors import InvalidArgumentError
 from clearspan.plots import DIVERGING, MONOSPACE, SEQUENTIAL, plotly_text, positions
 from clearspan.plots.charts import heat, rounded
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 MOST_TICKS = 72
 
@@ -30,7 +33,7 @@ def _ticks(tokens: Sequence[str], *, width: int, first: int = 0, most: int = MOS
     }
 
 
-def lens_figure(report: Report) -> go.Figure:
+def lens_figure(report: Report) -> "go.Figure":
     """Returns the logit lens: positions down, depth from left to right, the likeliest token in each cell.
 
     A token is bold where it is already the model's own prediction.
@@ -64,7 +67,7 @@ def lens_figure(report: Report) -> go.Figure:
     return figure.update_layout(height=22 * count + 48, xaxis={"side": "top"}, yaxis=ticks)
 
 
-def head_figure(scores: Tensor, *, name: str) -> go.Figure:
+def head_figure(scores: Tensor, *, name: str) -> "go.Figure":
     """Returns one score of every head: layers down, heads from left to right.
 
     Args:
@@ -86,7 +89,7 @@ def head_figure(scores: Tensor, *, name: str) -> go.Figure:
     return figure.update_layout(height=max(180, 30 * n_layers + 40))
 
 
-def effect_figure(report: Report) -> go.Figure:
+def effect_figure(report: Report) -> "go.Figure":
     """Returns the causal effect in nats: layers down, positions from left to right."""
     drop, bound = report.effect.drop, report.effect.bound
     figure = heat(
@@ -102,7 +105,7 @@ def effect_figure(report: Report) -> go.Figure:
     return figure.update_layout(height=max(160, 26 * len(drop)) + 130, xaxis=ticks | {"tickangle": -90})
 
 
-def pattern_figure(report: Report, layer: int, head: int, *, last: int | None = None) -> go.Figure:
+def pattern_figure(report: Report, layer: int, head: int, *, last: int | None = None) -> "go.Figure":
     """Returns one head's attention: from the token on the left to the token below.
 
     Args:

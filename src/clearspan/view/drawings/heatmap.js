@@ -1,0 +1,121 @@
+/** A heat map: any number of cells on a canvas that scrolls under its labels, with the shared selection drawn on it. */
+
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
+import { draw, layOut, strongest } from "./canvas.js";
+import { theme } from "./colours.js";
+import { html } from "./html.js";
+import { keys } from "./keyboard.js";
+import { useWidth } from "./room.js";
+
+/**
+ * Draws values by row and column.
+ *
+ * - `rows`, `columns`: `labels`; `axes`, those of the selection that a place is on, the first of them marked; `first`,
+ *   the number of the first place (0)
+ * - `value(row, column)`, `bound` (the ends of the colours), `colours` (a palette's name)
+ * - `text(row, column)`, `isBold(row, column)`: what is written in a cell
+ * - `describe(row, column)`: what is said of a cell under the pointer or the keyboard, in lines
+ * - `cell`: least `width` and `height`, greatest width `most`; without `height`, cells are square
+ * - `most`: the greatest height of the drawing; `opensAtEnd`: whether the last row and column are in view at first
+ */
+export function HeatMap({ label, selection, most = 640, opensAtEnd = false, describe, ...map }) {
+  const scroller = useRef(null), canvas = useRef(null);
+  const width = useWidth(scroller);
+  const [scroll, setScroll] = useState({ left: 0, top: 0 });
+  const [isHere, setHere] = useState(false);
+  const layout = layOut({ ...map, view: { width, height: most } });
+  const view = { width: Math.min(width, Math.ceil(layout.total.width)), height: Math.min(most, Math.ceil(layout.total.height)) };
+
+  useLayoutEffect(() => {
+    if (opensAtEnd && width) scroller.current.scrollTo(layout.total.width, layout.total.height);
+  }, [width > 0, map.rows.labels.length, layout.width]);
+  useLayoutEffect(() => {
+    if (width) draw(canvas.current, { layout, map, scroll, view });
+  }, [width, scroll, theme.value, map.value, layout.width, layout.height, most]);
+
+  const picked = selection.picked.value;
+  useLayoutEffect(() => {
+    const row = placeOn(map.rows, picked), column = placeOn(map.columns, picked);
+    const { scrollTop: top, scrollLeft: left } = scroller.current;
+    scroller.current.scrollTo({
+      top: inView(row, layout.height, top, view.height - layout.top),
+      left: inView(column, layout.width, left, view.width - layout.left),
+    });
+  }, [picked, width > 0]);
+
+  const shown = selection.shown.value;
+  const row = placeOn(map.rows, shown), column = placeOn(map.columns, shown);
+  const under = ({ clientX, clientY }) => {
+    const box = canvas.current.getBoundingClientRect();
+    const c = Math.floor((clientX - box.left - layout.left + scroll.left) / layout.width);
+    const r = Math.floor((clientY - box.top - layout.top + scroll.top) / layout.height);
+    const isIn = clientX - box.left >= layout.left && clientY - box.top >= layout.top;
+    return isIn && r < map.rows.labels.length && c < map.columns.labels.length ? places(map, strongest(map, layout, r, c)) : {};
+  };
+  const point = (event) => {
+    setHere(true);
+    selection.point(under(event));
+  };
+  const leave = () => {
+    setHere(false);
+    selection.leave();
+  };
+  const onKeyDown = keys({
+    ArrowUp: () => selection.step(map.rows.axes, -1),
+    ArrowDown: () => selection.step(map.rows.axes, 1),
+    ArrowLeft: () => selection.step(map.columns.axes, -1),
+    ArrowRight: () => selection.step(map.columns.axes, 1),
+  });
+
+  const lines = row === undefined || column === undefined ? [] : describe(row, column);
+  const x = layout.left + column * layout.width - scroll.left, y = layout.top + row * layout.height - scroll.top;
+  return html`<div class="heatmap">
+    <div class="scroller" ref=${scroller} tabindex="0" role="img" aria-label=${[label, ...lines].join(". ")}
+        style=${{ height: `${view.height}px` }}
+        onScroll=${({ target }) => setScroll({ left: target.scrollLeft, top: target.scrollTop })}
+        onPointerMove=${point} onPointerLeave=${leave} onClick=${(event) => selection.pick(under(event))}
+        onFocus=${() => setHere(true)} onBlur=${() => setHere(false)} onKeyDown=${onKeyDown}>
+      <div style=${{ width: `${layout.total.width}px`, height: `${layout.total.height}px` }}>
+        <div class="window" style=${{ width: `${view.width}px`, height: `${view.height}px` }}>
+          <canvas ref=${canvas}></canvas>
+          ${row !== undefined && html`<${Mark} className="across" from=${y} size=${layout.height} least=${layout.top} most=${view.height} />`}
+          ${column !== undefined && html`<${Mark} className="down" from=${x} size=${layout.width} least=${layout.left} most=${view.width} />`}
+        </div>
+      </div>
+    </div>
+    ${isHere && lines.length > 0 && html`<${Note} lines=${lines} x=${x + layout.width} y=${y + layout.height} view=${view} />`}
+  </div>`;
+}
+
+/** A band over a row or a column. */
+function Mark({ className, from, size, least, most }) {
+  const start = Math.max(from, least), length = Math.min(from + size, most) - start;
+  if (length <= 0) return null;
+  const [place, extent] = className === "across" ? ["top", "height"] : ["left", "width"];
+  return html`<i class="mark ${className}" style=${{ [place]: `${start}px`, [extent]: `${Math.max(length, 2)}px` }}></i>`;
+}
+
+/** What is said of a cell, beside it. */
+function Note({ lines, x, y, view }) {
+  const side = x > view.width * 0.6 ? { right: `calc(100% - ${x - 28}px)` } : { left: `${x + 6}px` };
+  const end = y > view.height * 0.7 ? { bottom: `calc(100% - ${y - 28}px)` } : { top: `${y + 6}px` };
+  return html`<div class="note-card" role="status" style=${{ ...side, ...end }}>
+    ${lines.map((line) => html`<p>${line}</p>`)}
+  </div>`;
+}
+
+/** Returns how far a map is scrolled so that a place is in view: as far as it is, if the place is there already. */
+function inView(place, size, scrolled, room) {
+  if (place === undefined) return scrolled;
+  return Math.min(Math.max(scrolled, (place + 1) * size - room), place * size);
+}
+
+function placeOn({ axes, labels, first = 0 }, shown) {
+  const at = (shown[axes[0]] ?? NaN) - first;
+  return at >= 0 && at < labels.length ? at : undefined;
+}
+
+function places({ rows, columns }, { row, column }) {
+  const named = ({ axes, first = 0 }, at) => axes.map((axis) => [axis, at + first]);
+  return Object.fromEntries([...named(columns, column), ...named(rows, row)]);
+}

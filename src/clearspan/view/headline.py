@@ -1,0 +1,70 @@
+"""What a report says first: the prediction, and the token that most of it comes from."""
+
+import math
+from dataclasses import dataclass
+
+from clearspan.analysis import Report
+from clearspan.plots import visible
+
+NOTICEABLE = 0.1
+"""Nats below which no single token is named as a cause."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The token, before the last, without which the prediction falls most.
+
+    Attributes:
+        token: As it is written.
+        position: Where it stands.
+        layer: The layer whose input was replaced there.
+        drop: By how many nats the log-probability falls.
+    """
+
+    token: str
+    position: int
+    layer: int
+    drop: float
+
+    @property
+    def is_most(self) -> bool:
+        """Whether the probability falls to less than half."""
+        return self.drop > math.log(2)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The prediction and its strongest cause.
+
+    Attributes:
+        token: The prediction, as it is written.
+        probability: Given to it.
+        cause: None where no single token before the last matters.
+    """
+
+    token: str
+    probability: float
+    cause: Cause | None
+
+    def __str__(self) -> str:
+        """One sentence."""
+        found = f"predicts {self.token}, {self.probability:.2f}"
+        if self.cause is None:
+            return f"{found}; no single earlier token decides it"
+        how = "most of it comes from" if self.cause.is_most else "it depends most on"
+        return f"{found}; {how} {self.cause.token} at {self.cause.position}"
+
+
+def headline(report: Report) -> Headline:
+    """Returns the headline of a report.
+
+    The last position is no cause, since all that is predicted passes there; nor is the first, where models park
+    attention, so that replacing it disturbs everything.
+    """
+    drop = report.effect.drop[:, 1:-1].nan_to_num(nan=-math.inf)
+    cause = None
+    if drop.numel() and drop.max() >= NOTICEABLE:
+        layer, place = divmod(int(drop.argmax()), drop.shape[1])
+        token = visible(report.tokens[place + 1], 24)
+        cause = Cause(token, place + 1, layer, drop[layer, place].item())
+    return Headline(visible(report.target, 24), math.exp(report.effect.log_prob), cause)
