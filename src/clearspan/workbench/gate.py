@@ -88,7 +88,7 @@ class Gate:
             return _refusal("another page asked")
         if not _is_same(cookie_parser(headers.get("cookie", "")).get(self._cookie, ""), self._secret):
             return _refusal("open the address that `clearspan open` printed")
-        if not is_read and not headers.get("content-length", "").isdecimal():
+        if "transfer-encoding" in headers:
             return PlainTextResponse("a body has a length", 411)
         if int(headers.get("content-length", "0")) > MOST_BYTES:
             return PlainTextResponse(f"a body has {MOST_BYTES:,} bytes at most", 413)

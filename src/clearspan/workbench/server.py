@@ -109,7 +109,7 @@ class Workbench:
 
     async def _submit(self, request: Request) -> Response:
         data = await _body(request, "client")
-        check_fields("a job", data, "request", "client")
+        check_fields("job", data, "request", "client")
         return JSONResponse(self.worker.submit(parse_view(data["request"]), data["client"]).to_json())
 
     def _job(self, request: Request) -> Job:
@@ -161,7 +161,7 @@ async def _json(request: Request) -> Any:
 async def _body(request: Request, name: str) -> Mapping[str, Any]:
     """Returns a body that has a text under a name."""
     data = await _json(request)
-    check_fields("a request", data, name)
+    check_fields("request", data, name)
     check_kind(str, **{name: data[name]})
     return data
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ from clearspan.workbench import Workbench
 LONG = "def area(self, width, height):\n    return self.width * self.height"
 
 
-def sweep_of(page: Page, text: str = LONG, **given: object) -> dict[str, object]:
+def sweep_of(page: Page, text: str = LONG) -> dict[str, object]:
     """Returns a request of many cells, in batches of a few."""
     clean, corrupted = page.tokens(text), page.tokens(text.replace("width", "name"))
     request = {"view": "patching", "clean": clean, "corrupted": corrupted, "answer_token": 5, "memory": 1}
-    return {**request, "point": "z", "by": ["layer", "position", "head"], **given}
+    return {**request, "point": "z", "by": ["layer", "position", "head"], "layers": [3, 4], "positions": [5, 9, 13]}
 
 
 def test_a_lens_is_the_librarys(page: Page, bridge: clearspan.TransformerBridge) -> None:
@@ -56,7 +57,7 @@ def test_the_model_is_told(page: Page, bridge: clearspan.TransformerBridge) -> N
     ("path", "body", "status", "said"),
     [
         ("/api/jobs", "{", 400, "this is no JSON"),
-        ("/api/jobs", "[]", 422, "this is no a request"),
+        ("/api/jobs", "[]", 422, "this is no request"),
         ("/api/jobs", '{"client": "a", "request": {"view": "exec"}}', 422, "unknown view 'exec'"),
         ("/api/jobs", '{"client": "a", "request": {"view": "lens", "code": "1"}}', 422, "this is no request for lens"),
         ("/api/tokens", '{"text": ""}', 422, "empty"),
@@ -106,18 +107,28 @@ def test_a_map_fills_and_a_cancelled_one_goes_on(page: Page, bridge: clearspan.T
     assert whole["total"] < stopped["total"] == begun["done"].size
     metric = clearspan.sweep.LogitDifference(5)
     clean, corrupted = request["clean"]["tokens"], request["corrupted"]["tokens"]
-    own = clearspan.patching.activation_patching(bridge, [clean], [corrupted], metric, "z", request["by"])
+    places = {"layer": [3, 4], "position": [5, 9, 13]}
+    own = clearspan.patching.activation_patching(bridge, [clean], [corrupted], metric, "z", request["by"], **places)
     np.testing.assert_allclose(found["mean"], own.mean().numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_job_of_two_clients_stops_when_both_take_it_back(page: Page, visit) -> None:
-    other, held = visit(page.workbench, "two"), threading.Event()
-    page.workbench.worker.ask(lambda _: held.wait())  # the model's thread is busy
+@pytest.fixture
+def held(page: Page) -> Iterator[threading.Event]:
+    """Keeps the model's thread busy until it is set, or the test ends."""
+    found = threading.Event()
+    page.workbench.worker.ask(lambda _: found.wait())
+    yield found
+    found.set()
+
+
+def test_a_job_of_two_clients_stops_when_both_take_it_back(page: Page, visit, held: threading.Event) -> None:
+    other = visit(page.workbench, "two")
     request = {"view": "text", "prompt": {"tokens": [1, 2], "text": ""}}
     key = page.submit(**request)["key"]
     assert other.submit(**request)["key"] == key
     with other.http.stream("GET", "/api/events", params={"client": "two"}) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()
+        next(lines)
         page.cancel(key)
         assert not page.workbench.worker.jobs[key].stop.is_set()
         other.cancel(key)
@@ -126,9 +137,7 @@ def test_a_job_of_two_clients_stops_when_both_take_it_back(page: Page, visit) ->
     assert page.http.get(f"/api/jobs/{key}/answer").status_code == 404
 
 
-def test_a_client_that_has_gone_keeps_no_job_alive(page: Page, visit) -> None:
-    held = threading.Event()
-    page.workbench.worker.ask(lambda _: held.wait())
+def test_a_client_that_has_gone_keeps_no_job_alive(page: Page, visit, held: threading.Event) -> None:
     request = {"view": "text", "prompt": {"tokens": [1, 3], "text": ""}}
     key = page.submit(**request)["key"]
     visit(page.workbench, "closed").submit(**request)

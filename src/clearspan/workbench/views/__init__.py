@@ -50,6 +50,6 @@ def parse_view(data: Mapping[str, Any]) -> View:
     Raises:
         InvalidArgumentError: It is none.
     """
-    check_fields("a request", data, "view")
+    check_fields("request", data, "view")
     check_choice(KINDS, view=data["view"])
     return KINDS[data["view"]].from_json({name: value for name, value in data.items() if name != "view"})

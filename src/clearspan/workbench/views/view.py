@@ -172,7 +172,7 @@ def _parsed(name: str, value: Any) -> Any:
     match name:
         case "prompt" | "clean" | "corrupted":
             check_kind(Mapping, **{name: value})
-            check_fields("a prompt", value, "tokens", "text")
+            check_fields("prompt", value, "tokens", "text")
             return Prompt(**value)
         case "interventions":
             check_kind(list, interventions=value)
