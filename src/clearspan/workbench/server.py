@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +17,8 @@ from starlette.routing import Route
 from clearspan.bridge import TransformerBridge
 from clearspan.checks import check_fields, check_kind
 from clearspan.errors import ClearspanError
-from clearspan.workbench.facts import model_facts, read_tokens
+from clearspan.view.scripts import DRAWINGS, script
+from clearspan.workbench.facts import model_facts, read_prompt
 from clearspan.workbench.feed import Feed
 from clearspan.workbench.gate import Gate
 from clearspan.workbench.scripts import notebook
@@ -27,7 +27,7 @@ from clearspan.workbench.views import parse_view
 from clearspan.workbench.work import Job, Worker
 
 Found = TypeVar("Found")
-_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_PAGE = Path(__file__).parent / "page"
 
 
 class Workbench:
@@ -91,8 +91,8 @@ class Workbench:
         return await asyncio.wrap_future(self.worker.ask(function))
 
     async def _read_text(self, request: Request) -> Response:
-        data = await _body(request, "text")
-        return JSONResponse(await self._asked(lambda bridge: read_tokens(bridge, data["text"])))
+        given = await _json(request)
+        return JSONResponse(await self._asked(lambda bridge: read_prompt(bridge, given)))
 
     async def _read_token(self, request: Request) -> Response:
         data = await _body(request, "text")
@@ -172,13 +172,12 @@ async def _explain(_: Request, error: Exception) -> Response:
 
 def _pages() -> list[tuple[str, bytes, str]]:
     """Returns the page's files: address, content, type."""
-    own = resources.files("clearspan.workbench") / "page"
-    found = [
-        (f"/{file.name}", file.read_bytes(), _TYPES[Path(file.name).suffix])
-        for file in own.iterdir()
-        if Path(file.name).suffix in _TYPES
+    style = "".join(path.read_text(encoding="utf-8") for path in (DRAWINGS / "drawings.css", _PAGE / "page.css"))
+    return [
+        ("/", (_PAGE / "index.html").read_bytes(), "text/html"),
+        ("/page.css", style.encode(), "text/css"),
+        ("/page.js", script(_PAGE / "main.js").encode(), "text/javascript"),
     ]
-    return [*found, *(("/", content, kind) for path, content, kind in found if path == "/index.html")]
 
 
 def _sender(content: bytes, kind: str) -> Callable[[Request], Any]:
