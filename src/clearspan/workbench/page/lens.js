@@ -29,11 +29,9 @@ function Map({ answer, shown }) {
   const { labels } = prompts.clean.value;
   const [title, measure, most] = SHOWN[shown];
   const last = facts.depths.length - 1;
-  const depthOf = (row) => last - row;
-  const value = useCallback((row, at) => measure(tensors, depthOf(row), at), [answer, shown]);
+  const value = useCallback((depth, at) => measure(tensors, depth, at), [answer, shown]);
   const word = (depth, at, place = 0) => facts.words[tensors.top_ids.at(depth, at, place)];
-  const described = (row, at) => {
-    const depth = depthOf(row);
+  const described = (depth, at) => {
     const top = tensors.top_log_probability.row(depth, at).map((p, place) => `${word(depth, at, place)} ${Math.exp(p).toFixed(3)}`);
     return [
       `after ${labels[at]} at ${at}, ${facts.depths[depth]}: ${top.join(", ")}`,
@@ -42,8 +40,8 @@ function Map({ answer, shown }) {
     ];
   };
   if (labels.length !== facts.tokens.length) return null;
-  return html`<${HeatMap} label=${`Lens, the last layer on top: ${title}`} selection=${selection.value}
-    rows=${{ axes: ["depth"], labels: facts.depths.toReversed() }} columns=${{ axes: ["target", "position"], labels }}
+  return html`<${HeatMap} label=${`Lens, layers down, positions from left to right: ${title}`} selection=${selection.value}
+    rows=${{ axes: ["layer"], labels: facts.depths.map((depth, i) => (i ? `layer ${depth}` : depth)), first: -1 }} columns=${{ axes: ["target", "position"], labels }}
     value=${value} bound=${[0, most]} colours="heat" cell=${{ width: 72, height: 26, most: 130 }}
-    text=${(row, at) => word(depthOf(row), at)} isBold=${(row, at) => tensors.target_rank.at(depthOf(row), at) === 0} describe=${described} />`;
+    text=${word} isBold=${(depth, at) => tensors.target_rank.at(depth, at) === 0} describe=${described} />`;
 }

@@ -51,9 +51,10 @@ function question(request) {
 export async function ask(request) {
   const found = question(request);
   try {
-    const job = await submit(request);
-    found.value = { ...found.peek(), key: job.key, error: undefined };
-    note(job);
+    const { key } = await submit(request);
+    found.value = { ...found.peek(), key, error: undefined };
+    const job = jobs.peek()[key]; // an event may have come first; the others are still to come
+    if (job) note(job);
   } catch (error) {
     found.value = { ...found.peek(), error: error.message };
   }
