@@ -327,13 +327,13 @@ class Report:
             InvalidArgumentError: There is no such folder, or the path is one.
 
         Example:
-            >>> import clearspan, tempfile
+            >>> import clearspan, os, tempfile
             >>> bridge = clearspan.boot("tiny-bigcode")
             >>> found = clearspan.analysis.report(bridge, "def area(self): return self", progress=False)
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     found.save(f"{folder}/report.html")
-            ...     open(f"{folder}/report.html", encoding="utf-8").read(15)
-            '<!doctype html>'
+            ...     os.path.getsize(f"{folder}/report.html") < 250_000
+            True
         """
         import_module("clearspan.view").save_report(self, path)
 

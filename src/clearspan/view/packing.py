@@ -1,6 +1,7 @@
 """Data for a page: tensors in 8 or 16 bits with the JSON that names them, in one piece of gzip written as base64.
 
-The piece holds the JSON's length (4 bytes, little-endian), the JSON, and the tensors' bytes. `drawings/data.js` reads it.
+The piece holds the JSON's length (4 bytes, little-endian), the JSON, and the tensors' bytes. `drawings/data.js` reads
+it.
 """
 
 import base64

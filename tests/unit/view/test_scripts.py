@@ -19,7 +19,12 @@ def test_every_file_has_an_entry_and_a_license():
     assert {path.name for path in VENDOR.glob("*.js")} == {package.file for package in packages().values()}
     licenses = VENDOR / "licenses"
     assert {path.name for path in licenses.iterdir()} == {package.license_file for package in packages().values()}
-    words = {"MIT": "MIT License", "ISC": "Permission to use, copy", "BSD-3-Clause": "Redistribution", "Apache-2.0": "Apache"}
+    words = {
+        "MIT": "MIT License",
+        "ISC": "Permission to use, copy",
+        "BSD-3-Clause": "Redistribution",
+        "Apache-2.0": "Apache",
+    }
     for package in packages().values():
         assert words[package.license] in (licenses / package.license_file).read_text(encoding="utf-8"), package
 

@@ -20,26 +20,28 @@ export function AttentionText({ attention, selection, isIds }) {
   const { layer, head } = selection.picked.value, { target } = selection.shown.value;
   const given = attention.tokens.map((_, key) => weight(attention, layer, head, target, key));
   const most = Math.max(...given.filter(Number.isFinite), 1e-6);
-  return html`<${ColouredText} label=${`What position ${target} looks at, layer ${layer} head ${head}`} tokens=${attention.tokens}
-    values=${given} bound=${[0, most]} colours="heat" selection=${selection} isIds=${isIds}
-    describe=${(at) => `${named(attention.tokens, at)}${Number.isFinite(given[at]) ? `: attention ${given[at].toFixed(2)}` : ""}`} />`;
+  const said = (at) => (Number.isFinite(given[at]) ? `attention ${given[at].toFixed(2)}` : "not looked at");
+  return html`<${ColouredText} label=${`What position ${target} looks at, layer ${layer} head ${head}`}
+    tokens=${attention.tokens} values=${given} bound=${[0, most]} colours="glow" selection=${selection} isIds=${isIds}
+    describe=${(at) => `${named(attention.tokens, at)}: ${said(at)}`} />`;
 }
 
 /**
- * Draws a pattern: each row is a token that looks, each column one that is looked at. With `isWhole` all of it has room,
- * and of a long text each point is the most in its part; otherwise it is scrolled, and opened at its end.
+ * Draws a pattern: each row is a token that looks, each column one that is looked at. With `isWhole` all of it has
+ * room, and of a long text each point is the most in its part; otherwise it is scrolled, and opened at its end.
  */
 export function AttentionMatrix({ attention, selection, isWhole }) {
   const { layer, head } = selection.picked.value;
   const { patterns, first, labels, tokens } = attention;
   const value = useCallback((query, key) => (key > query ? NaN : patterns.at(layer, head, query, key)), [layer, head]);
+  const describe = (query, key) => [
+    `from ${named(tokens, query + first)} to ${named(tokens, key + first)}`,
+    key > query ? "comes later" : `attention ${value(query, key).toFixed(2)}`,
+  ];
   return html`<${HeatMap} label=${`Attention of layer ${layer} head ${head}, from the rows' tokens to the columns'`}
     rows=${{ axes: ["target"], labels, first }} columns=${{ axes: ["position"], labels, first }}
-    value=${value} bound=${[0, 1]} colours="heat" cell=${isWhole ? { width: 0.2, most: 34 } : { width: CELL }}
-    opensAtEnd=${!isWhole} selection=${selection} most=${760} describe=${(query, key) => [
-      `from ${named(tokens, query + first)} to ${named(tokens, key + first)}`,
-      key > query ? "comes later" : `attention ${value(query, key).toFixed(2)}`,
-    ]} />`;
+    value=${value} bound=${[0, 1]} colours="heat" unit="attention" describe=${describe} selection=${selection}
+    cell=${isWhole ? { width: 0.2, most: 34 } : { width: CELL }} most=${760} opensAtEnd=${!isWhole} />`;
 }
 
 /** Shows every head of the layer that is shown; the arrow keys go from head to head and from layer to layer. */
@@ -53,9 +55,10 @@ export function HeadPictures({ attention, selection }) {
     ArrowDown: () => selection.step(["layer"], -1),
   });
   return html`<div class="thumbs" role="group" aria-label="Heads of this layer" onKeyDown=${onKeyDown}>
-    ${heads.map((one) => html`<button key=${one} aria-pressed=${one === head} onClick=${() => selection.pick({ head: one })}>
-      <${Picture} patterns=${attention.patterns} layer=${layer} head=${one} />L${layer}H${one}
-    </button>`)}
+    ${heads.map((one) => html`
+      <button key=${one} aria-pressed=${one === head} onClick=${() => selection.pick({ head: one })}>
+        <${Picture} patterns=${attention.patterns} layer=${layer} head=${one} />L${layer}H${one}
+      </button>`)}
   </div>`;
 }
 

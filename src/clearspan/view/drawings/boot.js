@@ -1,4 +1,4 @@
-/** The one script that a page holds uncompressed. It runs the page's own script, which the page's policy knows by hash. */
+/** The one script that a page holds as it is. It unpacks the page's own, which the page's policy names by hash. */
 
 import { inflate } from "./inflate.js";
 

@@ -22,15 +22,20 @@ export function style(name) {
 
 /**
  * Returns the 256 colours of a palette, each with the ink that is best read on it.
- * `heat` runs from 0 up, `sides` from both sides of 0, `surprise` lies behind a text.
+ * `heat` runs from 0 up, `sides` from both sides of 0; `glow` and `surprise` lie behind a text, and 0 has no colour.
  */
 export function palette(name) {
   if (!palettes.has(name)) {
-    const stops = style(`--${name}`).split(" ").map(channels);
+    const stops = stopsOf(name).map(channels);
     palettes.set(name, Array.from({ length: 256 }, (_, i) => shade(stops, (i / 255) * (stops.length - 1))));
   }
   return palettes.get(name);
 }
+
+/** Returns a palette as the background of an element, from left to right. */
+export const gradient = (name) => `linear-gradient(to right, ${stopsOf(name).join(", ")})`;
+
+const stopsOf = (name) => style(`--${name}`).split(" ");
 
 /** Returns the colour of a value between two ends, or undefined where it is missing. */
 export function colourOf(value, [low, high], colours) {

@@ -10,6 +10,7 @@ import { keys } from "./keyboard.js";
 import { useWidth } from "./room.js";
 
 const LAYER = 58;
+const LABEL_STEP = 40;
 const MARGIN = { left: 74, right: 40, top: 26, bottom: 34 };
 
 /**
@@ -24,15 +25,8 @@ const MARGIN = { left: 74, right: 40, top: 26, bottom: 34 };
 export function Graph({ label, nodes, edges, layers, positions, selection }) {
   const holder = useRef(null), drawing = useRef(null);
   const width = useWidth(holder);
-  const [transform, setTransform] = useState(zoomIdentity);
+  const transform = useZoom(drawing);
   const height = MARGIN.top + MARGIN.bottom + LAYER * (layers.at.length - 1);
-  useLayoutEffect(() => {
-    const isOurs = (event) => (event.type === "wheel" ? event.ctrlKey || event.metaKey : !event.button && event.type !== "dblclick");
-    const zoomed = zoom().scaleExtent([1, 8]).filter(isOurs).on("zoom", (event) => setTransform(event.transform));
-    const svg = select(drawing.current).call(zoomed);
-    svg.on("dblclick.back", () => svg.call(zoomed.transform, zoomIdentity));
-    return () => svg.on(".zoom", null).on("dblclick.back", null);
-  }, []);
 
   const x = scalePoint(positions.at, [MARGIN.left, Math.max(MARGIN.left + 1, width - MARGIN.right)]);
   const y = scalePoint(layers.at, [height - MARGIN.bottom, MARGIN.top]);
@@ -40,7 +34,7 @@ export function Graph({ label, nodes, edges, layers, positions, selection }) {
   const raised = (layer) => transform.applyY(y(layer));
   const curve = linkVertical().x(({ position }) => moved(position)).y(({ layer }) => raised(layer));
   const shown = selection.shown.value;
-  const isAt = ({ position, target, layer }) => (position ?? target) === shown.position && (layer === undefined || layer === shown.layer);
+  const isShown = ({ position, layer }) => position === shown.position && layer === shown.layer;
   const events = (places) => ({
     onPointerEnter: () => selection.point(places),
     onPointerLeave: () => selection.leave(),
@@ -52,16 +46,44 @@ export function Graph({ label, nodes, edges, layers, positions, selection }) {
     ArrowUp: () => selection.step(["layer"], 1),
     ArrowDown: () => selection.step(["layer"], -1),
   });
-  const step = Math.ceil((positions.at.length * 13) / Math.max(width - MARGIN.left, 1));
+  const step = Math.ceil((positions.at.length * LABEL_STEP) / Math.max(width - MARGIN.left, 1));
   return html`<div class="graph" ref=${holder}>
-    <svg ref=${drawing} width=${width} height=${height} role="img" tabindex="0" onKeyDown=${onKeyDown} aria-label=${`${label}. ${edges.length} edges, ${nodes.length} nodes`}>
-      ${layers.at.map((layer, i) => html`<text key=${layer} class="tick" x="0" y=${raised(layer)} dy="0.32em">${layers.labels[i]}</text>`)}
-      <g class="edges">${edges.map((edge) => html`<path d=${curve(edge)} class=${edge.isFaint ? "faint" : ""}
-        style=${{ strokeWidth: edge.isFaint ? 1 : 1 + 5 * edge.weight }} ...${events(edge.places)}><title>${edge.text}</title></path>`)}</g>
-      <g class="nodes">${nodes.map((node) => html`<circle cx=${moved(node.position)} cy=${raised(node.layer)} r="5"
-        class=${isAt(node.places) ? "at" : ""} ...${events(node.places)}><title>${node.text}</title></circle>`)}</g>
-      ${positions.at.map((position, i) => i % step === 0 && html`<text key=${position} class="tick ${position === shown.position ? "at" : ""}"
-        x=${moved(position)} y=${height - 10} text-anchor="middle">${positions.labels[i]}</text>`)}
+    <svg ref=${drawing} width=${width} height=${height} tabindex="0" role="img" onKeyDown=${onKeyDown}
+        aria-label=${`${label}. ${nodes.length} nodes, ${edges.length} edges`}>
+      ${layers.at.map((layer, i) => html`
+        <text key=${layer} class="tick" x="0" y=${raised(layer)} dy="0.32em">${layers.labels[i]}</text>`)}
+      <g class="edges">${edges.map((edge) => html`
+        <path d=${curve(edge)} class=${edge.isFaint ? "faint" : ""} ...${events(edge.places)}
+            style=${{ strokeWidth: edge.isFaint ? 1 : 1 + 5 * edge.weight }}>
+          <title>${edge.text}</title>
+        </path>`)}
+      </g>
+      <g class="nodes">${nodes.map((node) => html`
+        <circle cx=${moved(node.position)} cy=${raised(node.layer)} r="5" class=${isShown(node.places) ? "at" : ""}
+            ...${events(node.places)}>
+          <title>${node.text}</title>
+        </circle>`)}
+      </g>
+      ${positions.at.map((position, i) => i % step === 0 && html`
+        <text key=${position} class="tick ${position === shown.position ? "at" : ""}" x=${moved(position)}
+          y=${height - 10} text-anchor="middle">${positions.labels[i]}</text>`)}
     </svg>
   </div>`;
+}
+
+/** Returns how far a drawing is moved and enlarged by its reader. */
+function useZoom(drawing) {
+  const [transform, setTransform] = useState(zoomIdentity);
+  useLayoutEffect(() => {
+    const zoomed = zoom().scaleExtent([1, 8]).filter(isOurs).on("zoom", (event) => setTransform(event.transform));
+    const svg = select(drawing.current).call(zoomed);
+    svg.on("dblclick.zoom", () => svg.call(zoomed.transform, zoomIdentity));
+    return () => svg.on(".zoom", null);
+  }, []);
+  return transform;
+}
+
+/** Whether the drawing answers: the wheel alone scrolls the page. */
+function isOurs(event) {
+  return event.type === "wheel" ? event.ctrlKey || event.metaKey : !event.button;
 }

@@ -28,24 +28,35 @@ export function Lines({ label, series, places, bound, selection, height = 190 })
     ArrowLeft: () => selection.step(places.axes, -1),
     ArrowRight: () => selection.step(places.axes, 1),
   });
-  const told = series.map(({ name, values }) => `${name} ${Number.isFinite(values[at]) ? values[at].toFixed(3) : ""}`);
+  const isThere = at >= 0 && at < count;
+  const written = (value) => (Number.isFinite(value) ? value.toFixed(3) : "none");
+  const told = series.map(({ name, values }) => `${name} ${written(values[at])}`).join(", ");
   return html`<div class="lines" ref=${holder}>
-    <svg width=${width} height=${height} tabindex="0" role="img" onKeyDown=${onKeyDown}
-        aria-label=${[label, ...(at >= 0 && at < count ? [`${places.labels[at]}: ${told.join(", ")}`] : [])].join(". ")}
+    <svg width=${width} height=${height} tabindex="0" role="img"
+        aria-label=${isThere ? `${label}. ${places.labels[at]}: ${told}` : label}
         onPointerMove=${(event) => selection.point(under(event))} onPointerLeave=${() => selection.leave()}
-        onClick=${(event) => selection.pick(under(event))}>
+        onClick=${(event) => selection.pick(under(event))} onKeyDown=${onKeyDown}>
       ${y.ticks(4).map((tick) => html`<g key=${tick} class="tick">
         <line x1=${MARGIN.left} x2=${width - MARGIN.right} y1=${y(tick)} y2=${y(tick)} />
         <text x=${MARGIN.left - 8} y=${y(tick)} dy="0.32em" text-anchor="end">${tick}</text>
       </g>`)}
-      ${places.labels.map((name, i) => i % step === 0 && html`<text class="tick" x=${x(i)} y=${height - 8} text-anchor="middle">${name}</text>`)}
-      ${at >= 0 && at < count && html`<line class="here" x1=${x(at)} x2=${x(at)} y1=${MARGIN.top} y2=${height - MARGIN.bottom} />`}
+      ${places.labels.map((name, i) => i % step === 0 && html`
+        <text class="tick" x=${x(i)} y=${height - 8} text-anchor="middle">${name}</text>`)}
+      ${isThere && html`
+        <line class="here" x1=${x(at)} x2=${x(at)} y1=${MARGIN.top} y2=${height - MARGIN.bottom} />`}
       ${series.map(({ name, values }) => html`<g key=${name} class="series">
         <path d=${curve(values)} />
-        ${values.map((value, i) => Number.isFinite(value) && html`<circle class=${i === at ? "at" : ""} cx=${x(i)} cy=${y(value)} r=${i === at ? 4.5 : 2.5} />`)}
-        ${Number.isFinite(values[at]) && html`<text x=${x(at)} y=${y(values[at])} dy=${values[at] > bound[1] * 0.8 ? "1.5em" : "-0.8em"}
-          text-anchor=${at > count / 2 ? "end" : "start"} dx=${at > count / 2 ? -6 : 6}>${values[at].toFixed(3)}</text>`}
+        ${values.map((value, i) => Number.isFinite(value) && html`
+          <circle class=${i === at ? "at" : ""} cx=${x(i)} cy=${y(value)} r=${i === at ? 4.5 : 2.5} />`)}
+        ${Number.isFinite(values[at]) && html`<${Value} x=${x(at)} y=${y(values[at])} text=${written(values[at])}
+          isLow=${y(values[at]) < MARGIN.top + 20} isLeft=${at > count / 2} />`}
       </g>`)}
     </svg>
   </div>`;
+}
+
+/** A number beside its point: above it, or below where the point is high; to the right, or to the left. */
+function Value({ x, y, text, isLow, isLeft }) {
+  return html`<text x=${x} y=${y} dx=${isLeft ? -6 : 6} dy=${isLow ? "1.5em" : "-0.8em"}
+    text-anchor=${isLeft ? "end" : "start"}>${text}</text>`;
 }

@@ -3,6 +3,7 @@
 import { named } from "./text.js";
 
 const MOST_FROM_ONE = 3;
+const STREAM = { weight: 0, isFaint: true, text: "the residual stream" };
 
 /**
  * Returns the nodes and edges of a graph that starts at a position behind the last block and goes back, layer by layer,
@@ -18,9 +19,10 @@ export function attentionPaths({ patterns, first, tokens }, target, least) {
     if (depth === 0) break;
     const layer = depth - 1, next = new Set(reached);
     for (const query of reached) {
-      edges.push({ ...edge(layer, query, query), weight: 0, isFaint: true, text: "the residual stream", places: { layer, position: query } });
+      edges.push({ ...edge(layer, query, query), ...STREAM, places: { layer, position: query } });
       for (const { key, head, weight } of looked(patterns, first, layer, query, least)) {
-        const text = `layer ${layer} head ${head}: ${named(tokens, query)} looks at ${named(tokens, key)}, attention ${weight.toFixed(2)}`;
+        const who = `layer ${layer} head ${head}: ${named(tokens, query)}`;
+        const text = `${who} looks at ${named(tokens, key)}, attention ${weight.toFixed(2)}`;
         edges.push({ ...edge(layer, key, query), weight, text, places: { layer, head, position: key, target: query } });
         next.add(key);
       }

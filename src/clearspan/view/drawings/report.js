@@ -39,24 +39,26 @@ function Section({ id, title, children }) {
 }
 
 function Text({ found, selection }) {
+  const { tokens, words, guesses, probabilities, isIds } = found;
   const { target } = selection.shown.value;
-  const surprise = useMemo(() => found.probabilities.row().map((p) => -Math.log2(Math.max(p, 1e-9))), []);
+  const surprise = useMemo(() => probabilities.row().map((p) => -Math.log2(Math.max(p, 1e-9))), []);
   const describe = (at) => {
-    const p = found.probabilities.at(at);
-    return `${named(found.tokens, at)}: ${Number.isFinite(p) ? `probability ${p.toFixed(4)}` : "the first token"}`;
+    const p = probabilities.at(at);
+    return `${named(tokens, at)}: ${Number.isFinite(p) ? `probability ${p.toFixed(4)}` : "the first token"}`;
   };
-  return html`<${Section} id="text" title=${`The ${found.isIds ? "tokens" : "text"} and what comes next`}>
-    <p class="note">${found.tokens.length} tokens. The deeper the colour, the more a token surprised the model. Point at one to see
-      what the model expected after it, and where it appears in all that follows; click to keep it.</p>
+  const entries = guesses.ids[target].map((word, i) => ({
+    name: words[word],
+    value: guesses.probabilities.at(target, i),
+  }));
+  return html`<${Section} id="text" title=${`The ${isIds ? "tokens" : "text"} and what comes next`}>
+    <p class="note">${tokens.length} tokens. The deeper the colour, the more a token surprised the model. Point at one
+      to see what the model expected after it, and where it appears in all that follows; click to keep it.</p>
     <div class="split">
-      <${ColouredText} label="The text, coloured by surprise" tokens=${found.tokens} values=${surprise} bound=${[0, FULL_SURPRISE]}
-        colours="surprise" selection=${selection} isIds=${found.isIds} describe=${describe} />
+      <${ColouredText} label="The text, coloured by surprise" tokens=${tokens} isIds=${isIds} describe=${describe}
+        values=${surprise} bound=${[0, FULL_SURPRISE]} colours="surprise" selection=${selection} />
       <div class="next" aria-live="polite">
-        <h3>After <code>${found.tokens[target]}</code> at ${target}</h3>
-        <${Bars} label="Likeliest next tokens" entries=${found.guesses.ids[target].map((word, i) => ({
-          name: found.words[word],
-          value: found.guesses.probabilities.at(target, i),
-        }))} />
+        <h3>After <code>${tokens[target]}</code> at ${target}</h3>
+        <${Bars} label="Likeliest next tokens" entries=${entries} />
         <p class="note">${describe(target)}</p>
       </div>
     </div>
@@ -64,121 +66,146 @@ function Text({ found, selection }) {
 }
 
 function Lens({ found, selection }) {
-  const { lens, words } = found;
-  const depths = { axes: ["layer"], labels: lens.depths, first: -1 };
+  const { lens, tokens, words } = found;
   const { target } = selection.shown.value;
+  const last = lens.depths.length - 1;
+  const depths = { axes: ["layer"], labels: lens.depths, first: -1 };
   const value = useCallback((position, depth) => lens.probabilities.at(depth, position), []);
   const said = (position, depth) => words[lens.ids[depth][position]];
-  const last = lens.depths.length - 1;
+  const own = (position, depth) => lens.own.at(depth, position);
+  const describe = (position, depth) => [
+    `after ${named(tokens, position)}, ${lens.depths[depth]}: ` +
+      `${said(position, depth)}, ${value(position, depth).toFixed(3)}`,
+    `the model's own, ${said(position, last)}: ` +
+      `rank ${lens.ranks[depth][position]}, ${own(position, depth).toFixed(3)}`,
+  ];
+  const series = [{ name: "probability", values: lens.depths.map((_, depth) => own(target, depth)) }];
   return html`<${Section} id="lens" title="Logit lens">
-    <p class="note">What the model would predict after each token if it stopped at that depth: the residual stream goes straight to
-      the final norm and the unembedding. The colour is the probability of the token written in the cell, which is bold
-      where it is already the model's own prediction. The last column is that prediction.</p>
+    <p class="note">What the model would predict after each token if it stopped at that depth: the residual stream goes
+      straight to the final norm and the unembedding. The colour is the probability of the token written in the cell,
+      which is bold where it is already the model's own prediction. The last column is that prediction.</p>
     <${HeatMap} label="Logit lens: positions down, depth from left to right" selection=${selection}
-      rows=${{ axes: ["target", "position"], labels: found.labels }} columns=${depths} value=${value} bound=${[0, 1]} colours="heat"
-      cell=${{ width: 78, height: 23, most: 190 }} opensAtEnd=${true} text=${said}
-      isBold=${(position, depth) => lens.ranks[depth][position] === 0}
-      describe=${(position, depth) => [
-        `after ${named(found.tokens, position)}, ${lens.depths[depth]}: ${said(position, depth)}, ${value(position, depth).toFixed(3)}`,
-        `the model's own, ${said(position, last)}: rank ${lens.ranks[depth][position]}, ${lens.own.at(depth, position).toFixed(3)}`,
-      ]} />
-    <h3 class="under">How <code>${said(target, last)}</code> after <code>${found.tokens[target]}</code> at ${target} comes about</h3>
-    <${Lines} label="Probability of the model's own prediction, by depth" places=${depths} bound=${[0, 1]} selection=${selection}
-      series=${[{ name: "probability", values: lens.depths.map((_, depth) => lens.own.at(depth, target)) }]} />
+      rows=${{ axes: ["target", "position"], labels: found.labels }} columns=${depths} describe=${describe}
+      value=${value} bound=${[0, 1]} colours="heat" unit="probability"
+      text=${said} isBold=${(position, depth) => lens.ranks[depth][position] === 0}
+      cell=${{ width: 78, height: 23, most: 190 }} opensAtEnd=${true} />
+    <h3 class="under">How <code>${said(target, last)}</code> after <code>${tokens[target]}</code> at ${target} comes
+      about</h3>
+    <${Lines} label="Probability of the model's own prediction, by depth" places=${depths} series=${series}
+      bound=${[0, 1]} selection=${selection} />
   <//>`;
 }
 
 function Effect({ found, selection }) {
   const { drop, bound, logProbability } = found.effect;
   const value = useCallback((layer, position) => drop.at(layer, position), []);
+  const describe = (layer, position) => [
+    `${named(found.tokens, position)}, ${found.layers[layer]}`,
+    `costs ${signed(value(layer, position))} nats`,
+  ];
   return html`<${Section} id="effect" title="Causal effect on the last prediction">
-    <p class="note">The model's best guess, <code>${found.target}</code>, has log-probability ${logProbability.toFixed(3)} nats. Each cell
-      says how many nats that falls by when the residual stream entering the layer is replaced, at that position alone, by
-      its mean over the text. Red: the prediction depends on it. Green: it did better without. The scale is that of the
-      positions before the last, which nearly always matters most.</p>
+    <p class="note">The model's best guess, <code>${found.target}</code>, has log-probability
+      ${" "}${logProbability.toFixed(3)} nats. Each cell says how many nats that falls by when the residual stream
+      entering the layer is replaced, at that position alone, by its mean over the text. Red: the prediction depends on
+      it. Green: it did better without. The scale is that of the positions before the last, which nearly always matters
+      most.</p>
     <${HeatMap} label="Causal effect: layers down, positions from left to right" selection=${selection}
-      rows=${{ axes: ["layer"], labels: found.layers }} columns=${{ axes: ["position"], labels: found.labels }} value=${value} bound=${[-bound, bound]} colours="sides"
-      cell=${{ width: 15, height: 26, most: 46 }} opensAtEnd=${true}
-      describe=${(layer, position) => [`${named(found.tokens, position)}, ${found.layers[layer]}`, `costs ${signed(value(layer, position))} nats`]} />
+      rows=${{ axes: ["layer"], labels: found.layers }} columns=${{ axes: ["position"], labels: found.labels }}
+      value=${value} bound=${[-bound, bound]} colours="sides" unit="nats" describe=${describe}
+      cell=${{ width: 15, height: 26, most: 46 }} opensAtEnd=${true} />
   <//>`;
 }
 
 function Heads({ found, selection }) {
   return html`<${Section} id="heads" title="Induction and previous-token heads">
-    <p class="note">Measured on random tokens that repeat, not on this text. An <em>induction</em> head looks from a token to the one
-      that followed its earlier occurrence; a <em>previous-token</em> head looks one step back. Click a head to see its
-      attention on the text.</p>
-    <div class="pair">${found.heads.map((score) => html`<${HeadScores} score=${score} found=${found} selection=${selection} />`)}</div>
+    <p class="note">Measured on random tokens that repeat, not on this text. An <em>induction</em> head looks from a
+      token to the one that followed its earlier occurrence; a <em>previous-token</em> head looks one step back. Click a
+      head to see its attention on the text.</p>
+    <div class="pair">
+      ${found.heads.map((scores) => html`<${HeadScores} scores=${scores} found=${found} selection=${selection} />`)}
+    </div>
   <//>`;
 }
 
-function HeadScores({ score, found, selection }) {
-  const { name, values, strongest } = score;
+function HeadScores({ scores: { name, values, strongest }, found, selection }) {
   const value = useCallback((layer, head) => values.at(layer, head), []);
-  const show = ([layer, head]) => {
+  const show = (layer, head) => {
     selection.pick({ layer, head });
     document.getElementById("attention").scrollIntoView({ behavior: "smooth" });
   };
+  const entries = strongest.map(([layer, head]) => ({
+    name: `L${layer}H${head}`,
+    value: value(layer, head),
+    onClick: () => show(layer, head),
+  }));
   return html`<div>
     <h3>${name}</h3>
-    <${HeatMap} label=${`${name} scores: layers down, heads from left to right`} selection=${selection} value=${value} bound=${[0, 1]}
-      colours="heat" rows=${{ axes: ["layer"], labels: found.layers }} columns=${{ axes: ["head"], labels: found.headNames }}
-      cell=${{ width: 26, height: 28, most: 60 }} describe=${(layer, head) => [`L${layer}H${head}: ${value(layer, head).toFixed(3)}`]} />
-    <${Bars} label=${`Strongest ${name} heads`} entries=${strongest.map((place) => ({
-      name: `L${place[0]}H${place[1]}`,
-      value: value(...place),
-      onClick: () => show(place),
-    }))} />
+    <${HeatMap} label=${`${name} scores: layers down, heads from left to right`} selection=${selection}
+      rows=${{ axes: ["layer"], labels: found.layers }} columns=${{ axes: ["head"], labels: found.headNames }}
+      value=${value} bound=${[0, 1]} colours="heat" unit="score" cell=${{ width: 26, height: 28, most: 60 }}
+      describe=${(layer, head) => [`L${layer}H${head}: ${value(layer, head).toFixed(3)}`]} />
+    <${Bars} label=${`Strongest ${name.toLowerCase()} heads`} entries=${entries} />
   </div>`;
 }
 
 function Attention({ found, selection }) {
-  const { attention } = found;
+  const { attention, tokens, isIds } = found;
   const { layer, head } = selection.picked.value, { target } = selection.shown.value;
   const count = attention.labels.length, isLong = count > LONG;
   const [isWhole, setWhole] = useState(true);
   const scores = found.heads.map(({ name, values }) => `${name.toLowerCase()} ${values.at(layer, head).toFixed(3)}`);
+  const turn = html`<button class="button" onClick=${() => setWhole(!isWhole)}>
+    ${isWhole ? "last positions" : "whole text"}
+  </button>`;
   return html`<${Section} id="attention" title="Attention">
-    <p class="note">What <code>${found.tokens[target]}</code> at ${target} looks at, over the text, and every token's attention as a matrix: each
-      row is a token that looks, each column one that is looked at; rows sum to one.
-      ${attention.first > 0 && html` The last ${count} of ${found.tokens.length} positions are shown, so that the page stays small.`}
-      ${isLong && isWhole && html` Each point is the most in its part; “last positions” opens the end of the text.`}</p>
+    <p class="note">What <code>${tokens[target]}</code> at ${target} looks at, over the text, and every token's
+      attention as a matrix: each row is a token that looks, each column one that is looked at; rows sum to one.
+      ${attention.first > 0 && ` The last ${count} of ${tokens.length} positions are here, so that the page stays small.`}
+      ${isLong && isWhole && " Each point is the most in its part; “last positions” opens the end of the text."}</p>
     <div class="controls">
-      <${Choice} name="Layer" options=${found.layers.length} axis="layer" selection=${selection} />
-      <${Choice} name="Head" options=${found.headNames.length} axis="head" selection=${selection} />
-      ${isLong && html`<button class="button" aria-pressed=${!isWhole} onClick=${() => setWhole(!isWhole)}>${isWhole ? "last positions" : "whole text"}</button>`}
+      <${Choice} name="Layer" axis="layer" selection=${selection} />
+      <${Choice} name="Head" axis="head" selection=${selection} />
+      ${isLong && turn}
       <span class="note">${scores.join(", ")}</span>
     </div>
-    <${AttentionText} attention=${attention} selection=${selection} isIds=${found.isIds} />
     <div class="attention">
       <${AttentionMatrix} attention=${attention} selection=${selection} isWhole=${isWhole} />
-      <${HeadPictures} attention=${attention} selection=${selection} />
+      <div class="beside">
+        <${AttentionText} attention=${attention} selection=${selection} isIds=${isIds} />
+        <${HeadPictures} attention=${attention} selection=${selection} />
+      </div>
     </div>
   <//>`;
 }
 
-function Choice({ name, options, axis, selection }) {
-  const numbers = Array.from({ length: options }, (_, i) => i);
-  return html`<label>${name} <select value=${selection.picked.value[axis]} onChange=${({ target }) => selection.pick({ [axis]: Number(target.value) })}>
-    ${numbers.map((i) => html`<option value=${i}>${i}</option>`)}
-  </select></label>`;
+function Choice({ name, axis, selection }) {
+  const pick = ({ target }) => selection.pick({ [axis]: Number(target.value) });
+  const numbers = Array.from({ length: selection.sizes[axis] }, (_, i) => i);
+  return html`<label>${name}
+    <select value=${selection.picked.value[axis]} onChange=${pick}>
+      ${numbers.map((i) => html`<option value=${i}>${i}</option>`)}
+    </select>
+  </label>`;
 }
 
 function Paths({ found, selection }) {
-  const [least, setLeast] = useState(0.4);
+  const { attention, tokens, lens } = found;
   const { target } = selection.picked.value;
-  const { nodes, edges } = useMemo(() => attentionPaths(found.attention, target, least), [target, least]);
+  const [least, setLeast] = useState(0.4);
+  const { nodes, edges } = useMemo(() => attentionPaths(attention, target, least), [target, least]);
   const reached = [...new Set(nodes.map(({ position }) => position))].sort((a, b) => a - b);
-  const depths = found.lens.depths;
   return html`<${Section} id="paths" title="Where attention leads">
-    <p class="note">The ways, back from <code>${found.tokens[target]}</code> at ${target}, along which heads could have brought something here: an edge
-      for each position that some head gives at least ${least.toFixed(2)} of its attention, three from each at most. The first position is
-      left out, where idle heads look. A way that is open need not have been used: the causal effect says what was.</p>
-    <div class="controls"><label>Least attention <input type="range" min="0.1" max="0.9" step="0.05" value=${least}
-      onInput=${({ target: slider }) => setLeast(Number(slider.value))} /> ${least.toFixed(2)}</label></div>
-    <${Graph} label="Ways of attention, from the embedding at the bottom to the last layer" nodes=${nodes} edges=${edges} selection=${selection}
-      layers=${{ at: depths.map((_, depth) => depth), labels: depths }}
-      positions=${{ at: reached, labels: reached.map((position) => found.tokens[position]) }} />
+    <p class="note">The ways, back from <code>${tokens[target]}</code> at ${target}, along which heads could have
+      brought something here: an edge for each position that some head gives at least ${least.toFixed(2)} of its
+      attention, three from each at most. The first position is left out, where idle heads look. A way that is open need
+      not have been used: the causal effect says what was.</p>
+    <div class="controls"><label>Least attention
+      <input type="range" min="0.1" max="0.9" step="0.05" value=${least}
+        onInput=${(event) => setLeast(Number(event.target.value))} />
+      ${least.toFixed(2)}</label></div>
+    <${Graph} label="Ways of attention, from the embedding at the bottom to the last layer" selection=${selection}
+      nodes=${nodes} edges=${edges} layers=${{ at: lens.depths.map((_, depth) => depth), labels: lens.depths }}
+      positions=${{ at: reached, labels: reached.map((position) => found.labels[position]) }} />
   <//>`;
 }
 

@@ -53,7 +53,7 @@ export class Selection {
   }
 }
 
-/** Keeps what is picked in the address, after `#`, and takes it from there when the page opens or the reader edits it. */
+/** Keeps what is picked in the address, after `#`, and takes it from there when the page opens or it is edited. */
 export function keepInAddress(selection) {
   const read = () => {
     const entries = [...new URLSearchParams(location.hash.slice(1))].map(([axis, at]) => [axis, Number(at)]);
@@ -62,7 +62,8 @@ export function keepInAddress(selection) {
   const write = () => {
     const changed = Object.entries(selection.picked.value).filter(([axis, at]) => at !== selection.start[axis]);
     const hash = new URLSearchParams(changed).toString();
-    if (hash !== location.hash.slice(1)) history.replaceState(null, "", hash ? `#${hash}` : location.pathname);
+    if (hash === location.hash.slice(1)) return;
+    history.replaceState(null, "", hash ? `#${hash}` : location.pathname);
   };
   read();
   addEventListener("hashchange", read);
