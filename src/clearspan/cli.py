@@ -169,6 +169,31 @@ def zoo(
         raise typer.Exit(FAILURE)
 
 
+@app.command("open")
+def open_page(
+    model: Annotated[str, typer.Argument(help="The embedded model, a checkpoint folder, or a hub id.")],
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="By default a free one.")] = 0,
+    session: Annotated[
+        Path | None, typer.Option("--session", help="Where answers are kept; by default a folder for each model.")
+    ] = None,
+) -> None:
+    """Look into a model in the browser: lens, attention, attribution, patching, generation.
+
+    The page is served on this machine alone. What was finished stays in the session's folder.
+    """
+    from clearspan.errors import ClearspanError
+
+    try:
+        from clearspan.workbench import open_workbench
+    except ModuleNotFoundError as error:
+        _fail(f"{error.name} is not installed\n  fix: pip install 'clearspan[workbench]'", FAILURE)
+    try:
+        open_workbench(model, port=port, folder=session, browser=browser, tell=typer.echo)
+    except (ClearspanError, OSError) as error:
+        _fail(str(error), FAILURE)
+
+
 def _adapted(model: str, *, anyway: bool) -> "tuple[Structure, str, Verification]":
     """Returns a model's structure, the text of its adapter, and what verifying that adapter found."""
     import warnings

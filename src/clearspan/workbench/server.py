@@ -124,10 +124,10 @@ class Workbench:
         return JSONResponse(job.to_json())
 
     async def _answer(self, request: Request) -> Response:
-        path = self.session.path(self._job(request).key)
-        if path is None:
+        content = self.session.content(self._job(request).key)
+        if content is None:
             raise HTTPException(404, "there is no answer yet")
-        return Response(path.read_bytes(), media_type="application/octet-stream")
+        return Response(content, media_type="application/octet-stream")
 
     async def _written(self, request: Request) -> Response:
         view = self._job(request).view

@@ -4,6 +4,7 @@ There is no index: the answers' files are the history, and each is written whole
 killed loses nothing that was finished, and two servers may use one folder.
 """
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -135,10 +136,12 @@ class Session:
             except (OSError, safetensors.SafetensorError, KeyError, ValueError):
                 continue
 
-    def path(self, key: str) -> Path | None:
-        """Returns the file of an answer: the finished one, else what was begun, else None."""
-        paths = (self.folder / kind / f"{key}.safetensors" for kind in (_FINISHED, _BEGUN))
-        return next((path for path in paths if path.is_file()), None)
+    def content(self, key: str) -> bytes | None:
+        """Returns the bytes of an answer: the finished one, else what was begun, else None."""
+        for kind in (_FINISHED, _BEGUN, _FINISHED):  # what was begun may be finished meanwhile
+            with contextlib.suppress(FileNotFoundError):
+                return (self.folder / kind / f"{key}.safetensors").read_bytes()
+        return None
 
     def begun(self, key: str) -> Answer | None:
         """Returns what was kept of a request that was broken off; None where nothing was."""

@@ -1,9 +1,11 @@
 /** The two tokens whose logits are compared: chosen among what the model expects, or written. */
 
-import { useEffect, useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { html } from "../../view/drawings/html.js";
 import { readToken } from "./server.js";
 import { answered, promptOf } from "./state.js";
+
+const PAUSE = 300;
 
 /** Returns the likeliest token after the last of a text, and its label. */
 export function useLikeliest(name) {
@@ -14,22 +16,24 @@ export function useLikeliest(name) {
   return { token, label: answer.facts.words[token] };
 }
 
-/** A field for a token's text; empty for what `usual` is. Calls `onToken` with an id, or undefined for the usual. */
+/** A field for a token's text; empty for what `usual` is. Calls `onToken` with an id, or undefined when it is emptied. */
 export function TokenField({ title, usual, onToken }) {
   const [text, setText] = useState("");
   const [error, setError] = useState("");
-  useEffect(() => {
-    const isWritten = text !== "";
-    const wait = setTimeout(async () => {
-      setError("");
-      try {
-        onToken(isWritten ? await readToken(text) : undefined);
-      } catch (problem) {
-        setError(problem.message.split("\n")[0]);
-      }
-    }, isWritten ? 300 : 0);
-    return () => clearTimeout(wait);
-  }, [text]);
-  return html`<label>${title} <input class="token-field" value=${text} placeholder=${usual ?? "none"} size="8" onInput=${({ target }) => setText(target.value)} />
+  const wait = useRef();
+  const read = async (written) => {
+    setError("");
+    try {
+      onToken(written ? await readToken(written) : undefined);
+    } catch (problem) {
+      setError(problem.message.split("\n")[0]);
+    }
+  };
+  const write = ({ target }) => {
+    setText(target.value);
+    clearTimeout(wait.current);
+    wait.current = setTimeout(read, PAUSE, target.value);
+  };
+  return html`<label>${title} <input class="token-field" value=${text} placeholder=${usual ?? "none"} size="8" onInput=${write} />
     ${error && html`<span class="error">${error}</span>`}</label>`;
 }

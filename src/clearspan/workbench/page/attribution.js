@@ -5,15 +5,16 @@ import { HeatMap } from "../../view/drawings/heatmap.js";
 import { html } from "../../view/drawings/html.js";
 import { TokenField } from "./answers.js";
 import { Frame, signed } from "./frame.js";
-import { answered, made, model, promptOf, prompts, selection } from "./state.js";
+import { answered, made, model, promptOf, prompts, selection, settings } from "./state.js";
 import { textRequest } from "./texts.js";
 
 const UNITS = { component: "Components", layer: "Layers", head: "Heads" };
 
 export function Attribution() {
-  const [unit, setUnit] = useState("component");
-  const [given, setGiven] = useState();
-  const [other, setOther] = useState();
+  const begun = settings("attribution", { unit: "component" });
+  const [unit, setUnit] = useState(begun.unit);
+  const [given, setGiven] = useState(begun.answer_token);
+  const [other, setOther] = useState(begun.incorrect_token ?? undefined);
   const { target } = selection.value.picked.value;
   const { answer: text } = answered(textRequest());
   const usual = text?.tensors.top_ids.shape[0] > target ? text.tensors.top_ids.at(target, 0) : undefined;
@@ -25,8 +26,8 @@ export function Attribution() {
     controls=${html`<label>Parts <select value=${unit} onChange=${({ target: choice }) => setUnit(choice.value)}>
         ${Object.entries(UNITS).map(([key, title]) => html`<option value=${key}>${title}</option>`)}
       </select></label>
-      <${TokenField} title="Token" usual=${text?.facts.words[usual]} onToken=${setGiven} />
-      <${TokenField} title="less" onToken=${setOther} />`}>
+      <${TokenField} title="Token" usual=${text?.facts.words[token] ?? (token && `#${token}`)} onToken=${setGiven} />
+      <${TokenField} title="less" usual=${other && `#${other}`} onToken=${setOther} />`}>
     ${(answer) => html`<p class="note">Sum ${signed(answer.facts.total)}, with a constant of ${signed(answer.facts.constant)}; the model's own ${signed(answer.facts.model)} logits.</p>
       ${answer.facts.unit === "head" ? html`<${Heads} answer=${answer} />` : html`<${Parts} answer=${answer} />`}`}
   <//>`;

@@ -6,12 +6,12 @@ import { html } from "../../view/drawings/html.js";
 import { Selection } from "../../view/drawings/selection.js";
 import { ColouredText } from "../../view/drawings/text.js";
 import { Frame } from "./frame.js";
-import { answered, branch, made, promptOf } from "./state.js";
+import { answered, branch, made, promptOf, settings } from "./state.js";
 
 const LENGTHS = [10, 20, 50, 100];
 
 export function Generation() {
-  const [length, setLength] = useState(20);
+  const [length, setLength] = useState(settings("generation", { length: 20 }).length);
   const prompt = promptOf("clean");
   const plain = answered({ view: "generation", prompt, length, interventions: [] });
   const changed = made.value.length ? answered({ view: "generation", prompt, length, interventions: made.value }) : undefined;

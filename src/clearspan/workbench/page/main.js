@@ -11,7 +11,7 @@ import { Inspector } from "./inspector.js";
 import { Lens } from "./lens.js";
 import { Model } from "./model.js";
 import { Patching } from "./patching.js";
-import { model, promptOf, selection, start, view } from "./state.js";
+import { model, promptOf, reopened, selection, start, view } from "./state.js";
 import { Texts } from "./texts.js";
 
 const VIEWS = {
@@ -40,7 +40,7 @@ function Page() {
         <nav class="tabs" role="tablist" aria-label="Views">${Object.entries(VIEWS).map(([key, [title]]) => html`
           <button key=${key} role="tab" aria-selected=${key === view.value} onClick=${() => (view.value = key)}>${title}</button>`)}
         </nav>
-        ${isReady ? html`<${View} key=${view.value} />` : html`<p class="note">Write a text above to look into it.</p>`}
+        ${isReady ? html`<${View} key=${`${view.value} ${JSON.stringify(reopened.value)}`} />` : html`<p class="note">Write a text above to look into it.</p>`}
       </main>
       <${Inspector} />
     </div>`;

@@ -102,16 +102,29 @@ export async function branch(tokens) {
   await read("clean");
 }
 
-/** Brings back what a request was asked with, and shows its view. */
-export function reopen(request) {
+/** The request that was brought back last: views begin with its settings. */
+export const reopened = signal({});
+
+/** Brings back a request of the history: its texts, its interventions, its place, and its view. */
+export async function reopen(request) {
   batch(() => {
     texts.clean.value = (request.prompt ?? request.clean)?.text ?? texts.clean.value;
     texts.corrupted.value = request.corrupted?.text ?? texts.corrupted.value;
     chips.value = (request.interventions ?? []).map((intervention) => ({ intervention, is_on: true }));
-    view.value = request.view === "text" ? "lens" : request.view === "verification" ? "model" : request.view;
   });
-  read("clean");
-  read("corrupted");
+  await Promise.all([read("clean"), read("corrupted")]);
+  const { layer, position } = request;
+  if (layer !== undefined) selection.value.pick({ layer });
+  if (position >= 0) selection.value.pick({ position, target: position });
+  batch(() => {
+    reopened.value = request;
+    view.value = request.view === "verification" ? "model" : request.view;
+  });
+}
+
+/** Returns the settings with which a view begins: those of the request that was brought back, or the usual ones. */
+export function settings(kind, usual) {
+  return reopened.peek().view === kind ? { ...usual, ...reopened.peek() } : usual;
 }
 
 /** Fetches what is there, and follows it from then on. */
