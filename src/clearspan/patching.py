@@ -140,7 +140,7 @@ def patching_sweep(
     attention_mask: Int[Tensor, "row pos"] | None = None,
     **places: Sequence[int],
 ) -> Sweep:
-    """Returns the sweep that `activation_patching` runs: to plan, follow, interrupt, save or resume it.
+    r"""Returns the sweep that `activation_patching` runs: to plan, follow, interrupt, save or resume it.
 
     Args:
         bridge: As for `activation_patching`, like the others.

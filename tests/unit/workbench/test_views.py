@@ -5,6 +5,7 @@ import io
 import json
 from typing import Any
 
+import nbformat
 import pytest
 import torch
 from tests.pages import OTHER, TEXT
@@ -118,8 +119,6 @@ def test_text_cannot_become_code() -> None:
 
 
 def test_a_notebook_is_one(bridge: clearspan.TransformerBridge) -> None:
-    import nbformat
-
     made = notebook(LensView(CLEAN, interventions=CHIPS), "tiny-bigcode")
     nbformat.validate(nbformat.from_dict(made))
     found = executed("\n".join(cell["source"] for cell in made["cells"] if cell["cell_type"] == "code"))

@@ -97,6 +97,6 @@ function Map({ answer, by, base, onRegion }) {
 const between = (from, to) => Array.from({ length: Math.abs(to - from) + 1 }, (_, i) => Math.min(from, to) + i);
 
 function regionName({ layers, positions }) {
-  const named = (title, places) => places && `${title} ${places[0]}–${places.at(-1)}`;
+  const named = (title, places) => places && `${title} ${places[0]} to ${places.at(-1)}`;
   return [named("layers", layers), named("positions", positions)].filter(Boolean).join(", ");
 }
