@@ -12,6 +12,7 @@ import pytest
         ("import clearspan", ["torch", "transformers", "plotly"]),
         ("from clearspan import boot, TransformerBridge, ActivationCache", ["transformers", "plotly", "rich", "typer"]),
         ("import clearspan.components, clearspan.conversions, clearspan.architectures", ["transformers"]),
+        ("from clearspan.view import html_page, open_report", ["transformers", "plotly"]),
     ],
 )
 def test_imports_stay_light(statement, absent):

@@ -1,10 +1,14 @@
 """The report's page as a reader meets it, in Chromium."""
 
+import itertools
+
 import pytest
+import torch
 from tests.browser import chromium
 
 import clearspan
 from clearspan.analysis import report as report_of
+from clearspan.plots import visible
 
 pytestmark = pytest.mark.browser
 
@@ -59,6 +63,14 @@ class Opened:
     def said(self, section):
         """What a section's first map says to a screen reader."""
         return self.page.locator(f"#{section} .scroller").first.get_attribute("aria-label")
+
+    def choose(self, layer, head, **others):
+        """Opens the page's address with a selection, and waits until it is drawn."""
+        places = {"layer": layer, "head": head, **others}
+        self.page.evaluate(f"location.hash = '{'&'.join(f'{axis}={at}' for axis, at in places.items())}'")
+        name = f"layer {layer} head {head}"
+        script = "name => document.querySelector('#attention .scroller').ariaLabel.includes(name)"
+        self.page.wait_for_function(script, arg=name)
 
     @property
     def hash(self):
@@ -161,8 +173,7 @@ def test_a_cell_says_what_it_is_and_a_click_on_a_head_shows_its_attention(opened
 
 
 def test_the_attention_of_a_cell_is_the_reports(opened, found):
-    opened.page.evaluate("location.hash = '#target=9&position=4&layer=1&head=2'")
-    opened.page.wait_for_function("document.querySelector('#attention .scroller').ariaLabel.includes('layer 1 head 2')")
+    opened.choose(1, 2, target=9, position=4)
     assert opened.said("attention").endswith(f"attention {float(found.patterns[1, 2, 9, 4]):.2f}")
     drop = float(found.effect.drop[1, 4])
     sign = "\N{MINUS SIGN}" if drop < 0 else "+"
@@ -186,7 +197,7 @@ def test_drawings_are_named_and_reached_by_the_keyboard(opened):
     assert drawings.evaluate_all("all => all.filter(one => one.tabIndex !== 0).length") == 0
 
 
-CONTRAST = """() => {
+CONTRAST = """(section) => {
   const channels = (text) => text.match(/[\\d.]+/g).map(Number);
   const luminance = (rgb) => rgb.slice(0, 3)
     .map((c) => (c <= 10 ? c / 3294 : ((c / 255 + 0.055) / 1.055) ** 2.4))
@@ -197,7 +208,7 @@ CONTRAST = """() => {
       if (ground[3] !== 0) return ground;
     }
   };
-  const texts = [...document.querySelectorAll("main *")].filter((one) =>
+  const texts = [...document.querySelectorAll(`${section} *`)].filter((one) =>
     [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()) && one.getClientRects().length);
   return texts.map((one) => {
     const style = getComputedStyle(one);
@@ -210,10 +221,17 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
-def test_all_text_is_read_well_and_nothing_is_wider_than_the_page(browser, address, width, theme):
+def test_all_text_is_read_well_and_nothing_is_wider_than_the_page(browser, address, found, width, theme):
     one = Opened(browser, address, viewport={"width": width, "height": 800}, color_scheme=theme)
-    assert one.page.evaluate("document.documentElement.scrollWidth") <= width
-    assert one.page.evaluate(CONTRAST) == []
+    for section in ("lens", "effect", "heads", "attention"):
+        one.page.locator(f"#{section} .scroller").first.hover()
+        assert one.page.locator(f"#{section} .note-card").count() == 1
+        assert one.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert one.page.evaluate(CONTRAST, "main") == []
+    if width == 1280:
+        for layer, head in itertools.product(range(found.model.layers), range(found.model.heads)):
+            one.choose(layer, head, target=20)
+            assert one.page.evaluate(CONTRAST, "#attention .strip") == []
     assert one.complaints == []
     one.page.close()
 
@@ -225,6 +243,18 @@ def test_the_drawings_follow_the_theme(opened):
     opened.page.wait_for_function("light => document.querySelector('#heads canvas').toDataURL() !== light", arg=light)
     opened.page.emulate_media(color_scheme="light")
     opened.page.wait_for_function("light => document.querySelector('#heads canvas').toDataURL() === light", arg=light)
+
+
+@pytest.mark.parametrize("token_ids", [[0], [0, 1, 2, 3, 2, 4, 5, 6, 7]], ids=["one", "markup"])
+def test_tokens_are_written_as_they_are(browser, make_report, tmp_path, token_ids):
+    report = make_report(token_ids)
+    report.patterns[1] = torch.nan  # a layer without attention
+    report.save(tmp_path / "report.html")
+    one = Opened(browser, (tmp_path / "report.html").as_uri())
+    assert one.page.locator("#text .token").all_text_contents() == [visible(token) for token in report.tokens]
+    one.choose(1, 0, target=0)
+    assert one.complaints == []
+    one.page.close()
 
 
 def test_without_scripts_the_page_shows_the_text_and_says_what_is_missing(browser, address, found):

@@ -12,7 +12,8 @@ import { useWidth } from "./room.js";
  *
  * - `rows`, `columns`: `labels`; `axes`, those of the selection that a place is on, the first of them marked; `first`,
  *   the number of the first place (0)
- * - `value(row, column)`, another function when the values are others; `bound` (the ends of the colours), `colours` (a palette's name)
+ * - `value(row, column)`, another function when the values are others
+ * - `bound`, the ends of the colours; `colours`, a palette's name
  * - `text(row, column)`, `isBold(row, column)`: what is written in a cell
  * - `describe(row, column)`: what is said of a cell under the pointer or the keyboard, in lines
  * - `unit`: what a value is, for the legend
@@ -74,8 +75,9 @@ export function HeatMap({ label, selection, most = 640, opensAtEnd = false, unit
         </div>
       </div>
     </div>
-    ${isHere && lines.length > 0 && html`
-      <${Note} lines=${lines} x=${x + layout.width} y=${y + layout.height} view=${view} />`}
+    <div class="over" style=${sized(view)}>
+      ${isHere && lines.length > 0 && html`<${Note} lines=${lines} x=${x} y=${y} layout=${layout} view=${view} />`}
+    </div>
     ${unit && html`<${Legend} bound=${map.bound} colours=${map.colours} unit=${unit} />`}
   </div>`;
 }
@@ -111,10 +113,10 @@ function Legend({ bound: [low, high], colours, unit }) {
   return html`<p class="legend">${written(low)}<i style=${ground}></i>${written(high)} ${unit}</p>`;
 }
 
-/** What is said of a cell, beside it. */
-function Note({ lines, x, y, view }) {
-  const side = x > view.width * 0.6 ? { right: `calc(100% - ${x - 28}px)` } : { left: `${x + 6}px` };
-  const end = y > view.height * 0.7 ? { bottom: `calc(100% - ${y - 28}px)` } : { top: `${y + 6}px` };
+/** What is said of a cell: below it, or above where there is more room; it is half as wide as the map at most. */
+function Note({ lines, x, y, layout, view }) {
+  const side = { left: `${Math.min(x, view.width / 2)}px` };
+  const end = y < view.height / 2 ? { top: `${y + layout.height + 6}px` } : { bottom: `${view.height - y + 6}px` };
   return html`<div class="note-card" role="status" style=${{ ...side, ...end }}>
     ${lines.map((line) => html`<p>${line}</p>`)}
   </div>`;

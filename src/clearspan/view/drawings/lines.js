@@ -7,7 +7,7 @@ import { html } from "./html.js";
 import { keys } from "./keyboard.js";
 import { useWidth } from "./room.js";
 
-const MARGIN = { left: 40, right: 16, top: 12, bottom: 26 };
+const MARGIN = { left: 40, right: 56, top: 12, bottom: 26 };
 
 /**
  * Draws `series`, each a `name` and `values`, over `places`: `labels`, `axes` and `first` as in a heat map.
@@ -48,15 +48,9 @@ export function Lines({ label, series, places, bound, selection, height = 190 })
         <path d=${curve(values)} />
         ${values.map((value, i) => Number.isFinite(value) && html`
           <circle class=${i === at ? "at" : ""} cx=${x(i)} cy=${y(value)} r=${i === at ? 4.5 : 2.5} />`)}
-        ${Number.isFinite(values[at]) && html`<${Value} x=${x(at)} y=${y(values[at])} text=${written(values[at])}
-          isLow=${y(values[at]) < MARGIN.top + 20} isLeft=${at > count / 2} />`}
+        ${Number.isFinite(values[at]) && html`
+          <text x=${x(at) + 9} y=${y(values[at])} dy="0.32em">${written(values[at])}</text>`}
       </g>`)}
     </svg>
   </div>`;
-}
-
-/** A number beside its point: above it, or below where the point is high; to the right, or to the left. */
-function Value({ x, y, text, isLow, isLeft }) {
-  return html`<text x=${x} y=${y} dx=${isLeft ? -6 : 6} dy=${isLow ? "1.5em" : "-0.8em"}
-    text-anchor=${isLeft ? "end" : "start"}>${text}</text>`;
 }

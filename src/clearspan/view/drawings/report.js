@@ -30,7 +30,7 @@ function Report({ found, selection }) {
       <p>Logit lens: nostalgebraist (2020). Induction heads: Olsson et al. (2022), arXiv:2209.11895. Causal effect: mean
       ablation of the stream, after Meng et al. (2022), arXiv:2202.05262. Layers, heads and positions count from 0.
       Attention is kept in steps of 0.004, other numbers in 16 bits.</p>
-      <p>Keys: the arrows move the selection in the drawing that has the focus, Escape clears it. The address keeps it.</p>
+      <p>The arrow keys move the selection in the drawing that has the focus, Escape clears it. The address has it.</p>
     </footer>`;
 }
 
@@ -160,7 +160,7 @@ function Attention({ found, selection }) {
   return html`<${Section} id="attention" title="Attention">
     <p class="note">What <code>${tokens[target]}</code> at ${target} looks at, over the text, and every token's
       attention as a matrix: each row is a token that looks, each column one that is looked at; rows sum to one.
-      ${attention.first > 0 && ` The last ${count} of ${tokens.length} positions are here, so that the page stays small.`}
+      ${attention.first > 0 && ` The last ${count} of ${tokens.length} positions are shown: the page stays small.`}
       ${isLong && isWhole && " Each point is the most in its part; “last positions” opens the end of the text."}</p>
     <div class="controls">
       <${Choice} name="Layer" axis="layer" selection=${selection} />
