@@ -47,6 +47,7 @@ __all__ = [
     "get_act_patch_mlp_out",
     "get_act_patch_resid_mid",
     "get_act_patch_resid_pre",
+    "patching_sweep",
 ]
 
 Axis = Literal["layer", "position", "head", "neuron", "key_position"]
@@ -111,6 +112,59 @@ def activation_patching(
     References:
         Heimersheim and Nanda (2024), "How to use and interpret activation patching", arXiv:2404.15255.
     """
+    sweep = patching_sweep(
+        bridge,
+        clean,
+        corrupted,
+        metric,
+        point,
+        by,
+        direction=direction,
+        background=background,
+        attention_mask=attention_mask,
+        **places,
+    )
+    return sweep.run(memory, progress=progress)
+
+
+def patching_sweep(
+    bridge: TransformerBridge,
+    clean: Input,
+    corrupted: Input,
+    metric: Metric | Mapping[str, Metric],
+    point: str = "resid_pre",
+    by: Axis | Sequence[Axis] = ("layer", "position"),
+    *,
+    direction: Direction = "denoising",
+    background: Sequence[Intervention] = (),
+    attention_mask: Int[Tensor, "row pos"] | None = None,
+    **places: Sequence[int],
+) -> Sweep:
+    r"""Returns the sweep that `activation_patching` runs: to plan, follow, interrupt, save or resume it.
+
+    Args:
+        bridge: As for `activation_patching`, like the others.
+        clean: As there.
+        corrupted: As there.
+        metric: As there.
+        point: As there.
+        by: As there.
+        direction: As there.
+        background: As there.
+        attention_mask: As there.
+        **places: As there.
+
+    Raises:
+        InvalidArgumentError: The runs differ in shape, or the point lacks an axis.
+
+    Example:
+        >>> import clearspan
+        >>> from clearspan.sweep import LogitDifference
+        >>> bridge = clearspan.boot("tiny-bigcode")
+        >>> metric = LogitDifference.between(bridge, " os", " re")
+        >>> patching_sweep(bridge, "import os\nimport", "import re\nimport", metric).plan().cells
+        25
+    """
     pair = Pair.of(bridge, clean, corrupted, metric, direction, attention_mask)
     axes = [by] if isinstance(by, str) else by
     if not isinstance(axes, Sequence) or not all(isinstance(axis, str) for axis in axes):
@@ -119,9 +173,7 @@ def activation_patching(
     grids = {name: _grid(bridge, name, axes, pair.source_name, pair.base.longest, places) for name in names}
     cells = grids[point] if isinstance(point, str) else Grid.stacked(grids)
     sources = {pair.source_name: pair.source}
-    return Sweep(bridge, pair.base, cells, metric, sources=sources, background=background).run(
-        memory, progress=progress
-    )
+    return Sweep(bridge, pair.base, cells, metric, sources=sources, background=background)
 
 
 def _listed(points: object) -> Sequence[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from clearspan.cli import adapt, circuit, generate, heads, patch, report, verify, zoo
+from clearspan.cli import adapt, circuit, generate, heads, open, patch, report, verify, zoo
 
 app = typer.Typer(
     add_completion=False,
@@ -45,3 +45,4 @@ for _command in (
     zoo.zoo,
 ):
     app.command()(_command)
+app.command("open")(open.open_workbench)
