@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from clearspan.cli import adapt, circuit, generate, heads, open, patch, report, verify, zoo
+from clearspan.cli import adapt, circuit, generate, heads, patch, report, verify, zoo
+from clearspan.cli.open import open_workbench
 
 app = typer.Typer(
     add_completion=False,
@@ -45,4 +46,4 @@ for _command in (
     zoo.zoo,
 ):
     app.command()(_command)
-app.command("open")(open.open_workbench)
+app.command("open")(open_workbench)
