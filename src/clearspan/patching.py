@@ -132,7 +132,7 @@ def patching_sweep(
     clean: Input,
     corrupted: Input,
     metric: Metric | Mapping[str, Metric],
-    point: str = "resid_pre",
+    point: str | Sequence[str] = "resid_pre",
     by: Axis | Sequence[Axis] = ("layer", "position"),
     *,
     direction: Direction = "denoising",
