@@ -162,8 +162,7 @@ def _settled(report: Report, width: int) -> Table:
     """
     lens, at, names = report.lens, report.predicted_at, report.depths
     counts = lens.settled.bincount(minlength=len(names)).tolist()
-    settle = "positions settle"
-    found = table("depth", settle, "", f"after {at}", "p", "rank of the model's own", right=(settle, "p"))
+    found = table("depth", "settled", "", f"after {at}", "p", "rank of its own", right=("settled", "p"))
     for some in _runs(len(names), DEPTHS):
         last, count = some[-1], sum(counts[depth] for depth in some)
         name = names[last] if len(some) == 1 else f"{names[some[0]]} to {names[last].removeprefix('layer ')}"
