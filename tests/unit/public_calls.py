@@ -321,6 +321,7 @@ CALLS = {
     "circuits.Circuit": lambda k: {"graph": k.graph, "edges": k.circuit.edges},
     "circuits.ComputationalGraph": lambda k: {"n_layers": 2, "n_heads": 2, "n_kv_heads": 1},
     "patching.activation_patching": lambda k: {**k.pair, "layer": [0], "position": [-1], "progress": False},
+    "patching.patching_sweep": lambda k: {**k.pair, "layer": [0], "position": [-1]},
     **{f"patching.{name}": _transformer_lens for name in patching.__all__ if name.startswith("get_act_patch")},
     "sweep.AnswerLogProbability": lambda k: {"answers": ((3, 5),)},
     "sweep.Costs": lambda k: {"token": 1e-4, "floor": 5e-3, "start": 0.0, "join": 0.0, "most": 1024},
@@ -366,6 +367,7 @@ OBJECTS = {
     "Probe": lambda k: k.result("analysis.train_probe").probes[0],
     "Probes": lambda k: k.result("analysis.train_probe"),
     "RepeatedTokens": lambda k: k.repeats,
+    "Report": lambda k: k.result("analysis.report"),
     "FeatureStatistics": lambda k: analysis.FeatureStatistics(3, torch.zeros(2), torch.zeros(2), torch.rand(3, 2)),
     "SteeringVector": lambda k: k.vector,
     "TunedLens": lambda k: k.result("analysis.train_tuned_lens"),
@@ -459,6 +461,7 @@ METHODS = {
     "SteeringVector.random_like": lambda k: {},
     "SteeringVector.cosine_similarity": lambda k: {"other": k.vector},
     "SteeringVector.check_fits": lambda k: {"bridge": k.bridge},
+    "Report.save": lambda k: {"path": k.folder / "file"},
     "SteeringVector.save": lambda k: {"path": k.folder / "file"},
     "SteeringVector.load": lambda k: {"path": k.saved(k.vector), "bridge": k.bridge},
     "JacobianLens.check_fits": lambda k: {"bridge": k.bridge},
@@ -641,7 +644,7 @@ OWN = {
     *("CausalModel.check", "Constant.like", "Site.on"),
     *("ComputationalGraph.heads_at", "ComputationalGraph.input_of", "ComputationalGraph.stream_of"),
     *("InterchangeSite.all_of", "InterchangeSite.checked", "InterchangeSite.of", "InterchangeSite.vectors"),
-    *("TransformerBridge.running_on", "Written.up_to", "Written.write"),
+    *("TransformerBridge.running_on", "Written.at_site", "Written.up_to", "Written.write"),
     *("interventions.derangement", "interventions.exchanged", "interventions.located"),
 }
 """What the library calls itself, with arguments that it has checked."""

@@ -303,7 +303,7 @@ def test_activations_are_gathered_once_and_seeds_are_its_own(embedded):
     first = train_probe(embedded, texts, [0, 1] * 5, progress=lambda *step: steps.append(step), **settings)
     handle.remove()
     assert len(ran) == 2
-    assert steps == [("probes", i, 5) for i in range(1, 6)]
+    assert steps == [*(("activations", i, 2) for i in (1, 2)), *(("probes", i, 5) for i in range(1, 6))]
     assert torch.equal(torch.get_rng_state(), state)
     again, other = (train_probe(embedded, texts, [0, 1] * 5, seed=seed, **settings) for seed in (0, 1))
     assert torch.equal(first.predicted, again.predicted)
