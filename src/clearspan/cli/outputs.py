@@ -92,4 +92,4 @@ def write(forms: Forms, out: Path) -> None:
 def told(out: Path) -> None:
     """Says on standard error that a file was written, and how large it is if that is much."""
     megabytes = out.stat().st_size / 1e6
-    typer.echo(f"wrote {out}" + (f" ({megabytes:.1f} MB)" if megabytes >= 0.1 else ""), err=True)
+    typer.echo(f"wrote {out}" + (f" ({megabytes:z.1f} MB)" if megabytes >= 0.1 else ""), err=True)

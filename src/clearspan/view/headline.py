@@ -52,7 +52,7 @@ class Headline:
 
     def __str__(self) -> str:
         """One sentence."""
-        found = f"{self.after}{'predicts' if self.is_likeliest else 'gives'} {self.token}, {self.probability:.2f}"
+        found = f"{self.after}{'predicts' if self.is_likeliest else 'gives'} {self.token}, {self.probability:z.2f}"
         if self.cause is None:
             return f"{found}; no single earlier token decides it"
         how = "most of it comes from" if self.cause.is_most else "it depends most on"
