@@ -236,11 +236,11 @@ class Circuit(Shown):
                 for one width.
             title: Above the drawing.
         """
-        check_kind(str, title=title)
         return self.chart(effects, title).figure()
 
     def chart(self, effects: Mapping[Edge, float] | None = None, title: str = "") -> Network:
         """Returns the same drawing as data. Arguments are those of `plot`."""
+        check_kind(str, title=title)
         return replace(_network(list(self), effects), title=title or repr(self))
 
     def to_svg(self, effects: Mapping[Edge, float] | None = None) -> str:
