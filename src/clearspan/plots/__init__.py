@@ -1,7 +1,7 @@
 """Charts of numbers with named axes, and how a token is written on them. plotly is imported when a chart is drawn."""
 
 from clearspan.plots.bar_chart import BarChart
-from clearspan.plots.chart import Chart, chart_of
+from clearspan.plots.chart import Chart, chart_of, picture
 from clearspan.plots.charts import MONOSPACE, heatmap, lines
 from clearspan.plots.colors import DIVERGING, SEQUENTIAL, SERIES
 from clearspan.plots.fragment import folded, fragment, heading, html_table, paragraph, still
@@ -33,6 +33,7 @@ __all__ = [
     "lines",
     "numbered",
     "paragraph",
+    "picture",
     "plotly_text",
     "positions",
     "shaded_tables",

@@ -1,7 +1,7 @@
 """Which chart suits values on named axes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,9 @@ from .colors import SERIES
 from .heat_map import HeatMap
 from .line_chart import LineChart
 from .network import Network
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Chart = BarChart | LineChart | HeatMap | Network
 """What a result draws: `figure()` is its plotly figure, `svg()` a still picture."""
@@ -71,6 +74,22 @@ def chart_of(
             named = zip(texts[series[0]], numbers.tolist(), strict=True) if series else [(unit, numbers.tolist())]
             x = list(axes[last]) if _are_numbers(axes[last]) else texts[last]
             return LineChart(dict(named), x, last, unit, title, spread, base, span)
+
+
+def picture(
+    values: Float[Tensor, "*place"],
+    axes: Mapping[str, Sequence[object]],
+    labels: Mapping[str, Sequence[str]] | None = None,
+    **settings: Any,
+) -> "go.Figure":
+    """Returns the plotly figure of the chart that suits values on named axes. Arguments are those of `chart_of`.
+
+    Example:
+        >>> import torch
+        >>> picture(torch.eye(2), {"layer": [0, 1], "head": [0, 1]}, unit="score").data[0].type
+        'heatmap'
+    """
+    return chart_of(values, axes, labels, **settings).figure()
 
 
 def _kind(axes: Mapping[str, Sequence[object]]) -> Kind:
