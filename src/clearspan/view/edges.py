@@ -25,7 +25,7 @@ def show_edges(
     Args:
         title: What was found, in one line.
         shares: Faithfulness and completeness.
-        edges: `sender`, `receiver` and numbers, by the last of which edges are ranked.
+        edges: `sender`, `receiver` and numbers. The last number ranks the edges.
         console: Where. No line is wider than it.
         top: How many edges are shown.
         full: Whether all are shown.
